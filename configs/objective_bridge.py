@@ -1,0 +1,30 @@
+"""Stage 2, Objective Bridging: actions join, ETC from the same scenes stays.
+
+    python launch/train.py --config=configs/objective_bridge.py
+
+Tiny: seven minutes on two cores (plus the data and the stages before it, if missing); six Meta-World tasks.
+The rows' share of ETC falls to the paper's 4:1; the backbone learns FAST tokens and answers, the expert learns the flow.
+"""
+
+from configs import common
+
+
+def get_config(variant: str = "tiny"):
+    c = common.base("objective_bridge", variant)
+    with c.unlocked():
+        c.datasets.source = common.metaworld("source")
+        c.streams = common.etc_streams("source", ((0.0, 0.4), (0.3, 0.2)), riders=2)
+        c.streams.action = common.stream("source", "action", ((0.0, 0.6), (0.3, 0.8)), riders=2)
+    c.init_from = f"runs/{variant}/distribution_bridge"
+    c.init_config = "configs/distribution_bridge.py"
+    c.loss.fast = common.constant(0.5)
+    c.loss.flow = common.constant(1.0)
+    c.steps = 1000
+    c.batch_size = 32
+    if variant == "paligemma_3b":
+        c.init_config = ""
+        c.datasets.source = common.dataset("data/bridge_etc", ("image_0",))
+        c.steps = 100_000
+        c.batch_size = 256
+        c.loss.fast = common.constant(1.0)
+    return c

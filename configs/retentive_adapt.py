@@ -1,0 +1,30 @@
+"""Stage 3, Retentive Adaptation: a few demonstrations of the deployment scene, with its ETC.
+
+    python launch/train.py --config=configs/retentive_adapt.py
+
+Tiny: three minutes on two cores; ten demonstrations a task in another light, on another table, from another camera.
+"""
+
+from configs import common
+
+
+def get_config(variant: str = "tiny"):
+    c = common.base("retentive_adapt", variant)
+    with c.unlocked():
+        c.datasets.target = common.metaworld("target", episodes=10)
+        c.streams = common.etc_streams("target", 0.2, riders=2)
+        c.streams.action = common.stream("target", "action", 0.8, riders=2)
+    c.init_from = f"runs/{variant}/objective_bridge"
+    c.init_config = "configs/objective_bridge.py"
+    c.loss.fast = common.constant(0.5)
+    c.loss.flow = common.constant(1.0)
+    c.optim.lr = ((0.0, 0.0), (0.05, 6e-4), (1.0, 3e-5))
+    c.steps = 400
+    c.batch_size = 32
+    if variant == "paligemma_3b":
+        c.init_config = ""
+        c.datasets.target = common.dataset("data/deployment_etc", ("image_0",))
+        c.steps = 20_000
+        c.batch_size = 128
+        c.loss.fast = common.constant(1.0)
+    return c

@@ -1,0 +1,26 @@
+"""Stage 0: a small VLM learns to look at pictures and answer: the stand-in for a released PaliGemma.
+
+    python launch/train.py --config=configs/vlm_pretrain.py
+
+Tiny: two minutes on two cores; counting, colours, places and boxes of 2-D shapes well above the majority answer.
+Full size needs no such stage (it starts from released PaliGemma weights); the variant is here for runs from scratch.
+"""
+
+from configs import common
+
+
+def get_config(variant: str = "tiny"):
+    c = common.base("vlm_pretrain", variant)
+    with c.unlocked():
+        c.datasets.shapes = common.shapes()
+        c.streams.shapes = common.stream("shapes", "any", 1.0, riders=3)
+        c.rider_mix = {"caption": 1.0, "locate": 1.0, "count": 1.0, "relation": 1.0, "read": 1.0}
+    c.data.num_cameras = 1
+    c.steps = 500
+    c.batch_size = 32
+    if variant == "paligemma_3b":
+        c.datasets.shapes.path = "data/web_vqa"
+        c.datasets.shapes.build = ()
+        c.steps = 100_000
+        c.batch_size = 2048
+    return c

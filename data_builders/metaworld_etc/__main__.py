@@ -1,0 +1,40 @@
+"""Builds Meta-World demonstrations: `python -m data_builders.metaworld_etc --domain=source --out=DIR`.
+
+What `tfds build` does, with choices. The dataset goes to <out>/metaworld_etc/<name>/<version>.
+"""
+
+import sys
+
+from absl import app, flags
+
+from data_builders.build import prepare
+from data_builders.metaworld_etc.metaworld_etc_dataset_builder import TASK_SETS, Builder, MetaWorldConfig
+from etcvla.sims.headless import check_rendering
+
+_OUT = flags.DEFINE_string("out", None, "Directory of datasets.", required=True)
+_DOMAIN = flags.DEFINE_string("domain", "source", "The look of the scene: source or target.")
+_TASKS = flags.DEFINE_list("tasks", ["demo"], f"Task names, or one of {', '.join(TASK_SETS)}.")
+_EPISODES = flags.DEFINE_integer("episodes", 0, "Training episodes a task; 0: 30 in the source, 10 in the target.")
+_HELD_OUT = flags.DEFINE_float("held_out", 0.12, "Validation episodes for each training episode, rounded up.")
+_IMAGE_SIZE = flags.DEFINE_integer("image_size", 96, "Height and width in pixels.")
+_NOISE = flags.DEFINE_list("noise", ["0.1", "0.3"], "Range of an episode's action noise, standard deviation.")
+_WORKERS = flags.DEFINE_integer("workers", 0, "Processes; 0: one a core.")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    try:
+        check_rendering()
+        tasks = tuple(task for name in _TASKS.value for task in TASK_SETS.get(name, (name,)))
+        config = MetaWorldConfig(domain=_DOMAIN.value, tasks=tasks, episodes=_EPISODES.value,
+                                 held_out=_HELD_OUT.value, image_size=_IMAGE_SIZE.value,
+                                 noise=tuple(map(float, _NOISE.value)))
+        Builder.workers = _WORKERS.value or Builder.workers
+        print(prepare(Builder, config, _OUT.value))
+    except (OSError, RuntimeError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,82 @@
+"""What a policy needs beside its weights: tokenizer, statistics, FAST merges, and what its actions mean.
+
+A stage takes its assets from the checkpoint that it starts from; what is not there yet (a VLM has never seen an action)
+is fitted on the stage's own data. They travel inside every checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from etcvla.data.norm_stats import NormStats, compute_norm_stats, normalize
+from etcvla.data.rlds import RLDSDataset
+from etcvla.data.tokenizer import Tokenizer
+from etcvla.models.fast import FAST
+
+MAX_FIT_CHUNKS = 4000  # more do not change the merges of a smooth action space
+
+
+@dataclasses.dataclass
+class Assets:
+    """Tokenizer always; the rest once a stage has seen actions."""
+
+    tokenizer: Tokenizer
+    state_stats: NormStats | None = None
+    action_stats: NormStats | None = None
+    fast: FAST | None = None
+    norm_mode: str = "quantile"  # of `normalize`
+    action_spec: dict | None = None  # what the action vector means: docs, widths, control rate, horizon, cameras
+
+    def to_json(self) -> dict:
+        """JSON with nothing but plain values."""
+        return {
+            "tokenizer": self.tokenizer.to_json(),
+            "state_stats": self.state_stats and self.state_stats.to_dict(),
+            "action_stats": self.action_stats and self.action_stats.to_dict(),
+            "fast": self.fast and self.fast.to_json(),
+            "norm_mode": self.norm_mode,
+            "action_spec": self.action_spec,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping) -> Assets:
+        """The inverse of `to_json`."""
+        return cls(
+            tokenizer=Tokenizer.from_json(data["tokenizer"]),
+            state_stats=data["state_stats"] and NormStats.from_dict(data["state_stats"]),
+            action_stats=data["action_stats"] and NormStats.from_dict(data["action_stats"]),
+            fast=data["fast"] and FAST.from_json(data["fast"]),
+            norm_mode=data["norm_mode"],
+            action_spec=data["action_spec"],
+        )
+
+    def check_actions(self, dataset: RLDSDataset) -> None:
+        """Raises ValueError if the dataset's vectors have other widths than those these assets were fitted to."""
+        for field, stats in (("action", self.action_stats), ("observation/state", self.state_stats)):
+            found, expected = dataset.features[field].shape[0], len(stats.mean)
+            if found != expected:
+                raise ValueError(f"{dataset.directory}: {field} has width {found}, but the checkpoint was trained "
+                                 f"with width {expected}; use a dataset of the same robot, or start from a checkpoint "
+                                 "without actions")
+
+    def fit_actions(self, dataset: RLDSDataset, *, horizon: int, fast_vocab: int, mode: str,
+                    cameras: tuple[str, ...]) -> None:
+        """Fills what depends on actions from a dataset's training split.
+
+        Args:
+          horizon: steps of a chunk. fast_vocab: ids of the FAST vocabulary. mode: of `normalize`.
+        """
+        stats = compute_norm_stats(dataset)
+        self.state_stats, self.action_stats, self.norm_mode = stats["observation/state"], stats["action"], mode
+        picked = np.linspace(0, dataset.num_frames - 1, min(dataset.num_frames, MAX_FIT_CHUNKS)).astype(int)
+        chunks = np.stack([dataset.window(i, "action", horizon)[0] for i in picked])
+        self.fast = FAST.fit(normalize(chunks, self.action_stats, mode), vocab_size=fast_vocab)
+        self.action_spec = {
+            "action": dataset.features["action"].doc, "action_dim": chunks.shape[-1], "horizon": horizon,
+            "state": dataset.features["observation/state"].doc,
+            "state_dim": dataset.features["observation/state"].shape[0],
+            "rate": float(dataset.metadata(0)["rate"]), "cameras": list(cameras),
+        }

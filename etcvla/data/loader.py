@@ -1,0 +1,43 @@
+"""The loader: the plan's rows, built by threads ahead of the trainer, as this process's slice of each global batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+
+from etcvla.data.rows import RowBuilder
+
+
+class _Rows:
+    """Random access to a process's rows: index i is row i % B_local of step i // B_local."""
+
+    def __init__(self, builder: RowBuilder, process: int, num_processes: int):
+        self.builder = builder
+        self.local = builder.plan.batch_size // num_processes
+        self.first = process * self.local
+
+    def __len__(self) -> int:
+        return self.builder.plan.steps * self.local
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        step, row = divmod(int(index), self.local)
+        return self.builder(*self.builder.plan.row(step, self.first + row))
+
+
+def batches(builder: RowBuilder, *, start: int, process: int = 0, num_processes: int = 1, threads: int = 2,
+            prefetch: int = 4) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of steps `start`, `start` + 1, ... as fields of `etcvla.batch.SCHEMA`.
+
+    Args:
+      process, num_processes: which slice of every global batch is this process's.
+      threads, prefetch: how many build batches, and how many lie ready.
+
+    Raises ValueError if the batch does not divide among the processes.
+    """
+    if builder.plan.batch_size % num_processes:
+        raise ValueError(f"batch_size {builder.plan.batch_size} does not divide among {num_processes} processes")
+    rows = _Rows(builder, process, num_processes)
+    dataset = grain.MapDataset.source(rows)[start * rows.local:].batch(rows.local)
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)))

@@ -1,0 +1,99 @@
+"""The plan: what every step of a stage draws, settled before training starts.
+
+Streams (a dataset and a kind of supervision) have weights as knots over the stage's progress. The plan turns them into
+whole rows a step by carrying the rounding on, so that after any number of steps a stream's drawn rows are its
+scheduled rows to within one. The n-th draw of a stream is a frame by an index shuffle per epoch. So the batch at step t
+is a function of (config, seed, t): nothing has to be remembered to resume, and hosts cut the same batch into slices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from grain.experimental import index_shuffle
+
+from etcvla import schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """One source of rows."""
+
+    name: str
+    dataset: str
+    kind: str  # "action", one of the ETC kinds, or "any" (every item of the dataset)
+    weight: schedule.Knots  # share of the batch's rows, relative to the other streams
+    riders: int  # further items of the same frame that ride along as segments of their own
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Rows drawn per step and stream."""
+
+    streams: tuple[Stream, ...]
+    batch_size: int
+    seed: int
+    weights: np.ndarray  # float64[steps, streams], rows of each step sum to 1
+    counts: np.ndarray  # int64[steps, streams], rows of each step sum to batch_size
+    before: np.ndarray  # int64[steps, streams], draws made before the step
+
+    @classmethod
+    def make(cls, streams: Sequence[Stream], *, batch_size: int, steps: int, seed: int) -> Plan:
+        """Raises ValueError if a schedule is malformed or all weights vanish somewhere."""
+        for stream in streams:
+            schedule.check_knots(stream.weight, f"streams.{stream.name}.weight")
+        progress = np.arange(steps) / max(steps - 1, 1)
+        weights = np.stack([schedule.at(s.weight, progress, np) for s in streams], axis=1).astype(np.float64)
+        total = weights.sum(axis=1, keepdims=True)
+        if not (total > 0).all():
+            raise ValueError(f"streams: all weights are 0 at step {int(np.argmin(total > 0))}")
+        weights /= total
+        counts = apportion(weights, batch_size)
+        return cls(tuple(streams), batch_size, seed, weights, counts, np.cumsum(counts, axis=0) - counts)
+
+    @property
+    def steps(self) -> int:
+        return len(self.counts)
+
+    def row(self, step: int, row: int) -> tuple[int, int]:
+        """(stream index, how many draws that stream has made before) of one row of one step's global batch."""
+        ends = np.cumsum(self.counts[step])
+        stream = int(np.searchsorted(ends, row, side="right"))
+        first = int(ends[stream] - self.counts[step, stream])
+        return stream, int(self.before[step, stream]) + row - first
+
+    def draw(self, stream: int, n: int, size: int) -> int:
+        """The n-th draw of a stream among `size` candidates: each once an epoch, in another order every epoch."""
+        epoch, index = divmod(n, size)
+        seed = int(np.random.SeedSequence((self.seed, stream, epoch)).generate_state(1)[0])
+        return int(index_shuffle(index, max_index=size - 1, seed=seed, rounds=4))
+
+
+def apportion(weights: np.ndarray, batch_size: int) -> np.ndarray:
+    """Whole rows a step whose running sums follow the running sums of `batch_size * weights`.
+
+    Each running sum is kept at the floor of its quota or one above. Who gets the extra row is decided by deadline: the
+    stream that would be a whole row behind soonest. (The largest remainder, the obvious choice, lets many light streams
+    take their rows early and then leaves heavy ones behind by more than one.)
+
+    Args:
+      weights: float[steps, streams], rows sum to 1.
+    Returns: int64[steps, streams], rows sum to batch_size.
+    """
+    quota, drawn = np.zeros(weights.shape[1]), np.zeros(weights.shape[1], np.int64)
+    counts = np.zeros(weights.shape, np.int64)
+    for step, weight in enumerate(weights):
+        quota = quota + batch_size * weight
+        floor = np.floor(quota + 1e-9).astype(np.int64)  # sums of shares that should be whole must not fall short
+        count = np.maximum(floor - drawn, 0)
+        may_have = (drawn + count == floor) & (weight > 0)
+        with np.errstate(divide="ignore"):
+            deadline = np.where(may_have, (1 - (quota - floor)) / weight, np.inf)
+        extra = batch_size - count.sum()
+        count[np.argsort(deadline, kind="stable")[:max(extra, 0)]] += 1
+        count[np.argmax(count)] += min(extra, 0)
+        counts[step] = count
+        drawn = drawn + count
+    return counts

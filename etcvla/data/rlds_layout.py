@@ -1,0 +1,187 @@
+"""The folder of an RLDS dataset as TFDS writes it: its files, its features, and how one stored value is decoded."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+IMAGE_FORMATS = ("JPEG", "PNG")
+_SHARD = re.compile(r"(?P<prefix>.+)-(?P<split>[^-]+)\.tfrecord-(?P<shard>\d+)-of-(?P<shards>\d+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Feature:
+    """One feature, per step or per episode.
+
+    kind: "image" (uint8[H, W, channels]), "text" (str), "tensor" (dtype[shape]), or "other", which cannot be read.
+    shape: of one value; None where it varies. dtype: of one value, as `np.dtype`; object for text.
+    ragged: every step (or episode) holds a list of values of any length.
+    path: the name on disk, without what TFDS adds for ragged features.
+    encoding: "none" for plain numbers, else how one value is packed into bytes.
+    """
+
+    name: str
+    path: str
+    kind: str
+    dtype: np.dtype
+    shape: tuple[int | None, ...]
+    ragged: bool
+    encoding: str
+    doc: str
+
+    @property
+    def width(self) -> int:
+        """How many stored numbers or byte strings make up one value."""
+        return math.prod(self.shape) if self.encoding == "none" else 1
+
+    @property
+    def is_step(self) -> bool:
+        return self.path.startswith("steps/")
+
+    @property
+    def values_path(self) -> str:
+        return f"{self.path}/ragged_flat_values" if self.ragged and self.is_step else self.path
+
+    @property
+    def count_path(self) -> str:
+        """The column that has one value a step."""
+        return f"{self.path}/ragged_row_lengths_0" if self.ragged else self.path
+
+    def decode(self, data: bytes) -> Any:
+        """One value of a feature that is stored as bytes. Raises ValueError if it is not what it should be."""
+        if self.kind == "image":
+            return _decode_image(data, self.shape, self.dtype)
+        if self.kind == "text":
+            return data.decode()
+        data = zlib.decompress(data) if self.encoding == "zlib" else data
+        return np.frombuffer(data, self.dtype).reshape(self.shape)
+
+
+def find_version(directory: Path) -> Path:
+    """The folder with features.json: `directory`, or the one version inside it. Raises FileNotFoundError."""
+    if (directory / "features.json").is_file():
+        return directory
+    versions = sorted(path.parent for path in directory.glob("*/features.json")
+                      if not path.parent.name.startswith("incomplete."))
+    if len(versions) > 1:
+        raise FileNotFoundError(f"{directory} holds several datasets; name one: {', '.join(map(str, versions))}")
+    if not versions:
+        problem = "has no features.json" if directory.is_dir() else "does not exist"
+        raise FileNotFoundError(f"no RLDS dataset: {directory} {problem}. Build one with data_builders (see the "
+                                "README), or give the version folder of a TFDS dataset (.../name/1.0.0)")
+    return versions[0]
+
+
+def find_shards(directory: Path, split: str) -> list[Path]:
+    """The split's files in order. The prefix is dataset_info.json's, not the folder's, which may differ.
+
+    Raises FileNotFoundError if the split is unknown (listing those there) or a file is missing.
+    """
+    name = _read_info(directory).get("name")
+    found = [match for path in directory.iterdir() if (match := _SHARD.fullmatch(path.name))]
+    found = [match for match in found if name in (None, match["prefix"])] or found
+    shards = {int(match["shard"]): directory / match.string for match in found if match["split"] == split}
+    if not shards:
+        raise FileNotFoundError(f"{directory} has no split {split!r} in TFRecord files; it has "
+                                + (", ".join(sorted({match["split"] for match in found})) or "no TFRecord files"))
+    total = next(int(match["shards"]) for match in found if match["split"] == split)
+    missing = sorted(set(range(total)) - set(shards))
+    if missing:
+        raise FileNotFoundError(f"{directory}, split {split}: files {missing} of {total} are missing")
+    return [shards[number] for number in range(total)]
+
+
+def shard_lengths(directory: Path, split: str) -> list[int] | None:
+    """Episodes in each file of the split as dataset_info.json has it; None if it does not say."""
+    for info in _read_info(directory).get("splits", []):
+        if info["name"] == split and "shardLengths" in info:
+            return [int(length) for length in info["shardLengths"]]
+    return None
+
+
+def read_features(directory: Path) -> tuple[dict[str, Feature], dict[str, Feature]]:
+    """(step features, episode features) by name; "steps/" and "episode_metadata/" are left out of the names.
+
+    Raises ValueError if features.json is no RLDS structure.
+    """
+    path = directory / "features.json"
+    try:
+        found = list(_walk(json.loads(path.read_text()), "", 0))
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a TFDS feature description ({error!r})") from error
+    steps = {feature.name: feature for feature in found if feature.is_step}
+    if not steps:
+        raise ValueError(f"{path} has no `steps`: not an RLDS dataset; its features are "
+                         f"{', '.join(feature.path for feature in found) or 'none'}")
+    return steps, {feature.name: feature for feature in found if not feature.is_step}
+
+
+def _walk(node: dict, path: str, depth: int) -> Iterator[Feature]:
+    """Leaves below `node`; `depth` counts the sequences around it."""
+    if "featuresDict" in node:
+        for name, child in sorted(node["featuresDict"]["features"].items()):
+            yield from _walk(child, f"{path}/{name}" if path else name, depth)
+    elif "sequence" in node:
+        yield from _walk(node["sequence"]["feature"], path, depth + 1)
+    else:
+        yield _leaf(node, path, depth)
+
+
+def _leaf(node: dict, path: str, depth: int) -> Feature:
+    kind, dtype, shape, encoding = _describe(node)
+    depth -= path.startswith("steps/")
+    if depth > 1:
+        kind = "other"
+    name = path.removeprefix("steps/").removeprefix("episode_metadata/")
+    return Feature(name, path, kind, dtype, shape, depth > 0, encoding, node.get("description", ""))
+
+
+def _describe(node: dict) -> tuple[str, np.dtype, tuple, str]:
+    """(kind, dtype, shape, encoding) of a leaf in features.json."""
+    if "image" in node:
+        return "image", np.dtype(node["image"].get("dtype", "uint8")), _shape(node["image"]), "image"
+    if "text" in node:
+        return "text", np.dtype(object), (), "text"
+    if "classLabel" in node:
+        return "tensor", np.dtype(np.int64), (), "none"
+    tensor = node.get("tensor") or node.get("boundingBox", {})
+    shape, name = _shape(tensor), tensor.get("dtype", "")
+    if name in ("string", "object") and shape == ():
+        return "text", np.dtype(object), (), "text"
+    try:
+        dtype = np.dtype(name or object)
+    except TypeError:
+        dtype = np.dtype(object)
+    kind = "other" if dtype.kind == "O" or None in shape else "tensor"
+    return kind, dtype, shape, tensor.get("encoding", "none").lower()
+
+
+def _shape(node: dict) -> tuple[int | None, ...]:
+    sizes = [int(size) for size in node.get("shape", {}).get("dimensions", [])]
+    return tuple(None if size < 0 else size for size in sizes)
+
+
+def _decode_image(data: bytes, shape: tuple, dtype: np.dtype) -> np.ndarray:
+    image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+    if shape[-1:] == (3,) and image.mode != "RGB":
+        image = image.convert("RGB")
+    pixels = np.asarray(image, dtype)
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    if any(want not in (None, size) for want, size in zip(shape, pixels.shape, strict=True)):
+        raise ValueError(f"shape {pixels.shape}, features.json says {shape}")
+    return pixels
+
+
+def _read_info(directory: Path) -> dict:
+    path = directory / "dataset_info.json"
+    return json.loads(path.read_text()) if path.is_file() else {}

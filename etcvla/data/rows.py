@@ -1,0 +1,177 @@
+"""Rows: one frame and the lessons that the plan attaches to it, as arrays of fixed size."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image
+
+from etcvla import batch
+from etcvla.data import prompts
+from etcvla.data.assets import Assets
+from etcvla.data.norm_stats import normalize
+from etcvla.data.plan import Plan, Stream
+from etcvla.data.rlds import RLDSDataset
+from etcvla.etc.items import Item
+
+ACTION, ANY = "action", "any"
+_ITEM = ("kind", "form", "question", "answer", "source")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A dataset as a stage's config sees it."""
+
+    dataset: RLDSDataset
+    cameras: tuple[str, ...]  # C names of image features, without "observation/"; the first is the one ETC speaks of
+
+    def __post_init__(self):
+        for name in self.cameras:
+            if f"observation/{name}" not in self.dataset.features:
+                known = [f.removeprefix("observation/") for f, v in self.dataset.features.items() if v.kind == "image"]
+                raise ValueError(f"{self.dataset.directory}: no camera {name!r}; it has {known}")
+
+    def candidates(self, kind: str) -> np.ndarray:
+        """int64 frames from which a stream of this kind may draw.
+
+        Raises ValueError if the dataset has no such supervision.
+        """
+        if kind == ACTION:
+            if "action" not in self.dataset.features:
+                raise ValueError(f"{self.dataset.directory} has no actions, but an action stream draws from it")
+            return np.arange(self.dataset.num_frames)
+        if "etc/kind" not in self.dataset.features:
+            raise ValueError(f"{self.dataset.directory} has no ETC items (feature steps/etc); build it with them, or "
+                             f"drop the stream of kind {kind!r}")
+        kinds = self.dataset.column("etc/kind")
+        found = np.array([i for i, at in enumerate(kinds) if (at if kind == ANY else kind in at)], np.int64)
+        if not len(found):
+            known = sorted({k for at in kinds for k in at})
+            raise ValueError(f"{self.dataset.directory} has no items of kind {kind!r}; it has {known}")
+        return found
+
+    def items(self, frame: Mapping) -> list[Item]:
+        """The ETC items of a frame that was read with `item_features`."""
+        if "etc/kind" not in frame:
+            return []
+        return [Item(*values) for values in zip(*(frame[f"etc/{name}"] for name in _ITEM), strict=True)]
+
+    @property
+    def item_features(self) -> list[str]:
+        return [f"etc/{name}" for name in _ITEM] if "etc/kind" in self.dataset.features else []
+
+
+@dataclasses.dataclass(frozen=True)
+class RowSizes:
+    """The fixed sizes of a row, as in `etcvla.batch`."""
+
+    num_cameras: int  # C
+    image_size: int  # H = W, pixels
+    text_len: int  # L
+    max_targets: int  # predicted tokens a row, at most
+    state_dim: int  # S
+    horizon: int  # P
+    action_dim: int  # A
+
+
+class RowBuilder:
+    """Builds row (stream, n): the n-th draw of a stream. A pure function of its arguments and the plan's seed.
+
+    Args:
+      sources: by dataset name.
+      rider_mix: ETC kind -> relative weight with which riders are chosen among the frame's further items.
+      state_in_prompt: write the state into the action prompt.
+      use_fast: let the backbone learn FAST tokens in the action segment.
+    """
+
+    def __init__(self, plan: Plan, sources: Mapping[str, Source], assets: Assets, sizes: RowSizes, *,
+                 rider_mix: Mapping[str, float], state_in_prompt: bool, use_fast: bool):
+        self.plan, self.sources, self.assets, self.sizes = plan, sources, assets, sizes
+        self.rider_mix, self.state_in_prompt, self.use_fast = rider_mix, state_in_prompt, use_fast
+        self.candidates = [sources[s.dataset].candidates(s.kind) for s in plan.streams]
+
+    def __call__(self, stream_index: int, n: int) -> dict[str, np.ndarray]:
+        """The fields of `etcvla.batch.SCHEMA` without the batch axis."""
+        stream = self.plan.streams[stream_index]
+        source, pool = self.sources[stream.dataset], self.candidates[stream_index]
+        frame = int(pool[self.plan.draw(stream_index, n, len(pool))])
+        rng = np.random.default_rng((self.plan.seed, stream_index, n))
+        row = {name: value[0] for name, value in batch.zeros(
+            B=1, C=self.sizes.num_cameras, H=self.sizes.image_size, W=self.sizes.image_size, L=self.sizes.text_len,
+            S=self.sizes.state_dim, P=self.sizes.horizon, A=self.sizes.action_dim).items()}
+        facts = self._read(source, frame, stream)
+        put_images(row, [facts[f"observation/{name}"] for name in source.cameras])
+        lessons = self._lessons(stream, source, facts, frame, row, rng)
+        self._put_text(row, lessons, stream_index)
+        return row
+
+    def _read(self, source: Source, frame: int, stream: Stream) -> dict:
+        names = [f"observation/{name}" for name in source.cameras]
+        if stream.kind == ACTION:
+            names += ["observation/state", "language_instruction"]
+        if stream.kind != ACTION or stream.riders:
+            names += source.item_features
+        return source.dataset.frame(frame, names)
+
+    def _lessons(self, stream, source, facts, frame, row, rng) -> list[prompts.Segment]:
+        """Segments in order: the one that the stream was drawn for, then riders."""
+        items = source.items(facts)
+        if stream.kind == ACTION:
+            first = self._action(source, facts, frame, row)
+        else:
+            chosen = [i for i, item in enumerate(items) if stream.kind in (ANY, item.kind)]
+            item = items.pop(chosen[rng.integers(len(chosen))])
+            first = prompts.question(self.assets.tokenizer, item.question, item.answer)
+        return [first, *(prompts.question(self.assets.tokenizer, item.question, item.answer)
+                         for item in self._riders(items, stream.riders, rng))]
+
+    def _action(self, source, facts, frame, row) -> prompts.Segment:
+        """Fills the row's state and actions, and returns its action segment."""
+        assets = self.assets
+        state = normalize(facts["observation/state"], assets.state_stats, assets.norm_mode)
+        chunk, inside = source.dataset.window(frame, "action", self.sizes.horizon)
+        chunk = normalize(chunk, assets.action_stats, assets.norm_mode)
+        row["state"][:len(state)] = state
+        row["actions"][:, :chunk.shape[1]] = chunk
+        row["action_mask"][:, :chunk.shape[1]] = inside[:, None]
+        row["action_segment"] = np.int32(1)
+        return prompts.action(assets.tokenizer, facts["language_instruction"],
+                              state=state if self.state_in_prompt else None,
+                              fast=assets.fast.encode(chunk) if self.use_fast else None)
+
+    def _riders(self, items: Sequence[Item], count: int, rng) -> list[Item]:
+        weights = np.array([self.rider_mix.get(item.kind, 0.0) for item in items])
+        count = min(count, np.count_nonzero(weights))
+        if not count:
+            return []
+        return [items[i] for i in rng.choice(len(items), count, replace=False, p=weights / weights.sum())]
+
+    def _put_text(self, row, lessons, stream_index) -> None:
+        """Writes segments one after another; a rider that does not fit is left out, a main lesson must fit."""
+        length = targets = 0
+        for i, lesson in enumerate(lessons):
+            if length + len(lesson) > self.sizes.text_len or targets + len(lesson.target) > self.sizes.max_targets:
+                if i:
+                    continue
+                raise ValueError(f"stream {self.plan.streams[stream_index].name!r}: a segment of {len(lesson)} tokens, "
+                                 f"{len(lesson.target)} of them targets, does not fit data.text_len "
+                                 f"{self.sizes.text_len} and data.max_targets {self.sizes.max_targets}")
+            at = slice(length, length + len(lesson))
+            row["tokens"][at] = lesson.prompt + lesson.target
+            row["segment"][at] = i + 1
+            row["target"][length + len(lesson.prompt):at.stop] = True
+            row["weight"][length + len(lesson.prompt):at.stop] = 1
+            row["stream"][at] = stream_index
+            length, targets = at.stop, targets + len(lesson.target)
+
+
+def put_images(row: dict[str, np.ndarray], images: Sequence[np.ndarray]) -> None:
+    """Writes uint8[H, W, 3] images into the row's cameras, stretched to its size: normalised boxes stay true."""
+    size = row["images"].shape[1]
+    for i, image in enumerate(images):
+        if image.shape[:2] != (size, size):
+            image = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+        row["images"][i] = image
+        row["image_mask"][i] = True

@@ -1,0 +1,114 @@
+"""Is a predicted answer right, how far off is it, and how far does one get without looking?
+
+Right are: words that are the same but for case and spaces; a box that overlaps the true one with IoU >= 0.5; a point
+within 0.08 (of the image's side) of the true one; a path whose mean distance to the true one is at most 0.08, the two
+compared at equal shares of their arc length. What cannot be read as the form's answer is wrong.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable
+
+import numpy as np
+
+from etcvla.etc.forms import BOX, MAX_KEYPOINTS, PATH, WORDS, answer_type
+from etcvla.etc.geometry import iou, path_distance, resample
+from etcvla.etc.items import Item, format_loc, parse_loc
+
+MIN_IOU = 0.5
+MAX_DISTANCE = 0.08  # of the image's side; points and paths
+WORST_DISTANCE = 2**0.5  # the image's diagonal: what an unreadable point or path counts
+
+
+def score(form: str | Item, truth: str, prediction: str) -> float:
+    """1.0 if `prediction` is right by the rules above, else 0.0. See `measure`."""
+    return measure(form, truth, prediction)["correct"]
+
+
+def measure(form: str | Item, truth: str, prediction: str) -> dict[str, float]:
+    """How good a prediction is.
+
+    Args:
+      form: an item or the name of its form, which fixes how both answers are read.
+      truth: the item's answer.
+      prediction: what a model said.
+
+    Returns:
+      "correct" 0 or 1, and "iou" for a box (0 if unreadable) or "distance" in image sides for a point or path (the
+      diagonal if unreadable).
+
+    Raises ValueError for an unknown form, or if `truth` itself cannot be read.
+    """
+    kind = answer_type(form.form if isinstance(form, Item) else form)
+    if kind == WORDS:
+        return {"correct": float(_normalize(truth) == _normalize(prediction))}
+    true, predicted = read_answer(kind, truth), read_answer(kind, prediction)
+    if true is None:
+        raise ValueError(f"the true answer {truth!r} is not a {kind}")
+    if kind == BOX:
+        overlap = 0.0 if predicted is None else float(iou(true[0], predicted[0]))
+        return {"correct": float(overlap >= MIN_IOU), "iou": overlap}
+    distance = WORST_DISTANCE if predicted is None else path_distance(true, predicted)
+    return {"correct": float(distance <= MAX_DISTANCE), "distance": distance}
+
+
+def read_answer(kind: str, text: str) -> np.ndarray | None:
+    """Coordinates float32[n, 2 or 4] of an answer of type `kind`, n = 1 but for paths; None if it is no such answer."""
+    found = parse_loc(text, 4 if kind == BOX else 2)
+    return found if found is not None and (kind == PATH or len(found) == 1) else None
+
+
+def majority_answers(items: Iterable[Item], by: Callable[[Item], Hashable] = lambda item: item.form) -> dict:
+    """The constant answer to give for each form (or each value of `by`, which must not mix forms).
+
+    The most frequent words; the coordinate-wise median of points, boxes and paths (five points at equal arc length).
+    """
+    groups = defaultdict(list)
+    for item in items:
+        groups[by(item)].append(item)
+    return {key: _constant(answer_type(group[0].form), [item.answer for item in group])
+            for key, group in groups.items()}
+
+
+def baseline(train_items: Iterable[Item], test_items: Iterable[Item], by: str = "form") -> dict[str, float]:
+    """Accuracy of blind guessing by kind: what a model must beat to show that it looks.
+
+    Args:
+      by: "form", one answer a form; "question", the best constant answer to each question's exact words (all that can
+        be learnt without the image), and the form's where the words are new.
+
+    Raises ValueError for another `by`.
+    """
+    if by not in ("form", "question"):
+        raise ValueError(f'by={by!r}: choose "form" or "question"')
+    train_items = list(train_items)
+    answers = majority_answers(train_items, _form)
+    if by == "question":
+        answers |= majority_answers(train_items, _question)
+    scores = defaultdict(list)
+    for item in test_items:
+        guess = answers.get(_question(item), answers.get(_form(item), ""))
+        scores[item.kind].append(score(item, item.answer, guess))
+    return {kind: float(np.mean(values)) for kind, values in scores.items()}
+
+
+def _form(item: Item) -> Hashable:
+    return item.kind, item.form
+
+
+def _question(item: Item) -> Hashable:
+    return item.kind, item.form, item.question
+
+
+def _normalize(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def _constant(kind: str, answers: list[str]) -> str:
+    if kind == WORDS:
+        return Counter(answers).most_common(1)[0][0]
+    coordinates = [read_answer(kind, answer) for answer in answers]
+    if kind == PATH:
+        coordinates = [resample(path, MAX_KEYPOINTS) for path in coordinates]
+    return format_loc(np.median(coordinates, axis=0).ravel())

@@ -1,0 +1,246 @@
+"""Gemma as a stack that several token streams share, each with weights of its own.
+
+Stream 0 is the language model, stream 1 the action expert: same depth, heads and head width, other width. A stream
+attends to its own keys and to those of the streams before it, never to later ones; that is all that joins them. Names
+are those of the released checkpoints; stream i > 0 carries the suffix `_i` (as openpi has it).
+
+Axes as in `etcvla.models.ops`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from etcvla.models import ops
+from etcvla.models.scan import scan_layers
+
+Cache = tuple[jax.Array, jax.Array]  # keys and values of stream 0: [depth, B, S, K, H] each
+
+
+@dataclasses.dataclass(frozen=True)
+class GemmaConfig:
+    """Sizes of one stream. All streams agree in depth, num_heads, num_kv_heads and head_dim."""
+
+    width: int
+    depth: int
+    mlp_dim: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    adaptive: bool = False  # norms scaled, shifted and gated by a condition (adaRMS of pi0.5)
+
+
+def _suffix(name: str, stream: int) -> str:
+    return name if stream == 0 else f"{name}_{stream}"
+
+
+class RMSNorm(nn.Module):
+    """Plain: normed * (1 + scale). Adaptive: scale, shift and the residual's gate come from the condition.
+
+    Returns (float[B, T, D], gate float[B, T, D] or None).
+    """
+
+    adaptive: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x, cond):
+        normed = ops.rms_norm(x)
+        if not self.adaptive:
+            scale = self.param("scale", nn.initializers.zeros, (x.shape[-1],))
+            return (normed * (1 + scale)).astype(self.dtype), None
+        # Zero-initialised: the expert starts as plain norms with closed gates, which adaLN-Zero found to train best.
+        modulation = nn.Dense(3 * x.shape[-1], kernel_init=nn.initializers.zeros, dtype=self.dtype)(cond)
+        scale, shift, gate = jnp.split(modulation.astype(jnp.float32), 3, axis=-1)
+        return (normed * (1 + scale) + shift).astype(self.dtype), gate.astype(self.dtype)
+
+
+def add_residual(x: jax.Array, y: jax.Array, gate: jax.Array | None) -> jax.Array:
+    """x + y, or x + gate * y under an adaptive norm."""
+    return x + y if gate is None else x + gate * y
+
+
+class Einsum(nn.Module):
+    """A weight named `w` under a name of its own, as the released checkpoints have it."""
+
+    shape: tuple[int, ...]
+    in_axis: int | tuple[int, ...]
+    out_axis: int | tuple[int, ...]
+    batch_axis: tuple[int, ...]
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, equation, x):
+        init = nn.initializers.lecun_normal(in_axis=self.in_axis, out_axis=self.out_axis, batch_axis=self.batch_axis)
+        return jnp.einsum(equation, x, self.param("w", init, self.shape).astype(self.dtype))
+
+
+class Attention(nn.Module):
+    """One attention over all streams."""
+
+    configs: Sequence[GemmaConfig]
+    insulate: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, xs, positions, masks, cache, write_at):
+        q, k, v = zip(*[self._project(i, x, p) for i, (x, p) in enumerate(zip(xs, positions, strict=True))],
+                      strict=True)
+        k, v = list(k), list(v)
+        if cache is not None:
+            k[0], v[0] = _into_cache(cache, k[0], v[0], write_at)
+        out = []
+        for i, x in enumerate(xs):
+            if x is None:
+                out.append(None)
+                continue
+            keys, values = [self._visible(i, tensors) for tensors in (k, v)]
+            out.append(self._merge(i, ops.attend(q[i], keys, values, masks[i])))
+        return out, (k[0], v[0])
+
+    def _visible(self, stream, tensors):
+        """Keys (or values) that a stream reads: those before it, whose gradient `insulate` stops, and its own."""
+        before = [jax.lax.stop_gradient(t) if self.insulate else t for t in tensors[:stream] if t is not None]
+        return jnp.concatenate([*before, tensors[stream]], axis=1)
+
+    def _project(self, stream, x, positions):
+        if x is None:
+            return None, None, None
+        cfg = self.configs[stream]
+        shape = (cfg.num_heads, cfg.width, cfg.head_dim)
+        q = Einsum(shape, 1, (0, 2), (), self.dtype, name=_suffix("q_einsum", stream))("btd,ndh->btnh", x)
+        shape = (2, cfg.num_kv_heads, cfg.width, cfg.head_dim)
+        k, v = Einsum(shape, 2, (1, 3), (0,), self.dtype, name=_suffix("kv_einsum", stream))("bsd,ckdh->cbskh", x)
+        return ops.rope(q, positions) * cfg.head_dim**-0.5, ops.rope(k, positions), v
+
+    def _merge(self, stream, heads):
+        cfg = self.configs[stream]
+        shape = (cfg.num_heads, cfg.head_dim, cfg.width)
+        name = _suffix("attn_vec_einsum", stream)
+        return Einsum(shape, (0, 1), 2, (), self.dtype, name=name)("btnh,nhd->btd", heads)
+
+
+def _into_cache(cache: Cache, k: jax.Array | None, v: jax.Array | None, write_at: jax.Array) -> Cache:
+    """The cached keys and values of one layer, with new ones (if any) written from column `write_at` on."""
+    if k is None:
+        return cache
+    return tuple(jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, write_at, 0, 0))
+                 for old, new in zip(cache, (k, v), strict=True))
+
+
+class FeedForward(nn.Module):
+    """Gated gelu: down(gelu(gate(x)) * up(x))."""
+
+    config: GemmaConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        cfg = self.config
+        init = nn.initializers.lecun_normal(in_axis=1, out_axis=2, batch_axis=(0,))
+        gate, up = self.param("gating_einsum", init, (2, cfg.width, cfg.mlp_dim)).astype(self.dtype)
+        linear = self.param("linear", nn.initializers.lecun_normal(), (cfg.mlp_dim, cfg.width)).astype(self.dtype)
+        return (nn.gelu(x @ gate, approximate=True) * (x @ up)) @ linear
+
+
+class Block(nn.Module):
+    """One layer of every stream. The carry is the streams; the output is this layer's keys and values of stream 0."""
+
+    configs: Sequence[GemmaConfig]
+    insulate: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, xs, cache, positions, masks, conds, write_at):
+        normed, gates = self._norm("pre_attention_norm", xs, conds)
+        attended, cache = Attention(self.configs, self.insulate, self.dtype, name="attn")(
+            normed, positions, masks, cache, write_at)
+        xs = [_map(add_residual, x, y, gate) for x, y, gate in zip(xs, attended, gates, strict=True)]
+        normed, gates = self._norm("pre_ffw_norm", xs, conds)
+        fed = [_map(FeedForward(cfg, self.dtype, name=_suffix("mlp", i)), y)
+               for i, (cfg, y) in enumerate(zip(self.configs, normed, strict=True))]
+        return [_map(add_residual, x, y, gate) for x, y, gate in zip(xs, fed, gates, strict=True)], cache
+
+    def _norm(self, name, xs, conds):
+        pairs = [(None, None) if x is None else
+                 RMSNorm(cfg.adaptive, self.dtype, name=_suffix(name, i))(x, cond)
+                 for i, (cfg, x, cond) in enumerate(zip(self.configs, xs, conds, strict=True))]
+        return tuple(zip(*pairs, strict=True))
+
+
+def _map(fn, x, *args):
+    return None if x is None else fn(x, *args)
+
+
+class Embedder(nn.Module):
+    """Token table; the same table reads out the logits."""
+
+    vocab_size: int
+    width: int
+    dtype: jnp.dtype
+
+    def setup(self):
+        self.table = self.param("input_embedding", nn.initializers.normal(self.width**-0.5),
+                                (self.vocab_size, self.width))
+
+    def encode(self, tokens):
+        return self.table.astype(self.dtype)[tokens] * jnp.asarray(self.width**0.5, self.dtype)
+
+    def decode(self, x):
+        return jnp.einsum("...d,vd->...v", x, self.table.astype(self.dtype), preferred_element_type=jnp.float32)
+
+
+class Gemma(nn.Module):
+    """Token streams through the shared stack."""
+
+    configs: Sequence[GemmaConfig]
+    vocab_size: int
+    insulate: bool
+    dtype: jnp.dtype
+    remat: str
+    unroll: int
+
+    def setup(self):
+        depth = {cfg.depth for cfg in self.configs}
+        heads = {(cfg.num_heads, cfg.num_kv_heads, cfg.head_dim) for cfg in self.configs}
+        if len(depth) > 1 or len(heads) > 1:
+            raise ValueError(f"streams must agree in depth and heads, got {self.configs}")
+        self.embedder = Embedder(self.vocab_size, self.configs[0].width, self.dtype)
+        self.layers = scan_layers(
+            Block, self.configs[0].depth, in_axes=(0, *(nn.broadcast,) * 4), remat=self.remat, unroll=self.unroll,
+        )(self.configs, self.insulate, self.dtype)
+        self.final_norms = [RMSNorm(cfg.adaptive, self.dtype, name=_suffix("final_norm", i))
+                            for i, cfg in enumerate(self.configs)]
+
+    def __call__(self, xs: Sequence[Array | None], positions: Sequence[Array | None], masks: Sequence[Array | None],
+                 conds: Sequence[Array | None], cache: Cache | None = None,
+                 write_at: Array | int = 0) -> tuple[list[Array | None], Cache]:
+        """Runs the streams.
+
+        Args:
+          xs: per stream float[B, T, D], or None where the stream is absent.
+          positions: per stream int[B, T].
+          masks: per stream bool[B, T, S], S the keys of the streams before it (or the cache) and its own.
+          conds: per adaptive stream float[B, T, D], else None.
+          cache: keys and values of stream 0; new tokens of stream 0 are written from column `write_at` on.
+
+        Returns: per stream float[B, T, D] after its final norm, and stream 0's keys and values.
+        """
+        xs = [_map(lambda x: x.astype(self.dtype), x) for x in xs]
+        xs, cache = self.layers(xs, cache, positions, masks, conds, jnp.asarray(write_at, jnp.int32))
+        return [_map(lambda x, n, c: n(x, c)[0], x, norm, cond)
+                for x, norm, cond in zip(xs, self.final_norms, conds, strict=True)], cache
+
+    def embed(self, tokens: Array) -> Array:
+        """int[...] to float[..., D], scaled by sqrt(D)."""
+        return self.embedder.encode(tokens)
+
+    def logits(self, x: Array) -> Array:
+        """float[..., D] to float32[..., V]."""
+        return self.embedder.decode(x)

@@ -1,0 +1,94 @@
+"""Pure maths of the model: norms, rotary positions, masks, attention.
+
+Axes: B batch, T query length, S key length, N query heads, K key/value heads, G = N / K query heads a key head, H head
+width, D model width, C cameras, I image tokens, L text length, R noise samples, P action horizon, A action width.
+
+Everything here computes in float32 where rounding matters (norms, softmax, rotations) and returns its input's dtype.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+MASKED = -2.3819763e38  # Gemma's: finite, so that a row with every key masked gives numbers instead of NaN
+
+
+def rms_norm(x: Float[Array, "*b d"], eps: float = 1e-6) -> Float[Array, "*b d"]:
+    """x over its root mean square, in float32, unscaled: scales differ between plain and adaptive norms."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
+
+
+def rope(x: Float[Array, "b t *h d"], positions: Int[Array, "b t"], base: float = 10_000.0) -> Float[Array, "b t *h d"]:
+    """Rotary position embedding, half-split layout: element i is paired with i + H / 2 (Su et al. 2021, as Gemma)."""
+    half = x.shape[-1] // 2
+    period = base ** (jnp.arange(half, dtype=jnp.float32) / half)
+    angle = positions[..., None].astype(jnp.float32) / period
+    angle = angle.reshape(*positions.shape, *(1,) * (x.ndim - 3), half)
+    sin, cos = jnp.sin(angle), jnp.cos(angle)
+    x1, x2 = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1).astype(x.dtype)
+
+
+def attend(q: Float[Array, "b t n h"], k: Float[Array, "b s k h"], v: Float[Array, "b s k h"],
+           mask: Bool[Array, "b t s"]) -> Float[Array, "b t n h"]:
+    """Grouped-query attention; `q` comes scaled. Query head n reads key head n // G."""
+    batch, length, heads, width = q.shape
+    q = q.reshape(batch, length, k.shape[2], heads // k.shape[2], width)
+    logits = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32)
+    logits = jnp.where(mask[:, None, None], logits, MASKED)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(batch, length, heads, width)
+
+
+def text_mask(segment: Int[Array, "b l"], target: Bool[Array, "b l"]) -> Bool[Array, "b l l"]:
+    """Who sees whom among text tokens: prompts both ways, targets causally, segments not at all.
+
+    Example: one row with segments [1 1 1 2 2 0] and targets [. . T . T .]:
+
+        query \\ key   1p 1p 1T 2p 2T 0
+        1 prompt       x  x
+        1 prompt       x  x
+        1 target       x  x  x
+        2 prompt                x
+        2 target                x  x
+        padding
+    """
+    same = (segment[:, :, None] == segment[:, None, :]) & (segment[:, None, :] > 0)
+    index = jnp.arange(segment.shape[1])
+    return same & (~target[:, None, :] | (index[None, None, :] <= index[None, :, None]))
+
+
+def prefix_mask(image_mask: Bool[Array, "b i"], segment: Int[Array, "b l"], target: Bool[Array, "b l"],
+                image_attends_prompt: bool) -> Bool[Array, "b i+l i+l"]:
+    """The whole prefix: images see images (and prompts, if asked); a text token sees the images and its segment."""
+    batch, num_image = image_mask.shape
+    prompt = (segment > 0) & ~target
+    to_text = prompt if image_attends_prompt else jnp.zeros_like(prompt)
+    image_rows = jnp.concatenate([image_mask, to_text], axis=1)
+    image_rows = jnp.broadcast_to(image_rows[:, None], (batch, num_image, image_rows.shape[1]))
+    seen = jnp.broadcast_to(image_mask[:, None], (batch, segment.shape[1], num_image))
+    return jnp.concatenate([image_rows, jnp.concatenate([seen, text_mask(segment, target)], axis=2)], axis=1)
+
+
+def prefix_positions(image_mask: Bool[Array, "b i"], segment: Int[Array, "b l"]) -> Int[Array, "b i+l"]:
+    """Positions that count valid tokens only and restart after the images for every segment.
+
+    A masked camera takes no position (openpi's pi0); a segment's first token stands right after the last image token.
+    """
+    image = jnp.cumsum(image_mask, axis=1) - 1
+    index = jnp.arange(segment.shape[1])
+    starts = (segment != jnp.pad(segment, ((0, 0), (1, 0)))[:, :-1]) | (index == 0)
+    first = jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
+    return jnp.concatenate([image, index - first + image_mask.sum(axis=1, keepdims=True)], axis=1)
+
+
+def sincos(value: Float[Array, "*b"], width: int, min_period: float, max_period: float) -> Float[Array, "*b d"]:
+    """Sine-cosine features of a scalar, periods geometric from min to max, both included (openpi's time embedding)."""
+    if width % 2:
+        raise ValueError(f"sincos width must be even, got {width}")
+    period = min_period * (max_period / min_period) ** jnp.linspace(0.0, 1.0, width // 2, dtype=jnp.float32)
+    angle = value[..., None].astype(jnp.float32) * (1.0 / period * 2 * jnp.pi)
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)

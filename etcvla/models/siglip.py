@@ -1,0 +1,121 @@
+"""SigLIP image tower: a ViT without class token or pooling. Parameter names and stacking are big_vision's.
+
+Axes as in `etcvla.models.ops`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from etcvla.models.scan import scan_layers
+
+
+@dataclasses.dataclass(frozen=True)
+class SigLIPConfig:
+    """Sizes of the tower."""
+
+    width: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    patch: int  # pixels, the side of a square patch
+    image_size: int  # pixels, the side of the square image
+
+    @property
+    def tokens(self) -> int:
+        """Image tokens a camera."""
+        return (self.image_size // self.patch) ** 2
+
+    def __post_init__(self):
+        if self.image_size % self.patch:
+            raise ValueError(f"model.siglip.image_size {self.image_size} is not a multiple of patch {self.patch}")
+
+
+class MlpBlock(nn.Module):
+    config: SigLIPConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        hidden = nn.gelu(nn.Dense(self.config.mlp_dim, dtype=self.dtype)(x), approximate=True)
+        return nn.Dense(self.config.width, dtype=self.dtype)(hidden)
+
+
+class EncoderBlock(nn.Module):
+    """Pre-norm transformer layer, both ways."""
+
+    config: SigLIPConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x, _):
+        y = nn.LayerNorm(dtype=self.dtype)(x)
+        x = x + nn.MultiHeadDotProductAttention(num_heads=self.config.num_heads, dtype=self.dtype,
+                                                deterministic=True)(y, y)
+        y = nn.LayerNorm(dtype=self.dtype)(x)
+        return x + MlpBlock(self.config, self.dtype)(y), None
+
+
+class Transformer(nn.Module):
+    config: SigLIPConfig
+    dtype: jnp.dtype
+    remat: str
+    unroll: int
+
+    @nn.compact
+    def __call__(self, x):
+        block = scan_layers(EncoderBlock, self.config.depth, in_axes=nn.broadcast, remat=self.remat,
+                            unroll=self.unroll)
+        x, _ = block(self.config, self.dtype, name="encoderblock")(x, None)
+        return nn.LayerNorm(dtype=self.dtype, name="encoder_norm")(x)
+
+
+class SigLIP(nn.Module):
+    """Images to tokens of the language model's width.
+
+    Args of the call: images float[M, H, W, 3] in [-1, 1].
+    Returns: float[M, (H / patch) * (W / patch), out_width].
+    """
+
+    config: SigLIPConfig
+    out_width: int
+    dtype: jnp.dtype
+    remat: str
+    unroll: int
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "m h w 3"]) -> Float[Array, "m i d"]:
+        cfg = self.config
+        x = PatchEmbed(cfg, self.dtype, name="embedding")(images)
+        pos = self.param("pos_embedding", nn.initializers.normal(cfg.width**-0.5), (1, cfg.tokens, cfg.width))
+        x = x + pos.astype(self.dtype)
+        x = Transformer(cfg, self.dtype, self.remat, self.unroll, name="Transformer")(x)
+        return nn.Dense(self.out_width, dtype=self.dtype, name="head")(x)
+
+
+class PatchEmbed(nn.Module):
+    """A strided convolution written as the matrix product that it is: several times faster than XLA's CPU convolution."""
+
+    config: SigLIPConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, images):
+        cfg, p = self.config, self.config.patch
+        kernel = self.param("kernel", nn.initializers.lecun_normal(in_axis=(0, 1, 2), out_axis=3),
+                            (p, p, 3, cfg.width))
+        bias = self.param("bias", nn.initializers.zeros, (cfg.width,))
+        m, height, width, _ = images.shape
+        patches = images.astype(self.dtype).reshape(m, height // p, p, width // p, p, 3)
+        patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(m, -1, p * p * 3)
+        return patches @ kernel.astype(self.dtype).reshape(p * p * 3, -1) + bias.astype(self.dtype)
+
+
+def to_float(images: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """uint8 pixels to [-1, 1], the range that every released SigLIP was trained on."""
+    return images.astype(dtype) / 127.5 - 1.0

@@ -1,0 +1,206 @@
+"""Meta-World as a place to collect demonstrations and to be judged: fresh layouts, two looks, an expert, an oracle.
+
+Axes: H W pixels, S state width, C cameras, N objects. Positions are metres in the robot's base frame, which is
+Meta-World's world frame.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import warnings
+
+import numpy as np
+
+from etcvla.sims import headless
+
+headless.require_egl()
+import mujoco  # noqa: E402
+from metaworld.env_dict import ALL_V3_ENVIRONMENTS  # noqa: E402
+from metaworld.policies import ENV_POLICY_MAP  # noqa: E402
+
+from etcvla.sims.metaworld_tasks import TASKS, Task  # noqa: E402
+from etcvla.sims.oracle import Oracle, hide_sites  # noqa: E402
+from etcvla.sims.render import HIDDEN_GROUP, Orbit, View  # noqa: E402
+
+warnings.filterwarnings("ignore", "Constant", module="metaworld.policies")  # we clip, as the environment does
+CAMERAS = ("front", "wrist")
+STATE_DOC = "Hand x, y, z in metres, robot base frame; gripper opening, 0 closed .. 1 open (10 cm between the fingers)."
+ACTION_DOC = "Hand displacement x, y, z in [-1, 1] of 1 cm a step, robot base frame; gripper -1 open .. 1 close."
+STATE_SIZE = ACTION_SIZE = 4
+
+# Layout seeds: the two ranges never meet, so no evaluation layout was ever demonstrated.
+EVAL_SEED_BASE = 1_000_000_000
+_RETRY_STRIDE = 1_000_000
+# Parts of the arm that are off-screen or far from the work, and cost more to draw than all the rest.
+_UNSEEN_BODIES = ("head", "screen", "right_arm_base_link", "pedestal", "pedestal_feet", "controller_box", "torso",
+                  "right_l0", "right_l1", "right_l2", "right_l3")
+_MARKER_RADIUS = 0.03  # Meta-World's 2 cm are two pixels at 96
+_MARKER_RGBA = (0.0, 0.8, 0.0, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Domain:
+    """The look of a scene: camera "front", table top (None: Meta-World's wood), and light as factors on the lamps."""
+
+    camera: Orbit
+    table: tuple[float, float, float] | None = None
+    light: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    ambient: float = 1.0
+
+
+DOMAINS = {
+    "source": Domain(Orbit(lookat=(0, 0.72, 0.1), distance=1.2, azimuth=160, elevation=-40)),
+    "target": Domain(Orbit(lookat=(0, 0.72, 0.08), distance=1.15, azimuth=178, elevation=-55),
+                     table=(0.42, 0.5, 0.62), light=(1.25, 1.1, 0.8), ambient=0.75),
+}
+
+
+def demo_seed(episode: int, attempt: int = 0) -> int:
+    """The layout seed of a demonstration. Raises ValueError outside its range."""
+    if not 0 <= episode < _RETRY_STRIDE or not 0 <= attempt < EVAL_SEED_BASE // _RETRY_STRIDE:
+        raise ValueError(f"episode {episode} must be below {_RETRY_STRIDE} and attempt {attempt} below "
+                         f"{EVAL_SEED_BASE // _RETRY_STRIDE}")
+    return attempt * _RETRY_STRIDE + episode
+
+
+def eval_seed(trial: int) -> int:
+    """The layout seed of an evaluation trial."""
+    return EVAL_SEED_BASE + trial
+
+
+def lookup(table: dict, name: str, what: str):
+    """table[name]; raises ValueError with the nearest name if there is none."""
+    if name not in table:
+        near = difflib.get_close_matches(name, table, 1)
+        raise ValueError(f"unknown {what} {name!r}" + (f", did you mean {near[0]!r}?" if near else
+                                                       f"; known: {', '.join(table)}"))
+    return table[name]
+
+
+class MetaWorld:
+    """One task in one domain. Call `reset` first; images are drawn only when `observe` or `facts` asks.
+
+    Args:
+      task: a key of `TASKS`. domain: a key of `DOMAINS`. image_size: height and width of both cameras, pixels.
+    Raises ValueError for an unknown name, RuntimeError (with the command that mends it) where nothing can be drawn.
+    """
+
+    def __init__(self, task: str, domain: str = "source", image_size: int = 96):
+        self.task, self.domain = lookup(TASKS, task, "task"), lookup(DOMAINS, domain, "domain")
+        self._env = _make_env(task)
+        self._policy = ENV_POLICY_MAP[f"{task}-v3"]()
+        self._model, self._data = self._env.model, self._env.data
+        self._pristine = self._model.body_pos.copy(), self._model.body_quat.copy(), self._model.site_pos.copy()
+        _dress(self._model, self.task, self.domain)
+        self._view = View(self._model, image_size)
+        self._cameras = {"front": self.domain.camera, "wrist": "gripperPOV"}
+        mujoco.mj_forward(self._model, self._data)
+        self._oracle = Oracle(self._model, self._data, self.task.objects, self._view, tuple(self._cameras.values()),
+                              gripper_body="right_hand")
+        self.target = [spec.name for spec in self.task.objects].index(self.task.target)
+        self.rate = 1 / self._env.dt
+
+    def reset(self, seed: int) -> None:
+        """A fresh layout: the same seed gives the same state and images, whatever happened before."""
+        body_pos, body_quat, site_pos = self._pristine
+        self._model.body_pos[:], self._model.body_quat[:], self._model.site_pos[:] = body_pos, body_quat, site_pos
+        self._env.seed(seed)
+        self._env.curr_path_length = 0
+        mujoco.mj_resetData(self._model, self._data)
+        self._env.reset_model()
+        for name, value in self.task.joints:
+            self._data.joint(name).qpos[:], self._data.joint(name).qvel[:] = value, 0
+        mujoco.mj_forward(self._model, self._data)
+        self._env._prev_obs = self._env._get_curr_obs_combined_no_goal()
+        self._obs = self._env._get_obs()
+        self.success, self._phase = False, 0
+        self._start = self._position()
+
+    def observe(self) -> dict:
+        """{"images": {camera: uint8[H, W, 3]}, "state": float32[S]}; see STATE_DOC."""
+        images = {name: self._view.rgb(self._data, camera) for name, camera in self._cameras.items()}
+        return {"images": images, "state": self.state()}
+
+    def state(self) -> np.ndarray:
+        """float32[S] proprioception alone; see STATE_DOC."""
+        return self._obs[:4].astype(np.float32)
+
+    def step(self, action: np.ndarray) -> bool:
+        """Acts for one control step, 1 / rate seconds. Returns whether the goal was reached now or before.
+
+        Args:
+          action: float[4], clipped to [-1, 1]; see ACTION_DOC.
+        """
+        self._obs, _, _, _, info = self._env.step(np.clip(np.asarray(action, np.float32), -1, 1))
+        self.success = self.success or info["success"] > 0
+        return self.success
+
+    def expert_action(self) -> np.ndarray:
+        """float32[4] in [-1, 1]: what Meta-World's scripted policy, which sees the whole state, does now."""
+        return np.clip(self._policy.get_action(self._obs), -1, 1).astype(np.float32)
+
+    def instruction(self, rng: np.random.Generator | None = None) -> str:
+        """One of the task's paraphrases; the canonical one without `rng`."""
+        return self.task.instructions[0] if rng is None else str(rng.choice(self.task.instructions))
+
+    def facts(self) -> dict[str, np.ndarray]:
+        """This frame's values of every step field of an annotation; draws one segmentation of the front camera.
+
+        The phase never goes back: it moves on when its condition first holds at a call, so call at every step.
+        """
+        facts = self._oracle.facts(self._data, self._env.tcp_center)
+        phases = self.task.phases
+        while CONDITIONS[phases[self._phase].until](self, facts) and self._phase < len(phases) - 1:
+            self._phase += 1
+        return {**facts, "gripper_open": self._obs[3], "phase": self._phase}
+
+    def close(self) -> None:
+        """Frees the renderer."""
+        self._view.close()
+
+    def _position(self) -> np.ndarray:
+        return self._oracle.objects[self.target].position(self._data)
+
+    def _reach(self) -> float:
+        """Metres from the grasp centre to the target's grasp point."""
+        touch = self.task.objects[self.target].touch or 0
+        return float(np.linalg.norm(self._env.tcp_center - self._position() - touch))
+
+    def _moved(self) -> float:
+        return float(np.linalg.norm(self._position() - self._start))
+
+
+# When a phase is over, from the state alone.
+CONDITIONS = {
+    "never": lambda env, facts: False,
+    "near": lambda env, facts: env._reach() < 0.05,
+    "touch": lambda env, facts: facts["contact"][env.target] == 1 or env._reach() < 0.02 or env._moved() > 0.01,
+}
+
+
+def _make_env(task: str):
+    """The bare simulator with the whole state observable and layouts drawn from `seed`."""
+    env = ALL_V3_ENVIRONMENTS[f"{task}-v3"]()
+    env._partially_observable, env._set_task_called = False, True
+    del env.sawyer_observation_space  # its cached bounds would clip the goal to zero
+    env._freeze_rand_vec, env.seeded_rand_vec = False, True
+    env.max_path_length = 10**9
+    return env
+
+
+def _dress(model: mujoco.MjModel, task: Task, domain: Domain) -> None:
+    """Gives the model its look: markers the instruction speaks of, no other site, table, light, no far arm parts."""
+    markers = [spec.site for spec in task.objects if spec.site]
+    hide_sites(model, markers)
+    for name in markers:
+        model.site(name).size[:], model.site(name).rgba[:] = _MARKER_RADIUS, _MARKER_RGBA
+    unseen = [model.body(name).id for name in _UNSEEN_BODIES]
+    model.geom_group[np.isin(model.geom_bodyid, unseen)] = HIDDEN_GROUP
+    if domain.table is not None:
+        table = model.geom_bodyid == model.body("tablelink").id
+        model.geom_matid[table] = -1
+        model.geom_rgba[table] = (*domain.table, 1)
+    model.light_diffuse[:] *= domain.light
+    model.vis.headlight.diffuse[:] *= domain.light
+    model.vis.headlight.ambient[:] *= domain.ambient

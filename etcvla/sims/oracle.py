@@ -1,0 +1,150 @@
+"""Facts about a frame, read from a MuJoCo simulator's state and from a segmentation of the rendered view.
+
+Axes: C cameras, N objects, H W pixels. Facts are the step fields of `etcvla.etc.annotation`, without the T axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mujoco
+import numpy as np
+
+from etcvla.etc.annotation import project
+from etcvla.sims.metaworld_tasks import Object
+from etcvla.sims.render import HIDDEN_GROUP, Orbit, View, camera_matrix
+
+# Silhouettes are measured again only after an object moved this far, in metres.
+_STILL = 1e-3
+_SIGNS = np.stack(np.meshgrid([-1, 1], [-1, 1], [-1, 1]), -1).reshape(8, 3)
+
+
+class Tracked:
+    """One named object in a model: its visible parts, where they are, and what counts as touching it."""
+
+    def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, spec: Object):
+        """Raises ValueError if the model has nothing of that description."""
+        self.spec, self._model = spec, model
+        self.site = model.site(spec.site).id if spec.site else None
+        geoms = np.array([] if spec.site else _geoms_of(model, spec.body, spec.subtree), int)
+        drawn = geoms[(model.geom_group[geoms] < 3) & (model.geom_rgba[geoms, 3] > 0)]
+        drawn = drawn[[not spec.parts or bool(_part_names(model, geom) & set(spec.parts)) for geom in drawn]]
+        if self.site is None and not len(drawn):
+            raise ValueError(f"object {spec.name!r}: body {spec.body!r} draws nothing, parts {spec.parts or 'all'}")
+        self.drawn = drawn
+        self.labels = drawn if self.site is None else np.array([model.ngeom + self.site])
+        self.solid = self._solid(data, geoms) if spec.parts else geoms
+
+    def _solid(self, data, geoms: np.ndarray) -> np.ndarray:
+        """Of a body's geoms those that stand within the drawn ones: collision shapes carry no material of their own."""
+        low, high = self.bounds(data)
+        centres = data.geom_xpos[geoms]
+        return geoms[((centres > low - 0.015) & (centres < high + 0.015)).all(-1)]
+
+    def bounds(self, data: mujoco.MjData) -> tuple[np.ndarray, np.ndarray]:
+        """World-aligned corners (low, high) in metres."""
+        if self.site is not None:
+            centre, radius = data.site_xpos[self.site], self._model.site_size[self.site, 0]
+            return centre - radius, centre + radius
+        boxes = self._model.geom_aabb[self.drawn]
+        local = boxes[:, None, :3] + _SIGNS * boxes[:, None, 3:]
+        frames = data.geom_xmat[self.drawn].reshape(-1, 3, 3)
+        corners = np.einsum("gij,gkj->gki", frames, local) + data.geom_xpos[self.drawn, None]
+        return corners.min((0, 1)), corners.max((0, 1))
+
+    def position(self, data: mujoco.MjData) -> np.ndarray:
+        return np.mean(self.bounds(data), axis=0)
+
+
+class Oracle:
+    """Reads facts; knows which objects, cameras and gripper to look at."""
+
+    def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, objects: Sequence[Object], view: View,
+                 cameras: Sequence[str | Orbit], gripper_body: str):
+        self._model, self._view, self._cameras = model, view, tuple(cameras)
+        self.objects = [Tracked(model, data, spec) for spec in objects]
+        self._gripper = _geoms_of(model, gripper_body, subtree=True)
+        self._member = np.zeros((len(objects), model.ngeom + model.nsite + 1), bool)  # the last column: background
+        for row, tracked in zip(self._member, self.objects, strict=True):
+            row[tracked.labels] = True
+        self._silhouettes: dict[int, tuple[np.ndarray, int]] = {}
+
+    def facts(self, data: mujoco.MjData, grasp_centre: np.ndarray) -> dict[str, np.ndarray]:
+        """Every annotation field but gripper_open and phase. Boxes are measured in the first camera, NaN in others.
+
+        Args:
+          grasp_centre: float[3] metres.
+        """
+        matrix = np.stack([camera_matrix(self._model, data, camera) for camera in self._cameras])
+        position = np.array([tracked.position(data) for tracked in self.objects])
+        grasp = position + [tracked.spec.touch or (np.nan,) * 3 for tracked in self.objects]
+        box, visible = self._measure(data)
+        return {
+            "camera_matrix": matrix, "gripper_pixel": project(matrix, grasp_centre), "gripper_position": grasp_centre,
+            "box": box, "visible": visible, "position": position, "contact": self.contact(data, grasp_centre),
+            "grasp_pixel": project(matrix[:, None], np.broadcast_to(grasp, (len(matrix), *grasp.shape))),
+        }
+
+    def contact(self, data: mujoco.MjData, grasp_centre: np.ndarray) -> np.ndarray:
+        """float32[N]: 1 where the gripper touches; a marker counts as touched with the grasp centre inside it."""
+        pairs = data.contact.geom
+        of_gripper = np.isin(pairs, self._gripper)
+        others = pairs[of_gripper.any(1) & ~of_gripper.all(1)]
+        return np.array([
+            np.isin(others, tracked.solid).any() if tracked.site is None else
+            np.linalg.norm(data.site_xpos[tracked.site] - grasp_centre) < self._model.site_size[tracked.site, 0]
+            for tracked in self.objects], np.float32)
+
+    def _measure(self, data) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes float32[C, N, 4] and visible shares float32[C, N] of the first camera."""
+        shape = len(self._cameras), len(self.objects)
+        box, visible = np.full((*shape, 4), np.nan, np.float32), np.full(shape, np.nan, np.float32)
+        labels = self._view.labels(data, self._cameras[0])
+        for n, member in enumerate(self._member):
+            mask = member[labels]
+            box[0, n] = mask_box(mask)
+            whole = self._silhouette(data, n)
+            visible[0, n] = min(1.0, mask.sum() / whole) if whole else 0.0
+        return box, visible
+
+    def _silhouette(self, data, n: int) -> int:
+        """Pixels of object n with nothing before it. The first camera stands still, so a resting object keeps it."""
+        pose = np.concatenate(self.objects[n].bounds(data))
+        at, count = self._silhouettes.get(n, (np.inf, 0))
+        if np.abs(pose - at).max() > _STILL:
+            count = self._view.silhouette(data, self._cameras[0], self.objects[n].labels)
+            self._silhouettes[n] = pose, count
+        return count
+
+
+def mask_box(mask: np.ndarray) -> np.ndarray:
+    """float32[4] (ymin, xmin, ymax, xmax) in [0, 1] of the true pixels' outer edges; NaN if there are none."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return np.full(4, np.nan, np.float32)
+    height, width = mask.shape
+    return np.array([rows[0] / height, columns[0] / width, (rows[-1] + 1) / height, (columns[-1] + 1) / width],
+                    np.float32)
+
+
+def hide_sites(model: mujoco.MjModel, keep: Sequence[str]) -> None:
+    """Takes every site but `keep` out of the picture."""
+    model.site_group[:] = HIDDEN_GROUP
+    model.site_group[[model.site(name).id for name in keep]] = 0
+
+
+def _geoms_of(model: mujoco.MjModel, body: str, subtree: bool) -> np.ndarray:
+    """Ids of the geoms of a body, or of the body and all below it."""
+    bodies = {model.body(body).id}
+    if subtree:  # parents come before children in a model
+        for index in range(min(bodies), model.nbody):
+            if model.body_parentid[index] in bodies:
+                bodies.add(index)
+    return np.flatnonzero(np.isin(model.geom_bodyid, list(bodies)))
+
+
+def _part_names(model: mujoco.MjModel, geom: int) -> set[str]:
+    """What a geom may be called by: its material, its mesh."""
+    material, mesh = model.geom_matid[geom], model.geom_dataid[geom]
+    is_mesh = model.geom_type[geom] == int(mujoco.mjtGeom.mjGEOM_MESH)
+    return {model.material(material).name if material >= 0 else "", model.mesh(mesh).name if is_mesh else ""} - {""}

@@ -1,0 +1,109 @@
+"""Drawing a MuJoCo scene: colour, labels and camera matrices, at software-rendering prices.
+
+Axes: H W pixels. Image points are (y, x) in [0, 1] with the origin at the top left.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+
+import numpy as np
+
+from etcvla.sims import headless
+
+headless.require_egl()
+import mujoco  # noqa: E402
+
+HIDDEN_GROUP = 5  # MuJoCo draws geom and site groups 0 to 2
+_SOLO_GROUP = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Orbit:
+    """A free camera that looks at a point. Metres and degrees; elevation is negative from above."""
+
+    lookat: tuple[float, float, float]
+    distance: float
+    azimuth: float
+    elevation: float
+
+
+class View:
+    """Renders one model at one size. Keep it: creating one costs half a second. Call `close` when done.
+
+    Shadows, reflections and multisampling are off: they cost eight times the frame.
+    """
+
+    def __init__(self, model: mujoco.MjModel, image_size: int):
+        model.vis.quality.offsamples = 0
+        self._model = model
+        self._renderer = mujoco.Renderer(model, image_size, image_size)
+        # A renderer that outlives the interpreter's OpenGL modules prints tracebacks; this runs before they go.
+        self._close = weakref.finalize(self, self._renderer.close)
+        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+            self._renderer.scene.flags[flag] = False
+        self._solo = mujoco.MjvOption()
+        self._solo.geomgroup[:] = self._solo.sitegroup[:] = np.arange(6) == _SOLO_GROUP
+
+    def rgb(self, data: mujoco.MjData, camera: str | Orbit) -> np.ndarray:
+        """uint8[H, W, 3]."""
+        self._renderer.update_scene(data, _free_camera(camera))
+        return self._renderer.render()
+
+    def labels(self, data: mujoco.MjData, camera: str | Orbit) -> np.ndarray:
+        """int32[H, W]: the geom id of each pixel, or number of geoms + site id; -1 background."""
+        return self._labels(data, camera, None)
+
+    def silhouette(self, data: mujoco.MjData, camera: str | Orbit, ids: np.ndarray) -> int:
+        """How many pixels the geoms and sites `ids` (numbered as in `labels`) would cover with nothing before them."""
+        model, geoms = self._model, ids[ids < self._model.ngeom]
+        sites = ids[ids >= model.ngeom] - model.ngeom
+        groups = model.geom_group[geoms], model.site_group[sites]
+        model.geom_group[geoms], model.site_group[sites] = _SOLO_GROUP, _SOLO_GROUP
+        count = (self._labels(data, camera, self._solo) >= 0).sum()
+        model.geom_group[geoms], model.site_group[sites] = groups
+        return int(count)
+
+    def _labels(self, data, camera, option) -> np.ndarray:
+        self._renderer.update_scene(data, _free_camera(camera), option)
+        self._renderer.enable_segmentation_rendering()
+        ids, types = np.moveaxis(self._renderer.render(), -1, 0)
+        self._renderer.disable_segmentation_rendering()
+        # int(): comparing an array with the enum itself falls back to Python objects, 5 ms a frame.
+        site, geom = types == int(mujoco.mjtObj.mjOBJ_SITE), types == int(mujoco.mjtObj.mjOBJ_GEOM)
+        return np.where(geom, ids, np.where(site, ids + self._model.ngeom, -1))
+
+    def close(self) -> None:
+        self._close()
+
+
+def _free_camera(camera: str | Orbit) -> str | mujoco.MjvCamera:
+    if isinstance(camera, str):
+        return camera
+    free = mujoco.MjvCamera()
+    free.lookat[:], free.distance = camera.lookat, camera.distance
+    free.azimuth, free.elevation = camera.azimuth, camera.elevation
+    return free
+
+
+def camera_matrix(model: mujoco.MjModel, data: mujoco.MjData, camera: str | Orbit) -> np.ndarray:
+    """float32[3, 4]: world metres [x, y, z, 1] to w * [x, y, 1] of the image point, for a square image."""
+    if isinstance(camera, Orbit):
+        fovy, axes = model.vis.global_.fovy, _orbit_axes(camera)
+        position = np.array(camera.lookat) + camera.distance * axes[2]
+    else:
+        index = model.camera(camera).id
+        fovy, axes, position = model.cam_fovy[index], data.cam_xmat[index].reshape(3, 3).T, data.cam_xpos[index]
+    focal = 0.5 / np.tan(np.deg2rad(fovy) / 2)
+    # MuJoCo's camera looks along its -z with y up; the image's y points down.
+    intrinsics = np.array([[focal, 0, -0.5], [0, -focal, -0.5], [0, 0, -1]])
+    return (intrinsics @ np.column_stack([axes, -axes @ position])).astype(np.float32)
+
+
+def _orbit_axes(camera: Orbit) -> np.ndarray:
+    """float64[3, 3]: the camera's right, up and backward axes in the world, one a row."""
+    azimuth, elevation = np.deg2rad([camera.azimuth, camera.elevation])
+    forward = np.array([np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)])
+    right = np.array([np.sin(azimuth), -np.cos(azimuth), 0])
+    return np.stack([right, np.cross(right, forward), -forward])

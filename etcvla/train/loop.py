@@ -1,0 +1,137 @@
+"""The trainer: one for all stages. What a stage is stands in its config."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from etcvla import batch as batch_lib
+from etcvla.models.variants import describe
+from etcvla.train import sharding
+from etcvla.train.checkpoint import Checkpoints
+from etcvla.train.log import Logger
+from etcvla.train.optim import make_optimizer
+from etcvla.train.stage import Stage
+from etcvla.train.step import Settings, TrainState, train_step
+
+# Config fields that may change between a run and its resumption: they change nothing that is computed.
+RESUMABLE = ("log_every", "save_every", "keep", "workdir", "init_from", "init_config", "datasets", "data.threads",
+             "data.prefetch", "mesh")
+
+
+def train(config: ml_collections.ConfigDict, *, until: int | None = None) -> dict[str, Any]:
+    """Trains a stage, or takes it up where its workdir stands; a finished stage is left as it is.
+
+    Args:
+      until: stop (with a checkpoint) after this many steps, as a preempted run would.
+
+    Returns: {"steps", "seconds" of this call, "metrics" of the last log line}.
+
+    Raises ValueError if the workdir holds another stage's run; FloatingPointError at a loss that is not finite.
+    """
+    checkpoints = Checkpoints(config.workdir, config.keep)
+    if (done := checkpoints.latest()) is not None:
+        check_resumable(config, checkpoints.meta()["config"])
+        if done >= config.steps:
+            print(f"{config.stage}: {config.workdir} is trained ({done} steps), nothing to do", flush=True)
+            return {"steps": done, "seconds": 0.0, "metrics": {}}
+    stage = Stage.open(config)
+    mesh = sharding.make_mesh(config.mesh)
+    optimizer, abstract = abstract_state(stage, mesh)
+    state = checkpoints.restore(abstract) if done else initial_state(stage, optimizer, abstract)
+    settings = Settings.of(config, stage.assets.tokenizer.layout.loc.offset)
+    step_fn = jax.jit(functools.partial(train_step, model=stage.model, optimizer=optimizer, settings=settings),
+                      donate_argnums=0, out_shardings=(jax.tree.map(lambda x: x.sharding, abstract), None))
+    with Logger(config.workdir, config.stage, config.steps, config.log_every) as logger:
+        return _run(stage, state, step_fn, mesh, checkpoints, logger, min(until or config.steps, config.steps))
+
+
+def _run(stage: Stage, state: TrainState, step_fn, mesh: Mesh, checkpoints: Checkpoints, logger: Logger,
+         end: int) -> dict[str, Any]:
+    config, began, start = stage.config, time.time(), int(state.step)
+    meta = checkpoint_meta(stage)
+    data = logger.waiting(stage.batches(start))
+    for step in range(start, end):
+        state, metrics = step_fn(state, sharding.put_batch(next(data), mesh))
+        logger.step(step + 1, metrics)
+        if (step + 1) % config.save_every == 0 or step + 1 == end:
+            logger.flush()  # a loss that is not finite must not be saved
+            checkpoints.save(state, meta)
+    checkpoints.wait()
+    return {"steps": end, "seconds": time.time() - began, "metrics": logger.last}
+
+
+def abstract_state(stage: Stage, mesh: Mesh) -> tuple[optax.GradientTransformation, TrainState]:
+    """The optimizer, and the training state as shapes with shardings."""
+    params = jax.eval_shape(functools.partial(init_params, stage))
+    optimizer = make_optimizer(stage.config.optim, stage.config.steps, params)
+    where = sharding.param_shardings(params, mesh)
+    state = TrainState(step=jax.ShapeDtypeStruct((), jnp.int32), params=params, ema=params,
+                       opt=jax.eval_shape(optimizer.init, params))
+    places = TrainState(step=NamedSharding(mesh, PartitionSpec()), params=where, ema=where,
+                        opt=sharding.opt_shardings(optimizer, params, where, mesh))
+    return optimizer, jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, places)
+
+
+def init_params(stage: Stage) -> Any:
+    """Random parameters. `rbg` keys compile several times faster than the default and are as good for this."""
+    sizes, model = stage.sizes, stage.model.config
+    batch = batch_lib.zeros(B=1, C=sizes.num_cameras, H=sizes.image_size, W=sizes.image_size, L=sizes.text_len,
+                            S=sizes.state_dim, P=sizes.horizon, A=sizes.action_dim)
+    chunk = jnp.zeros((1, 1, model.horizon, model.action_dim))
+    key = jax.random.key(stage.config.seed, impl="rbg")
+    return stage.model.init(key, batch, jnp.zeros((1, 1), jnp.int32), chunk, jnp.zeros((1, 1)))["params"]
+
+
+def initial_state(stage: Stage, optimizer: optax.GradientTransformation, abstract: TrainState) -> TrainState:
+    """Step 0: the parameters of `init_from`, or random ones, each made where it will lie."""
+    places = jax.tree.map(lambda x: x.sharding, abstract)
+    if stage.config.init_from:
+        params = Checkpoints(stage.config.init_from).ema(abstract.params)
+    else:
+        params = jax.jit(functools.partial(init_params, stage), out_shardings=places.params)()
+
+    def rest(params):
+        return TrainState(step=jnp.zeros((), jnp.int32), params=params, ema=jax.tree.map(jnp.copy, params),
+                          opt=optimizer.init(params))
+
+    return jax.jit(rest, donate_argnums=0, out_shardings=places)(params)
+
+
+def checkpoint_meta(stage: Stage) -> dict:
+    """The JSON of a checkpoint: everything that a policy needs beside the parameters, and where they came from."""
+    config = stage.config
+    lineage = []
+    if config.init_from:
+        parent = Checkpoints(config.init_from)
+        lineage = [*parent.meta()["lineage"], {"workdir": config.init_from, "step": parent.latest()}]
+    return {"config": json.loads(config.to_json_best_effort()), "model": describe(stage.model.config),
+            "assets": stage.assets.to_json(), "lineage": lineage}
+
+
+def check_resumable(config: ml_collections.ConfigDict, saved: Mapping) -> None:
+    """Raises ValueError listing the fields in which a workdir's run differs from the config."""
+    old, new = (dict(_flatten(c)) for c in (saved, json.loads(config.to_json_best_effort())))
+    differs = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)
+               and not any(key == name or key.startswith(name + ".") for name in RESUMABLE)]
+    if differs:
+        lines = [f"  {key}: {old.get(key)!r} there, {new.get(key)!r} here" for key in differs]
+        raise ValueError(f"{config.workdir} holds a run of another config; choose another --config.workdir or delete "
+                         "it.\n" + "\n".join(lines))
+
+
+def _flatten(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

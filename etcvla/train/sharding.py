@@ -1,0 +1,83 @@
+"""The mesh (data, fsdp, tensor) and where everything lies on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from etcvla.train import rules
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = PartitionSpec(("data", "fsdp"))  # rows are split over both; parameters over fsdp and tensor
+
+# Shapes in comments; the leading axis of a layer's parameters is the layer. D lies on fsdp, heads and MLPs on tensor.
+PARAM_RULES: rules.Rules = (
+    (r"llm/layers/attn/q_einsum(_\d)?/w", PartitionSpec(None, "tensor", "fsdp", None)),  # [layer, N, D, H]
+    (r"llm/layers/attn/kv_einsum(_\d)?/w", PartitionSpec(None, None, None, "fsdp", None)),  # [layer, 2, K, D, H]
+    (r"llm/layers/attn/attn_vec_einsum(_\d)?/w", PartitionSpec(None, "tensor", None, "fsdp")),  # [layer, N, H, D]
+    (r"llm/layers/mlp(_\d)?/gating_einsum", PartitionSpec(None, None, "fsdp", "tensor")),  # [layer, 2, D, F]
+    (r"llm/layers/mlp(_\d)?/linear", PartitionSpec(None, "tensor", "fsdp")),  # [layer, F, D]
+    (r"llm/layers/.*norm(_\d)?/Dense_0/kernel", PartitionSpec(None, "fsdp", "tensor")),  # [layer, D, 3 D]
+    (r"llm/embedder/input_embedding", PartitionSpec("tensor", "fsdp")),  # [V, D]
+    (r"img/Transformer/encoderblock/.*/(query|key|value)/kernel", PartitionSpec(None, "fsdp", "tensor", None)),
+    (r"img/Transformer/encoderblock/.*/out/kernel", PartitionSpec(None, "tensor", None, "fsdp")),  # [layer, N, H, D]
+    (r"img/Transformer/encoderblock/MlpBlock_0/Dense_0/kernel", PartitionSpec(None, "fsdp", "tensor")),
+    (r"img/Transformer/encoderblock/MlpBlock_0/Dense_1/kernel", PartitionSpec(None, "tensor", "fsdp")),
+    (r"img/head/kernel", PartitionSpec("fsdp", None)),
+    (r"img/.*", PartitionSpec()),
+    (r"llm/.*norm.*", PartitionSpec()),
+    (r"(state_proj|action_in_proj|action_out_proj|(action_)?time_mlp_(in|out))/(kernel|bias)", PartitionSpec()),
+)
+
+
+def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
+    """The mesh of the config; -1 stands for the devices that the other axes leave.
+
+    Raises ValueError if the sizes do not make up the devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    shape = np.array([sizes[axis] for axis in AXES])
+    if (shape == -1).sum() > 1:
+        raise ValueError(f"mesh: only one axis may be -1, got {dict(sizes)}")
+    known = int(np.prod(shape[shape != -1]))
+    shape = np.where(shape == -1, len(devices) // known, shape)
+    if np.prod(shape) != len(devices):
+        raise ValueError(f"mesh: {dict(zip(AXES, shape.tolist(), strict=True))} does not make up {len(devices)} "
+                         "devices")
+    return jax.make_mesh(tuple(int(n) for n in shape), AXES, devices=devices, axis_types=(AxisType.Auto,) * 3)
+
+
+def param_shardings(params: Any, mesh: Mesh) -> Any:
+    """A NamedSharding for every parameter, by `PARAM_RULES`.
+
+    Raises ValueError naming a parameter that no rule matches, or whose axis the mesh does not divide.
+    """
+    specs = rules.assign(PARAM_RULES, params, "sharding", all_used=False)
+
+    def place(path, leaf, spec):
+        for size, axis in zip(leaf.shape, spec, strict=False):
+            if axis is not None and size % mesh.shape[axis]:
+                raise ValueError(f"mesh.{axis} = {mesh.shape[axis]} does not divide {rules.path_str(path)} "
+                                 f"{list(leaf.shape)}")
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(place, params, specs)
+
+
+def opt_shardings(optimizer: optax.GradientTransformation, params: Any, shardings: Any, mesh: Mesh) -> Any:
+    """Shardings of the optimizer's state: moments lie as their parameters, counters everywhere."""
+    state = jax.eval_shape(optimizer.init, params)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return optax.tree_map_params(optimizer, lambda _, sharding: sharding, state, shardings,
+                                 transform_non_params=lambda _: everywhere)
+
+
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's rows as part of global arrays, split over data and fsdp."""
+    sharding = NamedSharding(mesh, BATCH)
+    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}

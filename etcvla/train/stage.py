@@ -1,0 +1,144 @@
+"""A stage, made from its config: datasets, plan, rows, model. Training, planning and evaluation all open it here."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+
+import jax
+import ml_collections
+import numpy as np
+
+from etcvla.data import rows
+from etcvla.data.assets import Assets
+from etcvla.data.loader import batches
+from etcvla.data.plan import Plan, Stream
+from etcvla.data.rlds import RLDSDataset
+from etcvla.data.tokenizer import Tokenizer
+from etcvla.models.variants import make_config
+from etcvla.models.vla import VLA
+from etcvla.train.checkpoint import Checkpoints
+from etcvla.train.step import used
+
+log = logging.getLogger(__name__)
+
+
+def missing_paths(config: ml_collections.ConfigDict) -> dict[str, str]:
+    """Config field -> path, for every dataset and checkpoint that the stage needs and that is not there."""
+    needs = {f"datasets.{name}.path": d.path for name, d in config.datasets.items()}
+    if config.init_from:
+        needs["init_from"] = config.init_from
+    if config.data.tokenizer != "tiny":
+        needs["data.tokenizer"] = config.data.tokenizer
+    return {field: path for field, path in needs.items() if not _exists(field, path)}
+
+
+def _exists(field: str, path: str) -> bool:
+    # A workdir without a finished checkpoint is as good as missing.
+    return Checkpoints(path).latest() is not None if field == "init_from" else pathlib.Path(path).exists()
+
+
+def build_datasets(config: ml_collections.ConfigDict) -> None:
+    """Builds the missing datasets that say how; raises FileNotFoundError naming those that do not."""
+    lacking = [f"  {field} = {path}" for field, path in missing_paths(config).items()
+               if not (field.startswith("datasets.") and config.datasets[field.split(".")[1]].build)
+               and not (field == "init_from" and config.init_config)]
+    if lacking:
+        raise FileNotFoundError(f"stage {config.stage}:{config.variant} needs what is not there:\n"
+                                + "\n".join(lacking) + "\nPut it there, or point the field elsewhere, for instance "
+                                "--config.init_from=PATH")
+    for dataset in config.datasets.values():
+        if not pathlib.Path(dataset.path).exists():
+            module, *arguments = dataset.build
+            print(f"{config.stage}: {dataset.path} is missing, building it: python -m {module} {' '.join(arguments)}",
+                  flush=True)
+            subprocess.run([sys.executable, "-m", module, *arguments], check=True)
+
+
+def streams_of(config: ml_collections.ConfigDict) -> list[Stream]:
+    """The config's streams in the order that the plan and the metrics number them.
+
+    Raises ValueError for a stream of an unknown dataset.
+    """
+    found = []
+    for name, s in sorted(config.streams.items()):
+        if s.dataset not in config.datasets:
+            raise ValueError(f"streams.{name}.dataset is {s.dataset!r}; datasets has {sorted(config.datasets)}")
+        if config.model.image_attends_prompt and s.riders:
+            raise ValueError(f"streams.{name}.riders must be 0 with model.image_attends_prompt: the images can read "
+                             "one prompt only")
+        found.append(Stream(name, s.dataset, s.kind, tuple(tuple(k) for k in s.weight), s.riders))
+    return found
+
+
+def make_plan(config: ml_collections.ConfigDict) -> Plan:
+    """The stage's plan; it needs no dataset."""
+    return Plan.make(streams_of(config), batch_size=config.batch_size, steps=config.steps, seed=config.seed)
+
+
+@dataclasses.dataclass
+class Stage:
+    """Everything of a stage but its parameters."""
+
+    config: ml_collections.ConfigDict
+    assets: Assets
+    sources: Mapping[str, rows.Source]
+    plan: Plan
+    model: VLA
+    sizes: rows.RowSizes
+
+    @classmethod
+    def open(cls, config: ml_collections.ConfigDict) -> Stage:
+        """Opens datasets and assets. Raises FileNotFoundError or ValueError naming what is missing or does not fit."""
+        sources = {name: rows.Source(RLDSDataset(d.path), tuple(d.cameras)) for name, d in config.datasets.items()}
+        assets = inherited_assets(config)
+        acting = [s for s in streams_of(config) if s.kind == rows.ACTION]
+        for s in acting:
+            source = sources[s.dataset]
+            if assets.fast is None:
+                assets.fit_actions(source.dataset, horizon=config.model.horizon, fast_vocab=config.data.fast_vocab,
+                                   mode=config.data.norm, cameras=source.cameras)
+            assets.check_actions(source.dataset)
+        model = make_model(config, assets)
+        return cls(config, assets, sources, make_plan(config), model, row_sizes(config, model))
+
+    def batches(self, start: int) -> Iterator[dict[str, np.ndarray]]:
+        """This process's slices of the batches from step `start` on."""
+        c = self.config
+        builder = rows.RowBuilder(self.plan, self.sources, self.assets, self.sizes, rider_mix=c.rider_mix.to_dict(),
+                                  state_in_prompt=c.model.state == "text", use_fast=used(c.loss.fast))
+        return batches(builder, start=start, process=jax.process_index(), num_processes=jax.process_count(),
+                       threads=c.data.threads, prefetch=c.data.prefetch)
+
+
+def inherited_assets(config: ml_collections.ConfigDict) -> Assets:
+    """Those of the checkpoint that the stage resumes or starts from; else a fresh tokenizer alone."""
+    for workdir in (config.workdir, config.init_from):
+        if workdir and Checkpoints(workdir).latest() is not None:
+            return Assets.from_json(Checkpoints(workdir).meta()["assets"])
+    return Assets(Tokenizer.load(config.data.tokenizer, **(
+        {} if config.data.tokenizer == "tiny" else {"num_actions": config.data.fast_vocab})))
+
+
+def make_model(config: ml_collections.ConfigDict, assets: Assets) -> VLA:
+    """The stage's model. Raises ValueError if the FAST vocabulary does not fit the token layout."""
+    layout = assets.tokenizer.layout
+    if config.data.fast_vocab > layout.action.count:
+        raise ValueError(f"data.fast_vocab {config.data.fast_vocab} does not fit the tokenizer's {layout.action.count} "
+                         "action ids")
+    m = config.model
+    return VLA(make_config(m.size, vocab_size=layout.vocab_size, state_dim=m.state_dim, action_dim=m.action_dim,
+                           horizon=m.horizon, state=m.state, insulate=m.insulate,
+                           image_attends_prompt=m.image_attends_prompt))
+
+
+def row_sizes(config: ml_collections.ConfigDict, model: VLA) -> rows.RowSizes:
+    """The sizes of the stage's rows."""
+    return rows.RowSizes(
+        num_cameras=config.data.num_cameras, image_size=model.config.siglip.image_size, text_len=config.data.text_len,
+        max_targets=config.data.max_targets, state_dim=config.model.state_dim, horizon=config.model.horizon,
+        action_dim=config.model.action_dim)

@@ -1,0 +1,69 @@
+"""What the scripts share: setting up JAX, errors for people, and training a stage with what it stands on."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pathlib
+import sys
+
+import jax
+import ml_collections
+from absl import app, flags
+
+from etcvla.train.loop import train
+from etcvla.train.plan_table import plan_table
+from etcvla.train.stage import build_datasets, make_plan, missing_paths
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+USER_ERRORS = (FileNotFoundError, ValueError, KeyError, FloatingPointError, OSError, RuntimeError)
+
+
+def setup() -> None:
+    """Once a process: a compilation cache, so that a second run starts at once."""
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".cache" / "etcvla" / "jax"))
+    jax.config.update("jax_compilation_cache_dir", cache)
+
+
+def run(main) -> None:
+    """absl's app.run, but what a user can mend is one message without a traceback (ETCVLA_DEBUG=1 shows it)."""
+    def guarded(argv):
+        try:
+            main(argv)
+        except USER_ERRORS as error:
+            if os.environ.get("ETCVLA_DEBUG"):
+                raise
+            message = error.args[0] if isinstance(error, KeyError) and error.args else error
+            sys.exit(f"error: {message}")
+
+    app.run(guarded, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv):
+    """absl's parsing; a config file's own error and an unknown key (with its did-you-mean) are one message."""
+    try:
+        return flags.FLAGS(argv)
+    except (AttributeError, TypeError, flags.Error) as error:
+        lines = str(error).replace("\\n", "\n").strip().splitlines()
+        told = [line.strip("'\" ") for line in lines if "Error: " in line or "Did you mean" in line] or lines
+        sys.exit("error: " + " ".join(told))
+
+
+def load_config(path: str, variant: str) -> ml_collections.ConfigDict:
+    """The config that a stage's file makes for a variant; `path` is relative to the project."""
+    spec = importlib.util.spec_from_file_location("stage_config", ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variant)
+
+
+def train_with_parents(config: ml_collections.ConfigDict) -> dict:
+    """Trains a stage; first prints its plan, builds missing datasets, and trains the missing stage before it."""
+    print(plan_table(config, make_plan(config)), flush=True)
+    build_datasets(config)
+    if "init_from" in missing_paths(config):
+        print(f"{config.stage}: {config.init_from} is missing, training it first: {config.init_config}", flush=True)
+        parent = load_config(config.init_config, config.variant)
+        parent.workdir = config.init_from
+        train_with_parents(parent)
+    return train(config)

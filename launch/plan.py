@@ -1,0 +1,36 @@
+"""Prints what a stage will draw, and writes a picture of it, before anything is paid for.
+
+    python launch/plan.py --config=configs/objective_bridge.py[:VARIANT] [--png=plan.png]
+"""
+
+import os
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from etcvla.train.plan_table import plan_table, plot_plan  # noqa: E402
+from etcvla.train.stage import Stage, make_plan, missing_paths  # noqa: E402
+from launch import common  # noqa: E402
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A stage's config file, with its variant after a colon.")
+_PNG = flags.DEFINE_string("png", "", "Where the picture goes; by default <stage>_<variant>_plan.png.")
+
+
+def main(_):
+    config = _CONFIG.value
+    plan, sizes = make_plan(config), {}
+    lacking = missing_paths(config)
+    if not any(field.startswith("datasets.") for field in lacking):
+        stage = Stage.open(config)
+        sizes = {s.name: len(stage.sources[s.dataset].candidates(s.kind)) for s in plan.streams}
+    print(plan_table(config, plan, sizes))
+    path = _PNG.value or f"{config.stage}_{config.variant}_plan.png"
+    plot_plan(plan, path, f"{config.stage}:{config.variant}")
+    print(f"picture: {path}")
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    common.run(main)

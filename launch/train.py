@@ -1,0 +1,27 @@
+"""Trains one stage.
+
+    python launch/train.py --config=configs/objective_bridge.py[:tiny|:paligemma_3b] [--config.FIELD=VALUE ...]
+
+What an embedded run lacks (its dataset, the stage before it) is built first, with a line that says so.
+"""
+
+import os
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from launch import common  # noqa: E402
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A stage's config file, with its variant after a colon.")
+
+
+def main(_):
+    common.setup()
+    common.train_with_parents(_CONFIG.value)
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    common.run(main)

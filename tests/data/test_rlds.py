@@ -1,0 +1,314 @@
+"""The RLDS reader against public structures, wrong use and damaged files."""
+
+import json
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from etcvla.data import frame_index
+from etcvla.data.records import RecordError
+from etcvla.data.rlds import RLDSDataset, describe
+from tests.data.handmade_rlds import STEPS, example, features_json, record, write_rlds
+from tests.golden_dir import ROOT, golden
+
+PUBLIC = golden("rlds_tfrecord")
+
+
+def png(value=0, size=4):
+    file = BytesIO()
+    Image.new("RGB", (size, size), (value, value, value)).save(file, "PNG")
+    return file.getvalue()
+
+
+def episode(steps=3, seed=0):
+    return {"action": np.arange(2 * steps, dtype=np.float32) + 10 * seed, "count": list(range(steps)),
+            "image": [png(seed + t) for t in range(steps)], "note": [f"note {seed} {t}".encode() for t in range(steps)]}
+
+
+def python(*arguments):
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+
+
+# Public structures
+
+
+@pytest.fixture(params=PUBLIC, ids=lambda folder: folder.name)
+def public(request, tmp_path):
+    """(dataset folder, {split: {episode: {name: value}}})."""
+    values = {}
+    with np.load(ROOT / "rlds_tfrecord" / f"expected_{request.param.name}.npz") as file:
+        for key in file.files:
+            split, number, name = key.split("/", 2)
+            values.setdefault(split, {}).setdefault(int(number), {})[name] = file[key]
+    return shutil.copytree(request.param, tmp_path / request.param.name), values
+
+
+def test_public_datasets_read_as_tfds_reads_them(public):
+    folder, splits = public
+    for split, episodes in splits.items():
+        dataset = RLDSDataset(folder, split, verify_crc=True)
+        assert dataset.lengths.tolist() == [int(episodes[e]["num_steps"]) for e in range(len(episodes))]
+        assert dataset.num_frames == dataset.starts[-1] == sum(dataset.lengths)
+        names = {name.rsplit("/", 1)[-1]: name for name in dataset.features}
+        for number, values in episodes.items():
+            first = int(dataset.starts[number])
+            metadata = dataset.metadata(number)
+            for key, value in values.items():
+                if key.startswith("episode_metadata/"):
+                    assert metadata[key.removeprefix("episode_metadata/")] == value
+                elif key in names:
+                    kept = dataset.column(names[key])[first:first + dataset.lengths[number]]
+                    read = [dataset.frame(first + t, [names[key]])[names[key]] for t in range(dataset.lengths[number])]
+                    np.testing.assert_array_equal(np.array(kept), np.array(read))
+                    np.testing.assert_array_equal(np.array(read), np.broadcast_to(value, np.shape(read)))
+                elif key.endswith("_first_islow"):
+                    camera = names[key.removesuffix("_first_islow")]
+                    image = dataset.frame(first, [camera])[camera]
+                    assert image.dtype == np.uint8
+                    assert np.abs(image.astype(int) - value).max() <= 1
+                elif key.endswith("_mean"):
+                    camera = names[key.removesuffix("_mean")]
+                    means = [dataset.frame(first + t, [camera])[camera].mean((0, 1)) for t in range(len(value))]
+                    # TFDS decodes by the fast transform, which is a grey level or so darker; the change must agree.
+                    np.testing.assert_allclose(means, value, atol=2.5)
+                    np.testing.assert_allclose(means - means[0], value - value[0], atol=0.5)
+
+
+def test_windows_repeat_the_last_action(public):
+    folder, splits = public
+    dataset = RLDSDataset(folder, next(iter(splits)))
+    actions = dataset.column("action")
+    for frame in range(dataset.num_frames):
+        number, step = dataset.locate(frame)
+        end = dataset.starts[number + 1]
+        values, present = dataset.window(frame, "action", 8)
+        index = np.minimum(np.arange(frame, frame + 8), end - 1)
+        np.testing.assert_array_equal(values, actions[index])
+        assert values.dtype == np.float32
+        assert present.tolist() == [frame + i < end for i in range(8)]
+        assert frame == dataset.starts[number] + step
+
+
+def test_threads_and_workers_read_the_same(public):
+    folder, splits = public
+    dataset = RLDSDataset(folder, next(iter(splits)))
+    names = list(dataset.features)
+    frames = np.random.default_rng(0).integers(0, dataset.num_frames, 60).tolist()
+    expected = [dataset.frame(frame, names) for frame in frames]
+    copy = pickle.loads(pickle.dumps(dataset))
+    with ThreadPoolExecutor(8) as pool:
+        for read in (list(pool.map(lambda f: dataset.frame(f, names), frames)), [copy.frame(f, names) for f in frames]):
+            for got, want in zip(read, expected, strict=True):
+                for name in names:
+                    np.testing.assert_array_equal(got[name], want[name])
+
+
+def test_some_episodes_alone(public):
+    folder, splits = public
+    whole = RLDSDataset(folder, "train")
+    part = RLDSDataset(folder, "train", episodes=[1])
+    start, stop = whole.starts[1:3]
+    np.testing.assert_array_equal(part.column("action"), whole.column("action")[start:stop])
+    assert part.num_episodes == 1 and part.metadata(0) == whole.metadata(1) and part.where(0) == whole.where(1)
+    with pytest.raises(ValueError, match="no episodes"):
+        RLDSDataset(folder, "train", episodes=[])
+    with pytest.raises(IndexError, match="99"):
+        RLDSDataset(folder, "train", episodes=[0, 99])
+
+
+# The index's cache
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_rlds(tmp_path / "set" / "1.0.0", [episode(3), episode(2, seed=9), episode(4, seed=20)])
+    return tmp_path / "set" / "1.0.0"
+
+
+def test_index_is_kept_and_rebuilt_when_a_file_changes(folder, monkeypatch):
+    built = []
+    build_one = frame_index._index_shard
+    monkeypatch.setattr(frame_index, "_index_shard", lambda *args: built.append(1) or build_one(*args))
+    first = RLDSDataset(folder)
+    again = RLDSDataset(folder)
+    assert len(built) == 1
+    for name in ("action", "note", "count"):
+        np.testing.assert_array_equal(again.column(name), first.column(name))
+    write_rlds(folder, [episode(5)])
+    assert RLDSDataset(folder).lengths.tolist() == [5] and len(built) == 2
+    (file,) = (folder / ".frame_index").iterdir()
+    file.write_bytes(file.read_bytes()[:-8])
+    assert RLDSDataset(folder).lengths.tolist() == [5] and len(built) == 3
+    monkeypatch.setattr(frame_index, "VERSION", frame_index.VERSION + 1)
+    assert RLDSDataset(folder).lengths.tolist() == [5] and len(built) == 4
+
+
+def test_index_goes_to_cache_dir_and_two_datasets_do_not_meet(folder, tmp_path):
+    other = tmp_path / "other" / "set" / "1.0.0"
+    write_rlds(other, [episode(7)])
+    cache = tmp_path / "cache"
+    for _ in range(2):
+        assert RLDSDataset(folder, cache_dir=cache).num_frames == 9
+        assert RLDSDataset(other, cache_dir=cache).num_frames == 7
+    assert len(list(cache.iterdir())) == 2 and not (folder / ".frame_index").exists()
+
+
+def test_an_index_that_cannot_be_written_is_only_logged(folder, tmp_path, caplog):
+    (tmp_path / "file").touch()
+    assert RLDSDataset(folder, cache_dir=tmp_path / "file" / "cache").num_frames == 9
+    assert "cache_dir" in caplog.text
+
+
+# What users get wrong
+
+
+def test_found_by_the_parent_folder(folder):
+    assert RLDSDataset(folder.parent).directory == folder
+    write_rlds(folder.parent / "incomplete.ABC_1.0.1", [episode()])
+    assert RLDSDataset(folder.parent).directory == folder
+    write_rlds(folder.parent / "2.0.0", [episode()])
+    with pytest.raises(FileNotFoundError, match="1.0.0.*2.0.0"):
+        RLDSDataset(folder.parent)
+
+
+def test_missing_things_are_named(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist.*data_builders"):
+        RLDSDataset(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="'valid'.*it has train"):
+        RLDSDataset(folder, "valid")
+    dataset = RLDSDataset(folder)
+    with pytest.raises(KeyError, match="'imge'.*did you mean image"):
+        dataset.frame(0, ["imge"])
+    with pytest.raises(ValueError, match="image .*one image a step"):
+        dataset.window(0, "image", 2)
+    for frame in (-1, 9):
+        with pytest.raises(IndexError, match=f"frame {frame} of"):
+            dataset.frame(frame, ["count"])
+
+
+def test_a_missing_file_or_episode_is_noticed(folder):
+    file = folder / "handmade-train.tfrecord-00000-of-00001"
+    info = {"name": "handmade", "splits": [{"name": "train", "shardLengths": ["4"]}]}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    with pytest.raises(ValueError, match=r"hold \[3\] episodes, dataset_info.json says \[4\]"):
+        RLDSDataset(folder)
+    file.rename(folder / "handmade-train.tfrecord-00000-of-00003")
+    with pytest.raises(FileNotFoundError, match=r"\[1, 2\] of 3"):
+        RLDSDataset(folder)
+
+
+def test_features_without_steps_are_no_rlds(folder):
+    (folder / "features.json").write_text('{"featuresDict": {"features": {"image": {"image": {}}}}}')
+    with pytest.raises(ValueError, match="no `steps`.*image"):
+        RLDSDataset(folder)
+    (folder / "features.json").write_text("{")
+    with pytest.raises(ValueError, match="features.json is not a TFDS"):
+        RLDSDataset(folder)
+
+
+# Damaged files
+
+
+@pytest.mark.parametrize(("change", "problem"), [
+    ({"action": np.zeros(5, np.float32)}, "steps/action disagrees"),
+    ({"note": [b"one"]}, "steps/note disagrees"),
+    ({"action": np.zeros(0, np.float32), "count": [], "image": [], "note": []}, "episode 1 has no steps"),
+])
+def test_episodes_that_do_not_fit_together(tmp_path, change, problem):
+    path = write_rlds(tmp_path, [episode(), {**episode(), **change}])
+    with pytest.raises(RecordError, match=re.escape(f"{path}, record 1 ") + rf"\(byte \d+\): {problem}"):
+        RLDSDataset(tmp_path)
+    assert RLDSDataset(tmp_path, episodes=[0]).num_frames == 3
+
+
+@pytest.mark.parametrize(("change", "name", "problem"), [
+    ({"image": [png(), png()[:-30], png()]}, "image", "steps/image, value 1 does not decode"),
+    ({"image": [png(), b"hello", png()]}, "image", "steps/image, value 1 does not decode"),
+    ({"image": [png(), png(size=5), png()]}, "image", "shape .5, 5, 3."),
+    ({"note": [b"ok", b"\xff\xfe", b"ok"]}, "note", "steps/note, value 1 does not decode"),
+    ({"count": [b"1", b"2", b"3"]}, "count", "steps/count does not hold what"),
+    ({"image": [1, 2, 3]}, "image", "steps/image does not hold what"),
+])
+def test_values_that_do_not_decode(tmp_path, change, name, problem):
+    path = write_rlds(tmp_path, [episode(2), {**episode(), **change}])
+    with pytest.raises(RecordError, match=re.escape(f"{path}, record 1 ") + f".*{problem}"):
+        RLDSDataset(tmp_path).frame(3, [name])
+
+
+def test_a_feature_that_one_record_lacks(tmp_path):
+    bad = episode()
+    del bad["note"]
+    write_rlds(tmp_path, [episode(), bad])
+    dataset = RLDSDataset(tmp_path)
+    assert dataset.frame(0, ["note"]) == {"note": "note 0 0"}
+    with pytest.raises(RecordError, match="record 1 .*steps/note is missing"):
+        dataset.frame(3, ["note"])
+
+
+def test_a_payload_that_is_no_example(tmp_path):
+    path = write_rlds(tmp_path, [episode()])
+    path.write_bytes(path.read_bytes() + record(b"something else"))
+    with pytest.raises(RecordError, match="record 1 .*not a tf.train.Example"):
+        RLDSDataset(tmp_path)
+
+
+def test_flipped_bytes_are_found_by_verify_crc(tmp_path):
+    path = write_rlds(tmp_path, [episode()])
+    data = bytearray(path.read_bytes())
+    data[-20] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(RecordError, match="damaged payload"):
+        RLDSDataset(tmp_path, verify_crc=True)
+
+
+@pytest.mark.parametrize("words", [{"steps/words/ragged_flat_values": [b"a", b"b", b"c"]}, {}])
+def test_ragged_values_must_add_up(tmp_path, words):
+    payload = example({"steps/count": [0, 1], "steps/words/ragged_row_lengths_0": [1, 1], **words})
+    path = write_rlds(tmp_path, [], steps={"count": STEPS["count"], "words": STEPS["note"]})
+    description = features_json({"count": STEPS["count"], "words": STEPS["note"]})
+    leaves = description["featuresDict"]["features"]["steps"]["sequence"]["feature"]["featuresDict"]["features"]
+    leaves["words"] = {"sequence": {"feature": leaves["words"]}}
+    (tmp_path / "features.json").write_text(json.dumps(description))
+    path.write_bytes(record(payload))
+    with pytest.raises(RecordError, match="steps/words has other values than its row lengths say"):
+        RLDSDataset(tmp_path)
+
+
+def test_more_files_than_a_process_may_open(tmp_path):
+    path = write_rlds(tmp_path, [episode()])
+    data = path.read_bytes()
+    path.unlink()
+    for number in range(300):
+        (tmp_path / f"handmade-train.tfrecord-{number:05d}-of-00300").write_bytes(data)
+    code = ("import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (200, r.getrlimit(r.RLIMIT_NOFILE)[1]));"
+            f"from etcvla.data.rlds import RLDSDataset; dataset = RLDSDataset({str(tmp_path)!r});"
+            "print(dataset.where(299)[1], dataset.num_frames)")
+    assert python("-c", code).stdout.split() == ["0", "900"]
+
+
+# For people
+
+
+def test_describe_lists_every_feature(public):
+    folder, splits = public
+    dataset = RLDSDataset(folder)
+    text = describe(dataset)
+    assert f"{dataset.num_episodes:,} episodes" in text and all(f"  {name} " in text for name in dataset.features)
+
+
+def test_command_line(folder):
+    command = ("-m", "etcvla.data.rlds", str(folder))
+    good, bad = python(*command), python(*command, "--split", "x")
+    assert good.returncode == 0 and "3 episodes, 9 frames" in good.stdout and "note 0 0" in good.stdout
+    assert bad.returncode == 1 and bad.stderr.startswith("error:") and "it has train" in bad.stderr
+    assert "Traceback" not in bad.stderr

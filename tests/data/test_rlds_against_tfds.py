@@ -1,0 +1,129 @@
+"""What TFDS writes is read as TFDS reads it: every value of every step and episode."""
+
+import numpy as np
+import pytest
+
+from etcvla.data.rlds import RLDSDataset
+from etcvla.etc.items import Item
+from tests.etc.synthetic_annotation import make_annotation
+
+tf = pytest.importorskip("tensorflow")
+tfds = pytest.importorskip("tensorflow_datasets")
+from data_builders.rlds import encode_episode, encode_items, robot_features, vqa_features  # noqa: E402
+
+
+def build(directory, features, examples):
+    builder = tfds.dataset_builders.AdhocBuilder(name="made_here", version="1.0.0", features=features,
+                                                 split_datasets={"train": enumerate(examples)}, data_dir=directory)
+    builder.download_and_prepare()
+    return builder.data_path
+
+
+def flatten(tree, prefix=""):
+    for name, value in tree.items():
+        yield from flatten(value, f"{prefix}{name}/") if isinstance(value, dict) else [(prefix + name, value)]
+
+
+def assert_same(got, want):
+    """Equal in value, and tensors in dtype; `want` is TFDS's. Encoded images are decoded by TensorFlow."""
+    want = want.decode() if isinstance(want, bytes) and isinstance(got, str) else want
+    if isinstance(got, list):
+        assert len(got) == len(want)
+        for a, b in zip(got, want, strict=True):
+            assert_same(a, b)
+    elif isinstance(want, bytes):
+        np.testing.assert_array_equal(got, tf.image.decode_jpeg(want, dct_method="INTEGER_ACCURATE").numpy())
+    elif isinstance(got, str):
+        assert got == want
+    else:
+        assert np.asarray(got).dtype == np.asarray(want).dtype
+        np.testing.assert_array_equal(got, want)
+
+
+def assert_reads_like_tfds(folder, *cameras):
+    """Every value of every step and episode, through `frame`, `column` and `metadata`."""
+    dataset = RLDSDataset(folder)
+    columns = {name: dataset.column(name) for name, feature in dataset.features.items() if feature.kind != "image"}
+    skip = {"steps": {"observation": {name: tfds.decode.SkipDecoding() for name in cameras}}} if cameras else None
+    frame = 0
+    found = tfds.builder_from_directory(folder).as_dataset(split="train", decoders=skip)
+    for number, read in enumerate(tfds.as_numpy(found)):
+        metadata = dict(flatten(read["episode_metadata"]))
+        assert set(metadata) == set(dataset.metadata(number))
+        assert_same(list(dataset.metadata(number).values()), [metadata[name] for name in dataset.metadata(number)])
+        for step in read["steps"]:
+            want, got = dict(flatten(step)), dataset.frame(frame, list(dataset.features))
+            assert set(want) == set(got)
+            for name, value in want.items():
+                assert_same(got[name], value)
+                if name in columns:
+                    assert_same(columns[name][frame], value)
+            frame += 1
+    assert frame == dataset.num_frames > 0
+    return dataset
+
+
+def test_our_own_schema_reads_as_tfds_reads_it(tmp_path):
+    rng = np.random.default_rng(0)
+
+    def made(number, steps, num_items):
+        annotation = make_annotation(seed=number, steps=steps)
+        items = [[Item("trajectory", "path", f"where to, {t}.{i}?" * 20, f"<loc{i:04d}>") for i in range(n)]
+                 for t, n in enumerate(num_items)]
+        images = {name: rng.integers(0, 256, (steps, 32, 32, 3), np.uint8) for name in ("front", "wrist")}
+        return encode_episode(annotation, images=images, state=rng.normal(size=(steps, 5)).astype(np.float32),
+                              action=rng.normal(size=(steps, 4)).astype(np.float32), items=items, num_objects=4,
+                              episode_id=f"episode {number}", task="reach", domain="source")
+
+    features = robot_features(cameras=("front", "wrist"), image_size=32, state_doc="s", state_size=5, action_doc="a",
+                              action_size=4, num_objects=4)
+    folder = build(tmp_path, features, [made(0, 4, [2, 0, 1, 3]), made(1, 2, [0, 0]), made(2, 3, [0, 0, 5])])
+    dataset = assert_reads_like_tfds(folder, "front", "wrist")
+    assert dataset.num_episodes == 3
+    assert dataset.features["etc/question"].ragged and dataset.features["observation/front"].shape == (32, 32, 3)
+    assert dataset.features["annotation/box"].doc.startswith("(ymin, xmin, ymax, xmax)")
+    assert sorted(map(len, dataset.column("etc/question"))) == [0, 0, 0, 0, 0, 1, 2, 3, 5]
+
+
+def test_image_text_schema_reads_as_tfds_reads_it(tmp_path):
+    examples = [{"steps": [{"observation": {"image": np.full((16, 16, 3), 40 * i, np.uint8)},
+                            "etc": encode_items([Item("caption", "c", "what?", f"square {i}", "oracle")] * i)}],
+                 "episode_metadata": {"episode_id": str(i)}} for i in range(3)]
+    dataset = assert_reads_like_tfds(build(tmp_path, vqa_features(image_size=16), examples), "image")
+    assert dataset.lengths.tolist() == [1, 1, 1]
+
+
+def test_other_peoples_features_read_as_tfds_reads_them(tmp_path):
+    F = tfds.features
+    features = F.FeaturesDict({
+        "steps": F.Dataset({
+            "action": F.FeaturesDict({"gripper": F.Scalar(np.bool_), "pose": F.Tensor(shape=(2, 3), dtype=np.float64)}),
+            "box": F.BBoxFeature(),
+            "depth": F.Image(shape=(5, 7, 1), dtype=np.uint16, encoding_format="png"),
+            "label": F.ClassLabel(num_classes=300),
+            "mask": F.Tensor(shape=(3, 2), dtype=np.uint8, encoding="zlib"),
+            "flow": F.Tensor(shape=(2,), dtype=np.float32, encoding="bytes"),
+            "path": F.Sequence({"point": F.Tensor(shape=(2,), dtype=np.float32), "time": np.int32}),
+            "ticks": F.Tensor(shape=(2,), dtype=np.int64),
+            "huge": F.Scalar(np.uint64),
+            "picture": F.Image(shape=(None, None, 3), encoding_format="png"),
+        }),
+        "episode_metadata": F.FeaturesDict({
+            "nested": F.FeaturesDict({"pose": F.Tensor(shape=(3,), dtype=np.float32)}),
+            "sizes": F.Sequence(np.int32), "thumbnails": F.Sequence(F.Image(shape=(4, 4, 3), encoding_format="png")),
+        })})
+    rng = np.random.default_rng(0)
+
+    def step(t):
+        return {"action": {"gripper": bool(t % 2), "pose": rng.integers(-9, 9, (2, 3)) / 4},
+                "box": F.BBox(0.0, 0.25, 0.5, 1.0), "depth": rng.integers(0, 65535, (5, 7, 1), np.uint16),
+                "label": 150 * t % 300, "mask": rng.integers(0, 255, (3, 2), np.uint8),
+                "flow": rng.normal(size=2).astype(np.float32), "ticks": np.array([-t, 2**40 * t]),
+                "huge": 2**64 - 1 - t, "path": [{"point": np.float32([i, t]), "time": i} for i in range(t)],
+                "picture": rng.integers(0, 255, (3 + t, 4, 3), np.uint8)}
+
+    examples = [{"steps": [step(t) for t in range(length)], "episode_metadata": {
+        "nested": {"pose": np.float32([1, 2, length])}, "sizes": list(range(length - 1)),
+        "thumbnails": [rng.integers(0, 255, (4, 4, 3), np.uint8)] * (length - 1)}} for length in (1, 4)]
+    dataset = assert_reads_like_tfds(build(tmp_path, features, examples))
+    assert dataset.window(0, "action/pose", 3)[0].shape == (3, 6)

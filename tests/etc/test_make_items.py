@@ -1,0 +1,260 @@
+"""Items of synthetic episodes: complete, balanced, reproducible, and silent where facts are missing or in doubt."""
+
+import dataclasses
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from etcvla.etc import make_items
+from etcvla.etc.annotation import STEP_FIELDS
+from etcvla.etc.facts import View
+from etcvla.etc.forms import BOX, FORMS, PATH, POINT
+from etcvla.etc.items import ETC_KINDS, parse_loc
+from etcvla.etc.scene import place
+from etcvla.etc.task import propose_region
+from etcvla.etc.trajectory import cut_at_border, keypoints, phase_ends
+from tests.etc.synthetic_annotation import PHASES, make_annotation
+
+REPLACE = dataclasses.replace
+
+
+def flat(annotation, seed=0, **kwargs):
+    """[(t, item)] of an episode."""
+    return [(t, item) for t, step in enumerate(make_items(annotation, seed, **kwargs)[0]) for item in step]
+
+
+def forms(annotation, seeds=range(3), **kwargs):
+    return {item.form for seed in seeds for _, item in flat(annotation, seed, **kwargs)}
+
+
+def words(template):
+    """A pattern of a question's fixed words."""
+    return re.compile(".+".join(map(re.escape, re.split(r"{\w+}", template))))
+
+
+def unknown(annotation, *names):
+    return REPLACE(annotation, **{name: np.full_like(getattr(annotation, name), np.nan) for name in names})
+
+
+def test_every_form_of_every_kind_is_made():
+    annotation = make_annotation()
+    assert forms(annotation) == set(FORMS)
+    steps, dropped = make_items(annotation, seed=0)
+    assert len(steps) == len(annotation)
+    to_go = np.linalg.norm(annotation.gripper_pixel[:, 0] - annotation.gripper_pixel[-1, 0], axis=-1)
+    for step, distance in zip(steps, to_go, strict=True):
+        assert {item.kind for item in step} == set(ETC_KINDS) - ({"trajectory"} if distance < 0.02 else set())
+    assert max(Counter(item.kind for item in step).most_common(1)[0][1] for step in steps) <= 2
+    # Nothing is dropped because it failed its check.
+    assert {reason.split(": ")[1] for reason in dropped} <= {"ambiguous", "color unknown", "tiny motion", "no room"}
+
+
+def test_no_form_twice_in_a_step_and_all_paraphrases_are_used():
+    annotation = make_annotation()
+    items = [item for seed in range(4) for step in make_items(annotation, seed)[0] for item in step]
+    for step in make_items(annotation, 0)[0]:
+        assert len({item.form for item in step}) == len(step)
+    for form, spec in FORMS.items():
+        used = {i for item in items if item.form == form for i, pattern in enumerate(map(words, spec.questions))
+                if pattern.fullmatch(item.question)}
+        assert used == set(range(len(spec.questions))), form
+
+
+def test_items_follow_from_the_seed():
+    annotation = make_annotation()
+    assert make_items(annotation, 7) == make_items(annotation, 7)
+    assert make_items(annotation, 7)[0] != make_items(annotation, 8)[0]
+
+
+def test_task_and_trajectory_questions_name_the_instruction():
+    for _, item in flat(make_annotation()):
+        named = "put the cup near the drawer handle" in item.question
+        assert named == (item.grade != "scene_grounding"), item
+
+
+def test_answers_are_canonical():
+    for _, item in flat(make_annotation()):
+        assert item.source == "oracle" and item.answer == item.answer.lower().strip() and not item.answer.endswith(".")
+        if (kind := FORMS[item.form].answer) in (BOX, POINT, PATH):
+            assert parse_loc(item.answer, 4 if kind == BOX else 2) is not None
+
+
+def test_two_way_answers_are_balanced():
+    answers = Counter((item.form, item.answer) for seed in range(40)
+                      for _, item in flat(make_annotation(seed, steps=30), seed))
+    pairs = {"gripper_side": ("left", "right"), "object_side": ("left", "right"), "gripper_height": ("above", "below"),
+             "gripper_depth": ("nearer", "farther"), "present": ("yes", "no"), "stable_grasp": ("yes", "no"),
+             "done": ("yes", "no")}
+    for form, (a, b) in pairs.items():
+        share = answers[form, a] / (answers[form, a] + answers[form, b])
+        assert 0.43 < share < 0.57, (form, share)
+
+
+def test_presence_cannot_be_told_from_the_noun_of_another_scene():
+    absent = ["lamp", "drawer", "tea cup", "jar"]
+    questions = [item for seed in range(6) for _, item in flat(make_annotation(), seed, absent=absent)
+                 if item.form == "present"]
+    asked = {item.question for item in questions if item.answer == "no"}
+    # The other three share a word with what is there.
+    assert asked and all("lamp" in question for question in asked)
+    assert "present" not in forms(make_annotation(), absent=())
+
+
+def test_level_things_are_not_compared():
+    annotation = make_annotation()
+    level = annotation.position.copy()
+    level[..., 2] = annotation.gripper_position[:, None, 2] + 0.01
+    assert "gripper_height" not in forms(REPLACE(annotation, position=level))
+    beside = annotation.box.copy()
+    beside[..., [1, 3]] = annotation.gripper_pixel[:, :, None, 1:] + [-0.05, 0.08]  # centre 0.015 to the right
+    made = forms(REPLACE(annotation, box=beside))
+    assert "gripper_side" not in made and "object_side" not in made
+    same = np.repeat(annotation.gripper_position[:, None], 3, axis=1)
+    assert "gripper_depth" not in forms(REPLACE(annotation, position=same))
+
+
+def test_subtask_is_not_asked_where_it_changes():
+    annotation = make_annotation()
+    changes = np.flatnonzero(np.diff(annotation.phase))
+    at_change = {t for change in changes for t in (change, change + 1)}
+    asked = {t for seed in range(4) for t, item in flat(annotation, seed) if item.form in ("current", "next")}
+    assert asked and not asked & at_change
+
+
+def test_next_follows_the_plan_only():
+    phase = make_annotation().phase
+    skipping = REPLACE(make_annotation(), phase=np.where(phase == 1, 2, phase))
+    answers = {item.answer for seed in range(4) for _, item in flat(skipping, seed) if item.form == "next"}
+    assert answers == {"done"}
+
+
+def test_confusable_boxes_are_not_named():
+    annotation = make_annotation()
+    box = np.repeat(annotation.box[:, :, :1], 3, axis=2)
+    assert "identify" not in forms(REPLACE(annotation, box=box))
+
+
+@pytest.mark.parametrize("field, lost", [
+    ("gripper_pixel", {"gripper_point", "gripper_side", "path_subtask", "path_task"}),
+    ("gripper_position", {"gripper_height", "gripper_depth"}),
+    ("camera_matrix", {"gripper_depth"}),
+    ("box", {"identify", "locate_box", "describe", "object_side", "gripper_side"}),
+    ("position", {"gripper_height", "gripper_depth"}),
+    ("grasp_pixel", {"grasp_point", "stable_grasp"}),
+    ("phase", {"current", "next", "path_subtask"}),
+])
+def test_unknown_facts_make_no_item(field, lost):
+    annotation = make_annotation()
+    changed = REPLACE(annotation, phase=np.full_like(annotation.phase, -1)) if field == "phase" \
+        else unknown(annotation, field)
+    assert not forms(changed) & lost
+    assert lost <= forms(annotation)
+
+
+def test_nothing_known_leaves_what_needs_no_frame():
+    nothing = unknown(make_annotation(), *(name for name in STEP_FIELDS if name not in ("phase", "gripper_open")))
+    nothing = REPLACE(nothing, phase=np.full(len(nothing), -1))
+    assert forms(nothing, absent=()) == {"decompose", "done"}
+
+
+def test_unknown_visible_share_does_not_hide_a_known_box():
+    annotation = make_annotation()
+    assert "locate_box" in forms(unknown(annotation, "visible"))
+    assert "locate_box" not in forms(REPLACE(annotation, visible=annotation.visible * 0.1))
+
+
+def test_episode_without_objects_target_or_phases():
+    annotation = make_annotation()
+    empty = {name: getattr(annotation, name)[(slice(None),) * axes.index("N") + (slice(None), slice(0))]
+             for name, axes in STEP_FIELDS.items() if "N" in axes}
+    bare = REPLACE(annotation, objects=(), colors=(), phases=(), target=-1, phase=np.full(60, -1), **empty)
+    assert forms(bare, absent=()) == {"gripper_point", "done", "path_task"}
+
+
+def test_failed_episode_claims_no_success():
+    failed = forms(REPLACE(make_annotation(), success=False))
+    assert not failed & {"done", "path_task"}
+    answers = {item.answer for _, item in flat(REPLACE(make_annotation(), success=False)) if item.form == "next"}
+    assert "done" not in answers
+
+
+def test_one_step_episode():
+    annotation = make_annotation(steps=2)
+    one = REPLACE(annotation, **{name: getattr(annotation, name)[:1] for name in STEP_FIELDS})
+    assert len(make_items(one, 0)[0]) == 1
+
+
+def test_done_is_asked_at_the_end_and_before_the_last_subtask():
+    annotation = make_annotation()
+    begin = int(np.argmax(annotation.phase == len(PHASES) - 1))
+    for t, item in flat(annotation):
+        if item.form == "done":
+            assert (t >= len(annotation) - 2) if item.answer == "yes" else (t < begin)
+
+
+# --- the geometry behind them --------------------------------------------------------------------------------------
+
+
+def test_keypoints_keep_corners_and_ends():
+    straight = np.linspace([0.1, 0.2], [0.8, 0.4], 30)
+    np.testing.assert_allclose(keypoints(straight), straight[[0, -1]])
+    corner = np.concatenate([np.linspace([0.1, 0.1], [0.1, 0.9], 20), np.linspace([0.1, 0.9], [0.7, 0.9], 20)[1:]])
+    np.testing.assert_allclose(keypoints(corner), [[0.1, 0.1], [0.1, 0.9], [0.7, 0.9]])
+    there_and_back = np.concatenate([straight, straight[::-1]])
+    np.testing.assert_allclose(keypoints(there_and_back), [straight[0], straight[-1], straight[0]])
+    zigzag = np.stack([np.linspace(0, 1, 50), np.tile([0.4, 0.6], 25)], axis=-1)
+    assert len(keypoints(zigzag)) == 5
+
+
+def test_path_stops_where_it_leaves_the_image():
+    path = np.array([[0.5, 0.5], [0.7, 0.9], [0.9, 1.3], [0.5, 0.5]])
+    np.testing.assert_allclose(cut_at_border(path), [[0.5, 0.5], [0.7, 0.9], [0.75, 1.0]])
+    np.testing.assert_array_equal(cut_at_border(path[:2]), path[:2])
+
+
+def test_paths_of_a_gripper_that_leaves_the_image_end_at_its_border():
+    annotation = make_annotation()
+    pixel = annotation.gripper_pixel.copy()
+    pixel[:, 0, 1] += np.linspace(0, 0.6, len(annotation))
+    leaving = REPLACE(annotation, gripper_pixel=pixel)
+    gone = np.flatnonzero(pixel[:, 0, 1] > 1)[0]
+    paths = [(t, parse_loc(item.answer, 2)) for t, item in flat(leaving) if item.form == "path_task"]
+    assert paths and all(t < gone and path[-1, 1] > 0.999 for t, path in paths)
+
+
+def test_phase_ends():
+    np.testing.assert_array_equal(phase_ends(np.array([0, 0, 1, 2, 2, 1])), [1, 1, 2, 4, 4, 5])
+
+
+def test_places_are_ninths_of_the_image():
+    assert place(np.array([0.1, 0.1])) == ("top left", True)
+    assert place(np.array([0.5, 0.5])) == ("center", True)
+    assert place(np.array([0.9, 0.5])) == ("bottom", True)
+    assert place(np.array([0.5, 1.0])) == ("right", True)
+    assert not place(np.array([0.5, 0.34]))[1]
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_proposed_regions_contain_the_point_or_clearly_do_not(good):
+    rng = np.random.default_rng(0)
+    point = np.array([0.4, 0.6])
+    sizes = []
+    for _ in range(300):
+        box = propose_region(point, good, rng)
+        inner = np.minimum(point - box[:2], box[2:] - point).min()
+        assert inner >= 0.0199 if good else inner <= -0.0199
+        assert box.min() >= 0 and box.max() <= 1
+        sizes.append(box[2:] - box[:2])
+    np.testing.assert_allclose(np.mean(sizes), 0.15, atol=0.01)
+    assert propose_region(np.array([0.0, 0.0]), True, rng) is None
+
+
+def test_depth_is_metric_whatever_the_matrix_scale():
+    annotation = make_annotation()
+    eye = np.array([0.5, -0.9, 0.8])
+    on_axis = eye + 0.7 * (np.array([0, 0, 0.1]) - eye) / np.linalg.norm(np.array([0, 0, 0.1]) - eye)
+    points = np.tile(on_axis, (len(annotation), 1, 1))
+    scaled = REPLACE(annotation, camera_matrix=annotation.camera_matrix * 3)
+    np.testing.assert_allclose(View(scaled).depth(points), 0.7, rtol=1e-5)
