@@ -27,7 +27,7 @@ from etcvla.sims.metaworld_tasks import TASKS, Task
 
 TEXT_SIZE, ACTION_SIZE = 1024, 512
 SPECIALS = ("<pad>", "<eos>", "<bos>", "<unk>")
-PROMPTS = ("{}\n", "Task: {}, State: 0 127 255 -1;\nAction: ")  # what stands around instructions
+PROMPTS = ("{}\n", "Task: {}, State: 0 1 2 3 4 5 6 7 8 9;\nAction: ")  # what stands around instructions
 
 # What LIBERO and Bridge speak of.
 _THINGS = """alphabet soup, apple, banana, basket, bin, block, book, bottle, bowl, box, brick, bucket, burner, butter,
@@ -99,8 +99,8 @@ def sources(seed: int = 0) -> dict[str, list[str]]:
     texts = {f"{name} {field}": [getattr(item, field) for item in items]
              for name, items in shown.items() for field in ("question", "answer")}
     instructions = [text for task in TASKS.values() for text in task.instructions]
-    texts["instructions"] = [prompt.format(text) for text in instructions for prompt in PROMPTS] * 4
-    texts["general"] = general_sentences(3000, rng)
+    texts["instructions"] = [prompt.format(text) for text in instructions for prompt in PROMPTS] * 16
+    texts["general"] = general_sentences(800, rng)
     return texts
 
 
@@ -135,9 +135,6 @@ def describe(tokenizer: Tokenizer, texts: Mapping[str, list[str]]) -> str:
     return "\n".join(rows)
 
 
-_OUT = flags.DEFINE_string("out", None, "File to write.", required=True)
-
-
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
@@ -151,4 +148,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    _OUT = flags.DEFINE_string("out", None, "File to write.", required=True)
     app.run(main)

@@ -9,7 +9,7 @@ import sys
 
 import jax
 import ml_collections
-from absl import app, flags
+from absl import app, flags, logging
 
 from etcvla.train.loop import train
 from etcvla.train.plan_table import plan_table
@@ -21,6 +21,7 @@ USER_ERRORS = (FileNotFoundError, ValueError, KeyError, FloatingPointError, OSEr
 
 def setup() -> None:
     """Once a process: a compilation cache, so that a second run starts at once."""
+    logging.set_verbosity(logging.WARNING)
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".cache" / "etcvla" / "jax"))
     jax.config.update("jax_compilation_cache_dir", cache)
 

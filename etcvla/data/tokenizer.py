@@ -177,11 +177,10 @@ class Tokenizer:
         return [piece for piece in self._pieces(text) if not _SPATIAL.fullmatch(piece)]
 
     def _pieces(self, text: str) -> list[str]:
-        # A newline is the token that ends prompts, and no word.
-        prefix = " " if self._word_start and text and not text.startswith("\n") else ""
-        pieces = _SPATIAL.split(text)
-        pieces[0] = prefix + pieces[0] if pieces[0] else ""
-        return [piece for piece in pieces if piece]
+        first, *rest = _SPATIAL.split(text)
+        if self._word_start and first and not first.startswith("\n"):  # a newline ends prompts, and is no word
+            first = " " + first
+        return [piece for piece in (first, *rest) if piece]
 
     def _encode_text(self, text: str) -> tuple[int, ...]:
         ids = self._backend.encode(text, add_special_tokens=False).ids

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from etcvla import batch as batch_lib
 from etcvla.models import flow, ops
 from etcvla.models.gemma import Cache, Gemma, GemmaConfig
 from etcvla.models.siglip import SigLIP, SigLIPConfig, to_float
@@ -180,6 +181,16 @@ class VLA(nn.Module):
     def readout(self, hidden: Float[Array, "b d"]) -> Float[Array, "b v"]:
         """Logits of hidden states that `prefill` returned."""
         return self.llm.logits(hidden)
+
+
+def init_params(model: VLA, seed: int = 0) -> Params:
+    """Random parameters. (`rbg` keys compile several times faster than JAX's default, and are as good for this.)"""
+    cfg = model.config
+    size = cfg.siglip.image_size
+    batch = batch_lib.zeros(B=1, C=1, H=size, W=size, L=2, S=cfg.state_dim, P=cfg.horizon, A=cfg.action_dim)
+    chunk = jnp.zeros((1, 1, cfg.horizon, cfg.action_dim))
+    key = jax.random.key(seed, impl="rbg")
+    return model.init(key, batch, jnp.zeros((1, 1), jnp.int32), chunk, jnp.zeros((1, 1)))["params"]
 
 
 def expert_sees(image_mask: Bool[Array, "b i"], batch: Batch) -> Bool[Array, "b i+l"]:

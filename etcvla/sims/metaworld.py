@@ -21,7 +21,7 @@ from metaworld.policies import ENV_POLICY_MAP  # noqa: E402
 
 from etcvla.sims.metaworld_tasks import TASKS, Task  # noqa: E402
 from etcvla.sims.oracle import Oracle, hide_sites  # noqa: E402
-from etcvla.sims.render import HIDDEN_GROUP, Orbit, View  # noqa: E402
+from etcvla.sims.render import HIDDEN_GROUP, Orbit, View, coarsen_mesh  # noqa: E402
 
 warnings.filterwarnings("ignore", "Constant", module="metaworld.policies")  # we clip, as the environment does
 CAMERAS = ("front", "wrist")
@@ -35,6 +35,8 @@ _RETRY_STRIDE = 1_000_000
 # Parts of the arm that are off-screen or far from the work, and cost more to draw than all the rest.
 _UNSEEN_BODIES = ("head", "screen", "right_arm_base_link", "pedestal", "pedestal_feet", "controller_box", "torso",
                   "right_l0", "right_l1", "right_l2", "right_l3")
+_FINE_MESHES = ("l4", "l5", "l6", "eGripperBase")  # nine tenths of the triangles that remain
+_MESH_CELL = 0.005  # metres; below a pixel at the usual sizes
 _MARKER_RADIUS = 0.03  # Meta-World's 2 cm are two pixels at 96
 _MARKER_RGBA = (0.0, 0.8, 0.0, 1.0)
 
@@ -111,6 +113,9 @@ class MetaWorld:
         self._env.reset_model()
         for name, value in self.task.joints:
             self._data.joint(name).qpos[:], self._data.joint(name).qvel[:] = value, 0
+        for spec in self.task.objects:
+            if spec.site:  # some tasks move the marker's shadow in `data` alone, which the next step undoes
+                self._model.site(spec.site).pos = self._env._target_pos
         mujoco.mj_forward(self._model, self._data)
         self._env._prev_obs = self._env._get_curr_obs_combined_no_goal()
         self._obs = self._env._get_obs()
@@ -176,6 +181,7 @@ CONDITIONS = {
     "never": lambda env, facts: False,
     "near": lambda env, facts: env._reach() < 0.05,
     "touch": lambda env, facts: facts["contact"][env.target] == 1 or env._reach() < 0.02 or env._moved() > 0.01,
+    "moved": lambda env, facts: env._moved() > 0.02,
 }
 
 
@@ -197,8 +203,10 @@ def _dress(model: mujoco.MjModel, task: Task, domain: Domain) -> None:
         model.site(name).size[:], model.site(name).rgba[:] = _MARKER_RADIUS, _MARKER_RGBA
     unseen = [model.body(name).id for name in _UNSEEN_BODIES]
     model.geom_group[np.isin(model.geom_bodyid, unseen)] = HIDDEN_GROUP
+    for mesh in _FINE_MESHES:
+        coarsen_mesh(model, model.mesh(mesh).id, _MESH_CELL)
     if domain.table is not None:
-        table = model.geom_bodyid == model.body("tablelink").id
+        table = model.geom_matid == model.material("table_wood").id
         model.geom_matid[table] = -1
         model.geom_rgba[table] = (*domain.table, 1)
     model.light_diffuse[:] *= domain.light

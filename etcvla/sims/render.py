@@ -87,6 +87,25 @@ def _free_camera(camera: str | Orbit) -> str | mujoco.MjvCamera:
     return free
 
 
+def coarsen_mesh(model: mujoco.MjModel, mesh: int, cell: float) -> None:
+    """Merges a mesh's vertices within cubes of `cell` metres for drawing; call before making a `View`.
+
+    Triangles are the price of software rendering. Only faces are rewired: vertices, hence collisions, stay as they are.
+    """
+    first, count = model.mesh_vertadr[mesh], model.mesh_vertnum[mesh]
+    cells = np.round(model.mesh_vert[first:first + count] / cell).astype(int)
+    _, keep, merged = np.unique(cells, axis=0, return_index=True, return_inverse=True)
+    start, number = model.mesh_faceadr[mesh], model.mesh_facenum[mesh]
+    faces = keep[merged.reshape(-1)][model.mesh_face[start:start + number]]
+    distinct = (faces != np.roll(faces, 1, axis=1)).all(1)
+    _, once = np.unique(np.sort(faces, axis=1), axis=0, return_index=True)
+    kept = np.intersect1d(np.flatnonzero(distinct), once)
+    for table in (model.mesh_facenormal, model.mesh_facetexcoord):
+        table[start:start + len(kept)] = table[start:start + number][kept]
+    model.mesh_face[start:start + len(kept)] = faces[kept]
+    model.mesh_facenum[mesh] = len(kept)
+
+
 def camera_matrix(model: mujoco.MjModel, data: mujoco.MjData, camera: str | Orbit) -> np.ndarray:
     """float32[3, 4]: world metres [x, y, z, 1] to w * [x, y, 1] of the image point, for a square image."""
     if isinstance(camera, Orbit):

@@ -39,7 +39,10 @@ class Checkpoints:
     def __post_init__(self):
         self.directory = epath.Path(self.workdir).resolve() / "checkpoints"
         options = ocp.CheckpointManagerOptions(max_to_keep=self.keep, create=False, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(self.directory, options=options) if self.directory.exists() else None
+        handlers = {"train": ocp.StandardCheckpointHandler(), "ema": ocp.StandardCheckpointHandler(),
+                    "meta": ocp.JsonCheckpointHandler()}
+        self._manager = (ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+                         if self.directory.exists() else None)
 
     def latest(self) -> int | None:
         """The newest complete checkpoint's step."""

@@ -14,8 +14,8 @@ import ml_collections
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from etcvla import batch as batch_lib
 from etcvla.models.variants import describe
+from etcvla.models.vla import init_params
 from etcvla.train import sharding
 from etcvla.train.checkpoint import Checkpoints
 from etcvla.train.log import Logger
@@ -72,7 +72,7 @@ def _run(stage: Stage, state: TrainState, step_fn, mesh: Mesh, checkpoints: Chec
 
 def abstract_state(stage: Stage, mesh: Mesh) -> tuple[optax.GradientTransformation, TrainState]:
     """The optimizer, and the training state as shapes with shardings."""
-    params = jax.eval_shape(functools.partial(init_params, stage))
+    params = jax.eval_shape(functools.partial(init_params, stage.model, stage.config.seed))
     optimizer = make_optimizer(stage.config.optim, stage.config.steps, params)
     where = sharding.param_shardings(params, mesh)
     state = TrainState(step=jax.ShapeDtypeStruct((), jnp.int32), params=params, ema=params,
@@ -82,23 +82,13 @@ def abstract_state(stage: Stage, mesh: Mesh) -> tuple[optax.GradientTransformati
     return optimizer, jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, places)
 
 
-def init_params(stage: Stage) -> Any:
-    """Random parameters. `rbg` keys compile several times faster than the default and are as good for this."""
-    sizes, model = stage.sizes, stage.model.config
-    batch = batch_lib.zeros(B=1, C=sizes.num_cameras, H=sizes.image_size, W=sizes.image_size, L=sizes.text_len,
-                            S=sizes.state_dim, P=sizes.horizon, A=sizes.action_dim)
-    chunk = jnp.zeros((1, 1, model.horizon, model.action_dim))
-    key = jax.random.key(stage.config.seed, impl="rbg")
-    return stage.model.init(key, batch, jnp.zeros((1, 1), jnp.int32), chunk, jnp.zeros((1, 1)))["params"]
-
-
 def initial_state(stage: Stage, optimizer: optax.GradientTransformation, abstract: TrainState) -> TrainState:
     """Step 0: the parameters of `init_from`, or random ones, each made where it will lie."""
     places = jax.tree.map(lambda x: x.sharding, abstract)
     if stage.config.init_from:
         params = Checkpoints(stage.config.init_from).ema(abstract.params)
     else:
-        params = jax.jit(functools.partial(init_params, stage), out_shardings=places.params)()
+        params = jax.jit(functools.partial(init_params, stage.model, stage.config.seed), out_shardings=places.params)()
 
     def rest(params):
         return TrainState(step=jnp.zeros((), jnp.int32), params=params, ema=jax.tree.map(jnp.copy, params),

@@ -1,7 +1,6 @@
 """The shapes builder: a small corpus is built once by the command line, and read back by TFDS."""
 
 import io
-import json
 import subprocess
 import sys
 
@@ -11,7 +10,6 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from data_builders import build
-from data_builders.shapes_vqa import __main__ as command
 from data_builders.shapes_vqa.shapes_vqa_dataset_builder import Builder, ShapesConfig, make_image
 from etcvla.etc.items import GENERAL
 
@@ -19,8 +17,8 @@ CONFIG = ShapesConfig(train=12, val=5, image_size=48)
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "data_builders.shapes_vqa", *arguments], capture_output=True, text=True,
-                          check=False)
+    command_line = [sys.executable, "-m", "data_builders.shapes_vqa", *arguments]
+    return subprocess.run(command_line, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +32,11 @@ def built(tmp_path_factory):
 @pytest.fixture(scope="module")
 def episodes(built):
     builder = tfds.builder_from_directory(built[1].stdout.strip())
+    encoded = {"steps": {"observation": {"image": tfds.decode.SkipDecoding()}}}
     read = {}
     for split in ("train", "val"):
         read[split] = []
-        for episode in builder.as_dataset(split, decoders={"steps": {"observation": {"image": tfds.decode.SkipDecoding()}}}):
+        for episode in builder.as_dataset(split, decoders=encoded):
             name = episode["episode_metadata"]["episode_id"].numpy().decode()
             read[split].append((name, list(episode["steps"].as_numpy_iterator())))
     return read
@@ -151,11 +150,10 @@ def test_the_command_names_a_bad_flag(tmp_path):
     run = _run(f"--out={tmp_path}", "--image_size=8")
     assert run.returncode == 1
     assert run.stderr.strip().splitlines()[-1] == "error: shapes_vqa: image_size must be at least 32, got 8"
-    assert command.gallery_entries(CONFIG, 2)[1].caption == "shapes_0_train_0000001"
 
 
 def test_progress_counts_and_passes_on(capsys):
     assert list(build.progress("abc", total=3, what="letters", every=0)) == ["a", "b", "c"]
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(",")[0] for line in lines] == ["letters: 1/3", "letters: 2/3", "letters: 3/3"]
-    assert json.loads(lines[-1].split()[-3]) == 0
+    assert lines[-1].endswith("/s, 0 s left")

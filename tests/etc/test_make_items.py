@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from etcvla.etc import make_items
+from etcvla.etc import make, make_items
 from etcvla.etc.annotation import STEP_FIELDS
 from etcvla.etc.facts import View
 from etcvla.etc.forms import BOX, FORMS, PATH, POINT
@@ -90,6 +90,25 @@ def test_two_way_answers_are_balanced():
     for form, (a, b) in pairs.items():
         share = answers[form, a] / (answers[form, a] + answers[form, b])
         assert 0.43 < share < 0.57, (form, share)
+
+
+def test_rare_facts_are_drawn_more_often_than_common_ones():
+    annotation = make_annotation()
+    position = annotation.position.copy()
+    position[..., 2] = annotation.gripper_position[:, None, 2] - 0.1
+    position[:6, :, 2] += 0.2  # the gripper is below everything in six frames of sixty
+    lifted = REPLACE(annotation, position=position)
+    asked = Counter(t < 6 for seed in range(10) for t, item in flat(lifted, seed) if item.form == "gripper_height")
+    assert asked[True] / 6 > 1.5 * asked[False] / 54
+
+
+def test_items_that_fail_their_check_are_dropped_and_counted(monkeypatch):
+    annotation = make_annotation()
+    wrong = sum(item.form == "present" for _, item in flat(annotation))
+    monkeypatch.setattr(make, "check", lambda item, facts, t: "wrong answer" if item.form == "present" else None)
+    steps, dropped = make_items(annotation, 0)
+    assert "present" not in {item.form for step in steps for item in step}
+    assert dropped["present: wrong answer"] >= wrong
 
 
 def test_presence_cannot_be_told_from_the_noun_of_another_scene():
@@ -217,11 +236,11 @@ def test_path_stops_where_it_leaves_the_image():
 def test_paths_of_a_gripper_that_leaves_the_image_end_at_its_border():
     annotation = make_annotation()
     pixel = annotation.gripper_pixel.copy()
-    pixel[:, 0, 1] += np.linspace(0, 0.6, len(annotation))
+    pixel[20:40, 0] += [0, 0.7]  # and comes back
     leaving = REPLACE(annotation, gripper_pixel=pixel)
-    gone = np.flatnonzero(pixel[:, 0, 1] > 1)[0]
-    paths = [(t, parse_loc(item.answer, 2)) for t, item in flat(leaving) if item.form == "path_task"]
-    assert paths and all(t < gone and path[-1, 1] > 0.999 for t, path in paths)
+    paths = {t: parse_loc(item.answer, 2) for t, item in flat(leaving) if item.form == "path_task"}
+    assert set(paths) >= set(range(20)) and not set(paths) & set(range(20, 40))
+    assert all((path[-1, 1] > 0.999) == (t < 20) for t, path in paths.items())
 
 
 def test_phase_ends():

@@ -1,0 +1,140 @@
+"""Evaluates a checkpoint: acting in closed loop, held-out questions, and pictures of both.
+
+Everything goes to <workdir>/evaluation; what is there already for the same checkpoint and protocol is not done again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from etcvla.data.rlds import RLDSDataset
+from etcvla.data.rows import Source
+from etcvla.eval import rollouts, vqa
+from etcvla.policy import Policy
+from etcvla.train.checkpoint import Checkpoints
+
+FILM_MS = 60  # a frame of a GIF
+EXAMPLES_PER_KIND = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What to evaluate."""
+
+    tasks: tuple[str, ...]
+    domains: tuple[str, ...]  # where to act; () to not act
+    conditions: tuple[str, ...]
+    trials: int  # a task and domain under "right"
+    control_trials: int  # the same under other conditions
+    films: int  # trials a task, domain and condition to film
+    questions: int  # a kind and dataset
+    datasets: Mapping[str, tuple[str, tuple[str, ...]]]  # name -> path, cameras; "shapes" is the retention metric
+    protocol: rollouts.Protocol
+    seed: int
+
+    def __post_init__(self):
+        unknown = set(self.conditions) - set(rollouts.CONDITIONS)
+        if unknown:
+            raise ValueError(f"unknown condition {', '.join(sorted(unknown))}; choose from {rollouts.CONDITIONS}")
+
+
+def evaluate(workdir: str, spec: Spec) -> dict:
+    """Evaluates the newest checkpoint of `workdir` and returns what scores.json holds."""
+    out = epath.Path(workdir) / "evaluation"
+    asked = json.loads(json.dumps({"step": Checkpoints(workdir).latest(), "spec": dataclasses.asdict(spec)}))
+    done = out / "scores.json"
+    if done.exists() and {k: v for k, v in json.loads(done.read_text()).items() if k in asked} == asked:
+        print(f"{workdir} is evaluated, nothing to do", flush=True)
+        return json.loads(done.read_text())
+    out.mkdir(parents=True, exist_ok=True)
+    began, policy = time.time(), Policy.load(workdir)
+    scores = {**asked, "protocol": dataclasses.asdict(spec.protocol), **_ask(policy, spec, out)}
+    if spec.domains:
+        results = rollouts.evaluate(policy, list(trials(spec)), spec.protocol, what=f"{workdir}: acting")
+        rollouts.write_csv(out / "episodes.csv", results)
+        _write_films(out / "films", results)
+        print("\n".join(rollouts.rates(results)), flush=True)
+        scores["success"] = rollouts.table(results)
+    scores["seconds"] = time.time() - began
+    temporary = out / "scores.json.tmp"
+    temporary.write_text(json.dumps(scores, indent=2))
+    temporary.rename(done)
+    return scores
+
+
+def trials(spec: Spec) -> Sequence[rollouts.Trial]:
+    """All episodes of a spec."""
+    return [rollouts.Trial(domain, task, i, condition,
+                           wrong_instruction(task, spec.tasks) if condition == "wrong_instruction" else "",
+                           film=i < spec.films)
+            for condition in spec.conditions for domain in spec.domains for task in spec.tasks
+            for i in range(spec.trials if condition == "right" else spec.control_trials)]
+
+
+def wrong_instruction(task: str, tasks: Sequence[str]) -> str:
+    """The task whose words are given instead: the opposite one where there is one (it shares the scene), else the next.
+
+    Raises ValueError if there is no other task.
+    """
+    opposite = {"open": "close", "close": "open"}
+    thing, _, verb = task.rpartition("-")
+    if f"{thing}-{opposite.get(verb)}" in tasks:
+        return f"{thing}-{opposite[verb]}"
+    if len(tasks) < 2:
+        raise ValueError(f"there is no wrong instruction for {task}: it is the only task")
+    return tasks[(tasks.index(task) + 1) % len(tasks)]
+
+
+def _ask(policy: Policy, spec: Spec, out: epath.Path) -> dict:
+    """Scores of the held-out questions: {"etc": by dataset and kind, "mm": by kind}; writes examples.json."""
+    scores, examples = {"etc": {}}, []
+    for name, (path, cameras) in spec.datasets.items():
+        cameras = cameras[:policy.num_cameras]
+        held_out, training = (Source(RLDSDataset(path, split), cameras) for split in ("val", "train"))
+        answered = vqa.answer_all(policy, vqa.draw_questions(held_out, per_kind=spec.questions, seed=spec.seed))
+        by_kind = vqa.scores(answered, vqa.items_of(training))
+        print(f"{name}: " + ", ".join(f"{kind} {s['accuracy']:.0%} (majority {s['majority']:.0%})"
+                                      for kind, s in by_kind.items()), flush=True)
+        if name == "shapes":
+            scores["mm"] = by_kind
+        else:
+            scores["etc"][name] = by_kind
+        examples += [(name, question) for kind in by_kind for question in _pick(answered, kind)]
+    _write_examples(out, examples)
+    return scores
+
+
+def _pick(answered: Sequence[vqa.Question], kind: str) -> list[vqa.Question]:
+    of_kind = [question for question in answered if question.item.kind == kind]
+    chosen = np.linspace(0, len(of_kind) - 1, min(EXAMPLES_PER_KIND, len(of_kind))).astype(int)
+    return [of_kind[i] for i in chosen]
+
+
+def _write_examples(out: epath.Path, examples: Sequence[tuple[str, vqa.Question]]) -> None:
+    (out / "examples").mkdir(exist_ok=True)
+    rows = []
+    for i, (name, q) in enumerate(examples):
+        image = f"examples/{i:04d}.png"
+        Image.fromarray(q.images[0]).save(out / image)
+        rows.append({"dataset": name, "image": image, "instruction": q.instruction, "kind": q.item.kind,
+                     "form": q.item.form, "question": q.item.question, "answer": q.item.answer,
+                     "prediction": q.prediction, "correct": q.correct})
+    (out / "examples.json").write_text(json.dumps(rows, indent=1))
+
+
+def _write_films(folder: epath.Path, results: Sequence[rollouts.Result]) -> None:
+    folder.mkdir(exist_ok=True)
+    for result in results:
+        if result.frames is None:
+            continue
+        t, ending = result.trial, "success" if result.success else "failure"
+        first, *rest = [Image.fromarray(frame) for frame in result.frames]
+        first.save(folder / f"{t.condition}_{t.domain}_{t.task}_{t.trial}_{ending}.gif", save_all=True,
+                   append_images=rest, duration=FILM_MS, loop=0)

@@ -1,0 +1,88 @@
+"""What a checkpoint still knows: held-out questions, answered greedily, scored by kind, beside blind guessing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from etcvla.data.rows import ANY, Source
+from etcvla.etc.items import Item
+from etcvla.etc.score import baseline, score
+from etcvla.eval.stats import wilson
+from etcvla.policy import Policy
+
+BATCH = 32
+TRAIN_ITEMS = 20_000  # from which the blind baselines are learnt
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A held-out item with its frame's images, uint8[H, W, 3] each, and what was answered."""
+
+    item: Item
+    instruction: str
+    images: tuple[np.ndarray, ...]
+    prediction: str = ""
+
+    @property
+    def correct(self) -> bool:
+        return score(self.item, self.item.answer, self.prediction) > 0
+
+
+def draw_questions(source: Source, *, per_kind: int, seed: int) -> list[Question]:
+    """`per_kind` questions of each kind, spread evenly over the split's frames."""
+    rng = np.random.default_rng(seed)
+    names = [*source.item_features, *(f"observation/{name}" for name in source.cameras)]
+    if "language_instruction" in source.dataset.features:
+        names.append("language_instruction")
+    questions = []
+    for kind in sorted({k for at in source.dataset.column("etc/kind") for k in at}):
+        pool = source.candidates(kind)
+        for frame in pool[np.linspace(0, len(pool) - 1, min(per_kind, len(pool))).astype(int)]:
+            facts = source.dataset.frame(int(frame), names)
+            items = [item for item in source.items(facts) if item.kind == kind]
+            images = tuple(facts[f"observation/{name}"] for name in source.cameras)
+            questions.append(Question(items[rng.integers(len(items))], facts.get("language_instruction", ""), images))
+    return questions
+
+
+def answer_all(policy: Policy, questions: Sequence[Question]) -> list[Question]:
+    """The questions with the policy's answers; the last batch is padded, so that one shape is compiled."""
+    answered = []
+    for start in range(0, len(questions), BATCH):
+        part = list(questions[start:start + BATCH])
+        padded = (part * BATCH)[:BATCH]
+        said = policy.answer([q.images for q in padded], [q.item.question for q in padded])
+        answered += [dataclasses.replace(q, prediction=text) for q, text in zip(part, said, strict=False)]
+    return answered
+
+
+def items_of(source: Source, limit: int = TRAIN_ITEMS) -> list[Item]:
+    """About `limit` of a split's items, from frames spread evenly over it."""
+    frames = source.candidates(ANY)
+    step = max(1, len(frames) * 6 // limit)
+    return [item for frame in frames[::step] for item in source.items(
+        source.dataset.frame(int(frame), source.item_features))]
+
+
+def scores(answered: Sequence[Question], train_items: Sequence[Item]) -> dict[str, dict[str, float]]:
+    """By kind: accuracy with its 95 % interval and count, and what two blind guessers get on the same questions.
+
+    `majority` gives one constant answer a form; `blind` the best constant answer to each exact question.
+    """
+    items = [question.item for question in answered]
+    majority, blind = (baseline(train_items, items, by=by) for by in ("form", "question"))
+    out = {}
+    for kind in sorted({item.kind for item in items}):
+        right = [question.correct for question in answered if question.item.kind == kind]
+        low, high = wilson(sum(right), len(right))
+        out[kind] = {"accuracy": sum(right) / len(right), "low": low, "high": high, "count": len(right),
+                     "majority": majority[kind], "blind": blind[kind]}
+    return out
+
+
+def overall(by_kind: Mapping[str, Mapping[str, float]]) -> float:
+    """Mean accuracy over the kinds."""
+    return float(np.mean([kind["accuracy"] for kind in by_kind.values()]))

@@ -1,0 +1,293 @@
+"""Tokenizer: text comes back as it was, every range keeps to itself, released layouts keep their ids."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import tokenizers
+from hypothesis import example, given
+from hypothesis import strategies as st
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from data_builders import train_tokenizer
+from etcvla.data.tokenizer import Span, Tokenizer, TokenLayout
+from etcvla.etc.forms import FORMS
+from etcvla.etc.shapes import FORMS as SHAPES_FORMS
+from etcvla.sims.metaworld_tasks import TASKS
+
+TINY = Tokenizer.load()
+LAYOUT = TINY.layout
+
+
+# --- the embedded tokenizer ----------------------------------------------------------------------------------------
+
+
+def test_sizes_that_models_are_built_for():
+    assert tuple(LAYOUT.spans.values()) == ((0, 1024), (1024, 512), (1536, 1024), (2560, 128))
+    assert (LAYOUT.pad, LAYOUT.eos, LAYOUT.bos, LAYOUT.unk) == (0, 1, 2, 3)
+    assert LAYOUT.vocab_size == 2688
+
+
+PIECES = st.one_of(st.text(max_size=12), st.sampled_from(
+    ["<loc0000>", "<loc1023>", "<loc1024>", "<loc12>", "<seg000>", "<seg127>", "<seg128>", "<eos>", "<pad>",
+     "<act0001>", "\n", " ", "  ", "left", " drawer", "12"]))
+
+
+@given(st.lists(PIECES, max_size=6).map("".join))
+@example("")
+@example(" left")
+@example("left")
+@example("\n left")
+@example("<loc0001> left<loc0002>left ")
+@example("größer 東京 \U0001f916\r\n\t")
+def test_text_comes_back_as_it_was(text):
+    ids = TINY.encode(text)
+    assert all(0 <= token < LAYOUT.vocab_size for token in ids)
+    assert not any(LAYOUT.action.holds(token) for token in ids)
+    assert not {LAYOUT.pad, LAYOUT.eos, LAYOUT.bos, LAYOUT.unk} & set(ids)
+    assert TINY.decode(ids) == text
+
+
+def test_specials_frame_a_text_and_are_skipped_in_decoding():
+    ids = TINY.encode("open the door", bos=True, eos=True)
+    assert (ids[0], ids[-1]) == (LAYOUT.bos, LAYOUT.eos)
+    assert ids[1:-1] == TINY.encode("open the door")
+    assert TINY.decode([*ids, LAYOUT.pad, LAYOUT.pad]) == "open the door"
+
+
+def test_locations_are_single_ids_in_order():
+    ids = TINY.encode("<loc0000><loc0512><loc1023><seg005>")
+    assert ids == [LAYOUT.loc.offset, LAYOUT.loc.offset + 512, LAYOUT.loc.offset + 1023, LAYOUT.seg.offset + 5]
+
+
+def test_an_answer_is_the_word_of_the_question():
+    question = TINY.encode("is the gripper to the left or to the right of the button?")
+    for word in ("left", "right", "button"):
+        (token,) = TINY.encode(word)
+        assert token in question
+
+
+def test_each_digit_is_a_token_and_counts_are_one():
+    assert len(TINY.encode("128")) == 3
+    assert len({tuple(TINY.encode(str(count))) for count in range(10)}) == 10
+    assert all(len(TINY.encode(str(count))) == 1 for count in range(10))
+
+
+def test_the_newline_that_ends_a_prompt_is_one_token():
+    (newline,) = TINY.encode("\n")
+    assert TINY.encode("open the door\n") == [*TINY.encode("open the door"), newline]
+
+
+def _words(texts):
+    return {word.strip(".,?:;()") for text in texts for word in text.split() if "{" not in word}
+
+
+@pytest.mark.parametrize("texts", [
+    [question for form in FORMS.values() for question in form.questions],
+    [question for form in SHAPES_FORMS.values() for question in form.questions],
+    [text for task in TASKS.values() for text in (*task.instructions, *(phase.text for phase in task.phases))],
+], ids=["etc", "shapes", "instructions"])
+def test_the_words_that_the_models_read_are_one_token_each(texts):
+    words = _words(texts)
+    split = {word for word in words if len(TINY.encode(word)) > 1}
+    assert len(split) <= 0.05 * len(words), f"train the embedded tokenizer again: {sorted(split)}"
+
+
+def test_actions_and_their_inverse():
+    tokens = [0, 5, 511]
+    ids = TINY.action_ids(tokens)
+    assert ids == [1024, 1029, 1535]
+    assert TINY.action_tokens(ids) == tokens
+    assert TINY.decode(ids) == "<act0000><act0005><act0511>"
+    assert TINY.action_ids([]) == TINY.action_tokens([]) == []
+
+
+@pytest.mark.parametrize("token", [-1, 512])
+def test_an_action_outside_the_vocabulary_is_refused(token):
+    with pytest.raises(ValueError, match=r"FAST tokens must be in \[0, 512\)"):
+        TINY.action_ids([3, token])
+
+
+@pytest.mark.parametrize("token", [0, 1023, 1536])
+def test_an_id_that_is_no_action_is_refused(token):
+    with pytest.raises(ValueError, match=rf"not action ids .*\[{token}\]"):
+        TINY.action_tokens([1024, token])
+
+
+def test_an_id_outside_the_vocabulary_is_refused():
+    with pytest.raises(ValueError, match="token id 2688"):
+        TINY.decode([2688])
+
+
+def test_it_travels_as_json_and_by_pickle():
+    text = "the robot should open the drawer. is <loc0001><loc0002><loc0003><loc0004> a good region?"
+    for copy in (Tokenizer.from_json(TINY.to_json()), pickle.loads(pickle.dumps(TINY))):
+        assert copy.layout == LAYOUT
+        assert copy.encode(text) == TINY.encode(text)
+        assert copy.decode(TINY.encode(text)) == text
+        assert copy.to_json() == TINY.to_json()
+
+
+# --- layouts -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"action": (1000, 512)}, "text ids .* overlap action ids"),
+    ({"loc": (2000, 1024)}, "overlap"),
+    ({"loc": (1536, 1000)}, "1000 loc"),
+    ({"eos": 0}, "must be four ids"),
+    ({"bos": 1024}, "must be four ids"),
+])
+def test_a_layout_that_overlaps_is_refused(change, message):
+    fields = {"text": (0, 1024), "action": (1024, 512), "loc": (1536, 1024), "seg": (2560, 128)}
+    with pytest.raises(ValueError, match=message):
+        TokenLayout(**fields | change)
+
+
+def test_a_layout_describes_itself():
+    table = LAYOUT.describe().splitlines()
+    assert [line.split() for line in table[:2]] == [["text", "0", "..", "1023", "1024", "ids"],
+                                                    ["action", "1024", "..", "1535", "512", "ids"]]
+    assert "vocabulary 2688" in table[-1]
+    assert [LAYOUT.kind(token) for token in (0, 1024, 1536, 2560)] == ["text", "action", "loc", "seg"]
+
+
+# --- PaliGemma -----------------------------------------------------------------------------------------------------
+
+
+def _gemma(vocabulary: int = 400, spatial: bool = True) -> tokenizers.Tokenizer:
+    """A tokenizer made as Gemma's: BPE over texts with their spaces as "▁", single characters at the end of it."""
+    backend = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    byte_tokens = [f"<0x{value:02X}>" for value in range(256)]
+    backend.train_from_iterator(["detect the red mug", "open the drawer"] * 3, trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=["<pad>", "<eos>", "<bos>", "<unk>", *byte_tokens], show_progress=False))
+    backend.add_tokens([f"<unused{i}>" for i in range(8)])
+    if spatial:
+        backend.add_tokens([f"<loc{i:04d}>" for i in range(1024)] + [f"<seg{i:03d}>" for i in range(128)])
+    return backend
+
+
+@pytest.fixture
+def paligemma(tmp_path):
+    _gemma().save(str(tmp_path / "tokenizer.json"))
+    return tmp_path
+
+
+def test_paligemma_keeps_its_ids(paligemma):
+    backend = tokenizers.Tokenizer.from_file(str(paligemma / "tokenizer.json"))
+    loaded = Tokenizer.load(str(paligemma), num_actions=8)
+    loc = backend.token_to_id("<loc0000>")
+    assert loaded.layout == TokenLayout(text=Span(0, loc - 8), action=Span(loc - 8, 8), loc=Span(loc, 1024),
+                                        seg=Span(loc + 1024, 128))
+    text = "detect the red mug\n"
+    assert loaded.encode(text, bos=True) == [2, *backend.encode(text, add_special_tokens=False).ids]
+    assert loaded.encode("<loc0007> mug")[0] == loc + 7
+    assert loaded.decode(loaded.encode(f"{text}<loc0007> mug <seg003>")) == f"{text}<loc0007> mug <seg003>"
+
+
+def test_paligemma_text_never_becomes_an_action(paligemma):
+    loaded = Tokenizer.load(str(paligemma / "tokenizer.json"), num_actions=8)
+    assert loaded.encode("<unused3>") == [loaded.layout.unk]
+    assert loaded.decode(loaded.action_ids([3])) == "<act0003>"
+
+
+def test_paligemma_travels_as_json(paligemma):
+    loaded = Tokenizer.load(str(paligemma), num_actions=8)
+    copy = Tokenizer.from_json(loaded.to_json())
+    assert copy.layout == loaded.layout
+    assert copy.encode("open the drawer") == loaded.encode("open the drawer")
+
+
+def test_a_sentencepiece_file_gives_its_own_ids(tmp_path):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    pytest.importorskip("transformers")
+    texts = train_tokenizer.general_sentences(300, np.random.default_rng(0))
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_prefix=str(tmp_path / "tokenizer"), vocab_size=700, model_type="bpe",
+        byte_fallback=True, split_digits=True, add_dummy_prefix=False, remove_extra_whitespaces=False, pad_id=0,
+        eos_id=1, bos_id=2, unk_id=3, pad_piece="<pad>", eos_piece="<eos>", bos_piece="<bos>", minloglevel=2,
+        normalization_rule_name="identity", hard_vocab_limit=False)
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(_with_locations(path.read_bytes()))
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    loaded = Tokenizer.load(str(tmp_path), num_actions=1)
+    for text in [*texts, "  two  spaces\n", "größer 東京 12345", "<loc0001><loc1023> mug"]:
+        assert loaded.encode(text) == [token if token != loaded.layout.action.offset else loaded.layout.unk
+                                       for token in reference.encode(text)]
+
+
+def _with_locations(model: bytes) -> bytes:
+    """A SentencePiece model with PaliGemma's last tokens: 1024 locations and 128 segments, user-defined."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    for piece in [*(f"<loc{i:04d}>" for i in range(1024)), *(f"<seg{i:03d}>" for i in range(128))]:
+        proto.pieces.add(piece=piece, score=0, type=4)
+    return proto.SerializeToString()
+
+
+# --- bad input -----------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no file tinny; give one of \['tiny'\]"):
+        Tokenizer.load("tinny")
+    with pytest.raises(FileNotFoundError, match=r"no tokenizer.json or tokenizer.model in"):
+        Tokenizer.load(str(tmp_path))
+
+
+def test_plain_gemma_is_told_from_paligemma(tmp_path):
+    _gemma(spatial=False).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match="no token <loc0000>, so it is not PaliGemma's"):
+        Tokenizer.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["no json", "{}", '{"format": "other"}'])
+def test_another_file_is_refused_by_name(tmp_path, content):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"cannot use {path}"):
+        Tokenizer.load(str(path))
+
+
+def test_other_json_is_refused():
+    with pytest.raises(ValueError, match="format 'other', expected"):
+        Tokenizer.from_json(json.dumps({"format": "other"}))
+
+
+# --- training ------------------------------------------------------------------------------------------------------
+
+
+def test_training_is_deterministic():
+    texts = train_tokenizer.general_sentences(200, np.random.default_rng(0))
+    assert texts == train_tokenizer.general_sentences(200, np.random.default_rng(0))
+    trained = {train_tokenizer.train(texts).to_json() for _ in range(3)}
+    assert len(trained) == 1
+
+
+def test_any_corpus_gives_the_same_sizes():
+    for texts in (["open the door"], train_tokenizer.general_sentences(500, np.random.default_rng(1))):
+        tokenizer = train_tokenizer.train(texts)
+        assert tokenizer.layout == LAYOUT
+        assert tokenizer.decode(tokenizer.encode("never seen: Ωmega 42")) == "never seen: Ωmega 42"
+
+
+def test_random_letters_are_not_learnt_by_heart():
+    items = train_tokenizer.shapes_items(50, np.random.default_rng(0))
+    read = [item for item in items if item.form == "read_text"]
+    assert read
+    assert all(not item.answer for item in read)
+
+
+def test_made_up_episodes_ask_every_form():
+    items = train_tokenizer.etc_items(1, np.random.default_rng(0))
+    assert {item.form for item in items} == set(FORMS)
+
+
+def test_the_report_counts_tokens():
+    table = train_tokenizer.describe(TINY, {"some": ["open the door", "<loc0001><loc0002>", "yes"]}).splitlines()
+    assert table[1].split() == ["some", "3", "2.0", "3", "3", "4", "4"]
