@@ -1,5 +1,7 @@
 """Installs etcvla. Extras keep TensorFlow (builders) and the simulators out of the core, which trains and serves."""
 
+import pathlib
+
 from setuptools import find_packages, setup
 
 CORE = [
@@ -36,13 +38,13 @@ EXTRAS = {
 setup(
     name="etcvla",
     version="0.1.0",
-    description="From vision-language models to robot policies over two bridges, with embodied trajectory-coupled data.",
-    long_description=open("README.md", encoding="utf-8").read(),
+    description="From vision-language models to robot policies over two bridges, with trajectory-coupled data.",
+    long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["etcvla*", "data_builders*", "configs*", "launch*"]),
-    package_data={"etcvla": ["data/assets/*"]},
+    package_data={"etcvla": ["data/assets/*", "eval/assets/*"]},
     install_requires=CORE,
     extras_require=EXTRAS,
 )

@@ -54,7 +54,7 @@ def base(stage: str, variant: str) -> ml_collections.ConfigDict:
     c.seed = 0  # of the plan, initialisation and all noise
     c.workdir = f"runs/{variant}/{stage}"  # checkpoints, logs, pictures; a run in it is resumed
     c.init_from = ""  # workdir whose newest checkpoint's EMA this stage starts from; "" for random parameters
-    c.init_config = ""  # config file of the stage that makes `init_from`, trained first if that is missing; "": an error
+    c.init_config = ""  # config file of the stage that makes `init_from`, trained first if that is missing
     c.steps = 0  # optimizer steps
     c.batch_size = 0  # rows (looks) a step, over all devices and hosts
 
@@ -88,7 +88,7 @@ def base(stage: str, variant: str) -> ml_collections.ConfigDict:
     c.loss.draws = 4  # noise samples an action chunk: they share the prefix, so they are nearly free
 
     c.optim = ml_collections.ConfigDict()
-    c.optim.lr = ((0.0, 0.0), (0.05, 1e-3), (1.0, 5e-5))  # peak after a warm-up, then down
+    c.optim.lr = ((0.0, 0.0), (0.05, 2e-3), (1.0, 5e-5))  # peak after a warm-up, then down
     c.optim.lr_multiple = ((".*", 1.0),)  # rules; 0 freezes
     c.optim.weight_decay = (  # rules; biases, norms and embeddings are left alone
         (r".*(bias|scale|pos_embedding|input_embedding)", 0.0), (".*", 1e-4))

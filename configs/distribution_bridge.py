@@ -17,8 +17,8 @@ def get_config(variant: str = "tiny"):
         c.streams = common.etc_streams("source", 1.0, riders=3)
     c.init_from = f"runs/{variant}/vlm_pretrain"
     c.init_config = "configs/vlm_pretrain.py"
-    c.steps = 500
-    c.batch_size = 32
+    c.steps = 700
+    c.batch_size = 16
     if variant == "paligemma_3b":
         c.init_from = "checkpoints/paligemma-3b-pt-224"
         c.init_config = ""

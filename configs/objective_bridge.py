@@ -3,7 +3,7 @@
     python launch/train.py --config=configs/objective_bridge.py
 
 Tiny: seven minutes on two cores (plus the data and the stages before it, if missing); six Meta-World tasks.
-The rows' share of ETC falls to the paper's 4:1; the backbone learns FAST tokens and answers, the expert learns the flow.
+The share of ETC rows falls to the paper's 4:1; the backbone learns FAST tokens and answers, the expert the flow.
 """
 
 from configs import common
@@ -19,8 +19,8 @@ def get_config(variant: str = "tiny"):
     c.init_config = "configs/distribution_bridge.py"
     c.loss.fast = common.constant(0.5)
     c.loss.flow = common.constant(1.0)
-    c.steps = 1000
-    c.batch_size = 32
+    c.steps = 1400
+    c.batch_size = 16
     if variant == "paligemma_3b":
         c.init_config = ""
         c.datasets.source = common.dataset("data/bridge_etc", ("image_0",))

@@ -52,7 +52,7 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
         "retentive_adapt": run("retentive_adapt", "objective_bridge", vqa=("shapes", "source", "target"),
                                domains=("source", "target")),
     })
-    c.steps = ml_collections.ConfigDict({stage: 0 for stage in STAGES})  # overrides a stage's steps; 0 keeps them
+    c.steps = ml_collections.ConfigDict(dict.fromkeys(STAGES, 0))  # overrides a stage's steps; 0 keeps them
     if variant == "mt10":
         c.steps.distribution_bridge = 800
         c.steps.objective_bridge = 2000

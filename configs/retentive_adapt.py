@@ -18,9 +18,9 @@ def get_config(variant: str = "tiny"):
     c.init_config = "configs/objective_bridge.py"
     c.loss.fast = common.constant(0.5)
     c.loss.flow = common.constant(1.0)
-    c.optim.lr = ((0.0, 0.0), (0.05, 6e-4), (1.0, 3e-5))
-    c.steps = 400
-    c.batch_size = 32
+    c.optim.lr = ((0.0, 0.0), (0.05, 1e-3), (1.0, 3e-5))
+    c.steps = 500
+    c.batch_size = 16
     if variant == "paligemma_3b":
         c.init_config = ""
         c.datasets.target = common.dataset("data/deployment_etc", ("image_0",))

@@ -16,8 +16,8 @@ def get_config(variant: str = "tiny"):
         c.streams.shapes = common.stream("shapes", "any", 1.0, riders=3)
         c.rider_mix = {"caption": 1.0, "locate": 1.0, "count": 1.0, "relation": 1.0, "read": 1.0}
     c.data.num_cameras = 1
-    c.steps = 500
-    c.batch_size = 32
+    c.steps = 800
+    c.batch_size = 16
     if variant == "paligemma_3b":
         c.datasets.shapes.path = "data/web_vqa"
         c.datasets.shapes.build = ()

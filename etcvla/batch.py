@@ -2,19 +2,19 @@
 
 One row is one look (the images of one frame) with several lessons on it (segments of text, and the action chunk):
 
-| field          | dtype[shape]              | meaning                                                                   |
-|----------------|---------------------------|---------------------------------------------------------------------------|
-| images         | uint8[B, C, H, W, 3]      | C cameras                                                                 |
-| image_mask     | bool[B, C]                | the camera is present                                                     |
-| tokens         | int32[B, L]               | all segments' text, one after another                                     |
-| segment        | int32[B, L]               | 0 padding, 1.. which segment                                              |
-| target         | bool[B, L]                | the token is predicted (causal); else prompt (both ways inside a segment) |
-| weight         | float32[B, L]             | loss weight of the token                                                  |
-| action_segment | int32[B]                  | the segment whose prompt the expert reads; 0 where the row has no action  |
-| state          | float32[B, S]             | normalised proprioception                                                 |
-| actions        | float32[B, P, A]          | normalised chunk                                                          |
-| action_mask    | bool[B, P, A]             | false on padded widths and on steps past the episode's end                |
-| stream         | int32[B, L]               | the index of the stream that each token serves, for metrics               |
+| field          | dtype[shape]         | meaning                                                                   |
+|----------------|----------------------|---------------------------------------------------------------------------|
+| images         | uint8[B, C, H, W, 3] | C cameras                                                                 |
+| image_mask     | bool[B, C]           | the camera is present                                                     |
+| tokens         | int32[B, L]          | all segments' text, one after another                                     |
+| segment        | int32[B, L]          | 0 padding, 1.. which segment                                              |
+| target         | bool[B, L]           | the token is predicted (causal); else prompt (both ways inside a segment) |
+| weight         | float32[B, L]        | loss weight of the token                                                  |
+| action_segment | int32[B]             | the segment whose prompt the expert reads; 0 where the row has no action  |
+| state          | float32[B, S]        | normalised proprioception                                                 |
+| actions        | float32[B, P, A]     | normalised chunk                                                          |
+| action_mask    | bool[B, P, A]        | false on padded widths and on steps past the episode's end                |
+| stream         | int32[B, L]          | the index of the stream that each token serves, for metrics               |
 
 Axes: B rows, C cameras, H W pixels, L text length, S state width, P action horizon, A action width.
 """

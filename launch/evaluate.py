@@ -5,16 +5,12 @@
 Writes <workdir>/evaluation: scores.json, episodes.csv (one line an episode), examples and films.
 """
 
-import os
-import sys
-
 from absl import flags
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from configs import common as fields  # noqa: E402
-from etcvla.eval.evaluate import Spec, evaluate  # noqa: E402
-from etcvla.eval.rollouts import Protocol  # noqa: E402
-from launch import common  # noqa: E402
+from configs import common as fields
+from etcvla.eval.evaluate import Spec, evaluate
+from etcvla.eval.rollouts import Protocol
+from launch import common
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run whose newest checkpoint is evaluated.", required=True)
 _TASKS = flags.DEFINE_list("tasks", list(fields.METAWORLD_TASKS), "Tasks to act in.")

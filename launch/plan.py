@@ -3,16 +3,12 @@
     python launch/plan.py --config=configs/objective_bridge.py[:VARIANT] [--png=plan.png]
 """
 
-import os
-import sys
-
 from absl import flags
 from ml_collections import config_flags
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from etcvla.train.plan_table import plan_table, plot_plan  # noqa: E402
-from etcvla.train.stage import Stage, make_plan, missing_paths  # noqa: E402
-from launch import common  # noqa: E402
+from etcvla.train.plan_table import plan_table, plot_plan
+from etcvla.train.stage import Stage, make_plan, missing_paths
+from launch import common
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A stage's config file, with its variant after a colon.")
 _PNG = flags.DEFINE_string("png", "", "Where the picture goes; by default <stage>_<variant>_plan.png.")

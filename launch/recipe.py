@@ -8,26 +8,21 @@ A run that is already trained or evaluated is not done again. Writes <workdir>/s
 from __future__ import annotations
 
 import json
-import os
 import resource
 import subprocess
-import sys
 import time
 
 import ml_collections
-from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from configs import common as fields  # noqa: E402
-from etcvla.data.rows import ACTION  # noqa: E402
-from etcvla.eval.evaluate import Spec, evaluate  # noqa: E402
-from etcvla.eval.report import write_report  # noqa: E402
-from etcvla.eval.rollouts import Protocol  # noqa: E402
-from etcvla.eval.vqa import overall  # noqa: E402
-from etcvla.train.checkpoint import versions  # noqa: E402
-from launch import common  # noqa: E402
+from configs import common as fields
+from etcvla.eval.evaluate import Spec, evaluate
+from etcvla.eval.report import write_report
+from etcvla.eval.rollouts import Protocol
+from etcvla.eval.vqa import overall
+from etcvla.train.checkpoint import versions
+from launch import common
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/recipe.py", "A recipe's config file.")
 CONTROL = "_action_only"

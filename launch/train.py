@@ -5,14 +5,10 @@
 What an embedded run lacks (its dataset, the stage before it) is built first, with a line that says so.
 """
 
-import os
-import sys
-
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from launch import common  # noqa: E402
+from launch import common
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A stage's config file, with its variant after a colon.")
 

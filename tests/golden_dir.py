@@ -1,4 +1,4 @@
-"""Where the golden numbers of released implementations lie; other fixtures of the same form run through ETCVLA_GOLDEN."""
+"""Where the golden numbers of released implementations lie; ETCVLA_GOLDEN names another folder of the same form."""
 
 import os
 import pathlib

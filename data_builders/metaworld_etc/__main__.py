@@ -1,4 +1,4 @@
-"""Builds Meta-World demonstrations: `python -m data_builders.metaworld_etc --domain=source --out=DIR`.
+"""Builds Meta-World demonstrations: `python -m data_builders.metaworld_etc --domain=source --out=DIR [--gallery=FILE]`.
 
 What `tfds build` does, with choices. The dataset goes to <out>/metaworld_etc/<name>/<version>.
 """
@@ -8,6 +8,7 @@ import sys
 from absl import app, flags
 
 from data_builders.build import prepare
+from data_builders.gallery import dataset_gallery
 from data_builders.metaworld_etc.metaworld_etc_dataset_builder import TASK_SETS, Builder, MetaWorldConfig
 from etcvla.sims.headless import check_rendering
 
@@ -18,6 +19,7 @@ _EPISODES = flags.DEFINE_integer("episodes", 0, "Training episodes a task; 0: 30
 _HELD_OUT = flags.DEFINE_float("held_out", 0.12, "Validation episodes for each training episode, rounded up.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 96, "Height and width in pixels.")
 _NOISE = flags.DEFINE_list("noise", ["0.1", "0.3"], "Range of an episode's action noise, standard deviation.")
+_GALLERY = flags.DEFINE_string("gallery", None, "HTML file to write: frames with boxes, paths, questions and answers.")
 _WORKERS = flags.DEFINE_integer("workers", 0, "Processes; 0: one a core.")
 
 
@@ -25,13 +27,16 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     try:
-        check_rendering()
         tasks = tuple(task for name in _TASKS.value for task in TASK_SETS.get(name, (name,)))
         config = MetaWorldConfig(domain=_DOMAIN.value, tasks=tasks, episodes=_EPISODES.value,
                                  held_out=_HELD_OUT.value, image_size=_IMAGE_SIZE.value,
                                  noise=tuple(map(float, _NOISE.value)))
+        check_rendering()
         Builder.workers = _WORKERS.value or Builder.workers
-        print(prepare(Builder, config, _OUT.value))
+        path = prepare(Builder, config, _OUT.value)
+        if _GALLERY.value:
+            dataset_gallery(path, _GALLERY.value)
+        print(path)
     except (OSError, RuntimeError, ValueError) as error:
         sys.exit(f"error: {error}")
 

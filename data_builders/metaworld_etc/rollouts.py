@@ -11,7 +11,7 @@ import types
 import zlib
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 
 from etcvla.etc import make_items
 from etcvla.etc.items import Item
@@ -76,14 +76,17 @@ def _environment(*key) -> MetaWorld:
 
 def run(jobs: Sequence[Job], workers: int) -> Iterator[Result]:
     """The jobs' results in order, from `workers` processes that stay a few jobs ahead of the consumer."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool, _no_main_module():
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        def submit(count: int) -> list[Future]:
+            with _no_main_module():  # a pool starts its processes as jobs come in
+                return [pool.submit(roll, job) for job in itertools.islice(todo, count)]
+
         todo = iter(jobs)
-        running = deque(pool.submit(roll, job) for job in itertools.islice(todo, 4 * workers))
+        running = deque(submit(4 * workers))
         try:
             while running:
                 result = running.popleft().result()
-                running.extend(pool.submit(roll, job) for job in itertools.islice(todo, 1))
+                running.extend(submit(1))
                 yield result
         finally:
             pool.shutdown(cancel_futures=True)

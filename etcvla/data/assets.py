@@ -78,5 +78,5 @@ class Assets:
             "action": dataset.features["action"].doc, "action_dim": chunks.shape[-1], "horizon": horizon,
             "state": dataset.features["observation/state"].doc,
             "state_dim": dataset.features["observation/state"].shape[0],
-            "rate": float(dataset.metadata(0)["rate"]), "cameras": list(cameras),
+            "rate": float(dataset.metadata(0).get("rate", np.nan)), "cameras": list(cameras),
         }

@@ -6,29 +6,22 @@ filters in a few lines of JavaScript.
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import html
-import io
 import json
-import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 
 import numpy as np
-from PIL import Image
 
 from etcvla.etc.annotation import Annotation
-from etcvla.etc.forms import BOX, PATH, WORDS, answer_type
-from etcvla.etc.items import ETC_KINDS, GRADES, Item, parse_loc
-from etcvla.etc.score import majority_answers, read_answer, score
+from etcvla.etc.items import ETC_KINDS, GRADES, Item
+from etcvla.etc.overlay import HEIGHT, KIND_COLORS, STYLE, answered, asked, box, dot, look, prose, words
+from etcvla.etc.score import majority_answers, score
 
-_COLORS = dict(zip(ETC_KINDS, ("#2f7de1", "#12a594", "#e5484d", "#8e4ec6", "#f0900c"), strict=True))
 _OTHER_COLOR = "#697177"
-_HEIGHT = 1000  # of an overlay, in its own units
-_BOX_IN_TEXT = re.compile(r"(?:<loc\d{4}>){4}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,29 +78,20 @@ def _lengths(texts: Sequence[str]) -> dict[str, float]:
 
 
 def _color(kind: str) -> str:
-    return _COLORS.get(kind, _OTHER_COLOR)
+    return KIND_COLORS.get(kind, _OTHER_COLOR)
 
 
 def _card(frame: Entry) -> str:
-    data, mime, (height, width) = _encode(frame.image)
-    shapes = [f'<g data-item="{i}" data-kind="{item.kind}" style="color:{_color(item.kind)}">'
-              f"{_overlay(item, width / height)}</g>" for i, item in enumerate(frame.items)]
-    facts = _facts(frame, width / height) if frame.annotation else ""
+    def draw(aspect: float) -> str:
+        shapes = [f'<g data-item="{i}" data-kind="{item.kind}" style="color:{_color(item.kind)}">'
+                  f"{asked(item.question, aspect)}{answered(item.form, item.answer, aspect)}</g>"
+                  for i, item in enumerate(frame.items)]
+        return (_facts(frame, aspect) if frame.annotation else "") + "".join(shapes)
+
     caption = f'<span class="caption">{html.escape(frame.caption)}</span>' if frame.caption else ""
-    return (f'<article><figure><img src="data:image/{mime};base64,{data}" alt="{html.escape(frame.caption)}">'
-            f'<svg viewBox="0 0 {_HEIGHT * width / height:.0f} {_HEIGHT}">{facts}{"".join(shapes)}</svg></figure>'
+    return (f"<article>{look(frame.image, frame.caption, draw)}"
             f'<header>{html.escape(frame.instruction)}{caption}</header>'
             f"<ol>{_rows(frame.items)}</ol></article>")
-
-
-def _encode(image: np.ndarray | bytes) -> tuple[str, str, tuple[int, int]]:
-    """Base64 text, MIME subtype and (height, width)."""
-    if isinstance(image, np.ndarray):
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, "png")
-        image = buffer.getvalue()
-    with Image.open(io.BytesIO(image)) as opened:
-        return base64.b64encode(image).decode(), opened.format.lower(), (opened.height, opened.width)
 
 
 def _rows(items: Sequence[Item]) -> str:
@@ -115,64 +99,23 @@ def _rows(items: Sequence[Item]) -> str:
     rows = []
     for i, item in enumerate(items):
         if i == 0 or item.grade != items[i - 1].grade:
-            rows.append(f'<li class="grade" data-grade="{item.grade}">{_words(item.grade)}</li>')
+            rows.append(f'<li class="grade" data-grade="{item.grade}">{words(item.grade)}</li>')
         rows.append(f'<li data-item="{i}" data-kind="{item.kind}" data-grade="{item.grade}" '
-                    f'style="--c:{_color(item.kind)}"><p class="meta"><span><b>{_words(item.kind)}</b> '
-                    f"{_words(item.form)}</span><i>{html.escape(item.source)}</i></p>"
-                    f'<p>{_text(item.question)}</p><p class="answer">{_text(item.answer)}</p></li>')
+                    f'style="--c:{_color(item.kind)}"><p class="meta"><span><b>{words(item.kind)}</b> '
+                    f"{words(item.form)}</span><i>{html.escape(item.source)}</i></p>"
+                    f'<p>{prose(item.question)}</p><p class="answer">{prose(item.answer)}</p></li>')
     return "".join(rows)
-
-
-def _words(name: str) -> str:
-    return html.escape(name.replace("_", " "))
-
-
-def _text(text: str) -> str:
-    """Text with each run of location tokens as one tag that reads as numbers."""
-    return re.sub(r"(?:&lt;loc\d{4}&gt;)+",
-                  lambda run: f'<code title="{run[0]}">{" ".join(re.findall(r"[0-9]{4}", run[0]))}</code>',
-                  html.escape(text))
-
-
-def _overlay(item: Item, aspect: float) -> str:
-    """What the item's question and answer point at; a box of the question is dashed."""
-    asked = [_box(parse_loc(found, 4)[0], aspect, "asked") for found in _BOX_IN_TEXT.findall(item.question)]
-    kind = answer_type(item.form)
-    answer = read_answer(kind, item.answer) if kind != WORDS else None
-    if answer is None:
-        return "".join(asked)
-    if kind == BOX:
-        return "".join([*asked, _box(answer[0], aspect)])
-    return "".join([*asked, _path(answer, aspect) if kind == PATH else _dot(answer[0], aspect)])
 
 
 def _facts(frame: Entry, aspect: float) -> str:
     """The annotation itself, white and thin: boxes with names, and the gripper."""
     facts, shapes = frame.annotation, []
-    for name, box in zip(facts.objects, facts.box[frame.step, 0], strict=True):
-        if np.isfinite(box).all():
-            shapes.append(_box(box, aspect) + f'<text x="{box[1] * _HEIGHT * aspect + 6:.0f}" '
-                          f'y="{box[0] * _HEIGHT - 8:.0f}">{html.escape(name)}</text>')
+    for name, place in zip(facts.objects, facts.box[frame.step, 0], strict=True):
+        if np.isfinite(place).all():
+            shapes.append(box(place, aspect) + f'<text x="{place[1] * HEIGHT * aspect + 6:.0f}" '
+                          f'y="{place[0] * HEIGHT - 8:.0f}">{html.escape(name)}</text>')
     gripper = facts.gripper_pixel[frame.step, 0]
-    return f'<g class="facts">{"".join(shapes)}{_dot(gripper, aspect) if np.isfinite(gripper).all() else ""}</g>'
-
-
-def _box(box: np.ndarray, aspect: float, name: str = "") -> str:
-    ymin, xmin, ymax, xmax = (value * _HEIGHT for value in box.tolist())
-    return (f'<rect class="{name}" x="{xmin * aspect:.0f}" y="{ymin:.0f}" width="{(xmax - xmin) * aspect:.0f}" '
-            f'height="{ymax - ymin:.0f}" rx="4"/>')
-
-
-def _dot(point: np.ndarray, aspect: float) -> str:
-    return f'<circle cx="{point[1] * _HEIGHT * aspect:.0f}" cy="{point[0] * _HEIGHT:.0f}" r="13"/>'
-
-
-def _path(points: np.ndarray, aspect: float) -> str:
-    """A line with small dots at the keypoints and a ring around the end."""
-    line = " ".join(f"{x * _HEIGHT * aspect:.0f},{y * _HEIGHT:.0f}" for y, x in points)
-    dots = "".join(_dot(point, aspect).replace('r="13"', 'r="9"') for point in points[:-1])
-    end = _dot(points[-1], aspect).replace("<circle", '<circle class="end"').replace('r="13"', 'r="20"')
-    return f'<polyline points="{line}"/>{dots}{end}'
+    return f'<g class="facts">{"".join(shapes)}{dot(gripper, aspect) if np.isfinite(gripper).all() else ""}</g>'
 
 
 def _filters(items: Sequence[Item]) -> str:
@@ -181,7 +124,7 @@ def _filters(items: Sequence[Item]) -> str:
 
     def buttons(attribute: str, names: Sequence[str], counts: Counter) -> str:
         return "".join(f'<button data-{attribute}="{name}" style="--c:{_color(name)}" aria-pressed="true">'
-                       f"{_words(name)} <small>{counts[name]}</small></button>" for name in names)
+                       f"{words(name)} <small>{counts[name]}</small></button>" for name in names)
 
     grade_names = sorted(grades, key=lambda name: [*GRADES.values(), name].index(name))
     kind_names = sorted(kinds, key=lambda name: [*ETC_KINDS, name].index(name))
@@ -190,14 +133,14 @@ def _filters(items: Sequence[Item]) -> str:
 
 
 def _statistics(numbers: dict) -> str:
-    rows = "".join(f'<tr><td>{form}<td>{row["count"]}<td>{row["answers"]}<td>{_text(row["majority_answer"])}'
+    rows = "".join(f'<tr><td>{form}<td>{row["count"]}<td>{row["answers"]}<td>{prose(row["majority_answer"])}'
                    f'<td>{row["majority_share"]:.0%}' for form, row in numbers["by_form"].items())
     data = json.dumps(numbers).replace("<", r"\u003c")  # nothing in it can close the script
     return (f"<table><tr><th>form<th>items<th>different answers<th>best constant answer<th>right in{rows}</table>"
             f'<script type="application/json" id="report">{data}</script>')
 
 
-_STYLE = """
+_STYLE = STYLE + """
 :root { color-scheme: light dark; --bg: #f6f7f8; --card: #fff; --ink: #1c2024; --soft: #6a7178; --line: #e3e6e9; }
 @media (prefers-color-scheme: dark) {
   :root { --bg: #111315; --card: #1a1d20; --ink: #eceef0; --soft: #9ba1a6; --line: #2c3135; } }
@@ -217,14 +160,6 @@ button[data-kind]::before { content: ""; display: inline-block; width: 8px; heig
 main { display: grid; grid-template-columns: repeat(auto-fill, minmax(330px, 1fr)); gap: 18px; padding: 20px 24px;
   align-items: start; }
 article { overflow: hidden; background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
-figure { position: relative; margin: 0; }
-figure img { display: block; width: 100%; }
-figure svg { position: absolute; inset: 0; width: 100%; height: 100%; overflow: visible; }
-svg rect, svg polyline, svg .end { fill: none; stroke: currentColor; stroke-width: 6; stroke-linejoin: round;
-  paint-order: stroke; filter: drop-shadow(0 0 3px #0009); }
-svg .asked { stroke-dasharray: 18 12; }
-svg circle { fill: currentColor; stroke: #fff; stroke-width: 4; }
-svg text { fill: #fff; font-size: 38px; filter: drop-shadow(0 0 4px #000); }
 svg .facts { color: #fff; display: none; }
 svg .facts rect { stroke-width: 3; }
 body.facts svg .facts { display: inline; }

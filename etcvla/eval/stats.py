@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 
 def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
@@ -13,3 +15,30 @@ def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
     centre = (p + z2 / (2 * trials)) / (1 + z2 / trials)
     half = z / (1 + z2 / trials) * math.sqrt(p * (1 - p) / trials + z2 / (4 * trials * trials))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+class Estimate(NamedTuple):
+    """A share in [0, 1] with its 95 % interval, and from how many trials it is."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+
+def rate(successes: int, trials: int) -> Estimate | None:
+    """A success rate with Wilson's interval; None without trials."""
+    return Estimate(successes / trials, *wilson(successes, trials), trials) if trials else None
+
+
+def mean(parts: Sequence[Estimate]) -> Estimate | None:
+    """The unweighted mean of independent shares; None without any.
+
+    Its interval is MOVER's (Zou and Donner 2008): the squared distances to the parts' limits add up.
+    """
+    if not parts:
+        return None
+    value = sum(part.value for part in parts) / len(parts)
+    below = math.hypot(*(part.value - part.low for part in parts)) / len(parts)
+    above = math.hypot(*(part.high - part.value for part in parts)) / len(parts)
+    return Estimate(value, value - below, value + above, sum(part.count for part in parts))

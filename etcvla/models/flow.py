@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-Velocity = Callable[[Float[Array, "b p a"], Float[Array, " b"]], Float[Array, "b p a"]]
+Velocity = Callable[[Float[Array, "b p a"], Float[Array, "b"]], Float[Array, "b p a"]]
 
 
-def sample_time(key: jax.Array, shape: tuple[int, ...]) -> Float[Array, "..."]:
+def sample_time(key: jax.Array, shape: tuple[int, ...]) -> Float[Array, ...]:
     """t ~ 0.999 * Beta(1.5, 1) + 0.001: more weight on the noisy end, where the observation decides (pi0).
 
     Beta(a, 1) is U^(1/a), which spares the gamma sampler's loop.

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from etcvla.models import ops
 from etcvla.models.scan import scan_layers
 
 
@@ -92,14 +93,24 @@ class SigLIP(nn.Module):
     def __call__(self, images: Float[Array, "m h w 3"]) -> Float[Array, "m i d"]:
         cfg = self.config
         x = PatchEmbed(cfg, self.dtype, name="embedding")(images)
-        pos = self.param("pos_embedding", nn.initializers.normal(cfg.width**-0.5), (1, cfg.tokens, cfg.width))
+        pos = self.param("pos_embedding", lambda _, shape: position_codes(*shape[1:])[None], (1, cfg.tokens, cfg.width))
         x = x + pos.astype(self.dtype)
         x = Transformer(cfg, self.dtype, self.remat, self.unroll, name="Transformer")(x)
         return nn.Dense(self.out_width, dtype=self.dtype, name="head")(x)
 
 
+def position_codes(tokens: int, width: int) -> Float[Array, "i d"]:
+    """Sine-cosine codes of a square grid's rows and columns, where the learned table starts.
+
+    (From small random values, SigLIP's own start, a tower this side of a billion images does not learn places.)
+    """
+    side = int(tokens**0.5)
+    y, x = jnp.divmod(jnp.arange(tokens), side)
+    return jnp.concatenate([ops.sincos((axis + 0.5) / side, width // 2, 2 / side, 4.0) for axis in (y, x)], axis=-1)
+
+
 class PatchEmbed(nn.Module):
-    """A strided convolution written as the matrix product that it is: several times faster than XLA's CPU convolution."""
+    """A strided convolution, written as the matrix product that it is: several times faster on a CPU."""
 
     config: SigLIPConfig
     dtype: jnp.dtype

@@ -183,14 +183,25 @@ class VLA(nn.Module):
         return self.llm.logits(hidden)
 
 
-def init_params(model: VLA, seed: int = 0) -> Params:
-    """Random parameters. (`rbg` keys compile several times faster than JAX's default, and are as good for this.)"""
+def init_params(model: VLA, seed: int = 0, loc: tuple[int, int] | None = None) -> Params:
+    """Random parameters. (`rbg` keys compile several times faster than JAX's default, and are as good for this.)
+
+    Args:
+      loc: (offset, count) of the location tokens, which then start as sine-cosine codes of their coordinate: what is
+        learnt of one place is learnt of those beside it. As unrelated vectors a thousand of them are a thousand words.
+    """
     cfg = model.config
     size = cfg.siglip.image_size
     batch = batch_lib.zeros(B=1, C=1, H=size, W=size, L=2, S=cfg.state_dim, P=cfg.horizon, A=cfg.action_dim)
     chunk = jnp.zeros((1, 1, cfg.horizon, cfg.action_dim))
     key = jax.random.key(seed, impl="rbg")
-    return model.init(key, batch, jnp.zeros((1, 1), jnp.int32), chunk, jnp.zeros((1, 1)))["params"]
+    params = model.init(key, batch, jnp.zeros((1, 1), jnp.int32), chunk, jnp.zeros((1, 1)))["params"]
+    if loc is not None:
+        offset, count = loc
+        codes = ops.sincos((jnp.arange(count) + 0.5) / count, cfg.vlm.width, 2**-5, 4.0) * (2 / cfg.vlm.width) ** 0.5
+        table = params["llm"]["embedder"]["input_embedding"].at[offset:offset + count].set(codes)
+        params["llm"]["embedder"]["input_embedding"] = table
+    return params
 
 
 def expert_sees(image_mask: Bool[Array, "b i"], batch: Batch) -> Bool[Array, "b i+l"]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import glob
 import os
 import subprocess
 import sys
@@ -20,7 +22,6 @@ if sys.platform == "linux":
     os.environ.setdefault("MUJOCO_GL", "egl")
 # One software-rendering thread a process is faster than several, at these image sizes.
 os.environ.setdefault("LP_NUM_THREADS", "1")
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def require_egl() -> None:
@@ -35,10 +36,23 @@ def require_egl() -> None:
             ctypes.CDLL(library)
         except OSError as error:
             raise RuntimeError(f"{FIX}\n(the simulator renders without a display through EGL: {error})") from error
+    _bind_mesa_to_its_llvm()
+
+
+def _bind_mesa_to_its_llvm() -> None:
+    """Loads Mesa's software renderer so that it finds its own LLVM first.
+
+    TensorFlow makes the symbols of its LLVM global; a renderer that is loaded the ordinary way takes those and crashes
+    the process. Where Mesa lies elsewhere or is not used, nothing happens.
+    """
+    for pattern in ("dri/swrast_dri.so", "libgallium-*.so"):
+        for path in glob.glob(f"/usr/lib/*/{pattern}") + glob.glob(f"/usr/lib64/{pattern}"):
+            with contextlib.suppress(OSError):
+                ctypes.CDLL(path, mode=os.RTLD_DEEPBIND | os.RTLD_NOW)
 
 
 def check_rendering() -> None:
-    """Draws one tiny frame in a process of its own: TensorFlow's copy of LLVM, if loaded here, crashes Mesa's.
+    """Draws one tiny frame, in a process of its own for graphics libraries may die instead of raising.
 
     Raises RuntimeError whose first line is the apt command that mends a missing library.
     """

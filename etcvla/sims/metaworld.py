@@ -21,6 +21,7 @@ from metaworld.policies import ENV_POLICY_MAP  # noqa: E402
 
 from etcvla.sims.metaworld_tasks import TASKS, Task  # noqa: E402
 from etcvla.sims.oracle import Oracle, hide_sites  # noqa: E402
+from etcvla.sims.phases import PhaseTracker  # noqa: E402
 from etcvla.sims.render import HIDDEN_GROUP, Orbit, View, coarsen_mesh  # noqa: E402
 
 warnings.filterwarnings("ignore", "Constant", module="metaworld.policies")  # we clip, as the environment does
@@ -102,6 +103,7 @@ class MetaWorld:
                               gripper_body="right_hand")
         self.target = [spec.name for spec in self.task.objects].index(self.task.target)
         self.rate = 1 / self._env.dt
+        self._phases = PhaseTracker(self.task.phases)
 
     def reset(self, seed: int) -> None:
         """A fresh layout: the same seed gives the same state and images, whatever happened before."""
@@ -119,8 +121,8 @@ class MetaWorld:
         mujoco.mj_forward(self._model, self._data)
         self._env._prev_obs = self._env._get_curr_obs_combined_no_goal()
         self._obs = self._env._get_obs()
-        self.success, self._phase = False, 0
-        self._start = self._position()
+        self.success = False
+        self._phases.reset()
 
     def observe(self) -> dict:
         """{"images": {camera: uint8[H, W, 3]}, "state": float32[S]}; see STATE_DOC."""
@@ -154,35 +156,16 @@ class MetaWorld:
 
         The phase never goes back: it moves on when its condition first holds at a call, so call at every step.
         """
-        facts = self._oracle.facts(self._data, self._env.tcp_center)
-        phases = self.task.phases
-        while CONDITIONS[phases[self._phase].until](self, facts) and self._phase < len(phases) - 1:
-            self._phase += 1
-        return {**facts, "gripper_open": self._obs[3], "phase": self._phase}
+        tcp, target = self._env.tcp_center, self._oracle.objects[self.target]
+        facts = self._oracle.facts(self._data, tcp)
+        phase = self._phases.update(
+            self._env.curr_path_length, grasp_centre=tcp, grasp_point=target.grasp_point(self._data),
+            bounds=target.bounds(self._data), contact=facts["contact"][self.target] == 1)
+        return {**facts, "gripper_open": self._obs[3], "phase": phase}
 
     def close(self) -> None:
         """Frees the renderer."""
         self._view.close()
-
-    def _position(self) -> np.ndarray:
-        return self._oracle.objects[self.target].position(self._data)
-
-    def _reach(self) -> float:
-        """Metres from the grasp centre to the target's grasp point."""
-        touch = self.task.objects[self.target].touch or 0
-        return float(np.linalg.norm(self._env.tcp_center - self._position() - touch))
-
-    def _moved(self) -> float:
-        return float(np.linalg.norm(self._position() - self._start))
-
-
-# When a phase is over, from the state alone.
-CONDITIONS = {
-    "never": lambda env, facts: False,
-    "near": lambda env, facts: env._reach() < 0.05,
-    "touch": lambda env, facts: facts["contact"][env.target] == 1 or env._reach() < 0.02 or env._moved() > 0.01,
-    "moved": lambda env, facts: env._moved() > 0.02,
-}
 
 
 def _make_env(task: str):

@@ -20,7 +20,7 @@ class Object:
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """A subtask as an imperative; it lasts until its condition holds for the target (see `metaworld.CONDITIONS`)."""
+    """A subtask as an imperative; it lasts until its condition holds for the target (see `phases.CONDITIONS`)."""
 
     text: str
     until: str = "never"
@@ -78,6 +78,8 @@ _COFFEE = (_thing("mug", "white", "mug"), Object("coffee machine", "red", "cm_li
            _thing("coffee machine button", "gray", "cmbutton", at=(0, -0.03, 0)))
 _FAUCET = (_thing("faucet handle", "red", "faucet_link2", "faucet_red"), Object("faucet", "gray", "faucet_link"))
 _HANDLE = (_thing("handle", "red", "handle_link", "hdlprs_red"), Object("handle box", "gray", "hdlprs"))
+_HANDLE_UP = (_thing("handle", "red", "handle_link", "hdlprs_red", at=(0.05, -0.03, 0)), _HANDLE[1])
+_HANDLE_UP_SIDE = (_thing("handle", "red", "handle_link", "hdlprs_red", at=(-0.04, 0, 0)), _HANDLE[1])
 _PLATE = (_thing("puck", "black", "puck_channel", subtree=True), Object("goal net", "white", "puck_goal", subtree=True))
 _STICK = (_thing("stick", "blue", "stick", subtree=True), Object("thermos", "green", "object", subtree=True))
 # Opening and closing start from the same half-open drawer, so that only the instruction tells them apart.
@@ -133,7 +135,7 @@ TASKS: dict[str, Task] = {
         ("push the mug under the coffee machine", "put the mug under the coffee machine",
          "move the white mug to the coffee machine", "place the mug where the coffee comes out")),
     "dial-turn": Task(
-        (_thing("dial", "gray", "dial", at=(0, -0.05, 0), subtree=True),), "dial", _act("dial", "turn the dial"),
+        (_thing("dial", "gray", "dial", at=(0.03, -0.02, 0.01), subtree=True),), "dial", _act("dial", "turn the dial"),
         ("turn the dial", "rotate the dial", "turn the gray dial", "twist the dial around")),
     "disassemble": Task(
         _NUT, "nut", _carry("nut", "lift the nut off the peg"),
@@ -184,10 +186,10 @@ TASKS: dict[str, Task] = {
         ("press the handle down from the side", "push the red handle of the side box down",
          "press down the red handle at the side", "lower the handle at the side")),
     "handle-pull": Task(
-        _HANDLE, "handle", _act("handle", "pull the handle up"),
+        _HANDLE_UP, "handle", _act("handle", "pull the handle up"),
         ("pull the handle up", "lift the red handle", "pull up the red handle", "raise the handle")),
     "handle-pull-side": Task(
-        _HANDLE, "handle", _act("handle", "pull the handle up"),
+        _HANDLE_UP_SIDE, "handle", _act("handle", "pull the handle up"),
         ("pull the handle up from the side", "lift the red handle at the side", "pull up the red handle at the side",
          "raise the handle at the side")),
     "lever-pull": Task(
@@ -200,7 +202,7 @@ TASKS: dict[str, Task] = {
         ("insert the peg into the hole", "put the green peg into the box from the side",
          "pick up the peg and insert it sideways", "push the peg into the hole of the red box")),
     "peg-unplug-side": Task(
-        (_thing("plug", "black", "plug", at=(0.02, 0, 0)), Object("socket", "white", "plug_wall")),
+        (_thing("plug", "black", "plug"), Object("socket", "white", "plug_wall")),
         "plug", _act("plug", "pull the plug out of the socket"),
         ("unplug the peg", "pull the plug out of the socket", "take the plug out sideways",
          "remove the black plug from the socket")),

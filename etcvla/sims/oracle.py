@@ -53,7 +53,12 @@ class Tracked:
         return corners.min((0, 1)), corners.max((0, 1))
 
     def position(self, data: mujoco.MjData) -> np.ndarray:
+        """The centre, float[3] metres."""
         return np.mean(self.bounds(data), axis=0)
+
+    def grasp_point(self, data: mujoco.MjData) -> np.ndarray:
+        """Where to hold or touch it, float[3] metres; NaN where that is unknown."""
+        return self.position(data) + (np.nan if self.spec.touch is None else self.spec.touch)
 
 
 class Oracle:
@@ -77,7 +82,7 @@ class Oracle:
         """
         matrix = np.stack([camera_matrix(self._model, data, camera) for camera in self._cameras])
         position = np.array([tracked.position(data) for tracked in self.objects])
-        grasp = position + [tracked.spec.touch or (np.nan,) * 3 for tracked in self.objects]
+        grasp = np.array([tracked.grasp_point(data) for tracked in self.objects])
         box, visible = self._measure(data)
         return {
             "camera_matrix": matrix, "gripper_pixel": project(matrix, grasp_centre), "gripper_position": grasp_centre,

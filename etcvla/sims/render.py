@@ -33,12 +33,18 @@ class View:
     """Renders one model at one size. Keep it: creating one costs half a second. Call `close` when done.
 
     Shadows, reflections and multisampling are off: they cost eight times the frame.
+
+    Raises RuntimeError whose first line is the apt command that mends a missing library.
     """
 
     def __init__(self, model: mujoco.MjModel, image_size: int):
         model.vis.quality.offsamples = 0
+        model.vis.global_.offwidth = model.vis.global_.offheight = image_size
         self._model = model
-        self._renderer = mujoco.Renderer(model, image_size, image_size)
+        try:
+            self._renderer = mujoco.Renderer(model, image_size, image_size)
+        except Exception as error:  # MuJoCo and PyOpenGL raise a dozen types here
+            raise RuntimeError(f"{headless.FIX}\n(MuJoCo cannot draw without a display: {error})") from error
         # A renderer that outlives the interpreter's OpenGL modules prints tracebacks; this runs before they go.
         self._close = weakref.finalize(self, self._renderer.close)
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):

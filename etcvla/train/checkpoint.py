@@ -31,14 +31,19 @@ def versions() -> dict[str, str]:
 
 @dataclasses.dataclass
 class Checkpoints:
-    """The checkpoints of one workdir."""
+    """The checkpoints of one workdir.
+
+    Args:
+      keep: how many of them a run that saves keeps. None reads only: what another process is saving is left alone.
+    """
 
     workdir: epath.PathLike
-    keep: int = 1
+    keep: int | None = None
 
     def __post_init__(self):
         self.directory = epath.Path(self.workdir).resolve() / "checkpoints"
-        options = ocp.CheckpointManagerOptions(max_to_keep=self.keep, create=False, cleanup_tmp_directories=True)
+        options = ocp.CheckpointManagerOptions(max_to_keep=self.keep, create=False,
+                                               cleanup_tmp_directories=self.keep is not None)
         handlers = {"train": ocp.StandardCheckpointHandler(), "ema": ocp.StandardCheckpointHandler(),
                     "meta": ocp.JsonCheckpointHandler()}
         self._manager = (ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)

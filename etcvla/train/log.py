@@ -27,7 +27,7 @@ class Logger:
         self._pending: list[tuple[int, Mapping[str, jax.Array]]] = []
         self._waited, self._since = 0.0, time.time()
         epath.Path(workdir).mkdir(parents=True, exist_ok=True)
-        self._jsonl = open(os.path.join(workdir, "metrics.jsonl"), "a", encoding="utf-8")
+        self._jsonl = (epath.Path(workdir) / "metrics.jsonl").open("a")
         self._board = SummaryWriter(os.path.join(workdir, "tensorboard"))
 
     def __enter__(self):

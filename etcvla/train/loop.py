@@ -60,19 +60,21 @@ def _run(stage: Stage, state: TrainState, step_fn, mesh: Mesh, checkpoints: Chec
     config, began, start = stage.config, time.time(), int(state.step)
     meta = checkpoint_meta(stage)
     data = logger.waiting(stage.batches(start))
-    for step in range(start, end):
-        state, metrics = step_fn(state, sharding.put_batch(next(data), mesh))
-        logger.step(step + 1, metrics)
-        if (step + 1) % config.save_every == 0 or step + 1 == end:
-            logger.flush()  # a loss that is not finite must not be saved
-            checkpoints.save(state, meta)
-    checkpoints.wait()
+    try:
+        for step in range(start, end):
+            state, metrics = step_fn(state, sharding.put_batch(next(data), mesh))
+            logger.step(step + 1, metrics)
+            if (step + 1) % config.save_every == 0 or step + 1 == end:
+                logger.flush()  # a loss that is not finite must not be saved
+                checkpoints.save(state, meta)
+    finally:
+        checkpoints.wait()  # whatever stops the run, the checkpoint before it must be whole
     return {"steps": end, "seconds": time.time() - began, "metrics": logger.last}
 
 
 def abstract_state(stage: Stage, mesh: Mesh) -> tuple[optax.GradientTransformation, TrainState]:
     """The optimizer, and the training state as shapes with shardings."""
-    params = jax.eval_shape(functools.partial(init_params, stage.model, stage.config.seed))
+    params = jax.eval_shape(functools.partial(init_params, stage.model))
     optimizer = make_optimizer(stage.config.optim, stage.config.steps, params)
     where = sharding.param_shardings(params, mesh)
     state = TrainState(step=jax.ShapeDtypeStruct((), jnp.int32), params=params, ema=params,
@@ -88,7 +90,8 @@ def initial_state(stage: Stage, optimizer: optax.GradientTransformation, abstrac
     if stage.config.init_from:
         params = Checkpoints(stage.config.init_from).ema(abstract.params)
     else:
-        params = jax.jit(functools.partial(init_params, stage.model, stage.config.seed), out_shardings=places.params)()
+        make = functools.partial(init_params, stage.model, stage.config.seed, stage.assets.tokenizer.layout.loc)
+        params = jax.jit(make, out_shardings=places.params)()
 
     def rest(params):
         return TrainState(step=jnp.zeros((), jnp.int32), params=params, ema=jax.tree.map(jnp.copy, params),
@@ -100,8 +103,10 @@ def initial_state(stage: Stage, optimizer: optax.GradientTransformation, abstrac
 def checkpoint_meta(stage: Stage) -> dict:
     """The JSON of a checkpoint: everything that a policy needs beside the parameters, and where they came from."""
     config = stage.config
-    lineage = []
-    if config.init_from:
+    own, lineage = Checkpoints(config.workdir), []
+    if own.latest() is not None:  # the parent may be gone, or trained anew
+        lineage = own.meta()["lineage"]
+    elif config.init_from:
         parent = Checkpoints(config.init_from)
         lineage = [*parent.meta()["lineage"], {"workdir": config.init_from, "step": parent.latest()}]
     return {"config": json.loads(config.to_json_best_effort()), "model": describe(stage.model.config),

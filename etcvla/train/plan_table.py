@@ -25,7 +25,8 @@ def plan_table(config: ml_collections.ConfigDict, plan: Plan, sizes: Mapping[str
     sizes = sizes or {}
     lines = [f"{config.stage}:{config.variant}  {plan.steps:,} steps x {plan.batch_size} rows, "
              f"{config.data.text_len} text tokens a row, from {config.init_from or 'random parameters'}",
-             f"  {'stream':<32}{'dataset':<12}{'first':>7}{'last':>7}{'rows':>11}{'frames':>10}{'epochs':>8}{'riders':>8}"]
+             f"  {'stream':<32}{'dataset':<12}{'first':>7}{'last':>7}{'rows':>11}{'frames':>10}{'epochs':>8}"
+             f"{'riders':>8}"]
     for i, stream in enumerate(plan.streams):
         rows = int(plan.counts[:, i].sum())
         size = sizes.get(stream.name)

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 def missing_paths(config: ml_collections.ConfigDict) -> dict[str, str]:
     """Config field -> path, for every dataset and checkpoint that the stage needs and that is not there."""
     needs = {f"datasets.{name}.path": d.path for name, d in config.datasets.items()}
-    if config.init_from:
+    if config.init_from and Checkpoints(config.workdir).latest() is None:
         needs["init_from"] = config.init_from
     if config.data.tokenizer != "tiny":
         needs["data.tokenizer"] = config.data.tokenizer

@@ -20,6 +20,7 @@ from etcvla.models.vla import VLA, target_slots
 from etcvla.train.augment import augment
 
 Metrics = dict[str, jax.Array]
+LOSSES = ("text", "fast", "flow")
 
 
 @flax.struct.dataclass
@@ -53,7 +54,7 @@ class Settings:
     def of(cls, config: ml_collections.ConfigDict, loc_offset: int) -> Settings:
         """From a stage's config. Raises ValueError for malformed loss knots."""
         knots = {name: tuple(tuple(map(float, knot)) for knot in config.loss[name])
-                 for name in ("text", "fast", "flow")}
+                 for name in LOSSES}
         for name, value in knots.items():
             schedule.check_knots(value, f"loss.{name}")
         return cls(seed=config.seed, steps=config.steps, streams=tuple(sorted(config.streams)),
@@ -64,6 +65,11 @@ class Settings:
 def used(knots: schedule.Knots) -> bool:
     """Whether a loss has weight anywhere; if not, its part of the model is not even computed."""
     return any(value > 0 for _, value in knots)
+
+
+def active(settings: Settings) -> list[str]:
+    """The losses that this stage has."""
+    return [name for name in LOSSES if used(getattr(settings, name))]
 
 
 def losses(model: VLA, params: Any, batch: Mapping[str, jax.Array], key: jax.Array,
@@ -110,13 +116,12 @@ def _token_losses(logits, batch, slots, real):
 
 def total_loss(parts: Mapping[str, Any], progress: jax.Array, settings: Settings) -> jax.Array:
     """The sum of the losses, weighted by their knots at this progress."""
-    return sum(schedule.at(getattr(settings, name), progress) * parts[name]
-               for name in ("text", "fast", "flow") if name in parts)
+    return sum(schedule.at(getattr(settings, name), progress) * parts[name] for name in active(settings))
 
 
 def metrics_of(parts: Mapping[str, Any], settings: Settings) -> Metrics:
     """Scalars to log; those of a stream that the batch holds no token of are NaN."""
-    out = {f"loss/{name}": parts[name] for name in ("text", "fast", "flow") if name in parts}
+    out = {f"loss/{name}": parts[name] for name in active(settings)}
     if "token_loss" not in parts:
         return out
     weight = jax.nn.one_hot(parts["token_stream"], len(settings.streams)) * parts["token_weight"][..., None]
@@ -142,6 +147,7 @@ def train_step(state: TrainState, batch: Mapping[str, jax.Array], *, model: VLA,
     (loss, parts), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     updates, opt = optimizer.update(grads, state.opt, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema = optax.incremental_update(params, state.ema, 1 - settings.ema_decay)
+    # As a step towards the parameters, so that what is frozen stays in its bits.
+    ema = jax.tree.map(lambda mean, new: mean + (1 - settings.ema_decay) * (new - mean), state.ema, params)
     metrics = {**metrics_of(parts, settings), "loss": loss, "grad_norm": optax.global_norm(grads)}
     return TrainState(step=state.step + 1, params=params, ema=ema, opt=opt), metrics

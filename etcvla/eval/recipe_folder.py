@@ -1,0 +1,137 @@
+"""A recipe's folder, read: what its runs are, what they scored, what they logged."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import json
+from collections.abc import Iterable, Mapping
+from itertools import chain
+from typing import Any
+
+from etils import epath
+
+from etcvla.eval.stats import Estimate, mean, rate
+
+CONDITIONS = {"right": "right instruction", "wrong_instruction": "wrong instruction", "blank_image": "blank image"}
+CURVE_POINTS = 400  # lines of metrics.jsonl kept, about
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A run of the recipe. Parts that were not written are empty."""
+
+    name: str
+    folder: epath.Path
+    facts: Mapping[str, Any]  # its entry in summary.json
+    scores: Mapping[str, Any]  # its scores.json
+
+    @property
+    def title(self) -> str:
+        return self.name.replace("_", " ")
+
+    @property
+    def questions(self) -> dict[str, Mapping[str, Mapping[str, float]]]:
+        """{dataset: {kind: scores}}; the held-out shapes, which measure retention, are "mm"."""
+        return {"mm": self.scores.get("mm") or {}, **self.scores.get("etc", {})}
+
+    def accuracy(self, dataset: str) -> Estimate | None:
+        """The mean over the kinds."""
+        return mean([estimate(kind) for kind in self.questions.get(dataset, {}).values()])
+
+    def tasks(self, domain: str, condition: str = "right") -> dict[str, Estimate | None]:
+        """{task: success rate}."""
+        cells = self.scores.get("success", {}).get(condition, {}).get(domain, {})
+        return {task: rate(*cell) for task, cell in cells.items()}
+
+    def success(self, domain: str, condition: str = "right") -> Estimate | None:
+        """Over all tasks and trials together."""
+        cells = self.scores.get("success", {}).get(condition, {}).get(domain, {}).values()
+        return rate(*map(sum, zip(*cells, strict=True))) if cells else None
+
+    @functools.cached_property
+    def episodes(self) -> list[dict[str, str]]:
+        """Lines of episodes.csv."""
+        path = self.folder / "evaluation/episodes.csv"
+        return list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+
+    @functools.cached_property
+    def metrics(self) -> list[dict[str, float]]:
+        """Lines of metrics.jsonl by step; where a resumed run repeats a step, its last line."""
+        path = self.folder / "metrics.jsonl"
+        rows = map(json.loads, path.read_text().splitlines() if path.exists() else [])
+        by_step = {row["step"]: row for row in rows}
+        rows = [by_step[step] for step in sorted(by_step)]
+        return rows[::1 + len(rows) // CURVE_POINTS]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A recipe's folder, read."""
+
+    summary: Mapping[str, Any]
+    stages: tuple[Stage, ...]
+    finished: float  # seconds since 1970
+
+    @classmethod
+    def read(cls, root: epath.PathLike) -> Recipe:
+        """Raises FileNotFoundError without a summary.json, ValueError where a file is not JSON."""
+        root = epath.Path(root)
+        path = root / "summary.json"
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is missing: launch/recipe.py writes it; is {root} a recipe's workdir?")
+        summary = read_json(path)
+        return cls(summary, tuple(
+            Stage(name, root / name, summary.get("stages", {}).get(name, {}),
+                  read_json(root / name / "evaluation/scores.json", {})) for name in summary.get("runs", [])),
+            path.stat().mtime)
+
+    @property
+    def parents(self) -> list[int | None]:
+        """For each stage the index of the one that it starts from."""
+        names = [stage.name for stage in self.stages]
+        origins = (epath.Path(stage.facts.get("init_from") or ".").name for stage in self.stages)
+        return [names.index(origin) if origin in names else None for origin in origins]
+
+    @property
+    def road(self) -> list[Stage]:
+        """The stages that follow one another from the first; others are controls beside them."""
+        road: list[int] = []
+        for i, parent in enumerate(self.parents):
+            if not road or parent == road[-1]:
+                road.append(i)
+        return [self.stages[i] for i in road]
+
+    @property
+    def acting(self) -> list[Stage]:
+        return [stage for stage in self.stages if any(map(stage.success, self.domains))]
+
+    @property
+    def domains(self) -> list[str]:
+        return union(scenes for stage in self.stages for scenes in stage.scores.get("success", {}).values())
+
+    @property
+    def datasets(self) -> list[str]:
+        """Those of ETC."""
+        return [name for name in union(stage.questions for stage in self.stages) if name != "mm"]
+
+
+def read_json(path: epath.Path, default: Any = None) -> Any:
+    """What a file holds, or `default` where there is none. Raises ValueError where it is not JSON."""
+    if not path.exists():
+        return default
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error}): remove it and run the recipe again") from error
+
+
+def union(parts: Iterable[Iterable[str]]) -> list[str]:
+    """All names, each once, in order of appearance."""
+    return list(dict.fromkeys(chain.from_iterable(parts)))
+
+
+def estimate(kind: Mapping[str, float]) -> Estimate:
+    """The accuracy in one kind's scores."""
+    return Estimate(kind["accuracy"], kind["low"], kind["high"], kind["count"])

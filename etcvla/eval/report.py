@@ -1,0 +1,315 @@
+"""One page that tells what a recipe did and how well: report.html, with nothing to fetch, from the recipe's folder.
+
+What was not evaluated is said to be so; it is never shown, averaged or drawn as zero.
+"""
+
+from __future__ import annotations
+
+import html
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from string import Template
+
+from etils import epath
+
+from etcvla.etc import overlay, score
+from etcvla.etc.overlay import words
+from etcvla.eval import cards, charts
+from etcvla.eval.recipe_folder import CONDITIONS, Recipe, Stage, estimate, union
+from etcvla.eval.stats import Estimate, mean, rate
+
+PAIRS = (("drawer-open", "drawer-close"),)  # tasks that share their start state and look
+NONE = '<span class="none">not evaluated</span>'
+MISSING = f"<p>{NONE}</p>"
+_GUESSERS = ("majority", "blind")
+_ASSET = epath.resource_path("etcvla") / "eval/assets/report.html"
+
+
+def write_report(root: epath.PathLike, out: epath.PathLike | None = None) -> epath.Path:
+    """Writes the page about the recipe whose workdir is `root` to `out`, by default <root>/report.html.
+
+    Raises FileNotFoundError if `root` has no summary.json, ValueError where one of its files is not JSON.
+    """
+    recipe = Recipe.read(root)
+    sections = {"The road": _road, "Stages in numbers": _table, "Acting": _acting, "Listening": _listening,
+                "Training": _training, "Answers": cards.answers, "Rollouts": cards.rollouts,
+                "How it was made": _provenance}
+    parts = [f'<section id="s{i}"><h2>{title}</h2>{write(recipe) or MISSING}</section>'
+             for i, (title, write) in enumerate(sections.items())]
+    name = html.escape(str(recipe.summary.get("recipe", "recipe")))
+    links = f"<b>{name}</b>" + "".join(f'<a href="#s{i}">{title}</a>' for i, title in enumerate(sections))
+    page = Template(_ASSET.read_text()).substitute(
+        title=f"{name}: report", overlay_style=overlay.STYLE, truth=cards.TRUTH, said=cards.SAID, links=links,
+        headline=_headline(recipe), sections="\n".join(parts),
+        footer="Intervals are 95 % throughout. All of this page is in this one file.")
+    out = epath.Path(out) if out else epath.Path(root) / "report.html"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page)
+    return out
+
+
+# ---- numbers as text ----
+
+def _span(value: Estimate) -> str:
+    return f"{value.low * 100:.0f}–{value.high * 100:.0f}%"
+
+
+def _won(value: Estimate) -> str:
+    return f"{value.value * value.count:.0f} of {value.count}"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "time not recorded"
+    minutes = seconds / 60
+    return f"{seconds:.0f} s" if minutes < 1 else f"{minutes:.1f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+
+
+def _color(domain: str) -> str:
+    return charts.DOMAINS.get(domain, charts.SOFT)
+
+
+# ---- sections ----
+
+def _headline(recipe: Recipe) -> str:
+    summary, acting = recipe.summary, [stage for stage in recipe.road if stage in recipe.acting][-2:]
+    outcomes = [f"in <b>{_won(value)}</b> trials in the {html.escape(domain)} scene ({value.value:.0%}, 95 % interval "
+                f"{_span(value)})" for domain in recipe.domains if acting and (value := acting[-1].success(domain))]
+    claim = (f"After {html.escape(acting[-1].title)} the robot succeeds {' and '.join(outcomes)}." if outcomes
+             else "How the robot acts was not evaluated.")
+    memory = summary.get("peak_memory_gib")
+    peak = f"peak memory {'not recorded' if memory is None else f'{memory:.1f} GiB'}"
+    day = time.strftime("%d %B %Y, %H:%M", time.localtime(recipe.finished))
+    tiles = [_tile(f"Success, {domain} scene", _color(domain), {
+        stage.title: stage.success(domain) for stage in acting}) for domain in recipe.domains]
+    tiles += [_tile(f"ETC answers, {dataset}", charts.ETC, {
+        stage.title: stage.accuracy(dataset) for stage in recipe.road}) for dataset in recipe.datasets[:1]]
+    tiles.append(_tile("Retention, held-out shapes", charts.MM, {
+        stage.title: stage.accuracy("mm") for stage in recipe.road}))
+    return (f"<h1>From a vision-language model to a robot policy: <i>{words(str(summary.get('recipe', '')))}</i></h1>"
+            f'<p class="byline">{day} · commit {html.escape(str(summary.get("commit", "unknown"))[:12])} · '
+            f'{len(recipe.stages)} runs</p><p class="lead">{claim}</p><div class="tiles">{"".join(tiles)}'
+            f"<div><h3>Cost</h3><b>{_duration(summary.get('seconds'))}</b>"
+            f"<p>all runs, trained and evaluated<br>{peak}</p></div></div>")
+
+
+def _tile(title: str, color: str, values: Mapping[str, Estimate | None]) -> str:
+    """A number of the headline: the first and the last known of `values` {stage: estimate}."""
+    known = {name: value for name, value in values.items() if value}
+    ends = {name: known[name] for name in [*list(known)[:1], *list(known)[-1:]]}
+    first, *rest = [f"{value.value:.0%}" for value in ends.values()] or [NONE]
+    number = f"<small>{first} → </small>{rest[0]}" if rest else first
+    lines = "".join(f"<p>{html.escape(name)} <span>{_span(value)}</span></p>" for name, value in ends.items())
+    return f'<div style="--c:{color}"><h3>{html.escape(title)}</h3><b>{number}</b>{lines}</div>'
+
+
+def _road(recipe: Recipe) -> str:
+    series = {"shapes kept": (charts.MM, "-", [stage.accuracy("mm") for stage in recipe.stages])}
+    for i, dataset in enumerate(recipe.datasets):
+        values = [stage.accuracy(dataset) for stage in recipe.stages]
+        series[f"ETC answers, {dataset}"] = charts.ETC, "--" if i else "-", values
+    for domain in recipe.domains:
+        series[f"success, {domain}"] = _color(domain), "-", [stage.success(domain) for stage in recipe.stages]
+    labels = [f"{stage.title.replace(' action only', chr(10) + 'action only')}\n{_steps(stage)}"
+              for stage in recipe.stages]
+    lead = ("What the model still knows (held-out questions about 2-D shapes), what it says of robot scenes (held-out "
+            "ETC questions, mean over the kinds) and what it does (closed-loop success over all tasks), after each "
+            "stage. Vertical bars are 95 % intervals.")
+    if len(recipe.road) < len(recipe.stages):
+        lead += " Hollow points are control runs, which start from an earlier stage."
+    missing = [name for name, (_, _, values) in series.items() if not any(values)]
+    note = f"<p>{html.escape(', '.join(missing))}: {NONE}</p>" if missing else ""
+    return f"<p>{lead}</p>" + charts.road(labels, recipe.parents, series, size=(11, 4.4), label="the road") + note
+
+
+def _steps(stage: Stage) -> str:
+    return f"{stage.facts['steps']:,} steps" if "steps" in stage.facts else ""
+
+
+def _table(recipe: Recipe) -> str:
+    head = "".join(f"<th>{html.escape(stage.title)}<small>{_steps(stage)}, {_duration(stage.facts.get('seconds'))}"
+                   f"</small><small>from {words(stage.facts.get('init_from') or 'random parameters')}</small>"
+                   for stage in recipe.stages)
+    body = "".join(_question_rows(recipe, dataset) for dataset in ("mm", *recipe.datasets))
+    body += "".join(_success_rows(recipe, domain) for domain in recipe.domains)
+    return ('<p>Ticks on the accuracies mark two guessers that never look: <b class="majority">majority</b> gives the '
+            'best constant answer to each form of question, <b class="blind">blind</b> the best to each exact '
+            "question. Where the model is not above one, the cell says so; “not clearly” means that the interval "
+            f'reaches it.</p><div class="wide"><table class="stages"><thead><tr><th>{head}</thead><tbody>{body}'
+            "</table></div>")
+
+
+def _question_rows(recipe: Recipe, dataset: str) -> str:
+    color = charts.MM if dataset == "mm" else charts.ETC
+    title = "Retention: held-out shapes" if dataset == "mm" else f"ETC answers, {dataset}"
+    tables = [stage.questions.get(dataset, {}) for stage in recipe.stages]
+    rows = {"mean over kinds": [_mean_cell(table, color) for table in tables]}
+    for kind in union(tables):
+        rows[kind] = [_question_cell(table[kind], color) if kind in table else NONE for table in tables]
+    return _group(title, color, rows)
+
+
+def _mean_cell(kinds: Mapping[str, Mapping[str, float]], color: str) -> str:
+    if not kinds:
+        return NONE
+    guesses = {name: sum(kind[name] for kind in kinds.values()) / len(kinds) for name in _GUESSERS}
+    above = {name: sum(kind["accuracy"] > kind[name] for kind in kinds.values()) for name in _GUESSERS}
+    whole = mean([estimate(kind) for kind in kinds.values()])
+    return (f"{_number(whole)}{_meter(whole, color, guesses)}<small>kinds above: majority {above['majority']}/"
+            f"{len(kinds)}, blind {above['blind']}/{len(kinds)}</small>")
+
+
+def _question_cell(kind: Mapping[str, float], color: str) -> str:
+    value, guesses, flag = estimate(kind), {name: kind[name] for name in _GUESSERS}, ""
+    if below := [name for name, guess in guesses.items() if value.value <= guess]:
+        flag = f'<span class="bad">▼ not above {" and ".join(below)}</span>'
+    elif near := [name for name, guess in guesses.items() if value.low <= guess]:
+        flag = f'<span class="doubt">not clearly above {" and ".join(near)}</span>'
+    return (f"{_number(value)}{_meter(value, color, guesses)}"
+            f"<small>majority {kind['majority']:.0%}, blind {kind['blind']:.0%}</small>{flag}")
+
+
+def _success_rows(recipe: Recipe, domain: str) -> str:
+    color, tables = _color(domain), [stage.tasks(domain) for stage in recipe.stages]
+    rows = {"all tasks": [stage.success(domain) for stage in recipe.stages]}
+    rows |= {task: [table.get(task) for table in tables] for task in union(tables)}
+    return _group(f"Success, {domain} scene", color, {name: [
+        f"{_number(value, _won(value))}{_meter(value, color)}" if value else NONE for value in values]
+        for name, values in rows.items()})
+
+
+def _group(title: str, color: str, rows: Mapping[str, Sequence[str]]) -> str:
+    """Rows {name: cells} under a heading; the first is the total."""
+    width = 1 + len(next(iter(rows.values())))
+    text = "".join(f"<tr><th>{words(name)}{''.join(f'<td>{cell}' for cell in cells)}" for name, cells in rows.items())
+    return (f'<tr class="group"><th colspan="{width}"><i style="--c:{color}"></i>{html.escape(title)}'
+            + text.replace("<tr>", '<tr class="total">', 1))
+
+
+def _number(value: Estimate, count: str = "") -> str:
+    return f"{value.value:.0%} <small>{_span(value)}{f', {count}' if count else ''}</small>"
+
+
+def _meter(value: Estimate, color: str, ticks: Mapping[str, float] | None = None) -> str:
+    marks = "".join(f'<s class="{name}" style="left:{at:.1%}" title="{name} {at:.0%}"></s>'
+                    for name, at in (ticks or {}).items())
+    return (f'<span class="meter" style="--c:{color}"><i style="width:{value.value:.1%}"></i>'
+            f'<u style="left:{value.low:.1%};width:{value.high - value.low:.1%}"></u>{marks}</span>')
+
+
+def _acting(recipe: Recipe) -> str:
+    panels = {stage.title: {"all tasks": {domain: stage.success(domain) for domain in recipe.domains},
+                            **{task: {domain: stage.tasks(domain).get(task) for domain in recipe.domains}
+                               for task in union(map(stage.tasks, recipe.domains))}} for stage in recipe.acting}
+    if not panels:
+        return ""
+    height = 0.7 + 0.22 * len(recipe.domains) * len(union(panels.values()))
+    return ("<p>Closed-loop success on held-out layouts, with the right instruction, after each run that acts.</p>"
+            + _domain_bars(recipe, panels, height, "success by task"))
+
+
+def _domain_bars(recipe: Recipe, panels: Mapping, height: float, label: str) -> str:
+    colors = {domain: _color(domain) for domain in recipe.domains}
+    legend = "".join(f'<span><i style="--c:{color}"></i>{html.escape(domain)} scene</span>'
+                     for domain, color in colors.items())
+    return f'<div class="legend">{legend}</div>' + charts.bars(
+        panels, colors, size=(11 if len(panels) > 1 else 7, height), label=label)
+
+
+def _listening(recipe: Recipe) -> str:
+    tested = [stage for stage in recipe.acting if len(stage.scores["success"]) > 1]
+    if not tested:
+        return f"<p>Wrong instructions and blank images: {NONE}</p>"
+    panels = {stage.title: {text: {domain: stage.success(domain, condition) for domain in recipe.domains}
+                            for condition, text in CONDITIONS.items()} for stage in tested}
+    return ("<p>What does the policy listen to? Held-out layouts with the right instruction, with another task's "
+            "instruction, and with grey images in place of the cameras'. In most scenes the objects alone give the "
+            "task away, so that a wrong instruction need not hurt.</p>"
+            + _domain_bars(recipe, panels, 2.2, "success by condition")
+            + "".join(_pair(recipe, tested, pair) for pair in PAIRS))
+
+
+def _pair(recipe: Recipe, stages: Sequence[Stage], pair: tuple[str, str]) -> str:
+    if not any(pair[0] in stage.tasks(domain) for stage in stages for domain in recipe.domains):
+        return ""
+    tables = [_matrix(stage, domain, pair) for stage in stages for domain in recipe.domains]
+    return (f"<h3>{' and '.join(pair)}: only the instruction tells them apart</h3><p>Both start from the same state "
+            "and look the same. A policy that listens succeeds where it was told the goal (outlined) and "
+            "fails elsewhere; to one that does not, the two cells of a row are the same.</p>"
+            f'<div class="pairs">{"".join(tables)}</div>')
+
+
+def _matrix(stage: Stage, domain: str, pair: tuple[str, str]) -> str:
+    cells = defaultdict(lambda: [0, 0])
+    for row in stage.episodes:
+        if row["domain"] == domain and row["task"] in pair and row["condition"] != "blank_image":
+            cell = cells[row["task"], row["instruction_of"]]
+            cell[0] += int(row["success"])
+            cell[1] += 1
+    told = union([pair, (instruction for _, instruction in cells)])
+    text = f"<thead><tr><th>{''.join(f'<th>told: {html.escape(name)}' for name in told)}</thead>"
+    for task in pair:
+        text += f"<tr><th>goal: {html.escape(task)}"
+        for name in told:
+            value, own = rate(*cells[task, name]), ' class="own"' if name == task else ""
+            shade = f"color-mix(in srgb, {_color(domain)} {value.value * 60 if value else 0:.0f}%, #f1f3f5)"
+            text += (f'<td{own} style="background:{shade}">'
+                     + (f"<b>{_won(value)}</b><small>{_span(value)}</small>" if value else NONE))
+    return f"<div><b>{html.escape(stage.title)}</b>, {html.escape(domain)} scene<table>{text}</table></div>"
+
+
+def _training(recipe: Recipe) -> str:
+    text = "<p>As logged. Accuracies are of single tokens, given the true ones before them.</p>"
+    for stage in recipe.stages:
+        name = html.escape(stage.title)
+        curves = charts.training(stage.metrics, size=(11, 2.6), label=f"training of {name}") if stage.metrics else (
+            '<p><span class="none">not logged</span></p>')
+        text += f"<h3>{name}</h3>{curves}"
+    plans = {stage.title: stage.folder / "plan.png" for stage in recipe.stages}
+    figures = "".join(f'<img src="{overlay.data_uri(path.read_bytes(), "image/png")}" alt="{html.escape(name)}">'
+                      for name, path in plans.items() if path.exists())
+    return text + (f"<h3>The plans</h3><p>The scheduled share of each stream in a step's rows, and how far the drawn "
+                   f'rows ever are from it.</p><div class="plans">{figures}</div>' if figures else "")
+
+
+def _provenance(recipe: Recipe) -> str:
+    summary = recipe.summary
+    runs = {stage.title: stage.facts.get("config", "not recorded") for stage in recipe.stages}
+    tables = {"Configs": runs, "Protocol and seeds": {
+        **_protocol(recipe), **{f"seed of {name}": seed for name, seed in summary.get("seeds", {}).items()}},
+              "Versions": {"commit": summary.get("commit", "unknown"), **summary.get("versions", {})}}
+    facts = "".join(f"<div><h3>{title}</h3><table>" + "".join(
+        f"<tr><th>{words(key)}<td>{html.escape(str(value))}" for key, value in table.items()) + "</table></div>"
+        for title, table in tables.items() if table)
+    definitions = "".join(f"<dt>{term}<dd>{text}" for term, text in _DEFINITIONS.items())
+    return f'<div class="facts">{facts}</div><h3>How each number is computed</h3><dl>{definitions}</dl>'
+
+
+def _protocol(recipe: Recipe) -> dict[str, str]:
+    """What the evaluated stages were held to; a value that differs names its stages."""
+    found = defaultdict(lambda: defaultdict(list))
+    for stage in recipe.stages:
+        spec = {name: value for name, value in stage.scores.get("spec", {}).items() if isinstance(value, int)}
+        for name, value in {**spec, **stage.scores.get("protocol", {})}.items():
+            found[name][str(value)].append(stage.title)
+    return {name: next(iter(values)) if len(values) == 1 else "; ".join(
+        f"{value} ({', '.join(stages)})" for value, stages in values.items()) for name, values in found.items()}
+
+
+_DEFINITIONS = {
+    "Success": "closed-loop episodes that reach the simulator's goal within the protocol's steps, on layouts that no "
+               "demonstration used; the trials of all tasks pooled; Wilson's score interval.",
+    "Retention, ETC answers": "held-out questions, answered greedily by the moving average of the parameters. Right "
+                              f"are the same words; a box with IoU of at least {score.MIN_IOU}; a point, or the mean "
+                              f"distance of a path, within {score.MAX_DISTANCE} of the image's side. Each kind with "
+                              "Wilson's interval; their unweighted mean with MOVER's (Zou and Donner 2008).",
+    "Majority": "what the training split's most frequent answer (of places, the median) to each form of question gets "
+                "on the same questions.",
+    "Blind": "the same with the best constant answer to each exact question: all that can be learnt without the image.",
+    "Wrong instruction": "the opposite task's words where it is in the set, else the next task's; success still means "
+                         "the scene's own task.",
+    "Blank image": "every camera's image is grey; instruction and proprioception are true.",
+    "Cost": "wall time of the command that wrote the summary, so that runs which were already done cost nothing; peak "
+            "resident memory of its largest process. A stage's time is that of its training.",
+}

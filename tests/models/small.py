@@ -1,0 +1,60 @@
+"""A model that compiles in seconds, with parameters none of which is zero, and rows of noise for it."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from etcvla import batch as batch_lib
+from etcvla.models.gemma import GemmaConfig
+from etcvla.models.siglip import SigLIPConfig
+from etcvla.models.vla import VLA, VLAConfig, init_params
+
+CONFIG = VLAConfig(
+    siglip=SigLIPConfig(width=16, depth=2, num_heads=2, mlp_dim=24, patch=14, image_size=28),
+    vlm=GemmaConfig(width=24, depth=2, mlp_dim=32, num_heads=2, num_kv_heads=1, head_dim=8),
+    expert=GemmaConfig(width=16, depth=2, mlp_dim=24, num_heads=2, num_kv_heads=1, head_dim=8, adaptive=True),
+    vocab_size=64, state_dim=3, action_dim=5, horizon=4, state="token", insulate=False, image_attends_prompt=False,
+    dtype="float32", remat="none", unroll=8)
+SIZES = {"C": 2, "H": 28, "W": 28, "L": 32, "S": 3, "P": 4, "A": 5}
+
+
+def make_model(**changes) -> VLA:
+    return VLA(dataclasses.replace(CONFIG, **changes))
+
+
+def random_params(model: VLA, seed: int = 0, scale: float = 0.25) -> dict:
+    """Noise everywhere: with the zeros of `init_params` (norms, gates) half the model would do nothing."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda: init_params(model))
+    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, scale, leaf.shape), jnp.float32), shapes)
+    params["llm"]["embedder"]["input_embedding"] *= 0.25 / scale
+    return params
+
+
+def is_backbone(path: str) -> bool:
+    """Whether a parameter is the tower's or the language model's, not the expert's."""
+    return path.startswith("img/") or (path.startswith("llm/") and "_1" not in path)
+
+
+def random_rows(rng: np.random.Generator, rows: int) -> dict[str, np.ndarray]:
+    """Images, state and actions of noise; no text yet."""
+    batch = batch_lib.zeros(B=rows, **SIZES)
+    return batch | {
+        "images": rng.integers(0, 256, batch["images"].shape).astype(np.uint8),
+        "image_mask": np.ones_like(batch["image_mask"]),
+        "state": rng.normal(size=batch["state"].shape).astype(np.float32),
+        "actions": rng.normal(size=batch["actions"].shape).astype(np.float32),
+        "action_mask": np.ones_like(batch["action_mask"]),
+    }
+
+
+def write_segment(batch: dict, row: int, at: int, number: int, prompt: list[int], target: list[int]) -> slice:
+    """Puts a segment into a row's text and returns its columns."""
+    columns = slice(at, at + len(prompt) + len(target))
+    batch["tokens"][row, columns] = prompt + target
+    batch["segment"][row, columns] = number
+    batch["target"][row, at + len(prompt):columns.stop] = True
+    batch["weight"][row, at + len(prompt):columns.stop] = 1
+    return columns

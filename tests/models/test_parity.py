@@ -1,0 +1,119 @@
+"""The model against numbers of openpi, big_vision and Hugging Face: same weights and inputs, same outputs."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from etcvla.models import flow
+from etcvla.models.vla import VLA, decode_text, init_params, sample_actions
+from etcvla.train.rules import path_str
+from tests.models.released import load_openpi, load_paligemma
+from tests.models.small import is_backbone
+
+
+@pytest.fixture(scope="module", autouse=True)
+def exact():
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+def shapes(tree):
+    return {path_str(path): leaf.shape for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+# Flow matching: openpi
+
+
+@pytest.fixture(scope="module", params=["pi0", "pi05"])
+def openpi(request):
+    return load_openpi(request.param)
+
+
+def test_parameters_are_openpis(openpi):
+    ours = jax.eval_shape(lambda: init_params(openpi.model))
+    assert shapes(ours) == shapes(openpi.params)
+
+
+def test_velocity_loss_and_gradients(openpi):
+    model, inputs, outputs = openpi.model, openpi.inputs, openpi.outputs
+    time = inputs["time"][:, None]
+
+    def loss(params):
+        x_t, target = flow.interpolate(openpi.batch["actions"], inputs["noise"][:, None], time)
+        _, velocity = model.apply({"params": params}, openpi.batch, None, x_t, time)
+        error = jnp.square(velocity - target)[:, 0]
+        return error.mean(), (x_t[:, 0], target[:, 0], velocity[:, 0], error)
+
+    grads, found = jax.jit(jax.grad(loss, has_aux=True))(openpi.params)
+    for name, value, tolerance in zip(("x_t", "u_t", "v_t", "loss_per_element"), found, (1e-6, 1e-6, 5e-4, 2e-3),
+                                      strict=True):
+        np.testing.assert_allclose(value, outputs[name], atol=tolerance, err_msg=name)
+    expected = {name.removeprefix("PaliGemma/"): norm
+                for name, norm in json.loads((openpi.folder / "grad_l2.json").read_text()).items()}
+    norms = {path_str(path): np.linalg.norm(grad)
+             for path, grad in jax.tree_util.tree_flatten_with_path(grads)[0]}
+    assert norms.keys() == expected.keys()
+    for name, norm in norms.items():
+        assert norm == pytest.approx(expected[name], rel=2e-3, abs=1e-5), name
+
+
+def test_samples(openpi):
+    steps = len(openpi.outputs["sample_times"])
+    sample = jax.jit(lambda params: sample_actions(openpi.model, params, openpi.batch, openpi.inputs["noise"], steps))
+    np.testing.assert_allclose(sample(openpi.params), openpi.outputs["sample_actions"], atol=1e-3)
+
+
+# Next tokens: PaliGemma
+
+
+@pytest.fixture(scope="module", params=["paligemma_bv", "paligemma_hf"])
+def paligemma(request):
+    return load_paligemma(request.param)
+
+
+def test_parameters_are_big_visions(paligemma):
+    ours = shapes(jax.eval_shape(lambda: init_params(paligemma.model)))
+    assert shapes(paligemma.params) == {name: shape for name, shape in ours.items() if is_backbone(name)}
+
+
+def test_image_features(paligemma):
+    batch = paligemma.batch
+    features = jax.jit(lambda params: paligemma.model.apply({"params": params}, batch["images"],
+                                                            method=VLA.encode_images))(paligemma.params)
+    np.testing.assert_allclose(features, paligemma.outputs["image_features"], atol=1e-4)
+
+
+def test_logits_of_prompt_and_suffix(paligemma):
+    batch = paligemma.batch
+    columns = jnp.broadcast_to(jnp.arange(1, batch["tokens"].shape[1]), batch["tokens"][:, 1:].shape)
+    logits, _ = jax.jit(lambda params: paligemma.model.apply({"params": params}, batch, columns, None, None))(
+        paligemma.params)
+    read = batch["segment"][:, :-1] > 0  # logits of column i come from column i - 1, which must be no padding
+    np.testing.assert_allclose(logits[read], paligemma.outputs["text_logits"][:, :-1][read], atol=1e-4)
+    if "example_loss" in paligemma.outputs:
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["tokens"][:, 1:])
+        mean = np.average(loss, axis=1, weights=batch["target"][:, 1:])
+        np.testing.assert_allclose(mean, paligemma.outputs["example_loss"], atol=1e-4)
+
+
+def test_greedy_decoding(paligemma):
+    outputs = paligemma.outputs
+    expected = outputs["decode_tokens"] if "decode_tokens" in outputs else outputs["generated_ids"]
+    decode = jax.jit(lambda params: decode_text(paligemma.model, params, paligemma.prompt_batch,
+                                                max_new=expected.shape[1], eos=-1))
+    np.testing.assert_array_equal(decode(paligemma.params), expected)
+
+
+def test_openpis_autoregressive_decoding():
+    """pi0-FAST with positions that go on without a gap, as everything else here counts them, and all cameras there."""
+    fast = load_openpi("pi0_fast")
+    prompt = fast.batch["segment"] * (fast.inputs["token_ar_mask"] == 0)
+    batch = fast.batch | {"segment": prompt, "tokens": fast.batch["tokens"] * prompt,
+                          "image_mask": np.ones_like(fast.batch["image_mask"])}
+    expected = fast.outputs["sample_tokens_contiguous_positions"]
+    decode = jax.jit(lambda params: decode_text(fast.model, params, batch, max_new=expected.shape[1], eos=-1))
+    np.testing.assert_array_equal(decode(fast.params), expected)

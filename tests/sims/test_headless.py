@@ -1,0 +1,38 @@
+"""Where nothing can be drawn, the first words are the command that mends it."""
+
+import ctypes
+import subprocess
+import sys
+
+import pytest
+
+from etcvla.sims import headless
+
+
+def test_rendering_works_here():
+    headless.check_rendering()
+
+
+@pytest.mark.parametrize("check", [headless.require_egl, headless.check_rendering])
+def test_a_missing_library_is_named_with_its_cure(monkeypatch, check):
+    def missing(name, *args, **kwargs):
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    with pytest.raises(RuntimeError, match="libEGL.so.1: cannot open") as raised:
+        check()
+    assert str(raised.value).startswith("sudo apt-get install -y libegl1 libgl1\n")
+
+
+def test_a_renderer_that_dies_is_reported(monkeypatch):
+    monkeypatch.setattr(headless, "_DRAW", "import os; os.abort()")
+    with pytest.raises(RuntimeError, match="exit code -6") as raised:
+        headless.check_rendering()
+    assert str(raised.value).startswith(headless.FIX)
+
+
+def test_rendering_survives_tensorflow():
+    code = "import tensorflow; from etcvla.sims.render import View; import mujoco; " + headless._DRAW
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -1,0 +1,151 @@
+"""Training a stage: exact resumption, lineage, frozen parameters, and runs that must not go on."""
+
+import json
+import os
+import re
+import shutil
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from etcvla.train import sharding
+from etcvla.train.checkpoint import Checkpoints
+from etcvla.train.loop import abstract_state, checkpoint_meta, initial_state, train
+from etcvla.train.rules import path_str
+from etcvla.train.stage import Stage, missing_paths
+from tests.data.handmade_rlds import write_robot_set
+from tests.train.nano import FROZEN, nano_config
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return write_robot_set(tmp_path_factory.mktemp("robot"))
+
+
+@pytest.fixture(scope="module")
+def parent(dataset, tmp_path_factory):
+    """The config of a stage that was trained without a stop."""
+    config = nano_config(dataset, tmp_path_factory.mktemp("parent"))
+    train(config)
+    return config
+
+
+def saved_state(config):
+    """The newest checkpoint's training state, as numpy arrays by path."""
+    _, abstract = abstract_state(Stage.open(config), sharding.make_mesh(config.mesh))
+    return flat(Checkpoints(config.workdir).restore(abstract))
+
+
+def flat(tree):
+    return {path_str(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def assert_same_bits(a, b):
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        np.testing.assert_array_equal(value, b[name], err_msg=name)
+
+
+def lines(config):
+    """metrics.jsonl by step, without what the clock says."""
+    with open(f"{config.workdir}/metrics.jsonl") as file:
+        return {line.pop("step"): {k: v for k, v in line.items() if k not in ("time", "steps_per_second", "data_wait")}
+                for line in map(json.loads, file)}
+
+
+def test_training_learns(parent):
+    first, last = lines(parent)[1], lines(parent)[6]
+    assert last["loss"] < first["loss"] and last["loss/text"] < first["loss/text"]
+    assert {"loss/fast", "loss/flow", "action/loss", "action/accuracy", "etc/accuracy", "grad_norm"} <= last.keys()
+
+
+def test_a_run_stopped_half_way_ends_in_the_same_bits(parent, dataset, tmp_path):
+    config = nano_config(dataset, tmp_path, save_every=2, keep=2)  # how often it is saved changes nothing
+    assert train(config, until=3)["steps"] == 3
+    assert Checkpoints(config.workdir).latest() == 3
+    assert train(config)["steps"] == 6
+    assert_same_bits(saved_state(parent), saved_state(config))
+    assert lines(parent) == lines(config)
+
+
+def test_a_finished_stage_is_left_alone(parent):
+    files = [os.path.join(folder, name) for folder, _, names in os.walk(parent.workdir) for name in names]
+    before = {path: os.stat(path).st_mtime_ns for path in files}
+    assert train(parent) == {"steps": 6, "seconds": 0.0, "metrics": {}}
+    assert {path: os.stat(path).st_mtime_ns for path in files} == before
+
+
+def test_a_workdir_of_another_config_is_refused(parent, dataset):
+    other = nano_config(dataset, parent.workdir, loss__draws=3, log_every=5)
+    with pytest.raises(ValueError, match=r"another config.*\n  loss.draws: 2 there, 3 here$"):
+        train(other)
+
+
+def test_a_stage_takes_its_parents_average_and_says_so(parent, dataset, tmp_path):
+    origin = str(shutil.copytree(parent.workdir, tmp_path / "parent"))
+    config = nano_config(dataset, tmp_path / "child", init_from=origin)
+    stage = Stage.open(config)
+    optimizer, abstract = abstract_state(stage, sharding.make_mesh(config.mesh))
+    state, saved = initial_state(stage, optimizer, abstract), saved_state(parent)
+    ema = {name.removeprefix("ema/"): value for name, value in saved.items() if name.startswith("ema/")}
+    assert_same_bits(ema, flat(state.params))
+    assert_same_bits(ema, flat(state.ema))
+    assert state.step == 0 and not any(leaf.any() for leaf in flat(state.opt).values())
+    assert any((ema[name] != saved[f"params/{name}"]).any() for name in ema)  # an average, not the last parameters
+
+    train(config, until=1)
+    shutil.rmtree(origin)  # a child that has begun needs its parent no more
+    assert missing_paths(config) == {}
+    train(config)
+    assert Checkpoints(config.workdir).meta()["lineage"] == [{"workdir": origin, "step": 6}]
+    grandchild = nano_config(dataset, tmp_path / "grandchild", init_from=config.workdir)
+    assert [p["step"] for p in checkpoint_meta(Stage.open(grandchild))["lineage"]] == [6, 6]
+    trained = saved_state(config)
+    for part in ("params", "ema"):
+        moved = {name for name, value in ema.items() if (trained[f"{part}/{name}"] != value).any()}
+        assert moved == {name for name in ema if not re.fullmatch(FROZEN, name)}  # what is frozen keeps its bits
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(dataset, tmp_path, monkeypatch):
+    """The checkpoint that was being written when it happened is whole."""
+    batches = Stage.batches
+
+    def poisoned(stage, start):
+        for step, batch in enumerate(batches(stage, start), start):
+            yield batch | {"actions": batch["actions"] * (np.nan if step == 5 else 1)}
+
+    monkeypatch.setattr(Stage, "batches", poisoned)
+    config = nano_config(dataset, tmp_path, save_every=1)
+    with pytest.raises(FloatingPointError, match="objective_bridge: the loss is nan at step 6"):
+        train(config)
+    assert Checkpoints(config.workdir).latest() == 5
+
+
+def test_another_models_checkpoint_is_refused_with_lists(parent):
+    _, abstract = abstract_state(Stage.open(parent), sharding.make_mesh(parent.mesh))
+    params = dict(abstract.params)
+    params["renamed"] = params.pop("state_proj")
+    params["action_in_proj"] = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((7,), jnp.float32),
+                                            params["action_in_proj"])
+    with pytest.raises(ValueError) as error:
+        Checkpoints(parent.workdir).ema(params)
+    assert str(error.value).splitlines()[1:] == [
+        "  missing: ['renamed/bias', 'renamed/kernel']", "  extra: ['state_proj/bias', 'state_proj/kernel']",
+        "  misshapen: ['action_in_proj/bias [16] instead of [7]', 'action_in_proj/kernel [3, 16] instead of [7]']"]
+
+
+def test_who_reads_a_workdir_disturbs_no_save(tmp_path):
+    """A policy or a plan may look while a run saves; only the next run clears what a killed one left."""
+    read, trained = (tmp_path / name / "checkpoints" / "3.orbax-checkpoint-tmp" for name in ("read", "trained"))
+    for half in (read, trained):
+        half.mkdir(parents=True)
+    Checkpoints(tmp_path / "read")
+    Checkpoints(tmp_path / "trained", keep=1)
+    for _ in range(500):  # orbax clears in the background
+        if not trained.exists():
+            break
+        time.sleep(0.02)
+    assert read.exists() and not trained.exists()
