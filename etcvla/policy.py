@@ -66,21 +66,23 @@ class Policy:
           seeds: B seeds of the noise that the chunks are integrated from.
 
         Returns: float32[B, P, A].
-        Raises ValueError for a missing camera, or a state of another width or not finite.
+        Raises ValueError for a missing camera, a state of another width or not finite, or a checkpoint without actions.
         """
+        views = [self._views(observation["images"]) for observation in observations]
         texts, states = [], []
         for observation in observations:
             states.append(self._state(observation["state"]))
             in_prompt = states[-1] if self.config.state == "text" else None
             texts.append(prompts.action(self.assets.tokenizer, observation["instruction"], state=in_prompt))
-        batch = self._batch([self._views(o["images"]) for o in observations], texts)
+        batch = self._batch(views, texts)
+        width = self.assets.action_spec["action_dim"]
         batch["action_segment"][:] = 1
+        batch["action_mask"][..., :width] = True
         for row, state in zip(batch["state"], states, strict=True):
             row[:len(state)] = state
         noise = np.stack([np.random.default_rng(seed).standard_normal(
             (self.config.horizon, self.config.action_dim), np.float32) for seed in seeds])
         chunks = np.asarray(self._sample(self.params, batch, noise))
-        width = self.assets.action_spec["action_dim"]
         return unnormalize(chunks[..., :width], self.assets.action_stats, self.assets.norm_mode)
 
     def answer(self, images: Sequence[Sequence[np.ndarray]], questions: Sequence[str], *,

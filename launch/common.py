@@ -10,9 +10,10 @@ import sys
 import jax
 import ml_collections
 from absl import app, flags, logging
+from etils import epath
 
 from etcvla.train.loop import train
-from etcvla.train.plan_table import plan_table
+from etcvla.train.plan_table import plan_table, plot_plan
 from etcvla.train.stage import build_datasets, make_plan, missing_paths
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -60,11 +61,14 @@ def load_config(path: str, variant: str) -> ml_collections.ConfigDict:
 
 def train_with_parents(config: ml_collections.ConfigDict) -> dict:
     """Trains a stage; first prints its plan, builds missing datasets, and trains the missing stage before it."""
-    print(plan_table(config, make_plan(config)), flush=True)
+    plan = make_plan(config)
+    print(plan_table(config, plan), flush=True)
     build_datasets(config)
     if "init_from" in missing_paths(config):
         print(f"{config.stage}: {config.init_from} is missing, training it first: {config.init_config}", flush=True)
         parent = load_config(config.init_config, config.variant)
         parent.workdir = config.init_from
         train_with_parents(parent)
-    return train(config)
+    result = train(config)
+    plot_plan(plan, epath.Path(config.workdir) / "plan.png", f"{config.stage}:{config.variant}")
+    return result

@@ -89,12 +89,12 @@ def dataset_of(recipe: ml_collections.ConfigDict, name: str) -> dict:
 
 
 def train_run(config: ml_collections.ConfigDict) -> float:
-    """Trains, unless that is done, and returns the seconds that it took when it was."""
+    """Trains, unless that is done, and returns the seconds that it took, over all the sessions that it took."""
     record = epath.Path(config.workdir) / "training.json"
-    seconds = common.train_with_parents(config)["seconds"]
-    if seconds:
-        record.write_text(json.dumps({"seconds": seconds}))
-    return json.loads(record.read_text())["seconds"]
+    before = json.loads(record.read_text())["seconds"] if record.exists() else 0.0
+    seconds = before + common.train_with_parents(config)["seconds"]
+    record.write_text(json.dumps({"seconds": seconds}))
+    return seconds
 
 
 def eval_spec(recipe: ml_collections.ConfigDict, run: ml_collections.ConfigDict) -> Spec:

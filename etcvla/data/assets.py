@@ -56,15 +56,14 @@ class Assets:
     def check_actions(self, dataset: RLDSDataset) -> None:
         """Raises ValueError if the dataset's vectors have other widths than those these assets were fitted to."""
         for field, stats in (("action", self.action_stats), ("observation/state", self.state_stats)):
-            found, expected = dataset.features[field].shape[0], len(stats.mean)
+            found, expected = dataset.feature(field).width, len(stats.mean)
             if found != expected:
                 raise ValueError(f"{dataset.directory}: {field} has width {found}, but the checkpoint was trained "
                                  f"with width {expected}; use a dataset of the same robot, or start from a checkpoint "
                                  "without actions")
 
-    def fit_actions(self, dataset: RLDSDataset, *, horizon: int, fast_vocab: int, mode: str,
-                    cameras: tuple[str, ...]) -> None:
-        """Fills what depends on actions from a dataset's training split.
+    def fit_actions(self, dataset: RLDSDataset, *, horizon: int, fast_vocab: int, mode: str) -> None:
+        """Fits statistics and FAST merges to a dataset's training split.
 
         Args:
           horizon: steps of a chunk. fast_vocab: ids of the FAST vocabulary. mode: of `normalize`.
@@ -74,9 +73,12 @@ class Assets:
         picked = np.linspace(0, dataset.num_frames - 1, min(dataset.num_frames, MAX_FIT_CHUNKS)).astype(int)
         chunks = np.stack([dataset.window(i, "action", horizon)[0] for i in picked])
         self.fast = FAST.fit(normalize(chunks, self.action_stats, mode), vocab_size=fast_vocab)
+
+    def describe_actions(self, dataset: RLDSDataset, *, horizon: int, cameras: tuple[str, ...]) -> None:
+        """Notes what actions mean in the dataset that a stage acts on: statistics are inherited, cameras are not."""
+        action, state = dataset.feature("action"), dataset.feature("observation/state")
         self.action_spec = {
-            "action": dataset.features["action"].doc, "action_dim": chunks.shape[-1], "horizon": horizon,
-            "state": dataset.features["observation/state"].doc,
-            "state_dim": dataset.features["observation/state"].shape[0],
+            "action": action.doc, "action_dim": action.width, "horizon": horizon, "state": state.doc,
+            "state_dim": state.width,
             "rate": float(dataset.metadata(0).get("rate", np.nan)), "cameras": list(cameras),
         }

@@ -210,6 +210,11 @@ def expert_sees(image_mask: Bool[Array, "b i"], batch: Batch) -> Bool[Array, "b 
     return jnp.concatenate([image_mask, prompt], axis=1)
 
 
+def action_widths(batch: Batch) -> Bool[Array, "b 1 a"]:
+    """The widths that the row's actions have. What pads them to A is no target, so it must be no input either."""
+    return batch["action_mask"].any(axis=1, keepdims=True)
+
+
 def target_slots(target: Bool[Array, "b l"], count: int) -> tuple[Int[Array, "b m"], Bool[Array, "b m"]]:
     """The columns of the first `count` targets of every row, in order, and which of them are real."""
     real, slots = jax.lax.top_k(target.astype(jnp.int32), min(count, target.shape[1]))
@@ -218,15 +223,19 @@ def target_slots(target: Bool[Array, "b l"], count: int) -> tuple[Int[Array, "b 
 
 def sample_actions(model: VLA, params: Params, batch: Batch, noise: Float[Array, "b p a"],
                    num_steps: int) -> Float[Array, "b p a"]:
-    """Normalised action chunks: the prefix once, then `num_steps` Euler steps of the expert on its cache."""
+    """Normalised action chunks: the prefix once, then `num_steps` Euler steps of the expert on its cache.
+
+    Of the batch's actions only `action_mask` is read, for the widths that there are: the others stay 0.
+    """
     variables = {"params": params}
     _, cache = model.apply(variables, batch, method=VLA.prefill)
     visible = expert_sees(jnp.repeat(batch["image_mask"], model.config.siglip.tokens, axis=1), batch)
 
     def velocity(x, time):
-        return model.apply(variables, cache, visible, batch["state"], x, time, method=VLA.act)
+        return model.apply(variables, cache, visible, batch["state"], x, time, method=VLA.act) * widths
 
-    return flow.integrate(velocity, noise, num_steps)
+    widths = action_widths(batch)
+    return flow.integrate(velocity, noise * widths, num_steps)
 
 
 def decode_text(model: VLA, params: Params, batch: Batch, *, max_new: int, eos: int, temperature: float = 0.0,

@@ -34,11 +34,11 @@ def train(config: ml_collections.ConfigDict, *, until: int | None = None) -> dic
     Args:
       until: stop (with a checkpoint) after this many steps, as a preempted run would.
 
-    Returns: {"steps", "seconds" of this call, "metrics" of the last log line}.
+    Returns: {"steps", "seconds" of this call with compilation, "metrics" of the last log line}.
 
     Raises ValueError if the workdir holds another stage's run; FloatingPointError at a loss that is not finite.
     """
-    checkpoints = Checkpoints(config.workdir, config.keep)
+    began, checkpoints = time.time(), Checkpoints(config.workdir, config.keep)
     if (done := checkpoints.latest()) is not None:
         check_resumable(config, checkpoints.meta()["config"])
         if done >= config.steps:
@@ -46,18 +46,22 @@ def train(config: ml_collections.ConfigDict, *, until: int | None = None) -> dic
             return {"steps": done, "seconds": 0.0, "metrics": {}}
     stage = Stage.open(config)
     mesh = sharding.make_mesh(config.mesh)
+    sharding.check_batch(config.batch_size, mesh)
     optimizer, abstract = abstract_state(stage, mesh)
+    if done:
+        print(f"{config.stage}: taken up at step {done} of {config.steps}", flush=True)
     state = checkpoints.restore(abstract) if done else initial_state(stage, optimizer, abstract)
     settings = Settings.of(config, stage.assets.tokenizer.layout.loc.offset)
     step_fn = jax.jit(functools.partial(train_step, model=stage.model, optimizer=optimizer, settings=settings),
                       donate_argnums=0, out_shardings=(jax.tree.map(lambda x: x.sharding, abstract), None))
     with Logger(config.workdir, config.stage, config.steps, config.log_every) as logger:
-        return _run(stage, state, step_fn, mesh, checkpoints, logger, min(until or config.steps, config.steps))
+        metrics = _run(stage, state, step_fn, mesh, checkpoints, logger, min(until or config.steps, config.steps))
+    return {"steps": until or config.steps, "seconds": time.time() - began, "metrics": metrics}
 
 
 def _run(stage: Stage, state: TrainState, step_fn, mesh: Mesh, checkpoints: Checkpoints, logger: Logger,
-         end: int) -> dict[str, Any]:
-    config, began, start = stage.config, time.time(), int(state.step)
+         end: int) -> dict[str, float]:
+    config, start = stage.config, int(state.step)
     meta = checkpoint_meta(stage)
     data = logger.waiting(stage.batches(start))
     try:
@@ -69,7 +73,7 @@ def _run(stage: Stage, state: TrainState, step_fn, mesh: Mesh, checkpoints: Chec
                 checkpoints.save(state, meta)
     finally:
         checkpoints.wait()  # whatever stops the run, the checkpoint before it must be whole
-    return {"steps": end, "seconds": time.time() - began, "metrics": logger.last}
+    return logger.last
 
 
 def abstract_state(stage: Stage, mesh: Mesh) -> tuple[optax.GradientTransformation, TrainState]:

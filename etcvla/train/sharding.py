@@ -23,6 +23,7 @@ PARAM_RULES: rules.Rules = (
     (r"llm/layers/mlp(_\d)?/gating_einsum", PartitionSpec(None, None, "fsdp", "tensor")),  # [layer, 2, D, F]
     (r"llm/layers/mlp(_\d)?/linear", PartitionSpec(None, "tensor", "fsdp")),  # [layer, F, D]
     (r"llm/layers/.*norm(_\d)?/Dense_0/kernel", PartitionSpec(None, "fsdp", "tensor")),  # [layer, D, 3 D]
+    (r"llm/final_norm_\d/Dense_0/kernel", PartitionSpec("fsdp", "tensor")),  # [D, 3 D]
     (r"llm/embedder/input_embedding", PartitionSpec("tensor", "fsdp")),  # [V, D]
     (r"img/Transformer/encoderblock/.*/(query|key|value)/kernel", PartitionSpec(None, "fsdp", "tensor", None)),
     (r"img/Transformer/encoderblock/.*/out/kernel", PartitionSpec(None, "tensor", None, "fsdp")),  # [layer, N, H, D]
@@ -50,6 +51,13 @@ def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None)
         raise ValueError(f"mesh: {dict(zip(AXES, shape.tolist(), strict=True))} does not make up {len(devices)} "
                          "devices")
     return jax.make_mesh(tuple(int(n) for n in shape), AXES, devices=devices, axis_types=(AxisType.Auto,) * 3)
+
+
+def check_batch(batch_size: int, mesh: Mesh) -> None:
+    """Raises ValueError if a batch's rows do not divide among the devices that split them."""
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % parts:
+        raise ValueError(f"batch_size {batch_size} does not divide among mesh.data x mesh.fsdp = {parts}")
 
 
 def param_shardings(params: Any, mesh: Mesh) -> Any:

@@ -95,14 +95,22 @@ class Stage:
     def open(cls, config: ml_collections.ConfigDict) -> Stage:
         """Opens datasets and assets. Raises FileNotFoundError or ValueError naming what is missing or does not fit."""
         sources = {name: rows.Source(RLDSDataset(d.path), tuple(d.cameras)) for name, d in config.datasets.items()}
+        for name, source in sources.items():
+            if len(source.cameras) > config.data.num_cameras:
+                raise ValueError(f"datasets.{name}.cameras has {len(source.cameras)} names, rows have room for "
+                                 f"data.num_cameras {config.data.num_cameras}")
         assets = inherited_assets(config)
         acting = [s for s in streams_of(config) if s.kind == rows.ACTION]
         for s in acting:
             source = sources[s.dataset]
             if assets.fast is None:
                 assets.fit_actions(source.dataset, horizon=config.model.horizon, fast_vocab=config.data.fast_vocab,
-                                   mode=config.data.norm, cameras=source.cameras)
+                                   mode=config.data.norm)
             assets.check_actions(source.dataset)
+            check_widths(config, source.dataset)
+        if acting:
+            source = sources[acting[0].dataset]
+            assets.describe_actions(source.dataset, horizon=config.model.horizon, cameras=source.cameras)
         model = make_model(config, assets)
         return cls(config, assets, sources, make_plan(config), model, row_sizes(config, model))
 
@@ -113,6 +121,15 @@ class Stage:
                                   state_in_prompt=c.model.state == "text", use_fast=used(c.loss.fast))
         return batches(builder, start=start, process=jax.process_index(), num_processes=jax.process_count(),
                        threads=c.data.threads, prefetch=c.data.prefetch)
+
+
+def check_widths(config: ml_collections.ConfigDict, dataset: RLDSDataset) -> None:
+    """Raises ValueError if a dataset's vectors are wider than the model's."""
+    for field, size in (("action", "action_dim"), ("observation/state", "state_dim")):
+        width = dataset.feature(field).width
+        if width > config.model[size]:
+            raise ValueError(f"{dataset.directory}: {field} has width {width}, wider than model.{size} "
+                             f"{config.model[size]}; raise that")
 
 
 def inherited_assets(config: ml_collections.ConfigDict) -> Assets:

@@ -16,7 +16,7 @@ import optax
 
 from etcvla import schedule
 from etcvla.models import flow
-from etcvla.models.vla import VLA, target_slots
+from etcvla.models.vla import VLA, action_widths, target_slots
 from etcvla.train.augment import augment
 
 Metrics = dict[str, jax.Array]
@@ -87,6 +87,7 @@ def losses(model: VLA, params: Any, batch: Mapping[str, jax.Array], key: jax.Arr
         shape = (batch["actions"].shape[0], settings.draws, *batch["actions"].shape[1:])
         time = flow.sample_time(time_key, shape[:2])
         x_t, velocity = flow.interpolate(batch["actions"], jax.random.normal(noise_key, shape), time)
+        x_t = jnp.where(action_widths(batch)[:, None], x_t, 0)
     logits, predicted = model.apply({"params": params}, batch, slots, x_t, time)
     out = {}
     if slots is not None:

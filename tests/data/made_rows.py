@@ -1,0 +1,51 @@
+"""A row builder over a handmade robot dataset, and how to read its rows back."""
+
+from pathlib import Path
+
+import numpy as np
+
+from etcvla.data.assets import Assets
+from etcvla.data.plan import Plan, Stream
+from etcvla.data.rlds import RLDSDataset
+from etcvla.data.rows import RowBuilder, RowSizes, Source
+from etcvla.data.tokenizer import Tokenizer
+from tests.data.handmade_rlds import KINDS
+
+SIZES = {"num_cameras": 2, "image_size": 28, "text_len": 96, "max_targets": 48, "state_dim": 5, "horizon": 4,
+         "action_dim": 3}
+MIX = dict.fromkeys(KINDS, 1.0)
+
+
+def stream(name: str, kind: str, riders: int = 0, weight: float = 1.0) -> Stream:
+    return Stream(name, "robot", kind, ((0.0, weight),), riders)
+
+
+def make_builder(directory: Path, *streams: Stream, cameras=("front", "wrist"), rider_mix=MIX,
+                 state_in_prompt=False, use_fast=True, batch_size=6, steps=20, **sizes) -> RowBuilder:
+    dataset = RLDSDataset(directory)
+    assets = Assets(Tokenizer.load())
+    assets.fit_actions(dataset, horizon=SIZES["horizon"], fast_vocab=128, mode="quantile")
+    assets.describe_actions(dataset, horizon=SIZES["horizon"], cameras=cameras)
+    return RowBuilder(Plan.make(streams, batch_size=batch_size, steps=steps, seed=0),
+                      {"robot": Source(dataset, cameras)}, assets, RowSizes(**{**SIZES, **sizes}),
+                      rider_mix=rider_mix, state_in_prompt=state_in_prompt, use_fast=use_fast)
+
+
+def where(row: dict) -> tuple[int, int]:
+    """(episode, step) of the frame that a row shows; the dataset writes it into the first pixel."""
+    episode, step, camera = row["images"][0, 0, 0].tolist()
+    assert camera == 0
+    return episode, step
+
+
+def segments(row: dict, tokenizer: Tokenizer) -> list[tuple[str, list[int]]]:
+    """(prompt as text, target ids) of each segment, in order."""
+    found = []
+    for number in sorted(set(row["segment"].tolist()) - {0}):
+        columns = np.flatnonzero(row["segment"] == number)
+        assert (np.diff(columns) == 1).all()
+        target = row["target"][columns]
+        assert (np.diff(target.astype(int)) >= 0).all()  # the prompt, then what is predicted
+        tokens = row["tokens"][columns]
+        found.append((tokenizer.decode(tokens[~target]), tokens[target].tolist()))
+    return found

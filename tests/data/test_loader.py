@@ -1,0 +1,68 @@
+"""A batch is a function of (seed, step), and processes cut the same batch into slices."""
+
+import numpy as np
+import pytest
+
+from etcvla import batch as batch_lib
+from etcvla.data.loader import batches
+from tests.data.handmade_rlds import write_robot_set
+from tests.data.made_rows import make_builder, stream
+
+
+@pytest.fixture(scope="module")
+def builder(tmp_path_factory):
+    directory = write_robot_set(tmp_path_factory.mktemp("robot"))
+    return make_builder(directory, stream("action", "action", riders=1), stream("etc", "any", weight=0.7), steps=9)
+
+
+@pytest.fixture(scope="module")
+def whole(builder):
+    return list(batches(builder, start=0))
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        np.testing.assert_array_equal(value, b[name], err_msg=name)
+
+
+def test_a_run_has_the_plans_batches(builder, whole):
+    assert len(whole) == builder.plan.steps == 9
+    for step, batch in enumerate(whole):
+        batch_lib.validate(batch, B=6, C=2, H=28, W=28, L=96, S=5, P=4, A=3)
+        rows = [builder(*builder.plan.row(step, i)) for i in range(6)]
+        assert_same(batch, {name: np.stack([row[name] for row in rows]) for name in rows[0]})
+        assert (batch["action_segment"] > 0).sum() == builder.plan.counts[step, 0]
+    assert (whole[0]["images"] != whole[1]["images"]).any()
+
+
+@pytest.mark.parametrize(("start", "threads", "prefetch"), [(3, 1, 1), (8, 3, 8), (0, 4, 2)])
+def test_a_loader_started_later_goes_on_where_the_first_would_be(builder, whole, start, threads, prefetch):
+    late = list(batches(builder, start=start, threads=threads, prefetch=prefetch))
+    assert len(late) == 9 - start
+    for a, b in zip(late, whole[start:], strict=True):
+        assert_same(a, b)
+
+
+@pytest.mark.parametrize("processes", [2, 3, 6])
+def test_processes_slices_make_up_the_batch(builder, whole, processes):
+    parts = [batches(builder, start=2, process=i, num_processes=processes) for i in range(processes)]
+    for step in range(2, 5):
+        slices = [next(part) for part in parts]
+        assert_same({name: np.concatenate([s[name] for s in slices]) for name in slices[0]}, whole[step])
+
+
+def test_a_batch_that_does_not_divide_is_refused(builder):
+    with pytest.raises(ValueError, match="batch_size 6 does not divide among 4 processes"):
+        batches(builder, start=0, num_processes=4)
+
+
+def test_the_schemas_errors_name_the_field(whole):
+    batch = whole[0]
+    for change, message in (({"tokens": batch["tokens"].astype(np.int64)}, r"batch\['tokens'\] is int64\[6, 96\]"),
+                            ({"state": batch["state"][:5]}, r"batch\['state'\]: axis B has size 5, expected 6"),
+                            ({"actions": batch["actions"][0]}, r"float32\[4, 3\], expected float32\[B, P, A\]")):
+        with pytest.raises(ValueError, match=message):
+            batch_lib.validate({**batch, **change})
+    with pytest.raises(ValueError, match="no field 'stream'"):
+        batch_lib.validate({name: value for name, value in batch.items() if name != "stream"})

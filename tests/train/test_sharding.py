@@ -1,0 +1,106 @@
+"""Where parameters lie, and that it changes no number: the same run on one device and on a mesh of eight."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, PartitionSpec
+
+from etcvla.models.variants import SIZES, make_config
+from etcvla.models.vla import VLA, init_params
+from etcvla.train import sharding
+from etcvla.train.checkpoint import Checkpoints
+from etcvla.train.loop import train
+from etcvla.train.rules import path_str
+from tests.data.handmade_rlds import write_robot_set
+from tests.models.small import is_backbone
+from tests.train.nano import nano_config
+
+ON_EIGHT = """
+import sys
+from tests.train.nano import nano_config
+from etcvla.train.loop import train
+dataset, workdir = sys.argv[1:]
+try:
+    train(nano_config(dataset, workdir + "/none", batch_size=6, mesh__data=2, mesh__fsdp=2, mesh__tensor=2), until=1)
+except ValueError as error:
+    print("error:", error)
+train(nano_config(dataset, workdir, mesh__data=2, mesh__fsdp=2, mesh__tensor=2), until=2)
+"""
+
+
+@functools.cache
+def shapes(size):
+    model = VLA(make_config(size, vocab_size=257_152, state_dim=32, action_dim=32, horizon=50, state="token",
+                            insulate=True, image_attends_prompt=False))
+    found = jax.eval_shape(functools.partial(init_params, model))
+    return {path_str(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(found)[0]}
+
+
+@pytest.mark.parametrize("size", sorted(set(SIZES) - {"nano"}))
+def test_every_parameter_of_every_size_has_a_place(size):
+    mesh = AbstractMesh((2, 4, 1), sharding.AXES)
+    places = sharding.param_shardings(shapes(size), mesh)
+    for path, leaf in shapes(size).items():
+        spec = places[path].spec
+        if leaf.size > 2_000_000:  # what is large lies in pieces, an axis of D at least
+            assert "fsdp" in spec, path
+        assert len(spec) <= leaf.ndim, path
+
+
+def test_the_full_size_lies_on_a_pod_and_weighs_what_it_should():
+    full = shapes("paligemma_3b")
+    places = sharding.param_shardings(full, AbstractMesh((4, 16, 8), sharding.AXES))
+    assert places["llm/layers/mlp/gating_einsum"].spec == PartitionSpec(None, None, "fsdp", "tensor")
+    counts = {path: leaf.size for path, leaf in full.items()}
+    backbone = sum(count for path, count in counts.items() if is_backbone(path))
+    tower = sum(count for path, count in counts.items() if path.startswith("img/"))
+    # The released PaliGemma 1 at 224 px: SigLIP and what projects it to Gemma's width, Gemma's 2.5 B.
+    assert backbone == 2_923_335_408 and tower == 412_442_352 + 2_361_344
+    assert 300e6 < sum(counts.values()) - backbone < 450e6  # adaptive norms are a good part of the expert
+
+
+@pytest.mark.parametrize(("sizes", "message"), [
+    ((3, 1, 1), r"mesh: \{'data': 3, 'fsdp': 1, 'tensor': 1\} does not make up 1 devices"),
+    ((-1, 2, 1), "does not make up 1 devices"), ((-1, -1, 1), "only one axis may be -1")])
+def test_a_mesh_that_is_not_the_devices(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        sharding.make_mesh(dict(zip(sharding.AXES, sizes, strict=True)), jax.devices()[:1])
+
+
+def test_a_mesh_that_does_not_divide_a_parameter():
+    with pytest.raises(ValueError, match=r"mesh.tensor = 3 does not divide llm/layers/attn/q_einsum/w \[18, 8, 2048"):
+        sharding.param_shardings({path: leaf for path, leaf in shapes("paligemma_3b").items() if "q_einsum" in path},
+                                 AbstractMesh((1, 1, 3), sharding.AXES))
+
+
+def test_a_mesh_changes_no_number(tmp_path):
+    """Two steps on eight devices log what two on one do, and one device takes the run up from there."""
+    dataset = write_robot_set(tmp_path / "robot")
+    environment = {**os.environ, "XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8",
+                   "PYTHONPATH": os.pathsep.join(sys.path)}
+    eight = subprocess.Popen([sys.executable, "-c", ON_EIGHT, str(dataset), str(tmp_path / "eight")], env=environment,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    train(nano_config(dataset, tmp_path / "one"), until=3)
+    out, errors = eight.communicate()
+    assert eight.returncode == 0, errors
+    assert "error: batch_size 6 does not divide among mesh.data x mesh.fsdp = 4" in out
+    assert Checkpoints(tmp_path / "eight").latest() == 2
+    train(nano_config(dataset, tmp_path / "eight"), until=3)
+    one, other = (metrics(tmp_path / name) for name in ("one", "eight"))
+    for step in (1, 2, 3):
+        assert one[step].keys() == other[step].keys()
+        for name, value in one[step].items():
+            np.testing.assert_allclose(other[step][name], value, rtol=1e-5, err_msg=name)
+
+
+def metrics(workdir):
+    with open(workdir / "metrics.jsonl") as file:
+        lines = {line["step"]: line for line in map(json.loads, file)}
+    return {step: {name: value for name, value in line.items() if "loss" in name or name == "grad_norm"}
+            for step, line in lines.items()}

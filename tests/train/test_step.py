@@ -1,0 +1,157 @@
+"""The step's losses and metrics, each against a computation of its own."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from etcvla.models import flow
+from etcvla.models.vla import sample_actions, target_slots
+from etcvla.train.step import Settings, TrainState, losses, metrics_of, total_loss, train_step
+from tests.models.small import make_model, random_params, random_rows, write_segment
+
+ROWS, DRAWS = 4, 2
+SETTINGS = Settings(
+    seed=0, steps=10, streams=("act", "ask", "never"), max_targets=8, draws=DRAWS, text=((0.0, 1.0), (1.0, 3.0)),
+    fast=((0.0, 0.5),), flow=((0.0, 2.0),), ema_decay=0.9, shift=0, color=0.0, loc_offset=999)
+KEY = jax.random.key(7)
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = make_model()
+    return model, random_params(model)
+
+
+@pytest.fixture
+def batch():
+    """Rows 0 and 1 act (row 1 near its episode's end) and row 0 is asked too; row 2 is asked; row 3 has nothing."""
+    made = random_rows(np.random.default_rng(0), ROWS)
+    for row in (0, 1):
+        write_segment(made, row, 0, 1, [2, 11, 3], [50, 51, 1])
+    made["stream"][0, write_segment(made, 0, 6, 2, [2, 20, 3], [40, 1])] = 1
+    made["stream"][2, write_segment(made, 2, 0, 1, [2, 21, 22, 3], [41, 42, 43, 1])] = 1
+    made["action_segment"][:2] = 1
+    made["action_mask"][2:] = False
+    made["action_mask"][:, :, 4:] = False  # the robot has four of five widths
+    made["action_mask"][1, 2:] = False
+    made["actions"][:, :, 4:] = 0
+    return made
+
+
+@pytest.fixture(scope="module")
+def run(model):
+    module, params = model
+    step = jax.jit(functools.partial(losses, module, settings=SETTINGS))
+    return lambda batch: jax.tree.map(np.asarray, step(params, batch, KEY))
+
+
+def test_next_token_losses_are_means_over_their_tokens(model, run, batch):
+    module, params = model
+    columns = jnp.broadcast_to(jnp.arange(32), batch["tokens"].shape)
+    logits, _ = jax.jit(functools.partial(module.apply, {"params": params}))(batch, columns, None, None)
+    loss = np.asarray(optax.softmax_cross_entropy_with_integer_labels(logits, batch["tokens"]))
+    fast = batch["target"] & (batch["segment"] == batch["action_segment"][:, None])
+    parts = run(batch)
+    np.testing.assert_allclose(parts["fast"], loss[fast].mean(), rtol=1e-5)
+    np.testing.assert_allclose(parts["text"], loss[batch["target"] & ~fast].mean(), rtol=1e-5)
+    metrics = metrics_of(parts, SETTINGS)
+    hits = np.asarray(jnp.argmax(logits, -1)) == batch["tokens"]
+    for i, stream in enumerate(("act", "ask")):
+        chosen = batch["target"] & (batch["stream"] == i)
+        np.testing.assert_allclose(metrics[f"{stream}/loss"], loss[chosen].mean(), rtol=1e-5)
+        np.testing.assert_allclose(metrics[f"{stream}/accuracy"], hits[chosen].mean(), rtol=1e-5)
+    assert np.isnan(metrics["never/loss"]) and np.isnan(metrics["never/accuracy"])
+    half = batch | {"weight": batch["weight"] * np.where(batch["tokens"] == 1, 0, 1).astype(np.float32)}
+    np.testing.assert_allclose(run(half)["fast"], loss[fast & (batch["tokens"] != 1)].mean(), rtol=1e-5)
+
+
+def test_flow_loss_is_the_mean_over_what_is_not_masked(model, run, batch):
+    module, params = model
+    noise_key, time_key = jax.random.split(KEY)
+    time = flow.sample_time(time_key, (ROWS, DRAWS))
+    noise = jax.random.normal(noise_key, (ROWS, DRAWS, *batch["actions"].shape[1:]))
+    x_t, target = flow.interpolate(batch["actions"], noise, time)
+    x_t = x_t.at[..., 4:].set(0).at[2:].set(0)
+    _, velocity = jax.jit(functools.partial(module.apply, {"params": params}))(batch, None, x_t, time)
+    mask = np.broadcast_to(batch["action_mask"][:, None], velocity.shape)
+    np.testing.assert_allclose(run(batch)["flow"], np.square(velocity - target)[mask].mean(), rtol=1e-5)
+
+
+def test_padding_of_the_chunk_changes_nothing(run, batch):
+    other = batch | {"actions": batch["actions"].copy()}
+    other["actions"][:, :, 4:] = 9  # widths that the robot does not have
+    other["actions"][2:] = 9  # rows without an action
+    for name, value in run(batch).items():
+        np.testing.assert_array_equal(value, run(other)[name], err_msg=name)
+
+
+def test_acting_keeps_padded_widths_as_training_showed_them(model, batch):
+    """Their velocity is never trained: were they integrated, the expert would read what it never saw."""
+    module, params = model
+    noise = np.random.default_rng(1).normal(size=batch["actions"].shape).astype(np.float32)
+    sample = jax.jit(lambda batch, noise: sample_actions(module, params, batch, noise, 4))
+    chunk, other = sample(batch, noise), noise.copy()
+    other[:, :, 4:] = 9
+    assert (np.asarray(chunk)[:2, :, 4:] == 0).all() and (np.asarray(chunk)[:2, :, :4] != 0).all()
+    np.testing.assert_array_equal(chunk, sample(batch, other))
+
+
+def test_nothing_to_learn_is_zero_not_nan(run, batch):
+    empty = batch | {name: np.zeros_like(batch[name]) for name in ("target", "weight", "action_mask")}
+    parts = run(empty)
+    assert parts["text"] == parts["fast"] == parts["flow"] == 0
+
+
+def test_the_total_follows_its_knots(run, batch):
+    parts = run(batch)
+    for progress, text in ((0.0, 1.0), (0.25, 1.5), (1.0, 3.0)):
+        np.testing.assert_allclose(total_loss(parts, jnp.float32(progress), SETTINGS),
+                                   text * parts["text"] + 0.5 * parts["fast"] + 2 * parts["flow"], rtol=1e-6)
+
+
+def test_a_loss_without_weight_is_not_computed(model, batch):
+    module, params = model
+    off = ((0.0, 0.0),)
+
+    def parts(**fields):
+        part_losses = functools.partial(losses, module, settings=SETTINGS.replace(**fields))
+        return jax.eval_shape(part_losses, params, batch, KEY)
+
+    assert "flow" not in parts(flow=off) and "text" in parts(flow=off)
+    assert parts(text=off, fast=off).keys() == {"flow"}
+
+
+class Line:
+    """Stands in for the model: a velocity that is the noisy chunk times a weight."""
+
+    def apply(self, variables, batch, slots, x_t, time):
+        return None, variables["params"]["w"] * x_t
+
+
+def test_a_steps_randomness_is_a_function_of_seed_and_step(batch):
+    off = ((0.0, 0.0),)
+    optimizer, params = optax.sgd(0.1), {"w": jnp.float32(0.5)}
+
+    def step(number, seed):
+        state = TrainState(step=jnp.int32(number), params=params, ema={"w": jnp.float32(2)}, opt=optimizer.init(params))
+        settings = SETTINGS.replace(seed=seed, text=off, fast=off)
+        return train_step(state, batch, model=Line(), optimizer=optimizer, settings=settings)
+
+    (state, metrics), (_, again) = step(3, 0), step(3, 0)
+    assert metrics["loss"] == again["loss"] == 2 * metrics["loss/flow"]
+    assert len({float(step(*which)[1]["loss"]) for which in ((3, 0), (4, 0), (3, 1))}) == 3
+    assert state.step == 4 and state.params["w"] != params["w"]
+    np.testing.assert_allclose(state.ema["w"], 0.9 * 2 + 0.1 * state.params["w"], rtol=1e-6)
+
+
+def test_slots_are_the_first_targets_in_order():
+    target = np.zeros((2, 7), bool)
+    target[0, [5, 2, 3]] = target[1, 6] = True
+    slots, real = target_slots(target, 2)
+    assert slots[0].tolist() == [2, 3] and real.tolist() == [[True, True], [True, False]] and slots[1, 0] == 6
+    slots, real = target_slots(target, 99)
+    assert slots.shape == (2, 7) and real.sum() == 4
