@@ -51,7 +51,7 @@ class Logger:
     def step(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
         """Takes one step's metrics; every `every` steps writes their means.
 
-        Raises FloatingPointError at a loss that is not finite, naming the step.
+        Raises FloatingPointError at a loss or gradient that is not finite, naming the step.
         """
         self._pending.append((step, metrics))
         if step % self.every == 0 or step == self.steps:
@@ -63,9 +63,10 @@ class Logger:
             return
         steps, metrics = zip(*jax.device_get(self._pending), strict=True)
         for step, values in zip(steps, metrics, strict=True):
-            if not np.isfinite(values["loss"]):
-                raise FloatingPointError(f"{self.stage}: the loss is {values['loss']} at step {step}; the checkpoint "
-                                         "before it is intact. Lower optim.lr, or look at the batch of that step")
+            for what, value in {"loss": values["loss"], "gradient's norm": values["grad_norm"]}.items():
+                if not np.isfinite(value):
+                    raise FloatingPointError(f"{self.stage}: the {what} is {value} at step {step}; the checkpoint "
+                                             "before it is intact. Lower optim.lr, or look at the batch of that step")
         means = {name: _nanmean([values[name] for values in metrics]) for name in metrics[0]}
         self._write(int(steps[-1]), len(steps), {k: v for k, v in means.items() if v is not None})
         self._pending = []

@@ -51,6 +51,38 @@ def test_insulation_stops_the_flows_gradient_at_the_backbone(insulate):
             assert value > 1e-4, name
 
 
+def test_how_layers_are_run_changes_no_gradient():
+    """Loops and rematerialisation, which only full sizes use, against layers written out."""
+    rng = np.random.default_rng(0)
+    batch, (x_t, time) = acting_rows(rng, lessons=True), noise_and_time(rng, 1)
+
+    def grads(**how):
+        model = make_model(**how)
+
+        def loss(params):
+            logits, velocity = model.apply({"params": params}, batch, jnp.full((ROWS, 1), 3), x_t, time)
+            return jnp.square(velocity).sum() + jnp.square(logits).sum()
+
+        return jax.jit(jax.grad(loss))(random_params(model))
+
+    for a, b in zip(*map(jax.tree.leaves, (grads(), grads(remat="full", unroll=1))), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * max(1, np.abs(a).max()))
+
+
+def test_half_precision_is_near():
+    rng = np.random.default_rng(0)
+    batch, (x_t, time) = acting_rows(rng, lessons=True), noise_and_time(rng, 1)
+    columns = jnp.full((ROWS, 1), 3)
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        model = make_model(dtype=dtype)
+        run = jax.jit(lambda params, model=model: model.apply({"params": params}, batch, columns, x_t, time))
+        found[dtype] = run(random_params(model))
+    for exact, near in zip(found["float32"], found["bfloat16"], strict=True):
+        assert near.dtype == jnp.float32  # logits and velocities leave in full precision
+        assert 0 < np.abs(near - exact).max() < 0.05 * np.abs(exact).max()
+
+
 @pytest.fixture(scope="module", params=[("token", True), ("text", True), ("token", False)],
                 ids=["token-adaptive", "text-adaptive", "token-plain"])
 def expert(request):
