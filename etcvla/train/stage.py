@@ -18,6 +18,7 @@ from etcvla.data.assets import Assets
 from etcvla.data.loader import batches
 from etcvla.data.plan import Plan, Stream
 from etcvla.data.rlds import RLDSDataset
+from etcvla.data.rlds_layout import find_version
 from etcvla.data.tokenizer import Tokenizer
 from etcvla.models.variants import make_config
 from etcvla.models.vla import VLA
@@ -38,12 +39,26 @@ def missing_paths(config: ml_collections.ConfigDict) -> dict[str, str]:
 
 
 def _exists(field: str, path: str) -> bool:
-    # A workdir without a finished checkpoint is as good as missing.
-    return Checkpoints(path).latest() is not None if field == "init_from" else pathlib.Path(path).exists()
+    # A workdir without a finished checkpoint, or a dataset whose build was killed, is as good as missing.
+    if field == "init_from":
+        return Checkpoints(path).latest() is not None
+    return has_dataset(path) if field.startswith("datasets.") else pathlib.Path(path).exists()
+
+
+def has_dataset(path: str) -> bool:
+    """Whether a whole RLDS dataset lies at `path`."""
+    try:
+        find_version(pathlib.Path(path))
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def build_datasets(config: ml_collections.ConfigDict) -> None:
-    """Builds the missing datasets that say how; raises FileNotFoundError naming those that do not."""
+    """Builds the missing datasets that say how.
+
+    Raises FileNotFoundError naming what is missing and cannot be made, RuntimeError if a build fails.
+    """
     lacking = [f"  {field} = {path}" for field, path in missing_paths(config).items()
                if not (field.startswith("datasets.") and config.datasets[field.split(".")[1]].build)
                and not (field == "init_from" and config.init_config)]
@@ -52,11 +67,12 @@ def build_datasets(config: ml_collections.ConfigDict) -> None:
                                 + "\n".join(lacking) + "\nPut it there, or point the field elsewhere, for instance "
                                 "--config.init_from=PATH")
     for dataset in config.datasets.values():
-        if not pathlib.Path(dataset.path).exists():
+        if not has_dataset(dataset.path):
             module, *arguments = dataset.build
             print(f"{config.stage}: {dataset.path} is missing, building it: python -m {module} {' '.join(arguments)}",
                   flush=True)
-            subprocess.run([sys.executable, "-m", module, *arguments], check=True)
+            if subprocess.run([sys.executable, "-m", module, *arguments]).returncode or not has_dataset(dataset.path):
+                raise RuntimeError(f"{dataset.path} was not built; why stands above")
 
 
 def streams_of(config: ml_collections.ConfigDict) -> list[Stream]:
