@@ -21,6 +21,7 @@ check-system:
 	@$(PYTHON) launch/check_system.py
 
 $(VENV)/.installed: setup.py
+	@echo "installing into $(VENV): one to five minutes, some 3 GB"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --progress-bar off -e '.[sim,build,dev]'
 	@touch $@

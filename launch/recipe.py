@@ -126,7 +126,7 @@ def write_summary(recipe: ml_collections.ConfigDict, stages: dict, began: float)
         "recipe": recipe.name, "runs": list(stages), "stages": stages, "seconds": time.time() - began,
         "peak_memory_gib": peak / 2**20, "versions": versions(), "seeds": {"recipe": recipe.seed},
         "commit": commit.stdout.strip() or "unknown"}, indent=2))
-    temporary.rename(path)
+    temporary.replace(path)
 
 
 if __name__ == "__main__":

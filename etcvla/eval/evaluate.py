@@ -65,7 +65,7 @@ def evaluate(workdir: str, spec: Spec) -> dict:
     scores["seconds"] = time.time() - began
     temporary = out / "scores.json.tmp"
     temporary.write_text(json.dumps(scores, indent=2))
-    temporary.rename(done)
+    temporary.replace(done)
     return scores
 
 
