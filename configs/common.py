@@ -147,11 +147,22 @@ def dataset(path: str, cameras: tuple[str, ...], build: tuple[str, ...] = ()) ->
     return {"path": path, "cameras": cameras, "build": build}
 
 
-def metaworld(domain: str, *, tasks: tuple[str, ...] = METAWORLD_TASKS, episodes: int = 30, root: str = "data") -> dict:
-    """The embedded demonstrations of one domain ("source" or "target")."""
+def metaworld(domain: str, *, tasks: tuple[str, ...] = METAWORLD_TASKS, episodes: int = 0, root: str = "data") -> dict:
+    """The embedded demonstrations of one domain ("source" or "target").
+
+    Args:
+      episodes: training episodes a task; 0: the domain's own number. The builder names a dataset by what differs.
+    """
+    default = {"source": 30, "target": 10}[domain]
+    episodes = episodes or default
+    name = domain
+    if tasks != METAWORLD_TASKS:
+        name += "_mt10" if tasks == MT10_TASKS else "_" + "+".join(tasks)
+    if episodes != default:
+        name += f"_{episodes}ep"
     build = ("data_builders.metaworld_etc", f"--domain={domain}", f"--tasks={','.join(tasks)}",
              f"--episodes={episodes}", f"--out={root}")
-    return dataset(f"{root}/metaworld_etc/{domain}", ("front", "wrist"), build)
+    return dataset(f"{root}/metaworld_etc/{name}", ("front", "wrist"), build)
 
 
 def shapes(root: str = "data") -> dict:

@@ -37,7 +37,7 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
     c.workdir = f"runs/{variant}"  # a folder a run in it, and summary.json and report.html
     c.variant = "tiny"  # of the stages' configs
     c.seed = 0  # of every stage and of the evaluation's questions
-    c.data_root = "data" if variant == "demo" else f"data/{variant}"  # where the embedded datasets are built
+    c.data_root = "data"  # where the embedded datasets are built
     c.tasks = common.METAWORLD_TASKS if variant == "demo" else common.MT10_TASKS
     c.source_episodes = 30  # demonstrations a task in the source scene
     c.target_episodes = 10  # and in the target scene

@@ -11,7 +11,7 @@ from configs import common
 def get_config(variant: str = "tiny"):
     c = common.base("retentive_adapt", variant)
     with c.unlocked():
-        c.datasets.target = common.metaworld("target", episodes=10)
+        c.datasets.target = common.metaworld("target")
         c.streams = common.etc_streams("target", 0.2, riders=2)
         c.streams.action = common.stream("target", "action", 0.8, riders=2)
     c.init_from = f"runs/{variant}/objective_bridge"

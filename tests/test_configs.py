@@ -88,3 +88,12 @@ def test_the_papers_mixture():
     plan = make_plan(get_config("objective_bridge", "tiny"))
     action = [stream.kind for stream in plan.streams].index("action")
     np.testing.assert_allclose(plan.weights[[0, -1], action], [0.6, 0.8], atol=1e-6)
+
+
+@pytest.mark.parametrize("domain", ["source", "target"])
+@pytest.mark.parametrize("tasks", [common.METAWORLD_TASKS, common.MT10_TASKS, ("reach", "door-open")])
+@pytest.mark.parametrize("episodes", [0, 2, 10, 30])
+def test_a_config_looks_where_the_builder_builds(domain, tasks, episodes):
+    builder = pytest.importorskip("data_builders.metaworld_etc.metaworld_etc_dataset_builder")
+    path = common.metaworld(domain, tasks=tasks, episodes=episodes)["path"]
+    assert path == f"data/metaworld_etc/{builder.MetaWorldConfig(domain=domain, tasks=tasks, episodes=episodes).name}"
