@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -14,7 +15,7 @@ from etcvla.data.assets import Assets
 from etcvla.data.norm_stats import normalize
 from etcvla.data.plan import Plan, Stream
 from etcvla.data.rlds import RLDSDataset
-from etcvla.etc.items import Item
+from etcvla.etc.items import ETC_KINDS, Item
 
 ACTION, ANY = "action", "any"
 _ITEM = ("kind", "form", "question", "answer", "source")
@@ -45,12 +46,19 @@ class Source:
         if "etc/kind" not in self.dataset.features:
             raise ValueError(f"{self.dataset.directory} has no ETC items (feature steps/etc); build it with them, or "
                              f"drop the stream of kind {kind!r}")
-        kinds = self.dataset.column("etc/kind")
-        found = np.array([i for i, at in enumerate(kinds) if (at if kind == ANY else kind in at)], np.int64)
+        found = np.array([i for i, at in enumerate(self.kinds) if (at if kind == ANY else kind in at)], np.int64)
         if not len(found):
-            known = sorted({k for at in kinds for k in at})
-            raise ValueError(f"{self.dataset.directory} has no items of kind {kind!r}; it has {known}")
+            raise ValueError(f"{self.dataset.directory} has no items of kind {kind!r}; it has {self.known_kinds}")
         return found
+
+    @functools.cached_property
+    def kinds(self) -> list[list[str]]:
+        """The kinds of every frame's items."""
+        return self.dataset.column("etc/kind") if "etc/kind" in self.dataset.features else []
+
+    @property
+    def known_kinds(self) -> list[str]:
+        return sorted({kind for at in self.kinds for kind in at})
 
     def items(self, frame: Mapping) -> list[Item]:
         """The ETC items of a frame that was read with `item_features`."""
@@ -91,6 +99,12 @@ class RowBuilder:
         self.plan, self.sources, self.assets, self.sizes = plan, sources, assets, sizes
         self.rider_mix, self.state_in_prompt, self.use_fast = rider_mix, state_in_prompt, use_fast
         self.candidates = [sources[s.dataset].candidates(s.kind) for s in plan.streams]
+        self._check_riders()
+
+    def _check_riders(self) -> None:
+        known = {*ETC_KINDS, *(kind for source in self.sources.values() for kind in source.known_kinds)}
+        if unknown := sorted(set(self.rider_mix) - known):
+            raise ValueError(f"rider_mix: there is no kind {', '.join(unknown)}; known are {sorted(known)}")
 
     def __call__(self, stream_index: int, n: int) -> dict[str, np.ndarray]:
         """The fields of `etcvla.batch.SCHEMA` without the batch axis."""

@@ -38,7 +38,7 @@ def draw_questions(source: Source, *, per_kind: int, seed: int) -> list[Question
     if "language_instruction" in source.dataset.features:
         names.append("language_instruction")
     questions = []
-    for kind in sorted({k for at in source.dataset.column("etc/kind") for k in at}):
+    for kind in source.known_kinds:
         pool = source.candidates(kind)
         for frame in pool[np.linspace(0, len(pool) - 1, min(per_kind, len(pool))).astype(int)]:
             facts = source.dataset.frame(int(frame), names)

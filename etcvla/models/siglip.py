@@ -34,7 +34,9 @@ class SigLIPConfig:
 
     def __post_init__(self):
         if self.image_size % self.patch:
-            raise ValueError(f"model.siglip.image_size {self.image_size} is not a multiple of patch {self.patch}")
+            raise ValueError(f"siglip.image_size {self.image_size} is not a multiple of patch {self.patch}")
+        if self.width % 4:
+            raise ValueError(f"siglip.width {self.width} is not a multiple of 4, as its position codes must be")
 
 
 class MlpBlock(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -23,9 +24,9 @@ from etcvla.train.optim import make_optimizer
 from etcvla.train.stage import Stage
 from etcvla.train.step import Settings, TrainState, train_step
 
-# Config fields that may change between a run and its resumption: they change nothing that is computed.
-RESUMABLE = ("log_every", "save_every", "keep", "workdir", "init_from", "init_config", "datasets", "data.threads",
-             "data.prefetch", "mesh")
+# Config fields (regexes) that may change between a run and its resumption: they change nothing that is computed.
+RESUMABLE = re.compile(r"log_every|save_every|keep|workdir|init_from|init_config|datasets\.[^.]+\.(path|build)|"
+                       r"data\.(threads|prefetch)|mesh\..*")
 
 
 def train(config: ml_collections.ConfigDict, *, until: int | None = None) -> dict[str, Any]:
@@ -120,8 +121,8 @@ def checkpoint_meta(stage: Stage) -> dict:
 def check_resumable(config: ml_collections.ConfigDict, saved: Mapping) -> None:
     """Raises ValueError listing the fields in which a workdir's run differs from the config."""
     old, new = (dict(_flatten(c)) for c in (saved, json.loads(config.to_json_best_effort())))
-    differs = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)
-               and not any(key == name or key.startswith(name + ".") for name in RESUMABLE)]
+    differs = [key for key in sorted(old.keys() | new.keys())
+               if old.get(key) != new.get(key) and not RESUMABLE.fullmatch(key)]
     if differs:
         lines = [f"  {key}: {old.get(key)!r} there, {new.get(key)!r} here" for key in differs]
         raise ValueError(f"{config.workdir} holds a run of another config; choose another --config.workdir or delete "

@@ -124,6 +124,9 @@ class Stage:
                                    mode=config.data.norm)
             assets.check_actions(source.dataset)
             check_widths(config, source.dataset)
+        if acting and assets.fast.horizon != config.model.horizon:
+            raise ValueError(f"model.horizon is {config.model.horizon}, but the FAST tokenizer of {config.init_from} "
+                             f"was fitted to chunks of {assets.fast.horizon} steps; keep that horizon")
         if acting:
             source = sources[acting[0].dataset]
             assets.describe_actions(source.dataset, horizon=config.model.horizon, cameras=source.cameras)

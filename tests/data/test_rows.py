@@ -82,12 +82,17 @@ def test_a_question_row_asks_about_its_own_frame(directory, kind):
 
 def test_riders_are_drawn_from_the_mix(directory):
     builder = make_builder(directory, stream("action", "action", riders=1),
-                           rider_mix={"affordance": 3.0, "trajectory": 1.0, "caption": 5.0})
+                           rider_mix={"affordance": 3.0, "trajectory": 1.0, "task_planning": 5.0})
     drawn = [answers(where(row))[segments(row, builder.assets.tokenizer)[1][0]][0]
              for row in (builder(0, n) for n in range(300))]
     assert set(drawn) == {"affordance", "trajectory"}
     # Frames have one affordance and, half of them, two trajectories: 3/4 or 3/5 of the riders.
     assert 0.55 < drawn.count("affordance") / len(drawn) < 0.8
+
+
+def test_a_rider_of_no_kind_is_named(directory):
+    with pytest.raises(ValueError, match="rider_mix: there is no kind afordance; known are"):
+        make_builder(directory, stream("action", "action", riders=1), rider_mix={"afordance": 1.0})
 
 
 def test_text_that_does_not_fit(directory):

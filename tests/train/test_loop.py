@@ -82,6 +82,10 @@ def test_a_workdir_of_another_config_is_refused(parent, dataset):
     other = nano_config(dataset, parent.workdir, loss__draws=3, log_every=5)
     with pytest.raises(ValueError, match=r"another config.*\n  loss.draws: 2 there, 3 here$"):
         train(other)
+    with other.unlocked():
+        other.loss.draws, other.datasets.robot.cameras = 2, ("front", "front")
+    with pytest.raises(ValueError, match="datasets.robot.cameras"):
+        train(other)
 
 
 def test_a_stage_takes_its_parents_average_and_says_so(parent, dataset, tmp_path):
