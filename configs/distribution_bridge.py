@@ -17,7 +17,7 @@ def get_config(variant: str = "tiny"):
         c.streams = common.etc_streams("source", 1.0, riders=3)
     c.init_from = f"runs/{variant}/vlm_pretrain"
     c.init_config = "configs/vlm_pretrain.py"
-    c.steps = 700
+    c.steps = 1000
     c.batch_size = 16
     if variant == "paligemma_3b":
         c.init_from = "checkpoints/paligemma-3b-pt-224"

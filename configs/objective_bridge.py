@@ -19,7 +19,7 @@ def get_config(variant: str = "tiny"):
     c.init_config = "configs/distribution_bridge.py"
     c.loss.fast = common.constant(0.5)
     c.loss.flow = common.constant(1.0)
-    c.steps = 1600
+    c.steps = 2200
     c.batch_size = 16
     if variant == "paligemma_3b":
         c.init_config = ""

@@ -19,7 +19,7 @@ def get_config(variant: str = "tiny"):
     c.loss.fast = common.constant(0.5)
     c.loss.flow = common.constant(1.0)
     c.optim.lr = ((0.0, 0.0), (0.05, 1e-3), (1.0, 3e-5))
-    c.steps = 600
+    c.steps = 700
     c.batch_size = 16
     if variant == "paligemma_3b":
         c.init_config = ""
