@@ -2,7 +2,7 @@
 
     python launch/train.py --config=configs/objective_bridge.py
 
-Tiny: seven minutes on two cores (plus the data and the stages before it, if missing); six Meta-World tasks.
+Tiny: nine minutes on two cores (plus the data and the stages before it, if missing); six Meta-World tasks.
 The share of ETC rows falls to the paper's 4:1; the backbone learns FAST tokens and answers, the expert the flow.
 """
 
