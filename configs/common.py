@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import ml_collections
 
+from etcvla.etc.items import ETC_KINDS
+
 VARIANTS = ("tiny", "paligemma_3b")
-ETC_KINDS = ("spatial_understanding", "goal_description", "affordance", "task_planning", "trajectory")
 # The paper's weights of the ETC kinds.
 ETC_WEIGHTS = dict(zip(ETC_KINDS, (0.24, 0.14, 0.22, 0.14, 0.26), strict=True))
 
@@ -81,6 +82,14 @@ def base(stage: str, variant: str) -> ml_collections.ConfigDict:
     c.data.threads = 2  # threads that build batches
     c.data.prefetch = 4  # batches that lie ready
 
+    _training(c)
+    if variant == "paligemma_3b":
+        _full_size(c)
+    return c.lock()
+
+
+def _training(c: ml_collections.ConfigDict) -> None:
+    """The fields of losses, optimizer, augmentation, devices and bookkeeping."""
     c.loss = ml_collections.ConfigDict()
     c.loss.text = constant(1.0)  # next token on answers
     c.loss.fast = constant(0.0)  # next token on FAST action tokens
@@ -110,9 +119,6 @@ def base(stage: str, variant: str) -> ml_collections.ConfigDict:
     c.log_every = 20  # steps between log lines
     c.save_every = 200  # steps between checkpoints; the last step is always saved
     c.keep = 1  # checkpoints kept
-    if variant == "paligemma_3b":
-        _full_size(c)
-    return c.lock()
 
 
 def _full_size(c: ml_collections.ConfigDict) -> None:

@@ -28,6 +28,7 @@ def test_rows_keep_the_schema(directory):
         row = builder(index, 3)
         batch_lib.validate({name: value[None] for name, value in row.items()}, B=1, C=2, H=28, W=28, L=96, S=5, P=4,
                            A=3)
+        assert row["segment"].max() >= 1 and (row["target"] <= (row["segment"] > 0)).all()
 
 
 def test_an_action_row_is_its_frame(directory):
