@@ -21,7 +21,7 @@ USER_ERRORS = (FileNotFoundError, ValueError, KeyError, FloatingPointError, OSEr
 
 
 def setup() -> None:
-    """Once a process: a compilation cache, so that a second run starts at once."""
+    """Once a process: quiet libraries, and a compilation cache, so that a second run starts at once."""
     logging.set_verbosity(logging.WARNING)
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".cache" / "etcvla" / "jax"))
     jax.config.update("jax_compilation_cache_dir", cache)
@@ -30,6 +30,7 @@ def setup() -> None:
 def run(main) -> None:
     """absl's app.run, but what a user can mend is one message without a traceback (ETCVLA_DEBUG=1 shows it)."""
     def guarded(argv):
+        setup()
         try:
             main(argv)
         except USER_ERRORS as error:

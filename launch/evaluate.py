@@ -28,7 +28,6 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the choice of questions.")
 
 
 def main(_):
-    common.setup()
     known = {"shapes": fields.shapes(_DATA_ROOT.value)} | {
         domain: fields.metaworld(domain, root=_DATA_ROOT.value) for domain in ("source", "target")}
     unknown = set(_DATASETS.value) - set(known)

@@ -29,7 +29,6 @@ CONTROL = "_action_only"
 
 
 def main(_):
-    common.setup()
     recipe, began = _CONFIG.value, time.time()
     stages = {}
     for name, run in runs_of(recipe).items():

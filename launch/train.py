@@ -14,7 +14,6 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "A stage's config file
 
 
 def main(_):
-    common.setup()
     common.train_with_parents(_CONFIG.value)
 
 
