@@ -33,12 +33,13 @@ def rope(x: Float[Array, "b t *h d"], positions: Int[Array, "b t"], base: float 
 
 
 def attend(q: Float[Array, "b t n h"], k: Float[Array, "b s k h"], v: Float[Array, "b s k h"],
-           mask: Bool[Array, "b t s"]) -> Float[Array, "b t n h"]:
-    """Grouped-query attention; `q` comes scaled. Query head n reads key head n // G."""
+           mask: Bool[Array, "b t s"] | None = None) -> Float[Array, "b t n h"]:
+    """Grouped-query attention; `q` comes scaled. Query head n reads key head n // G; without a mask, every key."""
     batch, length, heads, width = q.shape
     q = q.reshape(batch, length, k.shape[2], heads // k.shape[2], width)
     logits = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32)
-    logits = jnp.where(mask[:, None, None], logits, MASKED)
+    if mask is not None:
+        logits = jnp.where(mask[:, None, None], logits, MASKED)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(batch, length, heads, width)
 
