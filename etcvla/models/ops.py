@@ -95,9 +95,9 @@ def local_mask(mask: Bool[Array, "b t s"], positions: Int[Array, "b t"], key_pos
 
 
 def prefix_positions(image_mask: Bool[Array, "b i"], segment: Int[Array, "b l"]) -> Int[Array, "b i+l"]:
-    """Positions that count valid tokens only and restart after the images for every segment.
+    """Positions that restart after the images for every segment.
 
-    A masked camera takes no position (openpi's pi0); a segment's first token stands right after the last image token.
+    Only image tokens in `image_mask` take one; a segment's first token stands right after the last of them.
     """
     image = jnp.cumsum(image_mask, axis=1) - 1
     index = jnp.arange(segment.shape[1])

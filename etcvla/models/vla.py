@@ -42,6 +42,7 @@ class VLAConfig:
     dtype: str  # of activations and matrix products; parameters are float32
     remat: str  # "none", "dots", "full"
     unroll: int  # layers a loop turn
+    count_absent: bool = False  # an absent camera's tokens take positions too (openpi's pi0-FAST; pi0 skips them)
 
     def __post_init__(self):
         if self.state not in ("token", "text"):
@@ -84,7 +85,8 @@ class VLA(nn.Module):
         image_mask = jnp.repeat(batch["image_mask"], self.config.siglip.tokens, axis=1)
         tokens = jnp.concatenate([self.encode_images(batch["images"]), self.llm.embed(batch["tokens"])], axis=1)
         mask = ops.prefix_mask(image_mask, batch["segment"], batch["target"], self.config.image_attends_prompt)
-        positions = ops.prefix_positions(image_mask, batch["segment"])
+        counted = jnp.ones_like(image_mask) if self.config.count_absent else image_mask
+        positions = ops.prefix_positions(counted, batch["segment"])
         if self.config.vlm.window:
             causal = jnp.pad(batch["target"], ((0, 0), (image_mask.shape[1], 0)))
             mask = mask, ops.local_mask(mask, positions, positions, causal, self.config.vlm.window)
