@@ -4,6 +4,9 @@ Stream 0 is the language model, stream 1 the action expert: same depth, heads an
 attends to its own keys and to those of the streams before it, never to later ones; that is all that joins them. Names
 are those of the released checkpoints; stream i > 0 carries the suffix `_i` (as openpi has it).
 
+Gemma 1 and Gemma 2 are covered: what the second adds (arXiv 2408.00118) are fields of `GemmaConfig` that are off by
+default.
+
 Axes as in `etcvla.models.ops`.
 """
 
@@ -21,11 +24,12 @@ from etcvla.models import ops
 from etcvla.models.scan import scan_layers
 
 Cache = tuple[jax.Array, jax.Array]  # keys and values of stream 0: [depth, B, S, K, H] each
+Mask = jax.Array | tuple[jax.Array, jax.Array]  # bool[B, T, S] of all layers, or of (global, local) layers
 
 
 @dataclasses.dataclass(frozen=True)
 class GemmaConfig:
-    """Sizes of one stream. All streams agree in depth, num_heads, num_kv_heads and head_dim."""
+    """Sizes and switches of one stream. All streams agree in depth, num_heads, num_kv_heads and head_dim."""
 
     width: int
     depth: int
@@ -34,6 +38,11 @@ class GemmaConfig:
     num_kv_heads: int
     head_dim: int
     adaptive: bool = False  # norms scaled, shifted and gated by a condition (adaRMS of pi0.5)
+    query_pre_attn_scalar: int = 0  # queries are scaled by its inverse root; 0: head_dim
+    attn_softcap: float = 0.0  # soft cap of attention logits; 0: none
+    final_softcap: float = 0.0  # soft cap of the output's logits; 0: none
+    post_norms: bool = False  # attention and MLP outputs are normed too, before they join the residual
+    window: int = 0  # keys that causal tokens see in local layers (the first, third, ..); 0: no layer is local
 
 
 def _suffix(name: str, stream: int) -> str:
@@ -89,7 +98,7 @@ class Attention(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, xs, positions, masks, cache, write_at):
+    def __call__(self, xs, positions, masks, cache, write_at, local):
         q, k, v = zip(*[self._project(i, x, p) for i, (x, p) in enumerate(zip(xs, positions, strict=True))],
                       strict=True)
         k, v = list(k), list(v)
@@ -101,7 +110,8 @@ class Attention(nn.Module):
                 out.append(None)
                 continue
             keys, values = [self._visible(i, tensors) for tensors in (k, v)]
-            out.append(self._merge(i, ops.attend(q[i], keys, values, masks[i])))
+            read = ops.attend(q[i], keys, values, _mask_of_layer(masks[i], local), self.configs[i].attn_softcap)
+            out.append(self._merge(i, read))
         return out, (k[0], v[0])
 
     def _visible(self, stream, tensors):
@@ -117,13 +127,18 @@ class Attention(nn.Module):
         q = Einsum(shape, 1, (0, 2), (), self.dtype, name=_suffix("q_einsum", stream))("btd,ndh->btnh", x)
         shape = (2, cfg.num_kv_heads, cfg.width, cfg.head_dim)
         k, v = Einsum(shape, 2, (1, 3), (0,), self.dtype, name=_suffix("kv_einsum", stream))("bsd,ckdh->cbskh", x)
-        return ops.rope(q, positions) * cfg.head_dim**-0.5, ops.rope(k, positions), v
+        scale = (cfg.query_pre_attn_scalar or cfg.head_dim)**-0.5
+        return ops.rope(q, positions) * scale, ops.rope(k, positions), v
 
     def _merge(self, stream, heads):
         cfg = self.configs[stream]
         shape = (cfg.num_heads, cfg.head_dim, cfg.width)
         name = _suffix("attn_vec_einsum", stream)
         return Einsum(shape, (0, 1), 2, (), self.dtype, name=name)("btnh,nhd->btd", heads)
+
+
+def _mask_of_layer(mask: Mask, local: jax.Array) -> jax.Array:
+    return jnp.where(local, mask[1], mask[0]) if isinstance(mask, tuple) else mask
 
 
 def _into_cache(cache: Cache, k: jax.Array | None, v: jax.Array | None, write_at: jax.Array) -> Cache:
@@ -157,14 +172,16 @@ class Block(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, xs, cache, positions, masks, conds, write_at):
+    def __call__(self, xs, cache, local, positions, masks, conds, write_at):
         normed, gates = self._norm("pre_attention_norm", xs, conds)
         attended, cache = Attention(self.configs, self.insulate, self.dtype, name="attn")(
-            normed, positions, masks, cache, write_at)
+            normed, positions, masks, cache, write_at, local)
+        attended = self._post_norm("post_attention_norm", attended)
         xs = [_map(add_residual, x, y, gate) for x, y, gate in zip(xs, attended, gates, strict=True)]
         normed, gates = self._norm("pre_ffw_norm", xs, conds)
         fed = [_map(FeedForward(cfg, self.dtype, name=_suffix("mlp", i)), y)
                for i, (cfg, y) in enumerate(zip(self.configs, normed, strict=True))]
+        fed = self._post_norm("post_ffw_norm", fed)
         return [_map(add_residual, x, y, gate) for x, y, gate in zip(xs, fed, gates, strict=True)], cache
 
     def _norm(self, name, xs, conds):
@@ -172,6 +189,10 @@ class Block(nn.Module):
                  RMSNorm(cfg.adaptive, self.dtype, name=_suffix(name, i))(x, cond)
                  for i, (cfg, x, cond) in enumerate(zip(self.configs, xs, conds, strict=True))]
         return tuple(zip(*pairs, strict=True))
+
+    def _post_norm(self, name, ys):
+        return [RMSNorm(False, self.dtype, name=_suffix(name, i))(y, None)[0] if cfg.post_norms and y is not None else y
+                for i, (cfg, y) in enumerate(zip(self.configs, ys, strict=True))]
 
 
 def _map(fn, x, *args):
@@ -213,12 +234,12 @@ class Gemma(nn.Module):
             raise ValueError(f"streams must agree in depth and heads, got {self.configs}")
         self.embedder = Embedder(self.vocab_size, self.configs[0].width, self.dtype)
         self.layers = scan_layers(
-            Block, self.configs[0].depth, in_axes=(0, *(nn.broadcast,) * 4), remat=self.remat, unroll=self.unroll,
+            Block, self.configs[0].depth, in_axes=(0, 0, *(nn.broadcast,) * 4), remat=self.remat, unroll=self.unroll,
         )(self.configs, self.insulate, self.dtype)
         self.final_norms = [RMSNorm(cfg.adaptive, self.dtype, name=_suffix("final_norm", i))
                             for i, cfg in enumerate(self.configs)]
 
-    def __call__(self, xs: Sequence[Array | None], positions: Sequence[Array | None], masks: Sequence[Array | None],
+    def __call__(self, xs: Sequence[Array | None], positions: Sequence[Array | None], masks: Sequence[Mask | None],
                  conds: Sequence[Array | None], cache: Cache | None = None,
                  write_at: Array | int = 0) -> tuple[list[Array | None], Cache]:
         """Runs the streams.
@@ -226,14 +247,16 @@ class Gemma(nn.Module):
         Args:
           xs: per stream float[B, T, D], or None where the stream is absent.
           positions: per stream int[B, T].
-          masks: per stream bool[B, T, S], S the keys of the streams before it (or the cache) and its own.
+          masks: per stream bool[B, T, S], S the keys of the streams before it (or the cache) and its own; a pair of
+            them, for global and for local layers, where these differ.
           conds: per adaptive stream float[B, T, D], else None.
           cache: keys and values of stream 0; new tokens of stream 0 are written from column `write_at` on.
 
         Returns: per stream float[B, T, D] after its final norm, and stream 0's keys and values.
         """
         xs = [_map(lambda x: x.astype(self.dtype), x) for x in xs]
-        xs, cache = self.layers(xs, cache, positions, masks, conds, jnp.asarray(write_at, jnp.int32))
+        local = jnp.arange(self.configs[0].depth) % 2 == 0
+        xs, cache = self.layers(xs, cache, local, positions, masks, conds, jnp.asarray(write_at, jnp.int32))
         return [_map(lambda x, n, c: n(x, c)[0], x, norm, cond)
                 for x, norm, cond in zip(xs, self.final_norms, conds, strict=True)], cache
 
@@ -243,4 +266,4 @@ class Gemma(nn.Module):
 
     def logits(self, x: Array) -> Array:
         """float[..., D] to float32[..., V]."""
-        return self.embedder.decode(x)
+        return ops.softcap(self.embedder.decode(x), self.configs[0].final_softcap)

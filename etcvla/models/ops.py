@@ -33,14 +33,25 @@ def rope(x: Float[Array, "b t *h d"], positions: Int[Array, "b t"], base: float 
 
 
 def attend(q: Float[Array, "b t n h"], k: Float[Array, "b s k h"], v: Float[Array, "b s k h"],
-           mask: Bool[Array, "b t s"]) -> Float[Array, "b t n h"]:
-    """Grouped-query attention; `q` comes scaled. Query head n reads key head n // G."""
+           mask: Bool[Array, "b t s"] | None = None, cap: float = 0.0) -> Float[Array, "b t n h"]:
+    """Grouped-query attention; `q` comes scaled. Query head n reads key head n // G.
+
+    Args:
+      mask: who sees whom; None: every query sees every key.
+      cap: soft cap of the logits, 0 for none.
+    """
     batch, length, heads, width = q.shape
     q = q.reshape(batch, length, k.shape[2], heads // k.shape[2], width)
-    logits = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32)
-    logits = jnp.where(mask[:, None, None], logits, MASKED)
+    logits = softcap(jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32), cap)
+    if mask is not None:
+        logits = jnp.where(mask[:, None, None], logits, MASKED)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(batch, length, heads, width)
+
+
+def softcap(x: Float[Array, "*b"], cap: float) -> Float[Array, "*b"]:
+    """x, bent into (-cap, cap) by cap * tanh(x / cap) as in Gemma 2 (arXiv 2408.00118); unchanged where cap is 0."""
+    return cap * jnp.tanh(x / cap) if cap else x
 
 
 def text_mask(segment: Int[Array, "b l"], target: Bool[Array, "b l"]) -> Bool[Array, "b l l"]:
@@ -73,10 +84,20 @@ def prefix_mask(image_mask: Bool[Array, "b i"], segment: Int[Array, "b l"], targ
     return jnp.concatenate([image_rows, jnp.concatenate([seen, text_mask(segment, target)], axis=2)], axis=1)
 
 
-def prefix_positions(image_mask: Bool[Array, "b i"], segment: Int[Array, "b l"]) -> Int[Array, "b i+l"]:
-    """Positions that count valid tokens only and restart after the images for every segment.
+def local_mask(mask: Bool[Array, "b t s"], positions: Int[Array, "b t"], key_positions: Int[Array, "b s"],
+               causal: Bool[Array, "b t"], window: int) -> Bool[Array, "b t s"]:
+    """The mask of layers that look back `window` positions, the query's own included.
 
-    A masked camera takes no position (openpi's pi0); a segment's first token stands right after the last image token.
+    Only causal queries do: PaliGemma 2's prefix sees itself whole in these layers too (as Hugging Face has it).
+    """
+    near = key_positions[:, None, :] > positions[:, :, None] - window
+    return mask & (near | ~causal[:, :, None])
+
+
+def prefix_positions(image_mask: Bool[Array, "b i"], segment: Int[Array, "b l"]) -> Int[Array, "b i+l"]:
+    """Positions that restart after the images for every segment.
+
+    Only image tokens in `image_mask` take one; a segment's first token stands right after the last of them.
     """
     image = jnp.cumsum(image_mask, axis=1) - 1
     index = jnp.arange(segment.shape[1])

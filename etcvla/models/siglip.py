@@ -10,6 +10,8 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+import scipy.ndimage
 from jaxtyping import Array, Float
 
 from etcvla.models import ops
@@ -35,6 +37,8 @@ class SigLIPConfig:
     def __post_init__(self):
         if self.image_size % self.patch:
             raise ValueError(f"siglip.image_size {self.image_size} is not a multiple of patch {self.patch}")
+        if self.width % self.num_heads:
+            raise ValueError(f"siglip.width {self.width} is not a multiple of num_heads {self.num_heads}")
         if self.width % 4:
             raise ValueError(f"siglip.width {self.width} is not a multiple of 4, as its position codes must be")
 
@@ -49,6 +53,22 @@ class MlpBlock(nn.Module):
         return nn.Dense(self.config.width, dtype=self.dtype)(hidden)
 
 
+class MultiHeadDotProductAttention(nn.Module):
+    """Every token reads every token. The name is the one that released checkpoints hold."""
+
+    config: SigLIPConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        heads = self.config.num_heads
+        head_dim = self.config.width // heads
+        q, k, v = (nn.DenseGeneral((heads, head_dim), dtype=self.dtype, name=name)(x)
+                   for name in ("query", "key", "value"))
+        read = ops.attend(q * head_dim**-0.5, k, v)
+        return nn.DenseGeneral(self.config.width, axis=(-2, -1), dtype=self.dtype, name="out")(read)
+
+
 class EncoderBlock(nn.Module):
     """Pre-norm transformer layer, both ways."""
 
@@ -58,8 +78,7 @@ class EncoderBlock(nn.Module):
     @nn.compact
     def __call__(self, x, _):
         y = nn.LayerNorm(dtype=self.dtype)(x)
-        x = x + nn.MultiHeadDotProductAttention(num_heads=self.config.num_heads, dtype=self.dtype,
-                                                deterministic=True)(y, y)
+        x = x + MultiHeadDotProductAttention(self.config, self.dtype)(y)
         y = nn.LayerNorm(dtype=self.dtype)(x)
         return x + MlpBlock(self.config, self.dtype)(y), None
 
@@ -109,6 +128,24 @@ def position_codes(tokens: int, width: int) -> Float[Array, "i d"]:
     side = int(tokens**0.5)
     y, x = jnp.divmod(jnp.arange(tokens), side)
     return jnp.concatenate([ops.sincos((axis + 0.5) / side, width // 2, 2 / side, 4.0) for axis in (y, x)], axis=-1)
+
+
+def resize_positions(table: Float[np.ndarray, "1 i d"], tokens: int) -> Float[np.ndarray, "1 tokens d"]:
+    """A learned position table for another resolution of a square image, as big_vision resamples it.
+
+    That is `scipy.ndimage.zoom` of order 1: bilinear without antialiasing, the four corner patches keep their codes.
+
+    Raises ValueError if either number of tokens is not a square.
+    """
+    old, new = (round(count**0.5) for count in (table.shape[1], tokens))
+    if old**2 != table.shape[1] or new**2 != tokens:
+        raise ValueError(f"pos_embedding: cannot resize a table of {table.shape[1]} tokens to {tokens}, both must be "
+                         "squares")
+    if old == new:
+        return table
+    grid = np.asarray(table, np.float32).reshape(old, old, -1)
+    grid = scipy.ndimage.zoom(grid, (new / old, new / old, 1), order=1)
+    return grid.reshape(1, tokens, -1).astype(table.dtype)
 
 
 class PatchEmbed(nn.Module):

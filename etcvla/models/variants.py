@@ -1,17 +1,34 @@
 """Model sizes by name.
 
-`paligemma_3b` is PaliGemma 1 at 224 px (SigLIP So400m/14, Gemma 2B) with openpi's 300 M expert. `tiny` learns on a
-laptop CPU in minutes: one wide head, since many small ones are slow there.
+Two generations of released weights fit: `paligemma_3b` is PaliGemma 1 (arXiv 2407.07726: SigLIP So400m/14, Gemma 1 2B)
+with openpi's 300 M expert, `paligemma2_3b` is PaliGemma 2 (arXiv 2412.03555: the same tower, Gemma 2 2B) with an expert
+of the same width and as many layers as Gemma 2 has. Both are at 224 px, at any other multiple of 14 with their position
+table resized. SigLIP 2, Gemma 3 and what came later are not covered.
+
+`tiny` learns on a laptop CPU in minutes: one wide head, since many small ones are slow there. `small` is for
+benchmarks.
+
+Parameters, with state as text, 32 widths of actions, and the ids of the embedded or of PaliGemma's tokenizer:
+
+| size          | ids     | tower and language model | expert      |
+|---------------|---------|--------------------------|-------------|
+| tiny          | 2,688   | 1,237,888                | 552,224     |
+| small         | 2,688   | 80,663,936               | 27,591,072  |
+| paligemma_3b  | 257,152 | 2,923,335,408            | 430,098,464 |
+| paligemma2_3b | 257,152 | 3,032,094,960            | 659,785,760 |
 """
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from typing import Any
 
 from etcvla.models.gemma import GemmaConfig
 from etcvla.models.siglip import SigLIPConfig
 from etcvla.models.vla import VLAConfig
+
+_SO400M_14 = SigLIPConfig(width=1152, depth=27, num_heads=16, mlp_dim=4304, patch=14, image_size=224)
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {
@@ -24,7 +41,7 @@ SIZES: dict[str, dict[str, Any]] = {
     },
     "small": {
         "siglip": SigLIPConfig(width=384, depth=12, num_heads=6, mlp_dim=1536, patch=16, image_size=224),
-        "vlm": GemmaConfig(width=640, depth=12, mlp_dim=2560, num_heads=4, num_kv_heads=1, head_dim=128),
+        "vlm": GemmaConfig(width=640, depth=12, mlp_dim=2048, num_heads=4, num_kv_heads=1, head_dim=128),
         "expert": GemmaConfig(width=320, depth=12, mlp_dim=1280, num_heads=4, num_kv_heads=1, head_dim=128,
                               adaptive=True),
         "dtype": "float32",
@@ -32,9 +49,20 @@ SIZES: dict[str, dict[str, Any]] = {
         "unroll": 1,
     },
     "paligemma_3b": {
-        "siglip": SigLIPConfig(width=1152, depth=27, num_heads=16, mlp_dim=4304, patch=14, image_size=224),
+        "siglip": _SO400M_14,
         "vlm": GemmaConfig(width=2048, depth=18, mlp_dim=16_384, num_heads=8, num_kv_heads=1, head_dim=256),
         "expert": GemmaConfig(width=1024, depth=18, mlp_dim=4096, num_heads=8, num_kv_heads=1, head_dim=256,
+                              adaptive=True),
+        "dtype": "bfloat16",
+        "remat": "full",
+        "unroll": 1,
+    },
+    "paligemma2_3b": {
+        "siglip": _SO400M_14,
+        "vlm": GemmaConfig(width=2304, depth=26, mlp_dim=9216, num_heads=8, num_kv_heads=4, head_dim=256,
+                           query_pre_attn_scalar=256, attn_softcap=50.0, final_softcap=30.0, post_norms=True,
+                           window=4096),
+        "expert": GemmaConfig(width=1024, depth=26, mlp_dim=4096, num_heads=8, num_kv_heads=4, head_dim=256,
                               adaptive=True),
         "dtype": "bfloat16",
         "remat": "full",
@@ -46,7 +74,9 @@ SIZES: dict[str, dict[str, Any]] = {
 def make_config(size: str, **fields: Any) -> VLAConfig:
     """The named size with the remaining fields of `VLAConfig`; raises ValueError for an unknown name."""
     if size not in SIZES:
-        raise ValueError(f"model.size {size!r} is not one of {sorted(SIZES)}")
+        near = difflib.get_close_matches(size, SIZES, 1)
+        raise ValueError(f"model.size {size!r} is not one of {', '.join(sorted(SIZES))}"
+                         + (f"; did you mean {near[0]!r}?" if near else ""))
     return VLAConfig(**{**SIZES[size], **fields})
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from etcvla import batch as batch_lib
 from etcvla.models import flow, ops
-from etcvla.models.gemma import Cache, Gemma, GemmaConfig
+from etcvla.models.gemma import Cache, Gemma, GemmaConfig, Mask
 from etcvla.models.siglip import SigLIP, SigLIPConfig, to_float
 
 Batch = Mapping[str, jax.Array]
@@ -42,6 +42,7 @@ class VLAConfig:
     dtype: str  # of activations and matrix products; parameters are float32
     remat: str  # "none", "dots", "full"
     unroll: int  # layers a loop turn
+    count_absent: bool = False  # an absent camera's tokens take positions too (openpi's pi0-FAST; pi0 skips them)
 
     def __post_init__(self):
         if self.state not in ("token", "text"):
@@ -79,12 +80,17 @@ class VLA(nn.Module):
         tokens = self.img(to_float(flat, jnp.dtype(self.config.dtype)))
         return tokens.reshape(images.shape[0], -1, tokens.shape[-1])
 
-    def encode_prefix(self, batch: Batch) -> tuple[Array, Array, Array, Bool[Array, "b i"]]:
-        """Tokens float[B, I + L, D], positions, mask of the prefix, and which image tokens are there."""
+    def encode_prefix(self, batch: Batch) -> tuple[Array, Array, Mask, Bool[Array, "b i"]]:
+        """Tokens float[B, I + L, D], positions, mask(s) of the prefix, and which image tokens are there."""
         image_mask = jnp.repeat(batch["image_mask"], self.config.siglip.tokens, axis=1)
         tokens = jnp.concatenate([self.encode_images(batch["images"]), self.llm.embed(batch["tokens"])], axis=1)
         mask = ops.prefix_mask(image_mask, batch["segment"], batch["target"], self.config.image_attends_prompt)
-        return tokens, ops.prefix_positions(image_mask, batch["segment"]), mask, image_mask
+        counted = jnp.ones_like(image_mask) if self.config.count_absent else image_mask
+        positions = ops.prefix_positions(counted, batch["segment"])
+        if self.config.vlm.window:
+            causal = jnp.pad(batch["target"], ((0, 0), (image_mask.shape[1], 0)))
+            mask = mask, ops.local_mask(mask, positions, positions, causal, self.config.vlm.window)
+        return tokens, positions, mask, image_mask
 
     # ---- suffix -----------------------------------------------------------------------------------------------------
 

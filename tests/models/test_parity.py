@@ -1,5 +1,6 @@
 """The model against numbers of openpi, big_vision and Hugging Face: same weights and inputs, same outputs."""
 
+import dataclasses
 import json
 
 import jax
@@ -52,8 +53,12 @@ def test_velocity_loss_and_gradients(openpi):
     for name, value, tolerance in zip(("x_t", "u_t", "v_t", "loss_per_element"), found, (1e-6, 1e-6, 5e-4, 2e-3),
                                       strict=True):
         np.testing.assert_allclose(value, outputs[name], atol=tolerance, err_msg=name)
+    assert_norms(grads, openpi.folder)
+
+
+def assert_norms(grads, folder):
     expected = {name.removeprefix("PaliGemma/"): norm
-                for name, norm in json.loads((openpi.folder / "grad_l2.json").read_text()).items()}
+                for name, norm in json.loads((folder / "grad_l2.json").read_text()).items()}
     norms = {path_str(path): np.linalg.norm(grad)
              for path, grad in jax.tree_util.tree_flatten_with_path(grads)[0]}
     assert norms.keys() == expected.keys()
@@ -106,6 +111,27 @@ def test_greedy_decoding(paligemma):
     decode = jax.jit(lambda params: decode_text(paligemma.model, params, paligemma.prompt_batch,
                                                 max_new=expected.shape[1], eos=-1))
     np.testing.assert_array_equal(decode(paligemma.params), expected)
+
+
+def test_openpis_autoregressive_training():
+    """pi0-FAST: absent cameras take positions there."""
+    fast = load_openpi("pi0_fast")
+    model = VLA(dataclasses.replace(fast.model.config, count_absent=True))
+    batch = fast.batch | {"target": fast.inputs["token_loss_mask"]}
+    columns = jnp.broadcast_to(jnp.arange(1, batch["tokens"].shape[1]), batch["tokens"][:, 1:].shape)
+
+    def loss(params):
+        logits, _ = model.apply({"params": params}, batch, columns, None, None)
+        nll = optax.softmax_cross_entropy_with_integer_labels(logits, batch["tokens"][:, 1:])
+        weight = batch["target"][:, 1:]
+        row = (nll * weight).sum(axis=1) / weight.sum(axis=1)
+        return row.mean(), (logits, row)
+
+    grads, (logits, row) = jax.jit(jax.grad(loss, has_aux=True))(fast.params)
+    read = batch["segment"][:, :-1] > 0
+    np.testing.assert_allclose(logits[read], fast.outputs["logits"][read], atol=2e-4)
+    np.testing.assert_allclose(row, fast.outputs["loss"], atol=2e-4)
+    assert_norms(grads, fast.folder)
 
 
 def test_openpis_autoregressive_decoding():

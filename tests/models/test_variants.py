@@ -1,0 +1,67 @@
+"""The named sizes, by their shapes alone: nothing of three billion parameters is allocated here."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import common
+from etcvla import batch as batch_lib
+from etcvla.models import variants
+from etcvla.models.variants import describe, from_dict, make_config
+from etcvla.models.vla import VLA, init_params
+from etcvla.train.optim import make_optimizer
+from etcvla.train.rules import path_str
+from etcvla.train.step import Settings, TrainState, train_step
+from tests.models.small import is_backbone
+
+PALIGEMMA_IDS = 257_152
+TABLE = [[cell.strip() for cell in line.split("|")[1:-1]] for line in variants.__doc__.splitlines() if line[:1] == "|"]
+
+
+def model_of(size, vocab_size=PALIGEMMA_IDS):
+    return VLA(make_config(size, vocab_size=vocab_size, state_dim=32, action_dim=32, horizon=50, state="text",
+                           insulate=True, image_attends_prompt=False))
+
+
+@pytest.mark.parametrize(("size", "vocab_size", "backbone", "expert"), TABLE[2:], ids=lambda cell: cell)
+def test_parameters_are_as_many_as_the_docstring_says(size, vocab_size, backbone, expert):
+    params = jax.eval_shape(functools.partial(init_params, model_of(size, int(vocab_size.replace(",", "")))))
+    counts = {path_str(path): leaf.size for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
+    found = sum(count for path, count in counts.items() if is_backbone(path))
+    assert (f"{found:,}", f"{sum(counts.values()) - found:,}") == (backbone, expert)
+
+
+def test_the_docstring_knows_every_size():
+    assert {row[0] for row in TABLE[2:]} == variants.SIZES.keys() - {"nano"}
+
+
+@pytest.mark.parametrize("size", ["paligemma_3b", "paligemma2_3b"])
+def test_a_training_step_at_full_size_by_shapes(size):
+    model, config = model_of(size), common.base("objective_bridge", "paligemma_3b")
+    with config.unlocked():
+        config.streams.action = common.stream("robot", "action", 1.0, riders=0)
+    config.loss.fast, config.loss.flow, config.steps = common.constant(1.0), common.constant(1.0), 10
+    params = jax.eval_shape(functools.partial(init_params, model))
+    optimizer = make_optimizer(config.optim, config.steps, params)
+    state = TrainState(step=jax.ShapeDtypeStruct((), jnp.int32), params=params, ema=params,
+                       opt=jax.eval_shape(optimizer.init, params))
+    batch = batch_lib.zeros(B=2, C=3, H=224, W=224, L=config.data.text_len, S=32, P=50, A=32)
+    step = functools.partial(train_step, model=model, optimizer=optimizer, settings=Settings.of(config, loc_offset=9))
+    after, metrics = jax.eval_shape(step, state, batch)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    assert {leaf.dtype for leaf in jax.tree.leaves(after.params)} == {jnp.dtype("float32")}
+    assert metrics.keys() >= {"loss", "loss/text", "loss/fast", "loss/flow", "action/accuracy", "grad_norm"}
+    assert all(value.shape == () and value.dtype == jnp.float32 for value in metrics.values())
+
+
+def test_a_size_survives_its_description():
+    config = model_of("paligemma2_3b").config
+    assert from_dict(json.loads(json.dumps(describe(config)))) == config
+
+
+def test_an_unknown_size_is_named():
+    with pytest.raises(ValueError, match="model.size 'paligema_3b' is not one of .*; did you mean 'paligemma_3b'"):
+        make_config("paligema_3b")
