@@ -61,7 +61,7 @@ def base(stage: str, variant: str) -> ml_collections.ConfigDict:
 
     c.model = ml_collections.ConfigDict()
     c.model.size = variant  # a name in etcvla/models/variants.py
-    c.model.state = "token"  # proprioception: "token" before the actions, or "text" in the prompt
+    c.model.state = "token"  # proprioception: "token" before the actions; "text": none, data.prompt may say it
     c.model.insulate = True  # stop the expert's gradient at the backbone's keys and values
     c.model.image_attends_prompt = False  # images read the prompt, as released PaliGemma; then riders must be 0
     c.model.state_dim = 4  # S, width of proprioception; narrower datasets are padded
@@ -74,10 +74,14 @@ def base(stage: str, variant: str) -> ml_collections.ConfigDict:
 
     c.data = ml_collections.ConfigDict()
     c.data.tokenizer = "tiny"  # embedded name, or the path of a PaliGemma tokenizer
+    c.data.layout = "disjoint"  # of its ids; "openpi" for weights that were trained so (etcvla/data/tokenizer.py)
+    c.data.prompt = "pi0"  # how actions are asked for: a name of FORMATS in etcvla/data/prompts.py
     c.data.text_len = 80  # L, tokens of text a row
     c.data.max_targets = 40  # predicted tokens a row
     c.data.num_cameras = 2  # C
     c.data.norm = "quantile"  # of state and actions: "quantile", "zscore" or "none"
+    c.data.mask_padding = True  # no flow loss on widths that a dataset lacks and on steps past an episode's end
+    c.data.fast = ""  # folder of a fitted FAST tokenizer; "" fits one to the stage's actions
     c.data.fast_vocab = 256  # ids of the FAST action vocabulary
     c.data.threads = 2  # threads that build batches
     c.data.prefetch = 4  # batches that lie ready
@@ -94,6 +98,7 @@ def _training(c: ml_collections.ConfigDict) -> None:
     c.loss.text = constant(1.0)  # next token on answers
     c.loss.fast = constant(0.0)  # next token on FAST action tokens
     c.loss.flow = constant(0.0)  # flow matching on the action expert
+    c.loss.mean = "token"  # text and FAST losses are means over tokens; "segment": over segments' own means
     c.loss.draws = 4  # noise samples an action chunk: they share the prefix, so they are nearly free
 
     c.optim = ml_collections.ConfigDict()
@@ -127,6 +132,7 @@ def _full_size(c: ml_collections.ConfigDict) -> None:
     c.model.state_dim = 32
     c.model.action_dim = 32
     c.data.tokenizer = "checkpoints/paligemma_tokenizer"
+    c.data.prompt = "pi05"
     c.data.text_len = 256
     c.data.max_targets = 160
     c.data.fast_vocab = 1024
