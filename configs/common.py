@@ -6,6 +6,8 @@ over parameter paths; the first full match wins and every parameter must match o
 
 from __future__ import annotations
 
+import math
+
 import ml_collections
 
 from etcvla.etc.items import ETC_KINDS
@@ -22,6 +24,16 @@ MT10_TASKS = ("reach", "push", "pick-place", "door-open", "drawer-open", "drawer
 def constant(value: float) -> tuple:
     """Knots that never change."""
     return ((0.0, value),)
+
+
+def warmup_cosine(peak: float, end: float, *, warmup: int, steps: int, pieces: int = 32) -> tuple:
+    """openpi's schedule as knots: `warmup` steps up to `peak`, then half a cosine down to `end` at `steps`.
+
+    So many straight `pieces` stray from the cosine by less than a thousandth of the peak.
+    """
+    start, falls = warmup / steps, [i / pieces for i in range(pieces + 1)]
+    return ((0.0, peak / (warmup + 1)),
+            *((start + (1 - start) * t, end + (peak - end) * (1 + math.cos(math.pi * t)) / 2) for t in falls))
 
 
 def stream(dataset: str, kind: str, weight: float | tuple, riders: int) -> dict:
@@ -62,6 +74,7 @@ def base(stage: str, variant: str) -> ml_collections.ConfigDict:
     c.model = ml_collections.ConfigDict()
     c.model.size = variant  # a name in etcvla/models/variants.py
     c.model.state = "token"  # proprioception: "token" before the actions; "text": none, data.prompt may say it
+    c.model.expert = "adaptive"  # the flow's time enters its norms (pi0.5); "plain": its tokens (pi0); "none"
     c.model.insulate = True  # stop the expert's gradient at the backbone's keys and values
     c.model.image_attends_prompt = False  # images read the prompt, as released PaliGemma; then riders must be 0
     c.model.state_dim = 4  # S, width of proprioception; narrower datasets are padded
@@ -124,6 +137,19 @@ def _training(c: ml_collections.ConfigDict) -> None:
     c.log_every = 20  # steps between log lines
     c.save_every = 200  # steps between checkpoints; the last step is always saved
     c.keep = 1  # checkpoints kept
+
+
+def openpi_optimizer(c: ml_collections.ConfigDict) -> None:
+    """What openpi trains with unless a config of its own says otherwise.
+
+    TrainConfig, CosineDecaySchedule and AdamW of its src/openpi/training/{config,optimizer}.py.
+    """
+    c.optim.lr = warmup_cosine(2.5e-5, 2.5e-6, warmup=1000, steps=30_000)
+    c.optim.weight_decay = ((".*", 1e-10),)
+    c.optim.b1, c.optim.b2, c.optim.eps, c.optim.clip, c.optim.ema = 0.9, 0.95, 1e-8, 1.0, 0.99
+    c.steps = 30_000
+    c.batch_size = 32
+    c.mesh.fsdp = 8
 
 
 def _full_size(c: ml_collections.ConfigDict) -> None:
