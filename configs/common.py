@@ -6,6 +6,8 @@ over parameter paths; the first full match wins and every parameter must match o
 
 from __future__ import annotations
 
+import math
+
 import ml_collections
 
 from etcvla.etc.items import ETC_KINDS
@@ -22,6 +24,16 @@ MT10_TASKS = ("reach", "push", "pick-place", "door-open", "drawer-open", "drawer
 def constant(value: float) -> tuple:
     """Knots that never change."""
     return ((0.0, value),)
+
+
+def warmup_cosine(peak: float, end: float, *, warmup: int, steps: int, pieces: int = 32) -> tuple:
+    """openpi's schedule as knots: `warmup` steps up to `peak`, then half a cosine down to `end` at `steps`.
+
+    So many straight `pieces` stray from the cosine by less than a thousandth of the peak.
+    """
+    start, falls = warmup / steps, [i / pieces for i in range(pieces + 1)]
+    return ((0.0, peak / (warmup + 1)),
+            *((start + (1 - start) * t, end + (peak - end) * (1 + math.cos(math.pi * t)) / 2) for t in falls))
 
 
 def stream(dataset: str, kind: str, weight: float | tuple, riders: int) -> dict:
@@ -61,7 +73,8 @@ def base(stage: str, variant: str) -> ml_collections.ConfigDict:
 
     c.model = ml_collections.ConfigDict()
     c.model.size = variant  # a name in etcvla/models/variants.py
-    c.model.state = "token"  # proprioception: "token" before the actions, or "text" in the prompt
+    c.model.state = "token"  # proprioception: "token" before the actions; "text": none, data.prompt may say it
+    c.model.expert = "adaptive"  # the flow's time enters its norms (pi0.5); "plain": its tokens (pi0); "none"
     c.model.insulate = True  # stop the expert's gradient at the backbone's keys and values
     c.model.image_attends_prompt = False  # images read the prompt, as released PaliGemma; then riders must be 0
     c.model.state_dim = 4  # S, width of proprioception; narrower datasets are padded
@@ -74,10 +87,14 @@ def base(stage: str, variant: str) -> ml_collections.ConfigDict:
 
     c.data = ml_collections.ConfigDict()
     c.data.tokenizer = "tiny"  # embedded name, or the path of a PaliGemma tokenizer
+    c.data.layout = "disjoint"  # of its ids; "openpi" for weights that were trained so (etcvla/data/tokenizer.py)
+    c.data.prompt = "pi0"  # how actions are asked for: a name of FORMATS in etcvla/data/prompts.py
     c.data.text_len = 80  # L, tokens of text a row
     c.data.max_targets = 40  # predicted tokens a row
     c.data.num_cameras = 2  # C
     c.data.norm = "quantile"  # of state and actions: "quantile", "zscore" or "none"
+    c.data.mask_padding = True  # no flow loss on widths that a dataset lacks and on steps past an episode's end
+    c.data.fast = ""  # folder of a fitted FAST tokenizer; "" fits one to the stage's actions
     c.data.fast_vocab = 256  # ids of the FAST action vocabulary
     c.data.threads = 2  # threads that build batches
     c.data.prefetch = 4  # batches that lie ready
@@ -94,6 +111,7 @@ def _training(c: ml_collections.ConfigDict) -> None:
     c.loss.text = constant(1.0)  # next token on answers
     c.loss.fast = constant(0.0)  # next token on FAST action tokens
     c.loss.flow = constant(0.0)  # flow matching on the action expert
+    c.loss.mean = "token"  # text and FAST losses are means over tokens; "segment": over segments' own means
     c.loss.draws = 4  # noise samples an action chunk: they share the prefix, so they are nearly free
 
     c.optim = ml_collections.ConfigDict()
@@ -121,12 +139,26 @@ def _training(c: ml_collections.ConfigDict) -> None:
     c.keep = 1  # checkpoints kept
 
 
+def openpi_optimizer(c: ml_collections.ConfigDict) -> None:
+    """What openpi trains with unless a config of its own says otherwise.
+
+    TrainConfig, CosineDecaySchedule and AdamW of its src/openpi/training/{config,optimizer}.py.
+    """
+    c.optim.lr = warmup_cosine(2.5e-5, 2.5e-6, warmup=1000, steps=30_000)
+    c.optim.weight_decay = ((".*", 1e-10),)
+    c.optim.b1, c.optim.b2, c.optim.eps, c.optim.clip, c.optim.ema = 0.9, 0.95, 1e-8, 1.0, 0.99
+    c.steps = 30_000
+    c.batch_size = 32
+    c.mesh.fsdp = 8
+
+
 def _full_size(c: ml_collections.ConfigDict) -> None:
     """What every stage changes at full size: the paper's optimizer, PaliGemma's tokenizer, a pod's mesh."""
     c.model.state = "text"
     c.model.state_dim = 32
     c.model.action_dim = 32
     c.data.tokenizer = "checkpoints/paligemma_tokenizer"
+    c.data.prompt = "pi05"
     c.data.text_len = 256
     c.data.max_targets = 160
     c.data.fast_vocab = 1024

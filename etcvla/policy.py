@@ -72,12 +72,12 @@ class Policy:
         texts, states = [], []
         for observation in observations:
             states.append(self._state(observation["state"]))
-            in_prompt = states[-1] if self.config.state == "text" else None
-            texts.append(prompts.action(self.assets.tokenizer, observation["instruction"], state=in_prompt))
+            texts.append(prompts.action(self.assets.tokenizer, observation["instruction"], state=states[-1],
+                                        prompt=self.assets.action_spec["prompt"]))
         batch = self._batch(views, texts)
         width = self.assets.action_spec["action_dim"]
         batch["action_segment"][:] = 1
-        batch["action_mask"][..., :width] = True
+        batch["action_mask"][..., :width if self.assets.action_spec["mask_padding"] else None] = True
         for row, state in zip(batch["state"], states, strict=True):
             row[:len(state)] = state
         noise = np.stack([np.random.default_rng(seed).standard_normal(

@@ -34,13 +34,14 @@ def acting(request, tmp_path_factory):
     """(policy, stage) of a checkpoint whose images are larger than the dataset's."""
     folder = tmp_path_factory.mktemp("policy")
     dataset = write_robot_set(folder / "robot", length=LENGTH, size=20)
-    stage = Stage.open(nano_config(dataset, folder / "run", model__state=request.param))
+    prompt = {"token": "pi0", "text": "pi05"}[request.param]
+    stage = Stage.open(nano_config(dataset, folder / "run", model__state=request.param, data__prompt=prompt))
     return save(stage, random_params(stage.model, scale=0.5)), stage
 
 
 def row_builder(stage, *, use_fast=True):
     return RowBuilder(stage.plan, stage.sources, stage.assets, stage.sizes, rider_mix={}, use_fast=use_fast,
-                      state_in_prompt=stage.config.model.state == "text")
+                      prompt=stage.config.data.prompt)
 
 
 def observe(stage, episode, step):

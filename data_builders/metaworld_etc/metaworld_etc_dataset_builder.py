@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 from data_builders.build import progress
 from data_builders.metaworld_etc import rollouts
 from data_builders.rlds import encode_episode, robot_features
+from etcvla.names import lookup
 from etcvla.sims import metaworld
 from etcvla.sims.metaworld_tasks import DEMO_TASKS, MT10, NUM_OBJECTS, TASKS
 
@@ -37,9 +38,9 @@ class MetaWorldConfig(tfds.core.BuilderConfig):
     noise: tuple[float, float] = (0.1, 0.3)  # range of an episode's action noise (standard deviation)
 
     def __post_init__(self):
-        metaworld.lookup(metaworld.DOMAINS, self.domain, "domain")
+        lookup(metaworld.DOMAINS, self.domain, "domain")
         for task in self.tasks:
-            metaworld.lookup(TASKS, task, "task")
+            lookup(TASKS, task, "task")
         self.episodes = self.episodes or EPISODES[self.domain]
         if self.episodes < 1 or self.held_out < 0 or self.image_size < 16 or not 0 <= self.noise[0] <= self.noise[1]:
             raise ValueError(f"metaworld_etc: episodes {self.episodes} must be at least 1, held_out {self.held_out} "

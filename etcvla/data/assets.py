@@ -62,23 +62,33 @@ class Assets:
                                  f"with width {expected}; use a dataset of the same robot, or start from a checkpoint "
                                  "without actions")
 
-    def fit_actions(self, dataset: RLDSDataset, *, horizon: int, fast_vocab: int, mode: str) -> None:
+    def fit_actions(self, dataset: RLDSDataset, *, horizon: int, fast_vocab: int, mode: str,
+                    fast_path: str = "") -> None:
         """Fits statistics and FAST merges to a dataset's training split.
 
         Args:
           horizon: steps of a chunk. fast_vocab: ids of the FAST vocabulary. mode: of `normalize`.
+          fast_path: folder of a fitted FAST tokenizer that is taken instead, in the public format.
         """
         stats = compute_norm_stats(dataset)
         self.state_stats, self.action_stats, self.norm_mode = stats["observation/state"], stats["action"], mode
+        if fast_path:
+            self.fast = FAST.load(fast_path, horizon=horizon, action_dim=dataset.feature("action").width)
+            return
         picked = np.linspace(0, dataset.num_frames - 1, min(dataset.num_frames, MAX_FIT_CHUNKS)).astype(int)
         chunks = np.stack([dataset.window(i, "action", horizon)[0] for i in picked])
         self.fast = FAST.fit(normalize(chunks, self.action_stats, mode), vocab_size=fast_vocab)
 
-    def describe_actions(self, dataset: RLDSDataset, *, horizon: int, cameras: tuple[str, ...]) -> None:
-        """Notes what actions mean in the dataset that a stage acts on: statistics are inherited, cameras are not."""
+    def describe_actions(self, dataset: RLDSDataset, *, horizon: int, cameras: tuple[str, ...], prompt: str,
+                         mask_padding: bool = True) -> None:
+        """Notes what actions mean in the dataset that a stage acts on: statistics are inherited, this is not.
+
+        Args:
+          prompt, mask_padding: as of `rows.RowBuilder`.
+        """
         action, state = dataset.feature("action"), dataset.feature("observation/state")
         self.action_spec = {
             "action": action.doc, "action_dim": action.width, "horizon": horizon, "state": state.doc,
-            "state_dim": state.width,
-            "rate": float(dataset.metadata(0).get("rate", np.nan)), "cameras": list(cameras),
+            "state_dim": state.width, "rate": float(dataset.metadata(0).get("rate", np.nan)), "cameras": list(cameras),
+            "prompt": prompt, "mask_padding": mask_padding,
         }

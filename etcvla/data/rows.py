@@ -16,8 +16,11 @@ from etcvla.data.norm_stats import normalize
 from etcvla.data.plan import Plan, Stream
 from etcvla.data.rlds import RLDSDataset
 from etcvla.etc.items import ETC_KINDS, Item
+from etcvla.names import lookup
 
 ACTION, ANY = "action", "any"
+PHASE = "annotation/phase"  # the feature that says which of the episode's subtasks is in progress
+MEANS = {"token": "of all tokens alike", "segment": "of segments, each the mean of its tokens"}
 _ITEM = ("kind", "form", "question", "answer", "source")
 
 
@@ -66,6 +69,11 @@ class Source:
             return []
         return [Item(*values) for values in zip(*(frame[f"etc/{name}"] for name in _ITEM), strict=True)]
 
+    def subtask(self, frame: int, facts: Mapping) -> str | None:
+        """What is done at a frame that was read with `PHASE`; None where that is unknown."""
+        phase = int(facts[PHASE])
+        return None if phase < 0 else self.dataset.metadata(self.dataset.locate(frame)[0])["phases"][phase]
+
     @property
     def item_features(self) -> list[str]:
         return [f"etc/{name}" for name in _ITEM] if "etc/kind" in self.dataset.features else []
@@ -90,21 +98,35 @@ class RowBuilder:
     Args:
       sources: by dataset name.
       rider_mix: ETC kind -> relative weight with which riders are chosen among the frame's further items.
-      state_in_prompt: write the state into the action prompt.
+      prompt: the action prompt, a name of `prompts.FORMATS`. One with subtasks attaches the question for it too.
       use_fast: let the backbone learn FAST tokens in the action segment.
+      mask_padding: no loss on widths that the dataset does not have and on steps past the episode's end. Without it
+        they are zeros and the last action repeated, learnt like all others.
+      mean: what the text losses are means of, a name of `MEANS`.
     """
 
     def __init__(self, plan: Plan, sources: Mapping[str, Source], assets: Assets, sizes: RowSizes, *,
-                 rider_mix: Mapping[str, float], state_in_prompt: bool, use_fast: bool):
+                 rider_mix: Mapping[str, float], prompt: str, use_fast: bool, mask_padding: bool = True,
+                 mean: str = "token"):
         self.plan, self.sources, self.assets, self.sizes = plan, sources, assets, sizes
-        self.rider_mix, self.state_in_prompt, self.use_fast = rider_mix, state_in_prompt, use_fast
+        self.rider_mix, self.use_fast, self.mask_padding, self.mean = rider_mix, use_fast, mask_padding, mean
+        self.prompt, self.format = prompt, prompts.find_format(prompt)
+        lookup(MEANS, mean, "loss.mean")
         self.candidates = [sources[s.dataset].candidates(s.kind) for s in plan.streams]
         self._check_riders()
+        self._check_subtasks()
 
     def _check_riders(self) -> None:
         known = {*ETC_KINDS, *(kind for source in self.sources.values() for kind in source.known_kinds)}
         if unknown := sorted(set(self.rider_mix) - known):
             raise ValueError(f"rider_mix: there is no kind {', '.join(unknown)}; known are {sorted(known)}")
+
+    def _check_subtasks(self) -> None:
+        for stream in self.plan.streams if self.format.subtask else ():
+            dataset = self.sources[stream.dataset].dataset
+            if stream.kind == ACTION and PHASE not in dataset.features:
+                raise ValueError(f"data.prompt {self.prompt!r} speaks of subtasks, and {dataset.directory} has none "
+                                 f"(feature steps/{PHASE}); choose another prompt")
 
     def __call__(self, stream_index: int, n: int) -> dict[str, np.ndarray]:
         """The fields of `etcvla.batch.SCHEMA` without the batch axis."""
@@ -124,7 +146,7 @@ class RowBuilder:
     def _read(self, source: Source, frame: int, stream: Stream) -> dict:
         names = [f"observation/{name}" for name in source.cameras]
         if stream.kind == ACTION:
-            names += ["observation/state", "language_instruction"]
+            names += ["observation/state", "language_instruction", *([PHASE] if self.format.subtask else [])]
         if stream.kind != ACTION or stream.riders:
             names += source.item_features
         return source.dataset.frame(frame, names)
@@ -133,16 +155,16 @@ class RowBuilder:
         """Segments in order: the one that the stream was drawn for, then riders."""
         items = source.items(facts)
         if stream.kind == ACTION:
-            first = self._action(source, facts, frame, row)
+            main = self._action(source, facts, frame, row)
         else:
             chosen = [i for i, item in enumerate(items) if stream.kind in (ANY, item.kind)]
             item = items.pop(chosen[rng.integers(len(chosen))])
-            first = prompts.question(self.assets.tokenizer, item.question, item.answer)
-        return [first, *(prompts.question(self.assets.tokenizer, item.question, item.answer)
+            main = [prompts.question(self.assets.tokenizer, item.question, item.answer)]
+        return [*main, *(prompts.question(self.assets.tokenizer, item.question, item.answer)
                          for item in self._riders(items, stream.riders, rng))]
 
-    def _action(self, source, facts, frame, row) -> prompts.Segment:
-        """Fills the row's state and actions, and returns its action segment."""
+    def _action(self, source, facts, frame, row) -> list[prompts.Segment]:
+        """Fills the row's state and actions, and returns its action segment and, with subtasks, the question for it."""
         assets = self.assets
         state = normalize(facts["observation/state"], assets.state_stats, assets.norm_mode)
         chunk, inside = source.dataset.window(frame, "action", self.sizes.horizon)
@@ -150,10 +172,14 @@ class RowBuilder:
         row["state"][:len(state)] = state
         row["actions"][:, :chunk.shape[1]] = chunk
         row["action_mask"][:, :chunk.shape[1]] = inside[:, None]
+        row["action_mask"] |= not self.mask_padding
         row["action_segment"] = np.int32(1)
-        return prompts.action(assets.tokenizer, facts["language_instruction"],
-                              state=state if self.state_in_prompt else None,
-                              fast=assets.fast.encode(chunk) if self.use_fast else None)
+        asked = {"prompt": self.prompt, "state": state if self.format.has_state else None}
+        task = facts["language_instruction"]
+        subtask = source.subtask(frame, facts) if self.format.subtask else None
+        first = prompts.action(assets.tokenizer, task, subtask=subtask or task, **asked,
+                               fast=assets.fast.encode(chunk) if self.use_fast else None)
+        return [first, prompts.subtask(assets.tokenizer, task, answer=subtask, **asked)] if subtask else [first]
 
     def _riders(self, items: Sequence[Item], count: int, rng) -> list[Item]:
         weights = np.array([self.rider_mix.get(item.kind, 0.0) for item in items])
@@ -165,6 +191,7 @@ class RowBuilder:
     def _put_text(self, row, lessons, stream_index) -> None:
         """Writes segments one after another; a rider that does not fit is left out, a main lesson must fit."""
         length = targets = 0
+        by_segment = self.mean == "segment"
         for i, lesson in enumerate(lessons):
             if length + len(lesson) > self.sizes.text_len or targets + len(lesson.target) > self.sizes.max_targets:
                 if i:
@@ -176,7 +203,7 @@ class RowBuilder:
             row["tokens"][at] = lesson.prompt + lesson.target
             row["segment"][at] = i + 1
             row["target"][length + len(lesson.prompt):at.stop] = True
-            row["weight"][length + len(lesson.prompt):at.stop] = 1
+            row["weight"][length + len(lesson.prompt):at.stop] = 1 / len(lesson.target) if by_segment else 1
             row["stream"][at] = stream_index
             length, targets = at.stop, targets + len(lesson.target)
 

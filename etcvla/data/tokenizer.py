@@ -10,6 +10,8 @@ import dataclasses
 import functools
 import json
 import re
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -17,7 +19,10 @@ from typing import NamedTuple
 
 import tokenizers
 
+from etcvla.names import lookup
+
 NUM_LOC, NUM_SEG = 1024, 128
+LAYOUTS = {"disjoint": "every range keeps to itself", "openpi": "actions share ids with locations, as openpi's do"}
 EMBEDDED = {"tiny": Path(__file__).parent / "assets" / "tiny_tokenizer.json"}
 _FORMAT = "etcvla-tokenizer-1"
 _SPATIAL = re.compile(r"(<loc(?:0\d{3}|10[01]\d|102[0-3])>|<seg(?:0\d\d|1[01]\d|12[0-7])>)")
@@ -39,9 +44,13 @@ class Span(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TokenLayout:
-    """Which ids mean what. The special ids lie in `text`; the four spans are disjoint, or ValueError.
+    """Which ids mean what. The special ids lie in `text`; the spans are disjoint, or ValueError.
 
     `text` holds every id that text may become, so a model that decodes free text masks nothing else out.
+
+    `name` is "disjoint", or "openpi" for the checkpoints of that project, which count FAST tokens down from the last id
+    before `<seg000>` and so share ids with the locations (and the rarest text): there an id is an action by its place
+    in the sequence alone.
     """
 
     text: Span
@@ -52,23 +61,43 @@ class TokenLayout:
     eos: int = 1
     bos: int = 2
     unk: int = 3
+    name: str = "disjoint"
 
     def __post_init__(self):
+        lookup(LAYOUTS, self.name, "token layout")
         for name in ("text", "action", "loc", "seg"):
             object.__setattr__(self, name, Span(*getattr(self, name)))
         if (self.loc.count, self.seg.count) != (NUM_LOC, NUM_SEG):
             raise ValueError(f"layout: {self.loc.count} loc and {self.seg.count} seg ids, not {NUM_LOC} and {NUM_SEG}")
-        ordered = sorted(self.spans.items(), key=lambda item: item[1].offset)
-        for (name, span), (next_name, next_span) in zip(ordered, ordered[1:], strict=False):
-            if span.stop > next_span.offset:
-                raise ValueError(f"layout: {name} ids {span} overlap {next_name} ids {next_span}")
+        if self.action.count < 1 or self.text.count < 1:
+            raise ValueError(f"layout: no room for actions {tuple(self.action)} beside text {tuple(self.text)} "
+                             "(offset, count); fewer FAST tokens fit")
+        if self.name == "openpi" and self.action.stop != self.seg.offset:
+            raise ValueError(f"layout openpi: actions end at {self.action.stop}, expected {self.seg.offset}, where "
+                             "segmentation tokens begin")
+        self._check_disjoint()
         specials = (self.pad, self.eos, self.bos, self.unk)
         if len(set(specials)) < 4 or not all(map(self.text.holds, specials)):
             raise ValueError(f"layout: pad, eos, bos, unk = {specials} must be four ids of text {self.text}")
 
+    def _check_disjoint(self) -> None:
+        ordered = sorted((item for item in self.spans.items() if self.name != "openpi" or item[0] != "action"),
+                         key=lambda item: item[1].offset)
+        for (name, span), (next_name, next_span) in zip(ordered, ordered[1:], strict=False):
+            if span.stop > next_span.offset:
+                raise ValueError(f"layout: {name} ids {span} overlap {next_name} ids {next_span}")
+
     @property
     def spans(self) -> dict[str, Span]:
         return {"text": self.text, "action": self.action, "loc": self.loc, "seg": self.seg}
+
+    def action_id(self, token: int) -> int:
+        """The id of a FAST token."""
+        return self.action.stop - 1 - token if self.name == "openpi" else self.action.offset + token
+
+    def action_token(self, token: int) -> int:
+        """The FAST token of an id, the inverse of `action_id`."""
+        return self.action.stop - 1 - token if self.name == "openpi" else token - self.action.offset
 
     @property
     def vocab_size(self) -> int:
@@ -76,9 +105,9 @@ class TokenLayout:
         return max(span.stop for span in self.spans.values())
 
     def kind(self, token: int) -> str:
-        """The name of the span that holds `token`; ValueError if none does."""
-        for name, span in self.spans.items():
-            if span.holds(token):
+        """The name of the span that holds `token` (not "action" where others hold it too); ValueError if none does."""
+        for name in ("text", "loc", "seg", "action"):
+            if self.spans[name].holds(token):
                 return name
         raise ValueError(f"token id {token} lies in no span of {self.spans}")
 
@@ -87,7 +116,7 @@ class TokenLayout:
         rows = [f"{name:<8}{span.offset:>8} ..{span.stop - 1:>8}{span.count:>9} ids"
                 for name, span in self.spans.items()]
         return "\n".join([*rows, f"pad {self.pad}, eos {self.eos}, bos {self.bos}, unk {self.unk}; "
-                                 f"vocabulary {self.vocab_size}"])
+                                 f"vocabulary {self.vocab_size}; layout {self.name}: {LAYOUTS[self.name]}"])
 
 
 class Tokenizer:
@@ -111,56 +140,46 @@ class Tokenizer:
         return Tokenizer.from_json, (self.to_json(),)
 
     @classmethod
-    def load(cls, name_or_path: str = "tiny", *, num_actions: int = 2048) -> Tokenizer:
+    def load(cls, name_or_path: str = "tiny", *, num_actions: int = 2048, layout: str = "disjoint") -> Tokenizer:
         """Loads a tokenizer.
 
         Args:
-          name_or_path: "tiny"; a file written by `to_json`; or PaliGemma's tokenizer.json, tokenizer.model, or the
-            directory of either (tokenizer.model needs `pip install transformers sentencepiece protobuf`).
+          name_or_path: "tiny"; a file written by `to_json`; or PaliGemma's tokenizer.json, its SentencePiece file
+            (*.model, read by transformers: `pip install etcvla[hf]`), or the directory of either.
           num_actions: size of the FAST vocabulary, where a PaliGemma tokenizer must make room for it.
+          layout: a name of `LAYOUTS`, where it is PaliGemma's.
 
         Raises:
-          FileNotFoundError: nothing there. ValueError: not a tokenizer of these kinds.
+          FileNotFoundError: nothing there. ValueError: not a tokenizer of these kinds, or not of this layout.
         """
-        path = EMBEDDED.get(name_or_path, Path(name_or_path))
-        if path.is_dir():
-            found = [path / name for name in ("tokenizer.json", "tokenizer.model") if (path / name).exists()]
-            if not found:
-                raise FileNotFoundError(f"tokenizer: no tokenizer.json or tokenizer.model in {path}")
-            path = found[0]
-        if not path.exists():
-            raise FileNotFoundError(f"tokenizer: no file {path}; give one of {sorted(EMBEDDED)} or a path to a "
-                                    "tokenizer.json or tokenizer.model")
+        lookup(LAYOUTS, layout, "token layout")
+        path = _find(name_or_path)
         try:
             if path.suffix == ".model":
-                return cls._paligemma(_sentencepiece(path), num_actions)
+                return cls._paligemma(_sentencepiece(path), num_actions, layout)
             text = path.read_text(encoding="utf-8")
-            if json.loads(text).get("format") == _FORMAT:
-                return cls.from_json(text)
-            return cls._paligemma(tokenizers.Tokenizer.from_str(text), num_actions)
+            if json.loads(text).get("format") != _FORMAT:
+                return cls._paligemma(tokenizers.Tokenizer.from_str(text), num_actions, layout)
+            loaded = cls.from_json(text)
         except ImportError:
             raise
         except Exception as error:  # the libraries behind raise nothing narrower
             raise ValueError(f"tokenizer: cannot use {path}: {error}") from error
+        if loaded.layout.name != layout:
+            raise ValueError(f"tokenizer: {path} has the layout {loaded.layout.name!r}, expected {layout!r}")
+        return loaded
 
     @classmethod
-    def _paligemma(cls, backend: tokenizers.Tokenizer, num_actions: int) -> Tokenizer:
-        def lookup(token: str) -> int:
-            found = backend.token_to_id(token)
-            if found is None:
-                raise ValueError(f"no token {token}, so it is not PaliGemma's (plain Gemma has no location tokens)")
-            return found
-
-        loc, seg = lookup("<loc0000>"), lookup("<seg000>")
-        if lookup("<loc1023>") != loc + NUM_LOC - 1 or lookup("<seg127>") != seg + NUM_SEG - 1:
-            raise ValueError("its <loc> or <seg> ids are not consecutive")
+    def _paligemma(cls, backend: tokenizers.Tokenizer, num_actions: int, layout: str) -> Tokenizer:
         # Released weights keep their ids. The rarest text ids give way to actions; the location tokens, which
         # PaliGemma was trained on and ETC answers use, do not.
-        text = min(loc, seg) - num_actions
-        layout = TokenLayout(text=Span(0, text), action=Span(text, num_actions), loc=Span(loc, NUM_LOC),
-                             seg=Span(seg, NUM_SEG), pad=lookup("<pad>"), eos=lookup("<eos>"), bos=lookup("<bos>"),
-                             unk=lookup("<unk>"))
-        return cls(backend, layout, word_start=False)
+        loc, seg = (_run(backend, pattern, count) for pattern, count in (("<loc{:04d}>", NUM_LOC),
+                                                                         ("<seg{:03d}>", NUM_SEG)))
+        spatial = min(loc.offset, seg.offset)
+        text, stop = (spatial, seg.offset) if layout == "openpi" else (spatial - num_actions, spatial)
+        return cls(backend, TokenLayout(
+            text=Span(0, text), action=Span(stop - num_actions, num_actions), loc=loc, seg=seg, name=layout,
+            **{name: _id(backend, f"<{name}>") for name in ("pad", "eos", "bos", "unk")}), word_start=False)
 
     def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
         """Ids of `text`; `<locNNNN>` and `<segNNN>` become their own ids, everything else text ids."""
@@ -207,17 +226,26 @@ class Tokenizer:
 
     def action_ids(self, fast_tokens: Sequence[int]) -> list[int]:
         """Ids of FAST tokens 0 .. layout.action.count - 1; ValueError for a token outside."""
-        offset, count = self.layout.action
+        count = self.layout.action.count
         if any(not 0 <= token < count for token in fast_tokens):
             raise ValueError(f"FAST tokens must be in [0, {count}), got {min(fast_tokens)} .. {max(fast_tokens)}")
-        return [offset + int(token) for token in fast_tokens]
+        return [self.layout.action_id(int(token)) for token in fast_tokens]
 
     def action_tokens(self, ids: Sequence[int]) -> list[int]:
         """FAST tokens of action ids, the inverse of `action_ids`; ValueError for an id that is no action."""
         outside = [int(token) for token in ids if not self.layout.action.holds(token)]
         if outside:
             raise ValueError(f"not action ids {tuple(self.layout.action)} (offset, count): {outside[:8]}")
-        return [int(token) - self.layout.action.offset for token in ids]
+        return [self.layout.action_token(int(token)) for token in ids]
+
+    def describe(self, text: str) -> str:
+        """The layout's table, and the ids of a text and of the first and last of everything."""
+        last = self.layout.action.count - 1
+        examples = {repr(text): self.encode(text, bos=True, eos=True),
+                    f"FAST 0 {last}": self.action_ids([0, last]),
+                    "<loc0000> <loc1023>": [self.layout.loc.offset, self.layout.loc.stop - 1],
+                    "<seg000> <seg127>": [self.layout.seg.offset, self.layout.seg.stop - 1]}
+        return "\n".join([self.layout.describe(), *(f"{what}: {ids}" for what, ids in examples.items())])
 
     def to_json(self) -> str:
         """Everything that `from_json` needs: it travels inside the checkpoint."""
@@ -234,12 +262,44 @@ class Tokenizer:
         return cls(backend, TokenLayout(**saved["layout"]), word_start=saved["word_start"])
 
 
+def _find(name_or_path: str) -> Path:
+    """The tokenizer's file; FileNotFoundError if there is none."""
+    path = EMBEDDED.get(name_or_path, Path(name_or_path))
+    if path.is_dir():
+        found = [path / name for name in ("tokenizer.json", "tokenizer.model") if (path / name).exists()]
+        if not found:
+            raise FileNotFoundError(f"tokenizer: no tokenizer.json or tokenizer.model in {path}")
+        return found[0]
+    if not path.exists():
+        raise FileNotFoundError(f"tokenizer: no file {path}; give one of {sorted(EMBEDDED)} or a path to a "
+                                "tokenizer.json or tokenizer.model")
+    return path
+
+
+def _id(backend: tokenizers.Tokenizer, token: str) -> int:
+    found = backend.token_to_id(token)
+    if found is None:
+        raise ValueError(f"no token {token}, so it is not PaliGemma's (plain Gemma has no location tokens)")
+    return found
+
+
+def _run(backend: tokenizers.Tokenizer, pattern: str, count: int) -> Span:
+    """The ids of `count` numbered tokens, which must follow one another."""
+    span = Span(_id(backend, pattern.format(0)), count)
+    for i in range(count):
+        if (found := _id(backend, pattern.format(i))) != span.offset + i:
+            raise ValueError(f"{pattern.format(i)} has id {found}, expected {span.offset + i}: one id after another")
+    return span
+
+
 def _sentencepiece(path: Path) -> tokenizers.Tokenizer:
     """A Gemma SentencePiece file as a `tokenizers` backend."""
     try:
         import sentencepiece  # noqa: F401 -- transformers needs it here, and says so by asking for something else
-        from transformers import GemmaTokenizer
+        from transformers import GemmaTokenizerFast
     except ImportError as error:
-        raise ImportError(f"reading {path} needs `pip install transformers sentencepiece protobuf`; a tokenizer.json "
-                          "needs nothing") from error
-    return GemmaTokenizer.from_pretrained(str(path.parent), local_files_only=True).backend_tokenizer
+        raise ImportError(f"reading {path} needs transformers and sentencepiece: `pip install etcvla[hf]`; a "
+                          "tokenizer.json needs neither") from error
+    with tempfile.TemporaryDirectory() as directory:  # transformers knows the file by this name alone
+        shutil.copy(path, Path(directory) / "tokenizer.model")
+        return GemmaTokenizerFast.from_pretrained(directory, local_files_only=True).backend_tokenizer

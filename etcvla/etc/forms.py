@@ -7,10 +7,11 @@ apart again, so that a check needs nothing but the item's own words.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import re
 from collections.abc import Mapping
+
+from etcvla.names import lookup
 
 WORDS, POINT, BOX, PATH = "words", "point", "box", "path"  # answer types
 MAX_KEYPOINTS = 5  # of a path
@@ -98,11 +99,7 @@ GENERAL_FORMS: dict[str, str] = {
 def answer_type(form: str) -> str:
     """`WORDS`, `POINT`, `BOX` or `PATH`. Raises ValueError for a form that is not registered."""
     known = {name: spec.answer for name, spec in FORMS.items()} | GENERAL_FORMS
-    if form not in known:
-        close = difflib.get_close_matches(form, known, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
-        raise ValueError(f"unknown form {form!r}{hint}")
-    return known[form]
+    return lookup(known, form, "form")
 
 
 def clean(instruction: str) -> str:

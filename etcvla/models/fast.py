@@ -4,7 +4,7 @@ The public format is read and written: `tokenizer.json` (byte-level BPE) and `pr
 flattened frequency first (all widths of frequency 0, then of frequency 1, ...), shifted by `min_token`, and written as
 the characters of those code points.
 
-Axes: P steps of a chunk, A action width.
+Axes: B chunks, P steps of a chunk, A action width.
 """
 
 from __future__ import annotations
@@ -12,11 +12,21 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 from scipy.fft import dct, idct
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+_LOST = "\ufffd"  # what a byte-level decoder writes for half a character
+
+
+class Decoded(NamedTuple):
+    """What ids say: a chunk, or that they say none."""
+
+    chunk: np.ndarray  # float32[P, A], or float32[B, P, A] of a batch; zeros where not `ok`
+    ok: np.ndarray  # bool[], or bool[B]: the ids make a whole chunk. What is not ok must not be executed.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +59,7 @@ class FAST:
                              f"raise the vocabulary or lower scale {scale}")
         bpe = Tokenizer(models.BPE())
         bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        bpe.post_processor = processors.ByteLevel(trim_offsets=False)
         bpe.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(vocab_size=vocab_size, min_frequency=2, show_progress=False,
                                       initial_alphabet=alphabet, max_token_length=10_000)
@@ -62,13 +73,22 @@ class FAST:
         codes = np.maximum(_quantize(chunk[None], self.scale).reshape(-1) - self.min_token, 0)
         return self.bpe.encode("".join(map(chr, codes))).ids
 
-    def decode(self, ids: Sequence[int]) -> tuple[np.ndarray, bool]:
-        """ids to (float32[P, A], True), or (zeros, False) where they do not make a whole chunk."""
-        codes = np.array([ord(c) for c in self.bpe.decode(list(ids))], np.float64) + self.min_token
-        if codes.size != self.horizon * self.action_dim:
-            return np.zeros((self.horizon, self.action_dim), np.float32), False
-        coefficients = codes.reshape(self.horizon, self.action_dim) / self.scale
-        return idct(coefficients, axis=0, norm="ortho").astype(np.float32), True
+    def decode(self, ids: Sequence[int]) -> Decoded:
+        """ids to a chunk; whatever a model wrote, it raises nothing (see `Decoded.ok`)."""
+        chunks, ok = self.decode_batch([ids])
+        return Decoded(chunks[0], ok[0])
+
+    def decode_batch(self, rows: Sequence[Sequence[int]]) -> Decoded:
+        """B rows of ids, each of its own length, to B chunks and which of them are whole."""
+        known = [all(0 <= token < self.vocab_size for token in row) for row in rows]
+        texts = self.bpe.decode_batch([list(map(int, row)) if ok else [] for row, ok in zip(rows, known, strict=True)])
+        size = self.horizon * self.action_dim
+        ok = np.array([len(text) == size and _LOST not in text for text in texts], bool)
+        codes = np.zeros((len(rows), size))
+        for row in np.flatnonzero(ok):
+            codes[row] = [ord(c) + self.min_token for c in texts[row]]
+        chunks = idct(codes.reshape(-1, self.horizon, self.action_dim) / self.scale, axis=1, norm="ortho")
+        return Decoded(chunks.astype(np.float32), ok)
 
     def to_json(self) -> dict:
         """Everything, as JSON: what travels inside a checkpoint."""
@@ -81,22 +101,57 @@ class FAST:
                    data["scale"], data["min_token"])
 
     def save(self, directory: epath.PathLike) -> None:
-        """Writes the public format."""
+        """Writes the public format: the files of `UniversalActionProcessor.save_pretrained`."""
         directory = epath.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "tokenizer.json").write_text(self.bpe.to_str())
-        (directory / "processor_config.json").write_text(json.dumps(self._processor(), indent=2))
+        for name, content in {"processor_config": self._processor(), "tokenizer_config": _TOKENIZER_CONFIG,
+                              "special_tokens_map": {}}.items():
+            (directory / f"{name}.json").write_text(json.dumps(content, indent=2))
 
     @classmethod
-    def load(cls, directory: epath.PathLike) -> FAST:
-        """Reads the public format. Raises FileNotFoundError naming the missing file."""
+    def load(cls, directory: epath.PathLike, *, horizon: int | None = None, action_dim: int | None = None) -> FAST:
+        """Reads the public format.
+
+        Args:
+          horizon, action_dim: P and A, where the file leaves them open, as the universal tokenizer's does.
+
+        Raises FileNotFoundError naming the missing file; ValueError for one of another kind or of other sizes.
+        """
         directory = epath.Path(directory)
-        config = json.loads((directory / "processor_config.json").read_text())
-        return cls.from_json({"bpe": json.loads((directory / "tokenizer.json").read_text()), **config})
+        config, bpe = (_read(directory / name) for name in ("processor_config.json", "tokenizer.json"))
+        if lacking := {"scale", "min_token", "time_horizon", "action_dim"} - config.keys():
+            raise ValueError(f"{directory}/processor_config.json has no {', '.join(sorted(lacking))}: it is not of a "
+                             f"FAST tokenizer (its processor_class is {config.get('processor_class')!r})")
+        for field, asked in (("time_horizon", horizon), ("action_dim", action_dim)):
+            if config[field] is None and asked is None:
+                raise ValueError(f"{directory}/processor_config.json leaves {field} open: name the size of a chunk")
+            if None not in (config[field], asked) and config[field] != asked:
+                raise ValueError(f"{directory}/processor_config.json: {field} is {config[field]}, expected {asked}")
+            config[field] = config[field] or asked
+        try:
+            return cls.from_json({**config, "bpe": bpe})
+        except Exception as error:  # the library behind raises nothing narrower
+            raise ValueError(f"{directory}/tokenizer.json: {error}") from error
 
     def _processor(self) -> dict:
         return {"processor_class": "UniversalActionProcessor", "scale": self.scale, "vocab_size": self.vocab_size,
                 "min_token": self.min_token, "time_horizon": self.horizon, "action_dim": self.action_dim}
+
+
+# Without a clean-up of spaces: they are coefficients.
+_TOKENIZER_CONFIG = {"added_tokens_decoder": {}, "clean_up_tokenization_spaces": False, "extra_special_tokens": {},
+                     "processor_class": "UniversalActionProcessor", "tokenizer_class": "PreTrainedTokenizerFast"}
+
+
+def _read(path: epath.Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"FAST: no file {path}; expected a folder with processor_config.json and "
+                                "tokenizer.json") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
 
 
 def _quantize(chunks: np.ndarray, scale: float) -> np.ndarray:

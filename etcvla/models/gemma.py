@@ -245,7 +245,8 @@ class Gemma(nn.Module):
         """Runs the streams.
 
         Args:
-          xs: per stream float[B, T, D], or None where the stream is absent.
+          xs: per stream float[B, T, D], or None where the stream is absent. (Streams that the stack has not, as the
+            expert's where there is none, are left out of all arguments.)
           positions: per stream int[B, T].
           masks: per stream bool[B, T, S], S the keys of the streams before it (or the cache) and its own; a pair of
             them, for global and for local layers, where these differ.
@@ -254,6 +255,7 @@ class Gemma(nn.Module):
 
         Returns: per stream float[B, T, D] after its final norm, and stream 0's keys and values.
         """
+        xs, positions, masks, conds = (part[:len(self.configs)] for part in (xs, positions, masks, conds))
         xs = [_map(lambda x: x.astype(self.dtype), x) for x in xs]
         local = jnp.arange(self.configs[0].depth) % 2 == 0
         xs, cache = self.layers(xs, cache, local, positions, masks, conds, jnp.asarray(write_at, jnp.int32))

@@ -21,12 +21,12 @@ Parameters, with state as text, 32 widths of actions, and the ids of the embedde
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from typing import Any
 
 from etcvla.models.gemma import GemmaConfig
 from etcvla.models.siglip import SigLIPConfig
 from etcvla.models.vla import VLAConfig
+from etcvla.names import lookup
 
 _SO400M_14 = SigLIPConfig(width=1152, depth=27, num_heads=16, mlp_dim=4304, patch=14, image_size=224)
 
@@ -71,13 +71,13 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-def make_config(size: str, **fields: Any) -> VLAConfig:
-    """The named size with the remaining fields of `VLAConfig`; raises ValueError for an unknown name."""
-    if size not in SIZES:
-        near = difflib.get_close_matches(size, SIZES, 1)
-        raise ValueError(f"model.size {size!r} is not one of {', '.join(sorted(SIZES))}"
-                         + (f"; did you mean {near[0]!r}?" if near else ""))
-    return VLAConfig(**{**SIZES[size], **fields})
+EXPERTS = {"adaptive": {"adaptive": True}, "plain": {"adaptive": False}, "none": None}  # of pi0.5, pi0, pi0-FAST
+
+
+def make_config(size: str, *, expert: str = "adaptive", **fields: Any) -> VLAConfig:
+    """The named size and kind of expert with the remaining fields of `VLAConfig`; ValueError for an unknown name."""
+    parts, change = lookup(SIZES, size, "model.size"), lookup(EXPERTS, expert, "model.expert")
+    return VLAConfig(**{**parts, "expert": change and dataclasses.replace(parts["expert"], **change), **fields})
 
 
 def describe(config: VLAConfig) -> dict:
@@ -88,5 +88,5 @@ def describe(config: VLAConfig) -> dict:
 def from_dict(data: dict) -> VLAConfig:
     """The inverse of `describe`."""
     parts = {"siglip": SigLIPConfig(**data["siglip"]), "vlm": GemmaConfig(**data["vlm"]),
-             "expert": GemmaConfig(**data["expert"])}
+             "expert": data["expert"] and GemmaConfig(**data["expert"])}
     return VLAConfig(**{**data, **parts})

@@ -31,7 +31,7 @@ class VLAConfig:
 
     siglip: SigLIPConfig
     vlm: GemmaConfig
-    expert: GemmaConfig
+    expert: GemmaConfig | None  # None: the language model alone (pi0-FAST)
     vocab_size: int
     state_dim: int  # S
     action_dim: int  # A
@@ -58,7 +58,10 @@ class VLA(nn.Module):
         cfg = self.config
         dtype = jnp.dtype(cfg.dtype)
         self.img = SigLIP(cfg.siglip, cfg.vlm.width, dtype, cfg.remat, cfg.unroll)
-        self.llm = Gemma((cfg.vlm, cfg.expert), cfg.vocab_size, cfg.insulate, dtype, cfg.remat, cfg.unroll)
+        streams = (cfg.vlm,) if cfg.expert is None else (cfg.vlm, cfg.expert)
+        self.llm = Gemma(streams, cfg.vocab_size, cfg.insulate, dtype, cfg.remat, cfg.unroll)
+        if cfg.expert is None:
+            return
         # The ends of the expert stay in float32: actions and velocities are physical quantities.
         self.action_in_proj = nn.Dense(cfg.expert.width)
         self.action_out_proj = nn.Dense(cfg.action_dim)
@@ -199,9 +202,9 @@ def init_params(model: VLA, seed: int = 0, loc: tuple[int, int] | None = None) -
     cfg = model.config
     size = cfg.siglip.image_size
     batch = batch_lib.zeros(B=1, C=1, H=size, W=size, L=2, S=cfg.state_dim, P=cfg.horizon, A=cfg.action_dim)
-    chunk = jnp.zeros((1, 1, cfg.horizon, cfg.action_dim))
+    noisy = (None, None) if cfg.expert is None else (jnp.zeros((1, 1, cfg.horizon, cfg.action_dim)), jnp.zeros((1, 1)))
     key = jax.random.key(seed, impl="rbg")
-    params = model.init(key, batch, jnp.zeros((1, 1), jnp.int32), chunk, jnp.zeros((1, 1)))["params"]
+    params = model.init(key, batch, jnp.zeros((1, 1), jnp.int32), *noisy)["params"]
     if loc is not None:
         offset, count = loc
         codes = ops.sincos((jnp.arange(count) + 0.5) / count, cfg.vlm.width, 2**-5, 4.0) * (2 / cfg.vlm.width) ** 0.5

@@ -7,11 +7,11 @@ Meta-World's world frame.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import warnings
 
 import numpy as np
 
+from etcvla.names import lookup
 from etcvla.sims import headless
 
 headless.require_egl()
@@ -70,15 +70,6 @@ def demo_seed(episode: int, attempt: int = 0) -> int:
 def eval_seed(trial: int) -> int:
     """The layout seed of an evaluation trial."""
     return EVAL_SEED_BASE + trial
-
-
-def lookup(table: dict, name: str, what: str):
-    """table[name]; raises ValueError with the nearest name if there is none."""
-    if name not in table:
-        near = difflib.get_close_matches(name, table, 1)
-        raise ValueError(f"unknown {what} {name!r}" + (f", did you mean {near[0]!r}?" if near else
-                                                       f"; known: {', '.join(table)}"))
-    return table[name]
 
 
 class MetaWorld:

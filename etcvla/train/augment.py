@@ -30,7 +30,10 @@ def augment(key: jax.Array, batch: Mapping[str, jax.Array], *, shift: int, color
     images = jax.vmap(jax.vmap(_shift, (0, 0, None)), (0, 0, None))(images, offsets, shift)
     gain, bias = jax.random.uniform(light, (2, rows, cameras, 1, 1, 1), minval=-color, maxval=color)
     pixels = (images.astype(jnp.float32) - 128) * (1 + gain) + 128 * (1 + bias)
-    tokens = shift_locations(batch["tokens"], offsets[:, 0] / height, loc_offset)
+    # openpi's layout lets action tokens share ids with locations: those mean no place.
+    action = (batch["segment"] == batch["action_segment"][:, None]) & (batch["segment"] > 0)
+    moved = shift_locations(jnp.where(action, -1, batch["tokens"]), offsets[:, 0] / height, loc_offset)
+    tokens = jnp.where(action, batch["tokens"], moved)
     return {**batch, "images": jnp.clip(jnp.round(pixels), 0, 255).astype(jnp.uint8), "tokens": tokens}
 
 

@@ -17,6 +17,7 @@ from etcvla.data import rows
 from etcvla.data.assets import Assets
 from etcvla.data.loader import batches
 from etcvla.data.plan import Plan, Stream
+from etcvla.data.prompts import find_format
 from etcvla.data.rlds import RLDSDataset
 from etcvla.data.rlds_layout import find_version
 from etcvla.data.tokenizer import Tokenizer
@@ -35,6 +36,8 @@ def missing_paths(config: ml_collections.ConfigDict) -> dict[str, str]:
         needs["init_from"] = config.init_from
     if config.data.tokenizer != "tiny":
         needs["data.tokenizer"] = config.data.tokenizer
+    if config.data.fast:
+        needs["data.fast"] = config.data.fast
     return {field: path for field, path in needs.items() if not _exists(field, path)}
 
 
@@ -87,6 +90,9 @@ def streams_of(config: ml_collections.ConfigDict) -> list[Stream]:
         if config.model.image_attends_prompt and s.riders:
             raise ValueError(f"streams.{name}.riders must be 0 with model.image_attends_prompt: the images can read "
                              "one prompt only")
+        if config.model.image_attends_prompt and s.kind == rows.ACTION and find_format(config.data.prompt).subtask:
+            raise ValueError(f"data.prompt {config.data.prompt!r} asks for a subtask beside the action, and with "
+                             "model.image_attends_prompt the images can read one prompt only")
         found.append(Stream(name, s.dataset, s.kind, tuple(tuple(k) for k in s.weight), s.riders))
     return found
 
@@ -121,7 +127,7 @@ class Stage:
             source = sources[s.dataset]
             if assets.fast is None:
                 assets.fit_actions(source.dataset, horizon=config.model.horizon, fast_vocab=config.data.fast_vocab,
-                                   mode=config.data.norm)
+                                   mode=config.data.norm, fast_path=config.data.fast)
             assets.check_actions(source.dataset)
             check_widths(config, source.dataset)
         if acting and assets.fast.horizon != config.model.horizon:
@@ -129,7 +135,8 @@ class Stage:
                              f"was fitted to chunks of {assets.fast.horizon} steps; keep that horizon")
         if acting:
             source = sources[acting[0].dataset]
-            assets.describe_actions(source.dataset, horizon=config.model.horizon, cameras=source.cameras)
+            assets.describe_actions(source.dataset, horizon=config.model.horizon, cameras=source.cameras,
+                                    prompt=config.data.prompt, mask_padding=config.data.mask_padding)
         model = make_model(config, assets)
         return cls(config, assets, sources, make_plan(config), model, row_sizes(config, model))
 
@@ -137,7 +144,8 @@ class Stage:
         """This process's slices of the batches from step `start` on."""
         c = self.config
         builder = rows.RowBuilder(self.plan, self.sources, self.assets, self.sizes, rider_mix=c.rider_mix.to_dict(),
-                                  state_in_prompt=c.model.state == "text", use_fast=used(c.loss.fast))
+                                  prompt=c.data.prompt, use_fast=used(c.loss.fast),
+                                  mask_padding=c.data.mask_padding, mean=c.loss.mean)
         return batches(builder, start=start, process=jax.process_index(), num_processes=jax.process_count(),
                        threads=c.data.threads, prefetch=c.data.prefetch)
 
@@ -152,12 +160,18 @@ def check_widths(config: ml_collections.ConfigDict, dataset: RLDSDataset) -> Non
 
 
 def inherited_assets(config: ml_collections.ConfigDict) -> Assets:
-    """Those of the checkpoint that the stage resumes or starts from; else a fresh tokenizer alone."""
+    """Those of the checkpoint that the stage resumes or starts from; else a fresh tokenizer alone.
+
+    Raises ValueError for a checkpoint with another token layout.
+    """
     for workdir in (config.workdir, config.init_from):
         if workdir and Checkpoints(workdir).latest() is not None:
-            return Assets.from_json(Checkpoints(workdir).meta()["assets"])
-    return Assets(Tokenizer.load(config.data.tokenizer, **(
-        {} if config.data.tokenizer == "tiny" else {"num_actions": config.data.fast_vocab})))
+            assets = Assets.from_json(Checkpoints(workdir).meta()["assets"])
+            if (found := assets.tokenizer.layout.name) != config.data.layout:
+                raise ValueError(f"data.layout is {config.data.layout!r}, but {workdir} was trained with {found!r}: "
+                                 "its ids mean other things")
+            return assets
+    return Assets(Tokenizer.load(config.data.tokenizer, num_actions=config.data.fast_vocab, layout=config.data.layout))
 
 
 def make_model(config: ml_collections.ConfigDict, assets: Assets) -> VLA:
@@ -166,9 +180,14 @@ def make_model(config: ml_collections.ConfigDict, assets: Assets) -> VLA:
     if config.data.fast_vocab > layout.action.count:
         raise ValueError(f"data.fast_vocab {config.data.fast_vocab} does not fit the tokenizer's {layout.action.count} "
                          "action ids")
+    if assets.fast is not None and assets.fast.vocab_size > layout.action.count:
+        raise ValueError(f"the FAST tokenizer has {assets.fast.vocab_size} tokens and the vocabulary "
+                         f"{layout.action.count} action ids; raise data.fast_vocab")
     m = config.model
-    return VLA(make_config(m.size, vocab_size=layout.vocab_size, state_dim=m.state_dim, action_dim=m.action_dim,
-                           horizon=m.horizon, state=m.state, insulate=m.insulate,
+    if m.expert == "none" and used(config.loss.flow):
+        raise ValueError('model.expert is "none", but loss.flow has weight: only an expert learns the flow')
+    return VLA(make_config(m.size, expert=m.expert, vocab_size=layout.vocab_size, state_dim=m.state_dim,
+                           action_dim=m.action_dim, horizon=m.horizon, state=m.state, insulate=m.insulate,
                            image_attends_prompt=m.image_attends_prompt))
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from etcvla.data.records import masked_crc
 
+METADATA = "episode_metadata/"
 STEPS = {
     "action": ("tensor.Tensor", {"tensor": {"dtype": "float32", "shape": {"dimensions": ["2"]}}}),
     "count": ("scalar.Scalar", {"tensor": {"dtype": "int64", "shape": {}}}),
@@ -52,10 +53,15 @@ def record(payload: bytes) -> bytes:
 
 def features_json(steps: dict) -> dict:
     prefix = "tensorflow_datasets.core.features."
+
+    def group(features):
+        return {"pythonClassName": prefix + "features_dict.FeaturesDict", "featuresDict": {"features": features}}
+
     leaves = {name: {"pythonClassName": prefix + python, **body} for name, (python, body) in steps.items()}
-    return {"pythonClassName": prefix + "features_dict.FeaturesDict", "featuresDict": {"features": {
-        "steps": {"pythonClassName": prefix + "dataset_feature.Dataset", "sequence": {"feature": {
-            "pythonClassName": prefix + "features_dict.FeaturesDict", "featuresDict": {"features": leaves}}}}}}}
+    whole = {name.removeprefix(METADATA): leaves.pop(name) for name in list(leaves) if name.startswith(METADATA)}
+    return group({"steps": {"pythonClassName": prefix + "dataset_feature.Dataset",
+                            "sequence": {"feature": group(leaves)}},
+                  **({"episode_metadata": group(whole)} if whole else {})})
 
 
 def write_rlds(directory: Path, episodes: list[dict], *, steps: dict = STEPS, split: str = "train") -> Path:
@@ -63,8 +69,9 @@ def write_rlds(directory: Path, episodes: list[dict], *, steps: dict = STEPS, sp
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "features.json").write_text(json.dumps(features_json(steps)))
     path = directory / f"handmade-{split}.tfrecord-00000-of-00001"
-    path.write_bytes(b"".join(record(example({f"steps/{name}": values for name, values in episode.items()}))
-                              for episode in episodes))
+    path.write_bytes(b"".join(
+        record(example({name if name.startswith(METADATA) else f"steps/{name}": values
+                        for name, values in episode.items()})) for episode in episodes))
     return path
 
 
@@ -73,9 +80,10 @@ def write_rlds(directory: Path, episodes: list[dict], *, steps: dict = STEPS, sp
 ITEM = ("kind", "form", "question", "answer", "source")
 KINDS = ("spatial_understanding", "affordance", "trajectory")
 INSTRUCTIONS = ("open the door", "press the button")
+PHASES = ("move there", "grasp_it")
 
 
-def robot_steps(*, state: int = 3, action: int = 2, size: int = 28, items: bool = True) -> dict:
+def robot_steps(*, state: int = 3, action: int = 2, size: int = 28, items: bool = True, phases: bool = False) -> dict:
     """Features of a robot dataset for `write_rlds`, of these widths."""
     def vector(width):
         return "tensor.Tensor", {"tensor": {"dtype": "float32", "shape": {"dimensions": [str(width)]}}}
@@ -84,12 +92,18 @@ def robot_steps(*, state: int = 3, action: int = 2, size: int = 28, items: bool 
     texts = "sequence_feature.Sequence", {"sequence": {"feature": {"text": {}}}}
     steps = {"observation/front": image, "observation/wrist": image, "observation/state": vector(state),
              "action": vector(action), "language_instruction": ("text.Text", {"text": {}})}
+    if phases:
+        steps |= {"annotation/phase": ("scalar.Scalar", {"tensor": {"dtype": "int32", "shape": {}}}),
+                  f"{METADATA}phases": texts}
     return steps | {f"etc/{name}": texts for name in ITEM if items}
 
 
 def robot_episode(number: int, *, length: int = 7, state: int = 3, action: int = 2, size: int = 28,
-                  items: bool = True) -> dict:
-    """One episode; pixel (0, 0) of each camera is (episode, step, camera), and each item names its frame."""
+                  items: bool = True, phases: bool = False) -> dict:
+    """One episode; pixel (0, 0) of each camera is (episode, step, camera), and each item names its frame.
+
+    `phases`: of its steps, the first is of no known phase, the next two of the first, all others of the second.
+    """
     rng = np.random.default_rng(number)
     time = np.linspace(0, 1, length)[:, None]
     cameras = np.full((2, length, size, size, 3), 40, np.uint8)
@@ -103,6 +117,9 @@ def robot_episode(number: int, *, length: int = 7, state: int = 3, action: int =
         "action": (np.cos(time * 4 + rng.uniform(0, 3, action)) * 0.1 - 1).astype(np.float32).ravel(),
         "language_instruction": [INSTRUCTIONS[number % 2].encode()] * length,
     }
+    if phases:
+        values |= {"annotation/phase": [-1, 0, 0, *[1] * (length - 3)],
+                   f"{METADATA}phases": [text.encode() for text in PHASES]}
     if not items:
         return values
     made = [item for step in range(length) for item in robot_items(number, step)]

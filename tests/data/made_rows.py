@@ -21,14 +21,15 @@ def stream(name: str, kind: str, riders: int = 0, weight: float = 1.0) -> Stream
 
 
 def make_builder(directory: Path, *streams: Stream, cameras=("front", "wrist"), rider_mix=MIX,
-                 state_in_prompt=False, use_fast=True, batch_size=6, steps=20, **sizes) -> RowBuilder:
+                 prompt="pi0", use_fast=True, batch_size=6, steps=20, mask_padding=True, mean="token",
+                 **sizes) -> RowBuilder:
     dataset = RLDSDataset(directory)
     assets = Assets(Tokenizer.load())
     assets.fit_actions(dataset, horizon=SIZES["horizon"], fast_vocab=128, mode="quantile")
-    assets.describe_actions(dataset, horizon=SIZES["horizon"], cameras=cameras)
+    assets.describe_actions(dataset, horizon=SIZES["horizon"], cameras=cameras, prompt=prompt)
     return RowBuilder(Plan.make(streams, batch_size=batch_size, steps=steps, seed=0),
                       {"robot": Source(dataset, cameras)}, assets, RowSizes(**{**SIZES, **sizes}),
-                      rider_mix=rider_mix, state_in_prompt=state_in_prompt, use_fast=use_fast)
+                      rider_mix=rider_mix, prompt=prompt, use_fast=use_fast, mask_padding=mask_padding, mean=mean)
 
 
 def where(row: dict) -> tuple[int, int]:

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from etcvla import batch as batch_lib
+from etcvla.data import prompts
 from etcvla.data.norm_stats import unnormalize
 from etcvla.data.rows import Source
-from tests.data.handmade_rlds import INSTRUCTIONS, KINDS, robot_items, write_robot_set
+from tests.data.handmade_rlds import INSTRUCTIONS, KINDS, PHASES, robot_items, write_robot_set
 from tests.data.made_rows import SIZES, make_builder, segments, stream, where
 
 EPISODES, LENGTH = 4, 7
@@ -58,12 +59,67 @@ def test_an_action_row_is_its_frame(directory):
 
 
 def test_the_state_may_stand_in_the_prompt_and_fast_may_be_left_out(directory):
-    builder = make_builder(directory, stream("action", "action"), state_in_prompt=True, use_fast=False)
+    builder = make_builder(directory, stream("action", "action"), prompt="pi05", use_fast=False)
     row = builder(0, 0)
     [(prompt, target)] = segments(row, builder.assets.tokenizer)
     bins = np.array(prompt.removesuffix(";\nAction: ").split("State: ")[1].split(), int)
     np.testing.assert_allclose((bins + 0.5) / 128 - 1, row["state"][:3], atol=1 / 128)  # of three, not of all S
     assert target == [] and not row["target"].any() and not row["weight"].any()
+
+
+def test_pi0_fast_frames_its_actions(directory):
+    builder = make_builder(directory, stream("action", "action"), prompt="pi0_fast")
+    row, tokenizer = builder(0, 0), builder.assets.tokenizer
+    [(prompt, target)] = segments(row, tokenizer)
+    assert prompt.startswith("Task: ") and prompt.endswith(";\n")
+    opening, closing = tokenizer.encode("Action: "), tokenizer.encode("|", eos=True)
+    assert target[:len(opening)] == opening and target[-len(closing):] == closing
+    chunk, whole = builder.assets.fast.decode(prompts.read_action(tokenizer, target, prompt="pi0_fast"))
+    assert whole
+    np.testing.assert_allclose(chunk, row["actions"][:, :2], atol=0.1)
+
+
+def test_a_prompt_with_subtasks_says_and_asks_what_is_done(tmp_path):
+    write_robot_set(tmp_path, episodes=EPISODES, length=LENGTH, phases=True)
+    builder = make_builder(tmp_path, stream("action", "action", riders=1), prompt="pi05_subtask", text_len=200)
+    for n in range(EPISODES * LENGTH):
+        row = builder(0, n)
+        episode, step = where(row)
+        task, phase = INSTRUCTIONS[episode % 2], [None, 0, 0, 1, 1, 1, 1][step]
+        found = segments(row, builder.assets.tokenizer)
+        subtask = task if phase is None else PHASES[phase].replace("_", " ")
+        assert found[0][0].startswith(f"Task: {subtask}, State: ") and row["action_segment"] == 1
+        if phase is None:  # nothing to learn of what is unknown; the rider follows
+            assert len(found) == 2 and "Subtask" not in found[1][0]
+        else:
+            assert len(found) == 3 and found[1][0] == f"Task: {task}. Subtask: "
+            assert builder.assets.tokenizer.decode(found[1][1]) == PHASES[phase]
+
+
+def test_a_dataset_without_subtasks(directory):
+    with pytest.raises(ValueError, match="'subtask' speaks of subtasks, and .* has none .*annotation/phase"):
+        make_builder(directory, stream("action", "action"), prompt="subtask")
+    make_builder(directory, stream("etc", "any"), prompt="subtask")  # which asks for no action
+
+
+def test_padding_may_be_learnt_as_openpi_does(directory):
+    """Widths that are not there are zeros then, and the last action is repeated past the episode's end."""
+    masked, learnt = (make_builder(directory, stream("action", "action"), mask_padding=mask) for mask in (True, False))
+    for n in range(EPISODES * LENGTH):
+        one, other = masked(0, n), learnt(0, n)
+        assert other["action_mask"].all()
+        for name in set(one) - {"action_mask"}:
+            np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_a_segments_mean_weighs_every_segment_alike(directory):
+    builder = make_builder(directory, stream("action", "action", riders=1), mean="segment")
+    row = builder(0, 0)
+    for number in (1, 2):
+        np.testing.assert_allclose(row["weight"][row["segment"] == number].sum(), 1, rtol=1e-6)
+    np.testing.assert_array_equal(row["weight"] > 0, row["target"])
+    with pytest.raises(ValueError, match="unknown loss.mean 'tokens', did you mean 'token'"):
+        make_builder(directory, stream("action", "action"), mean="tokens")
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "any"])

@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from data_builders import train_tokenizer
-from etcvla.data.tokenizer import Span, Tokenizer, TokenLayout
+from etcvla.data.tokenizer import LAYOUTS, Span, Tokenizer, TokenLayout
 from etcvla.etc.forms import FORMS
 from etcvla.etc.shapes import FORMS as SHAPES_FORMS
 from etcvla.sims.metaworld_tasks import TASKS
@@ -138,6 +140,9 @@ def test_it_travels_as_json_and_by_pickle():
     ({"loc": (1536, 1000)}, "1000 loc"),
     ({"eos": 0}, "must be four ids"),
     ({"bos": 1024}, "must be four ids"),
+    ({"action": (1024, 0)}, "no room for actions"),
+    ({"name": "openpy"}, "unknown token layout 'openpy', did you mean 'openpi'"),
+    ({"name": "openpi"}, "layout openpi: actions end at 1536, expected 2560"),
 ])
 def test_a_layout_that_overlaps_is_refused(change, message):
     fields = {"text": (0, 1024), "action": (1024, 512), "loc": (1536, 1024), "seg": (2560, 128)}
@@ -149,8 +154,18 @@ def test_a_layout_describes_itself():
     table = LAYOUT.describe().splitlines()
     assert [line.split() for line in table[:2]] == [["text", "0", "..", "1023", "1024", "ids"],
                                                     ["action", "1024", "..", "1535", "512", "ids"]]
-    assert "vocabulary 2688" in table[-1]
+    assert "vocabulary 2688" in table[-1] and "layout disjoint" in table[-1]
     assert [LAYOUT.kind(token) for token in (0, 1024, 1536, 2560)] == ["text", "action", "loc", "seg"]
+
+
+def test_a_command_prints_the_ids(paligemma):
+    run = [sys.executable, "launch/tokens.py", f"--tokenizer={paligemma}", "--num_actions=8", "--text=mug <loc0001>"]
+    printed = subprocess.run(run, capture_output=True, text=True, check=True).stdout
+    expected = Tokenizer.load(str(paligemma), num_actions=8)
+    assert printed.strip() == expected.describe("mug <loc0001>")
+    offset = expected.layout.action.offset
+    assert f"FAST 0 7: [{offset}, {offset + 7}]" in printed
+    assert f"'mug <loc0001>': {[2, *expected.encode('mug <loc0001>'), 1]}" in printed
 
 
 # --- PaliGemma -----------------------------------------------------------------------------------------------------
@@ -168,12 +183,17 @@ def _gemma(vocabulary: int = 400, spatial: bool = True) -> tokenizers.Tokenizer:
     backend.add_tokens([f"<unused{i}>" for i in range(8)])
     if spatial:
         backend.add_tokens([f"<loc{i:04d}>" for i in range(1024)] + [f"<seg{i:03d}>" for i in range(128)])
+        backend.add_special_tokens(["<image>"])  # as Hugging Face has it, past the ids of the SentencePiece file
     return backend
 
 
 @pytest.fixture
 def paligemma(tmp_path):
+    """A directory as Hugging Face has it."""
     _gemma().save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({
+        "tokenizer_class": "GemmaTokenizer", "add_bos_token": True, "add_eos_token": False, "bos_token": "<bos>",
+        "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}))
     return tmp_path
 
 
@@ -195,14 +215,40 @@ def test_paligemma_text_never_becomes_an_action(paligemma):
     assert loaded.decode(loaded.action_ids([3])) == "<act0003>"
 
 
-def test_paligemma_travels_as_json(paligemma):
-    loaded = Tokenizer.load(str(paligemma), num_actions=8)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_paligemma_travels_as_json(paligemma, layout):
+    loaded = Tokenizer.load(str(paligemma), num_actions=8, layout=layout)
     copy = Tokenizer.from_json(loaded.to_json())
-    assert copy.layout == loaded.layout
+    assert copy.layout == loaded.layout and copy.layout.name == layout
     assert copy.encode("open the drawer") == loaded.encode("open the drawer")
+    assert copy.action_ids([0, 3]) == loaded.action_ids([0, 3])
 
 
-def test_a_sentencepiece_file_gives_its_own_ids(tmp_path):
+def test_paligemma_reads_as_transformers_reads(paligemma):
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(str(paligemma))
+    ours = Tokenizer.load(str(paligemma), num_actions=1)
+    assert (theirs.pad_token_id, theirs.eos_token_id, theirs.bos_token_id) == (0, 1, 2) == (
+        ours.layout.pad, ours.layout.eos, ours.layout.bos)
+    for text in ("detect the red mug\n", "Task: open the drawer, State: 0 128 255;\nAction: ", "größer 東京 \U0001f916",
+                 "<loc0001><loc1023> mug ; <seg005>", "  two  spaces"):
+        assert ours.encode(text) == theirs(text, add_special_tokens=False)["input_ids"]
+
+
+def test_openpis_layout_counts_down_over_the_locations(paligemma):
+    loaded = Tokenizer.load(str(paligemma), num_actions=1100, layout="openpi")
+    size = tokenizers.Tokenizer.from_file(str(paligemma / "tokenizer.json")).token_to_id("<seg127>") + 1
+    assert loaded.layout.vocab_size == size  # of the SentencePiece file, to which openpi's numbers refer
+    tokens = [0, 1, 1099]
+    assert loaded.action_ids(tokens) == [size - 1 - 128 - token for token in tokens]
+    assert loaded.action_tokens(loaded.action_ids(tokens)) == tokens
+    assert loaded.encode("<loc1023><seg000>") == [loaded.action_ids([0])[0], size - 128]
+    for text in ("<loc1023> mug <loc0000>", "<unused7>"):  # which is an action too, but as text it is itself
+        assert loaded.decode(loaded.encode(text)) == text
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_a_sentencepiece_file_gives_its_own_ids(tmp_path, renamed):
     sentencepiece = pytest.importorskip("sentencepiece")
     pytest.importorskip("transformers")
     texts = train_tokenizer.general_sentences(300, np.random.default_rng(0))
@@ -213,8 +259,9 @@ def test_a_sentencepiece_file_gives_its_own_ids(tmp_path):
         normalization_rule_name="identity", hard_vocab_limit=False)
     path = tmp_path / "tokenizer.model"
     path.write_bytes(_with_locations(path.read_bytes()))
+    path = path.rename(tmp_path / "paligemma_tokenizer.model") if renamed else path
     reference = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    loaded = Tokenizer.load(str(tmp_path), num_actions=1)
+    loaded = Tokenizer.load(str(path if renamed else tmp_path), num_actions=1)
     for text in [*texts, "  two  spaces\n", "größer 東京 12345", "<loc0001><loc1023> mug"]:
         assert loaded.encode(text) == [token if token != loaded.layout.action.offset else loaded.layout.unk
                                        for token in reference.encode(text)]
@@ -237,6 +284,29 @@ def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no file tinny; give one of \['tiny'\]"):
         Tokenizer.load("tinny")
     with pytest.raises(FileNotFoundError, match=r"no tokenizer.json or tokenizer.model in"):
+        Tokenizer.load(str(tmp_path))
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"layout": "disjont"}, "unknown token layout 'disjont', did you mean 'disjoint'"),
+    ({"num_actions": 300_000}, r"no room for actions .* beside text .*fewer FAST tokens fit"),
+])
+def test_what_paligemmas_vocabulary_cannot_hold(paligemma, options, message):
+    with pytest.raises(ValueError, match=message):
+        Tokenizer.load(str(paligemma), **options)
+
+
+def test_the_embedded_tokenizer_has_one_layout():
+    with pytest.raises(ValueError, match="has the layout 'disjoint', expected 'openpi'"):
+        Tokenizer.load(layout="openpi")
+
+
+def test_locations_out_of_order_are_refused(tmp_path):
+    backend = _gemma(spatial=False)
+    backend.add_tokens(["<loc0000>", "<loc0002>", "<loc0001>", *(f"<loc{i:04d}>" for i in range(3, 1024))])
+    first = backend.token_to_id("<loc0000>")
+    backend.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match=f"<loc0001> has id {first + 2}, expected {first + 1}"):
         Tokenizer.load(str(tmp_path))
 
 

@@ -12,8 +12,12 @@ FOLDERS = golden("fast_tokenizer")
 
 
 @pytest.fixture(params=FOLDERS, ids=lambda p: p.name)
-def fixture(request):
-    folder = request.param
+def folder(request):
+    return request.param
+
+
+@pytest.fixture
+def fixture(folder):
     tokens = json.loads((folder / "tokens.json").read_text())
     return FAST.load(folder / "tokenizer"), dict(np.load(folder / "chunks.npz")), tokens, dict(
         np.load(folder / "decoded.npz"))
@@ -28,30 +32,83 @@ def test_encode_matches_reference(fixture, part):
 
 def test_decode_matches_reference(fixture):
     fast, chunks, tokens, decoded = fixture
-    for ids, expected in zip(tokens["eval"], decoded["eval_decoded"], strict=True):
-        chunk, whole = fast.decode(ids)
-        assert whole
-        np.testing.assert_allclose(chunk, expected, atol=1e-6)
+    found = fast.decode_batch(tokens["eval"])
+    assert found.ok.all() and found.chunk.dtype == np.float32
+    np.testing.assert_allclose(found.chunk, decoded["eval_decoded"], atol=1e-6)
     assert np.abs(decoded["eval_decoded"] - chunks["eval_chunks"]).max() < 0.1
+
+
+@pytest.mark.parametrize("part", ["edge", "oov"])
+def test_what_is_called_whole_is_what_the_reference_decodes(fixture, part):
+    """And what is not is nothing there either: zeros, or the huge values of half a character."""
+    fast, _, tokens, decoded = fixture
+    found = fast.decode_batch(tokens[part])
+    for chunk, ok, expected in zip(found.chunk, found.ok, decoded[f"{part}_decoded"], strict=True):
+        if ok:
+            np.testing.assert_allclose(chunk, expected, atol=1e-6)
+        else:
+            assert not chunk.any() and (not expected.any() or np.abs(expected).max() > 100)
+    if part == "edge":
+        assert found.ok[tokens["edge_roundtrip_ok"]].all()
 
 
 def test_undecodable_is_reported_not_raised(fixture):
     fast, _, tokens, _ = fixture
-    for ids in tokens["undecodable"]:
-        chunk, whole = fast.decode(ids)
-        assert not whole and not chunk.any()
+    bad = [*tokens["undecodable"], [], [-1], [fast.vocab_size], [2**40], list(np.int32(tokens["eval"][0][:-1]))]
+    for ids in bad:
+        chunk, ok = fast.decode(ids)
+        assert not ok and not chunk.any() and chunk.shape == (fast.horizon, fast.action_dim)
 
 
-def test_fit_matches_reference_and_survives_saving(fixture, tmp_path):
+def test_a_batch_decodes_as_its_rows_do(fixture):
+    fast, _, tokens, _ = fixture
+    rows = [tokens["eval"][0], tokens["undecodable"][0], tokens["eval"][1]]
+    found = fast.decode_batch(rows)
+    assert found.ok.tolist() == [True, False, True]
+    for ids, chunk in zip(rows, found.chunk, strict=True):
+        np.testing.assert_array_equal(chunk, fast.decode(ids).chunk)
+    assert fast.decode_batch([]).chunk.shape == (0, fast.horizon, fast.action_dim)
+
+
+def test_a_fit_is_saved_as_the_reference_saves_it(fixture, folder, tmp_path):
+    """File for file, so that whatever loads the public format loads ours."""
     fast, chunks, tokens, _ = fixture
     fitted = FAST.fit(chunks["fit_chunks"], vocab_size=fast.vocab_size, scale=fast.scale)
-    assert [fitted.encode(c) for c in chunks["eval_chunks"]] == tokens["eval"]
     fitted.save(tmp_path)
+    public = folder / "tokenizer"
+    assert {p.name for p in tmp_path.iterdir()} == {p.name for p in public.iterdir()}
+    for name in ("tokenizer.json", "processor_config.json"):
+        ours, theirs = (json.loads((where / name).read_text()) for where in (tmp_path, public))
+        assert ours == theirs, name
     again = FAST.from_json(json.loads(json.dumps(FAST.load(tmp_path).to_json())))
     assert [again.encode(c) for c in chunks["eval_chunks"]] == tokens["eval"]
 
 
-def test_bad_input_is_named(fixture):
+def test_transformers_reads_what_is_saved(fixture, tmp_path):
+    """The public processor is a transformers tokenizer and the arithmetic that is tested above."""
+    transformers = pytest.importorskip("transformers")
+    fast, chunks, tokens, _ = fixture
+    FAST.fit(chunks["fit_chunks"], vocab_size=fast.vocab_size, scale=fast.scale).save(tmp_path)
+    public = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    codes = np.maximum(chunks["eval_dct_int"].astype(int) - fast.min_token, 0).reshape(len(tokens["eval"]), -1)
+    texts = ["".join(map(chr, row)) for row in codes]
+    assert public(texts)["input_ids"] == tokens["eval"]
+    assert [public.decode(ids) for ids in tokens["eval"]] == texts
+
+
+def test_sizes_that_a_file_leaves_open(fixture, tmp_path):
+    """As the universal tokenizer's does, which serves every robot."""
+    fast, chunks, tokens, _ = fixture
+    fast.save(tmp_path)
+    config = json.loads((tmp_path / "processor_config.json").read_text())
+    (tmp_path / "processor_config.json").write_text(json.dumps(config | {"time_horizon": None, "action_dim": None}))
+    with pytest.raises(ValueError, match="leaves time_horizon open"):
+        FAST.load(tmp_path)
+    loaded = FAST.load(tmp_path, horizon=fast.horizon, action_dim=fast.action_dim)
+    np.testing.assert_array_equal(loaded.decode_batch(tokens["eval"]).chunk, fast.decode_batch(tokens["eval"]).chunk)
+
+
+def test_bad_input_is_named(fixture, tmp_path):
     fast, chunks, _, _ = fixture
     with pytest.raises(ValueError, match="fitted to"):
         fast.encode(chunks["eval_chunks"][0][:-1])
@@ -59,3 +116,17 @@ def test_bad_input_is_named(fixture):
         FAST.fit(chunks["fit_chunks"], vocab_size=8)
     with pytest.raises(ValueError, match="NaN"):
         FAST.fit(chunks["fit_chunks"] * np.nan, vocab_size=512)
+    with pytest.raises(FileNotFoundError, match=r"no file .*processor_config.json; expected a folder with"):
+        FAST.load(tmp_path)
+    fast.save(tmp_path)
+    with pytest.raises(ValueError, match=f"time_horizon is {fast.horizon}, expected {fast.horizon + 1}"):
+        FAST.load(tmp_path, horizon=fast.horizon + 1)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=f"{tmp_path}/tokenizer.json: "):
+        FAST.load(tmp_path)
+    (tmp_path / "processor_config.json").write_text('{"processor_class": "PaliGemmaProcessor"}')
+    with pytest.raises(ValueError, match="no action_dim, min_token, .* processor_class is 'PaliGemmaProcessor'"):
+        FAST.load(tmp_path)
+    (tmp_path / "processor_config.json").write_text("no json")
+    with pytest.raises(ValueError, match="processor_config.json is not JSON"):
+        FAST.load(tmp_path)

@@ -52,6 +52,20 @@ def test_answers_follow_the_dot(batch):
     np.testing.assert_array_equal(tokens[:, words], batch["tokens"][:, words])
 
 
+def test_action_tokens_that_share_ids_with_locations_stay(batch):
+    """Nor do they count when the answers' locations are paired up."""
+    asked = {**batch, "segment": np.ones_like(batch["segment"])}
+    acting = {name: value.copy() for name, value in asked.items()}
+    acting["tokens"] = np.concatenate([np.full((ROWS, 3), LOC + 7, np.int32), batch["tokens"]], axis=1)
+    acting["segment"] = np.concatenate([np.full((ROWS, 3), 2, np.int32), asked["segment"]], axis=1)
+    acting["action_segment"][:] = 2
+    moved, expected = (run(jax.random.key(0), rows, shift=6, color=0.1, loc_offset=LOC)["tokens"]
+                       for rows in (acting, asked))
+    np.testing.assert_array_equal(moved[:, :3], LOC + 7)
+    np.testing.assert_array_equal(moved[:, 3:], expected)
+    assert (moved[:, 3:] != batch["tokens"]).any()
+
+
 def test_cameras_move_on_their_own_and_colours_change(batch):
     batch["images"][:, 1] = batch["images"][:, 0]
     moved = run(jax.random.key(1), batch, shift=6, color=0.1, loc_offset=LOC)

@@ -66,6 +66,13 @@ def test_riders_where_images_read_the_prompt(dataset, tmp_path):
         streams_of(nano_config(dataset, tmp_path, model__image_attends_prompt=True))
 
 
+def test_a_subtask_where_images_read_the_prompt(dataset, tmp_path):
+    config = changed(nano_config(dataset, tmp_path, model__image_attends_prompt=True, data__prompt="subtask"),
+                     streams__action=common.stream("robot", "action", 0.6, riders=0))
+    with pytest.raises(ValueError, match="data.prompt 'subtask' asks for a subtask beside the action"):
+        streams_of(config)
+
+
 def test_an_unknown_camera(dataset, tmp_path):
     config = changed(nano_config(dataset, tmp_path), datasets__robot=robot(dataset, ("front", "rist")))
     with pytest.raises(ValueError, match=r"no camera 'rist'; it has \['front', 'wrist'\]"):
@@ -116,6 +123,36 @@ def test_statistics_are_inherited_and_cameras_are_the_stages_own(parent, dataset
     assert assets.action_spec["cameras"] == ["wrist", "front"] and assets.action_spec["action_dim"] == 2
     fresh = Stage.open(nano_config(data, tmp_path)).assets
     assert (fresh.action_stats.mean != inherited.action_stats.mean).any()
+
+
+def test_another_token_layout_than_the_checkpoints(parent, dataset, tmp_path):
+    with pytest.raises(ValueError, match=f"data.layout is 'openpi', but {parent} was trained with 'disjoint'"):
+        inherited_assets(nano_config(dataset, tmp_path, init_from=parent, data__layout="openpi"))
+
+
+def test_the_layout_and_the_prompt_travel_in_a_checkpoint(parent):
+    """So that its ids mean what they meant."""
+    assets = Checkpoints(parent).meta()["assets"]
+    layout = json.loads(assets["tokenizer"])["layout"]
+    assert layout["action"] == [1024, 512] and layout["loc"] == [1536, 1024] and layout["name"] == "disjoint"
+    assert assets["action_spec"]["prompt"] == "pi0" and assets["action_spec"]["mask_padding"] is True
+
+
+def test_a_fitted_fast_tokenizer_is_taken(parent, dataset, tmp_path):
+    """In the public format, its chunks' sizes left open."""
+    fast = inherited_assets(nano_config(dataset, tmp_path, init_from=parent)).fast
+    fast.save(tmp_path / "fast")
+    file = tmp_path / "fast" / "processor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"time_horizon": None, "action_dim": None}))
+    more = write_robot_set(tmp_path / "more", episodes=2)  # to which another would be fitted
+    config = nano_config(more, tmp_path / "run", data__fast=str(tmp_path / "fast"))
+    assert Stage.open(config).assets.fast.to_json() == fast.to_json()
+    with pytest.raises(ValueError, match="the FAST tokenizer has .* tokens and the vocabulary 512 action ids"):
+        fast.fit(np.random.default_rng(0).uniform(-1, 1, (999, 4, 2)), vocab_size=600, scale=40).save(tmp_path / "fast")
+        Stage.open(config)
+    config.data.fast = str(tmp_path / "absent")
+    with pytest.raises(FileNotFoundError, match=f"data.fast = {tmp_path}/absent"):
+        build_datasets(config)
 
 
 def test_assets_survive_json(parent, dataset, tmp_path):
