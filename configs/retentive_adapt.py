@@ -10,10 +10,11 @@ from configs import common
 
 def get_config(variant: str = "tiny"):
     c = common.base("retentive_adapt", variant)
+    riders = 4 if variant == "paligemma_3b" else 2  # as many as its longer rows have room for
     with c.unlocked():
         c.datasets.target = common.metaworld("target")
-        c.streams = common.etc_streams("target", 0.2, riders=2)
-        c.streams.action = common.stream("target", "action", 0.8, riders=2)
+        c.streams = common.etc_streams("target", 0.2, riders=riders)
+        c.streams.action = common.stream("target", "action", 0.8, riders=riders)
     c.init_from = f"runs/{variant}/objective_bridge"
     c.init_config = "configs/objective_bridge.py"
     c.loss.fast = common.constant(0.5)

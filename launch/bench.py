@@ -1,0 +1,70 @@
+"""Benchmarks, one a name.
+
+    python launch/bench.py model [--only=flops|time] [--json=FILE]
+
+`model`: pi0 of openpi and of this project with the same parameters, sizes, inputs and dtype, in turns on this machine:
+seconds of a training step and of acting; FLOPs a sample at full size; lessons a TFLOP of packed rows. openpi's package
+is installed alone into --openpi_dir the first time. About eight minutes on two cores, the FLOPs alone one.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from absl import flags
+
+from etcvla.bench import model, openpi, ours
+from launch import common
+
+_JSON = flags.DEFINE_string("json", "", "Where the numbers go as JSON, if anywhere.")
+_ONLY = flags.DEFINE_enum("only", "all", ["all", "flops", "time"], "Which part: flops compiles and computes nothing.")
+_SIZE = flags.DEFINE_string("size", "small", "Size of the timed model, a name in etcvla/models/variants.py.")
+_VOCAB = flags.DEFINE_integer("vocab", 8192, "Its vocabulary.")
+_ROWS = flags.DEFINE_integer("rows", 2, "Rows of a timed training batch.", lower_bound=1)
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed runs of everything.", lower_bound=1)
+_CONFIG = flags.DEFINE_string("config", "configs/objective_bridge.py", "The stage whose packed rows are counted.")
+_OPENPI_DIR = flags.DEFINE_string("openpi_dir", str(Path.home() / ".cache" / "etcvla" / "openpi"),
+                                  "Where openpi's package lies or is installed.")
+
+
+def main(argv):
+    benches = {"model": bench_model}
+    if len(argv) != 2 or argv[1] not in benches:
+        raise ValueError(f"python launch/bench.py NAME, where NAME is one of {', '.join(benches)}; got "
+                         f"{' '.join(argv[1:]) or 'none'}")
+    began, result = time.time(), {"bench": argv[1], "machine": model.machine()}
+    try:
+        benches[argv[1]](result)
+    finally:  # what was counted stays counted if openpi cannot be had
+        result["seconds"] = time.time() - began
+        if _JSON.value:
+            Path(_JSON.value).write_text(json.dumps(result, indent=2))
+            print(f"numbers: {_JSON.value}", flush=True)
+
+
+def bench_model(result: dict) -> None:
+    """Adds the model benchmark's numbers to `result`, and prints them as it goes."""
+    folder = Path(_OPENPI_DIR.value)
+    if _ONLY.value != "time":
+        result |= model.count_flops(common.load_config(_CONFIG.value, "paligemma_3b"))
+        print(model.flops_table(result), flush=True)
+    try:
+        openpi.install(folder)
+    except RuntimeError as error:
+        if _ONLY.value != "flops":
+            raise
+        print(f"openpi is not counted: {error}", flush=True)
+        return
+    if _ONLY.value != "time":
+        result |= model.count_openpi(folder)
+        print(f"openpi's pi0 at full size: {result['openpi_tflop_per_sample']:.2f} TFLOP a training sample", flush=True)
+    if _ONLY.value != "flops":
+        workload = ours.Workload(_SIZE.value, _VOCAB.value, _ROWS.value, dtype="float32")
+        result |= model.compare(workload, folder, _ROUNDS.value)
+        print(model.time_table(result), flush=True)
+
+
+if __name__ == "__main__":
+    common.run(main)
