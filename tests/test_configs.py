@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from configs import common
+from etcvla import rules
 from etcvla.models.vla import init_params
-from etcvla.train import rules
 from etcvla.train.optim import make_optimizer
 from etcvla.train.plan_table import plan_table
 from etcvla.train.stage import inherited_assets, make_model, make_plan, missing_paths, row_sizes

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from etcvla.rules import path_str
 from etcvla.train import sharding
 from etcvla.train.checkpoint import Checkpoints
 from etcvla.train.loop import abstract_state, checkpoint_meta, initial_state, train
-from etcvla.train.rules import path_str
 from etcvla.train.stage import Stage, missing_paths
 from tests.data.handmade_rlds import write_robot_set
 from tests.train.nano import FROZEN, nano_config

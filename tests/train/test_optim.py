@@ -7,8 +7,8 @@ import numpy as np
 import optax
 import pytest
 
+from etcvla.rules import assign
 from etcvla.train.optim import make_optimizer
-from etcvla.train.rules import assign
 
 PARAMS = {"img": {"head": {"kernel": np.float32([[1, 2]]), "bias": np.float32([3, 4])}},
           "llm": {"norm": {"scale": np.float32([5])}, "w": np.float32([[6, 7]])}}
