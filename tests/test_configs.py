@@ -70,6 +70,20 @@ def test_what_a_stage_starts_from_is_what_the_one_before_leaves(stage):
     assert config.model.to_dict() == before.model.to_dict() and config.data.tokenizer == before.data.tokenizer
 
 
+def test_retention_can_train_adapters_alone():
+    config = get_config("retentive_adapt", "tiny+lora")
+    assert config.variant == "tiny" and config.workdir == "runs/tiny/retentive_adapt_lora"
+    with config.unlocked():
+        config.init_from = ""
+    params = jax.eval_shape(functools.partial(init_params, make_model(config, inherited_assets(config))))
+    multiples = rules.assign(config.optim.lr_multiple, params, "optim.lr_multiple")
+    trained = {rules.path_str(path): multiple for path, multiple in jax.tree_util.tree_flatten_with_path(multiples)[0]}
+    assert {path for path, multiple in trained.items() if multiple} == {path for path in trained if "lora" in path}
+    assert trained["llm/layers/mlp_1/linear_lora_b"] == 1 and trained["img/head/kernel"] == 0
+    with pytest.raises(ValueError, match="retentive_adapt.py: no way to adapt 'lara'; after . there is lora"):
+        get_config("retentive_adapt", "tiny+lara")
+
+
 def test_a_typo_is_an_error_with_the_right_name():
     config = get_config("objective_bridge", "tiny")
     with pytest.raises(AttributeError, match=r"(?s)lr_mutiple.*lr_multiple"):

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from etcvla import batch as batch_lib
@@ -50,6 +51,19 @@ class VLAConfig:
         if self.state not in ("token", "text"):
             raise ValueError(f'model.state is {self.state!r}, expected "token" or "text"')
         object.__setattr__(self, "lora", tuple((pattern, rank) for pattern, rank in self.lora))  # JSON has lists
+
+    def check(self, batch: Mapping[str, np.ndarray]) -> None:
+        """Raises ValueError naming the field of a batch on the host that the model cannot read.
+
+        On a device nothing would: an id beyond the table reads its last row there.
+        """
+        size = self.siglip.image_size
+        batch_lib.validate(batch, H=size, W=size, S=self.state_dim, P=self.horizon, A=self.action_dim)
+        tokens = batch["tokens"]
+        outside = (tokens < 0) | (tokens >= self.vocab_size)
+        if outside.any():
+            raise ValueError(f"batch['tokens'] holds id {tokens[outside][0]}, the model has ids 0 to "
+                             f"{self.vocab_size - 1}")
 
     @property
     def adapters(self) -> lora.LoRA:

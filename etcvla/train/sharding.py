@@ -78,6 +78,12 @@ def param_shardings(params: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(place, params, specs)
 
 
+def placed(params: Any, mesh: Mesh) -> Any:
+    """Shapes of parameters as ShapeDtypeStructs that know where they will lie."""
+    return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), params,
+                        param_shardings(params, mesh))
+
+
 def opt_shardings(optimizer: optax.GradientTransformation, params: Any, shardings: Any, mesh: Mesh) -> Any:
     """Shardings of the optimizer's state: moments lie as their parameters, counters everywhere."""
     state = jax.eval_shape(optimizer.init, params)
