@@ -77,6 +77,9 @@ def base(stage: str, variant: str) -> ml_collections.ConfigDict:
     c.model.expert = "adaptive"  # the flow's time enters its norms (pi0.5); "plain": its tokens (pi0); "none"
     c.model.insulate = True  # stop the expert's gradient at the backbone's keys and values
     c.model.image_attends_prompt = False  # images read the prompt, as released PaliGemma; then riders must be 0
+    c.model.count_absent = False  # absent cameras take positions too, as pi0-FAST was trained
+    c.model.lora = ()  # rules over projections, rank of the adapter or 0; see `lora` and etcvla/models/lora.py
+    c.model.lora_scale = 1.0  # of all adapters: alpha / rank
     c.model.state_dim = 4  # S, width of proprioception; narrower datasets are padded
     c.model.action_dim = 4  # A, width of actions; narrower datasets are padded
     c.model.horizon = 10  # P, steps of an action chunk
@@ -172,6 +175,12 @@ def _full_size(c: ml_collections.ConfigDict) -> None:
     c.log_every = 100
     c.save_every = 5000
     c.keep = 3
+
+
+def lora(c: ml_collections.ConfigDict, rank: int) -> None:
+    """An adapter on every projection, and nothing else trained."""
+    c.model.lora = ((".*", rank),)
+    c.optim.lr_multiple = ((r".*lora_[ab]", 1.0), (".*", 0.0))
 
 
 def dataset(path: str, cameras: tuple[str, ...], build: tuple[str, ...] = ()) -> dict:

@@ -1,14 +1,16 @@
 """Stage 3, Retentive Adaptation: a few demonstrations of the deployment scene, with its ETC.
 
-    python launch/train.py --config=configs/retentive_adapt.py
+    python launch/train.py --config=configs/retentive_adapt.py[:tiny|:paligemma_3b|:tiny+lora|:paligemma_3b+lora]
 
 Tiny: three minutes on two cores; ten demonstrations a task in another light, on another table, from another camera.
+With "+lora" adapters alone are trained, and what the stages before learnt stays in its bits beneath them.
 """
 
 from configs import common
 
 
 def get_config(variant: str = "tiny"):
+    variant, _, how = variant.partition("+")
     c = common.base("retentive_adapt", variant)
     riders = 4 if variant == "paligemma_3b" else 2  # as many as its longer rows have room for
     with c.unlocked():
@@ -28,4 +30,9 @@ def get_config(variant: str = "tiny"):
         c.steps = 20_000
         c.batch_size = 128
         c.loss.fast = common.constant(1.0)
+    if how == "lora":
+        c.workdir += "_lora"
+        common.lora(c, rank=16)
+    elif how:
+        raise ValueError(f"configs/retentive_adapt.py: no way to adapt {how!r}; after + there is lora")
     return c

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from configs import common
+from etcvla import rules
 from etcvla.models.vla import init_params
-from etcvla.train import rules
 from etcvla.train.optim import make_optimizer
 from etcvla.train.plan_table import plan_table
 from etcvla.train.stage import inherited_assets, make_model, make_plan, missing_paths, row_sizes
@@ -68,6 +68,20 @@ def test_what_a_stage_starts_from_is_what_the_one_before_leaves(stage):
     before = get_config(STAGES[STAGES.index(stage) - 1], "tiny")
     assert config.init_from == before.workdir and config.init_config == f"configs/{before.stage}.py"
     assert config.model.to_dict() == before.model.to_dict() and config.data.tokenizer == before.data.tokenizer
+
+
+def test_retention_can_train_adapters_alone():
+    config = get_config("retentive_adapt", "tiny+lora")
+    assert config.variant == "tiny" and config.workdir == "runs/tiny/retentive_adapt_lora"
+    with config.unlocked():
+        config.init_from = ""
+    params = jax.eval_shape(functools.partial(init_params, make_model(config, inherited_assets(config))))
+    multiples = rules.assign(config.optim.lr_multiple, params, "optim.lr_multiple")
+    trained = {rules.path_str(path): multiple for path, multiple in jax.tree_util.tree_flatten_with_path(multiples)[0]}
+    assert {path for path, multiple in trained.items() if multiple} == {path for path in trained if "lora" in path}
+    assert trained["llm/layers/mlp_1/linear_lora_b"] == 1 and trained["img/head/kernel"] == 0
+    with pytest.raises(ValueError, match="retentive_adapt.py: no way to adapt 'lara'; after . there is lora"):
+        get_config("retentive_adapt", "tiny+lara")
 
 
 def test_a_typo_is_an_error_with_the_right_name():

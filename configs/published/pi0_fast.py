@@ -21,6 +21,7 @@ def get_config(variant: str = "tiny"):
     c.model.state = "text"
     c.model.expert = "none"
     c.model.image_attends_prompt = True
+    c.model.count_absent = True
     c.data.prompt = "pi0_fast"
     c.data.norm = "quantile"
     c.loss.mean = "segment"

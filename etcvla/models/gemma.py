@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from etcvla.models import ops
+from etcvla.models.lora import LoRA, Projection, dense, make_weight
 from etcvla.models.scan import scan_layers
 
 Cache = tuple[jax.Array, jax.Array]  # keys and values of stream 0: [depth, B, S, K, H] each
@@ -57,6 +58,7 @@ class RMSNorm(nn.Module):
 
     adaptive: bool
     dtype: jnp.dtype
+    lora: LoRA
 
     @nn.compact
     def __call__(self, x, cond):
@@ -65,7 +67,8 @@ class RMSNorm(nn.Module):
             scale = self.param("scale", nn.initializers.zeros, (x.shape[-1],))
             return (normed * (1 + scale)).astype(self.dtype), None
         # Zero-initialised: the expert starts as plain norms with closed gates, which adaLN-Zero found to train best.
-        modulation = nn.Dense(3 * x.shape[-1], kernel_init=nn.initializers.zeros, dtype=self.dtype)(cond)
+        modulation = dense(cond.shape[-1], 3 * x.shape[-1], self.dtype, self.lora, name="Dense_0",
+                           init=nn.initializers.zeros)(cond)
         scale, shift, gate = jnp.split(modulation.astype(jnp.float32), 3, axis=-1)
         return (normed * (1 + scale) + shift).astype(self.dtype), gate.astype(self.dtype)
 
@@ -75,27 +78,13 @@ def add_residual(x: jax.Array, y: jax.Array, gate: jax.Array | None) -> jax.Arra
     return x + y if gate is None else x + gate * y
 
 
-class Einsum(nn.Module):
-    """A weight named `w` under a name of its own, as the released checkpoints have it."""
-
-    shape: tuple[int, ...]
-    in_axis: int | tuple[int, ...]
-    out_axis: int | tuple[int, ...]
-    batch_axis: tuple[int, ...]
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, equation, x):
-        init = nn.initializers.lecun_normal(in_axis=self.in_axis, out_axis=self.out_axis, batch_axis=self.batch_axis)
-        return jnp.einsum(equation, x, self.param("w", init, self.shape).astype(self.dtype))
-
-
 class Attention(nn.Module):
     """One attention over all streams."""
 
     configs: Sequence[GemmaConfig]
     insulate: bool
     dtype: jnp.dtype
+    lora: LoRA
 
     @nn.compact
     def __call__(self, xs, positions, masks, cache, write_at, local):
@@ -123,18 +112,20 @@ class Attention(nn.Module):
         if x is None:
             return None, None, None
         cfg = self.configs[stream]
-        shape = (cfg.num_heads, cfg.width, cfg.head_dim)
-        q = Einsum(shape, 1, (0, 2), (), self.dtype, name=_suffix("q_einsum", stream))("btd,ndh->btnh", x)
-        shape = (2, cfg.num_kv_heads, cfg.width, cfg.head_dim)
-        k, v = Einsum(shape, 2, (1, 3), (0,), self.dtype, name=_suffix("kv_einsum", stream))("bsd,ckdh->cbskh", x)
+        q = self._einsum("q_einsum", stream, "btd,ndh->btnh", (cfg.num_heads, cfg.width, cfg.head_dim), 1, (0, 2))(x)
+        k, v = self._einsum("kv_einsum", stream, "bsd,ckdh->cbskh", (2, cfg.num_kv_heads, cfg.width, cfg.head_dim), 2,
+                            (1, 3), (0,))(x)
         scale = (cfg.query_pre_attn_scalar or cfg.head_dim)**-0.5
         return ops.rope(q, positions) * scale, ops.rope(k, positions), v
 
     def _merge(self, stream, heads):
         cfg = self.configs[stream]
         shape = (cfg.num_heads, cfg.head_dim, cfg.width)
-        name = _suffix("attn_vec_einsum", stream)
-        return Einsum(shape, (0, 1), 2, (), self.dtype, name=name)("btnh,nhd->btd", heads)
+        return self._einsum("attn_vec_einsum", stream, "btnh,nhd->btd", shape, (0, 1), 2)(heads)
+
+    def _einsum(self, name, stream, equation, shape, *fans):
+        return Projection(equation, shape, self.dtype, self.lora, bias=False, name=_suffix(name, stream),
+                          init=nn.initializers.lecun_normal(*fans))
 
 
 def _mask_of_layer(mask: Mask, local: jax.Array) -> jax.Array:
@@ -154,14 +145,16 @@ class FeedForward(nn.Module):
 
     config: GemmaConfig
     dtype: jnp.dtype
+    lora: LoRA
 
     @nn.compact
     def __call__(self, x):
-        cfg = self.config
+        cfg, how = self.config, (self.dtype, self.lora)
         init = nn.initializers.lecun_normal(in_axis=1, out_axis=2, batch_axis=(0,))
-        gate, up = self.param("gating_einsum", init, (2, cfg.width, cfg.mlp_dim)).astype(self.dtype)
-        linear = self.param("linear", nn.initializers.lecun_normal(), (cfg.mlp_dim, cfg.width)).astype(self.dtype)
-        return (nn.gelu(x @ gate, approximate=True) * (x @ up)) @ linear
+        gating = make_weight(self, "gating_einsum", init, (2, cfg.width, cfg.mlp_dim), *how)
+        linear = make_weight(self, "linear", nn.initializers.lecun_normal(), (cfg.mlp_dim, cfg.width), *how)
+        gate, up = (gating[i].einsum("btd,df->btf", x) for i in range(2))
+        return linear.einsum("btf,fd->btd", nn.gelu(gate, approximate=True) * up)
 
 
 class Block(nn.Module):
@@ -170,28 +163,30 @@ class Block(nn.Module):
     configs: Sequence[GemmaConfig]
     insulate: bool
     dtype: jnp.dtype
+    lora: LoRA
 
     @nn.compact
     def __call__(self, xs, cache, local, positions, masks, conds, write_at):
         normed, gates = self._norm("pre_attention_norm", xs, conds)
-        attended, cache = Attention(self.configs, self.insulate, self.dtype, name="attn")(
+        attended, cache = Attention(self.configs, self.insulate, self.dtype, self.lora, name="attn")(
             normed, positions, masks, cache, write_at, local)
         attended = self._post_norm("post_attention_norm", attended)
         xs = [_map(add_residual, x, y, gate) for x, y, gate in zip(xs, attended, gates, strict=True)]
         normed, gates = self._norm("pre_ffw_norm", xs, conds)
-        fed = [_map(FeedForward(cfg, self.dtype, name=_suffix("mlp", i)), y)
+        fed = [_map(FeedForward(cfg, self.dtype, self.lora, name=_suffix("mlp", i)), y)
                for i, (cfg, y) in enumerate(zip(self.configs, normed, strict=True))]
         fed = self._post_norm("post_ffw_norm", fed)
         return [_map(add_residual, x, y, gate) for x, y, gate in zip(xs, fed, gates, strict=True)], cache
 
     def _norm(self, name, xs, conds):
         pairs = [(None, None) if x is None else
-                 RMSNorm(cfg.adaptive, self.dtype, name=_suffix(name, i))(x, cond)
+                 RMSNorm(cfg.adaptive, self.dtype, self.lora, name=_suffix(name, i))(x, cond)
                  for i, (cfg, x, cond) in enumerate(zip(self.configs, xs, conds, strict=True))]
         return tuple(zip(*pairs, strict=True))
 
     def _post_norm(self, name, ys):
-        return [RMSNorm(False, self.dtype, name=_suffix(name, i))(y, None)[0] if cfg.post_norms and y is not None else y
+        return [y if y is None or not cfg.post_norms else
+                RMSNorm(False, self.dtype, self.lora, name=_suffix(name, i))(y, None)[0]
                 for i, (cfg, y) in enumerate(zip(self.configs, ys, strict=True))]
 
 
@@ -224,6 +219,7 @@ class Gemma(nn.Module):
     vocab_size: int
     insulate: bool
     dtype: jnp.dtype
+    lora: LoRA
     remat: str
     unroll: int
 
@@ -235,8 +231,8 @@ class Gemma(nn.Module):
         self.embedder = Embedder(self.vocab_size, self.configs[0].width, self.dtype)
         self.layers = scan_layers(
             Block, self.configs[0].depth, in_axes=(0, 0, *(nn.broadcast,) * 4), remat=self.remat, unroll=self.unroll,
-        )(self.configs, self.insulate, self.dtype)
-        self.final_norms = [RMSNorm(cfg.adaptive, self.dtype, name=_suffix("final_norm", i))
+        )(self.configs, self.insulate, self.dtype, self.lora)
+        self.final_norms = [RMSNorm(cfg.adaptive, self.dtype, self.lora, name=_suffix("final_norm", i))
                             for i, cfg in enumerate(self.configs)]
 
     def __call__(self, xs: Sequence[Array | None], positions: Sequence[Array | None], masks: Sequence[Mask | None],

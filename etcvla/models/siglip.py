@@ -15,6 +15,7 @@ import scipy.ndimage
 from jaxtyping import Array, Float
 
 from etcvla.models import ops
+from etcvla.models.lora import LoRA, Projection, dense, make_weight
 from etcvla.models.scan import scan_layers
 
 
@@ -46,11 +47,13 @@ class SigLIPConfig:
 class MlpBlock(nn.Module):
     config: SigLIPConfig
     dtype: jnp.dtype
+    lora: LoRA
 
     @nn.compact
     def __call__(self, x):
-        hidden = nn.gelu(nn.Dense(self.config.mlp_dim, dtype=self.dtype)(x), approximate=True)
-        return nn.Dense(self.config.width, dtype=self.dtype)(hidden)
+        width, mlp_dim = self.config.width, self.config.mlp_dim
+        hidden = nn.gelu(dense(width, mlp_dim, self.dtype, self.lora, name="Dense_0")(x), approximate=True)
+        return dense(mlp_dim, width, self.dtype, self.lora, name="Dense_1")(hidden)
 
 
 class MultiHeadDotProductAttention(nn.Module):
@@ -58,15 +61,21 @@ class MultiHeadDotProductAttention(nn.Module):
 
     config: SigLIPConfig
     dtype: jnp.dtype
+    lora: LoRA
 
     @nn.compact
     def __call__(self, x):
-        heads = self.config.num_heads
-        head_dim = self.config.width // heads
-        q, k, v = (nn.DenseGeneral((heads, head_dim), dtype=self.dtype, name=name)(x)
+        width, heads = self.config.width, self.config.num_heads
+        head_dim = width // heads
+
+        def project(name, equation, shape, in_axis, out_axis):
+            return Projection(equation, shape, self.dtype, self.lora, name=name,
+                              init=nn.initializers.lecun_normal(in_axis, out_axis))
+
+        q, k, v = (project(name, "btd,dnh->btnh", (width, heads, head_dim), 0, (1, 2))(x)
                    for name in ("query", "key", "value"))
         read = ops.attend(q * head_dim**-0.5, k, v)
-        return nn.DenseGeneral(self.config.width, axis=(-2, -1), dtype=self.dtype, name="out")(read)
+        return project("out", "btnh,nhd->btd", (heads, head_dim, width), (0, 1), 2)(read)
 
 
 class EncoderBlock(nn.Module):
@@ -74,18 +83,20 @@ class EncoderBlock(nn.Module):
 
     config: SigLIPConfig
     dtype: jnp.dtype
+    lora: LoRA
 
     @nn.compact
     def __call__(self, x, _):
         y = nn.LayerNorm(dtype=self.dtype)(x)
-        x = x + MultiHeadDotProductAttention(self.config, self.dtype)(y)
+        x = x + MultiHeadDotProductAttention(self.config, self.dtype, self.lora)(y)
         y = nn.LayerNorm(dtype=self.dtype)(x)
-        return x + MlpBlock(self.config, self.dtype)(y), None
+        return x + MlpBlock(self.config, self.dtype, self.lora)(y), None
 
 
 class Transformer(nn.Module):
     config: SigLIPConfig
     dtype: jnp.dtype
+    lora: LoRA
     remat: str
     unroll: int
 
@@ -93,7 +104,7 @@ class Transformer(nn.Module):
     def __call__(self, x):
         block = scan_layers(EncoderBlock, self.config.depth, in_axes=nn.broadcast, remat=self.remat,
                             unroll=self.unroll)
-        x, _ = block(self.config, self.dtype, name="encoderblock")(x, None)
+        x, _ = block(self.config, self.dtype, self.lora, name="encoderblock")(x, None)
         return nn.LayerNorm(dtype=self.dtype, name="encoder_norm")(x)
 
 
@@ -107,17 +118,18 @@ class SigLIP(nn.Module):
     config: SigLIPConfig
     out_width: int
     dtype: jnp.dtype
+    lora: LoRA
     remat: str
     unroll: int
 
     @nn.compact
     def __call__(self, images: Float[Array, "m h w 3"]) -> Float[Array, "m i d"]:
         cfg = self.config
-        x = PatchEmbed(cfg, self.dtype, name="embedding")(images)
+        x = PatchEmbed(cfg, self.dtype, self.lora, name="embedding")(images)
         pos = self.param("pos_embedding", lambda _, shape: position_codes(*shape[1:])[None], (1, cfg.tokens, cfg.width))
         x = x + pos.astype(self.dtype)
-        x = Transformer(cfg, self.dtype, self.remat, self.unroll, name="Transformer")(x)
-        return nn.Dense(self.out_width, dtype=self.dtype, name="head")(x)
+        x = Transformer(cfg, self.dtype, self.lora, self.remat, self.unroll, name="Transformer")(x)
+        return dense(cfg.width, self.out_width, self.dtype, self.lora, name="head")(x)
 
 
 def position_codes(tokens: int, width: int) -> Float[Array, "i d"]:
@@ -153,17 +165,18 @@ class PatchEmbed(nn.Module):
 
     config: SigLIPConfig
     dtype: jnp.dtype
+    lora: LoRA
 
     @nn.compact
     def __call__(self, images):
         cfg, p = self.config, self.config.patch
-        kernel = self.param("kernel", nn.initializers.lecun_normal(in_axis=(0, 1, 2), out_axis=3),
-                            (p, p, 3, cfg.width))
+        init = nn.initializers.lecun_normal(in_axis=(0, 1, 2), out_axis=3)
+        weight = make_weight(self, "kernel", init, (p, p, 3, cfg.width), self.dtype, self.lora)
         bias = self.param("bias", nn.initializers.zeros, (cfg.width,))
         m, height, width, _ = images.shape
-        patches = images.astype(self.dtype).reshape(m, height // p, p, width // p, p, 3)
-        patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(m, -1, p * p * 3)
-        return patches @ kernel.astype(self.dtype).reshape(p * p * 3, -1) + bias.astype(self.dtype)
+        patches = images.astype(self.dtype).reshape(m, height // p, p, width // p, p, 3).transpose(0, 1, 3, 2, 4, 5)
+        patches = patches.reshape(m, -1, p, p, 3)
+        return weight.einsum("miuvc,uvcd->mid", patches) + bias.astype(self.dtype)
 
 
 def to_float(images: jax.Array, dtype: jnp.dtype) -> jax.Array:

@@ -14,10 +14,11 @@ from collections.abc import Mapping
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from etcvla import batch as batch_lib
-from etcvla.models import flow, ops
+from etcvla.models import flow, lora, ops
 from etcvla.models.gemma import Cache, Gemma, GemmaConfig, Mask
 from etcvla.models.siglip import SigLIP, SigLIPConfig, to_float
 
@@ -43,10 +44,31 @@ class VLAConfig:
     remat: str  # "none", "dots", "full"
     unroll: int  # layers a loop turn
     count_absent: bool = False  # an absent camera's tokens take positions too (openpi's pi0-FAST; pi0 skips them)
+    lora: tuple[tuple[str, int], ...] = ()  # ordered (regex, rank) over projections; see `etcvla.models.lora`
+    lora_scale: float = 1.0  # of all adapters: alpha / rank
 
     def __post_init__(self):
         if self.state not in ("token", "text"):
             raise ValueError(f'model.state is {self.state!r}, expected "token" or "text"')
+        object.__setattr__(self, "lora", tuple((pattern, rank) for pattern, rank in self.lora))  # JSON has lists
+
+    def check(self, batch: Mapping[str, np.ndarray]) -> None:
+        """Raises ValueError naming the field of a batch on the host that the model cannot read.
+
+        On a device nothing would: an id beyond the table reads its last row there.
+        """
+        size = self.siglip.image_size
+        batch_lib.validate(batch, H=size, W=size, S=self.state_dim, P=self.horizon, A=self.action_dim)
+        tokens = batch["tokens"]
+        outside = (tokens < 0) | (tokens >= self.vocab_size)
+        if outside.any():
+            raise ValueError(f"batch['tokens'] holds id {tokens[outside][0]}, the model has ids 0 to "
+                             f"{self.vocab_size - 1}")
+
+    @property
+    def adapters(self) -> lora.LoRA:
+        """Which projections have adapters."""
+        return lora.LoRA(self.lora, self.lora_scale)
 
 
 class VLA(nn.Module):
@@ -57,19 +79,25 @@ class VLA(nn.Module):
     def setup(self):
         cfg = self.config
         dtype = jnp.dtype(cfg.dtype)
-        self.img = SigLIP(cfg.siglip, cfg.vlm.width, dtype, cfg.remat, cfg.unroll)
-        streams = (cfg.vlm,) if cfg.expert is None else (cfg.vlm, cfg.expert)
-        self.llm = Gemma(streams, cfg.vocab_size, cfg.insulate, dtype, cfg.remat, cfg.unroll)
+        streams, adapters = (cfg.vlm,) if cfg.expert is None else (cfg.vlm, cfg.expert), cfg.adapters
+        self.img = SigLIP(cfg.siglip, cfg.vlm.width, dtype, adapters, cfg.remat, cfg.unroll)
+        self.llm = Gemma(streams, cfg.vocab_size, cfg.insulate, dtype, adapters, cfg.remat, cfg.unroll)
         if cfg.expert is None:
             return
-        # The ends of the expert stay in float32: actions and velocities are physical quantities.
-        self.action_in_proj = nn.Dense(cfg.expert.width)
-        self.action_out_proj = nn.Dense(cfg.action_dim)
+        width = cfg.expert.width
+
+        def expert_end(name, width_in, width_out):
+            # In float32 whatever the rest: actions and velocities are physical quantities.
+            return lora.dense(width_in, width_out, jnp.float32, adapters, name=name)
+
+        self.action_in_proj = expert_end("action_in_proj", cfg.action_dim, width)
+        self.action_out_proj = expert_end("action_out_proj", width, cfg.action_dim)
         if cfg.state == "token":
-            self.state_proj = nn.Dense(cfg.expert.width)
-        names = ("time_mlp_in", "time_mlp_out") if cfg.expert.adaptive else ("action_time_mlp_in",
-                                                                             "action_time_mlp_out")
-        self.time_mlp = [nn.Dense(cfg.expert.width, name=name) for name in names]
+            self.state_proj = expert_end("state_proj", cfg.state_dim, width)
+        self.time_mlp = ([expert_end("time_mlp_in", width, width), expert_end("time_mlp_out", width, width)]
+                         if cfg.expert.adaptive else
+                         [expert_end("action_time_mlp_in", 2 * width, width),
+                          expert_end("action_time_mlp_out", width, width)])
 
     # ---- prefix -----------------------------------------------------------------------------------------------------
 
@@ -205,6 +233,7 @@ def init_params(model: VLA, seed: int = 0, loc: tuple[int, int] | None = None) -
     noisy = (None, None) if cfg.expert is None else (jnp.zeros((1, 1, cfg.horizon, cfg.action_dim)), jnp.zeros((1, 1)))
     key = jax.random.key(seed, impl="rbg")
     params = model.init(key, batch, jnp.zeros((1, 1), jnp.int32), *noisy)["params"]
+    lora.check(cfg.adapters, params)
     if loc is not None:
         offset, count = loc
         codes = ops.sincos((jnp.arange(count) + 0.5) / count, cfg.vlm.width, 2**-5, 4.0) * (2 / cfg.vlm.width) ** 0.5

@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 import etcvla
-from etcvla.train.rules import path_str
+from etcvla.rules import path_str
 from etcvla.train.step import TrainState
 
 FORMAT = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import re
@@ -13,10 +14,12 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from etcvla.models.variants import describe
-from etcvla.models.vla import init_params
+from etcvla.models.lora import merge
+from etcvla.models.variants import describe, from_dict
+from etcvla.models.vla import VLA, init_params
 from etcvla.train import sharding
 from etcvla.train.checkpoint import Checkpoints
 from etcvla.train.log import Logger
@@ -67,7 +70,9 @@ def _run(stage: Stage, state: TrainState, step_fn, mesh: Mesh, checkpoints: Chec
     data = logger.waiting(stage.batches(start))
     try:
         for step in range(start, end):
-            state, metrics = step_fn(state, sharding.put_batch(next(data), mesh))
+            batch = next(data)
+            stage.model.config.check(batch)
+            state, metrics = step_fn(state, sharding.put_batch(batch, mesh))
             logger.step(step + 1, metrics)
             if (step + 1) % config.save_every == 0 or step + 1 == end:
                 logger.flush()  # a loss that is not finite must not be saved
@@ -90,19 +95,38 @@ def abstract_state(stage: Stage, mesh: Mesh) -> tuple[optax.GradientTransformati
 
 
 def initial_state(stage: Stage, optimizer: optax.GradientTransformation, abstract: TrainState) -> TrainState:
-    """Step 0: the parameters of `init_from`, or random ones, each made where it will lie."""
+    """Step 0: the parameters of `init_from`, and random ones where it has none, each made where it will lie."""
     places = jax.tree.map(lambda x: x.sharding, abstract)
-    if stage.config.init_from:
-        params = Checkpoints(stage.config.init_from).ema(abstract.params)
-    else:
-        make = functools.partial(init_params, stage.model, stage.config.seed, stage.assets.tokenizer.layout.loc)
-        params = jax.jit(make, out_shardings=places.params)()
+    params = _inherited_params(stage, abstract.params) if stage.config.init_from else {}
+    params = _complete(stage, params, places.params)
 
     def rest(params):
         return TrainState(step=jnp.zeros((), jnp.int32), params=params, ema=jax.tree.map(jnp.copy, params),
                           opt=optimizer.init(params))
 
     return jax.jit(rest, donate_argnums=0, out_shardings=places)(params)
+
+
+def _inherited_params(stage: Stage, abstract: Any) -> Any:
+    """The EMA of `init_from`, its adapters merged: those of this stage start anew."""
+    parent = Checkpoints(stage.config.init_from)
+    theirs = from_dict(parent.meta()["model"]).adapters
+    model = VLA(dataclasses.replace(stage.model.config, lora=theirs.rules, lora_scale=theirs.scale))
+    mesh = jax.tree.leaves(abstract)[0].sharding.mesh
+    params = parent.ema(sharding.placed(jax.eval_shape(functools.partial(init_params, model)), mesh))
+    return jax.jit(functools.partial(merge, lora=theirs), donate_argnums=0)(params) if theirs.rules else params
+
+
+def _complete(stage: Stage, params: Any, places: Any) -> Any:
+    """The parameters, and random ones at those places that they leave empty."""
+    params, places = flatten_dict(params), flatten_dict(places)
+    lacking = {path: place for path, place in places.items() if path not in params}
+
+    def fresh():
+        made = flatten_dict(init_params(stage.model, stage.config.seed, stage.assets.tokenizer.layout.loc))
+        return {path: made[path] for path in lacking}
+
+    return unflatten_dict(params | (jax.jit(fresh, out_shardings=lacking)() if lacking else {}))
 
 
 def checkpoint_meta(stage: Stage) -> dict:

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from etcvla.train import rules
+from etcvla import rules
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))  # rows are split over both; parameters over fsdp and tensor
@@ -32,6 +32,7 @@ PARAM_RULES: rules.Rules = (
     (r"img/head/kernel", PartitionSpec("fsdp", None)),
     (r"img/.*", PartitionSpec()),
     (r"llm/.*norm.*", PartitionSpec()),
+    (r".*lora_[ab]", PartitionSpec()),  # thin
     (r"(state_proj|action_in_proj|action_out_proj|(action_)?time_mlp_(in|out))/(kernel|bias)", PartitionSpec()),
 )
 
@@ -77,12 +78,22 @@ def param_shardings(params: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(place, params, specs)
 
 
+def placed(params: Any, mesh: Mesh) -> Any:
+    """Shapes of parameters as ShapeDtypeStructs that know where they will lie."""
+    return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), params,
+                        param_shardings(params, mesh))
+
+
 def opt_shardings(optimizer: optax.GradientTransformation, params: Any, shardings: Any, mesh: Mesh) -> Any:
     """Shardings of the optimizer's state: moments lie as their parameters, counters everywhere."""
     state = jax.eval_shape(optimizer.init, params)
     everywhere = NamedSharding(mesh, PartitionSpec())
-    return optax.tree_map_params(optimizer, lambda _, sharding: sharding, state, shardings,
-                                 transform_non_params=lambda _: everywhere)
+
+    def absent(leaf):  # the moments of what is frozen
+        return isinstance(leaf, optax.MaskedNode)
+
+    return optax.tree_map_params(optimizer, lambda leaf, sharding: leaf if absent(leaf) else sharding, state,
+                                 shardings, transform_non_params=lambda _: everywhere, is_leaf=absent)
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -183,12 +183,9 @@ def make_model(config: ml_collections.ConfigDict, assets: Assets) -> VLA:
     if assets.fast is not None and assets.fast.vocab_size > layout.action.count:
         raise ValueError(f"the FAST tokenizer has {assets.fast.vocab_size} tokens and the vocabulary "
                          f"{layout.action.count} action ids; raise data.fast_vocab")
-    m = config.model
-    if m.expert == "none" and used(config.loss.flow):
+    if config.model.expert == "none" and used(config.loss.flow):
         raise ValueError('model.expert is "none", but loss.flow has weight: only an expert learns the flow')
-    return VLA(make_config(m.size, expert=m.expert, vocab_size=layout.vocab_size, state_dim=m.state_dim,
-                           action_dim=m.action_dim, horizon=m.horizon, state=m.state, insulate=m.insulate,
-                           image_attends_prompt=m.image_attends_prompt))
+    return VLA(make_config(vocab_size=layout.vocab_size, **config.model))
 
 
 def row_sizes(config: ml_collections.ConfigDict, model: VLA) -> rows.RowSizes:

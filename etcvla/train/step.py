@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from etcvla import schedule
+from etcvla import rules, schedule
 from etcvla.models import flow
 from etcvla.models.vla import VLA, action_widths, target_slots
 from etcvla.train.augment import augment
+from etcvla.train.optim import freeze
 
 Metrics = dict[str, jax.Array]
 LOSSES = ("text", "fast", "flow")
@@ -49,6 +50,7 @@ class Settings:
     shift: int = flax.struct.field(pytree_node=False)  # pixels
     color: float = flax.struct.field(pytree_node=False)
     loc_offset: int = flax.struct.field(pytree_node=False)
+    lr_multiple: rules.Rules = flax.struct.field(pytree_node=False, default=((".*", 1.0),))  # 0 freezes
 
     @classmethod
     def of(cls, config: ml_collections.ConfigDict, loc_offset: int) -> Settings:
@@ -59,7 +61,8 @@ class Settings:
             schedule.check_knots(value, f"loss.{name}")
         return cls(seed=config.seed, steps=config.steps, streams=tuple(sorted(config.streams)),
                    max_targets=config.data.max_targets, draws=config.loss.draws, ema_decay=config.optim.ema,
-                   shift=config.augment.shift, color=config.augment.color, loc_offset=loc_offset, **knots)
+                   shift=config.augment.shift, color=config.augment.color, loc_offset=loc_offset,
+                   lr_multiple=tuple(map(tuple, config.optim.lr_multiple)), **knots)
 
 
 def used(knots: schedule.Knots) -> bool:
@@ -142,7 +145,7 @@ def train_step(state: TrainState, batch: Mapping[str, jax.Array], *, model: VLA,
     batch = augment(augment_key, batch, shift=settings.shift, color=settings.color, loc_offset=settings.loc_offset)
 
     def loss_fn(params):
-        parts = losses(model, params, batch, loss_key, settings)
+        parts = losses(model, freeze(params, settings.lr_multiple), batch, loss_key, settings)
         return total_loss(parts, progress, settings), parts
 
     (loss, parts), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)

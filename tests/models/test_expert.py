@@ -9,7 +9,7 @@ import pytest
 
 from etcvla.models import flow
 from etcvla.models.vla import decode_text, sample_actions
-from etcvla.train.rules import path_str
+from etcvla.rules import path_str
 from tests.models.small import CONFIG, SIZES, is_backbone, make_model, random_params, random_rows, write_segment
 
 ROWS, STEPS = 3, 4

@@ -26,9 +26,11 @@ def one_row():
     return batch
 
 
-def logits_of(model, params, batch):
+def logits_of(model):
+    """(params, batch) -> logits [L, V] of the one row."""
     columns = jnp.arange(SIZES["L"])[None]
-    return np.asarray(jax.jit(model.apply)({"params": params}, batch, columns, None, None)[0][0])
+    run = jax.jit(lambda params, batch: model.apply({"params": params}, batch, columns, None, None)[0][0])
+    return lambda *args: np.asarray(run(*args))
 
 
 def test_soft_caps_bend_and_bound():
@@ -43,15 +45,20 @@ def test_soft_caps_bend_and_bound():
     np.testing.assert_allclose(ops.attend(q, k, v, cap=2.0)[..., :3], expected, atol=1e-6)
 
 
+@pytest.fixture(scope="module")
+def plain_logits():
+    return logits_of(gemma2())
+
+
 @pytest.mark.parametrize("fields", [
     {"attn_softcap": 0.5}, {"post_norms": True}, {"query_pre_attn_scalar": 2}, {"final_softcap": 2.0}, {"window": 3}],
     ids=lambda fields: next(iter(fields)))
-def test_every_field_acts(fields):
-    batch, plain, other = one_row(), gemma2(), gemma2(**fields)
+def test_every_field_acts(plain_logits, fields):
+    batch, other = one_row(), gemma2(**fields)
     params = random_params(other)
     base = {**params, "llm": {**params["llm"], "layers": {
         name: value for name, value in params["llm"]["layers"].items() if not name.startswith("post_")}}}
-    before, after = logits_of(plain, base, batch), logits_of(other, params, batch)
+    before, after = plain_logits(base, batch), logits_of(other)(params, batch)
     assert np.abs(before[1:10] - after[1:10]).max() > 1e-3
     if "final_softcap" in fields:
         np.testing.assert_allclose(after, 2 * np.tanh(before / 2), atol=1e-5)
@@ -63,17 +70,17 @@ def test_every_field_acts(fields):
 def test_causal_tokens_of_local_layers_look_back_a_window(depth, reach):
     """One layer is local; the second layer is global, through which all is seen again."""
     batch, model = one_row(), gemma2(depth, window=WINDOW)
-    params = random_params(model)
-    base = logits_of(model, params, batch)
+    params, run = random_params(model), logits_of(model)
+    base = run(params, batch)
     for column in range(len(PROMPT) + len(TARGET) - 1):
         other = {**batch, "tokens": batch["tokens"].copy()}
         other["tokens"][0, column] = 60
-        moved = np.abs(logits_of(model, params, other) - base).max(axis=1) > 1e-6
+        moved = np.abs(run(params, other) - base).max(axis=1) > 1e-6
         for query in range(len(PROMPT), len(PROMPT) + len(TARGET) - 1):  # its logits are those of the next column
             sees = column <= query and (reach is None or column > query - reach)
             assert moved[query + 1] == sees, (column, query)
     dark = {**batch, "images": 255 - batch["images"]}
-    moved = np.abs(logits_of(model, params, dark) - base).max(axis=1) > 1e-6
+    moved = np.abs(run(params, dark) - base).max(axis=1) > 1e-6
     assert moved[:len(PROMPT) + 1].all()
     assert (moved[len(PROMPT) + 1:len(PROMPT) + len(TARGET)] == (reach is None)).all()
 

@@ -11,7 +11,7 @@ import pytest
 
 from etcvla.models import flow
 from etcvla.models.vla import VLA, decode_text, init_params, sample_actions
-from etcvla.train.rules import path_str
+from etcvla.rules import path_str
 from tests.models.released import load_openpi, load_paligemma
 from tests.models.small import is_backbone
 

@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import pytest
 
+from etcvla.models.lora import LoRA
 from etcvla.models.siglip import MultiHeadDotProductAttention, SigLIPConfig, resize_positions
 
 CONFIG = SigLIPConfig(width=24, depth=1, num_heads=3, mlp_dim=8, patch=14, image_size=28)
@@ -12,10 +13,11 @@ CONFIG = SigLIPConfig(width=24, depth=1, num_heads=3, mlp_dim=8, patch=14, image
 
 def test_attention_is_flaxs_in_parameters_and_numbers():
     x = np.random.default_rng(0).normal(size=(2, 5, CONFIG.width)).astype(np.float32)
-    ours = MultiHeadDotProductAttention(CONFIG, np.float32)
+    ours = MultiHeadDotProductAttention(CONFIG, np.float32, LoRA())
     flaxs = nn.MultiHeadDotProductAttention(num_heads=CONFIG.num_heads, deterministic=True)
-    params, expected = (module.init(jax.random.key(0), x) for module in (ours, flaxs))
-    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    for impl in ("threefry2x32", "rbg"):
+        params, expected = (module.init(jax.random.key(0, impl=impl), x) for module in (ours, flaxs))
+        jax.tree.map(np.testing.assert_array_equal, params, expected)
     params = jax.tree.map(lambda leaf: leaf + 0.1, params)
     np.testing.assert_allclose(ours.apply(params, x), flaxs.apply(params, x), atol=2e-6)
 

@@ -12,8 +12,8 @@ from etcvla import batch as batch_lib
 from etcvla.models import variants
 from etcvla.models.variants import describe, from_dict, make_config
 from etcvla.models.vla import VLA, init_params
+from etcvla.rules import path_str
 from etcvla.train.optim import make_optimizer
-from etcvla.train.rules import path_str
 from etcvla.train.step import Settings, TrainState, train_step
 from tests.models.small import is_backbone
 

@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 
+from etcvla.models.lora import LoRA, merge
+from etcvla.rules import path_str
 from etcvla.train import sharding
 from etcvla.train.checkpoint import Checkpoints
 from etcvla.train.loop import abstract_state, checkpoint_meta, initial_state, train
-from etcvla.train.rules import path_str
 from etcvla.train.stage import Stage, missing_paths
 from tests.data.handmade_rlds import write_robot_set
 from tests.train.nano import FROZEN, nano_config
@@ -111,6 +113,28 @@ def test_a_stage_takes_its_parents_average_and_says_so(parent, dataset, tmp_path
     for part in ("params", "ema"):
         moved = {name for name, value in ema.items() if (trained[f"{part}/{name}"] != value).any()}
         assert moved == {name for name in ema if not re.fullmatch(FROZEN, name)}  # what is frozen keeps its bits
+
+
+def test_adapters_leave_what_they_adapt_in_its_bits(parent, dataset, tmp_path):
+    """And the stage after takes their sum."""
+    config = nano_config(dataset, tmp_path / "child", init_from=str(parent.workdir), steps=2,
+                         model__lora=((".*", 2),), optim__lr_multiple=((r".*lora_[ab]", 1.0), (".*", 0.0)))
+    train(config)
+    before, saved = saved_state(parent), saved_state(config)
+    ema = {name.removeprefix("ema/"): value for name, value in before.items() if name.startswith("ema/")}
+    for part in ("params", "ema"):
+        params = {name.removeprefix(f"{part}/"): x for name, x in saved.items() if name.startswith(f"{part}/")}
+        adapters = {name: params.pop(name) for name in list(params) if name.endswith(("lora_a", "lora_b"))}
+        assert_same_bits(ema, params)
+        assert adapters and all(x.any() for x in adapters.values())  # those that start at zero have moved
+    assert {name.rpartition("lora_")[2] for name in saved if "/mu/" in name} == {"a", "b"}
+
+    stage = Stage.open(nano_config(dataset, tmp_path / "grandchild", init_from=config.workdir))
+    state = initial_state(stage, *abstract_state(stage, sharding.make_mesh(config.mesh)))
+    merged = merge(unflatten_dict({**params, **adapters}, sep="/"), LoRA(config.model.lora))
+    for name, value in flat(merged).items():
+        np.testing.assert_allclose(flat(state.params)[name], value, atol=1e-6, err_msg=name)
+    assert np.abs(merged["llm"]["layers"]["mlp"]["linear"] - ema["llm/layers/mlp/linear"]).max() > 1e-5
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(dataset, tmp_path, monkeypatch):

@@ -13,10 +13,10 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from etcvla.models.variants import SIZES, make_config
 from etcvla.models.vla import VLA, init_params
+from etcvla.rules import path_str
 from etcvla.train import sharding
 from etcvla.train.checkpoint import Checkpoints
 from etcvla.train.loop import train
-from etcvla.train.rules import path_str
 from tests.data.handmade_rlds import write_robot_set
 from tests.models.small import is_backbone
 from tests.train.nano import nano_config

@@ -10,8 +10,9 @@ import pytest
 
 from etcvla.models import flow
 from etcvla.models.vla import sample_actions, target_slots
+from etcvla.rules import path_str
 from etcvla.train.step import Settings, TrainState, losses, metrics_of, total_loss, train_step
-from tests.models.small import make_model, random_params, random_rows, write_segment
+from tests.models.small import is_backbone, make_model, random_params, random_rows, write_segment
 
 ROWS, DRAWS = 4, 2
 SETTINGS = Settings(
@@ -111,6 +112,30 @@ def test_the_total_follows_its_knots(run, batch):
     for progress, text in ((0.0, 1.0), (0.25, 1.5), (1.0, 3.0)):
         np.testing.assert_allclose(total_loss(parts, jnp.float32(progress), SETTINGS),
                                    text * parts["text"] + 0.5 * parts["fast"] + 2 * parts["flow"], rtol=1e-6)
+
+
+def test_both_action_objectives_train_in_one_row(batch):
+    """FAST's tokens the backbone, the flow the expert, each as much as its weight says."""
+    module = make_model(insulate=True)
+
+    @jax.jit
+    def grads(params, fast, flow):
+        def loss(params):
+            parts = losses(module, params, batch, KEY, SETTINGS)
+            return fast * parts["fast"] + flow * parts["flow"]
+
+        return jax.grad(loss)(params)
+
+    params = random_params(module)
+    both, fast, flow = (jax.tree_util.tree_flatten_with_path(grads(params, *weights))[0]
+                        for weights in ((0.5, 2.0), (1.0, 0.0), (0.0, 1.0)))
+    for (path, total), (_, of_fast), (_, of_flow) in zip(both, fast, flow, strict=True):
+        np.testing.assert_allclose(total, 0.5 * of_fast + 2 * of_flow, atol=1e-5 * max(1, np.abs(total).max()))
+        name = path_str(path)
+        if is_backbone(name):
+            assert not of_flow.any() and (of_fast.any() or "key/bias" in name), name
+        else:
+            assert not of_fast.any() and of_flow.any(), name
 
 
 def test_a_loss_without_weight_is_not_computed(model, batch):

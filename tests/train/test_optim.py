@@ -1,4 +1,4 @@
-"""Rules over parameter paths, and the optimizer that is made of them."""
+"""The optimizer that is made of rules."""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from etcvla.train.optim import make_optimizer
-from etcvla.train.rules import assign
+from etcvla.models import flops
+from etcvla.train.optim import freeze, make_optimizer
 
 PARAMS = {"img": {"head": {"kernel": np.float32([[1, 2]]), "bias": np.float32([3, 4])}},
           "llm": {"norm": {"scale": np.float32([5])}, "w": np.float32([[6, 7]])}}
@@ -31,23 +31,6 @@ def step(config, grads, count=1, steps=10):
     return params
 
 
-def test_the_first_full_match_wins():
-    found = assign([(r"img/.*/bias", "a"), (r"img/.*", "b"), (r"llm/w", ("c", "d")), (r".*", None)], PARAMS, "field")
-    assert found == {"img": {"head": {"kernel": "b", "bias": "a"}}, "llm": {"norm": {"scale": None}, "w": ("c", "d")}}
-
-
-def test_a_match_must_be_of_the_whole_path():
-    with pytest.raises(ValueError, match="^optim.x: no rule matches img/head/bias, img/head/kernel, llm/norm/scale$"):
-        assign([("img", 1), ("llm/w", 1), ("norm/.*", 1)], PARAMS, "optim.x")
-
-
-def test_a_rule_that_matches_nothing_is_an_error():
-    rules = [("img/.*", 1), ("lmm/.*", 2), (".*", 3), ("llm/w", 4)]  # the last is hidden by the one before it
-    with pytest.raises(ValueError, match="^optim.x: no parameter matches 'lmm/.*', 'llm/w'$"):
-        assign(rules, PARAMS, "optim.x")
-    assert assign(rules, PARAMS, "optim.x", all_used=False)["llm"]["w"] == 3
-
-
 def test_multiples_scale_and_zero_freezes():
     grads = jax.tree.map(np.ones_like, PARAMS)
     config = optim(lr_multiple=(("img/.*", 0.0), ("llm/w", 0.5), (".*", 1.0)), weight_decay=((".*", 0.1),))
@@ -56,6 +39,28 @@ def test_multiples_scale_and_zero_freezes():
         np.testing.assert_array_equal(trained["img"]["head"][name], PARAMS["img"]["head"][name])
     alone = step(optim(lr=((0.0, 0.05),), weight_decay=((".*", 0.1),)), grads, count=3)
     np.testing.assert_allclose(trained["llm"]["w"], alone["llm"]["w"], rtol=1e-6)
+
+
+def test_what_is_frozen_has_no_moments():
+    config = optim(lr_multiple=(("img/.*", 0.0), (".*", 1.0)))
+    state = jax.eval_shape(make_optimizer(config, 10, PARAMS).init, PARAMS)
+    sizes = sorted(leaf.size for leaf in jax.tree.leaves(state))
+    assert sizes == [1, 1, 1, 1, 2, 2]  # two counters, and two moments of llm/norm/scale and llm/w
+
+
+def test_no_gradient_is_computed_for_what_is_frozen():
+    x = np.ones((4, 8), np.float32)
+    params = {"frozen": np.ones((8, 8), np.float32), "trained": np.ones((8, 8), np.float32)}
+
+    def loss(params, rules):
+        params = freeze(params, rules)
+        return jnp.sum(jnp.tanh(x @ params["trained"]) @ params["frozen"])
+
+    def cost(*rules):
+        return flops.count(lambda params: jax.grad(loss)(params, rules), params).total()
+
+    product = 2 * 4 * 8 * 8
+    assert cost((".*", 1.0)) == 5 * product and cost(("frozen", 0.0), (".*", 1.0)) == 4 * product
 
 
 def test_frozen_gradients_do_not_clip_the_others():
