@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import json
 import math
 import pathlib
 
@@ -15,13 +16,17 @@ from configs import common
 from etcvla import schedule
 from etcvla.data.rows import RowBuilder
 from etcvla.data.tokenizer import Tokenizer
+from etcvla.models.variants import from_dict
 from etcvla.models.vla import init_params
+from etcvla.train.checkpoint import Checkpoints
+from etcvla.train.loop import train
 from etcvla.train.optim import make_optimizer
 from etcvla.train.plan_table import plan_table
 from etcvla.train.stage import Stage, inherited_assets, make_model, make_plan, streams_of
 from etcvla.train.step import Settings, active
 from tests.data.handmade_rlds import write_robot_set
 from tests.data.made_rows import segments
+from tests.train.nano import nano_config
 
 # recipe -> its losses, and the golden checkpoint that has its parameters
 RECIPES = {"pi0": (["flow"], "pi0"), "pi05": (["flow"], "pi05"), "pi0_fast": (["fast"], "pi0_fast"),
@@ -119,6 +124,26 @@ def test_its_rows_are_asked_as_openpi_asks(dataset, tmp_path, recipe, prompt, ta
     before, _, after = prompt.partition("{}")
     assert text.startswith(before) and text.endswith(after) and bool(ids) == target
     assert row["action_mask"].all() == (recipe != "pi0_fast")
+
+
+@pytest.mark.parametrize("recipe", ["pi0", "pi0_fast"])
+def test_a_recipe_trains(dataset, tmp_path, recipe):
+    """The plain expert, and none: a few steps bring the loss down, and the checkpoint knows what it is."""
+    published, config = get_config(recipe, "tiny"), nano_config(dataset, tmp_path, data__text_len=112)
+    with config.unlocked():
+        config.streams = {"action": common.stream("robot", "action", 1.0, riders=0)}
+    for group, field in (("model", "expert"), ("model", "state"), ("model", "image_attends_prompt"),
+                         ("model", "insulate"), ("data", "prompt"), ("data", "mask_padding"), ("loss", "text"),
+                         ("loss", "fast"), ("loss", "flow"), ("loss", "mean")):
+        config[group][field] = published[group][field]
+    config.steps = config.save_every = 12
+    result = train(config)
+    found = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert len(found) == 12 and np.mean(found[-3:]) < np.mean(found[:3])
+    assert f"loss/{RECIPES[recipe][0][0]}" in result["metrics"]
+    saved = from_dict(Checkpoints(tmp_path).meta()["model"])
+    assert saved == Stage.open(config).model.config
+    assert (saved.expert is None) == (recipe == "pi0_fast")
 
 
 def test_flow_without_an_expert(tmp_path):

@@ -8,7 +8,7 @@ pi0 alone is normalised by mean and deviation. As there, widths that a robot lac
 action is learnt past the episode's end. Different from there: images are augmented by shifts and colours (openpi
 crops, rotates and jitters), and cameras that a dataset lacks are left out (openpi masks them).
 
-`tiny` is the same objective on Meta-World, at the size and rates of the tiny stages.
+`tiny` is the same objective on Meta-World, from random parameters, at the size and rates of the tiny stages.
 """
 
 from configs import common

@@ -10,7 +10,7 @@ Numbers of openpi (github.com/Physical-Intelligence/openpi): the model's are Pi0
 What pi0.5's own training had besides (arXiv 2504.16054: FAST tokens and subtasks in the backbone, whose gradient the
 expert does not reach) is what configs/objective_bridge.py does with `--config.data.prompt=pi05_subtask`.
 
-`tiny` is the same objective on Meta-World, at the size and rates of the tiny stages.
+`tiny` is the same objective on Meta-World, from random parameters, at the size and rates of the tiny stages.
 """
 
 from configs import common

@@ -9,8 +9,8 @@ its FASTTokenizer (src/openpi/models/tokenizer.py), the optimizer's TrainConfig'
 `data.fast` is the universal FAST tokenizer (huggingface.co/physical-intelligence/fast), downloaded. Different from
 openpi: the augmentation (as in pi0.py), and cameras that a dataset lacks are left out (openpi shows them black).
 
-`tiny` is the same objective on Meta-World with a FAST tokenizer fitted to it, at the size and rates of the tiny
-stages.
+`tiny` is the same objective on Meta-World with a FAST tokenizer fitted to it, from random parameters, at the size and
+rates of the tiny stages.
 """
 
 from configs import common

@@ -6,7 +6,7 @@ From the authors' configs: rate 1e-5, 2,000 steps of 16 x 8,192 packed tokens, t
 everything trained. A row here is one look: 256 image tokens and about 60 of text, so 26 rows are one of their packs.
 Our choice where they are silent: a tenth of the steps as warm-up and a cosine, AdamW and EMA as in stage 2.
 
-`tiny` is the same on Meta-World, from the stand-in for PaliGemma, at the size and rates of the tiny stages.
+`tiny` is the same on Meta-World, from random parameters, at the size and rates of the tiny stages.
 """
 
 from configs import common
