@@ -21,7 +21,7 @@ from launch import common
 _JSON = flags.DEFINE_string("json", "", "Where the numbers go as JSON, if anywhere.")
 _ONLY = flags.DEFINE_enum("only", "all", ["all", "flops", "time"], "Which part: flops compiles and computes nothing.")
 _SIZE = flags.DEFINE_string("size", "small", "Size of the timed model, a name in etcvla/models/variants.py.")
-_VOCAB = flags.DEFINE_integer("vocab", 8192, "Its vocabulary.")
+_VOCAB = flags.DEFINE_integer("vocab", 2688, "Its vocabulary.")
 _ROWS = flags.DEFINE_integer("rows", 2, "Rows of a timed training batch.", lower_bound=1)
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed runs of everything.", lower_bound=1)
 _CONFIG = flags.DEFINE_string("config", "configs/objective_bridge.py", "The stage whose packed rows are counted.")
