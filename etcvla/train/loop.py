@@ -17,6 +17,7 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from etcvla.models import pretrained
 from etcvla.models.lora import merge
 from etcvla.models.variants import describe, from_dict
 from etcvla.models.vla import VLA, init_params
@@ -108,13 +109,24 @@ def initial_state(stage: Stage, optimizer: optax.GradientTransformation, abstrac
 
 
 def _inherited_params(stage: Stage, abstract: Any) -> Any:
-    """The EMA of `init_from`, its adapters merged: those of this stage start anew."""
+    """The EMA of `init_from`, its adapters merged: those of this stage start anew. Or a released checkpoint's."""
     parent = Checkpoints(stage.config.init_from)
+    if parent.latest() is None:
+        return _released_params(stage, abstract)
     theirs = from_dict(parent.meta()["model"]).adapters
     model = VLA(dataclasses.replace(stage.model.config, lora=theirs.rules, lora_scale=theirs.scale))
     mesh = jax.tree.leaves(abstract)[0].sharding.mesh
     params = parent.ema(sharding.placed(jax.eval_shape(functools.partial(init_params, model)), mesh))
     return jax.jit(functools.partial(merge, lora=theirs), donate_argnums=0)(params) if theirs.rules else params
+
+
+def _released_params(stage: Stage, abstract: Any) -> Any:
+    params, found = pretrained.load(stage.config.init_from, stage.model.config)
+    print(f"{stage.config.stage}: {found}", flush=True)
+    params, abstract = flatten_dict(params), flatten_dict(abstract)
+    for path, array in params.items():  # one by one, so that no second copy of all is ever there
+        params[path] = jax.make_array_from_callback(array.shape, abstract[path].sharding, array.__getitem__)
+    return unflatten_dict(params)
 
 
 def _complete(stage: Stage, params: Any, places: Any) -> Any:
@@ -137,7 +149,8 @@ def checkpoint_meta(stage: Stage) -> dict:
         lineage = own.meta()["lineage"]
     elif config.init_from:
         parent = Checkpoints(config.init_from)
-        lineage = [*parent.meta()["lineage"], {"workdir": config.init_from, "step": parent.latest()}]
+        lineage = ([{"released": config.init_from}] if parent.latest() is None else
+                   [*parent.meta()["lineage"], {"workdir": config.init_from, "step": parent.latest()}])
     return {"config": json.loads(config.to_json_best_effort()), "model": describe(stage.model.config),
             "assets": stage.assets.to_json(), "lineage": lineage}
 

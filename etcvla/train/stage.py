@@ -21,6 +21,7 @@ from etcvla.data.prompts import find_format
 from etcvla.data.rlds import RLDSDataset
 from etcvla.data.rlds_layout import find_version
 from etcvla.data.tokenizer import Tokenizer
+from etcvla.models import pretrained
 from etcvla.models.variants import make_config
 from etcvla.models.vla import VLA
 from etcvla.train.checkpoint import Checkpoints
@@ -44,7 +45,7 @@ def missing_paths(config: ml_collections.ConfigDict) -> dict[str, str]:
 def _exists(field: str, path: str) -> bool:
     # A workdir without a finished checkpoint, or a dataset whose build was killed, is as good as missing.
     if field == "init_from":
-        return Checkpoints(path).latest() is not None
+        return Checkpoints(path).latest() is not None or pretrained.find(path) is not None
     return has_dataset(path) if field.startswith("datasets.") else pathlib.Path(path).exists()
 
 
