@@ -12,7 +12,8 @@ import pytest
 from etcvla.models import flow
 from etcvla.models.vla import VLA, decode_text, init_params, sample_actions
 from etcvla.rules import path_str
-from tests.models.released import load_openpi, load_paligemma
+from tests.golden_dir import ROOT, models
+from tests.models.released import load_openpi, load_paligemma, openpi_arrays
 from tests.models.small import is_backbone
 
 
@@ -29,7 +30,11 @@ def shapes(tree):
 # Flow matching: openpi
 
 
-@pytest.fixture(scope="module", params=["pi0", "pi05"])
+def name_of(folder):
+    return str(folder.relative_to(ROOT))
+
+
+@pytest.fixture(scope="module", params=models("pi0", "pi05"), ids=name_of)
 def openpi(request):
     return load_openpi(request.param)
 
@@ -37,6 +42,7 @@ def openpi(request):
 def test_parameters_are_openpis(openpi):
     ours = jax.eval_shape(lambda: init_params(openpi.model))
     assert shapes(ours) == shapes(openpi.params)
+    jax.tree.map(np.testing.assert_array_equal, openpi.params, openpi_arrays(openpi.folder))
 
 
 def test_velocity_loss_and_gradients(openpi):
@@ -75,7 +81,7 @@ def test_samples(openpi):
 # Next tokens: PaliGemma
 
 
-@pytest.fixture(scope="module", params=["paligemma_bv", "paligemma_hf"])
+@pytest.fixture(scope="module", params=models("paligemma_bv", "paligemma_hf"), ids=name_of)
 def paligemma(request):
     return load_paligemma(request.param)
 
@@ -113,9 +119,13 @@ def test_greedy_decoding(paligemma):
     np.testing.assert_array_equal(decode(paligemma.params), expected)
 
 
-def test_openpis_autoregressive_training():
+@pytest.fixture(scope="module", params=models("pi0_fast"), ids=name_of)
+def fast(request):
+    return load_openpi(request.param)
+
+
+def test_openpis_autoregressive_training(fast):
     """pi0-FAST: absent cameras take positions there."""
-    fast = load_openpi("pi0_fast")
     model = VLA(dataclasses.replace(fast.model.config, count_absent=True))
     batch = fast.batch | {"target": fast.inputs["token_loss_mask"]}
     columns = jnp.broadcast_to(jnp.arange(1, batch["tokens"].shape[1]), batch["tokens"][:, 1:].shape)
@@ -134,9 +144,8 @@ def test_openpis_autoregressive_training():
     assert_norms(grads, fast.folder)
 
 
-def test_openpis_autoregressive_decoding():
+def test_openpis_autoregressive_decoding(fast):
     """pi0-FAST with positions that go on without a gap, as everything else here counts them, and all cameras there."""
-    fast = load_openpi("pi0_fast")
     prompt = fast.batch["segment"] * (fast.inputs["token_ar_mask"] == 0)
     batch = fast.batch | {"segment": prompt, "tokens": fast.batch["tokens"] * prompt,
                           "image_mask": np.ones_like(fast.batch["image_mask"])}

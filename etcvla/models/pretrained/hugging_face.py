@@ -215,10 +215,12 @@ def _config_json(config: VLAConfig, dtype: str) -> dict[str, Any]:
     vocab, width, act = config.vocab_size, config.vlm.width, "gelu_pytorch_tanh"
     kind = "gemma2" if config.vlm.post_norms else "gemma"
     vlm = dataclasses.replace(config.vlm, query_pre_attn_scalar=config.vlm.query_pre_attn_scalar or config.vlm.head_dim)
-    odd = [field for field, (name, value) in _TEXT_FIELDS[kind].items() if name is None and getattr(vlm, field) != value]
+    fields = _TEXT_FIELDS[kind].items()
+    odd = [f"vlm.{field} = {getattr(vlm, field)}" for field, (name, value) in fields
+           if name is None and getattr(vlm, field) != value]
     if odd:
-        raise ValueError(f"no {kind} has {', '.join(f'vlm.{field} = {getattr(vlm, field)}' for field in odd)}")
-    text = {name: getattr(vlm, field) or None for field, (name, _) in _TEXT_FIELDS[kind].items() if name}
+        raise ValueError(f"no {kind} has {', '.join(odd)}")
+    text = {name: getattr(vlm, field) or None for field, (name, _) in fields if name}
     vision = {name: getattr(config.siglip, field) for field, (name, _) in _VISION_FIELDS.items()}
     return {
         "architectures": ["PaliGemmaForConditionalGeneration"], "model_type": "paligemma", "torch_dtype": dtype,
