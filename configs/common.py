@@ -66,7 +66,7 @@ def base(stage: str, variant: str) -> ml_collections.ConfigDict:
     c.variant = variant
     c.seed = 0  # of the plan, initialisation and all noise
     c.workdir = f"runs/{variant}/{stage}"  # checkpoints, logs, pictures; a run in it is resumed
-    # What this stage starts from: a workdir (its newest checkpoint's EMA), or released weights (Hugging Face directory,
+    # What this stage starts from: a workdir (its newest checkpoint's EMA) or released weights (Hugging Face directory,
     # big_vision .npz, openpi's params); "" for random parameters.
     c.init_from = ""
     c.init_config = ""  # config file of the stage that makes `init_from`, trained first if that is missing
@@ -162,7 +162,7 @@ def _full_size(c: ml_collections.ConfigDict) -> None:
     c.model.state = "text"
     c.model.state_dim = 32
     c.model.action_dim = 32
-c.data.tokenizer = "checkpoints/paligemma_tokenizer"
+    c.data.tokenizer = "checkpoints/paligemma_tokenizer"
     c.data.prompt = "pi05"
     c.data.text_len = 256
     c.data.max_targets = 160

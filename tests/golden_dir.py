@@ -18,8 +18,10 @@ def models(*kinds: str) -> list[pathlib.Path]:
 
 
 def kind_of(folder: pathlib.Path) -> str:
-    """Which implementation made a folder's numbers."""
+    """Which implementation made a folder's numbers; "" where nothing says."""
     if (folder / "checkpoint.npz").exists():
         return "paligemma_bv"
+    if not (folder / "config.json").exists():
+        return ""
     config = json.loads((folder / "config.json").read_text())
-    return "paligemma_hf" if config.get("model_type") == "paligemma" else config["model"]
+    return "paligemma_hf" if config.get("model_type") == "paligemma" else config.get("model", "")

@@ -1,5 +1,6 @@
 """Checkpoints of every released format from plain arrays, written without the code under test."""
 
+import dataclasses
 import json
 import struct
 from pathlib import Path
@@ -9,7 +10,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import unflatten_dict
 
 from tests.golden_dir import models
-from tests.models.released import openpi_arrays, openpi_config, paligemma_config
+from tests.models.released import openpi_config, paligemma_config
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -33,13 +34,18 @@ def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
     path.write_bytes(struct.pack("<Q", len(encoded)) + encoded + data)
 
 
+@dataclasses.dataclass
 class HuggingFace:
-    """The first Hugging Face fixture of PaliGemma 1 as arrays by name, and how such arrays are written."""
+    """A Hugging Face fixture as arrays by name, and how such arrays are written."""
 
-    folder = next(path for path in models("paligemma_hf") if "gemma2" not in (path / "config.json").read_text())
-    config = paligemma_config(folder, json.loads((folder / "config.json").read_text())["vision_config"]["image_size"])
-    dropped, reshaped = "vision_tower.post_layernorm.bias", "multi_modal_projector.linear.weight"
-    paths = "img/Transformer/encoder_norm/bias", "img/head/kernel"
+    folder: Path
+    dropped = "vision_tower.post_layernorm.bias"
+    reshaped = "multi_modal_projector.linear.weight"
+    paths = "img/Transformer/encoder_norm/bias", "img/head/kernel"  # ours of the two
+
+    @property
+    def config(self):
+        return paligemma_config(self.folder)
 
     def arrays(self):
         return read_safetensors(self.folder / "model.safetensors")
@@ -51,13 +57,17 @@ class HuggingFace:
         return directory
 
 
+@dataclasses.dataclass
 class BigVision:
-    """The first big_vision fixture."""
+    """The same of a big_vision fixture."""
 
-    folder = models("paligemma_bv")[0]
-    config = paligemma_config(folder / "checkpoint.npz", np.load(folder / "inputs.npz")["image"].shape[1])
+    folder: Path
     dropped, reshaped = "params/llm/final_norm/scale", "params/img/head/kernel"
     paths = "llm/final_norm/scale", "img/head/kernel"
+
+    @property
+    def config(self):
+        return paligemma_config(self.folder)
 
     def arrays(self):
         return dict(np.load(self.folder / "checkpoint.npz"))
@@ -68,13 +78,17 @@ class BigVision:
         return path
 
 
+@dataclasses.dataclass
 class OpenPi:
-    """The first fixture of pi0."""
+    """The same of a pi0 fixture."""
 
-    folder = models("pi0")[0]
-    config = openpi_config(folder)
+    folder: Path
     dropped, reshaped = "state_proj/bias", "PaliGemma/llm/layers/mlp_1/linear"
     paths = "state_proj/bias", "llm/layers/mlp_1/linear"
+
+    @property
+    def config(self):
+        return openpi_config(self.folder)
 
     def arrays(self):
         return dict(np.load(self.folder / "params.npz"))
@@ -85,4 +99,12 @@ class OpenPi:
         return directory
 
 
-__all__ = ["BigVision", "HuggingFace", "OpenPi", "openpi_arrays", "read_safetensors", "write_safetensors"]
+def is_gemma2(folder: Path) -> bool:
+    """Whether a Hugging Face fixture is a PaliGemma 2."""
+    return json.loads((folder / "config.json").read_text())["text_config"]["model_type"] == "gemma2"
+
+
+# One of each kind that the fixtures' folder has.
+HUGGING_FACE = [HuggingFace(folder) for folder in models("paligemma_hf") if not is_gemma2(folder)][:1]
+BIG_VISION = [BigVision(folder) for folder in models("paligemma_bv")][:1]
+OPENPI = [OpenPi(folder) for folder in models("pi0")][:1]

@@ -41,14 +41,14 @@ def load_paligemma(folder: str | Path) -> SimpleNamespace:
     folder = ROOT / folder
     inputs, outputs = arrays(folder)
     if kind_of(folder) == "paligemma_bv":
-        path, images, text, suffix = folder / "checkpoint.npz", inputs["image"], inputs["text"], inputs["mask_loss"] > 0
+        images, text, suffix = inputs["image"], inputs["text"], inputs["mask_loss"] > 0
         present = text.astype(bool)  # of all ids, only padding is 0
     else:
-        path, images, first = folder, inputs["pixel_values_nhwc"], int(inputs["num_image_tokens"])
+        images, first = inputs["pixel_values_nhwc"], int(inputs["num_image_tokens"])
         text, present = inputs["input_ids"][:, first:], inputs["attention_mask"][:, first:] > 0
         suffix = inputs["token_type_ids"][:, first:] > 0
-    config = paligemma_config(path, images.shape[1])
-    params, _ = pretrained.load(path, config)
+    config = paligemma_config(folder)
+    params, _ = pretrained.load(weights_of(folder), config)
     batch = make_batch(images[:, None], text, present, config) | {"target": suffix}
     prompt = present & ~suffix
     prompt_batch = make_batch(images[:, None], text * prompt, prompt, config)
@@ -86,12 +86,19 @@ def openpi_arrays(folder: Path) -> dict:
                            for name, value in np.load(folder / "params.npz").items()}, sep="/")
 
 
-def paligemma_config(path: Path, image_size: int) -> VLAConfig:
-    """The model of a PaliGemma checkpoint, with an expert that is never run."""
-    checkpoint = pretrained.find(path)
+def weights_of(folder: Path) -> Path:
+    """Where a PaliGemma fixture has its weights."""
+    return folder / "checkpoint.npz" if kind_of(folder) == "paligemma_bv" else folder
+
+
+def paligemma_config(folder: Path) -> VLAConfig:
+    """The model of a PaliGemma fixture, with an expert that is never run."""
+    checkpoint = pretrained.find(weights_of(folder))
     tower, vlm = ({field.split(".")[1]: value for field, value in checkpoint.sizes.items() if field.startswith(part)}
                   for part in ("siglip.", "vlm."))
+    images = next(value for name, value in np.load(folder / "inputs.npz").items()
+                  if name in ("image", "pixel_values_nhwc"))
     table = next(tensor for name, tensor in checkpoint.tensors.items()
                  if name.endswith(("input_embedding", "embed_tokens.weight")))
-    return VLAConfig(SigLIPConfig(**tower | {"image_size": image_size}), GemmaConfig(**vlm), GemmaConfig(**vlm),
+    return VLAConfig(SigLIPConfig(**tower | {"image_size": images.shape[1]}), GemmaConfig(**vlm), GemmaConfig(**vlm),
                      table.shape[0], 1, 1, 1, state="text", **SWITCHES)

@@ -18,23 +18,42 @@ from etcvla.models import pretrained
 from etcvla.models.siglip import resize_positions
 from etcvla.models.vla import VLA
 from tests.golden_dir import ROOT, models
-from tests.models.checkpoint_files import BigVision, HuggingFace, OpenPi, read_safetensors, write_safetensors
+from tests.models.checkpoint_files import (
+    BIG_VISION,
+    HUGGING_FACE,
+    OPENPI,
+    is_gemma2,
+    read_safetensors,
+    write_safetensors,
+)
 from tests.models.released import load_openpi, load_paligemma, openpi_config
 from tests.models.small import CONFIG, is_backbone, make_model, random_params
 
-HF = HuggingFace()
-FORMATS = [HF, BigVision(), OpenPi()]
 GEMMA2 = {"post_norms": True, "attn_softcap": 4.0, "final_softcap": 5.0, "window": 3, "query_pre_attn_scalar": 5}
 
 
-@pytest.fixture(params=FORMATS, ids=lambda form: type(form).__name__)
+def name_of(form):
+    return type(form).__name__
+
+
+@pytest.fixture(params=[*HUGGING_FACE, *BIG_VISION, *OPENPI], ids=name_of)
 def form(request):
     return request.param
 
 
-@pytest.fixture(scope="module")
-def hf_params():
-    return flatten_dict(load_paligemma(HF.folder).params, sep="/")
+@pytest.fixture(params=HUGGING_FACE, ids=name_of)
+def hf(request):
+    return request.param
+
+
+@pytest.fixture(params=OPENPI, ids=name_of)
+def openpi(request):
+    return request.param
+
+
+@pytest.fixture
+def hf_params(hf):
+    return flatten_dict(load_paligemma(hf.folder).params, sep="/")
 
 
 def assert_same(found, expected):
@@ -56,7 +75,7 @@ def vlm(config, **changes):
 
 
 def released_names(name):
-    return name.replace("vision_tower.", "vision_tower.vision_model.")
+    return name.replace("vision_model.", "").replace("vision_tower.", "vision_tower.vision_model.")
 
 
 def names_of_4_50(name):
@@ -64,9 +83,9 @@ def names_of_4_50(name):
 
 
 @pytest.mark.parametrize("rename", [released_names, names_of_4_50])
-def test_older_names_are_the_same_parameters(hf_params, tmp_path, rename):
-    path = HF.write({rename(name): tensor for name, tensor in HF.arrays().items()}, tmp_path / "hf")
-    assert_same(pretrained.load(path, HF.config)[0], hf_params)
+def test_older_names_are_the_same_parameters(hf, hf_params, tmp_path, rename):
+    path = hf.write({rename(name): tensor for name, tensor in hf.arrays().items()}, tmp_path / "hf")
+    assert_same(pretrained.load(path, hf.config)[0], hf_params)
 
 
 @pytest.mark.parametrize("folder", sorted(ROOT.glob("*/released_key_names")), ids=str)
@@ -76,57 +95,57 @@ def test_released_names_without_a_config(folder, caplog):
     assert "the numbers of heads are taken on trust" in caplog.text
 
 
-def test_shards(hf_params, tmp_path):
-    path = HF.write({}, tmp_path / "hf")
+def test_shards(hf, hf_params, tmp_path):
+    path = hf.write({}, tmp_path / "hf")
     (path / "model.safetensors").unlink()
     where = {}
-    for i, name in enumerate(HF.arrays()):
+    for i, name in enumerate(hf.arrays()):
         where[name] = f"model-{i % 3 + 1:05d}-of-00003.safetensors"
     for file in set(where.values()):
-        write_safetensors(path / file, {name: HF.arrays()[name] for name in where if where[name] == file})
+        write_safetensors(path / file, {name: hf.arrays()[name] for name in where if where[name] == file})
     (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
-    assert_same(pretrained.load(path, HF.config)[0], hf_params)
+    assert_same(pretrained.load(path, hf.config)[0], hf_params)
     (path / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="names model-00002-of-00003.safetensors, which .*hf does not have"):
-        pretrained.load(path, HF.config)
+        pretrained.load(path, hf.config)
 
 
-def test_the_output_layer_is_the_embedding_table(hf_params, tmp_path):
-    tensors, table = HF.arrays(), "language_model.model.embed_tokens.weight"
+def test_the_output_layer_is_the_embedding_table(hf, hf_params, tmp_path):
+    tensors, table = hf.arrays(), "language_model.model.embed_tokens.weight"
     head = tensors[table]
     for name, held in (("both", tensors), ("head", {n: t for n, t in tensors.items() if n != table})):
-        path = HF.write(held | {"lm_head.weight": head}, tmp_path / name)
-        assert_same(pretrained.load(path, HF.config)[0], hf_params)
-    other = HF.write(tensors | {"lm_head.weight": head + 1}, tmp_path / "other")
+        path = hf.write(held | {"lm_head.weight": head}, tmp_path / name)
+        assert_same(pretrained.load(path, hf.config)[0], hf_params)
+    other = hf.write(tensors | {"lm_head.weight": head + 1}, tmp_path / "other")
     with pytest.raises(ValueError, match="lm_head is not the embedding table"):
-        pretrained.load(other, HF.config)
+        pretrained.load(other, hf.config)
 
 
-def test_rows_that_pad_the_vocabulary_are_left_out(hf_params):
-    rows = HF.config.vocab_size
-    params, found = pretrained.load(HF.folder, dataclasses.replace(HF.config, vocab_size=rows - 64))
+def test_rows_that_pad_the_vocabulary_are_left_out(hf, hf_params):
+    rows = hf.config.vocab_size
+    params, found = pretrained.load(hf.folder, dataclasses.replace(hf.config, vocab_size=rows - 64))
     np.testing.assert_array_equal(params["llm"]["embedder"]["input_embedding"],
                                   hf_params["llm/embedder/input_embedding"][:-64])
     assert "embed_tokens.weight): its last 64 rows" in str(found)
     with pytest.raises(pretrained.MismatchError) as error:
-        pretrained.load(HF.folder, dataclasses.replace(HF.config, vocab_size=rows - 63))
-    width = HF.config.vlm.width
+        pretrained.load(hf.folder, dataclasses.replace(hf.config, vocab_size=rows - 63))
+    width = hf.config.vlm.width
     assert error.value.misshapen == ["llm/embedder/input_embedding (language_model.model.embed_tokens.weight): "
                                      f"[{rows}, {width}] instead of [{rows - 63}, {width}]"]
 
 
-def test_heads_are_compared_though_no_shape_shows_them():
-    other = vlm(HF.config, num_heads=HF.config.vlm.num_heads * 2, head_dim=HF.config.vlm.head_dim // 2)
+def test_heads_are_compared_though_no_shape_shows_them(hf):
+    other = vlm(hf.config, num_heads=hf.config.vlm.num_heads * 2, head_dim=hf.config.vlm.head_dim // 2)
     other = dataclasses.replace(other, vlm=dataclasses.replace(other.vlm, num_kv_heads=2),
                                 expert=dataclasses.replace(other.expert, num_kv_heads=2))
-    with pytest.raises(pretrained.MismatchError, match=f"vlm.head_dim {HF.config.vlm.head_dim} instead of") as error:
-        pretrained.load(HF.folder, other)
+    with pytest.raises(pretrained.MismatchError, match=f"vlm.head_dim {hf.config.vlm.head_dim} instead of") as error:
+        pretrained.load(hf.folder, other)
     assert error.value.missing == error.value.extra == error.value.misshapen == []
 
 
-def test_gemma_2_is_not_gemma_1():
+@pytest.mark.parametrize("folder", filter(is_gemma2, models("paligemma_hf")), ids=lambda folder: folder.name)
+def test_gemma_2_is_not_gemma_1(folder):
     gemma1 = {"post_norms": False, "attn_softcap": 0.0, "final_softcap": 0.0, "window": 0, "query_pre_attn_scalar": 0}
-    folder = next(path for path in models("paligemma_hf") if "gemma2" in (path / "config.json").read_text())
     config = load_paligemma(folder).model.config
     with pytest.raises(pretrained.MismatchError) as error:
         pretrained.load(folder, vlm(config, **gemma1))
@@ -138,8 +157,8 @@ def test_gemma_2_is_not_gemma_1():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
-def test_big_visions_dtypes_with_and_without_prefix(dtype, tmp_path):
-    form = BigVision()
+@pytest.mark.parametrize("form", BIG_VISION, ids=name_of)
+def test_big_visions_dtypes_with_and_without_prefix(form, dtype, tmp_path):
     arrays = {name.removeprefix("params/"): value.astype(dtype) for name, value in form.arrays().items()}
     expected = {name: value.astype(np.float32) for name, value in arrays.items()}
     if dtype is ml_dtypes.bfloat16:
@@ -162,19 +181,17 @@ def test_openpis_trees(path):
     assert pretrained.find(path.parent).path == path
 
 
-def test_a_checkpoint_without_expert_leaves_it_fresh(tmp_path):
-    """pi0-FAST in openpi's format, and PaliGemma in the two others."""
-    form, tensors = OpenPi(), OpenPi().arrays()
-    backbone = {name: value for name, value in tensors.items() if is_backbone(name.removeprefix("PaliGemma/"))}
-    paths = [(form.write(backbone, tmp_path / "fast"), form.config), (HF.folder, HF.config),
-             (BigVision.folder / "checkpoint.npz", BigVision.config)]
-    for path, config in paths:
-        params, found = pretrained.load(path, config)
-        shapes = pretrained.parameter_shapes(config)
-        assert flatten_dict(params, sep="/").keys() == found.loaded.keys() == set(filter(is_backbone, shapes))
-        assert found.loaded.keys() | found.fresh.keys() == shapes.keys()
-        fresh = sum(math.prod(shape) for name, shape in shapes.items() if not is_backbone(name))
-        assert f"{fresh:,} parameters in {len(found.fresh)} arrays: action_in_proj, " in str(found)
+def test_a_checkpoint_without_expert_leaves_it_fresh(form, tmp_path):
+    """PaliGemma, and pi0-FAST in openpi's format."""
+    backbone = {name: value for name, value in form.arrays().items()
+                if form not in OPENPI or is_backbone(name.removeprefix("PaliGemma/"))}
+    config = form.config
+    params, found = pretrained.load(form.write(backbone, tmp_path / "checkpoint"), config)
+    shapes = pretrained.parameter_shapes(config)
+    assert flatten_dict(params, sep="/").keys() == found.loaded.keys() == set(filter(is_backbone, shapes))
+    assert found.loaded.keys() | found.fresh.keys() == shapes.keys()
+    fresh = sum(math.prod(shape) for name, shape in shapes.items() if not is_backbone(name))
+    assert f"{fresh:,} parameters in {len(found.fresh)} arrays: action_in_proj, " in str(found)
 
 
 # What does not fit
@@ -211,10 +228,10 @@ def test_another_architecture_says_which_sizes(form, tmp_path):
             pretrained.load(path, other)
 
 
-def test_an_action_width_above_the_checkpoints():
-    config = dataclasses.replace(OpenPi.config, action_dim=OpenPi.config.action_dim + 1)
+def test_an_action_width_above_the_checkpoints(openpi):
+    config = dataclasses.replace(openpi.config, action_dim=openpi.config.action_dim + 1)
     with pytest.raises(pretrained.MismatchError, match=f"action_dim {config.action_dim - 1} instead of"):
-        pretrained.load(OpenPi.folder / "checkpoint", config)
+        pretrained.load(openpi.folder / "checkpoint", config)
 
 
 def test_positions_of_another_resolution_are_resized(form, tmp_path):
@@ -227,23 +244,26 @@ def test_positions_of_another_resolution_are_resized(form, tmp_path):
     assert f"resized from {tower.tokens} to {larger.tokens} image tokens" in str(found)
 
 
-def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
+def test_a_file_that_is_no_checkpoint_is_named(hf, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere holds no released checkpoint"):
         pretrained.load(tmp_path / "nowhere", CONFIG)
-    path = HF.write(HF.arrays(), tmp_path / "hf") / "model.safetensors"
+    path = hf.write(hf.arrays(), tmp_path / "hf") / "model.safetensors"
     data = path.read_bytes()
     for content, message in ((data[:-9], f"has {len(data) - 9} bytes where its header speaks of {len(data)}"),
                              (b"version https://git-lfs.github.com/spec/v1\n", "no safetensors file"),
                              (data[:8] + b"x" * 9999, "its header is no JSON"), (b"", "no safetensors file")):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=f"model.safetensors.* {message}"):
-            pretrained.load(path.parent, HF.config)
+            pretrained.load(path.parent, hf.config)
     (tmp_path / "x.npz").write_bytes(b"no archive")
     with pytest.raises(ValueError, match=r"x.npz is no .npz"):
         pretrained.load(tmp_path / "x.npz", CONFIG)
-    (path.parent / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    with pytest.raises(ValueError, match="config.json describes a 'llama' model .*, expected 'paligemma'"):
-        pretrained.load(path.parent, HF.config)
+    for config, message in (({"model_type": "llama"}, "describes a 'llama' model .*, expected 'paligemma'"),
+                            ({"model_type": "paligemma", "text_config": {"rope_parameters": {"rope_theta": 1e6}}},
+                             "text_config.rope_theta is 1000000.0, expected 10000.0")):
+        (path.parent / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ValueError, match=f"config.json:? {message}"):
+            pretrained.load(path.parent, hf.config)
 
 
 # Export

@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import logging
 import math
-import operator
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -141,8 +140,9 @@ def _check(checkpoint: Checkpoint, entries: list[Entry], shapes: Shapes, config:
     return tuple(notes)
 
 
-def _size(config: VLAConfig, field: str) -> float:
-    value = operator.attrgetter(field)(config)
+def _size(config: VLAConfig, field: str) -> float | None:
+    """A field of the config, "vlm.width"; None where the model has no such part."""
+    value = functools.reduce(lambda part, name: part and getattr(part, name), field.split("."), config)
     return config.vlm.head_dim if field == "vlm.query_pre_attn_scalar" and not value else value
 
 

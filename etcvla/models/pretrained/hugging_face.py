@@ -114,6 +114,10 @@ _TEXT_FIELDS = {
         "post_norms": (None, True), "window": ("sliding_window", 4096)}}
 
 
+# What is the same in every released PaliGemma, so that our model has no field for it.
+_FIXED = {"text_config": {"rope_theta": 10_000.0, "rms_norm_eps": 1e-6}, "vision_config": {"layer_norm_eps": 1e-6}}
+
+
 def open_checkpoint(directory: epath.Path) -> Checkpoint:
     """Reads config.json and the headers.
 
@@ -155,7 +159,8 @@ def _untie(tensors: dict[str, Stream], directory: epath.Path) -> None:
         raise ValueError(f"{directory}: lm_head is not the embedding table; here they are one parameter")
 
 
-def _sizes(path: epath.Path) -> dict[str, int]:
+def _sizes(path: epath.Path) -> dict[str, float]:
+    """The fields of our config that config.json tells. Raises ValueError for another architecture's."""
     if not path.exists():
         log.warning("%s is not there: the numbers of heads are taken on trust", path)
         return {}
@@ -165,6 +170,12 @@ def _sizes(path: epath.Path) -> dict[str, int]:
     if kind[0] != "paligemma" or kind[1] not in _TEXT_FIELDS:
         raise ValueError(f"{path} describes a {kind[0]!r} model with text_config.model_type {kind[1]!r}, expected "
                          f"'paligemma' with {' or '.join(map(repr, _TEXT_FIELDS))}")
+    for part, fixed in _FIXED.items():
+        found = config.get(part, {})
+        found = found | (found.get("rope_parameters") or {})  # where newer files have rope_theta
+        for name, value in fixed.items():
+            if found.get(name, value) != value:
+                raise ValueError(f"{path}: {part}.{name} is {found[name]}, expected {value}")
     values = {f"{part}.{field}": found.get(name, default)
               for part, found, fields in (("siglip", vision, _VISION_FIELDS), ("vlm", text, _TEXT_FIELDS[kind[1]]))
               for field, (name, default) in fields.items()}
@@ -226,8 +237,8 @@ def _config_json(config: VLAConfig, dtype: str) -> dict[str, Any]:
         "architectures": ["PaliGemmaForConditionalGeneration"], "model_type": "paligemma", "torch_dtype": dtype,
         "vocab_size": vocab, "image_token_index": vocab, "hidden_size": width, "projection_dim": width,
         "tie_word_embeddings": True, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2,
-        "text_config": {**text, "model_type": kind, "vocab_size": vocab + PADDING, "rms_norm_eps": 1e-6,
-                        "rope_theta": 10_000.0, "hidden_act": act, "hidden_activation": act,
-                        "tie_word_embeddings": True, "num_image_tokens": config.siglip.tokens},
-        "vision_config": {**vision, "model_type": "siglip_vision_model", "projection_dim": width, "hidden_act": act,
-                          "layer_norm_eps": 1e-6, "vision_use_head": False}}
+        "text_config": {**text, **_FIXED["text_config"], "model_type": kind, "vocab_size": vocab + PADDING,
+                        "hidden_act": act, "hidden_activation": act, "tie_word_embeddings": True,
+                        "num_image_tokens": config.siglip.tokens},
+        "vision_config": {**vision, **_FIXED["vision_config"], "model_type": "siglip_vision_model",
+                          "projection_dim": width, "hidden_act": act, "vision_use_head": False}}

@@ -83,7 +83,7 @@ def export(params: Mapping, config: VLAConfig, directory: epath.Path,
 
     Raises ValueError for a model that is neither pi0 nor pi0.5.
     """
-    if (config.state == "token") == config.expert.adaptive:
+    if config.expert and (config.state == "token") == config.expert.adaptive:
         raise ValueError(f"openpi has no model with model.state {config.state!r} and expert.adaptive "
                          f"{config.expert.adaptive}: pi0 has 'token' and False, pi0.5 'text' and True")
     tree = {("params", *_openpis(path).split("/"), "value"): leaf
