@@ -15,6 +15,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from etcvla.models import pretrained
+from etcvla.models.lora import merge
 from etcvla.models.siglip import resize_positions
 from etcvla.models.vla import VLA
 from tests.golden_dir import ROOT, models
@@ -359,6 +360,21 @@ def test_openpi_gets_its_own_tree_back(folder, tmp_path):
         assert copy["norm_stats"][name] == {key: fields[key] for key in ("mean", "std", "q01", "q99")}
 
 
+def test_adapters_are_merged(tmp_path):
+    rules = (("llm/layers/attn/.*", 2), (".*", 0))
+    model = make_model(state="text", lora=rules, lora_scale=0.5)
+    params = random_params(model)
+    merged = flatten_dict(merge(params, model.config.adapters), sep="/")
+    bare = dataclasses.replace(model.config, lora=())
+    pretrained.export_openpi(params, model.config, tmp_path / "openpi")
+    assert_same(pretrained.load(tmp_path / "openpi", bare)[0], merged)
+    pretrained.export_hugging_face(params, model.config, tmp_path / "hf")
+    backbone = {name: leaf for name, leaf in merged.items() if is_backbone(name)}
+    assert_same(pretrained.load(tmp_path / "hf", bare)[0], backbone)
+    found = pretrained.load(tmp_path / "openpi", model.config)[1]  # and new adapters are fresh
+    assert found.fresh.keys() == flatten_dict(params, sep="/").keys() - merged.keys() and found.fresh
+
+
 def test_a_model_that_openpi_does_not_have(tmp_path):
     assert CONFIG.state == "token" and CONFIG.expert.adaptive
     with pytest.raises(ValueError, match="pi0 has 'token' and False, pi0.5 'text' and True"):
@@ -392,6 +408,7 @@ BIG = dataclasses.replace(
 MEASURE = """
 import jax
 from etcvla.models import pretrained
+from etcvla.models.lora import merge
 from tests.models.test_pretrained import BIG
 
 def status(field):

@@ -20,6 +20,7 @@ import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from etcvla.models.lora import merge
 from etcvla.models.pretrained import big_vision, hugging_face, openpi
 from etcvla.models.pretrained.layout import Checkpoint, Entry, Shapes
 from etcvla.models.siglip import resize_positions
@@ -174,14 +175,15 @@ def export_hugging_face(params: Mapping, config: VLAConfig, directory: epath.Pat
     """Writes the vision-language model as a directory that transformers' PaliGemmaForConditionalGeneration loads.
 
     Args:
-      params: ours, whole; the expert is left out. Written in their own dtype.
+      params: ours, whole; adapters are merged and the expert is left out. Written in their own dtype.
       tokenizer_dir: where the tokenizer's and processor's files are copied from.
       shard_bytes: a file's size, at which the next begins.
 
     Raises FileExistsError if the directory is there.
     """
     with _new_directory(directory) as folder:
-        hugging_face.export(params, config, folder, tokenizer_dir and epath.Path(tokenizer_dir), shard_bytes)
+        hugging_face.export(merge(params, config.adapters), config, folder,
+                            tokenizer_dir and epath.Path(tokenizer_dir), shard_bytes)
 
 
 def export_openpi(params: Mapping, config: VLAConfig, directory: epath.PathLike,
@@ -189,12 +191,13 @@ def export_openpi(params: Mapping, config: VLAConfig, directory: epath.PathLike,
     """Writes a checkpoint that openpi's pi0 (or pi0.5) takes: `params`, and `assets/<name>/norm_stats.json`.
 
     Args:
+      params: ours, whole; adapters are merged.
       norm_stats: asset name -> {"state" and "actions": {"mean", "std", "q01", "q99": float[A]}}.
 
     Raises ValueError for a model that openpi does not have, FileExistsError if the directory is there.
     """
     with _new_directory(directory) as folder:
-        openpi.export(params, config, folder, norm_stats or {})
+        openpi.export(merge(params, config.adapters), config, folder, norm_stats or {})
 
 
 @contextlib.contextmanager
