@@ -16,6 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from etcvla.models import pretrained
 from etcvla.models.lora import merge
+from etcvla.models.pretrained import layout
 from etcvla.models.siglip import resize_positions
 from etcvla.models.vla import VLA
 from tests.golden_dir import ROOT, models
@@ -193,6 +194,18 @@ def test_a_checkpoint_without_expert_leaves_it_fresh(form, tmp_path):
     assert found.loaded.keys() | found.fresh.keys() == shapes.keys()
     fresh = sum(math.prod(shape) for name, shape in shapes.items() if not is_backbone(name))
     assert f"{fresh:,} parameters in {len(found.fresh)} arrays: action_in_proj, " in str(found)
+
+
+@pytest.mark.parametrize("size", [100, 3000])
+def test_files_are_read_and_written_in_pieces_of_any_size(form, size, tmp_path, monkeypatch):
+    expected, _ = pretrained.load(form.write(form.arrays(), tmp_path / "checkpoint"), form.config)
+    monkeypatch.setattr(layout, "CHUNK", size)
+    assert_same(pretrained.load(form.write(form.arrays(), tmp_path / "again"), form.config)[0], expected)
+    if form in HUGGING_FACE:
+        config = dataclasses.replace(form.config, vocab_size=form.config.vocab_size - 64)
+        params, _ = pretrained.load(form.folder, config)
+        pretrained.export_hugging_face(params, config, tmp_path / "out")
+        assert_same(pretrained.load(tmp_path / "out", config)[0], params)
 
 
 # What does not fit
@@ -409,6 +422,7 @@ MEASURE = """
 import jax
 from etcvla.models import pretrained
 from etcvla.models.lora import merge
+from etcvla.models.pretrained import layout
 from tests.models.test_pretrained import BIG
 
 def status(field):
