@@ -10,7 +10,8 @@ import optax
 import pytest
 
 from etcvla.models import flow
-from etcvla.models.vla import VLA, decode_text, init_params, sample_actions
+from etcvla.models.decode import decode_text, sample_actions
+from etcvla.models.vla import VLA, init_params
 from etcvla.train.rules import path_str
 from tests.models.released import load_openpi, load_paligemma
 from tests.models.small import is_backbone
