@@ -110,7 +110,8 @@ def test_answers_are_what_the_model_writes_after_a_training_prompt(acting):
 QUESTION = "the robot should {instruction}. what should it do now?"
 
 
-def test_a_subtask_is_answered_first_and_acted_on(acting):
+@pytest.mark.parametrize("acting", ["token"], indirect=True)
+def test_a_question_is_answered_first_and_acted_on(acting):
     """As asking, and then telling what was answered; the state, the noise and the images are the observation's."""
     policy, stage = acting
     thinking = Policy.load(stage.config.workdir, num_steps=3, subtask=QUESTION)
@@ -127,12 +128,58 @@ def test_a_subtask_is_answered_first_and_acted_on(acting):
         Policy.load(stage.config.workdir, subtask="what now")
 
 
-def test_an_empty_subtask_leaves_the_instruction(acting, monkeypatch):
+@pytest.mark.parametrize("acting", ["token"], indirect=True)
+def test_an_empty_answer_leaves_the_instruction(acting, monkeypatch):
     policy, stage = acting
     thinking = Policy.load(stage.config.workdir, num_steps=3, subtask=QUESTION)
-    monkeypatch.setattr(thinking, "_answer", lambda images, questions, look: ["" for _ in questions])
+    monkeypatch.setattr(thinking, "_answer", lambda batch, questions, look: ["" for _ in questions])
     np.testing.assert_allclose(thinking.act([observe(stage, 0, 0)], [5]), policy.act([observe(stage, 0, 0)], [5]),
                                atol=1e-5)
+
+
+def test_a_prompt_with_subtasks_asks_for_them_as_training_did(tmp_path):
+    """The subtask is what the model writes after the training row's question; the action's prompt then says it."""
+    dataset = write_robot_set(tmp_path / "robot", length=LENGTH, phases=True)
+    stage = Stage.open(nano_config(dataset, tmp_path / "run", data__prompt="subtask", data__text_len=144))
+    policy = save(stage, random_params(stage.model, scale=0.5))
+    builder, tokenizer = row_builder(stage), stage.assets.tokenizer
+    made = [builder(0, n) for n in range(12)]
+    rows = [row for row in made if row["segment"].max() == 2][:2]  # the frame's subtask is known, so it is asked for
+    batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    observations = [observe(stage, *where(row)) for row in rows]
+    decision = policy.decide(observations, [0, 1])
+    question = text_of([row["tokens"][(row["segment"] == 2) & ~row["target"]] for row in rows])
+    eos = tokenizer.layout.eos
+    written = jax.jit(lambda *args: decode_text(stage.model, *args, max_new=48, eos=eos))(
+        policy.params, batch | question)
+    assert decision.subtasks == [tokenizer.decode(row).strip() for row in np.asarray(written)]
+    told = [f"Task: {o['instruction']}, State: {state};\nSubtask: {subtask};\nAction: " for o, subtask, state in
+            zip(observations, decision.subtasks, map(states_of, segments_of(rows, tokenizer)), strict=True)]
+    batch |= text_of([tokenizer.encode(text, bos=True) for text in told])
+    batch["action_mask"][:] = [True, True, False]
+    noise = np.stack([np.random.default_rng(seed).standard_normal((4, 3), np.float32) for seed in (0, 1)])
+    chunks = jax.jit(lambda *args: sample_actions(stage.model, *args, 3))(policy.params, batch, noise)
+    expected = unnormalize(np.asarray(chunks)[..., :2], stage.assets.action_stats, "quantile")
+    np.testing.assert_allclose(decision.actions, expected, atol=1e-5)
+
+
+def text_of(prompts):
+    """The batch's text: these token ids, one prompt a row."""
+    tokens = np.zeros((len(prompts), 144), np.int32)
+    for row, prompt in zip(tokens, prompts, strict=True):
+        row[:len(prompt)] = prompt
+    present = np.arange(144) < np.array([[len(prompt)] for prompt in prompts])
+    return {"tokens": tokens, "segment": present.astype(np.int32), "target": np.zeros_like(present)}
+
+
+def segments_of(rows, tokenizer):
+    """The action prompt's text of each row."""
+    return [segments(row, tokenizer)[0][0] for row in rows]
+
+
+def states_of(prompt):
+    """The bins in a prompt's text."""
+    return prompt.split("State: ")[1].split(";")[0]
 
 
 @pytest.fixture(scope="module")
@@ -140,29 +187,31 @@ def by_tokens(tmp_path_factory):
     """(policy, stage) of a checkpoint that was trained on FAST tokens alone."""
     folder = tmp_path_factory.mktemp("fast")
     dataset = write_robot_set(folder / "robot", length=LENGTH)
-    stage = Stage.open(nano_config(dataset, folder / "run", model__state="text", loss__flow=constant(0.0)))
+    stage = Stage.open(nano_config(dataset, folder / "run", model__state="text", model__expert="none",
+                                   loss__flow=constant(0.0), data__prompt="pi0_fast", data__text_len=96))
     return save(stage, random_params(stage.model, scale=0.5)), stage
 
 
 def test_the_head_is_the_one_that_was_trained(acting, by_tokens):
     assert acting[0].head == "flow" and by_tokens[0].head == "fast"
-    chosen = Policy.load(by_tokens[1].config.workdir, head="flow")
-    assert chosen.head == "flow" and chosen.decide([observe(by_tokens[1], 0, 0)], [0]).valid.all()
-    with pytest.raises(ValueError, match="head 'euler' is not one of flow, fast"):
-        Policy.load(by_tokens[1].config.workdir, head="euler")
+    assert Policy.load(acting[1].config.workdir, head="fast").head == "fast"
+    for head, error in (("flow", "head 'flow' needs an action expert"), ("euler", "'euler' is not one of flow, fast")):
+        with pytest.raises(ValueError, match=error):
+            Policy.load(by_tokens[1].config.workdir, head=head)
 
 
 def test_fast_tokens_are_what_the_model_writes_after_a_training_prompt(by_tokens, monkeypatch):
     policy, stage = by_tokens
-    builder, layout = row_builder(stage), stage.assets.tokenizer.layout
+    builder, tokenizer = row_builder(stage), stage.assets.tokenizer
     rows = [builder(0, n) for n in range(3)]
     batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     for name in ("tokens", "segment", "target"):
         batch[name] = batch[name] * ~batch["target"]
-    allowed = np.zeros(layout.vocab_size, bool)
-    allowed[layout.action.offset:][:stage.assets.fast.vocab_size] = allowed[layout.eos] = True
+    allowed = np.zeros(tokenizer.layout.vocab_size, bool)
+    allowed[tokenizer.layout.action.offset:][:stage.assets.fast.vocab_size] = True
+    allowed[tokenizer.encode("Action: ") + tokenizer.encode("|", eos=True)] = True
     written = np.asarray(jax.jit(lambda *args: decode_text(
-        stage.model, *args, max_new=stage.config.data.max_targets, eos=layout.eos, allowed=allowed))(
+        stage.model, *args, max_new=stage.config.data.max_targets, eos=tokenizer.layout.eos, allowed=allowed))(
         policy.params, batch))
     seen, decode = [], policy._decode
     monkeypatch.setattr(policy, "_decode", lambda *args, **options: seen.append(decode(*args, **options)) or seen[-1])
@@ -175,10 +224,12 @@ def test_fast_tokens_become_actions_and_what_is_no_chunk_is_marked(by_tokens, mo
     policy, stage = by_tokens
     assets, eos = stage.assets, stage.assets.tokenizer.layout.eos
     chunk = np.random.default_rng(0).uniform(-1, 1, (4, 2)).astype(np.float32)
-    ids = assets.fast.encode(chunk)
+    ids, tokenizer = assets.fast.encode(chunk), assets.tokenizer
+    whole, short = ([*tokenizer.encode("Action: "), *tokenizer.action_ids(part), *tokenizer.encode("|"), eos]
+                    for part in (ids, ids[:-1]))
     tokens = np.zeros((3, 40), np.int32)
-    for row, written in zip(tokens, (ids, ids[:-1], []), strict=True):
-        row[:len(written) + 1] = [*assets.tokenizer.action_ids(written), eos]
+    for row, written in zip(tokens, (whole, short, [eos]), strict=True):
+        row[:len(written)] = written
     monkeypatch.setattr(policy, "_decode", lambda *args, **options: tokens)
     observations = [observe(stage, 0, step) for step in range(3)]
     with caplog.at_level(logging.WARNING):

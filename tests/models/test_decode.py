@@ -119,11 +119,17 @@ def test_logits_from_a_cache_equal_one_pass(plain):
     np.testing.assert_allclose(np.stack(found, 1), expected, atol=1e-5)
 
 
-def test_greedy_text_from_a_cache_equals_recomputation(writer):
-    model, params = writer
+@pytest.mark.parametrize("changes", [
+    {}, {"image_attends_prompt": True}, {"count_absent": True},
+    {"vlm": dataclasses.replace(CONFIG.vlm, window=3, post_norms=True, attn_softcap=5.0, final_softcap=9.0)}],
+    ids=["pi0", "image-attends-prompt", "pi0-fast-positions", "gemma-2"])
+def test_greedy_text_from_a_cache_equals_recomputation(changes):
+    model, params = small_writer(**changes)
     written = np.asarray(decode(model, params, asked(), -1))
     np.testing.assert_array_equal(jnp.argmax(full_logits(model, params, asked(), PROMPTS, written), -1), written)
     assert len({tuple(row) for row in written.tolist()}) == ROWS  # rows do read their own prompts and images
+    if model.config.vlm.window or model.config.count_absent:
+        np.testing.assert_array_equal(decode(model, params, asked(), -1, look=look_at(model, params, asked())), written)
 
 
 def test_sampled_text_is_drawn_from_the_same_logits(plain):

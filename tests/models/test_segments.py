@@ -156,6 +156,21 @@ def test_steps_past_the_end_are_read_by_nobody(run, cut, seed):
         assert np.abs(run(batch, x_t, time, ones)[3] - run(batch, other, time, ones)[3])[:, :, :cut].max() > 1e-3
 
 
+def test_draws_in_a_row_equal_rows_of_their_own(run):
+    """Row 0 has two draws of noise and time; rows 1 and 2 one of them each, twice. (In values: test_expert.py.)"""
+    rng = np.random.default_rng(0)
+    batch, (x_t, time) = random_rows(rng, ROWS), noise(rng)
+    for row in range(ROWS):
+        write_segment(batch, row, 0, 1, TEXTS[0][0], [])
+    batch["action_segment"][:] = 1
+    same_look(batch)
+    for draw in range(DRAWS):
+        x_t[draw + 1], time[draw + 1] = x_t[0, draw], time[0, draw]
+    value, grads, _, velocity = run(batch, x_t, time, np.float32([1, 0, 0, 0]))
+    values, many, _, others = run(batch, x_t, time, np.float32([0, 0.5, 0.5, 0]))
+    assert_close((value, grads, velocity[0]), (values, many, others[[1, 2], 0]))
+
+
 def test_a_wide_model_with_padding_is_a_narrow_one():
     """A robot of two of three state widths and three of five action widths, in values and gradients."""
     wide, narrow = make_model(), make_model(state_dim=2, action_dim=3)
