@@ -6,8 +6,9 @@ All transforms come from the checkpoint. Nothing else is needed, neither config 
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,12 +17,25 @@ from etcvla import batch as batch_lib
 from etcvla.data import prompts, rows
 from etcvla.data.assets import Assets
 from etcvla.data.norm_stats import normalize, unnormalize
+from etcvla.etc.forms import clean
+from etcvla.models.decode import Look, decode_text, sample_actions, see
 from etcvla.models.variants import from_dict
-from etcvla.models.vla import VLA, VLAConfig, decode_text, init_params, sample_actions
+from etcvla.models.vla import VLA, VLAConfig, init_params
 from etcvla.train import sharding
 from etcvla.train.checkpoint import Checkpoints
+from etcvla.train.step import used
 
+HEADS = ("flow", "fast")
 _BUCKET = 16  # prompts are padded to a multiple of this many tokens, so that few shapes are compiled
+log = logging.getLogger(__name__)
+
+
+class Decision(NamedTuple):
+    """What a policy does about B observations."""
+
+    actions: np.ndarray  # float32[B, P, A] in the dataset's own units
+    valid: np.ndarray  # bool[B]; False where FAST tokens made no whole chunk: the actions are the normalised zero then
+    subtasks: list[str]  # what was written to be done now, and acted on; [] for a prompt without subtasks
 
 
 class Policy:
@@ -29,27 +43,57 @@ class Policy:
 
     Args:
       num_steps: Euler steps of the action expert.
+      head: "flow" acts by the action expert, "fast" by FAST tokens; None cannot act.
+      max_fast: FAST tokens a chunk, at most.
+      subtask: a question with {instruction}, as "the robot should {instruction}. what should it do now?". The policy
+        answers it first, and acts on the answer: as the subtask where the checkpoint's prompt speaks of one, else in
+        the instruction's place; on the instruction where the answer is empty. None asks as the prompt does, if it has
+        subtasks. The images are encoded once for both, as far as the model's masks allow it (`decode.Look`).
+
+    Raises ValueError if the assets do not fit the model.
     """
 
-    def __init__(self, config: VLAConfig, params: Any, assets: Assets, num_cameras: int, *, num_steps: int = 10):
+    def __init__(self, config: VLAConfig, params: Any, assets: Assets, num_cameras: int, *, num_steps: int = 10,
+                 head: str | None = "flow", max_fast: int = 256, subtask: str | None = None):
         self.config, self.params, self.assets, self.num_cameras = config, params, assets, num_cameras
+        self.head, self.max_fast, self.subtask = head, max_fast, subtask
+        if subtask is not None and "{instruction}" not in subtask:
+            raise ValueError(f"subtask {subtask!r} does not say where the {{instruction}} stands")
+        _check_fit(config, assets)
+        if head == "flow" and config.expert is None:
+            raise ValueError("head 'flow' needs an action expert, and this model has none; head 'fast' does without")
+        # A released embedding table may have rows that mean nothing.
+        self._known = np.zeros(config.vocab_size, bool)
+        for span in assets.tokenizer.layout.spans.values():
+            self._known[span.offset:span.stop] = True
         model = VLA(config)
+        self._see = jax.jit(functools.partial(see, model))
         self._sample = jax.jit(functools.partial(sample_actions, model, num_steps=num_steps))
         self._decode = jax.jit(functools.partial(decode_text, model, eos=assets.tokenizer.layout.eos),
                                static_argnames="max_new")
 
     @classmethod
-    def load(cls, workdir: str, *, num_steps: int = 10) -> Policy:
-        """The newest checkpoint's EMA parameters. Raises FileNotFoundError if there is none."""
+    def load(cls, workdir: str, *, num_steps: int = 10, head: str | None = None, subtask: str | None = None) -> Policy:
+        """The newest checkpoint's EMA parameters.
+
+        Args:
+          head: None is the one that the checkpoint's stage trained: the flow's, else FAST's.
+          num_steps, subtask: as of the class.
+
+        Raises FileNotFoundError if there is no checkpoint, ValueError for an unknown head.
+        """
+        if head not in (None, *HEADS):
+            raise ValueError(f"head {head!r} is not one of {', '.join(HEADS)}")
         checkpoints = Checkpoints(workdir)
         meta = checkpoints.meta()
-        config = from_dict(meta["model"])
+        config, stage = from_dict(meta["model"]), meta["config"]
         mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.local_devices()[:1])
         abstract = jax.eval_shape(functools.partial(init_params, VLA(config)))
         abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract,
                                 sharding.param_shardings(abstract, mesh))
-        return cls(config, checkpoints.ema(abstract), Assets.from_json(meta["assets"]),
-                   meta["config"]["data"]["num_cameras"], num_steps=num_steps)
+        return cls(config, checkpoints.ema(abstract), Assets.from_json(meta["assets"]), stage["data"]["num_cameras"],
+                   num_steps=num_steps, head=head or next((name for name in HEADS if used(stage["loss"][name])), None),
+                   max_fast=stage["data"]["max_targets"], subtask=subtask)
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -59,22 +103,81 @@ class Policy:
         return tuple(self.assets.action_spec["cameras"])
 
     def act(self, observations: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> np.ndarray:
-        """Action chunks in the dataset's own units.
+        """`decide`'s actions alone; a chunk of FAST tokens that could not be read is logged."""
+        decision = self.decide(observations, seeds)
+        if not decision.valid.all():
+            log.warning("%d of %d sequences of FAST tokens make no whole chunk; in their place stands the normalised "
+                        "zero, the middle of every action's range", (~decision.valid).sum(), len(decision.valid))
+        return decision.actions
+
+    def decide(self, observations: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> Decision:
+        """Action chunks, whether they could be read, and the subtasks that they are for.
 
         Args:
-          observations: B of {"images": {camera: uint8[H, W, 3]}, "state": float[S], "instruction": str}.
-          seeds: B seeds of the noise that the chunks are integrated from.
+          observations: B of {"images": {camera: uint8[H, W, 3]}, "state": float[S], "instruction": str}; images of any
+            size, which are stretched as in training.
+          seeds: B seeds of the noise that the flow's chunks are integrated from; FAST tokens are greedy and need none.
 
-        Returns: float32[B, P, A].
-        Raises ValueError for a missing camera, a state of another width or not finite, or a checkpoint without actions.
+        Raises ValueError for an observation that lacks a field or a camera, an image that is no uint8[H, W, 3], a state
+        of another width or not finite, and a checkpoint without actions.
         """
-        views = [self._views(observation["images"]) for observation in observations]
-        texts, states = [], []
-        for observation in observations:
-            states.append(self._state(observation["state"]))
-            texts.append(prompts.action(self.assets.tokenizer, observation["instruction"], state=states[-1],
-                                        prompt=self.assets.action_spec["prompt"]))
-        batch = self._batch(views, texts)
+        self._check_acting()
+        if len(observations) != len(seeds) or not len(seeds):
+            raise ValueError(f"{len(observations)} observations and {len(seeds)} seeds, expected one or more of each")
+        batch = self._images([self._views(_get(observation, "images")) for observation in observations])
+        states = [self._state(_get(observation, "state")) for observation in observations]
+        tasks = [_get(observation, "instruction") for observation in observations]
+        look, subtasks = self._think(batch, tasks, states)
+        batch |= self._texts(self._told(tasks, states, subtasks))
+        chunks, valid = (self._fast if self.head == "fast" else self._flow)(batch, states, seeds, look)
+        return Decision(unnormalize(chunks, self.assets.action_stats, self.assets.norm_mode), valid, subtasks)
+
+    def answer(self, images: Sequence[Sequence[np.ndarray]], questions: Sequence[str], *,
+               max_new: int = 48) -> list[str]:
+        """Greedy answers to B questions, each about the cameras uint8[H, W, 3] of one frame.
+
+        Raises ValueError for an image that is none, more images than the checkpoint has cameras, or numbers of frames
+        and questions that differ.
+        """
+        if len(images) != len(questions) or not len(images):
+            raise ValueError(f"{len(images)} frames and {len(questions)} questions, expected one or more of each")
+        frames = [[_image(f"images[{i}][{j}]", view) for j, view in enumerate(views)] for i, views in enumerate(images)]
+        asked = [prompts.question(self.assets.tokenizer, question) for question in questions]
+        return self._answer(self._images(frames), asked, max_new=max_new)
+
+    def _answer(self, batch, texts, *, max_new=48, look=None) -> list[str]:
+        batch = batch | self._texts(texts)
+        tokens = self._decode(self.params, batch, max_new=max_new, allowed=self._known, look=look)
+        return [self.assets.tokenizer.decode(self._written(row)).strip() for row in np.asarray(tokens)]
+
+    def _think(self, batch, tasks, states) -> tuple[Look | None, list[str]]:
+        """The look that the action shares, and every row's subtask; None and [] without subtasks."""
+        tokenizer, prompt = self.assets.tokenizer, self.assets.action_spec["prompt"]
+        if self.subtask is not None:
+            asked = [prompts.question(tokenizer, self.subtask.replace("{instruction}", clean(task))) for task in tasks]
+        elif prompts.find_format(prompt).subtask:
+            asked = [prompts.subtask(tokenizer, task, prompt=prompt, state=state)
+                     for task, state in zip(tasks, states, strict=True)]
+        else:
+            return None, []
+        look = self._see(self.params, batch["images"], batch["image_mask"])
+        return look, self._answer(batch, asked, look=look)
+
+    def _told(self, tasks, states, subtasks) -> list[prompts.Segment]:
+        """The action prompts. A format that speaks of no subtask is given it as the task."""
+        prompt = self.assets.action_spec["prompt"]
+        both = bool(prompts.find_format(prompt).subtask)
+        now = [subtask or task for subtask, task in zip(subtasks or tasks, tasks, strict=True)]
+        return [prompts.action(self.assets.tokenizer, task if both else subtask, prompt=prompt, state=state,
+                               subtask=subtask) for task, subtask, state in zip(tasks, now, states, strict=True)]
+
+    def _written(self, tokens: np.ndarray) -> np.ndarray:
+        """Without eos and what follows it."""
+        end = np.flatnonzero(tokens == self.assets.tokenizer.layout.eos)
+        return tokens[:end[0]] if len(end) else tokens
+
+    def _flow(self, batch, states, seeds, look) -> tuple[np.ndarray, np.ndarray]:
+        """Normalised chunks float32[B, P, A] by the action expert; all are valid."""
         width = self.assets.action_spec["action_dim"]
         batch["action_segment"][:] = 1
         batch["action_mask"][..., :width if self.assets.action_spec["mask_padding"] else None] = True
@@ -82,26 +185,27 @@ class Policy:
             row[:len(state)] = state
         noise = np.stack([np.random.default_rng(seed).standard_normal(
             (self.config.horizon, self.config.action_dim), np.float32) for seed in seeds])
-        chunks = np.asarray(self._sample(self.params, batch, noise))
-        return unnormalize(chunks[..., :width], self.assets.action_stats, self.assets.norm_mode)
+        chunks = np.asarray(self._sample(self.params, batch, noise, look=look))
+        return chunks[..., :width], np.ones(len(chunks), bool)
 
-    def answer(self, images: Sequence[Sequence[np.ndarray]], questions: Sequence[str], *,
-               max_new: int = 48) -> list[str]:
-        """Greedy answers to B questions, each about the cameras uint8[H, W, 3] of one frame."""
-        texts = [prompts.question(self.assets.tokenizer, question) for question in questions]
-        tokens = np.asarray(self._decode(self.params, self._batch(images, texts), max_new=max_new))
-        return [self._words(row) for row in tokens]
+    def _fast(self, batch, states, seeds, look) -> tuple[np.ndarray, np.ndarray]:
+        """Normalised chunks by greedy FAST tokens, zeros where they make no whole chunk, and which of them do."""
+        tokenizer, fast, prompt = self.assets.tokenizer, self.assets.fast, self.assets.action_spec["prompt"]
+        allowed = np.zeros(self.config.vocab_size, bool)
+        allowed[prompts.action_vocabulary(tokenizer, prompt=prompt, fast_vocab=fast.vocab_size)] = True
+        tokens = np.asarray(self._decode(self.params, batch, max_new=self.max_fast, allowed=allowed, look=look))
+        return fast.decode_batch([prompts.read_action(tokenizer, self._written(row), prompt=prompt) for row in tokens])
 
-    def _words(self, tokens: np.ndarray) -> str:
-        eos = self.assets.tokenizer.layout.eos
-        end = np.flatnonzero(tokens == eos)
-        return self.assets.tokenizer.decode(tokens[:end[0]] if len(end) else tokens).strip()
+    def _check_acting(self) -> None:
+        if self.cameras and self.head is None:
+            raise ValueError("this checkpoint's last stage trained no actions (loss.flow and loss.fast are 0); if a "
+                             f"stage before it did, say how to act: Policy.load(workdir, head=...), one of {HEADS}")
 
     def _views(self, images: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         lacking = [name for name in self.cameras if name not in images]
         if lacking:
             raise ValueError(f"observation has no camera {', '.join(lacking)}; it has {sorted(images)}")
-        return [images[name] for name in self.cameras]
+        return [_image(f"observation image {name!r}", images[name]) for name in self.cameras]
 
     def _state(self, state: np.ndarray) -> np.ndarray:
         expected = self.assets.action_spec["state_dim"]
@@ -110,13 +214,49 @@ class Policy:
                              f"({self.assets.action_spec['state']})")
         return normalize(np.asarray(state, np.float32), self.assets.state_stats, self.assets.norm_mode)
 
-    def _batch(self, images: Sequence[Sequence[np.ndarray]], texts: Sequence[prompts.Segment]) -> dict:
-        size = self.config.siglip.image_size
-        length = -(-max(map(len, texts)) // _BUCKET) * _BUCKET
-        batch = batch_lib.zeros(B=len(texts), C=self.num_cameras, H=size, W=size, L=length, S=self.config.state_dim,
-                                P=self.config.horizon, A=self.config.action_dim)
-        for i, (views, text) in enumerate(zip(images, texts, strict=True)):
-            rows.put_images({name: value[i] for name, value in batch.items() if name.startswith("image")}, views)
-            batch["tokens"][i, :len(text)] = text.prompt
-            batch["segment"][i, :len(text)] = 1
+    def _images(self, frames: Sequence[Sequence[np.ndarray]]) -> dict[str, np.ndarray]:
+        """A batch of these images, and nothing else in it yet."""
+        most, config = max(map(len, frames)), self.config
+        if most > self.num_cameras:
+            raise ValueError(f"{most} images of one frame; the checkpoint was trained on {self.num_cameras} cameras")
+        size = config.siglip.image_size
+        batch = batch_lib.zeros(B=len(frames), C=self.num_cameras, H=size, W=size, L=0, S=config.state_dim,
+                                P=config.horizon, A=config.action_dim)
+        for i, views in enumerate(frames):
+            rows.put_images({name: batch[name][i] for name in ("images", "image_mask")}, views)
         return batch
+
+    def _texts(self, texts: Sequence[prompts.Segment]) -> dict[str, np.ndarray]:
+        """The batch's text: one prompt a row."""
+        tokens = np.zeros((len(texts), -(-max(map(len, texts)) // _BUCKET) * _BUCKET), np.int32)
+        for row, text in zip(tokens, texts, strict=True):
+            row[:len(text)] = text.prompt
+        present = np.arange(tokens.shape[1]) < np.array([[len(text)] for text in texts])
+        return {"tokens": tokens, "segment": present.astype(np.int32), "target": np.zeros_like(present)}
+
+
+def _check_fit(config: VLAConfig, assets: Assets) -> None:
+    """Raises ValueError naming what is larger than the model has room for."""
+    spec = assets.action_spec or {"action_dim": 0, "state_dim": 0, "horizon": config.horizon}
+    sizes = {"the tokenizer's vocabulary": (assets.tokenizer.layout.vocab_size, config.vocab_size),
+             "action_spec.action_dim": (spec["action_dim"], config.action_dim),
+             "action_spec.state_dim": (spec["state_dim"], config.state_dim)}
+    for name, (found, room) in sizes.items():
+        if found > room:
+            raise ValueError(f"{name} is {found}, but the model was made for at most {room}")
+    if spec["horizon"] != config.horizon:
+        raise ValueError(f"action_spec.horizon is {spec['horizon']}, but the model's chunks have {config.horizon} "
+                         "steps")
+
+
+def _get(observation: Mapping[str, Any], field: str) -> Any:
+    if field not in observation:
+        raise ValueError(f"observation has no {field!r}; it has {sorted(observation)}")
+    return observation[field]
+
+
+def _image(name: str, image: Any) -> np.ndarray:
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ValueError(f"{name} is {image.dtype}{list(image.shape)}, expected uint8[H, W, 3]")
+    return image

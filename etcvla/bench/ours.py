@@ -18,7 +18,8 @@ import numpy as np
 
 from etcvla import batch as batch_lib
 from etcvla.models import flow, variants
-from etcvla.models.vla import VLA, VLAConfig, init_params, sample_actions
+from etcvla.models.decode import sample_actions
+from etcvla.models.vla import VLA, VLAConfig, init_params
 from etcvla.train.optim import make_optimizer
 from etcvla.train.step import Settings, TrainState, train_step
 

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from etcvla import batch as batch_lib
-from etcvla.models import flow, lora, ops
+from etcvla.models import lora, ops
 from etcvla.models.gemma import Cache, Gemma, GemmaConfig, Mask
 from etcvla.models.siglip import SigLIP, SigLIPConfig, to_float
 
@@ -111,17 +111,11 @@ class VLA(nn.Module):
         tokens = self.img(to_float(flat, jnp.dtype(self.config.dtype)))
         return tokens.reshape(images.shape[0], -1, tokens.shape[-1])
 
-    def encode_prefix(self, batch: Batch) -> tuple[Array, Array, Mask, Bool[Array, "b i"]]:
-        """Tokens float[B, I + L, D], positions, mask(s) of the prefix, and which image tokens are there."""
-        image_mask = jnp.repeat(batch["image_mask"], self.config.siglip.tokens, axis=1)
-        tokens = jnp.concatenate([self.encode_images(batch["images"]), self.llm.embed(batch["tokens"])], axis=1)
-        mask = ops.prefix_mask(image_mask, batch["segment"], batch["target"], self.config.image_attends_prompt)
-        counted = jnp.ones_like(image_mask) if self.config.count_absent else image_mask
-        positions = ops.prefix_positions(counted, batch["segment"])
-        if self.config.vlm.window:
-            causal = jnp.pad(batch["target"], ((0, 0), (image_mask.shape[1], 0)))
-            mask = mask, ops.local_mask(mask, positions, positions, causal, self.config.vlm.window)
-        return tokens, positions, mask, image_mask
+    def encode_prefix(self, images: Float[Array, "b i d"], there: Bool[Array, "b i"],
+                      batch: Batch) -> tuple[Array, Array, Mask]:
+        """Tokens float[B, I + L, D], positions and mask(s) of the prefix; `there` says which image tokens are real."""
+        tokens = jnp.concatenate([images, self.llm.embed(batch["tokens"])], axis=1)
+        return tokens, *prefix_geometry(self.config, there, batch)
 
     # ---- suffix -----------------------------------------------------------------------------------------------------
 
@@ -146,19 +140,21 @@ class VLA(nn.Module):
         time_emb = jnp.broadcast_to(time_emb[:, :, None], actions.shape)
         return second(nn.swish(first(jnp.concatenate([actions, time_emb], axis=-1)))), None
 
-    def suffix_geometry(self, visible: Bool[Array, "b s"], draws: int) -> tuple[Array, Array]:
+    def suffix_geometry(self, visible: Bool[Array, "b s"], steps: Bool[Array, "b p"],
+                        draws: int) -> tuple[Array, Array]:
         """Positions int32[B, T] and mask bool[B, T, S + T] of the suffix over prefix columns it may read.
 
-        The state sees the prefix and itself; an action sees the prefix, the state, and the actions of its own draw.
+        The state sees the prefix and itself; an action sees the prefix, the state, and the actions of its own draw at
+        the `steps` that are there: what stands past an episode's end was never done, so nothing may read it.
         """
         horizon = self.config.horizon
         has_state = int(self.config.state == "token")
         draw = jnp.concatenate([jnp.zeros(has_state, jnp.int32), jnp.repeat(jnp.arange(draws) + 1, horizon)])
         order = jnp.concatenate([jnp.arange(has_state), jnp.tile(jnp.arange(horizon) + has_state, draws)])
         among = (draw[:, None] == draw[None, :]) | (draw[None, :] == 0)
-        batch, length = visible.shape[0], draw.shape[0]
-        mask = jnp.concatenate([jnp.broadcast_to(visible[:, None], (batch, length, visible.shape[1])),
-                                jnp.broadcast_to(among[None], (batch, length, length))], axis=2)
+        real = jnp.pad(jnp.tile(steps, (1, draws)), ((0, 0), (has_state, 0)), constant_values=True)
+        seen = jnp.broadcast_to(visible[:, None], (visible.shape[0], len(draw), visible.shape[1]))
+        mask = jnp.concatenate([seen, among[None] & real[:, None]], axis=2)
         return visible.sum(axis=1, keepdims=True) + order[None], mask
 
     def _velocity(self, hidden, draws):
@@ -179,45 +175,49 @@ class VLA(nn.Module):
         Returns: logits float32[B, M, V] that predict tokens[slots], and velocities float32[B, R, P, A]; None each
           where not asked for.
         """
-        prefix, positions, mask, image_mask = self.encode_prefix(batch)
+        there = image_columns(self.config, batch["image_mask"])
+        prefix, positions, mask = self.encode_prefix(self.encode_images(batch["images"]), there, batch)
         suffix = suffix_positions = suffix_mask = cond = velocity = logits = None
         if x_t is not None:
             suffix, cond = self.encode_suffix(batch["state"], x_t, time)
-            visible = expert_sees(image_mask, batch)
-            suffix_positions, suffix_mask = self.suffix_geometry(visible, x_t.shape[1])
+            suffix_positions, suffix_mask = self.suffix_geometry(
+                expert_sees(there, batch), batch["action_mask"].any(axis=2), x_t.shape[1])
         out, _ = self.llm([prefix, suffix], [positions, suffix_positions], [mask, suffix_mask], [None, cond])
         if slots is not None:
-            before = image_mask.shape[1] + jnp.maximum(slots - 1, 0)
+            before = there.shape[1] + jnp.maximum(slots - 1, 0)
             logits = self.llm.logits(jnp.take_along_axis(out[0], before[..., None], axis=1))
         if x_t is not None:
             velocity = self._velocity(out[1], x_t.shape[1])
         return logits, velocity
 
-    def prefill(self, batch: Batch) -> tuple[Array, Cache]:
-        """The prefix alone: hidden float[B, I + L, D] and its keys and values."""
-        prefix, positions, mask, _ = self.encode_prefix(batch)
+    def prefill(self, images: Float[Array, "b i d"], there: Bool[Array, "b i"], batch: Batch) -> tuple[Array, Cache]:
+        """The prefix alone: hidden float[B, I + L, D], and its keys and values."""
+        prefix, positions, mask = self.encode_prefix(images, there, batch)
         out, cache = self.llm([prefix, None], [positions, None], [mask, None], [None, None])
         return out[0], cache
+
+    def extend(self, tokens: Int[Array, "b t"], positions: Int[Array, "b t"], mask: Mask, cache: Cache,
+               column: Int[Array, ""] | int) -> tuple[Float[Array, "b t d"], Cache]:
+        """Writes a block of T tokens into the cache from `column` on: hidden states and the cache.
+
+        `mask` (bool[B, T, S], or one of each kind of layer) says which of the cache's S columns, with the block in
+        them, each token reads: a prompt reads all of itself, a written token itself and what stands before it.
+        """
+        out, cache = self.llm([self.llm.embed(tokens), None], [positions, None], [mask, None], [None, None], cache,
+                              column)
+        return out[0], cache
+
+    def readout(self, hidden: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
+        """Logits of the tokens that follow, from hidden states of `prefill` or `extend`."""
+        return self.llm.logits(hidden)
 
     def act(self, cache: Cache, visible: Bool[Array, "b s"], state: Float[Array, "b s"], x_t: Float[Array, "b p a"],
             time: Float[Array, " b"]) -> Float[Array, "b p a"]:
         """Velocity of one chunk from a cached prefix, of which the expert reads the `visible` columns."""
         suffix, cond = self.encode_suffix(state, x_t[:, None], time[:, None])
-        positions, mask = self.suffix_geometry(visible, 1)
+        positions, mask = self.suffix_geometry(visible, jnp.ones(x_t.shape[:2], bool), 1)
         out, _ = self.llm([None, suffix], [None, positions], [None, mask], [None, cond], cache)
         return self._velocity(out[1], 1)[:, 0]
-
-    def extend(self, token: Int[Array, " b"], position: Int[Array, " b"], visible: Bool[Array, "b s"], cache: Cache,
-               column: Int[Array, ""]) -> tuple[Float[Array, "b v"], Cache]:
-        """Writes one token into the cache at `column` and returns the logits of the next."""
-        x = self.llm.embed(token[:, None])
-        out, cache = self.llm([x, None], [position[:, None], None], [visible[:, None], None], [None, None], cache,
-                              column)
-        return self.llm.logits(out[0][:, 0]), cache
-
-    def readout(self, hidden: Float[Array, "b d"]) -> Float[Array, "b v"]:
-        """Logits of hidden states that `prefill` returned."""
-        return self.llm.logits(hidden)
 
 
 def init_params(model: VLA, seed: int = 0, loc: tuple[int, int] | None = None) -> Params:
@@ -242,6 +242,26 @@ def init_params(model: VLA, seed: int = 0, loc: tuple[int, int] | None = None) -
     return params
 
 
+def image_columns(config: VLAConfig, image_mask: Bool[Array, "b c"]) -> Bool[Array, "b i"]:
+    """Which image tokens are there, from which cameras are."""
+    return jnp.repeat(image_mask, config.siglip.tokens, axis=1)
+
+
+def prefix_geometry(config: VLAConfig, there: Bool[Array, "b i"], batch: Batch) -> tuple[Array, Mask]:
+    """Positions int32[B, I + L] and mask(s) bool[B, I + L, I + L] of images and text."""
+    mask = ops.prefix_mask(there, batch["segment"], batch["target"], config.image_attends_prompt)
+    positions = ops.prefix_positions(jnp.ones_like(there) if config.count_absent else there, batch["segment"])
+    causal = jnp.pad(batch["target"], ((0, 0), (there.shape[1], 0)))
+    return positions, masks_of_layers(config, mask, positions, positions, causal)
+
+
+def masks_of_layers(config: VLAConfig, mask: Bool[Array, "b t s"], positions: Int[Array, "b t"],
+                    key_positions: Int[Array, "b s"], causal: Bool[Array, "b t"]) -> Mask:
+    """The mask, and beside it that of the local layers where the model has some."""
+    window = config.vlm.window
+    return (mask, ops.local_mask(mask, positions, key_positions, causal, window)) if window else mask
+
+
 def expert_sees(image_mask: Bool[Array, "b i"], batch: Batch) -> Bool[Array, "b i+l"]:
     """Prefix columns that the expert reads: present images and its segment's prompt, never its FAST tokens."""
     prompt = (batch["segment"] == batch["action_segment"][:, None]) & (batch["segment"] > 0) & ~batch["target"]
@@ -257,61 +277,3 @@ def target_slots(target: Bool[Array, "b l"], count: int) -> tuple[Int[Array, "b 
     """The columns of the first `count` targets of every row, in order, and which of them are real."""
     real, slots = jax.lax.top_k(target.astype(jnp.int32), min(count, target.shape[1]))
     return slots, real > 0
-
-
-def sample_actions(model: VLA, params: Params, batch: Batch, noise: Float[Array, "b p a"],
-                   num_steps: int) -> Float[Array, "b p a"]:
-    """Normalised action chunks: the prefix once, then `num_steps` Euler steps of the expert on its cache.
-
-    Of the batch's actions only `action_mask` is read, for the widths that there are: the others stay 0.
-    """
-    variables = {"params": params}
-    _, cache = model.apply(variables, batch, method=VLA.prefill)
-    visible = expert_sees(jnp.repeat(batch["image_mask"], model.config.siglip.tokens, axis=1), batch)
-
-    def velocity(x, time):
-        return model.apply(variables, cache, visible, batch["state"], x, time, method=VLA.act) * widths
-
-    widths = action_widths(batch)
-    return flow.integrate(velocity, noise * widths, num_steps)
-
-
-def decode_text(model: VLA, params: Params, batch: Batch, *, max_new: int, eos: int, temperature: float = 0.0,
-                key: jax.Array | None = None) -> Int[Array, "b n"]:
-    """Continues every row's prompt until each has written `eos`, at most `max_new` tokens; 0 after `eos`.
-
-    Args:
-      batch: one segment a row, prompts only (no targets), prompts of any length.
-      temperature: 0 is greedy; else sampling, which needs `key`.
-    """
-    variables = {"params": params}
-    hidden, cache = model.apply(variables, batch, method=VLA.prefill)
-    cache = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, max_new), (0, 0), (0, 0))), cache)
-    image_mask = jnp.repeat(batch["image_mask"], model.config.siglip.tokens, axis=1)
-    prompt = jnp.concatenate([image_mask, batch["segment"] > 0], axis=1)
-    last = image_mask.shape[1] + (batch["segment"] > 0).sum(axis=1) - 1
-    logits = model.apply(variables, jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0], method=VLA.readout)
-    start, position = prompt.shape[1], prompt.sum(axis=1)
-    column = jnp.arange(start + max_new)
-    prompt = jnp.pad(prompt, ((0, 0), (0, max_new)))
-
-    def pick(logits, step):
-        if temperature == 0.0:
-            return jnp.argmax(logits, axis=-1)
-        return jax.random.categorical(jax.random.fold_in(key, step), logits / temperature, axis=-1)
-
-    def going(carry):
-        step, _, _, done, _ = carry
-        return (step < max_new) & ~done.all()
-
-    def write(carry):
-        step, logits, out, done, cache = carry
-        token = jnp.where(done, 0, pick(logits, step)).astype(jnp.int32)
-        visible = prompt | ((column >= start) & (column <= start + step))
-        logits, cache = model.apply(variables, token, position + step, visible, cache, start + step,
-                                    method=VLA.extend)
-        return step + 1, logits, out.at[:, step].set(token), done | (token == eos), cache
-
-    rows = logits.shape[0]
-    state = (0, logits, jnp.zeros((rows, max_new), jnp.int32), jnp.zeros(rows, bool), cache)
-    return jax.lax.while_loop(going, write, state)[2]

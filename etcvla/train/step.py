@@ -87,9 +87,11 @@ def losses(model: VLA, params: Any, batch: Mapping[str, jax.Array], key: jax.Arr
         slots, real = target_slots(batch["target"], settings.max_targets)
     if used(settings.flow):
         noise_key, time_key = jax.random.split(key)
-        shape = (batch["actions"].shape[0], settings.draws, *batch["actions"].shape[1:])
+        # Masked before anything is made of it: a gradient of zero times what padding holds could be NaN.
+        actions = jnp.where(batch["action_mask"], batch["actions"], 0)
+        shape = (actions.shape[0], settings.draws, *actions.shape[1:])
         time = flow.sample_time(time_key, shape[:2])
-        x_t, velocity = flow.interpolate(batch["actions"], jax.random.normal(noise_key, shape), time)
+        x_t, velocity = flow.interpolate(actions, jax.random.normal(noise_key, shape), time)
         x_t = jnp.where(action_widths(batch)[:, None], x_t, 0)
     logits, predicted = model.apply({"params": params}, batch, slots, x_t, time)
     out = {}
@@ -106,7 +108,7 @@ def _token_losses(logits, batch, slots, real):
     def take(name):
         return jnp.take_along_axis(batch[name], slots, axis=1)
 
-    tokens, weight = take("tokens"), take("weight") * real
+    tokens, weight = take("tokens") * real, jnp.where(real, take("weight"), 0)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, tokens)
     fast = weight * (take("segment") == batch["action_segment"][:, None])
     text = weight - fast

@@ -17,6 +17,8 @@ CONFIG = VLAConfig(
     expert=GemmaConfig(width=16, depth=2, mlp_dim=24, num_heads=2, num_kv_heads=1, head_dim=8, adaptive=True),
     vocab_size=64, state_dim=3, action_dim=5, horizon=4, state="token", insulate=False, image_attends_prompt=False,
     dtype="float32", remat="none", unroll=8)
+ROWS = 3
+PROMPTS = [[2, 11, 12, 3], [2, 20, 21, 22, 23, 24, 3], [2, 3]]
 SIZES = {"C": 2, "H": 28, "W": 28, "L": 32, "S": 3, "P": 4, "A": 5}
 
 
@@ -58,3 +60,21 @@ def write_segment(batch: dict, row: int, at: int, number: int, prompt: list[int]
     batch["target"][row, at + len(prompt):columns.stop] = True
     batch["weight"][row, at + len(prompt):columns.stop] = 1
     return columns
+
+
+def acting_rows(rng, *, lessons):
+    """Rows with an action prompt of another length each; `lessons` adds FAST targets and a second segment."""
+    batch = random_rows(rng, ROWS)
+    batch["image_mask"][1, 0] = False
+    for row, prompt in enumerate(PROMPTS):
+        at = write_segment(batch, row, 0, 1, prompt, [50, 51, 1] if lessons else []).stop
+        if lessons:
+            write_segment(batch, row, at, 2, [2, 30, 31, 3], [40, 1])
+    batch["action_segment"][:] = 1
+    return batch
+
+
+def noise_and_time(rng, draws):
+    """R noisy chunks a row and their flow times."""
+    return (rng.normal(size=(ROWS, draws, SIZES["P"], SIZES["A"])).astype(np.float32),
+            rng.uniform(0.1, 1, (ROWS, draws)).astype(np.float32))

@@ -1,4 +1,4 @@
-"""The action expert: what its gradient reaches, its noise draws, and acting and answering from a cache."""
+"""The action expert: what its gradient reaches, and its noise draws."""
 
 import dataclasses
 
@@ -8,29 +8,8 @@ import numpy as np
 import pytest
 
 from etcvla.models import flow
-from etcvla.models.vla import decode_text, sample_actions
 from etcvla.rules import path_str
-from tests.models.small import CONFIG, SIZES, is_backbone, make_model, random_params, random_rows, write_segment
-
-ROWS, STEPS = 3, 4
-PROMPTS = [[2, 11, 12, 3], [2, 20, 21, 22, 23, 24, 3], [2, 3]]
-
-
-def acting_rows(rng, *, lessons):
-    """Rows with an action prompt of another length each; `lessons` adds FAST targets and a second segment."""
-    batch = random_rows(rng, ROWS)
-    batch["image_mask"][1, 0] = False
-    for row, prompt in enumerate(PROMPTS):
-        at = write_segment(batch, row, 0, 1, prompt, [50, 51, 1] if lessons else []).stop
-        if lessons:
-            write_segment(batch, row, at, 2, [2, 30, 31, 3], [40, 1])
-    batch["action_segment"][:] = 1
-    return batch
-
-
-def noise_and_time(rng, draws):
-    return (rng.normal(size=(ROWS, draws, SIZES["P"], SIZES["A"])).astype(np.float32),
-            rng.uniform(0.1, 1, (ROWS, draws)).astype(np.float32))
+from tests.models.small import CONFIG, ROWS, acting_rows, is_backbone, make_model, noise_and_time, random_params
 
 
 @pytest.mark.parametrize("insulate", [True, False])
@@ -101,65 +80,6 @@ def test_noise_draws_in_a_row_equal_rows_of_their_own(expert):
     for draw in range(3):
         alone = velocity(batch, x_t[:, draw:draw + 1], time[:, draw:draw + 1])
         np.testing.assert_allclose(together[:, draw], alone[:, 0], atol=1e-5)
-
-
-def test_actions_from_a_cache_equal_full_passes(expert):
-    """Euler steps of the training pass, whose rows hold FAST targets and a question that the expert must not see."""
-    model, params, velocity = expert
-    rng = np.random.default_rng(2)
-    taught = acting_rows(rng, lessons=True)
-    asked = taught | {name: value for name, value in acting_rows(rng, lessons=False).items()
-                      if name in ("tokens", "segment", "target", "weight")}
-    x = noise = noise_and_time(rng, 1)[0]
-    for step in range(STEPS):
-        time = np.full((ROWS, 1), 1 - step / STEPS, np.float32)
-        x = x - velocity(taught, x, time) / STEPS
-    acted = jax.jit(lambda batch, noise: sample_actions(model, params, batch, noise, STEPS))(asked, noise[:, 0])
-    np.testing.assert_allclose(acted, x[:, 0], atol=1e-5)
-    assert np.abs(acted - noise[:, 0]).max() > 0.1
-
-
-@pytest.fixture(scope="module")
-def writer():
-    model = make_model()
-    params = random_params(model, scale=0.5)  # much smaller, and the last token's own embedding wins every time
-    decode = jax.jit(lambda batch, eos, key, temperature: decode_text(
-        model, params, batch, max_new=6, eos=eos, key=key, temperature=temperature), static_argnums=3)
-    return model, params, decode
-
-
-def test_greedy_text_from_a_cache_equals_recomputation(writer):
-    model, params, decode = writer
-    batch = acting_rows(np.random.default_rng(3), lessons=False)
-    written = np.asarray(decode(batch, -1, None, 0.0))
-    full = {name: value.copy() for name, value in batch.items()}
-    columns = np.zeros((ROWS, 6), int)
-    for row, prompt in enumerate(PROMPTS):
-        write_segment(full, row, 0, 1, prompt, written[row].tolist())
-        columns[row] = len(prompt) + np.arange(6)
-    logits, _ = jax.jit(lambda batch: model.apply({"params": params}, batch, columns, None, None))(full)
-    np.testing.assert_array_equal(jnp.argmax(logits, -1), written)
-    assert len({tuple(row) for row in written.tolist()}) == ROWS  # rows do read their own prompts and images
-
-
-def test_text_ends_with_eos(writer):
-    _, _, decode = writer
-    batch = acting_rows(np.random.default_rng(3), lessons=False)
-    free = np.asarray(decode(batch, -1, None, 0.0))
-    eos = int(free[0, 2])
-    ended = np.asarray(decode(batch, eos, None, 0.0))
-    for row in range(ROWS):
-        ends = np.flatnonzero(free[row] == eos)
-        stop = ends[0] + 1 if len(ends) else 6
-        np.testing.assert_array_equal(ended[row], np.where(np.arange(6) < stop, free[row], 0))
-
-
-def test_sampled_text_is_a_function_of_its_key(writer):
-    _, _, decode = writer
-    batch = acting_rows(np.random.default_rng(3), lessons=False)
-    first, again, other = (np.asarray(decode(batch, -1, jax.random.key(seed), 1.0)) for seed in (0, 0, 1))
-    np.testing.assert_array_equal(first, again)
-    assert (first != other).any()
 
 
 def test_flow_time_and_path():

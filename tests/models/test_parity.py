@@ -10,7 +10,8 @@ import optax
 import pytest
 
 from etcvla.models import flow
-from etcvla.models.vla import VLA, decode_text, init_params, sample_actions
+from etcvla.models.decode import decode_text, sample_actions
+from etcvla.models.vla import VLA, init_params
 from etcvla.rules import path_str
 from tests.golden_dir import ROOT, models
 from tests.models.released import load_openpi, load_paligemma, openpi_arrays

@@ -8,18 +8,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from etcvla.train.step import Settings, losses, total_loss
 from tests.models.small import SIZES, make_model, random_params, random_rows, write_segment
 
 ROWS, DRAWS = 4, 2
 TEXTS = [([2, 11, 12, 13, 3], [40, 41, 1]), ([2, 20, 3], [50, 51, 52, 1]), ([2, 30, 31, 32, 33, 3], [60, 1])]
-few = settings(max_examples=12, deadline=None)
+JUNK = (0.0, -3.0, 1e30, np.inf, np.nan)
+few = settings(max_examples=15, deadline=None)
+lengths = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 3)), min_size=3, max_size=3)
 
 
 @pytest.fixture(scope="module", params=["token", "text"])
-def run(request):
-    """(batch, x_t, time, row weights) -> gradient of the weighted rows' loss, logits [B, L, V], velocities."""
+def model(request):
     model = make_model(state=request.param)
-    params = random_params(model)
+    return model, random_params(model)
+
+
+@pytest.fixture(scope="module")
+def run(model):
+    """(batch, x_t, time, row weights) -> loss of the weighted rows, its gradient, logits [B, L, V], velocities."""
+    model, params = model
 
     def loss(params, batch, x_t, time, row_weight):
         columns = jnp.broadcast_to(jnp.arange(SIZES["L"]), (ROWS, SIZES["L"]))
@@ -28,8 +36,28 @@ def run(request):
         flow = jnp.where(batch["action_mask"][:, None], velocity**2, 0)
         return (row_weight * (text.sum(1) + flow.sum((1, 2, 3)))).sum(), (logits, velocity)
 
+    @jax.jit
+    def step(*args):
+        (value, (logits, velocity)), grads = jax.value_and_grad(loss, has_aux=True)(params, *args)
+        return value, grads, logits, velocity
+
+    return lambda *args: jax.tree.map(np.asarray, step(*args))
+
+
+@pytest.fixture(scope="module")
+def train(model):
+    """batch -> the training step's losses and the gradient of their sum."""
+    model, params = model
+    one = ((0.0, 1.0),)
+    options = Settings(seed=0, steps=1, streams=("only",), max_targets=10, draws=DRAWS, text=one, fast=one, flow=one,
+                       ema_decay=0.9, shift=0, color=0.0, loc_offset=999)
+
+    def loss(params, batch):
+        parts = losses(model, params, batch, jax.random.key(7), options)
+        return total_loss(parts, jnp.float32(0), options), {name: parts[name] for name in ("text", "fast", "flow")}
+
     step = jax.jit(jax.grad(loss, has_aux=True))
-    return lambda *args: jax.tree.map(np.asarray, step(params, *args))
+    return lambda batch: jax.tree.map(np.asarray, step(params, batch))
 
 
 def noise(rng):
@@ -48,56 +76,139 @@ def assert_close(a, b):
 
 
 @few
-@given(order=st.permutations(range(3)), gaps=st.lists(st.integers(0, 2), min_size=6, max_size=6),
-       masked=st.booleans(), seed=st.integers(0, 99))
-def test_a_packed_row_equals_its_segments_apart(run, order, gaps, masked, seed):
-    """Row 0 packs three segments, the first of which drives the expert; rows 1 to 3 hold one each."""
+@given(lengths=lengths, order=st.permutations(range(3)), acting=st.integers(0, 3), masked=st.booleans(),
+       gaps=st.lists(st.integers(0, 1), min_size=6, max_size=6), seed=st.integers(0, 99))
+def test_a_packed_row_equals_its_segments_apart(run, lengths, order, acting, masked, gaps, seed):
+    """Row 0 packs three segments, one of which (or, at 3, none) drives the expert; rows 1 to 3 hold one each."""
     rng = np.random.default_rng(seed)
     batch, (x_t, time) = random_rows(rng, ROWS), noise(rng)
+    batch["tokens"][:] = rng.integers(4, 64, batch["tokens"].shape)  # also where there is padding
     batch["image_mask"][:, 1] = not masked
+    batch["action_mask"][:, rng.integers(1, 5):] = False
     same_look(batch)
     x_t, time = x_t[:1].repeat(ROWS, 0), time[:1].repeat(ROWS, 0)
+    texts = [[rng.integers(4, 64, count).tolist() for count in counts] for counts in lengths]
     packed, at = {}, 0
     for number, text in enumerate(order, start=1):
-        packed[text] = write_segment(batch, 0, at + gaps[number - 1], number, *TEXTS[text])
+        packed[text] = write_segment(batch, 0, at + gaps[number - 1], number, *texts[text])
         at = packed[text].stop
-        if text == 0:
-            batch["action_segment"][0] = number
-    alone = {text: write_segment(batch, text + 1, gaps[text + 3], 1, *TEXTS[text]) for text in range(3)}
-    batch["action_segment"][1] = 1
-    batch["action_mask"][2:] = False  # only row 1 stands for the packed row's action
-    one, (logits, velocity) = run(batch, x_t, time, np.float32([1, 0, 0, 0]))
-    many, _ = run(batch, x_t, time, np.float32([0, 1, 1, 1]))
+        if text == acting:
+            batch["action_segment"][[0, text + 1]] = number, 1
+    alone = {text: write_segment(batch, text + 1, gaps[text + 3], 1, *texts[text]) for text in range(3)}
+    # Only one row stands for the packed row's action.
+    batch["action_mask"][[row for row in range(ROWS) if row not in (0, acting + 1)]] = False
+    batch["action_mask"][0] &= acting < 3
+    value, grads, logits, velocity = run(batch, x_t, time, np.float32([1, 0, 0, 0]))
+    values, many, _, _ = run(batch, x_t, time, np.float32([0, 1, 1, 1]))
     for text in range(3):
         # A segment's first token has nothing before it, so nothing predicts it.
         assert_close(logits[0, packed[text]][1:], logits[text + 1, alone[text]][1:])
-    assert_close(velocity[0], velocity[1])
-    assert_close(one, many)
+    if acting < 3:
+        assert_close(velocity[0], velocity[acting + 1])
+    assert_close(value, values)
+    assert_close(grads, many)
 
 
 @few
-@given(seed=st.integers(0, 99))
-def test_what_is_masked_changes_nothing(run, seed):
-    """An absent camera's pixels and padding tokens, in values and gradients."""
+@given(steps=st.integers(0, 4), widths=st.integers(1, 5), junk=st.sampled_from(JUNK), seed=st.integers(0, 99),
+       token=st.sampled_from((5, 63, 64, 2**31 - 1, -(2**31))))
+def test_what_is_masked_changes_nothing(train, steps, widths, junk, token, seed):
+    """An absent camera's pixels, padding tokens, widths and steps that are not there: in losses and gradients."""
     rng = np.random.default_rng(seed)
-    batch, (x_t, time) = random_rows(rng, ROWS), noise(rng)
+    batch = random_rows(rng, ROWS)
     batch["image_mask"][:, rng.integers(2)] = False
-    for row in range(ROWS):
+    for row in range(ROWS - 1):  # the last has no text at all
         write_segment(batch, row, 0, 1, *TEXTS[0])
         write_segment(batch, row, 10, 2, *TEXTS[1])
     batch["action_segment"][:2] = 1
-    ones = np.ones(ROWS, np.float32)
-    expected = run(batch, x_t, time, ones)
+    batch["action_mask"][2:] = False
+    batch["action_mask"][0, steps:] = False
+    batch["action_mask"][:, :, widths:] = False
     other = {name: value.copy() for name, value in batch.items()}
     absent, padding = ~batch["image_mask"], batch["segment"] == 0
     other["images"][absent] = rng.integers(0, 256, other["images"][absent].shape)
-    other["tokens"][padding] = rng.integers(0, 64, padding.sum())
-    grads, (logits, velocity) = run(other, x_t, time, ones)
-    assert_close(expected[0], grads)
-    text = batch["segment"] > 0
-    text[:, [0, 10]] = False
-    assert_close(expected[1][0][text], logits[text])
-    assert_close(expected[1][1], velocity)
+    other["tokens"][padding] = token
+    other["weight"][~batch["target"]] = junk
+    other["actions"][~batch["action_mask"]] = junk
+    (grads, parts), (others, found) = train(batch), train(other)
+    assert all(np.isfinite(value) and value > 0 for value in parts.values())
+    assert_close(parts, found)
+    assert_close(grads, others)
+
+
+@few
+@given(cut=st.integers(1, 4), seed=st.integers(0, 99))
+def test_steps_past_the_end_are_read_by_nobody(run, cut, seed):
+    """The velocities before the end are those of any other noisy values behind it."""
+    rng = np.random.default_rng(seed)
+    batch, (x_t, time) = random_rows(rng, ROWS), noise(rng)
+    for row in range(ROWS):
+        write_segment(batch, row, 0, 1, *TEXTS[0])
+    batch["action_segment"][:] = 1
+    batch["action_mask"][:, cut:] = False
+    ones, other = np.ones(ROWS, np.float32), x_t.copy()
+    other[:, :, cut:] = 100 * rng.normal(size=other[:, :, cut:].shape)
+    value, grads, _, velocity = run(batch, x_t, time, ones)
+    values, others, _, found = run(batch, other, time, ones)
+    assert_close((value, grads, velocity[:, :, :cut]), (values, others, found[:, :, :cut]))
+    batch["action_mask"][:] = True
+    if cut < SIZES["P"]:  # the converse: where they are there, they matter
+        assert np.abs(run(batch, x_t, time, ones)[3] - run(batch, other, time, ones)[3])[:, :, :cut].max() > 1e-3
+
+
+def test_draws_in_a_row_equal_rows_of_their_own(run):
+    """Row 0 has two draws of noise and time; rows 1 and 2 one of them each, twice. (In values: test_expert.py.)"""
+    rng = np.random.default_rng(0)
+    batch, (x_t, time) = random_rows(rng, ROWS), noise(rng)
+    for row in range(ROWS):
+        write_segment(batch, row, 0, 1, TEXTS[0][0], [])
+    batch["action_segment"][:] = 1
+    same_look(batch)
+    for draw in range(DRAWS):
+        x_t[draw + 1], time[draw + 1] = x_t[0, draw], time[0, draw]
+    value, grads, _, velocity = run(batch, x_t, time, np.float32([1, 0, 0, 0]))
+    values, many, _, others = run(batch, x_t, time, np.float32([0, 0.5, 0.5, 0]))
+    assert_close((value, grads, velocity[0]), (values, many, others[[1, 2], 0]))
+
+
+def test_a_wide_model_with_padding_is_a_narrow_one():
+    """A robot of two of three state widths and three of five action widths, in values and gradients."""
+    wide, narrow = make_model(), make_model(state_dim=2, action_dim=3)
+    params, rng = random_params(wide), np.random.default_rng(0)
+    batch, (x_t, time) = random_rows(rng, ROWS), noise(rng)
+    for row in range(ROWS):
+        write_segment(batch, row, 0, 1, *TEXTS[0])
+    batch["action_segment"][:] = 1
+    batch["state"][:, 2:], batch["action_mask"][:, :, 3:], x_t[..., 3:] = 0, False, 0
+    less = batch | {"state": batch["state"][:, :2], "actions": batch["actions"][:, :, :3],
+                    "action_mask": batch["action_mask"][:, :, :3]}
+
+    def loss(params, model, batch, x_t):
+        velocity = model.apply({"params": params}, batch, None, x_t, time)[1]
+        return jnp.where(batch["action_mask"][:, None], velocity**2, 0).sum()
+
+    step = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    value, grads = step(params, wide, batch, x_t)
+    assert_close(step(narrowed(params), narrow, less, x_t[..., :3]), (value, narrowed(grads)))
+    assert jax.tree.all(jax.tree.map(lambda x: (x == 0).all(), rest_of(grads)))
+
+
+def _ends(params, state, action):
+    """The parameters that know widths, by what takes these slices of them."""
+    return {"action_in_proj": {"kernel": params["action_in_proj"]["kernel"][action]},
+            "action_out_proj": {"kernel": params["action_out_proj"]["kernel"][:, action],
+                                "bias": params["action_out_proj"]["bias"][action]},
+            "state_proj": {"kernel": params["state_proj"]["kernel"][state]}}
+
+
+def narrowed(params):
+    """Parameters of a model of two state widths and three action widths."""
+    return {name: {**value, **_ends(params, slice(2), slice(3)).get(name, {})} for name, value in params.items()}
+
+
+def rest_of(params):
+    """What `narrowed` leaves out."""
+    return _ends(params, slice(2, None), slice(3, None))
 
 
 def test_segments_and_draws_do_see_what_they_should(run):
@@ -113,7 +224,7 @@ def test_segments_and_draws_do_see_what_they_should(run):
     batch["tokens"][2, 2] = 17  # prompt
     batch["tokens"][3, 6] = 17  # the second of three targets
     ones = np.ones(ROWS, np.float32)
-    _, (logits, velocity) = run(batch, x_t, time, ones)
+    _, _, logits, velocity = run(batch, x_t, time, ones)
 
     def moved(row, column):
         return np.abs(logits[row, column] - logits[0, column]).max() > 1e-3
@@ -122,5 +233,5 @@ def test_segments_and_draws_do_see_what_they_should(run):
     assert moved(2, 2)  # a prompt is seen both ways: its second token reads the third
     changed = np.abs(velocity - velocity[:1]).max((1, 2, 3))
     assert changed[1] > 1e-3 and changed[2] > 1e-3 and changed[3] == 0  # the expert never sees targets
-    _, (_, later) = run(batch, x_t, time * 0.5, ones)
+    later = run(batch, x_t, time * 0.5, ones)[3]
     assert np.abs(later - velocity).max() > 1e-3

@@ -9,7 +9,8 @@ import optax
 import pytest
 
 from etcvla.models import flow
-from etcvla.models.vla import sample_actions, target_slots
+from etcvla.models.decode import sample_actions
+from etcvla.models.vla import target_slots
 from etcvla.rules import path_str
 from etcvla.train.step import Settings, TrainState, losses, metrics_of, total_loss, train_step
 from tests.models.small import is_backbone, make_model, random_params, random_rows, write_segment

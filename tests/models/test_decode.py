@@ -1,0 +1,241 @@
+"""From a cache: the same text and actions as without one, and one look for several prompts."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from etcvla.models.decode import decode_text, sample_actions, see
+from etcvla.models.vla import VLA
+from tests.models.small import (
+    CONFIG,
+    PROMPTS,
+    ROWS,
+    SIZES,
+    acting_rows,
+    make_model,
+    noise_and_time,
+    random_params,
+    write_segment,
+)
+
+NEW, STEPS, EOS = 6, 4, 1
+ACTION = [2, 13, 3]
+
+
+def prompts_only(batch, prompts):
+    """The batch's looks with other prompts, one a row."""
+    length = batch["tokens"].shape[1]
+    batch = batch | {name: np.zeros((len(batch["images"]), length), batch[name].dtype)
+                     for name in ("tokens", "segment", "target", "weight")}
+    for row, prompt in enumerate(prompts):
+        write_segment(batch, row, 0, 1, list(prompt), [])
+    return batch
+
+
+def without_images(batch):
+    return {name: value for name, value in batch.items() if not name.startswith("image")}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def full_pass(model, params, *args):
+    """What training computes; compiled once a model."""
+    return model.apply({"params": params}, *args)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def decode(model, params, batch, eos, temperature=0.0, key=None, look=None, allowed=None):
+    return decode_text(model, params, batch, max_new=NEW, eos=eos, temperature=temperature, key=key, look=look,
+                       allowed=allowed)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def sample(model, params, batch, noise, look=None):
+    return sample_actions(model, params, batch, noise, STEPS, look=look)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def look_at(model, params, batch):
+    return see(model, params, batch["images"], batch["image_mask"])
+
+
+def full_logits(model, params, batch, prompts, written):
+    """Logits float[B, N, V] of what was written, by one pass over prompts and targets."""
+    full = prompts_only(batch, [])
+    for row, (prompt, target) in enumerate(zip(prompts, written, strict=True)):
+        write_segment(full, row, 0, 1, list(prompt), list(target))
+    columns = np.array([[len(prompt)] for prompt in prompts]) + np.arange(len(written[0]))
+    return full_pass(model, params, full, columns, None, None)[0]
+
+
+# Text
+
+
+def small_writer(**changes):
+    """A model (whose layers are a loop: that compiles faster) and parameters."""
+    model = make_model(unroll=1, **changes)
+    # With much smaller parameters the last token's own embedding wins every time.
+    return model, random_params(model, scale=0.5)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["apart", "image-attends-prompt"])
+def writer(request):
+    return small_writer(image_attends_prompt=request.param)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return small_writer()
+
+
+def asked():
+    return acting_rows(np.random.default_rng(3), lessons=False)
+
+
+def test_logits_from_a_cache_equal_one_pass(plain):
+    """The look, then the prompts as one block, then token by token: every logit of the teacher-forced pass."""
+    model, params = plain
+    batch = asked()
+    targets = np.random.default_rng(4).integers(4, 64, (ROWS, NEW))
+    expected = full_logits(model, params, batch, PROMPTS, targets)
+    run = jax.jit(lambda method, *args: model.apply({"params": params}, *args, method=method), static_argnums=0)
+    look = look_at(model, params, batch)
+    num_images, width = look.there.shape[1], max(map(len, PROMPTS))
+    start = num_images + width
+    cache = tuple(jnp.pad(x, ((0, 0), (0, 0), (0, width + NEW), (0, 0), (0, 0))) for x in look.cache)
+    prompt = np.concatenate([look.there, batch["segment"][:, :width] > 0, np.zeros((ROWS, NEW), bool)], axis=1)
+    position = look.there.sum(1, keepdims=True) + np.arange(width)
+    hidden, cache = run(VLA.extend, batch["tokens"][:, :width], position, prompt[:, None].repeat(width, 1), cache,
+                        num_images)
+    last = np.stack([hidden[row, len(prompt) - 1] for row, prompt in enumerate(PROMPTS)])
+    found, position = [run(VLA.readout, last)], prompt.sum(1, keepdims=True)
+    for i in range(NEW - 1):
+        visible = prompt | (np.arange(start + NEW) >= start) & (np.arange(start + NEW) <= start + i)
+        hidden, cache = run(VLA.extend, targets[:, i:i + 1], position + i, visible[:, None], cache, start + i)
+        found.append(run(VLA.readout, hidden[:, 0]))
+    np.testing.assert_allclose(np.stack(found, 1), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"image_attends_prompt": True}, {"count_absent": True},
+    {"vlm": dataclasses.replace(CONFIG.vlm, window=3, post_norms=True, attn_softcap=5.0, final_softcap=9.0)}],
+    ids=["pi0", "image-attends-prompt", "pi0-fast-positions", "gemma-2"])
+def test_greedy_text_from_a_cache_equals_recomputation(changes):
+    model, params = small_writer(**changes)
+    written = np.asarray(decode(model, params, asked(), -1))
+    np.testing.assert_array_equal(jnp.argmax(full_logits(model, params, asked(), PROMPTS, written), -1), written)
+    assert len({tuple(row) for row in written.tolist()}) == ROWS  # rows do read their own prompts and images
+    if model.config.vlm.window or model.config.count_absent:
+        np.testing.assert_array_equal(decode(model, params, asked(), -1, look=look_at(model, params, asked())), written)
+
+
+def test_sampled_text_is_drawn_from_the_same_logits(plain):
+    model, params = plain
+    first, other = jax.random.key(0), jax.random.key(1)
+    written = np.asarray(decode(model, params, asked(), -1, 0.7, first))
+    logits = full_logits(model, params, asked(), PROMPTS, written)
+    for step in range(NEW):
+        drawn = jax.random.categorical(jax.random.fold_in(first, step), logits[:, step] / 0.7, axis=-1)
+        np.testing.assert_array_equal(drawn, written[:, step])
+    assert (decode(model, params, asked(), -1, 0.7, other) != written).any()
+
+
+def test_text_ends_with_eos(plain):
+    model, params = plain
+    free = np.asarray(decode(model, params, asked(), -1))
+    for eos in (int(free[0, 2]), int(free[0, 0])):
+        ended = np.asarray(decode(model, params, asked(), eos))
+        for row in range(ROWS):
+            ends = np.flatnonzero(free[row] == eos)
+            stop = ends[0] + 1 if len(ends) else NEW
+            np.testing.assert_array_equal(ended[row], np.where(np.arange(NEW) < stop, free[row], 0))
+
+
+def test_a_row_does_not_depend_on_the_others_nor_on_padding(plain):
+    model, params = plain
+    together, row = decode(model, params, asked(), -1), 2
+    one = {name: value[row:row + 1] for name, value in asked().items()}
+    one |= {name: one[name][:, :len(PROMPTS[row])] for name in ("tokens", "segment", "target")}
+    np.testing.assert_array_equal(decode(model, params, one, -1)[0], together[row])
+
+
+def test_only_allowed_ids_are_written(plain):
+    model, params = plain
+    allowed = np.zeros(CONFIG.vocab_size, bool)
+    allowed[50:60] = allowed[EOS] = True
+    assert not allowed[np.asarray(decode(model, params, asked(), -1))].all()
+    written = np.asarray(decode(model, params, asked(), -1, allowed=allowed))
+    logits = np.where(allowed, full_logits(model, params, asked(), PROMPTS, written), -np.inf)
+    np.testing.assert_array_equal(logits.argmax(-1), written)
+
+
+# Actions
+
+
+@pytest.fixture(scope="module", params=[("token", True), ("text", True), ("token", False)],
+                ids=["token-adaptive", "text-adaptive", "token-plain"])
+def expert(request):
+    """(model, params)."""
+    state, adaptive = request.param
+    model = make_model(unroll=1, state=state, expert=dataclasses.replace(CONFIG.expert, adaptive=adaptive))
+    return model, random_params(model)
+
+
+def euler(model, params, batch, noise):
+    """The integration written out, each velocity by the pass that training takes."""
+    x = noise
+    for step in range(STEPS):
+        time = np.full((ROWS, 1), 1 - step / STEPS, np.float32)
+        x = x - full_pass(model, params, batch, None, x, time)[1] / STEPS
+    assert np.abs(x - noise).max() > 0.1
+    return x[:, 0]
+
+
+def test_actions_from_a_cache_equal_full_passes(expert):
+    """The training pass's rows hold FAST targets and a question that the expert must not see."""
+    model, params = expert
+    noise, _ = noise_and_time(np.random.default_rng(1), 1)
+    taught, plain = (acting_rows(np.random.default_rng(2), lessons=lessons) for lessons in (True, False))
+    np.testing.assert_allclose(sample(model, params, plain, noise[:, 0]), euler(model, params, taught, noise),
+                               atol=1e-5)
+
+
+def test_noise_of_another_shape_is_named():
+    model = make_model()
+    with pytest.raises(ValueError, match=r"noise is \[3, 4, 2\], expected \[B, P, A\] = \[3, 4, 5\]"):
+        sample_actions(model, {}, asked(), np.zeros((ROWS, SIZES["P"], 2)), STEPS)
+
+
+# One look, several prompts
+
+
+def test_a_subtask_is_written_first_and_acted_on(writer):
+    """Images are encoded once for both; the numbers are those of passes over everything."""
+    model, params = writer
+    batch, (noise, _) = asked(), noise_and_time(np.random.default_rng(5), 1)
+    look = look_at(model, params, batch)
+    assert (look.cache is None) == model.config.image_attends_prompt
+    subtask = decode(model, params, without_images(batch), -1, look=look)
+    np.testing.assert_array_equal(subtask, decode(model, params, batch, -1))
+    told = prompts_only(batch, [ACTION + row for row in np.asarray(subtask).tolist()])
+    np.testing.assert_allclose(sample(model, params, without_images(told), noise[:, 0], look),
+                               euler(model, params, told, noise), atol=1e-5)
+
+
+def test_several_questions_and_an_action_share_a_look(writer):
+    """Two prompts of every row at once, beside an action whose row is packed with a question and targets."""
+    model, params = writer
+    batch, (noise, _) = asked(), noise_and_time(np.random.default_rng(5), 1)
+    look = look_at(model, params, batch)
+    others = [[2, 40, 41, 3], [2, 42, 3], [2, 43, 44, 45, 3]]
+    apart = np.stack([decode(model, params, prompts_only(batch, prompts), -1) for prompts in (PROMPTS, others)], axis=1)
+    twice = {name: value.repeat(2, axis=0) for name, value in batch.items()}
+    both = prompts_only(twice, [prompt for pair in zip(PROMPTS, others, strict=True) for prompt in pair])
+    together = decode(model, params, without_images(both), -1, look=look.repeat(2))
+    np.testing.assert_array_equal(together, apart.reshape(2 * ROWS, NEW))
+    packed = acting_rows(np.random.default_rng(3), lessons=not model.config.image_attends_prompt)
+    np.testing.assert_allclose(sample(model, params, without_images(packed), noise[:, 0], look),
+                               sample(model, params, packed, noise[:, 0]), atol=1e-5)
