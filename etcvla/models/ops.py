@@ -66,12 +66,18 @@ def attend(q: Float[Array, "b t n h"], k: Float[Array, "b s k h"], v: Float[Arra
       cap: soft cap of the logits, 0 for none.
     """
     batch, length, heads, width = q.shape
-    q = q.reshape(batch, length, k.shape[2], heads // k.shape[2], width)
-    logits = softcap(jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32), cap)
+    kv_heads = k.shape[2]
+    # Heads stand before tokens, so that no product of T x S numbers has to be transposed; and it is the sums of T x H
+    # that are divided, not the weights. Both tell on a CPU.
+    q = q.reshape(batch, length, kv_heads, -1, width).transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, -1, width)
+    logits = softcap(jnp.einsum("bkqh,bskh->bkqs", q, k, preferred_element_type=jnp.float32), cap)
     if mask is not None:
-        logits = jnp.where(mask[:, None, None], logits, MASKED)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(batch, length, heads, width)
+        logits = logits.reshape(batch, kv_heads, -1, *mask.shape[1:])
+        logits = jnp.where(mask[:, None, None], logits, MASKED).reshape(batch, kv_heads, -1, mask.shape[2])
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+    out = jnp.einsum("bkqs,bskh->bkqh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    out = (out / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
+    return out.reshape(batch, heads, length, width).swapaxes(1, 2)
 
 
 def softcap(x: Float[Array, "*b"], cap: float) -> Float[Array, "*b"]:
