@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from etcvla import rules
+from etcvla.models import ops
 
 # Axes of a weight, of its a and of its b, by how the weight's path ends; r is the rank. A capital is the same axis,
 # summed apart: openpi's output adapters add up the heads of a and of b each on their own.
@@ -73,7 +74,7 @@ class Weight:
 
     def einsum(self, equation: str, x: jax.Array) -> jax.Array:
         """jnp.einsum(equation, x, w), and the adapter's part."""
-        out = jnp.einsum(equation, x, self.w)
+        out = jnp.einsum(equation, x, self.w) if self.w.ndim > 2 else ops.matmul(x, self.w)
         if self.a is None:
             return out
         inputs, out_axes = equation.split("->")

@@ -15,6 +15,31 @@ from jaxtyping import Array, Bool, Float, Int
 MASKED = -2.3819763e38  # Gemma's: finite, so that a row with every key masked gives numbers instead of NaN
 
 
+@jax.custom_vjp
+def matmul(x: Float[Array, "*b d"], w: Float[Array, "d f"]) -> Float[Array, "*b f"]:
+    """x @ w, whose weight gradient has the narrower of its two factors on the left.
+
+    XLA transposes the left one on a CPU, together with what makes it. JAX puts the output's gradient there, which in an
+    MLP is the wide one and made of many arrays: half of the MLP's time goes into that.
+    """
+    return x @ w
+
+
+def _matmul_fwd(x, w):
+    return x @ w, (x, w)
+
+
+def _matmul_bwd(saved, grad):
+    x, w = saved
+    rows = tuple(range(x.ndim - 1))
+    left, right = (x, grad) if x.shape[-1] < grad.shape[-1] else (grad, x)
+    product = jax.lax.dot_general(left, right, ((rows, rows), ((), ())))
+    return grad @ w.T, product if left is x else product.T
+
+
+matmul.defvjp(_matmul_fwd, _matmul_bwd)
+
+
 def rms_norm(x: Float[Array, "*b d"], eps: float = 1e-6) -> Float[Array, "*b d"]:
     """x over its root mean square, in float32, unscaled: scales differ between plain and adaptive norms."""
     x = x.astype(jnp.float32)
@@ -41,12 +66,18 @@ def attend(q: Float[Array, "b t n h"], k: Float[Array, "b s k h"], v: Float[Arra
       cap: soft cap of the logits, 0 for none.
     """
     batch, length, heads, width = q.shape
-    q = q.reshape(batch, length, k.shape[2], heads // k.shape[2], width)
-    logits = softcap(jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32), cap)
+    kv_heads = k.shape[2]
+    # Heads stand before tokens, so that no product of T x S numbers has to be transposed; and it is the sums of T x H
+    # that are divided, not the weights. Both tell on a CPU.
+    q = q.reshape(batch, length, kv_heads, -1, width).transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, -1, width)
+    logits = softcap(jnp.einsum("bkqh,bskh->bkqs", q, k, preferred_element_type=jnp.float32), cap)
     if mask is not None:
-        logits = jnp.where(mask[:, None, None], logits, MASKED)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(batch, length, heads, width)
+        logits = logits.reshape(batch, kv_heads, -1, *mask.shape[1:])
+        logits = jnp.where(mask[:, None, None], logits, MASKED).reshape(batch, kv_heads, -1, mask.shape[2])
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+    out = jnp.einsum("bkqs,bskh->bkqh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    out = (out / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
+    return out.reshape(batch, heads, length, width).swapaxes(1, 2)
 
 
 def softcap(x: Float[Array, "*b"], cap: float) -> Float[Array, "*b"]:
