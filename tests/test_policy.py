@@ -89,6 +89,7 @@ def test_actions_depend_on_their_own_observation_and_seed(acting):
         assert np.abs(policy.act([other], [5])[0] - together[0]).max() > 1e-4
 
 
+@pytest.mark.parametrize("acting", ["token"], indirect=True)
 def test_answers_are_what_the_model_writes_after_a_training_prompt(acting):
     policy, stage = acting
     tokenizer = stage.assets.tokenizer
@@ -110,12 +111,21 @@ def test_answers_are_what_the_model_writes_after_a_training_prompt(acting):
 QUESTION = "the robot should {instruction}. what should it do now?"
 
 
+@pytest.fixture(scope="module")
+def thinking(acting):
+    """The policy, asking first."""
+    return Policy.load(acting[1].config.workdir, num_steps=3, subtask=QUESTION)
+
+
+def two_observations(stage):
+    return [observe(stage, 0, 0), observe(stage, 3, 5) | {"instruction": "Press it."}]
+
+
 @pytest.mark.parametrize("acting", ["token"], indirect=True)
-def test_a_question_is_answered_first_and_acted_on(acting):
+def test_a_question_is_answered_first_and_acted_on(acting, thinking):
     """As asking, and then telling what was answered; the state, the noise and the images are the observation's."""
     policy, stage = acting
-    thinking = Policy.load(stage.config.workdir, num_steps=3, subtask=QUESTION)
-    observations = [observe(stage, 0, 0), observe(stage, 3, 5) | {"instruction": "Press it."}]
+    observations = two_observations(stage)
     decision = thinking.decide(observations, [5, 6])
     views = [[o["images"][name] for name in CAMERAS] for o in observations]
     asked = [QUESTION.format(instruction=text) for text in (observations[0]["instruction"], "press it")]
@@ -129,12 +139,11 @@ def test_a_question_is_answered_first_and_acted_on(acting):
 
 
 @pytest.mark.parametrize("acting", ["token"], indirect=True)
-def test_an_empty_answer_leaves_the_instruction(acting, monkeypatch):
+def test_an_empty_answer_leaves_the_instruction(acting, thinking, monkeypatch):
     policy, stage = acting
-    thinking = Policy.load(stage.config.workdir, num_steps=3, subtask=QUESTION)
     monkeypatch.setattr(thinking, "_answer", lambda batch, questions, look: ["" for _ in questions])
-    np.testing.assert_allclose(thinking.act([observe(stage, 0, 0)], [5]), policy.act([observe(stage, 0, 0)], [5]),
-                               atol=1e-5)
+    observations = two_observations(stage)
+    np.testing.assert_allclose(thinking.act(observations, [5, 6]), policy.act(observations, [5, 6]), atol=1e-5)
 
 
 def test_a_prompt_with_subtasks_asks_for_them_as_training_did(tmp_path):
@@ -192,6 +201,7 @@ def by_tokens(tmp_path_factory):
     return save(stage, random_params(stage.model, scale=0.5)), stage
 
 
+@pytest.mark.parametrize("acting", ["token"], indirect=True)
 def test_the_head_is_the_one_that_was_trained(acting, by_tokens):
     assert acting[0].head == "flow" and by_tokens[0].head == "fast"
     assert Policy.load(acting[1].config.workdir, head="fast").head == "fast"
@@ -244,6 +254,7 @@ def test_fast_tokens_become_actions_and_what_is_no_chunk_is_marked(by_tokens, mo
     np.testing.assert_allclose(decision.actions[1:], np.broadcast_to(middle, (2, 4, 2)), atol=1e-6)
 
 
+@pytest.mark.parametrize("acting", ["token"], indirect=True)
 def test_wrong_observations_are_named(acting):
     policy, stage = acting
     good = observe(stage, 0, 0)
@@ -267,6 +278,7 @@ def test_wrong_observations_are_named(acting):
     assert policy.act([good | {"state": good["state"].tolist()}], [0]).shape == (1, 4, 2)
 
 
+@pytest.mark.parametrize("acting", ["token"], indirect=True)
 def test_wrong_questions_are_named(acting):
     policy, stage = acting
     image = observe(stage, 0, 0)["images"]["front"]
@@ -279,6 +291,7 @@ def test_wrong_questions_are_named(acting):
             policy.answer(images, questions)
 
 
+@pytest.mark.parametrize("acting", ["token"], indirect=True)
 @pytest.mark.parametrize(("field", "found", "expected"), [
     ("action_dim", 4, "action_spec.action_dim is 4, but the model was made for at most 3"),
     ("state_dim", 5, "action_spec.state_dim is 5, but the model was made for at most 4"),
@@ -293,6 +306,7 @@ def test_assets_that_do_not_fit_the_model_are_named(acting, field, found, expect
         Policy(small, policy.params, policy.assets, 2)
 
 
+@pytest.mark.parametrize("acting", ["token"], indirect=True)
 def test_a_checkpoint_that_never_saw_actions_answers_but_does_not_act(acting, tmp_path):
     _, stage = acting
     only_words = nano_config(stage.config.datasets.robot.path, tmp_path)
@@ -305,6 +319,7 @@ def test_a_checkpoint_that_never_saw_actions_answers_but_does_not_act(acting, tm
         policy.act([observe(stage, 0, 0)], [0])
 
 
+@pytest.mark.parametrize("acting", ["token"], indirect=True)
 def test_a_stage_that_taught_no_actions_acts_only_when_told_how(acting, tmp_path):
     _, stage = acting
     later = Stage.open(nano_config(stage.config.datasets.robot.path, tmp_path, loss__flow=constant(0.0),

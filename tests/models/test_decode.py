@@ -175,8 +175,7 @@ def test_only_allowed_ids_are_written(plain):
 # Actions
 
 
-@pytest.fixture(scope="module", params=[("token", True), ("text", True), ("token", False)],
-                ids=["token-adaptive", "text-adaptive", "token-plain"])
+@pytest.fixture(scope="module", params=[("text", True), ("token", False)], ids=["text-adaptive", "token-plain"])
 def expert(request):
     """(model, params)."""
     state, adaptive = request.param
