@@ -94,9 +94,7 @@ def count_lessons(config: ml_collections.ConfigDict) -> Lessons:
     if needs[0] > data.text_len or needs[1] > data.max_targets:
         raise ValueError(f"an action and {riders} riders take {needs[0]} tokens, {needs[1]} of them targets, more than "
                          f"data.text_len {data.text_len} or data.max_targets {data.max_targets}")
-    model = VLA(variants.make_config(config.model.size, vocab_size=PALIGEMMA_VOCAB, **{
-        name: config.model[name] for name in ("state_dim", "action_dim", "horizon", "state", "insulate",
-                                              "image_attends_prompt")}))
+    model = VLA(variants.make_config(vocab_size=PALIGEMMA_VOCAB, **config.model))
 
     def tflop(text_len, targets, losses):
         size, m = model.config.siglip.image_size, config.model
