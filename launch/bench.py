@@ -4,7 +4,7 @@
 
 `model`: pi0 of openpi and of this project with the same parameters, sizes, inputs and dtype, in turns on this machine:
 seconds of a training step and of acting; FLOPs a sample at full size; lessons a TFLOP of packed rows. openpi's package
-is installed alone into --openpi_dir the first time. About eight minutes on two cores, the FLOPs alone one.
+is installed alone into --openpi_dir the first time. Five minutes on two cores, the FLOPs alone in one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from etcvla.bench import model, openpi, ours
 from launch import common
 
 _JSON = flags.DEFINE_string("json", "", "Where the numbers go as JSON, if anywhere.")
-_ONLY = flags.DEFINE_enum("only", "all", ["all", "flops", "time"], "Which part: flops compiles and computes nothing.")
+_ONLY = flags.DEFINE_enum("only", "all", ["all", "flops", "time"], "Which part: flops neither compiles nor computes.")
 _SIZE = flags.DEFINE_string("size", "small", "Size of the timed model, a name in etcvla/models/variants.py.")
 _VOCAB = flags.DEFINE_integer("vocab", 2688, "Its vocabulary.")
 _ROWS = flags.DEFINE_integer("rows", 2, "Rows of a timed training batch.", lower_bound=1)
