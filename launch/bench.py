@@ -34,6 +34,8 @@ def main(argv):
     if len(argv) != 2 or argv[1] not in benches:
         raise ValueError(f"python launch/bench.py NAME, where NAME is one of {', '.join(benches)}; got "
                          f"{' '.join(argv[1:]) or 'none'}")
+    if _JSON.value and not Path(_JSON.value).resolve().parent.is_dir():
+        raise ValueError(f"--json={_JSON.value}: its directory does not exist; make it first")
     began, result = time.time(), {"bench": argv[1], "machine": model.machine()}
     try:
         benches[argv[1]](result)

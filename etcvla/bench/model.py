@@ -124,7 +124,9 @@ def compare(workload: ours.Workload, folder: Path, rounds: int) -> dict[str, Any
 
     Raises RuntimeError if they do not.
     """
-    fields = dataclasses.asdict(workload)
+    fields, described = dataclasses.asdict(workload), describe(workload)
+    print(f"pi0 at size {workload.size}, {described['parameters'] / 1e6:.0f} M parameters, {workload.dtype}: two "
+          "processes start", flush=True)
     with (Worker("etcvla.bench.ours:Ours", **fields) as us,
           Worker("etcvla.bench.openpi:OpenPI", folder=str(folder), **fields) as them):
         sides = {"ours": us, "openpi": them}
@@ -137,8 +139,7 @@ def compare(workload: ours.Workload, folder: Path, rounds: int) -> dict[str, Any
                   f"{run.peak_gib:.2f} GiB", flush=True)
         us("train", cameras=2)  # another shape, so another compilation
         runs = _take_turns(sides, rounds)
-    return {"workload": describe(workload), **agreement, **first, **summarise(runs)}
-
+    return {"workload": described, **agreement, **first, **summarise(runs)}
 
 
 def difference(sides: Mapping[str, Worker], job: str, cameras: int) -> float:
