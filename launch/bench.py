@@ -4,7 +4,7 @@
 
 `model`: pi0 of openpi and of this project with the same parameters, sizes, inputs and dtype, in turns on this machine:
 seconds of a training step and of acting; FLOPs a sample at full size; lessons a TFLOP of packed rows. openpi's package
-is installed alone into --openpi_dir the first time. About eight minutes on two cores, the FLOPs alone one.
+is installed alone into --openpi_dir the first time. Five minutes on two cores, the FLOPs alone in one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from etcvla.bench import model, openpi, ours
 from launch import common
 
 _JSON = flags.DEFINE_string("json", "", "Where the numbers go as JSON, if anywhere.")
-_ONLY = flags.DEFINE_enum("only", "all", ["all", "flops", "time"], "Which part: flops compiles and computes nothing.")
+_ONLY = flags.DEFINE_enum("only", "all", ["all", "flops", "time"], "Which part: flops neither compiles nor computes.")
 _SIZE = flags.DEFINE_string("size", "small", "Size of the timed model, a name in etcvla/models/variants.py.")
 _VOCAB = flags.DEFINE_integer("vocab", 2688, "Its vocabulary.")
 _ROWS = flags.DEFINE_integer("rows", 2, "Rows of a timed training batch.", lower_bound=1)
@@ -34,6 +34,8 @@ def main(argv):
     if len(argv) != 2 or argv[1] not in benches:
         raise ValueError(f"python launch/bench.py NAME, where NAME is one of {', '.join(benches)}; got "
                          f"{' '.join(argv[1:]) or 'none'}")
+    if _JSON.value and not Path(_JSON.value).resolve().parent.is_dir():
+        raise ValueError(f"--json={_JSON.value}: its directory does not exist; make it first")
     began, result = time.time(), {"bench": argv[1], "machine": model.machine()}
     try:
         benches[argv[1]](result)

@@ -94,9 +94,7 @@ def count_lessons(config: ml_collections.ConfigDict) -> Lessons:
     if needs[0] > data.text_len or needs[1] > data.max_targets:
         raise ValueError(f"an action and {riders} riders take {needs[0]} tokens, {needs[1]} of them targets, more than "
                          f"data.text_len {data.text_len} or data.max_targets {data.max_targets}")
-    model = VLA(variants.make_config(config.model.size, vocab_size=PALIGEMMA_VOCAB, **{
-        name: config.model[name] for name in ("state_dim", "action_dim", "horizon", "state", "insulate",
-                                              "image_attends_prompt")}))
+    model = VLA(variants.make_config(vocab_size=PALIGEMMA_VOCAB, **config.model))
 
     def tflop(text_len, targets, losses):
         size, m = model.config.siglip.image_size, config.model
@@ -126,7 +124,9 @@ def compare(workload: ours.Workload, folder: Path, rounds: int) -> dict[str, Any
 
     Raises RuntimeError if they do not.
     """
-    fields = dataclasses.asdict(workload)
+    fields, described = dataclasses.asdict(workload), describe(workload)
+    print(f"pi0 at size {workload.size}, {described['parameters'] / 1e6:.0f} M parameters, {workload.dtype}: two "
+          "processes start", flush=True)
     with (Worker("etcvla.bench.ours:Ours", **fields) as us,
           Worker("etcvla.bench.openpi:OpenPI", folder=str(folder), **fields) as them):
         sides = {"ours": us, "openpi": them}
@@ -139,8 +139,7 @@ def compare(workload: ours.Workload, folder: Path, rounds: int) -> dict[str, Any
                   f"{run.peak_gib:.2f} GiB", flush=True)
         us("train", cameras=2)  # another shape, so another compilation
         runs = _take_turns(sides, rounds)
-    return {"workload": describe(workload), **agreement, **first, **summarise(runs)}
-
+    return {"workload": described, **agreement, **first, **summarise(runs)}
 
 
 def difference(sides: Mapping[str, Worker], job: str, cameras: int) -> float:

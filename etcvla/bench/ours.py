@@ -47,10 +47,9 @@ class Workload:
     @property
     def config(self) -> VLAConfig:
         """pi0 in this size."""
-        config = variants.make_config(
-            self.size, vocab_size=self.vocab_size, state_dim=ACTION_DIM, action_dim=ACTION_DIM, horizon=HORIZON,
-            state="token", insulate=False, image_attends_prompt=True, dtype=self.dtype, remat="full")
-        return dataclasses.replace(config, expert=dataclasses.replace(config.expert, adaptive=False))
+        return variants.make_config(
+            self.size, expert="plain", vocab_size=self.vocab_size, state_dim=ACTION_DIM, action_dim=ACTION_DIM,
+            horizon=HORIZON, state="token", insulate=False, image_attends_prompt=True, dtype=self.dtype, remat="full")
 
     def params(self) -> dict:
         """Noise, also where a model starts from zero: the sides' agreement would say less otherwise."""

@@ -74,7 +74,8 @@ class Weight:
 
     def einsum(self, equation: str, x: jax.Array) -> jax.Array:
         """jnp.einsum(equation, x, w), and the adapter's part."""
-        out = jnp.einsum(equation, x, self.w) if self.w.ndim > 2 else ops.matmul(x, self.w)
+        # A weight of two axes is always x's last and the output's last: what `matmul` is for.
+        out = ops.matmul(x, self.w) if self.w.ndim == 2 else jnp.einsum(equation, x, self.w)
         if self.a is None:
             return out
         inputs, out_axes = equation.split("->")

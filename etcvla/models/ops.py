@@ -26,18 +26,23 @@ def matmul(x: Float[Array, "*b d"], w: Float[Array, "d f"]) -> Float[Array, "*b 
 
 
 def _matmul_fwd(x, w):
-    return x @ w, (x, w)
+    # Only what a wanted gradient needs is kept: a frozen weight's is not computed.
+    return x.value @ w.value, (x.value if w.perturbed else None, w.value if x.perturbed else None)
 
 
 def _matmul_bwd(saved, grad):
     x, w = saved
+    return None if w is None else grad @ w.T, None if x is None else _weight_grad(x, grad)
+
+
+def _weight_grad(x, grad):
     rows = tuple(range(x.ndim - 1))
     left, right = (x, grad) if x.shape[-1] < grad.shape[-1] else (grad, x)
     product = jax.lax.dot_general(left, right, ((rows, rows), ((), ())))
-    return grad @ w.T, product if left is x else product.T
+    return product if left is x else product.T
 
 
-matmul.defvjp(_matmul_fwd, _matmul_bwd)
+matmul.defvjp(_matmul_fwd, _matmul_bwd, symbolic_zeros=True)
 
 
 def rms_norm(x: Float[Array, "*b d"], eps: float = 1e-6) -> Float[Array, "*b d"]:

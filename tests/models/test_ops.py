@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 from etcvla.models import ops
+from etcvla.models.flops import count
 
 
 def normal(*shape, seed=0):
@@ -20,6 +22,22 @@ def test_matmul_and_its_gradients(rows, narrow, wide):
                        for f in (ops.matmul, jnp.matmul))
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 2])
+def test_matmul_computes_no_gradient_that_nobody_wants(frozen):
+    """Through scan and remat, too: as many products as the plain one."""
+    def loss(weights, matmul):
+        weights = [lax.stop_gradient(w) if i < frozen else w for i, w in enumerate(weights)]
+
+        def layer(x, w):
+            return jnp.tanh(matmul(jnp.tanh(matmul(x, w[0])), w[1])), None
+
+        return lax.scan(jax.checkpoint(layer), jnp.ones((4, 8)), weights)[0].sum()
+
+    weights = [normal(3, 8, 8), normal(3, 8, 8, seed=1)]
+    found, plain = (count(lambda w, f=f: jax.grad(loss)(w, f), weights).total() for f in (ops.matmul, jnp.matmul))
+    assert found == plain
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "cap"), [(4, 1, 0.0), (4, 2, 0.0), (3, 3, 0.0), (4, 2, 2.0)])
