@@ -5,7 +5,9 @@ Axes: H W pixels. Image points are (y, x) in [0, 1] with the origin at the top l
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
+import functools
 import weakref
 
 import numpy as np
@@ -29,6 +31,18 @@ class Orbit:
     elevation: float
 
 
+_OPEN: weakref.WeakSet[View] = weakref.WeakSet()
+
+
+@functools.cache
+def _close_at_exit() -> None:
+    """To be called after the first renderer: MuJoCo then has registered the end of EGL, and ours runs before it.
+
+    (A renderer that outlives EGL prints tracebacks.)
+    """
+    atexit.register(lambda: [view.close() for view in list(_OPEN)])
+
+
 class View:
     """Renders one model at one size. Keep it: creating one costs half a second. Call `close` when done.
 
@@ -45,8 +59,8 @@ class View:
             self._renderer = mujoco.Renderer(model, image_size, image_size)
         except Exception as error:  # MuJoCo and PyOpenGL raise a dozen types here
             raise RuntimeError(f"{headless.FIX}\n(MuJoCo cannot draw without a display: {error})") from error
-        # A renderer that outlives the interpreter's OpenGL modules prints tracebacks; this runs before they go.
-        self._close = weakref.finalize(self, self._renderer.close)
+        _OPEN.add(self)
+        _close_at_exit()
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
             self._renderer.scene.flags[flag] = False
         self._solo = mujoco.MjvOption()
@@ -81,7 +95,7 @@ class View:
         return np.where(geom, ids, np.where(site, ids + self._model.ngeom, -1))
 
     def close(self) -> None:
-        self._close()
+        self._renderer.close()
 
 
 def _free_camera(camera: str | Orbit) -> str | mujoco.MjvCamera:
