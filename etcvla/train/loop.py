@@ -116,8 +116,13 @@ def _inherited_params(stage: Stage, abstract: Any) -> Any:
     theirs = from_dict(parent.meta()["model"]).adapters
     model = VLA(dataclasses.replace(stage.model.config, lora=theirs.rules, lora_scale=theirs.scale))
     mesh = jax.tree.leaves(abstract)[0].sharding.mesh
-    params = parent.ema(sharding.placed(jax.eval_shape(functools.partial(init_params, model)), mesh))
-    return jax.jit(functools.partial(merge, lora=theirs), donate_argnums=0)(params) if theirs.rules else params
+    params = flatten_dict(parent.ema(sharding.placed(jax.eval_shape(functools.partial(init_params, model)), mesh)))
+    adapters = {path: params.pop(path) for path in list(params) if path[-1].endswith(("lora_a", "lora_b"))}
+
+    def merged(params, adapters):
+        return merge(unflatten_dict(params | adapters), theirs)
+
+    return jax.jit(merged, donate_argnums=0)(params, adapters) if adapters else unflatten_dict(params)
 
 
 def _released_params(stage: Stage, abstract: Any) -> Any:
