@@ -2,7 +2,7 @@
 
     python launch/train.py --config=configs/objective_bridge.py
 
-Tiny: ten minutes on two cores (plus the data and the stages before it, if missing); six Meta-World tasks.
+Tiny: eight minutes on two cores (plus the data and the stages before it, if missing); six Meta-World tasks.
 The share of ETC rows falls to the paper's 4:1; the backbone learns FAST tokens and answers, the expert the flow.
 """
 
@@ -20,7 +20,7 @@ def get_config(variant: str = "tiny"):
     c.init_config = "configs/distribution_bridge.py"
     c.loss.fast = common.constant(0.5)
     c.loss.flow = common.constant(1.0)
-    c.steps = 3000
+    c.steps = 2200
     c.batch_size = 16
     if variant == "paligemma_3b":
         c.init_config = ""
