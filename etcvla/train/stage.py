@@ -52,7 +52,7 @@ def _exists(field: str, path: str) -> bool:
 def has_dataset(path: str) -> bool:
     """Whether a whole RLDS dataset lies at `path`."""
     try:
-        find_version(pathlib.Path(path))
+        find_version(path)
     except FileNotFoundError:
         return False
     return True
