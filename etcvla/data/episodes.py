@@ -18,10 +18,14 @@ class Episodes:
     Attributes:
       features: step features by name, without the leading "steps/".
       lengths: int64[E] steps of each episode. starts: int64[E + 1] first frame of each episode, and the end.
+      damaged: "raise" or "skip", what to do about data that cannot be used.
+      whole_records: a frame costs reading its whole episode.
     """
 
     directory: AnyPath
     split: str
+    damaged: str
+    whole_records: bool
     features: Mapping[str, Feature]
     lengths: np.ndarray
     starts: np.ndarray
@@ -90,6 +94,14 @@ class Episodes:
             return np.concatenate(parts)
         values = [value for part in parts for value in part]
         return _share_texts(values) if feature.kind == "text" else values
+
+    def skip(self, reason: str, problem: Exception | str) -> None:
+        """Counts one thing that is left out because it is damaged; the first of a kind is logged."""
+        raise NotImplementedError
+
+    def where(self, episode: int) -> tuple[AnyPath, int, int]:
+        """(file, record in it, place) of an episode."""
+        raise NotImplementedError
 
     def may_start(self) -> np.ndarray:
         """bool[num_frames]: where a chunk of actions may begin."""

@@ -106,7 +106,7 @@ def finite_frames(dataset: Episodes, names: Sequence[str] = VECTORS) -> np.ndarr
         values = dataset.column(name).reshape(dataset.num_frames, -1)
         if np.isfinite(values).all():
             continue
-        if getattr(dataset, "damaged", "raise") == "raise":
+        if dataset.damaged == "raise":
             check_finite(dataset, name, values)
         frames = np.flatnonzero(~np.isfinite(values).all(axis=1))
         for episode in np.unique(dataset.starts.searchsorted(frames, side="right") - 1).tolist():

@@ -42,9 +42,8 @@ class RLDSDataset(Episodes):
     A dataset without steps (image and text) has episodes of one step each.
 
     Attributes:
-      features, lengths, starts: as of `Episodes`.
-      damaged: "raise" or "skip". skipped: how many records and frames were left out, by what is wrong with them.
-      whole_records: a frame costs reading its whole episode.
+      features, lengths, starts, damaged, whole_records: as of `Episodes`.
+      skipped: how many records, episodes and frames were left out, by what is wrong with them.
     """
 
     def __init__(self, directory: str | os.PathLike, split: str = "train", *, cache_dir: str | Path | None = None,

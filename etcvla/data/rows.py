@@ -21,6 +21,7 @@ from etcvla.names import lookup
 
 ACTION, ANY = "action", "any"
 MAX_DAMAGED = 100  # frames in a row that cannot be read, before a dataset is given up
+READ_TOGETHER = 4  # draws of one episode in a row, where a frame costs reading all of it
 PHASE = "annotation/phase"  # the feature that says which of the episode's subtasks is in progress
 MEANS = {"token": "of all tokens alike", "segment": "of segments, each the mean of its tokens"}
 _ITEM = ("kind", "form", "question", "answer", "source")
@@ -117,9 +118,17 @@ class RowBuilder:
         self.rider_mix, self.use_fast, self.mask_padding, self.mean = rider_mix, use_fast, mask_padding, mean
         self.prompt, self.format = prompt, prompts.find_format(prompt)
         lookup(MEANS, mean, "loss.mean")
-        self.candidates = [sources[s.dataset].candidates(s.kind) for s in plan.streams]
+        self.candidates = [self._pool(sources[s.dataset], s.kind) for s in plan.streams]
         self._check_riders()
         self._check_subtasks()
+
+    def _pool(self, source: Source, kind: str) -> np.ndarray:
+        """The candidates; where a frame costs its whole episode, those of an episode together, in random order."""
+        frames = source.candidates(kind)
+        if not source.dataset.whole_records:
+            return frames
+        episodes = source.dataset.starts.searchsorted(frames, side="right")
+        return frames[np.lexsort((np.random.default_rng(self.plan.seed).random(len(frames)), episodes))]
 
     def _check_riders(self) -> None:
         known = {*ETC_KINDS, *(kind for source in self.sources.values() for kind in source.known_kinds)}
@@ -137,7 +146,8 @@ class RowBuilder:
         """The fields of `etcvla.batch.SCHEMA` without the batch axis."""
         stream = self.plan.streams[stream_index]
         source, pool = self.sources[stream.dataset], self.candidates[stream_index]
-        place = self.plan.draw(stream_index, n, len(pool))
+        together = READ_TOGETHER if source.dataset.whole_records else 1
+        place = self.plan.draw(stream_index, n, len(pool), together)
         for tried in range(MAX_DAMAGED):
             try:
                 return self._row(stream_index, source, int(pool[(place + tried) % len(pool)]), n)
