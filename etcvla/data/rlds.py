@@ -68,13 +68,14 @@ class RLDSDataset(Episodes):
         self.features, self._metadata = read_features(self.directory)
         self._paths = find_shards(self.directory, split)
         self.skipped: collections.Counter[str] = collections.Counter()
+        self._known_damage: set[str] = set()
         self._index = load_index(self._paths, _caches(self.directory, split, cache_dir))
         for problem in self._index.damaged:
             self._skip("damaged records", problem)
         if not self._index.damaged:
             self._check_shard_lengths()
         allow_open_files(len(self._paths))
-        self._shards = [open_shard(path) for path in self._paths]
+        self._shards = map_shards(open_shard, self._paths, workers=self._near)
         self.whole_records = self._shards[0].whole_records
         self._records = _select(len(self._index.records), episodes)
         if verify_crc:
@@ -100,10 +101,11 @@ class RLDSDataset(Episodes):
         return self._paths[shard], number, place
 
     def skip(self, reason: str, problem: Exception | str) -> None:
-        """Counts one thing that is left out because it is damaged; the first of a kind is logged."""
+        """Counts one thing that is left out because it is damaged, once; the first of a kind is logged."""
         if not self.skipped[reason]:
             log.warning("%s, split %s: %s are left out, the first: %s", self.directory, self.split, reason, problem)
-        self.skipped[reason] += 1
+        self.skipped[reason] += str(problem) not in self._known_damage
+        self._known_damage.add(str(problem))
 
     def _skip(self, reason: str, problem: Exception | str) -> None:
         if self.damaged == "raise":
@@ -135,7 +137,7 @@ class RLDSDataset(Episodes):
         found: list = []
         if not feature.in_steps and feature.ragged and feature.is_step:
             start, stop = 0, self._values(feature, feature.count_path, episode)[3]
-            stop = stop if feature.list_paths else stop // feature.width
+            stop = stop if feature.list_paths else stop // max(1, feature.width)
         for path in feature.list_paths:
             mark = self._values(feature, path, episode)[4]
             found.append(self._index.marks[mark + start:mark + stop + 1].tolist())
@@ -245,20 +247,27 @@ class RLDSDataset(Episodes):
 
     def _bad_crc(self) -> np.ndarray:
         """Records whose payload does not match its checksum."""
-        found = map_shards(check_crc, self._paths, workers=None if isinstance(self.directory, RemotePath) else 1)
-        bad = {(shard, number): problem for shard, damage in enumerate(found) for number, problem in damage}
+        found = map_shards(check_crc, self._paths, workers=self._near)
+        problems = {(shard, number): problem for shard, damage in enumerate(found) for number, problem in damage}
+        bad = {i: problems[key] for i, key in enumerate(map(tuple, self._index.records[:, :2].tolist()))
+               if key in problems}
         for problem in bad.values():
             self._skip("damaged records", problem)
-        return np.array([i for i, (shard, number) in enumerate(self._index.records[:, :2].tolist())
-                         if (shard, number) in bad], np.int64)
+        return np.array(sorted(bad), np.int64)
+
+    @property
+    def _near(self) -> int | None:
+        """Workers that open or check files: many requests at once to a remote place, one process here."""
+        return None if isinstance(self.directory, RemotePath) else 1
 
     def _check_shard_lengths(self) -> None:
         """A file cut at a record's border shows only against dataset_info.json."""
         expected = shard_lengths(self.directory, self.split)
         found = np.bincount(self._index.records[:, 0], minlength=len(self._paths)).tolist()
         if expected not in (None, found):
-            raise ValueError(f"{self.directory}, split {self.split}: the files hold {found} episodes, "
-                             f"dataset_info.json says {expected}: incomplete copy?")
+            self._skip("incomplete files", ValueError(
+                f"{self.directory}, split {self.split}: the files hold {found} episodes, dataset_info.json says "
+                f"{expected}: incomplete copy?"))
 
 
 def _caches(directory: AnyPath, split: str, cache_dir: str | Path | None) -> list[Path]:
