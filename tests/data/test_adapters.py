@@ -77,6 +77,7 @@ def test_every_transform_has_its_inverse(name, actions, state):
     assert Adapter.from_dict(json.loads(json.dumps(adapter.to_dict()))) == adapter
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([-1, 0, 1]), min_size=1, max_size=12))
 def test_gripper_commands_become_states_and_back(commands):
     opened = latch(np.array(commands, np.float32))
@@ -93,7 +94,7 @@ def test_filters():
     still, move = np.zeros(7, np.float32), np.float32([0.1, 0, 0, 0, 0, 0, 0])
     shut = np.float32([0, 0, 0, 0, 0, 0, 1])
     actions = np.stack([still, shut, move, still, still, shut, shut])
-    assert DROPS["no_ops"](actions, 6).tolist() == [True, True, False, False, True, False, True]
+    assert DROPS["no_ops"](actions, 6).tolist() == [True, True, False, True, True, False, True]
     assert DROPS["first_zero"](actions, 6).tolist() == [True] + [False] * 6
     assert not DROPS["first_zero"](actions[2:], 6).any() and not DROPS["none"](actions, 6).any()
 

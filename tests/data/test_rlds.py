@@ -13,7 +13,7 @@ from io import BytesIO
 import fsspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -240,6 +240,7 @@ def test_a_remote_frame_is_read_by_few_requests_of_few_bytes(remote, monkeypatch
     assert len(asked) == 1 and len(asked[0]) == 1  # neighbours within 64 kB are one request
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 500), st.integers(0, 60)), min_size=1, max_size=9), st.integers(0, 40))
 def test_merged_spans_cover_all_and_lie_apart(spans, gap):
     merged = merge(spans, gap)
