@@ -66,12 +66,12 @@ def compute_norm_stats(dataset: Episodes, names: Sequence[str] = VECTORS, *, hor
     Raises KeyError for a feature that is not there, ValueError where a value is not finite (naming episode and step).
     """
     adapter = getattr(dataset, "adapter", None)
-    usable = finite_frames(dataset, names)
-    stats = {}
     for name in names:
         feature = dataset.feature(name)
         if feature.kind != "tensor" or feature.ragged:
             raise ValueError(f"{name} of {dataset.directory} is no vector: it has no norm statistics")
+    usable, stats = finite_frames(dataset, names), {}
+    for name in names:
         if name == "action" and adapter and adapter.relative:
             chunks = (dataset.window(frame, name, horizon) for frame in np.flatnonzero(usable).tolist())
             values = np.concatenate([chunk[present] for chunk, present in chunks])
