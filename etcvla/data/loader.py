@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import grain
 import numpy as np
+from absl import flags
 
 from etcvla.data.rows import RowBuilder
 
@@ -45,5 +46,7 @@ def batches(builder: RowBuilder, *, start: int, process: int = 0, num_processes:
     dataset = grain.MapDataset.source(rows)[start * rows.local:].batch(rows.local)
     ahead = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch))
     if workers:
+        if not flags.FLAGS.is_parsed():  # outside of absl's app; grain reads a flag of its own to start processes
+            flags.FLAGS.mark_as_parsed()
         ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch))
     return iter(ahead)
