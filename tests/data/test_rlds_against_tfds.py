@@ -135,7 +135,8 @@ def nested_features():
     return F.FeaturesDict({
         "steps": F.Dataset({
             "action": F.Tensor(shape=(2,), dtype=np.float32),
-            "words": F.Sequence(F.Sequence(F.Text())), "paths": F.Sequence(F.Sequence(F.Tensor((2,), np.float32))),
+            "words": F.Sequence(F.Sequence(F.Text())),
+            "paths": F.Sequence(F.Sequence(F.Tensor(shape=(2,), dtype=np.float32))),
             "deep": F.Sequence(F.Sequence(F.Sequence(np.int64))), "fixed": F.Sequence(np.float32, length=3),
         }),
         "episode_metadata": F.FeaturesDict({"tree": F.Sequence(F.Sequence(F.Text()))})})
