@@ -5,7 +5,7 @@ import struct
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etcvla.data.records import (
@@ -30,12 +30,14 @@ def test_crc_is_castagnolis_masked():
     assert masked_crc(b"123456789") == (((crc >> 15) | (crc << 17)) + 0xA282EAD8) % 2**32
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(INT64, st.integers(0, 127)), max_size=40))
 def test_ints_round_trip(values):
     packed = b"".join(map(varint, values))
     assert read_ints(packed).tolist() == values
 
 
+@settings(deadline=None)
 @given(texts=st.lists(st.binary(max_size=300), max_size=8), floats=st.lists(st.floats(width=32), max_size=8),
        ints=st.lists(INT64, min_size=1, max_size=8), order=st.permutations(["texts", "floats", "ints"]))
 def test_every_value_is_found(texts, floats, ints, order):
