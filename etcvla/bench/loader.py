@@ -99,11 +99,11 @@ class Side:
         self._batches = self.open()
         return list(np.shape(next(self._batches)["images"]))
 
-    def draw(self, count: int) -> float:
-        """Draws more batches; returns the memory in MB after them."""
+    def draw(self, count: int) -> dict[str, float]:
+        """Draws more batches; returns the memory in MB after them, and the CPU seconds of all work so far."""
         for batch in itertools.islice(self._batches, count):
             assert batch["images"].dtype == np.uint8
-        return resident()
+        return {"memory": resident(), "cpu": time.process_time()}
 
     def memory(self) -> float:
         """The most anonymous memory in MB that this process and its children have had at once."""
@@ -185,7 +185,8 @@ class TFData(Side):
 # ---- The comparison --------------------------------------------------------------------------------------------------
 
 def compare(folder: Path, *, samples: int, threads: int, decoded: bool) -> dict[str, float]:
-    """Both sides in turns of `samples`, three each; keys `ours_*`, `tf_*` and those of FLOORS.
+    """Both sides in turns of `samples`, three each after one that fills what lies ready; keys `ours_*`, `tf_*` and
+    those of FLOORS. CPU is counted between the ends of turns: both work ahead while they are not asked.
 
     The index is built anew, and is part of the time to the first batch; importing libraries is not.
     """
@@ -198,10 +199,13 @@ def compare(folder: Path, *, samples: int, threads: int, decoded: bool) -> dict[
         workers, rates = {"ours": ours, "tf": tf}, {"ours": [], "tf": []}
         for name, worker in workers.items():
             result[f"{name}_first_batch"] = worker("first").wall
-        for _, (name, worker) in itertools.product(range(3), workers.items()):
-            run = worker("draw", count=max(1, samples // BATCH))
-            rates[name].append(max(1, samples // BATCH) * BATCH / run.cpu)
-            result[f"{name}_wall_rate"] = max(1, samples // BATCH) * BATCH / run.wall
+        count, before = max(1, samples // BATCH), {}
+        for turn, (name, worker) in itertools.product(range(4), workers.items()):
+            run = worker("draw", count=count)
+            if turn:
+                rates[name].append(count * BATCH / (run.result["cpu"] - before[name]))
+            before[name] = run.result["cpu"]
+            result[f"{name}_wall_rate"] = count * BATCH / run.wall
         for name, worker in workers.items():
             result[f"{name}_rate"] = float(np.median(rates[name]))
             result[f"{name}_memory"] = worker("memory").result
@@ -214,7 +218,7 @@ def memory_over(folder: Path, *, samples: int, threads: int) -> dict[str, list[f
     """Our memory in MB at eleven points on the way through `samples`."""
     with Worker("etcvla.bench.loader:Ours", folder=str(folder), threads=threads) as ours:
         ours("first")
-        points = [ours("draw", count=max(1, samples // BATCH // 10)).result for _ in range(11)]
+        points = [ours("draw", count=max(1, samples // BATCH // 10)).result["memory"] for _ in range(11)]
     return {"memory_over_samples": points, "memory_growth": points[-1] / points[1]}
 
 
