@@ -134,7 +134,7 @@ class Ours(Side):
         dataset = RLDSDataset(self.folder)
         rng, assets = np.random.default_rng(0), Assets(Tokenizer.load())
         assets.action_stats, assets.state_stats = (stats_of(rng.normal(size=(9, n))) for n in (ACTION, STATE))
-        plan = Plan.make([Stream("action", "set", "action", ((0.0, 1.0),), 0)], batch_size=BATCH, steps=10**5, seed=0)
+        plan = Plan.make([Stream("action", "set", "action", ((0.0, 1.0),), 0)], batch_size=BATCH, steps=10**4, seed=0)
         sizes = RowSizes(num_cameras=2, image_size=SIZE, text_len=32, max_targets=16, state_dim=STATE,
                          horizon=HORIZON, action_dim=ACTION)
         builder = RowBuilder(plan, {"set": Source(dataset, CAMERAS)}, assets, sizes, rider_mix={}, prompt="pi0",
