@@ -18,12 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
+from google.protobuf import json_format
 
 from data_builders.add_etc.annotate import Labelled
-from data_builders.build import progress
+from data_builders.build import progress, tf
 from data_builders.rlds import encode_items, robot_features
-from etcvla.data.records import read_varint
 from etcvla.data.rlds import RLDSDataset
 from etcvla.etc.annotation import INT_FIELDS
 
@@ -45,8 +44,8 @@ def splits(directory: Path) -> list[str]:
 def new_features(num_cameras: int, num_objects: int) -> tuple[dict, dict]:
     """(step features, episode features) in the form of features.json that annotation and ETC add."""
     schema = robot_features(cameras=[f"camera{i}" for i in range(num_cameras)], image_size=1, state_doc="", state_size=1,
-                            action_doc="", action_size=1, num_objects=num_objects).to_json()
-    whole = schema["featuresDict"]["features"]
+                            action_doc="", action_size=1, num_objects=num_objects)
+    whole = json_format.MessageToDict(schema.to_proto())["featuresDict"]["features"]
     steps = whole["steps"]["sequence"]["feature"]["featuresDict"]["features"]
     return {name: steps[name] for name in ("annotation", "etc")}, whole["episode_metadata"]["featuresDict"]["features"]
 
@@ -87,12 +86,13 @@ def encode(labelled: Labelled, num_objects: int, episode_features: Sequence[str]
 
 
 def append(payload: bytes, entries: bytes) -> bytes:
-    """A tf.train.Example with more features."""
-    if payload[:1] != _EXAMPLE_FEATURES:
-        raise ValueError("not a tf.train.Example")
-    size, start = read_varint(payload, 1)
-    body = payload[start:start + size] + entries
-    return _EXAMPLE_FEATURES + _varint(len(body)) + body
+    """A tf.train.Example with more features. Raises ValueError if `payload` is none."""
+    # All that an Example has is one field, its features: a tag, their size, and they themselves to the end.
+    for start in range(2, 12):
+        if payload[:start] == _EXAMPLE_FEATURES + _varint(len(payload) - start):
+            body = payload[start:] + entries
+            return _EXAMPLE_FEATURES + _varint(len(body)) + body
+    raise ValueError("not a tf.train.Example")
 
 
 def read_record(path: Path, record: int, offset: int) -> bytes:
