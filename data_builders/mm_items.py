@@ -78,7 +78,8 @@ class MMBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                                      features=vqa_features(image_size=None))
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
-        return {split: self._generate_examples(split) for split in ("train", *(["val"] * (self.builder_config.val > 0)))}
+        splits = ("train", "val") if self.builder_config.val else ("train",)
+        return {split: self._generate_examples(split) for split in splits}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
         counts, number = Counter(), 0

@@ -43,8 +43,8 @@ def splits(directory: Path) -> list[str]:
 
 def new_features(num_cameras: int, num_objects: int) -> tuple[dict, dict]:
     """(step features, episode features) in the form of features.json that annotation and ETC add."""
-    schema = robot_features(cameras=[f"camera{i}" for i in range(num_cameras)], image_size=1, state_doc="", state_size=1,
-                            action_doc="", action_size=1, num_objects=num_objects)
+    schema = robot_features(cameras=[f"camera{i}" for i in range(num_cameras)], image_size=1, num_objects=num_objects,
+                            state_doc="", state_size=1, action_doc="", action_size=1)
     whole = json_format.MessageToDict(schema.to_proto())["featuresDict"]["features"]
     steps = whole["steps"]["sequence"]["feature"]["featuresDict"]["features"]
     return {name: steps[name] for name in ("annotation", "etc")}, whole["episode_metadata"]["featuresDict"]["features"]

@@ -1,6 +1,6 @@
-"""Llava's format: a JSON list (or JSON lines) of {id, image, conversations: [{from: human, value}, {from: gpt, value}]}.
+"""Llava's format: JSON entries {id, image, conversations: [{from: human, value: ..}, {from: gpt, value: ..}, ..]}.
 
-Files of many gigabytes are read as they stream by.
+They stand in a list or one a line; files of many gigabytes are read as they stream by.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def read_turns(entry: Any) -> tuple[tuple[str, str], ...]:
     if said[0][0] == "system":
         said = said[1:]
     roles = [role for role, _ in said]
-    if len(roles) % 2 or any(role not in HUMAN for role in roles[::2]) or any(role not in MODEL for role in roles[1::2]):
+    if len(roles) % 2 or not set(roles[::2]) <= set(HUMAN) or not set(roles[1::2]) <= set(MODEL):
         raise BadEntry("not human and model in turns")
     texts = [text.replace("<image>", " ").strip() for _, text in said]
     return tuple(zip(texts[::2], texts[1::2], strict=True))

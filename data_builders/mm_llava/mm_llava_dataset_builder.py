@@ -12,7 +12,8 @@ from data_builders.mm_llava.llava import find_image, read_entries, read_turns
 
 @dataclasses.dataclass
 class LlavaConfig(MMConfig):
-    """`json` is the file, `images` the folder that its paths start from, `kind_field` an entry's field with its kind."""
+    """`json` is the file, `images` the folder that its paths start from, `kind_field` an entry's
+    field with its kind."""
 
     json: str = ""
     images: str = ""

@@ -1,4 +1,4 @@
-"""TFDS builder of image-text datasets that TFDS has prepared: captions, or questions and answers, by a map of fields."""
+"""TFDS builder of image-text datasets that TFDS has prepared: captions, or questions and answers."""
 
 from __future__ import annotations
 

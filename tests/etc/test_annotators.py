@@ -43,8 +43,8 @@ def test_points_turn_with_the_image(tmp_path, rotation):
     image[int(y * 480), int(x * 640)] = 255
     row, column = np.argwhere(show(image, rotation)[..., 0])[0]
     height, width = show(image, rotation).shape[:2]
-    np.testing.assert_allclose(project(calibration.matrix(rotation), point) * [height, width], [row + 0.5, column + 0.5],
-                               atol=0.6)
+    found = project(calibration.matrix(rotation), point) * [height, width]
+    np.testing.assert_allclose(found, [row + 0.5, column + 0.5], atol=0.6)
 
 
 def test_an_episode_overrides_fields_of_the_dataset(tmp_path):
@@ -76,23 +76,26 @@ def _pick_and_place(*, pauses=(20, 45), steps=60):
     knots = [0, pauses[0] - 3, pauses[0] + 3, pauses[1] - 3, pauses[1] + 3, steps - 1]
     position = np.stack([np.interp(np.arange(steps), knots, values) for values in (
         [0, 0.3, 0.3, 0.0, 0.0, 0.2], [0, 0.1, 0.1, 0.4, 0.4, 0.1], [0.3, 0, 0, 0.1, 0.1, 0.4])], -1)
-    opening = np.interp(np.arange(steps), [pauses[0] - 2, pauses[0] + 2, pauses[1] - 2, pauses[1] + 2], [1, 0.3, 0.3, 1])
-    return opening, position
+    times = [pauses[0] - 2, pauses[0] + 2, pauses[1] - 2, pauses[1] + 2]
+    return np.interp(np.arange(steps), times, [1, 0.3, 0.3, 1]), position
 
 
 def test_a_pick_and_place_has_five_phases():
     segments = tracks.segment(*_pick_and_place())
     assert segments.kinds == ("approach", "grasp", "carry", "release", "leave")
     assert segments.starts.tolist() == [0, 18, 22, 43, 47]
-    assert segments.texts("cup") == ("move to the cup", "grasp the cup", "carry the cup", "release the cup", "move away")
+    assert segments.texts("cup") == (
+        "move to the cup", "grasp the cup", "carry the cup", "release the cup", "move away")
     phase = segments.phase(60)
     assert [phase[t] for t in (0, 17, 18, 30, 44, 59)] == [0, 0, 1, 2, 3, 4]
     assert tracks.grasp_step(segments) == 22
 
 
-def test_a_fist_made_on_the_way_is_no_grasp():
+@pytest.mark.parametrize("when", [(5, 10), (0, 4)])
+def test_a_fist_made_on_the_way_or_at_the_start_is_no_grasp(when):
     _, position = _pick_and_place()
-    assert tracks.segment(np.interp(np.arange(60), [5, 10], [1, 0.3]), position).kinds == ()
+    position = np.concatenate([position[:1], position[:1], position[:-2]])  # at rest at first
+    assert tracks.segment(np.interp(np.arange(60), when, [1, 0.3]), position).kinds == ()
 
 
 def test_a_grasp_that_is_never_released():

@@ -1,7 +1,7 @@
 """What the robot's own state says: when it takes hold, carries and lets go; and tracks put together from detections.
 
-No contacts are needed: a grasp is a gripper that closes where the hand stands nearly still. A gripper that closes on
-the way is a fist, and says nothing.
+No contacts are needed: a grasp is a gripper that closes where a hand that has come from elsewhere nearly stands still.
+One that closes on the way, or before it sets out, makes a fist, and says nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 
 MIN_RANGE = 0.15  # of full opening: a gripper that moves less than this takes hold of nothing
 STILL = 0.5  # of the episode's brisk speed (90th percentile), below which a hand that closes is taking hold
+MIN_WAY = 0.02  # metres that a hand has come to take hold
 SETTLED = 0.03  # of the gripper's range in the episode, a step: it moves no more
 APPROACH, GRASP, CARRY, RELEASE, LEAVE = "approach", "grasp", "carry", "release", "leave"
 _WORDS = {APPROACH: "move to the {object}", GRASP: "grasp the {object}", CARRY: "carry the {object}",
@@ -20,7 +21,7 @@ _WORDS = {APPROACH: "move to the {object}", GRASP: "grasp the {object}", CARRY: 
 
 @dataclasses.dataclass(frozen=True)
 class Segments:
-    """Runs of an episode: kinds[k] lasts from starts[k] to starts[k + 1] or the end. Empty where nothing was grasped."""
+    """Runs of an episode: kinds[k] lasts from starts[k] to starts[k + 1] or the end. None where nothing was grasped."""
 
     starts: np.ndarray  # int64[K]
     kinds: tuple[str, ...]
@@ -48,8 +49,8 @@ def segment(gripper_open: np.ndarray, position: np.ndarray) -> Segments:
     speed = _smooth(np.linalg.norm(np.gradient(position, axis=0), axis=1))
     brisk = np.percentile(speed, 90)
     marks: list[tuple[int, str]] = []
-    for begin, end, close, reopen in _grips(gripper_open):
-        if brisk <= 0 or speed[close:end + 1].mean() >= STILL * brisk:
+    for begin, end, reopen in _grips(gripper_open):
+        if speed[:begin].sum() < MIN_WAY or speed[begin:end + 1].min() >= STILL * brisk:
             continue
         marks += [(marks[-1][0] if marks and marks[-1][1] == LEAVE else 0, APPROACH), (begin, GRASP), (end, CARRY)]
         if reopen is not None:
@@ -59,8 +60,8 @@ def segment(gripper_open: np.ndarray, position: np.ndarray) -> Segments:
     return _tidy(marks, len(gripper_open))
 
 
-def _grips(gripper_open: np.ndarray) -> list[tuple[int, int, int, tuple[int, int] | None]]:
-    """(begins to close, has settled, is half closed, (begins to open, is open) or None) of each grip."""
+def _grips(gripper_open: np.ndarray) -> list[tuple[int, int, tuple[int, int] | None]]:
+    """(begins to close, has settled, (begins to open, is open) or None) of each grip."""
     low, high = gripper_open.min(), gripper_open.max()
     if high - low < MIN_RANGE:
         return []
@@ -78,7 +79,7 @@ def _grips(gripper_open: np.ndarray) -> list[tuple[int, int, int, tuple[int, int
         settled = next((s for s in range(close, stop) if abs(change[s]) < SETTLED), stop)
         if close > 0 and settled > begin:
             reopen = None if half_open is None else (_back(change, half_open, 1), _forth(change, half_open))
-            grips.append((begin, settled, close, reopen))
+            grips.append((begin, settled, reopen))
         if half_open is None:
             break
         t = half_open
