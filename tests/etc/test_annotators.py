@@ -1,6 +1,7 @@
 """Facts about data without a simulator: projection, phases from the robot's state, and what a model says."""
 
 import json
+import pathlib
 from collections import Counter
 
 import numpy as np
@@ -102,6 +103,19 @@ def test_a_grasp_that_is_never_released():
     opening, position = _pick_and_place()
     segments = tracks.segment(np.minimum.accumulate(opening), position)
     assert segments.kinds == ("approach", "grasp", "carry")
+
+
+def test_phases_agree_with_a_simulators_contacts():
+    """Three pick-and-place episodes of Meta-World's scripted expert (80 Hz), with phases and contacts from the
+    simulator: of its three phases the last two begin by touch and by the object's motion."""
+    truth = np.load(pathlib.Path(__file__).with_name("metaworld_pick_place.npz"))
+    ends = np.cumsum(truth["lengths"])
+    for at in (slice(end - length, end) for end, length in zip(ends, truth["lengths"], strict=True)):
+        segments = tracks.segment(truth["gripper_open"][at], truth["gripper_position"][at])
+        assert segments.kinds == ("approach", "grasp", "carry")
+        touched = int(truth["contact"][at].argmax())
+        assert segments.starts[1] < touched < segments.starts[2] <= touched + 4
+        assert (segments.phase(len(truth["phase"][at])) == truth["phase"][at]).mean() >= 0.95
 
 
 def test_two_grasps_are_told_apart():
