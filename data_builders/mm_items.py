@@ -82,7 +82,7 @@ class MMBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return {split: self._generate_examples(split) for split in splits}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
-        counts, number = Counter(), 0
+        counts: Counter = Counter()
         for number, entry in enumerate(self.entries()):
             try:
                 if isinstance(entry, BadEntry):
@@ -98,8 +98,9 @@ class MMBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             yield example["episode_metadata"]["episode_id"], example
         found = ", ".join(f"{what}: {count}" for what, count in counts.most_common())
         print(f"{self.info.full_name} {split}: {found or 'nothing found'}", file=sys.stderr)
-        if split == "train" and not counts["episodes"]:
-            raise ValueError(f"{self.info.full_name}: no entry could be used ({found or 'there are none'})")
+        if not counts["episodes"]:
+            hint = "" if split == "train" else "; hold out more by --val, or nothing by --val=0"
+            raise ValueError(f"{self.info.full_name} {split}: no entry could be used ({found or 'there are none'}){hint}")
 
 
 def split_of(image: bytes, val: float) -> str:

@@ -57,9 +57,6 @@ ADAPTERS: dict[str, Adapter] = {
     # The public LIBERO sets: state (x, y, z, axis-angle, two fingers); images are already upright.
     "libero": Adapter(cameras=("image",), position="observation/state", frame="world", gripper="observation/state",
                       gripper_at=6, open=0.04, rate=20.0, episode_id="file_path"),
-    # This repository's Meta-World sets: state (x, y, z, gripper).
-    "metaworld": Adapter(cameras=("front",), position="observation/state", gripper="observation/state", gripper_at=3,
-                         rate=80.0, episode_id="episode_id"),
     # Any dataset: its first camera and its instruction, nothing of its state.
     "generic": Adapter(),
 }
@@ -96,7 +93,7 @@ def fit(adapter: Adapter, dataset: RLDSDataset) -> Adapter:
               if feature.kind == "image" and name.startswith("observation/")]
     if not images:
         raise ValueError(f"{dataset.directory} has no images under steps/observation: ETC speaks of images")
-    adapter = adapter if adapter.cameras else dataclasses.replace(adapter, cameras=images[:1])
+    adapter = adapter if adapter.cameras else dataclasses.replace(adapter, cameras=tuple(images[:1]))
     for camera in adapter.cameras:
         _demand(camera, images, "cameras", dataset)
     for field, kind in {"instruction": "text", "position": "tensor", "gripper": "tensor"}.items():

@@ -38,6 +38,7 @@ RESTS_ON = {
     "stable_grasp": ("gripper", "names"), "decompose": ("phases",), "current": ("phases",), "next": ("phases",),
     "done": (),
 }
+_PLACES = frozenset({"left", "right", "top", "bottom", "middle", "center", "front", "back", "side", "end", "edge"})
 _ARTICLE = re.compile(r"\b(?:the|a|an)\s+((?:[a-z]+[ -]?){1,3}?)(?=\s*(?:$|[.,]|\b(?:and|to|from|in|into|inside|on|onto"
                       r"|of|off|at|by|with|near|next|left|right|under|over|above|below|behind|between|towards?|it|"
                       r"then|up|down|open|closed|upright)\b))")
@@ -59,7 +60,8 @@ def nouns_of(instruction: str) -> tuple[str, ...]:
     >>> nouns_of("Put the black bowl on the plate.")
     ('black bowl', 'plate')
     """
-    return tuple(dict.fromkeys(noun.strip() for noun in _ARTICLE.findall(instruction.lower())))
+    found = (noun.strip() for noun in _ARTICLE.findall(instruction.lower()))
+    return tuple(dict.fromkeys(noun for noun in found if noun not in _PLACES))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +89,8 @@ class Annotator:
         episode_id, instruction = self.episode_id(episode), self._instruction(episode)
         known = self._state(episode)
         segments = tracks.segment(known["gripper_open"], known["gripper_position"])
-        said = self._name_objects(self._ask(episode, instruction, segments, dropped), instruction)
+        asked = self._ask(episode, instruction, segments, dropped)
+        said = self._name_objects(asked, instruction)
         known |= self._camera(episode_id, known["gripper_position"])
         if self.detector:
             known |= self._detect(episode, said.objects, known["gripper_pixel"], dropped)
@@ -98,7 +101,7 @@ class Annotator:
         annotation = Annotation(
             instruction=instruction, cameras=self.adapter.cameras, objects=said.objects, colors=said.colors,
             phases=phases, target=said.target, success=self._success(episode), rate=self.adapter.rate, **facts)
-        sources = self._sources(facts, said)
+        sources = self._sources(facts, asked)
         # Nothing names all there is to see, so nothing can be asked for in vain.
         items, more = make_items(annotation, zlib.crc32(episode_id.encode()), absent=())
         return Labelled(episode_id, annotation, [[credit(item, sources) for item in step] for step in items],
@@ -184,13 +187,14 @@ class Annotator:
         target = said.objects[said.target] if said.target >= 0 else "object"
         return segments.phase(steps), said.phases or segments.texts(target)
 
-    def _sources(self, facts: Mapping[str, np.ndarray], said: Semantics) -> dict[str, str]:
-        """Who stands behind each group of facts: "oracle" for what was measured, else a model's name."""
+    def _sources(self, facts: Mapping[str, np.ndarray], asked: Semantics) -> dict[str, str]:
+        """Who stands behind each group of facts: "oracle" for what was measured, else the name of the model."""
         measured = np.isfinite(facts["camera_matrix"][:, 0]).all()
         detector = self.detector.name if self.detector else ORACLE
         endpoint = self.endpoint.model if self.endpoint else ORACLE
         return {"gripper": ORACLE if measured else detector, "boxes": detector,
-                "names": endpoint if self.endpoint else detector, "phases": endpoint if said.phases else ORACLE}
+                "names": endpoint if asked.objects else detector,
+                "phases": endpoint if asked.phases or asked.target >= 0 else ORACLE}
 
 
 def hindsight(facts: dict[str, np.ndarray], segments: tracks.Segments, target: int) -> None:

@@ -65,7 +65,7 @@ def _demand(features, field: str, data: str) -> None:
     node = features
     for name in field.split("/"):
         if not hasattr(node, "keys") or name not in node:
-            raise ValueError(f"{data} has no feature {field!r}; it has {', '.join(features)}")
+            raise ValueError(f"{data} has no feature {field!r}; it has {', '.join(sorted(features))}")
         node = node[name]
 
 

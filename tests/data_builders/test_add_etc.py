@@ -11,8 +11,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from data_builders.add_etc import shards
-from data_builders.add_etc.__main__ import add_etc
 from data_builders.add_etc.adapters import ADAPTERS, Adapter, find_adapter, fit
+from data_builders.add_etc.add import add_etc
 from data_builders.add_etc.annotate import credit, nouns_of
 from data_builders.gallery import read_annotation
 from etcvla.data.rlds import RLDSDataset
@@ -33,14 +33,14 @@ ANSWER = json.dumps({"objects": [{"name": "cup", "color": "blue"}, {"name": "pla
 
 
 def _vector(width):
-    return "tensor.Tensor", {"tensor": {"dtype": "float32", "shape": {"dimensions": [str(width)]}}}
+    return "tensor_feature.Tensor", {"tensor": {"dtype": "float32", "shape": {"dimensions": [str(width)]}}}
 
 
 FEATURES = {
-    "observation/front": ("image.Image", {"image": {"dtype": "uint8", "shape": {"dimensions": ["32", "32", "3"]}}}),
+    "observation/front": ("image_feature.Image", {"image": {"dtype": "uint8", "shape": {"dimensions": ["32", "32", "3"]}}}),
     "observation/state": _vector(4), "action": _vector(2),
     "reward": ("scalar.Scalar", {"tensor": {"dtype": "float32", "shape": {}}}),
-    "language_instruction": ("text.Text", {"text": {}}), f"{METADATA}file_path": ("text.Text", {"text": {}}),
+    "language_instruction": ("text_feature.Text", {"text": {}}), f"{METADATA}file_path": ("text_feature.Text", {"text": {}}),
 }
 
 
@@ -196,7 +196,7 @@ def test_other_options_start_afresh(folder, tmp_path):
 def test_a_detector_fills_boxes_and_a_track(folder, tmp_path):
     class Detector:
         """Sees the gripper move to the right and the cup stand still, at the frames that it is shown."""
-        name, seen = "owl", 0
+        name, threshold, seen = "owl", 0.2, 0
 
         def __call__(self, image, nouns):
             Detector.seen += 1
@@ -278,7 +278,7 @@ def test_a_record_grows_by_what_is_appended():
 @pytest.mark.parametrize(("instruction", "nouns"), [
     ("Pick up the black bowl and place it on the plate.", ("black bowl", "plate")),
     ("put a carrot in the sink", ("carrot", "sink")), ("open the middle drawer", ("middle drawer",)),
-    ("fold towel", ()), ("", ()),
+    ("move it to the left of the pot", ("pot",)), ("fold towel", ()), ("", ()),
 ])
 def test_nouns_stand_after_articles(instruction, nouns):
     assert nouns_of(instruction) == nouns

@@ -30,11 +30,11 @@ class Detector:
             raise ImportError("a detector needs transformers and torch: pip install 'etcvla[annotate]'") from error
         self._pipeline = pipeline("zero-shot-object-detection", model=path, device=device)
         self._stop = "." if "dino" in self._pipeline.model.config.model_type else ""  # DINO's labels end in one
-        self.name, self._threshold, self._cache = Path(path).name, threshold, cache
+        self.name, self.threshold, self._cache = Path(path).name, threshold, cache
 
     def __call__(self, image: np.ndarray, nouns: Sequence[str]) -> np.ndarray:
         """float32[N, 4] boxes (ymin, xmin, ymax, xmax) in [0, 1] of N nouns in uint8[H, W, 3]."""
-        key = Cache.key("detector", self.name, repr(self._threshold), *nouns, repr(image.shape), image.tobytes())
+        key = Cache.key("detector", self.name, repr(self.threshold), *nouns, repr(image.shape), image.tobytes())
         found = self._cache.get(key)
         if found is None:
             found = self._detect(image, nouns)
@@ -46,7 +46,7 @@ class Detector:
         """[noun, score, ymin, xmin, ymax, xmax] of all that is found."""
         height, width = image.shape[:2]
         labels = {noun + self._stop: noun for noun in nouns}
-        results = self._pipeline(Image.fromarray(image), candidate_labels=list(labels), threshold=self._threshold)
+        results = self._pipeline(Image.fromarray(image), candidate_labels=list(labels), threshold=self.threshold)
         return [[labels[result["label"]], float(result["score"]),
                  *np.clip([box["ymin"] / height, box["xmin"] / width, box["ymax"] / height, box["xmax"] / width],
                           0, 1).tolist()] for result in results for box in (result["box"],)]
