@@ -100,7 +100,8 @@ class MMBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         print(f"{self.info.full_name} {split}: {found or 'nothing found'}", file=sys.stderr)
         if not counts["episodes"]:
             hint = "" if split == "train" else "; hold out more by --val, or nothing by --val=0"
-            raise ValueError(f"{self.info.full_name} {split}: no entry could be used ({found or 'there are none'}){hint}")
+            found = found or "there are none"
+            raise ValueError(f"{self.info.full_name} {split}: no entry could be used ({found}){hint}")
 
 
 def split_of(image: bytes, val: float) -> str:

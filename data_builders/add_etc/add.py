@@ -40,8 +40,8 @@ def add_etc(data: str, out: str, *, adapter: str, num_objects: int = 6, calibrat
     features, added = shards.extend_features(json.loads((source / "features.json").read_text()), len(found.cameras),
                                              num_objects)
     about = {"source": str(source.resolve()), "adapter": dataclasses.asdict(found), "objects": objects,
-             "stride": stride, "num_objects": num_objects, "detector": detector and f"{detector.name}, threshold {detector.threshold}",
-             "endpoint": endpoint and endpoint.model,
+             "stride": stride, "num_objects": num_objects, "endpoint": endpoint and endpoint.model,
+             "detector": detector and f"{detector.name} from a score of {detector.threshold}",
              "calibration": Path(calibration).read_text() if calibration else ""}
     output, counts = shards.Output(path, about), Counter()
     for split in shards.splits(source):

@@ -36,11 +36,13 @@ def _vector(width):
     return "tensor_feature.Tensor", {"tensor": {"dtype": "float32", "shape": {"dimensions": [str(width)]}}}
 
 
+_PICTURE = {"image": {"dtype": "uint8", "shape": {"dimensions": ["32", "32", "3"]}}}
+_TEXT = "text_feature.Text", {"text": {}}
 FEATURES = {
-    "observation/front": ("image_feature.Image", {"image": {"dtype": "uint8", "shape": {"dimensions": ["32", "32", "3"]}}}),
+    "observation/front": ("image_feature.Image", _PICTURE),
     "observation/state": _vector(4), "action": _vector(2),
     "reward": ("scalar.Scalar", {"tensor": {"dtype": "float32", "shape": {}}}),
-    "language_instruction": ("text_feature.Text", {"text": {}}), f"{METADATA}file_path": ("text_feature.Text", {"text": {}}),
+    "language_instruction": _TEXT, f"{METADATA}file_path": _TEXT,
 }
 
 
