@@ -1,6 +1,8 @@
 """Where each public RLDS dataset keeps what ETC is made from: a table, and a JSON file for any other dataset.
 
-Step features are named as `etcvla.data.rlds.RLDSDataset` names them. What a dataset does not say is "" or NaN.
+Rows bear the names of `etcvla.data.adapters`, which says how the same datasets are trained on. ETC wants what training
+does not (metres, their frame, how far the gripper is open), and none of its filters and transforms. Step features are
+named as `etcvla.data.rlds.RLDSDataset` names them; what a dataset does not say is "" or NaN.
 """
 
 from __future__ import annotations
@@ -51,12 +53,15 @@ ADAPTERS: dict[str, Adapter] = {
     "droid": Adapter(cameras=("exterior_image_1_left",), position="observation/cartesian_position",
                      gripper="observation/gripper_position", closed=1.0, open=0.0, rate=15.0, episode_id="file_path"),
     # RT-1's Fractal: pose of the tool (x, y, z, quaternion) in the base's frame.
-    "rt1_fractal": Adapter(cameras=("image",), instruction="observation/natural_language_instruction",
+    "fractal": Adapter(cameras=("image",), instruction="observation/natural_language_instruction",
                            position="observation/base_pose_tool_reached", gripper="observation/gripper_closed",
                            closed=1.0, open=0.0, rate=3.0),
     # The public LIBERO sets: state (x, y, z, axis-angle, two fingers); images are already upright.
     "libero": Adapter(cameras=("image",), position="observation/state", frame="world", gripper="observation/state",
                       gripper_at=6, open=0.04, rate=20.0, episode_id="file_path"),
+    # As LIBERO's simulator renders: upside down.
+    "libero_raw": Adapter(cameras=("image",), rotation=180, position="observation/state", frame="world",
+                          gripper="observation/state", gripper_at=6, open=0.04, rate=20.0, episode_id="file_path"),
     # Any dataset: its first camera and its instruction, nothing of its state.
     "generic": Adapter(),
 }
