@@ -11,70 +11,23 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from data_builders.add_etc import shards
-from data_builders.add_etc.adapters import ADAPTERS, Adapter, find_adapter, fit
+from data_builders.add_etc.adapters import find_adapter
 from data_builders.add_etc.add import add_etc
-from data_builders.add_etc.annotate import credit, nouns_of
 from data_builders.gallery import read_annotation
 from etcvla.data.rlds import RLDSDataset
 from etcvla.etc.annotation import project
 from etcvla.etc.annotators.cache import Cache
 from etcvla.etc.annotators.endpoint import BudgetError, Endpoint
 from etcvla.etc.items import Item
-from etcvla.etc.verify import check
-from tests.data.handmade_rlds import METADATA, png, write_rlds
+from tests.data_builders.toy_robot import ANSWER, CAMERA, STEPS, write_toy_robot
 from tests.etc.fake_endpoint import FakeEndpoint
 from tests.golden_dir import ROOT
-
-STEPS = 60
-CAMERA = {"size": [32, 32], "intrinsics": [30, 30, 16, 16], "pose": [0.15, 0.2, 1.2, np.pi, 0, 0]}  # looks down
-ADAPTER = {"base": "bridge_v2", "gripper_at": 3, "cameras": ["front"], "rate": 5}
-ANSWER = json.dumps({"objects": [{"name": "cup", "color": "blue"}, {"name": "plate", "color": ""}], "target": "cup",
-                     "subtasks": ["reach for the cup", "take the cup", "bring it to the plate", "let go", "withdraw"]})
-
-
-def _vector(width):
-    return "tensor_feature.Tensor", {"tensor": {"dtype": "float32", "shape": {"dimensions": [str(width)]}}}
-
-
-_PICTURE = {"image": {"dtype": "uint8", "shape": {"dimensions": ["32", "32", "3"]}}}
-_TEXT = "text_feature.Text", {"text": {}}
-FEATURES = {
-    "observation/front": ("image_feature.Image", _PICTURE),
-    "observation/state": _vector(4), "action": _vector(2),
-    "reward": ("scalar.Scalar", {"tensor": {"dtype": "float32", "shape": {}}}),
-    "language_instruction": _TEXT, f"{METADATA}file_path": _TEXT,
-}
-
-
-def _episode(number):
-    """A pick and place; the success of the odd ones is not stated."""
-    time = np.arange(STEPS)
-    position = np.stack([np.interp(time, [0, 17, 23, 42, 48, 59], values) for values in (
-        [0, 0.3, 0.3, 0.1, 0.1, 0.2], [0.1, 0.2, 0.2, 0.4, 0.4, 0.1], [0.3, 0, 0, 0.1, 0.1, 0.4])], -1)
-    opening = np.interp(time, [18, 22, 43, 47], [1, 0.3, 0.3, 1])
-    image = np.full((32, 32, 3), 20 * number, np.uint8)
-    return {
-        "observation/front": [png(image)] * STEPS,
-        "observation/state": np.column_stack([position, opening]).astype(np.float32).ravel(),
-        "action": np.random.default_rng(number).normal(size=2 * STEPS).astype(np.float32),
-        "reward": np.eye(STEPS, dtype=np.float32)[-1] * (number % 2 == 0),
-        "language_instruction": [b"Put the cup on the plate."] * STEPS,
-        f"{METADATA}file_path": [f"robot/episode_{number}.npy".encode()],
-    }
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A dataset of two splits, a calibration and an adapter."""
     folder = tmp_path_factory.mktemp("source")
-    source = folder / "toy_robot" / "1.0.0"
-    for split, numbers in {"train": (0, 1, 2), "val": (3,)}.items():
-        write_rlds(source, [_episode(number) for number in numbers], steps=FEATURES, split=split)
-    info = {"name": "handmade", "version": "1.0.0", "description": "Toy.", "splits": [
-        {"name": "train", "shardLengths": ["3"], "numBytes": "1"}, {"name": "val", "shardLengths": ["1"]}]}
-    (source / "dataset_info.json").write_text(json.dumps(info))
-    (folder / "cameras.json").write_text(json.dumps({"cameras": {"front": CAMERA}}))
-    (folder / "adapter.json").write_text(json.dumps(ADAPTER))
+    write_toy_robot(folder)
     return folder
 
 
@@ -132,38 +85,6 @@ def test_paths_are_the_projected_gripper(projected):
     assert annotation.rate == 5
 
 
-def test_items_follow_from_the_annotation_and_claim_no_unknown_success(projected):
-    dataset = RLDSDataset(projected[0], "train")
-    for episode, success in enumerate((True, False, True)):
-        annotation = read_annotation(dataset, episode)
-        items = [(t, item) for t in range(STEPS) for item in _items(dataset, int(dataset.starts[episode]) + t)]
-        assert not [reason for t, item in items if (reason := check(item, annotation, t))]
-        assert ("path_task" in {item.form for _, item in items}) == success
-        assert {"gripper_point", "current", "decompose", "path_subtask"} <= {item.form for _, item in items}
-        assert {item.source for _, item in items} == {"oracle"}
-    assert projected[1]["items gripper_point"] > 100
-
-
-def test_an_endpoint_names_what_the_state_shows(folder, tmp_path):
-    fake = FakeEndpoint(429, ANSWER, ANSWER, "I do not know.", ANSWER)
-    with fake.serve() as url:
-        endpoint = Endpoint(url, "seer", "", Cache(tmp_path / "answers"), rate=1000, backoff=0.01)
-        path, counts = _add(folder, tmp_path, calibration=str(folder / "cameras.json"), endpoint=endpoint)
-    dataset = RLDSDataset(path, "train")
-    annotation = read_annotation(dataset, 0)
-    assert annotation.phases[2] == "bring it to the plate"
-    assert (annotation.objects, annotation.target) == (("cup", "plate"), 0)
-    # Until it is held, the cup's grasp point is where the gripper came to hold it.
-    held = int(np.flatnonzero(annotation.phase == 2)[0])
-    np.testing.assert_allclose(annotation.grasp_pixel[5, 0, 0], annotation.gripper_pixel[held, 0])
-    assert np.isnan(annotation.grasp_pixel[held + 1:, 0, 0]).all()
-    sources = {item.form: item.source for frame in range(STEPS) for item in _items(dataset, frame)}
-    assert sources["gripper_point"] == "oracle"
-    assert sources["current"] == sources["grasp_point"] == "model:seer"
-    assert counts["dropped endpoint: no JSON"] == 1
-    assert read_annotation(dataset, 2).phases[0] == "move to the object"  # its answer was none
-
-
 def test_a_build_that_stops_goes_on_where_it_stopped(folder, tmp_path):
     fake = FakeEndpoint(ANSWER)
     options = {"calibration": str(folder / "cameras.json")}
@@ -193,31 +114,6 @@ def test_other_options_start_afresh(folder, tmp_path):
     path, _ = _add(folder, tmp_path)
     assert RLDSDataset(path, "train", verify_crc=True).num_episodes == 3
     assert not work.exists()
-
-
-def test_a_detector_fills_boxes_and_a_track(folder, tmp_path):
-    class Detector:
-        """Sees the gripper move to the right and the cup stand still, at the frames that it is shown."""
-        name, threshold, seen = "owl", 0.2, 0
-
-        def __call__(self, image, nouns):
-            Detector.seen += 1
-            boxes = {"cup": [0.1, 0.1, 0.3, 0.4], "robot gripper": [0.4, 0.5, 0.6, 0.7]}
-            return np.array([boxes.get(noun, [np.nan] * 4) for noun in nouns], np.float32)
-
-    path, counts = _add(folder, tmp_path, detector=Detector(), stride=10)
-    annotation = read_annotation(RLDSDataset(path, "train"), 0)
-    assert annotation.objects == ("cup", "plate")
-    assert np.isfinite(annotation.box[[0, 10, 59], 0, 0]).all()
-    assert np.isnan(annotation.box[5]).all()
-    assert np.isnan(annotation.box[:, :, 1]).all()
-    np.testing.assert_allclose(annotation.gripper_pixel[:, 0], np.tile([0.5, 0.6], (STEPS, 1)), atol=1e-6)
-    assert Detector.seen == 4 * 7
-    assert counts["dropped detector: object not found, or found twice"] == 4 * 7
-    dataset = RLDSDataset(path, "train")
-    sources = {item.form: item.source for frame in range(STEPS) for item in _items(dataset, frame)}
-    assert sources["locate_box"] == sources["gripper_point"] == "model:owl"
-    assert sources["current"] == "oracle"
 
 
 @pytest.mark.parametrize("name", ["bridge_v2", "libero"])
@@ -259,13 +155,6 @@ def test_a_calibration_of_another_frame_is_noticed(folder, tmp_path):
         _add(folder, tmp_path, calibration=str(tmp_path / "cameras.json"))
 
 
-def test_the_generic_adapter_takes_the_first_camera(folder):
-    dataset = RLDSDataset(folder / "toy_robot")
-    assert tuple(fit(ADAPTERS["generic"], dataset).cameras) == ("front",)
-    with pytest.raises(ValueError, match="position names 'observation/stat'.*did you mean 'observation/state'"):
-        fit(Adapter(position="observation/stat"), dataset)
-
-
 def test_a_record_grows_by_what_is_appended():
     feature = {"a": tf.train.Feature(int64_list=tf.train.Int64List(value=range(300)))}
     old = tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
@@ -275,23 +164,6 @@ def test_a_record_grows_by_what_is_appended():
     assert list(new.features.feature["b"].float_list.value) == [0.5]
     with pytest.raises(ValueError, match=r"not a tf\.train\.Example"):
         shards.append(b"\x12\x03abc", b"")
-
-
-@pytest.mark.parametrize(("instruction", "nouns"), [
-    ("Pick up the black bowl and place it on the plate.", ("black bowl", "plate")),
-    ("put a carrot in the sink", ("carrot", "sink")), ("open the middle drawer", ("middle drawer",)),
-    ("move it to the left of the pot", ("pot",)), ("fold towel", ()), ("", ()),
-])
-def test_nouns_stand_after_articles(instruction, nouns):
-    assert nouns_of(instruction) == nouns
-
-
-def test_an_item_is_credited_to_every_model_behind_it():
-    sources = {"gripper": "oracle", "boxes": "owl", "names": "seer", "phases": "seer"}
-    made = {form: credit(Item("k", form, "q", "a"), sources).source
-            for form in ("gripper_point", "locate_box", "current", "of a form to come")}
-    assert made == {"gripper_point": "oracle", "locate_box": "model:owl+seer", "current": "model:seer",
-                    "of a form to come": "model:owl+seer"}
 
 
 def test_the_command_says_what_is_missing(tmp_path):
