@@ -35,7 +35,7 @@ def model(tmp_path_factory):
     config = transformers.OwlViTConfig(
         text_config={**sizes, "vocab_size": len(tokens), "max_position_embeddings": 16, "bos_token_id": 0,
                      "eos_token_id": 1, "pad_token_id": 1},
-        vision_config={**sizes, "image_size": 32, "patch_size": 16}, projection_dim=16)
+        vision_config={**sizes, "image_size": 32, "patch_size": 16}, projection_dim=32)
     path = tmp_path_factory.mktemp("owlvit")
     transformers.OwlViTForObjectDetection(config).save_pretrained(path)
     images = transformers.OwlViTImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False)
