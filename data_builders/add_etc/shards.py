@@ -88,7 +88,7 @@ def encode(labelled: Labelled, num_objects: int, episode_features: Sequence[str]
 def append(payload: bytes, entries: bytes) -> bytes:
     """A tf.train.Example with more features. Raises ValueError if `payload` is none."""
     # All that an Example has is one field, its features: a tag, their size, and they themselves to the end.
-    for start in range(2, 12):
+    for start in range(2, min(12, len(payload) + 1)):
         if payload[:start] == _EXAMPLE_FEATURES + _varint(len(payload) - start):
             body = payload[start:] + entries
             return _EXAMPLE_FEATURES + _varint(len(body)) + body

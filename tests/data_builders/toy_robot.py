@@ -49,6 +49,9 @@ def write_toy_robot(folder):
     source = folder / "toy_robot" / "1.0.0"
     for split, numbers in {"train": (0, 1, 2), "val": (3,)}.items():
         write_rlds(source, [episode(number) for number in numbers], steps=FEATURES, split=split)
+    described = json.loads((source / "features.json").read_text())
+    described["featuresDict"]["features"]["steps"]["sequence"]["length"] = "-1"  # any, to TFDS
+    (source / "features.json").write_text(json.dumps(described))
     info = {"name": "handmade", "version": "1.0.0", "description": "Toy.", "splits": [
         {"name": "train", "shardLengths": ["3"], "numBytes": "1"}, {"name": "val", "shardLengths": ["1"]}]}
     (source / "dataset_info.json").write_text(json.dumps(info))

@@ -28,13 +28,14 @@ def model(tmp_path_factory):
     pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
+    # OWL-ViT takes a query that begins with token 0 for padding.
+    tokens = ["!", "<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
     tokenizer = transformers.CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[],
                                            model_max_length=16)
     sizes = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 1, "num_attention_heads": 4}
     config = transformers.OwlViTConfig(
-        text_config={**sizes, "vocab_size": len(tokens), "max_position_embeddings": 16, "bos_token_id": 0,
-                     "eos_token_id": 1, "pad_token_id": 1},
+        text_config={**sizes, "vocab_size": len(tokens), "max_position_embeddings": 16, "bos_token_id": 1,
+                     "eos_token_id": 2, "pad_token_id": 2},
         vision_config={**sizes, "image_size": 32, "patch_size": 16}, projection_dim=32)
     path = tmp_path_factory.mktemp("owlvit")
     transformers.OwlViTForObjectDetection(config).save_pretrained(path)
