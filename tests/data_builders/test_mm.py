@@ -159,7 +159,7 @@ def test_impossible_locations_are_left_out(text, locations, reason):
 
 
 def test_a_picture_lies_in_one_split_whatever_is_asked():
-    pictures = [bytes([i, i // 256]) for i in range(2000)]
+    pictures = [i.to_bytes(8, "little") for i in range(2000)]
     share = np.mean([split_of(picture, 0.1) == "val" for picture in pictures])
     assert 0.05 < share < 0.15
     assert split_of(b"x", 0.0) == "train"
