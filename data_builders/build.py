@@ -16,13 +16,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-# Or TensorFlow greets with a page about the CPU.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-
-import tensorflow as tf  # noqa: E402
-import tensorflow_datasets as tfds  # noqa: E402
-from absl import logging  # noqa: E402
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from absl import logging
 
 T = TypeVar("T")
 BEAM_HELP = "Apache Beam's options without dashes, e.g. runner=DirectRunner: let it make the episodes."

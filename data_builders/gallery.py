@@ -18,6 +18,8 @@ from etcvla.etc.annotation import STEP_FIELDS, Annotation
 from etcvla.etc.gallery import Entry, write_gallery
 from etcvla.etc.items import Item
 
+REVIEW_HELP = ("JSON file of a page's verdicts: a second dataset is written beside the unreviewed one, without the "
+               "rejected items.")
 _ITEM_FIELDS = ("kind", "form", "question", "answer", "source")
 
 

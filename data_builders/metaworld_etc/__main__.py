@@ -8,9 +8,9 @@ import sys
 from absl import app, flags
 
 from data_builders.build import BEAM_HELP, prepare
-from data_builders.gallery import dataset_gallery
+from data_builders.gallery import REVIEW_HELP, dataset_gallery
 from data_builders.metaworld_etc.metaworld_etc_dataset_builder import TASK_SETS, Builder, MetaWorldConfig
-from data_builders.publish.reviewed import REVIEW_HELP, apply_review
+from data_builders.publish.reviewed import apply_review
 from etcvla.sims.headless import check_rendering
 
 _OUT = flags.DEFINE_string("out", None, "Directory of datasets.", required=True)

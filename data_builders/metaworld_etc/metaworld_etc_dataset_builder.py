@@ -43,6 +43,7 @@ class MetaWorldConfig(tfds.core.BuilderConfig):
     noise: tuple[float, float] = (0.1, 0.3)  # range of an episode's action noise (standard deviation)
 
     def __post_init__(self):
+        self.tasks, self.noise = tuple(self.tasks), tuple(self.noise)  # lists where `tfds build --config` reads JSON
         lookup(metaworld.DOMAINS, self.domain, "domain")
         for task in self.tasks:
             lookup(TASKS, task, "task")

@@ -12,11 +12,11 @@ import json
 import os
 from pathlib import Path
 
+from data_builders.gallery import REVIEW_HELP
 from data_builders.publish import croissant
 from data_builders.publish.card import card, citation
 from data_builders.publish.facts import Facts
 from data_builders.publish.preview import write_preview
-from data_builders.publish.reviewed import REVIEW_HELP, apply_review
 
 
 def publish(directory: str | Path, *, review: str | Path | None = None, frames: int = 64) -> Path:
@@ -28,7 +28,11 @@ def publish(directory: str | Path, *, review: str | Path | None = None, frames: 
 
     Raises what `RLDSDataset`, `apply_review` and `compute_norm_stats` do.
     """
-    facts = Facts.gather(apply_review(directory, review) if review else directory)
+    if review:
+        from data_builders.publish.reviewed import apply_review  # which needs TensorFlow; nothing else here does
+
+        directory = apply_review(directory, review)
+    facts = Facts.gather(directory)
     statistics = facts.statistics()
     previews = {split: facts.directory / "preview" / f"{split}.parquet" for split in facts.splits}
     for split, file in previews.items():

@@ -17,8 +17,6 @@ from data_builders.gallery import full_name
 from etcvla.data.rlds_layout import find_shards, find_version
 from etcvla.etc.review import ItemKey, Review
 
-REVIEW_HELP = ("JSON file of a gallery page's verdicts: a second dataset is written beside the unreviewed one, without "
-               "the rejected items.")
 REASON = "human"  # under which rejected items are counted
 _ETC = "steps/etc/"
 

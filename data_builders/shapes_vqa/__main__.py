@@ -8,8 +8,8 @@ import sys
 from absl import app, flags
 
 from data_builders.build import BEAM_HELP, prepare
-from data_builders.gallery import dataset_gallery
-from data_builders.publish.reviewed import REVIEW_HELP, apply_review
+from data_builders.gallery import REVIEW_HELP, dataset_gallery
+from data_builders.publish.reviewed import apply_review
 from data_builders.shapes_vqa.shapes_vqa_dataset_builder import Builder, ShapesConfig
 
 GALLERY_FRAMES = 48
