@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import fcntl
 import importlib.metadata
 import os
@@ -49,10 +50,10 @@ def beam_examples(jobs: Sequence[Any], *steps: Callable[[Any], Any]):
 
 
 def provenance(config: tfds.core.BuilderConfig, packages: Sequence[str], seeds: str) -> tfds.core.MetadataDict:
-    """What TFDS keeps beside the data, as metadata.json: this code's commit, versions of `packages`, config, seeds."""
+    """What TFDS keeps beside the data as metadata.json: day, this code's commit, versions, config, seeding in words."""
     fields = {key: value for key, value in dataclasses.asdict(config).items() if value not in (None, "", [], ())}
     return tfds.core.MetadataDict({
-        "commit": _commit(), "config": fields, "seeds": seeds,
+        "date": datetime.date.today().isoformat(), "commit": _commit(), "config": fields, "seeds": seeds,
         "versions": {name: importlib.metadata.version(name) for name in sorted({*packages, "tensorflow-datasets"})}})
 
 

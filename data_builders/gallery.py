@@ -20,7 +20,7 @@ from etcvla.etc.items import Item
 
 REVIEW_HELP = ("JSON file of a page's verdicts: a second dataset is written beside the unreviewed one, without the "
                "rejected items.")
-_ITEM_FIELDS = ("kind", "form", "question", "answer", "source")
+ITEM_FIELDS = ("kind", "form", "question", "answer", "source")
 
 
 def full_name(directory: Path) -> str:
@@ -63,7 +63,7 @@ def read_items(dataset: RLDSDataset, frame: int) -> list[Item]:
     """The ETC items of a frame. Raises ValueError if the dataset has none."""
     if "etc/kind" not in dataset.features:
         raise ValueError(f"{dataset.directory} has no steps/etc: add items first")
-    fields = dataset.frame(frame, [f"etc/{field}" for field in _ITEM_FIELDS])
+    fields = dataset.frame(frame, [f"etc/{field}" for field in ITEM_FIELDS])
     return [Item(*texts) for texts in zip(*fields.values(), strict=True)]
 
 

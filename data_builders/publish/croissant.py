@@ -42,8 +42,7 @@ def describe(facts: Facts, previews: dict[str, Path]) -> dict[str, Any]:
         "@context": _CONTEXT, "@type": "sc:Dataset", "conformsTo": "http://mlcommons.org/croissant/1.0",
         "name": facts.name.replace("/", "-"), "description": facts.info.get("description", ""),
         "version": facts.info["version"], "license": facts.license or "unknown",
-        "url": facts.info.get("location", {}).get("urls", ["https://github.com/google-research/rlds"])[0],
-        "citeAs": facts.info.get("citation", ""), "datePublished": facts.made.get("date", ""),
+        "url": facts.url, "citeAs": facts.info.get("citation", ""), "datePublished": facts.made.get("date", "unknown"),
         "distribution": [_file(facts.directory, file) for file in files],
         "recordSet": [_records(split, file.relative_to(facts.directory)) for split, file in previews.items()],
     }

@@ -9,14 +9,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from data_builders.gallery import full_name
+from data_builders.gallery import ITEM_FIELDS, full_name
 from etcvla.data.norm_stats import compute_norm_stats
 from etcvla.data.rlds import RLDSDataset
 from etcvla.data.rlds_layout import find_version
 from etcvla.etc.gallery import report
 from etcvla.etc.items import Item
-
-_ITEM_FIELDS = ("kind", "form", "question", "answer", "source")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +43,11 @@ class Facts:
     def license(self) -> str:
         """As the builder states it; "" where it does not."""
         return self.info.get("redistributionInfo", {}).get("license", "")
+
+    @property
+    def url(self) -> str:
+        """The dataset's page as its builder states it, else the paper of the method."""
+        return next(iter(self.info.get("location", {}).get("urls", [])), "https://arxiv.org/abs/2606.08520")
 
     @property
     def any_split(self) -> RLDSDataset:
@@ -88,5 +91,5 @@ class Facts:
 
 
 def _all_items(dataset: RLDSDataset) -> list[Item]:
-    columns = [dataset.column(f"etc/{field}") for field in _ITEM_FIELDS]
+    columns = [dataset.column(f"etc/{field}") for field in ITEM_FIELDS]
     return [Item(*texts) for step in zip(*columns, strict=True) for texts in zip(*step, strict=True)]
