@@ -38,11 +38,12 @@ def describe(facts: Facts, previews: dict[str, Path]) -> dict[str, Any]:
     """
     files = sorted({*facts.directory.glob("*.tfrecord*"), *facts.directory.glob("*.array_record*"),
                     facts.directory / "features.json", facts.directory / "dataset_info.json", *previews.values()})
+    optional = {"citeAs": facts.info.get("citation"), "datePublished": facts.made.get("date")}
     return {
         "@context": _CONTEXT, "@type": "sc:Dataset", "conformsTo": "http://mlcommons.org/croissant/1.0",
         "name": facts.name.replace("/", "-"), "description": facts.info.get("description", ""),
         "version": facts.info["version"], "license": facts.license or "unknown",
-        "url": facts.url, "citeAs": facts.info.get("citation", ""), "datePublished": facts.made.get("date", "unknown"),
+        "url": facts.url, **{name: value for name, value in optional.items() if value},
         "distribution": [_file(facts.directory, file) for file in files],
         "recordSet": [_records(split, file.relative_to(facts.directory)) for split, file in previews.items()],
     }
