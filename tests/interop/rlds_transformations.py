@@ -63,7 +63,7 @@ def check_builder_from_directory(data):
             brightness.append(step["observation"]["front"].mean((0, 1)))
     for name, found in {"episode_ids": ids, "instructions": instructions, "answers": answers, "items": items}.items():
         assert found == data.want[name].tolist(), name
-    same(brightness, data.want["brightness"], 1.0)
+    same(brightness, data.want["brightness"], 2.0)  # of 255: TensorFlow decodes JPEG by its fast transform
 
 
 def check_episode_length(data):
