@@ -14,8 +14,12 @@ import tensorflow_datasets as tfds
 from data_builders.build import progress
 from data_builders.metaworld_etc import rollouts
 from data_builders.rlds import encode_episode, robot_features
+from etcvla.etc.balance import Tally
+from etcvla.etc.items import LOCATIONS
+from etcvla.etc.scene import ABSENT
 from etcvla.names import lookup
 from etcvla.sims import metaworld
+from etcvla.sims.conditions import CONDITIONS, SWAPPABLE, together
 from etcvla.sims.metaworld_tasks import DEMO_TASKS, MT10, NUM_OBJECTS, TASKS
 
 TASK_SETS = {"demo": DEMO_TASKS, "mt10": MT10, "mt50": tuple(TASKS)}
@@ -36,11 +40,18 @@ class MetaWorldConfig(tfds.core.BuilderConfig):
     held_out: float = 0.12  # validation episodes for each training episode, rounded up
     image_size: int = 96  # pixels
     noise: tuple[float, float] = (0.1, 0.3)  # range of an episode's action noise (standard deviation)
+    locations: str = "loc"  # how coordinates are written: "loc" tokens, or "integers"
+    # Looks that the recorded states are rendered again in; without actions then, for nobody acted there. All of them
+    # for training or all held out.
+    conditions: tuple[str, ...] = ()
 
     def __post_init__(self):
         lookup(metaworld.DOMAINS, self.domain, "domain")
         for task in self.tasks:
             lookup(TASKS, task, "task")
+        lookup(dict.fromkeys(LOCATIONS), self.locations, "locations")
+        if self.conditions:
+            together(self.conditions)
         self.episodes = self.episodes or EPISODES[self.domain]
         if self.episodes < 1 or self.held_out < 0 or self.image_size < 16 or not 0 <= self.noise[0] <= self.noise[1]:
             raise ValueError(f"metaworld_etc: episodes {self.episodes} must be at least 1, held_out {self.held_out} "
@@ -52,7 +63,8 @@ class MetaWorldConfig(tfds.core.BuilderConfig):
         sets = {tasks: name for name, tasks in TASK_SETS.items()}
         parts = {"tasks": sets.get(self.tasks, "+".join(self.tasks)), "episodes": f"{self.episodes}ep",
                  "held_out": f"{self.val}val", "image_size": f"{self.image_size}px",
-                 "noise": "noise{}to{}".format(*self.noise)}
+                 "noise": "noise{}to{}".format(*self.noise), "locations": self.locations,
+                 "conditions": "ood_" + "+".join(self.conditions)}
         defaults = {field.name: field.default for field in dataclasses.fields(self)} | {
             "episodes": EPISODES[self.domain]}
         return "_".join([self.domain, *(part for field, part in parts.items()
@@ -70,8 +82,17 @@ class MetaWorldConfig(tfds.core.BuilderConfig):
 
     def jobs(self) -> list[rollouts.Job]:
         """Every episode, task by task."""
-        return [rollouts.Job(task, self.domain, self.split(index), index, self.image_size, self.noise)
-                for task in self.tasks for index in range(self.episodes + self.val)]
+        nouns = tuple(dict.fromkeys(spec.name for task in self.tasks for spec in TASKS[task].objects))
+        absent = nouns if len(self.tasks) > 2 else ABSENT
+        return [rollouts.Job(task, self.domain, self.split(index), index, self.image_size, self.noise, absent,
+                             self.locations, condition)
+                for task in self.tasks for condition in self._looks(task) for index in range(self.episodes + self.val)]
+
+    def _looks(self, task: str) -> tuple[str, ...]:
+        """The conditions that the task has something for; ("",) without any."""
+        swappable = any(spec.name in SWAPPABLE for spec in TASKS[task].objects)
+        return tuple(name for name in self.conditions if swappable or not CONDITIONS[name].swapped) or \
+            (() if self.conditions else ("",))
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
@@ -84,10 +105,12 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self, description=__doc__, homepage="https://metaworld.farama.org",
+            metadata=tfds.core.MetadataDict(),  # of the build: tries, what was left out, the balance of answers
             features=robot_features(
                 cameras=metaworld.CAMERAS, image_size=self.builder_config.image_size,
                 state_doc=metaworld.STATE_DOC, state_size=metaworld.STATE_SIZE,
-                action_doc=metaworld.ACTION_DOC, action_size=metaworld.ACTION_SIZE, num_objects=NUM_OBJECTS))
+                action_doc=metaworld.ACTION_DOC, num_objects=_slots(self.builder_config),
+                action_size=0 if self.builder_config.conditions else metaworld.ACTION_SIZE))
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
         jobs = self.builder_config.jobs()
@@ -101,20 +124,35 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             job, episode = result.job, result.episode
             yield job.episode_id, encode_episode(
                 episode.annotation, images=episode.images, state=episode.state, action=episode.action,
-                items=result.items, num_objects=NUM_OBJECTS, episode_id=job.episode_id, task=job.task,
-                domain=job.domain)
+                items=result.items, num_objects=_slots(self.builder_config), episode_id=job.episode_id, task=job.task,
+                domain=job.look)
 
     def _run(self, jobs: list[rollouts.Job]) -> Iterator[rollouts.Result]:
-        """All results, with a progress line, and at the end how often experts failed and items were left out."""
-        attempts, dropped = Counter(), Counter()
+        """All results, with a progress line; how often experts failed and items were left out goes to the metadata.
+
+        Raises ValueError if an answer is the usual one, see `balance.unbalanced`.
+        """
+        attempts, dropped, tally = Counter(), Counter(), Tally()
         running = rollouts.run(jobs, self.workers)
         for result in progress(running, total=len(jobs), what=f"metaworld_etc {self.builder_config.name}"):
             attempts[result.job.task] += result.attempts
             dropped.update(result.dropped)
+            for step in result.items:
+                tally.add(step, task=result.job.task, split=result.job.split)
             yield result
-        for task, episodes in Counter(job.task for job in jobs).items():
-            print(f"{task}: {episodes} episodes from {attempts[task]} tries", file=sys.stderr)
+        success = {task: {"episodes": count, "tries": attempts[task], "success": round(count / attempts[task], 3)}
+                   for task, count in Counter(job.task for job in jobs).items()}
+        self.info.metadata.update(tasks=success, dropped=dict(dropped.most_common()), majority=tally.majorities())
+        for task, row in success.items():
+            print(f"{task}: {row['episodes']} episodes from {row['tries']} tries", file=sys.stderr)
         print(f"items left out: {dict(dropped.most_common())}", file=sys.stderr)
+        if problems := tally.unbalanced():
+            raise ValueError("answers can be guessed: " + "; ".join(problems))
+
+
+def _slots(config: MetaWorldConfig) -> int:
+    """Object slots: those of any task, and what the conditions add."""
+    return NUM_OBJECTS + max((len(CONDITIONS[name].added) for name in config.conditions), default=0)
 
 
 class _BySplit:

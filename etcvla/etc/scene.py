@@ -1,8 +1,8 @@
 """Scene grounding: what any frame shows, whatever the robot was told.
 
-A question names its frame: sides "in the image" are the picture's, sides and front "in the robot frame" the robot's own;
-height is along its "up"; depth is distance along the camera's optical axis. What is nearly level is not asked. Between
-two views, boxes are of the first and places in the other are said in words.
+A question names its frame: sides "in the image" are the picture's, sides and front "in the robot frame" the robot's
+own; height is along its "up"; depth is distance along the camera's optical axis. What is nearly level is not asked.
+Between two views, boxes are of the first and places in the other are said in words.
 """
 
 from __future__ import annotations
@@ -133,7 +133,9 @@ def _cross(view: View, other: View, dropped: Counter) -> Iterator[Candidate]:
     absent = other.visible == 0
     distinct = ~_confused(view) & view.shown
     drop(dropped, "cross_seen", "unknown", distinct & ~other.shown & ~absent)
-    places = [[place(center) for center in row] for row in other.center.tolist()]
+    boxed = np.isfinite(other.center).all(-1)
+    places = [[place(center) if known else ("", False) for center, known in zip(centers, row, strict=True)]
+              for centers, row in zip(other.center.tolist(), boxed.tolist(), strict=True)]
     for t, i in np.argwhere(distinct & (other.shown | absent)).tolist():
         slots = {"box": view.box[t, i], "view": other.name}
         seen = bool(other.shown[t, i])
@@ -142,7 +144,7 @@ def _cross(view: View, other: View, dropped: Counter) -> Iterator[Candidate]:
         if not clear:
             continue
         yield Candidate(t, "cross_place", ("cross_place", other.name, i), where, slots, where)
-        if sum(places[t][j][0] == where for j in np.flatnonzero(np.isfinite(other.center[t]).all(-1))) == 1:
+        if sum(name == where for name, _ in places[t]) == 1:
             yield Candidate(t, "cross_box", ("cross_box", other.name), i, {"place": where, "view": other.name},
                             view.box[t, i])
         else:
