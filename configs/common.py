@@ -224,7 +224,8 @@ def metaworld_ood(domain: str, *, conditions: tuple[str, ...] = OOD_CONDITIONS, 
     Args:
       conditions: names of etcvla/sims/conditions.py, for training.
     """
-    build = ("data_builders.metaworld_etc", f"--domain={domain}", f"--condition={','.join(conditions)}", f"--out={root}")
+    build = ("data_builders.metaworld_etc", f"--domain={domain}", f"--condition={','.join(conditions)}",
+             f"--out={root}")
     return dataset(f"{root}/metaworld_etc/{domain}_ood_{'+'.join(conditions)}", ("front", "wrist"), build)
 
 

@@ -3,13 +3,12 @@
     python launch/train.py --config=configs/retentive_adapt.py[:tiny|:paligemma_3b|:tiny+lora|:tiny+ood|...]
 
 Tiny: three minutes on two cores; ten demonstrations a task in another light, on another table, from another camera.
-With "+lora" adapters alone are trained, and what the stages before learnt stays in its bits beneath them. With "+ood"
-six in a hundred ETC rows speak of scenes that no action was recorded in, as in the paper (tiny: recorded states rendered
-again in other looks; full size: data/ood_etc).
+With "+lora" adapters alone are trained, and what the stages before learnt stays in its bits beneath them.
+With "+ood" six in a hundred ETC rows speak of scenes that no action was recorded in, as in the paper (tiny: recorded
+states rendered again in other looks; full size: data/ood_etc).
 """
 
 from configs import common
-
 
 OOD_SHARE = 0.06  # of ETC rows; the paper's 6:94
 

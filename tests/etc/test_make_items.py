@@ -51,7 +51,8 @@ def test_every_form_of_every_kind_is_made():
     assert max(Counter(item.kind for item in step).most_common(1)[0][1] for step in steps) <= 2
     # Nothing is dropped because it failed its check.
     assert {reason.split(": ")[1] for reason in dropped} <= {
-        "ambiguous", "color unknown", "tiny motion", "no room", "unbalanced", "nothing to move, or unknown", "not in view"}
+        "ambiguous", "color unknown", "tiny motion", "no room", "unbalanced", "nothing to move, or unknown",
+        "not in view"}
 
 
 def test_no_form_twice_in_a_step_and_all_paraphrases_are_used():
