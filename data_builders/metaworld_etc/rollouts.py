@@ -20,7 +20,7 @@ from etcvla.sims.metaworld import EVAL_SEED_BASE, MetaWorld, demo_seed
 from etcvla.sims.rollout import Episode, layouts, record_expert, render_again, rollout_expert
 
 MAX_ATTEMPTS = 20
-NUM_LAYOUTS = 24  # from which is told what is so in nearly every episode
+NUM_LAYOUTS = 12  # from which is told what is so in nearly every episode
 LAYOUT_SEED = EVAL_SEED_BASE // 2  # neither demonstrated nor evaluated in
 STRIDE = 4  # control steps between two frames that are rendered again
 

@@ -167,12 +167,14 @@ class MetaWorld:
         """One of the task's paraphrases; the canonical one without `rng`."""
         return self.task.instructions[0] if rng is None else str(rng.choice(self.task.instructions))
 
-    def facts(self) -> dict[str, np.ndarray]:
-        """This frame's values of every step field of an annotation; draws one segmentation of the front camera.
+    def facts(self, all_views: bool = True) -> dict[str, np.ndarray]:
+        """This frame's values of every step field of an annotation; draws a segmentation of the front camera.
+
+        And one of the wrist camera; without `all_views` what it shows of the objects is unknown.
 
         The phase never goes back: it moves on when its condition first holds at a call, so call at every step.
         """
-        facts = self._oracle.facts(self._data, self._env.tcp_center)
+        facts = self._oracle.facts(self._data, self._env.tcp_center, all_views)
         return {**facts, "gripper_open": self._obs[3], "phase": self.phase()}
 
     def phase(self) -> int:

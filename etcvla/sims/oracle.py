@@ -102,7 +102,7 @@ class Oracle:
             row[tracked.labels] = True
         self._silhouettes: dict[int, tuple[np.ndarray, int]] = {}
 
-    def facts(self, data: mujoco.MjData, grasp_centre: np.ndarray) -> dict[str, np.ndarray]:
+    def facts(self, data: mujoco.MjData, grasp_centre: np.ndarray, all_views: bool = True) -> dict[str, np.ndarray]:
         """Every annotation field but gripper_open and phase.
 
         Visible shares are measured in the first camera. In others they are 0 where nothing of an object is seen and
@@ -110,11 +110,12 @@ class Oracle:
 
         Args:
           grasp_centre: float[3] metres.
+          all_views: look for objects in the other cameras too; else that is unknown, and half of the price.
         """
         matrix = np.stack([camera_matrix(self._model, data, camera) for camera in self._cameras])
         position = np.array([tracked.position(data) for tracked in self.objects])
         grasp = np.array([tracked.grasp_point(data) for tracked in self.objects])
-        box, visible = self._measure(data)
+        box, visible = self._measure(data, all_views)
         return {
             "camera_matrix": matrix, "gripper_pixel": project(matrix, grasp_centre), "gripper_position": grasp_centre,
             "box": box, "visible": visible, "position": position, "contact": self.contact(data, grasp_centre),
@@ -131,7 +132,7 @@ class Oracle:
             np.linalg.norm(data.site_xpos[tracked.site] - grasp_centre) < self._model.site_size[tracked.site, 0]
             for tracked in self.objects], np.float32)
 
-    def _measure(self, data) -> tuple[np.ndarray, np.ndarray]:
+    def _measure(self, data, all_views: bool) -> tuple[np.ndarray, np.ndarray]:
         """Boxes float32[C, N, 4] and visible shares float32[C, N]."""
         shape = len(self._cameras), len(self.objects)
         box, visible = np.full((*shape, 4), np.nan, np.float32), np.full(shape, np.nan, np.float32)
@@ -141,7 +142,7 @@ class Oracle:
             box[0, n] = mask_box(mask)
             whole = self._silhouette(data, n)
             visible[0, n] = min(1.0, mask.sum() / whole) if whole else 0.0
-        for c, camera in enumerate(self._cameras[1:], 1):
+        for c, camera in enumerate(self._cameras[1:] if all_views else (), 1):
             labels = self._view.labels(data, camera)
             box[c] = [mask_box(member[labels]) for member in self._member]
             visible[c] = np.where(np.isnan(box[c, :, 0]), 0, np.nan)
