@@ -15,7 +15,7 @@ from etcvla.etc.forms import FORMS, WORDS, answer_type
 from etcvla.etc.items import Item
 
 MAX_MAJORITY = 0.6
-MIN_ITEMS = 50  # below, shares say little
+MIN_ITEMS = 200  # below, shares say little: an episode's items share its facts
 
 
 class Tally:

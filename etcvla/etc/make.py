@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -91,11 +91,14 @@ class _Balance:
     """Keeps one answer from being the usual one, among an episode's candidates whose answers are words."""
 
     def __init__(self, found: Sequence[Candidate]):
-        values = defaultdict(set)
+        values, answers = defaultdict(set), defaultdict(set)
         for candidate in found:
             if FORMS[candidate.form].answer == WORDS and not FORMS[candidate.form].told:
                 values[candidate.what].add(candidate.value)
+                answers[candidate.what].add(candidate.answer)
         self._changing = {what for what, seen in values.items() if len(seen) > 1}
+        # What never changes has two answers all the same where the question may be turned around.
+        self._turning = {what for what, seen in answers.items() if len(seen) > 1} - self._changing
         self._constant = {what: next(iter(seen)) for what, seen in values.items() if len(seen) == 1}
         self._counts: Counter = Counter()
 
@@ -116,22 +119,28 @@ class _Balance:
                 dropped[f"{candidate.form}: known in advance"] += 1
         return [candidate for candidate in found if candidate.what not in out]
 
+    def _keys(self, candidate: Candidate) -> tuple[Hashable, Hashable] | None:
+        """What is asked, and that with the answer, as they are counted; None where nothing can be balanced."""
+        if candidate.what in self._changing:
+            return candidate.question, (candidate.question, candidate.value)
+        return (candidate.what, (candidate.what, candidate.answer)) if candidate.what in self._turning else None
+
     def admits(self, candidate: Candidate) -> bool:
         """Would the answer not be ahead of all others together?"""
-        asked = candidate.question
-        return candidate.what not in self._changing \
-            or self._counts[asked, candidate.value] <= MAX_SHARE * self._counts[asked]
+        keys = self._keys(candidate)
+        return keys is None or self._counts[keys[1]] <= MAX_SHARE * self._counts[keys[0]]
 
     def add(self, candidate: Candidate) -> None:
-        self._counts.update([candidate.question, (candidate.question, candidate.value)])
+        """Counts what is asked."""
+        self._counts.update(self._keys(candidate) or ())
 
-    def surplus(self, drawn: Iterator[Candidate]) -> set[tuple[int, str]]:
+    def surplus(self, drawn: Iterable[Candidate]) -> set[tuple[int, str]]:
         """(t, form) of what must go, so that no answer is more than `MAX_SHARE` of its question's."""
         out = set()
         for candidate in reversed(list(drawn)):
-            asked, answer = candidate.question, (candidate.question, candidate.value)
-            if candidate.what in self._changing and self._counts[answer] > MAX_SHARE * self._counts[asked]:
-                self._counts.subtract([asked, answer])
+            keys = self._keys(candidate)
+            if keys and self._counts[keys[1]] > MAX_SHARE * self._counts[keys[0]]:
+                self._counts.subtract(keys)
                 out.add((candidate.t, candidate.form))
         return out
 

@@ -18,6 +18,7 @@ REGION_GAP = 0.02  # of the image, between a wrong region and the point
 TOO_LARGE, NEIGHBOUR = 0.15, 0.4  # shares of wrong regions; the others lie just beside the point
 MIN_CARRY = 0.05  # metres an object must have moved by the end to have a place where it goes
 MIN_LEFT = 0.05  # of the image, that it still has to go
+DECOMPOSE_EVERY = 4  # steps: the instruction gives the answer, so it must not fill where others are not asked
 NUM_DONE = 2  # frames an episode, of each answer, that are asked whether the task is done
 
 
@@ -126,7 +127,8 @@ def _plan(facts: Annotation, dropped: Counter) -> Iterator[Candidate]:
     drop(dropped, "current", "unknown", facts.phase < 0)
     drop(dropped, "current", "ambiguous", (facts.phase >= 0) & ~steady)
     for t, (phase, clear) in enumerate(zip(facts.phase.tolist(), steady.tolist(), strict=True)):
-        yield Candidate(t, "decompose", "decompose", None, slots, "; ".join(facts.phases))
+        if t % DECOMPOSE_EVERY == 0:
+            yield Candidate(t, "decompose", "decompose", None, slots, "; ".join(facts.phases))
         if clear:
             yield Candidate(t, "current", "current", phase, slots, facts.phases[phase])
             follower = following(facts, t)

@@ -91,6 +91,7 @@ def layouts(env: MetaWorld, seeds: Iterable[int]) -> Annotation:
     facts = []
     for seed in seeds:
         env.reset(seed)
+        env.place_added([env.snapshot(0)], np.random.default_rng(seed))
         facts.append(env.facts())
     return annotate(env, env.instruction(), facts)
 

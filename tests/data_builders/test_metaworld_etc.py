@@ -122,11 +122,11 @@ def test_an_unbalanced_build_fails(tmp_path, monkeypatch):
 
     def fake(jobs, workers):
         for job in jobs[:1]:
-            yield rollouts.Result(job, None, [[item]] * 60, Counter(), 1)
+            yield rollouts.Result(job, None, [[item]] * 200, Counter(), 1)
 
     monkeypatch.setattr(rollouts, "run", fake)
     config = MetaWorldConfig(tasks=("reach",))
-    with pytest.raises(ValueError, match="answers can be guessed: gripper_height: 100% of 60"):
+    with pytest.raises(ValueError, match="answers can be guessed: gripper_height: 100% of 200"):
         list(Builder(config=config, data_dir=tmp_path)._run(config.jobs()))
 
 

@@ -30,15 +30,15 @@ def test_items_are_counted_by_every_key():
 
 
 def test_a_favourite_answer_breaks_the_rule():
-    assert _tally(("gripper_height", "spatial_understanding", ["above"] * 60 + ["below"] * 40)).unbalanced() == []
-    problems = _tally(("gripper_height", "spatial_understanding", ["above"] * 61 + ["below"] * 39)).unbalanced()
-    assert problems[0].startswith("gripper_height: 61% of 100 answers are 'above' (limit 60%)")
+    assert _tally(("gripper_height", "spatial_understanding", ["above"] * 120 + ["below"] * 80)).unbalanced() == []
+    problems = _tally(("gripper_height", "spatial_understanding", ["above"] * 122 + ["below"] * 78)).unbalanced()
+    assert problems[0].startswith("gripper_height: 61% of 200 answers are 'above' (limit 60%)")
     assert len(problems) == 2  # the kind as well
 
 
 def test_small_groups_and_told_answers_are_exempt():
-    assert _tally(("gripper_height", "spatial_understanding", ["above"] * 49)).unbalanced() == []
-    plan = _tally(("decompose", "task_planning", ["a; b"] * 60), ("done", "task_planning", ["yes", "no"] * 60))
+    assert _tally(("gripper_height", "spatial_understanding", ["above"] * 199)).unbalanced() == []
+    plan = _tally(("decompose", "task_planning", ["a; b"] * 200), ("done", "task_planning", ["yes", "no"] * 200))
     assert plan.unbalanced() == []
 
 
