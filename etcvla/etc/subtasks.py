@@ -13,7 +13,7 @@ NAMES = ("approach", "grasp", "carry", "release")
 CLOSED = (0.35, 0.65)  # of the fingers' range in the episode: closed below, open above
 MOVING = (0.02, 0.05)  # metres a second: at rest below, on its way above
 MIN_RANGE = 0.15  # of the opening: fingers that move less say nothing
-HOLD_SECONDS = 0.05  # contact that comes or goes for less is flicker
+HOLD_SECONDS = 0.025  # contact that comes or goes for less is flicker
 
 
 def switch(signal: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -48,7 +48,7 @@ def segment(gripper_position: np.ndarray, gripper_open: np.ndarray, rate: float,
     Args:
       gripper_position: float[T, 3] metres. gripper_open: float[T], 0 closed .. 1 open. rate: steps a second.
       contact: float[T], 1 the gripper touches something, NaN unknown. Without it fingers that close are taken to hold,
-        if they move by `MIN_RANGE` at all.
+        if they move by `MIN_RANGE` at all. That is right for what is grasped and wrong where closed fingers push.
     """
     touching = _touching(gripper_open, rate, contact)
     if touching is None:

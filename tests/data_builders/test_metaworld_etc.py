@@ -110,7 +110,7 @@ def test_the_report_tells_what_was_built(built):
     assert sum(report["by_kind"].values()) == sum(report["by_form"].values())
     assert report["build"]["tasks"]["drawer-open"] == {"episodes": 3, "tries": 3, "success": 1.0}
     assert report["build"]["dropped"]["gripper_side: ambiguous"] > 0
-    assert all(share > 0.8 for share in report["contact_agreement"]["plan"].values())
+    assert all(share > 0.6 for share in report["contact_agreement"]["plan"].values())
     text = table(report)
     assert "scene_grounding" in text and "drawer-close" in text and "UNBALANCED" not in text
     with pytest.raises(FileNotFoundError, match="no dataset_info.json"):
