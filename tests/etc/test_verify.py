@@ -30,8 +30,8 @@ FACTS = {
 
 @functools.cache
 def examples(form):
-    """[(t, item)]: every item of a form in two drawings of the episode."""
-    return [(t, item) for seed in range(2) for t, step in enumerate(make_items(ANNOTATION, seed)[0])
+    """[(t, item)]: every item of a form in four drawings of the episode."""
+    return [(t, item) for seed in range(4) for t, step in enumerate(make_items(ANNOTATION, seed)[0])
             for item in step if item.form == form]
 
 
