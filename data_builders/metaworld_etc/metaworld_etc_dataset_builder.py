@@ -6,11 +6,12 @@ import dataclasses
 import math
 import os
 import sys
-from collections import Counter, defaultdict, deque
+from collections import Counter
 from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
 
+from data_builders import pool
 from data_builders.build import progress
 from data_builders.metaworld_etc import rollouts
 from data_builders.rlds import encode_episode, robot_features
@@ -91,7 +92,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
         jobs = self.builder_config.jobs()
-        results = _BySplit(self._run(jobs))
+        results = pool.BySplit(self._run(jobs))
         return {split: self._generate_examples(results.take(split)) for split in ("train", "val")
                 if any(job.split == split for job in jobs)}
 
@@ -115,19 +116,3 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         for task, episodes in Counter(job.task for job in jobs).items():
             print(f"{task}: {episodes} episodes from {attempts[task]} tries", file=sys.stderr)
         print(f"items left out: {dict(dropped.most_common())}", file=sys.stderr)
-
-
-class _BySplit:
-    """One stream of results read by split. A worker keeps a task's simulator, so splits are not rolled out apart."""
-
-    def __init__(self, results: Iterator[rollouts.Result]):
-        self._results, self._waiting = results, defaultdict(deque)
-
-    def take(self, split: str) -> Iterator[rollouts.Result]:
-        while True:
-            if self._waiting[split]:
-                yield self._waiting[split].popleft()
-            elif (result := next(self._results, None)) is not None:
-                self._waiting[result.job.split].append(result)
-            else:
-                return

@@ -23,6 +23,7 @@ from etcvla.sims.metaworld_tasks import TASKS, Task  # noqa: E402
 from etcvla.sims.oracle import Oracle, hide_sites  # noqa: E402
 from etcvla.sims.phases import PhaseTracker  # noqa: E402
 from etcvla.sims.render import HIDDEN_GROUP, Orbit, View, coarsen_mesh  # noqa: E402
+from etcvla.sims.seeds import EVAL_SEED_BASE, demo_seed, eval_seed  # noqa: E402, F401  a part of the interface
 
 warnings.filterwarnings("ignore", "Constant", module="metaworld.policies")  # we clip, as the environment does
 CAMERAS = ("front", "wrist")
@@ -30,9 +31,6 @@ STATE_DOC = "Hand x, y, z in metres, robot base frame; gripper opening, 0 closed
 ACTION_DOC = "Hand displacement x, y, z in [-1, 1] of 1 cm a step, robot base frame; gripper -1 open .. 1 close."
 STATE_SIZE = ACTION_SIZE = 4
 
-# Layout seeds: the two ranges never meet, so no evaluation layout was ever demonstrated.
-EVAL_SEED_BASE = 1_000_000_000
-_RETRY_STRIDE = 1_000_000
 # Parts of the arm that are off-screen or far from the work, and cost more to draw than all the rest.
 _UNSEEN_BODIES = ("head", "screen", "right_arm_base_link", "pedestal", "pedestal_feet", "controller_box", "torso",
                   "right_l0", "right_l1", "right_l2", "right_l3")
@@ -57,19 +55,6 @@ DOMAINS = {
     "target": Domain(Orbit(lookat=(0, 0.72, 0.08), distance=1.15, azimuth=178, elevation=-55),
                      table=(0.42, 0.5, 0.62), light=(1.25, 1.1, 0.8), ambient=0.75),
 }
-
-
-def demo_seed(episode: int, attempt: int = 0) -> int:
-    """The layout seed of a demonstration. Raises ValueError outside its range."""
-    if not 0 <= episode < _RETRY_STRIDE or not 0 <= attempt < EVAL_SEED_BASE // _RETRY_STRIDE:
-        raise ValueError(f"episode {episode} must be below {_RETRY_STRIDE} and attempt {attempt} below "
-                         f"{EVAL_SEED_BASE // _RETRY_STRIDE}")
-    return attempt * _RETRY_STRIDE + episode
-
-
-def eval_seed(trial: int) -> int:
-    """The layout seed of an evaluation trial."""
-    return EVAL_SEED_BASE + trial
 
 
 class MetaWorld:

@@ -65,8 +65,9 @@ class Oracle:
     """Reads facts; knows which objects, cameras and gripper to look at."""
 
     def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, objects: Sequence[Object], view: View,
-                 cameras: Sequence[str | Orbit], gripper_body: str):
-        self._model, self._view, self._cameras = model, view, tuple(cameras)
+                 cameras: Sequence[str | Orbit], gripper_body: str, measured: int = 1):
+        """Boxes and visible shares are measured in the first `measured` cameras. Of these the first stands still."""
+        self._model, self._view, self._cameras, self._measured = model, view, tuple(cameras), measured
         self.objects = [Tracked(model, data, spec) for spec in objects]
         self._gripper = _geoms_of(model, gripper_body, subtree=True)
         self._member = np.zeros((len(objects), model.ngeom + model.nsite + 1), bool)  # the last column: background
@@ -75,7 +76,7 @@ class Oracle:
         self._silhouettes: dict[int, tuple[np.ndarray, int]] = {}
 
     def facts(self, data: mujoco.MjData, grasp_centre: np.ndarray) -> dict[str, np.ndarray]:
-        """Every annotation field but gripper_open and phase. Boxes are measured in the first camera, NaN in others.
+        """Every annotation field but gripper_open and phase. Boxes are NaN in cameras that are not measured.
 
         Args:
           grasp_centre: float[3] metres.
@@ -101,19 +102,22 @@ class Oracle:
             for tracked in self.objects], np.float32)
 
     def _measure(self, data) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes float32[C, N, 4] and visible shares float32[C, N] of the first camera."""
+        """Boxes float32[C, N, 4] and visible shares float32[C, N] of the measured cameras."""
         shape = len(self._cameras), len(self.objects)
         box, visible = np.full((*shape, 4), np.nan, np.float32), np.full(shape, np.nan, np.float32)
-        labels = self._view.labels(data, self._cameras[0])
-        for n, member in enumerate(self._member):
-            mask = member[labels]
-            box[0, n] = mask_box(mask)
-            whole = self._silhouette(data, n)
-            visible[0, n] = min(1.0, mask.sum() / whole) if whole else 0.0
+        for c, camera in enumerate(self._cameras[:self._measured]):
+            labels = self._view.labels(data, camera)
+            for n, member in enumerate(self._member):
+                mask = member[labels]
+                box[c, n] = mask_box(mask)
+                whole = self._silhouette(data, c, n) if mask.any() or c == 0 else 0
+                visible[c, n] = min(1.0, mask.sum() / whole) if whole else 0.0
         return box, visible
 
-    def _silhouette(self, data, n: int) -> int:
+    def _silhouette(self, data, c: int, n: int) -> int:
         """Pixels of object n with nothing before it. The first camera stands still, so a resting object keeps it."""
+        if c:
+            return self._view.silhouette(data, self._cameras[c], self.objects[n].labels)
         pose = np.concatenate(self.objects[n].bounds(data))
         at, count = self._silhouettes.get(n, (np.inf, 0))
         if np.abs(pose - at).max() > _STILL:

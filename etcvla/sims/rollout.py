@@ -8,12 +8,18 @@ from __future__ import annotations
 import dataclasses
 import io
 import zlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from etcvla.etc.annotation import STEP_FIELDS, Annotation
-from etcvla.sims.metaworld import CAMERAS, MetaWorld
+
+if TYPE_CHECKING:  # one simulator does without the other's packages
+    from etcvla.sims.libero import Libero
+    from etcvla.sims.metaworld import MetaWorld
+
+CAMERAS = ("front", "wrist")
 
 
 @dataclasses.dataclass
@@ -34,7 +40,7 @@ def encode_jpeg(image: np.ndarray, quality: int = 92) -> bytes:
     return buffer.getvalue()
 
 
-def rollout_expert(env: MetaWorld, seed: int, noise: tuple[float, float] = (0.1, 0.3), max_steps: int = 200,
+def rollout_expert(env: MetaWorld | Libero, seed: int, noise: tuple[float, float] = (0.1, 0.3), max_steps: int = 200,
                    steps_after: int = 5) -> Episode | None:
     """One successful demonstration in the layout `seed`, or None if the expert fails within `max_steps`.
 
@@ -58,13 +64,14 @@ def rollout_expert(env: MetaWorld, seed: int, noise: tuple[float, float] = (0.1,
         left -= env.success
         if left < 0:
             break
-        env.step(actions[-1] + scale * rng.standard_normal(4) * (1, 1, 1, 0))
+        push = rng.standard_normal(len(actions[-1])) * (np.arange(len(actions[-1])) < 3)  # the position alone
+        env.step(actions[-1] + scale * push)
     if not env.success:
         return None
     return Episode(images, np.array(states), np.array(actions), annotate(env, instruction, facts), seed)
 
 
-def annotate(env: MetaWorld, instruction: str, facts: list[dict]) -> Annotation:
+def annotate(env: MetaWorld | Libero, instruction: str, facts: list[dict]) -> Annotation:
     """The facts of T steps of a successful episode as an annotation."""
     objects = env.task.objects
     return Annotation(
