@@ -19,7 +19,7 @@ from etcvla.names import lookup
 from etcvla.sims import headless, libero_files
 
 headless.require_egl()
-libero_files.root()  # before LIBERO's first import, which would ask questions
+libero_files.root()
 logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
 from libero.libero.envs.env_wrapper import ControlEnv  # noqa: E402
 

