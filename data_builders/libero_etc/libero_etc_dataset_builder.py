@@ -76,7 +76,8 @@ class LiberoConfig(tfds.core.BuilderConfig):
         names = demos.names(files[task])
         if self.episodes:
             names = names[:self.episodes + math.ceil(self.episodes * self.held_out)]
-        val = math.ceil(len(names) * self.held_out / (1 + self.held_out))
+        share = round(len(names) * self.held_out / (1 + self.held_out), 6)  # 2.0000000000000004 is no third episode
+        val = min(math.ceil(share), len(names) - 1)
         return [self._job(task, index, len(names), val, file=str(files[task]), demo=name)
                 for index, name in enumerate(names)]
 

