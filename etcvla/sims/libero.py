@@ -127,6 +127,7 @@ class Libero:
 
     def _lay_out(self, seed: int) -> None:
         """Draws a layout; those in which LIBERO finds no room for a thing are drawn again."""
+        self._env.robots[0].gripper.current_action[:] = 0  # a reset that keeps the model leaves it
         with _global_seed(seed):
             for _ in range(_MAX_LAYOUTS):
                 with contextlib.suppress(RandomizationError):
