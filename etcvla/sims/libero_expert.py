@@ -1,7 +1,7 @@
 """A scripted expert that sees the whole state: picks one thing up from above and puts it on or in another.
 
 Everything is in LIBERO's world frame, metres and radians. The gripper is a Panda's, pointing down; its fingers close
-along the hand's y axis.
+along the x axis of its site.
 """
 
 from __future__ import annotations
@@ -66,8 +66,13 @@ class Scene:
 
     @property
     def hand(self) -> np.ndarray:
-        """float64[3, 3]: the hand's axes as columns."""
+        """float64[3, 3]: the hand's axes as columns; the fingers close along x, z points down."""
         return self.data.site("gripper0_grip_site").xmat.reshape(3, 3).copy()
+
+    @property
+    def yaw(self) -> float:
+        """The direction in which the fingers close, from above."""
+        return float(np.arctan2(*self.hand[[1, 0], 0]))
 
 
 def _surface(model: mujoco.MjModel, geom: int, rng: np.random.Generator) -> np.ndarray:
@@ -183,11 +188,11 @@ class Expert:
 
     def _begin(self) -> None:
         """Chooses a grasp; after a failed attempt the next best of another kind."""
-        own, hand = self._scene.points(self._target), self._scene.hand
-        found = grasps(own, self._scene.others(self._target), float(np.arctan2(hand[1, 1], hand[0, 1])))
+        own = self._scene.points(self._target)
+        found = grasps(own, self._scene.others(self._target), self._scene.yaw)
         if not found:
             centre = (own.min(0) + own.max(0)) / 2
-            found = [Grasp(centre, float(np.arctan2(hand[1, 1], hand[0, 1])), 0.0)]
+            found = [Grasp(centre, self._scene.yaw, 0.0)]
         self._grasp = found[(2 * self._attempt) % len(found)]
         self._stage, self._since, self._rest = self._approach, 0, own[:, 2].min()
 
@@ -215,11 +220,10 @@ class Expert:
     def _towards(self, target: np.ndarray) -> np.ndarray:
         """float64[6]: the action that brings the grasp centre to a point and the hand upright to the grasp's yaw."""
         hand = self._scene.hand
-        yaw = np.arctan2(hand[1, 1], hand[0, 1])
-        yaw = yaw + _half_turn(self._grasp.yaw - yaw)
+        yaw = self._scene.yaw + _half_turn(self._grasp.yaw - self._scene.yaw)
         closing = np.array([np.cos(yaw), np.sin(yaw), 0])
         down = np.array([0, 0, -1.0])
-        wanted = np.column_stack([np.cross(closing, down), closing, down])
+        wanted = np.column_stack([closing, np.cross(down, closing), down])
         turn = Rotation.from_matrix(wanted @ hand.T).as_rotvec()
         move = target - self._scene.grip
         return np.clip(np.concatenate([_GAIN * move / _STEP, _GAIN * turn / _TURN]), -1, 1)
@@ -228,8 +232,7 @@ class Expert:
         return float(np.linalg.norm(target - self._scene.grip))
 
     def _turned(self) -> bool:
-        hand = self._scene.hand
-        return abs(_half_turn(self._grasp.yaw - np.arctan2(hand[1, 1], hand[0, 1]))) < 0.08
+        return abs(_half_turn(self._grasp.yaw - self._scene.yaw)) < 0.08
 
     def _approach(self):
         target = self._grasp.point + [0, 0, _HOVER]
