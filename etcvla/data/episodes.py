@@ -89,8 +89,9 @@ class Episodes:
         """
         episode, step = self.locate(frame)
         kept = {name: column for name in names if (column := self.kept(name)) is not None}
-        read = self.steps(episode, step, step + 1, [name for name in names if name not in kept],
-                          {name: buffer[None] for name, buffer in into.items()}, later)
+        rest = [name for name in names if name not in kept]
+        read = self.steps(episode, step, step + 1, rest, {name: buffer[None] for name, buffer in into.items()}, later
+                          ) if rest else {}
         return {name: kept[name][frame] if name in kept else read[name][0] for name in names}
 
     def window(self, frame: int, name: str, horizon: int) -> tuple[np.ndarray, np.ndarray]:

@@ -152,18 +152,17 @@ class RLDSDataset(Episodes):
 
         An array where the feature is a tensor and no list. Of a dataset without steps a list has all values of the one.
         """
-        record = self._records[episode]
-        shard, _, place, _ = self._index.records[record].tolist()
-        bounds = [[(start, stop)] if feature.is_plain else self._bounds(feature, episode, start, stop)
-                  for feature in features]
-        columns = [self._values(feature, feature.values_path, episode) for feature in features]
-        spans = [self._span(feature, episode, column, *bound[-1])
-                 for feature, column, bound in zip(features, columns, bounds, strict=True)]
-        data = self._shards[shard].read(place, spans) if spans else []
+        shard, _, place, _ = self._index.records[self._records[episode]].tolist()
+        wanted = []
+        for feature in features:
+            column = self._values(feature, feature.values_path, episode)
+            bounds = [(start, stop)] if feature.is_plain else self._bounds(feature, episode, start, stop)
+            wanted.append((feature, column, bounds, self._span(feature, episode, column, *bounds[-1])))
+        data = self._shards[shard].read(place, [span for *_, span in wanted])
         found = []
-        for feature, column, bound, part in zip(features, columns, bounds, data, strict=True):
-            values = self._parse(feature, episode, column, *bound[-1], part, into.get(feature.name, ()), later)
-            found.append(values if feature.is_plain else self._nest(feature, bound, values))
+        for (feature, column, bounds, _), part in zip(wanted, data, strict=True):
+            values = self._parse(feature, episode, column, *bounds[-1], part, into.get(feature.name), later)
+            found.append(values if feature.is_plain else self._nest(feature, bounds, values))
         return found
 
     def _bounds(self, feature: Feature, episode: int, start: int, stop: int) -> list:
@@ -196,21 +195,22 @@ class RLDSDataset(Episodes):
         return start, size
 
     def _parse(self, feature: Feature, episode: int, column: Sequence[int], first: int, last: int, data: Buffer,
-               into: Sequence[np.ndarray], later: Later | None) -> np.ndarray | list:
-        """Flat values first .. last of a column, from the bytes of their span; images in the buffers `into` if there is
-        one each, and `later` if they are known to fit."""
+               into: np.ndarray | None, later: Later | None) -> np.ndarray | list:
+        """Flat values first .. last of a column, from the bytes of their span; images in `into` if they fit, and `later`
+        if they are known to."""
         kind, *_, mark = column
         if feature.encoding != "none":
             places = [0]
             if last - first != 1:
                 marks = self._index.marks[mark + first:mark + last]
                 places = (marks - marks[:1]).tolist()
-            buffers = into if len(into) == len(places) else itertools.repeat(None)
-            entries = zip(range(first, last), read_elements(data, places), buffers, strict=False)
-            jobs = [functools.partial(self._decode, feature, episode, *entry) for entry in entries]
-            if later is not None and len(into) == len(jobs) and feature.shape == into[0].shape:
+            elements = read_elements(data, places)
+            fits = into is not None and len(into) == len(elements)
+            jobs = [functools.partial(self._decode, feature, episode, first + i, element, into[i] if fits else None)
+                    for i, element in enumerate(elements)]
+            if fits and later is not None and feature.shape == into.shape[1:]:
                 later += jobs
-                return list(into)
+                return into
             values = [job() for job in jobs]
             return np.stack(values) if feature.kind == "tensor" and values else values
         numbers = read_floats(data) if kind == FLOATS else read_ints(data)
