@@ -152,6 +152,18 @@ class Policy:
         asked = [prompts.question(self.assets.tokenizer, question) for question in questions]
         return self._answer(self._images(frames), asked, max_new=max_new)
 
+    def inputs(self, images: Sequence[Sequence[np.ndarray]], texts: Sequence[prompts.Segment],
+               states: Sequence[np.ndarray] | None = None) -> dict[str, np.ndarray]:
+        """What the model reads of B frames: uint8[H, W, 3] a camera, a prompt and, to act, a state float[S]."""
+        batch = self._images(images) | self._texts(texts)
+        if states is not None:
+            self._set_states(batch, [self._state(state) for state in states])
+        return batch
+
+    def action_prompts(self, tasks: Sequence[str], states: Sequence[np.ndarray]) -> list[prompts.Segment]:
+        """The prompts that tell a robot in states float[S] to do its task; a subtask is as the task."""
+        return self._told(tasks, [self._state(state) for state in states], [])
+
     def _answer(self, batch, texts, *, max_new=48, look=None) -> list[str]:
         batch = batch | self._texts(texts)
         tokens = self._decode(self.params, batch, max_new=max_new, allowed=self._known, look=look)
@@ -186,14 +198,19 @@ class Policy:
     def _flow(self, batch, states, seeds, look) -> tuple[np.ndarray, np.ndarray]:
         """Normalised chunks float32[B, P, A] by the action expert; all are valid."""
         width = self.assets.action_spec["action_dim"]
-        batch["action_segment"][:] = 1
-        batch["action_mask"][..., :width if self.assets.action_spec["mask_padding"] else None] = True
-        for row, state in zip(batch["state"], states, strict=True):
-            row[:len(state)] = state
+        self._set_states(batch, states)
         noise = np.stack([np.random.default_rng(seed).standard_normal(
             (self.config.horizon, self.config.action_dim), np.float32) for seed in seeds])
         chunks = np.asarray(self._sample(self.params, batch, noise, look=look))
         return chunks[..., :width], np.ones(len(chunks), bool)
+
+    def _set_states(self, batch, states) -> None:
+        """Makes a batch one of actions, from normalised states."""
+        width = self.assets.action_spec["action_dim"] if self.assets.action_spec["mask_padding"] else None
+        batch["action_segment"][:] = 1
+        batch["action_mask"][..., :width] = True
+        for row, state in zip(batch["state"], states, strict=True):
+            row[:len(state)] = state
 
     def _fast(self, batch, states, seeds, look) -> tuple[np.ndarray, np.ndarray]:
         """Normalised chunks by greedy FAST tokens, zeros where they make no whole chunk, and which of them do."""

@@ -6,12 +6,15 @@ import importlib.util
 import os
 import pathlib
 import sys
+from collections.abc import Sequence
 
 import jax
 import ml_collections
 from absl import app, flags, logging
 from etils import epath
 
+from configs import common as fields
+from etcvla.names import lookup
 from etcvla.train.loop import train
 from etcvla.train.plan_table import plan_table, plot_plan
 from etcvla.train.stage import build_datasets, make_plan, missing_paths
@@ -58,6 +61,20 @@ def load_config(path: str, variant: str) -> ml_collections.ConfigDict:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config(variant)
+
+
+def question_sets(names: Sequence[str], root: str) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Where held-out questions come from: name -> path and cameras.
+
+    Args:
+      names: shapes, source, target, or the directory (with a slash) of a set with the cameras front and wrist.
+      root: where the embedded datasets lie.
+
+    Raises ValueError for another name.
+    """
+    known = {"shapes": fields.shapes(root)} | {name: fields.metaworld(name, root=root) for name in ("source", "target")}
+    known |= {name: fields.dataset(name, ("front", "wrist")) for name in names if "/" in name}
+    return {name: (found["path"], found["cameras"]) for name in names for found in [lookup(known, name, "--datasets")]}
 
 
 def train_with_parents(config: ml_collections.ConfigDict) -> dict:

@@ -29,17 +29,11 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the choice of questions.")
 
 
 def main(_):
-    known = {"shapes": fields.shapes(_DATA_ROOT.value)} | {
-        domain: fields.metaworld(domain, root=_DATA_ROOT.value) for domain in ("source", "target")}
-    known |= {name: fields.dataset(name, ("front", "wrist")) for name in _DATASETS.value if "/" in name}
-    unknown = set(_DATASETS.value) - set(known)
-    if unknown:
-        raise ValueError(f"--datasets: unknown {', '.join(sorted(unknown))}; choose from {', '.join(known)}, or give a "
-                         "directory (with a slash)")
+    known = common.question_sets(_DATASETS.value, _DATA_ROOT.value)
     evaluate(_WORKDIR.value, Spec(
         tasks=tuple(_TASKS.value), domains=tuple(_DOMAINS.value), conditions=tuple(_CONDITIONS.value),
         trials=_TRIALS.value, control_trials=_TRIALS.value, films=_FILMS.value, questions=_QUESTIONS.value,
-        datasets={name: (known[name]["path"], known[name]["cameras"]) for name in _DATASETS.value},
+        datasets=known,
         protocol=Protocol(max_steps=_MAX_STEPS.value, replan=_REPLAN.value, workers=_WORKERS.value),
         seed=_SEED.value))
 

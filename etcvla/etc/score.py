@@ -18,6 +18,7 @@ from etcvla.etc.items import Item, format_loc, parse_loc
 
 MIN_IOU = 0.5
 MAX_DISTANCE = 0.08  # of the image's side; points and paths
+PLAN = "decompose"  # the form whose answer is steps
 WORST_DISTANCE = 2**0.5  # the image's diagonal: what an unreadable point or path counts
 
 
@@ -35,14 +36,16 @@ def measure(form: str | Item, truth: str, prediction: str) -> dict[str, float]:
       prediction: what a model said.
 
     Returns:
-      "correct" 0 or 1, and "iou" for a box (0 if unreadable) or "distance" in image sides for a point or path (the
-      diagonal if unreadable).
+      "correct" 0 or 1, and "iou" for a box (0 if unreadable), "distance" in image sides for a point or path (the
+      diagonal if unreadable), or "order" for a plan (see `plan_order`).
 
     Raises ValueError for an unknown form, or if `truth` itself cannot be read.
     """
-    kind = answer_type(form.form if isinstance(form, Item) else form)
+    form = form.form if isinstance(form, Item) else form
+    kind = answer_type(form)
     if kind == WORDS:
-        return {"correct": float(_normalize(truth) == _normalize(prediction))}
+        right = {"correct": float(_normalize(truth) == _normalize(prediction))}
+        return right | ({"order": plan_order(truth, prediction)} if form == PLAN else {})
     true, predicted = read_answer(kind, truth), read_answer(kind, prediction)
     if true is None:
         raise ValueError(f"the true answer {truth!r} is not a {kind}")
@@ -51,6 +54,16 @@ def measure(form: str | Item, truth: str, prediction: str) -> dict[str, float]:
         return {"correct": float(overlap >= MIN_IOU), "iou": overlap}
     distance = WORST_DISTANCE if predicted is None else path_distance(true, predicted)
     return {"correct": float(distance <= MAX_DISTANCE), "distance": distance}
+
+
+def plan_order(truth: str, prediction: str) -> float:
+    """How much of a plan, steps parted by ";", is there in its order: the longest run of steps that both have (with
+    others between), twice its length over the steps of both."""
+    a, b = ([_normalize(step) for step in plan.split(";") if step.strip()] for plan in (truth, prediction))
+    longest = np.zeros((len(a) + 1, len(b) + 1), int)
+    for i, j in np.ndindex(len(a), len(b)):
+        longest[i + 1, j + 1] = longest[i, j] + 1 if a[i] == b[j] else max(longest[i, j + 1], longest[i + 1, j])
+    return float(2 * longest[-1, -1] / max(1, len(a) + len(b)))
 
 
 def read_answer(kind: str, text: str) -> np.ndarray | None:

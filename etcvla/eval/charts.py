@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, PercentFormatter
 
 from etcvla.etc.overlay import KIND_COLORS
 from etcvla.eval.stats import Estimate
@@ -131,6 +132,34 @@ def _percent(axes: Axes, axis: str) -> Axes:
     axes.grid(False)
     axes.grid(axis=axis)
     return axes
+
+
+@_chart
+def by_layer(figure: Figure, panels: Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]],
+             colors: Mapping[str, str], even: float) -> None:
+    """Panels side by side of lines over a model's layers.
+
+    Args:
+      panels: title -> line -> a layer's {"value"} and, if it has an interval, {"low", "high"}. colors: of each line.
+      even: where a dotted line stands.
+    """
+    for axes, (title, lines) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(),
+                                    strict=True):
+        axes.axhline(even, linestyle=":", color=SOFT, linewidth=1)
+        for name, layers in lines.items():
+            at = np.arange(1, len(layers) + 1)
+            axes.plot(at, [layer["value"] for layer in layers], "o-", color=colors[name], label=name, markersize=4)
+            if layers and "low" in layers[0]:
+                axes.fill_between(at, *([layer[end] for layer in layers] for end in ("low", "high")),
+                                  color=colors[name], alpha=0.15, linewidth=0)
+        axes.set(title=title, xlabel="layer")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def legend(colors: Mapping[str, str]) -> str:
+    """Names in their colours, as HTML."""
+    return "<p>" + " &ensp; ".join(f'<b style="color:{to_hex(color)}">{name}</b>' for name, color in colors.items()
+                                   ) + "</p>"
 
 
 @_chart

@@ -99,7 +99,7 @@ def _ask(policy: Policy, spec: Spec, out: epath.Path) -> dict:
     scores, examples = {"etc": {}}, []
     for name, (path, cameras) in spec.datasets.items():
         cameras = cameras[:policy.num_cameras]
-        held_out, training = _splits(path, cameras)
+        held_out, training = open_splits(path, cameras)
         answered = vqa.answer_all(policy, vqa.draw_questions(held_out, per_kind=spec.questions, seed=spec.seed))
         by_kind = vqa.scores(answered, vqa.items_of(training))
         print(f"{name}: " + ", ".join(f"{kind} {s['accuracy']:.0%} (majority {s['majority']:.0%})"
@@ -113,8 +113,11 @@ def _ask(policy: Policy, spec: Spec, out: epath.Path) -> dict:
     return scores
 
 
-def _splits(path: str, cameras: Sequence[str]) -> tuple[Source, Source]:
-    """What is asked and what could be learnt by heart; for looks that are held out altogether both are the former."""
+def open_splits(path: str, cameras: Sequence[str]) -> tuple[Source, Source]:
+    """What is asked and what could be learnt by heart; for looks that are held out altogether both are the former.
+
+    Raises FileNotFoundError if there is no such dataset, ValueError if the splits share an episode.
+    """
     held_out = Source(RLDSDataset(path, "val"), cameras)
     if "train" not in split_names(held_out.dataset.directory):
         return held_out, held_out

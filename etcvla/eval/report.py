@@ -35,18 +35,24 @@ def write_report(root: epath.PathLike, out: epath.PathLike | None = None) -> epa
     sections = {"The road": _road, "Stages in numbers": _table, "Acting": _acting, "Listening": _listening,
                 "Training": _training, "Answers": cards.answers, "Rollouts": cards.rollouts,
                 "How it was made": _provenance}
-    parts = [f'<section id="s{i}"><h2>{title}</h2>{write(recipe) or MISSING}</section>'
-             for i, (title, write) in enumerate(sections.items())]
-    name = html.escape(str(recipe.summary.get("recipe", "recipe")))
-    links = f"<b>{name}</b>" + "".join(f'<a href="#s{i}">{title}</a>' for i, title in enumerate(sections))
-    page = Template(_ASSET.read_text()).substitute(
-        title=f"{name}: report", overlay_style=overlay.STYLE, truth=cards.TRUTH, said=cards.SAID, links=links,
-        headline=_headline(recipe), sections="\n".join(parts),
-        footer="Intervals are 95 % throughout. All of this page is in this one file.")
+    page = make_page(f"{recipe.summary.get('recipe', 'recipe')}: report", _headline(recipe),
+                     {title: write(recipe) for title, write in sections.items()})
     out = epath.Path(out) if out else epath.Path(root) / "report.html"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page)
     return out
+
+
+def make_page(title: str, headline: str, sections: Mapping[str, str]) -> str:
+    """One HTML file with nothing to fetch; sections by title, those without content said to be missing."""
+    parts = [f'<section id="s{i}"><h2>{name}</h2>{text or MISSING}</section>'
+             for i, (name, text) in enumerate(sections.items())]
+    title = html.escape(title)
+    links = f"<b>{title.partition(':')[0]}</b>" + "".join(f'<a href="#s{i}">{name}</a>'
+                                                         for i, name in enumerate(sections))
+    return Template(_ASSET.read_text()).substitute(
+        title=title, overlay_style=overlay.STYLE, truth=cards.TRUTH, said=cards.SAID, links=links, headline=headline,
+        sections="\n".join(parts), footer="Intervals are 95 % throughout. All of this page is in this one file.")
 
 
 # ---- numbers as text ----

@@ -9,7 +9,7 @@ import numpy as np
 
 from etcvla.data.rows import ANY, Source
 from etcvla.etc.items import Item
-from etcvla.etc.score import baseline, score
+from etcvla.etc.score import baseline, measure, score
 from etcvla.eval.stats import wilson
 from etcvla.policy import Policy
 
@@ -80,7 +80,19 @@ def scores(answered: Sequence[Question], train_items: Sequence[Item]) -> dict[st
         low, high = wilson(sum(right), len(right))
         out[kind] = {"accuracy": sum(right) / len(right), "low": low, "high": high, "count": len(right),
                      "majority": majority[kind], "blind": blind[kind]}
+        out[kind] |= closeness([question for question in answered if question.item.kind == kind])
     return out
+
+
+def closeness(answered: Sequence[Question]) -> dict[str, float]:
+    """The means of what `score.measure` tells beside right or wrong, and under `.._count` of how many answers."""
+    found: dict[str, list[float]] = {}
+    for question in answered:
+        for name, value in measure(question.item, question.item.answer, question.prediction).items():
+            found.setdefault(name, []).append(value)
+    found.pop("correct", None)
+    return {key: number for name, values in found.items()
+            for key, number in ((name, float(np.mean(values))), (f"{name}_count", len(values)))}
 
 
 def overall(by_kind: Mapping[str, Mapping[str, float]]) -> float:

@@ -99,7 +99,9 @@ class Attention(nn.Module):
                 out.append(None)
                 continue
             keys, values = [self._visible(i, tensors) for tensors in (k, v)]
-            read = ops.attend(q[i], keys, values, _mask_of_layer(masks[i], local), self.configs[i].attn_softcap)
+            mask = _mask_of_layer(masks[i], local)
+            self.sow("intermediates", f"reads_{i}", (q[i], keys, mask))
+            read = ops.attend(q[i], keys, values, mask, self.configs[i].attn_softcap)
             out.append(self._merge(i, read))
         return out, (k[0], v[0])
 
@@ -176,7 +178,9 @@ class Block(nn.Module):
         fed = [_map(FeedForward(cfg, self.dtype, self.lora, name=_suffix("mlp", i)), y)
                for i, (cfg, y) in enumerate(zip(self.configs, normed, strict=True))]
         fed = self._post_norm("post_ffw_norm", fed)
-        return [_map(add_residual, x, y, gate) for x, y, gate in zip(xs, fed, gates, strict=True)], cache
+        xs = [_map(add_residual, x, y, gate) for x, y, gate in zip(xs, fed, gates, strict=True)]
+        self.sow("intermediates", "streams", xs)
+        return xs, cache
 
     def _norm(self, name, xs, conds):
         pairs = [(None, None) if x is None else

@@ -67,8 +67,8 @@ def rope(x: Float[Array, "b t *h d"], turn: Rotations) -> Float[Array, "b t *h d
     return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1).astype(x.dtype)
 
 
-def attend(q: Float[Array, "b t n h"], k: Float[Array, "b s k h"], v: Float[Array, "b s k h"],
-           mask: Bool[Array, "b t s"] | None = None, cap: float = 0.0) -> Float[Array, "b t n h"]:
+def attend(q: Float[Array, "b t n h"], k: Float[Array, "b s k h"], v: Float[Array, "b s k e"],
+           mask: Bool[Array, "b t s"] | None = None, cap: float = 0.0) -> Float[Array, "b t n e"]:
     """Grouped-query attention; `q` comes scaled. Query head n reads key head n // G.
 
     Args:
@@ -87,7 +87,7 @@ def attend(q: Float[Array, "b t n h"], k: Float[Array, "b s k h"], v: Float[Arra
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
     out = jnp.einsum("bkqs,bskh->bkqh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     out = (out / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
-    return out.reshape(batch, heads, length, width).swapaxes(1, 2)
+    return out.reshape(batch, heads, length, -1).swapaxes(1, 2)
 
 
 def softcap(x: Float[Array, "*b"], cap: float) -> Float[Array, "*b"]:

@@ -28,5 +28,6 @@ def scan_layers(block: type[nn.Module], depth: int, *, in_axes: Any, remat: str,
     """
     if (policy := lookup(REMAT, remat, "model.remat")) is not None:
         block = nn.remat(block, prevent_cse=False, policy=policy)
-    return nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=in_axes, length=depth,
+    axes = {"params": 0, "intermediates": 0}  # the second: what is sown, for who asks for it
+    return nn.scan(block, variable_axes=axes, split_rngs={"params": True}, in_axes=in_axes, length=depth,
                    unroll=min(unroll, depth))

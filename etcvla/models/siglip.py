@@ -90,7 +90,9 @@ class EncoderBlock(nn.Module):
         y = nn.LayerNorm(dtype=self.dtype)(x)
         x = x + MultiHeadDotProductAttention(self.config, self.dtype, self.lora)(y)
         y = nn.LayerNorm(dtype=self.dtype)(x)
-        return x + MlpBlock(self.config, self.dtype, self.lora)(y), None
+        x = x + MlpBlock(self.config, self.dtype, self.lora)(y)
+        self.sow("intermediates", "tokens", x)
+        return x, None
 
 
 class Transformer(nn.Module):

@@ -179,3 +179,11 @@ def test_iou():
     a = np.array([[0, 0, 2, 2], [0, 0, 1, 1], [0, 0, 1, 1]], float)
     b = np.array([[1, 1, 3, 3], [0, 0, 1, 1], [2, 2, 3, 3]], float)
     np.testing.assert_allclose(iou(a, b), [1 / 7, 1, 0])
+
+
+def test_a_plan_is_as_good_as_what_stands_in_order():
+    plan = "move to the mug; grasp the mug; lift the mug"
+    assert measure("decompose", plan, plan) == {"correct": 1.0, "order": 1.0}
+    assert measure("decompose", plan, "Grasp the mug ; lift the mug")["order"] == pytest.approx(0.8)
+    assert measure("decompose", plan, "lift the mug; grasp the mug; move to the mug")["order"] == pytest.approx(1 / 3)
+    assert measure("decompose", plan, "")["order"] == 0
