@@ -48,7 +48,7 @@ class Killer:
         self.folder, self.rng = folder, np.random.default_rng(seed)
         self.dataset = write_robot_set(folder / "robot")
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["tests.kill_training"])
+        self._context.set_forkserver_preload(["etcvla.train.loop", "tests.train.nano"])
 
     def finish(self, workdir: pathlib.Path) -> float:
         """Lets a run end; returns its seconds."""
@@ -129,6 +129,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder}/jax"
+        os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         counts = kill_training(pathlib.Path(folder), options.kills, options.seed)
     print(f"{counts['SIGKILL']} times SIGKILL, {counts['SIGTERM']} times SIGTERM, {counts['runs']} runs of {STEPS} "
