@@ -150,7 +150,7 @@ def test_a_loss_without_weight_is_not_computed(model, batch):
         return jax.eval_shape(part_losses, params, batch, KEY)
 
     assert "flow" not in parts(flow=off) and "text" in parts(flow=off)
-    assert parts(text=off, fast=off).keys() == {"flow"}
+    assert parts(text=off, fast=off).keys() == {"flow", "flow_error/time", "flow_error/dim"}
 
 
 class Line:
