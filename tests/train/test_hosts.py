@@ -101,8 +101,9 @@ def test_hosts_come_and_go(dataset, tmp_path):
         for name, value in line.items():
             if "loss" in name or name == "grad_norm":
                 np.testing.assert_allclose(found[step][name], value, rtol=1e-5, err_msg=f"{name} at {step}")
+    ended = saved(config)
     for name, value in saved(alone).items():
-        np.testing.assert_allclose(saved(config)[name], value, atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(ended[name], value, atol=1e-4, err_msg=name)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
