@@ -42,6 +42,7 @@ EXTRAS = {
     "publish": ["apache-beam", "mlcroissant", "pyarrow"],
     "tpu": ["jax[tpu]"],
     "gcs": ["gcsfs"],  # datasets at gs://
+    "wandb": ["wandb"],
     # websockets drives a browser in the test of the gallery page.
     "dev": ["hypothesis", "pytest", "ruff", "websockets"],
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
 import pathlib
@@ -14,13 +15,17 @@ from absl import app, flags, logging
 from etils import epath
 
 from configs import common as fields
+from etcvla.eval.held_out import HeldOut
 from etcvla.names import lookup
+from etcvla.train.hosts import agree, speak
 from etcvla.train.loop import train
 from etcvla.train.plan_table import plan_table, plot_plan
 from etcvla.train.stage import build_datasets, make_plan, missing_paths
+from etcvla.train.watch import Options
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-USER_ERRORS = (FileNotFoundError, ValueError, KeyError, FloatingPointError, OSError, RuntimeError)
+SHOWN = Options(evaluation=HeldOut)
+USER_ERRORS = (FileNotFoundError, ValueError, KeyError, FloatingPointError, OSError, RuntimeError, ImportError)
 
 
 def setup() -> None:
@@ -77,16 +82,23 @@ def question_sets(names: Sequence[str], root: str) -> dict[str, tuple[str, tuple
     return {name: (found["path"], found["cameras"]) for name in names for found in [lookup(known, name, "--datasets")]}
 
 
-def train_with_parents(config: ml_collections.ConfigDict) -> dict:
-    """Trains a stage; first prints its plan, builds missing datasets, and trains the missing stage before it."""
-    plan = make_plan(config)
-    print(plan_table(config, plan), flush=True)
+def train_with_parents(config: ml_collections.ConfigDict, allow: Sequence[str] = (), options: Options = SHOWN) -> dict:
+    """Trains a stage; first prints its plan, builds missing datasets, and trains the missing stage before it.
+
+    Of several processes, the first builds, plots and speaks.
+    """
+    plan, first = make_plan(config), jax.process_index() == 0
+    speak(plan_table(config, plan))
+    if first:
+        build_datasets(config)
+    agree(True)  # the others wait for what is built
     build_datasets(config)
     if "init_from" in missing_paths(config):
-        print(f"{config.stage}: {config.init_from} is missing, training it first: {config.init_config}", flush=True)
+        speak(f"{config.stage}: {config.init_from} is missing, training it first: {config.init_config}")
         parent = load_config(config.init_config, config.variant)
         parent.workdir = config.init_from
-        train_with_parents(parent)
-    result = train(config)
-    plot_plan(plan, epath.Path(config.workdir) / "plan.png", f"{config.stage}:{config.variant}")
+        train_with_parents(parent, options=dataclasses.replace(options, profile=""))
+    result = train(config, allow=allow, options=options)
+    if first:
+        plot_plan(plan, epath.Path(config.workdir) / "plan.png", f"{config.stage}:{config.variant}")
     return result
