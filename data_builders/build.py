@@ -23,7 +23,6 @@ from absl import logging
 from tensorflow_datasets.core import example_serializer
 
 T = TypeVar("T")
-BEAM_HELP = "Apache Beam's options without dashes, e.g. runner=DirectRunner: let it make the episodes."
 
 
 class SameBytes(tfds.core.ExampleSerializer):

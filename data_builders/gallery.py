@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from etcvla.data.rlds import RLDSDataset
+from etcvla.data.rlds_layout import find_version, split_names
 from etcvla.etc.annotation import STEP_FIELDS, Annotation
 from etcvla.etc.gallery import Entry, write_gallery
 from etcvla.etc.items import Item
@@ -31,11 +32,16 @@ def full_name(directory: Path) -> str:
     return "/".join(filter(None, (info["name"], info.get("configName"), info["version"])))
 
 
-def dataset_gallery(directory: str | Path, path: str | Path, *, split: str = "train", frames: int = 120) -> None:
+def dataset_gallery(directory: str | Path, path: str | Path, *, split: str = "", frames: int = 120) -> None:
     """Writes an HTML page of about `frames` frames, spread over the split's tasks and episodes.
+
+    Args:
+      split: by default "train", or the first of those there are.
 
     Raises what `RLDSDataset` does if there is no such dataset, ValueError if it has no ETC items or no images.
     """
+    there = split_names(find_version(Path(directory)))
+    split = split or ("train" if "train" in there or not there else there[0])
     dataset = RLDSDataset(directory, split)
     name = full_name(dataset.directory)
     write_gallery(path, [read_entry(dataset, *place) for place in spread(dataset, frames)], f"{name}, {split}",
@@ -113,7 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write a page to look at a dataset's labels and to judge them.")
     parser.add_argument("directory", help="version folder of the dataset, or its parent")
     parser.add_argument("--out", required=True, help="HTML file to write")
-    parser.add_argument("--split", default="train")
+    parser.add_argument("--split", default="", help="train, or the first that there is")
     parser.add_argument("--frames", type=int, default=120, help="how many, about")
     arguments = parser.parse_args()
     try:

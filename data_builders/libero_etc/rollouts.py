@@ -8,10 +8,11 @@ import zlib
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from data_builders import episodes
+from data_builders.episodes import Result
 from data_builders.libero_etc import demos
 from etcvla.etc import make_items
 from etcvla.etc.annotation import Annotation
-from etcvla.etc.items import Item
 from etcvla.sims.libero_tasks import ABSENT
 from etcvla.sims.rollout import Episode, annotate, rollout_expert
 from etcvla.sims.seeds import EVAL_SEED_BASE, demo_seed, eval_seed
@@ -27,33 +28,15 @@ _UNSEEN = 32  # pixels of images that nobody asks for
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class Job(episodes.Job):
     """One demonstration to make."""
 
-    task: str  # "suite/name"
-    domain: str
-    split: str
-    index: int  # of the task's episodes; with the attempt it fixes the layout
-    image_size: int
-    noise: tuple[float, float]
     file: str = ""  # of recorded demonstrations; "" the expert acts
     demo: str = ""  # its name in the file
-    locations: str = "loc"  # how coordinates are written
 
     @property
     def episode_id(self) -> str:
         return f"libero/{self.domain}/{self.task}/{self.demo or format(self.index, '05d')}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What a worker sends back."""
-
-    job: Job
-    episode: Episode | None  # None: the recorded demonstration does not end in success
-    items: list[list[Item]]  # T lists
-    dropped: Counter  # items left out, by reason
-    attempts: int  # layouts tried until the expert succeeded
 
 
 def roll(job: Job) -> Result:

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-import os
-import sys
-from collections import Counter
-from collections.abc import Callable, Iterator
 
 import tensorflow_datasets as tfds
 
-from data_builders import pool
-from data_builders.build import EpisodeBuilder, beam_examples, progress, provenance
+from data_builders.build import provenance
 from data_builders.metaworld_etc import rollouts
-from data_builders.rlds import encode_episode, robot_features
-from etcvla.etc.balance import Tally
+from data_builders.rlds import robot_features
+from data_builders.simulated import SimulatedBuilder
 from etcvla.etc.items import LOCATIONS
 from etcvla.etc.scene import ABSENT
 from etcvla.names import lookup
@@ -95,8 +89,8 @@ class MetaWorldConfig(tfds.core.BuilderConfig):
         """Every episode that is made, task by task."""
         nouns = tuple(dict.fromkeys(spec.name for task in self.tasks for spec in TASKS[task].objects))
         absent = nouns if len(self.tasks) > 2 else ABSENT
-        return [rollouts.Job(task, self.domain, self.split(index), index, self.image_size, self.noise, absent,
-                             self.locations, condition)
+        return [rollouts.Job(task, self.domain, self.split(index), index, self.image_size, self.noise, self.locations,
+                             absent=absent, condition=condition)
                 for task in self.tasks for condition in self._looks(task) for index in range(self.episodes + self.val)
                 if not self.looks_held_out or self.split(index) == "val"]
 
@@ -107,20 +101,12 @@ class MetaWorldConfig(tfds.core.BuilderConfig):
             (() if self.conditions else ("",))
 
 
-def make_example(result: rollouts.Result, *, num_objects: int) -> tuple[str, dict]:
-    """A result as it stands on disk, under its key."""
-    job, episode = result.job, result.episode
-    return job.episode_id, encode_episode(
-        episode.annotation, images=episode.images, state=episode.state, action=episode.action, items=result.items,
-        num_objects=num_objects, episode_id=job.episode_id, task=job.task, domain=job.look)
-
-
-class Builder(EpisodeBuilder):
+class Builder(SimulatedBuilder):
     """Successful demonstrations of Meta-World's scripted experts, split by episode."""
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [MetaWorldConfig(domain=domain) for domain in metaworld.DOMAINS]
-    workers = os.cpu_count() or 1  # processes; not in the config, for the data do not depend on it
+    roll = staticmethod(rollouts.roll)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -131,42 +117,13 @@ class Builder(EpisodeBuilder):
             features=robot_features(
                 cameras=metaworld.CAMERAS, image_size=self.builder_config.image_size,
                 state_doc=metaworld.STATE_DOC, state_size=metaworld.STATE_SIZE,
-                action_doc=metaworld.ACTION_DOC, num_objects=_slots(self.builder_config),
+                action_doc=metaworld.ACTION_DOC, num_objects=self.num_objects,
                 action_size=0 if self.builder_config.conditions else metaworld.ACTION_SIZE))
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
-        jobs = {split: [job for job in self.builder_config.jobs() if job.split == split] for split in ("train", "val")}
-        jobs = {split: found for split, found in jobs.items() if found}
-        if self.by_beam:
-            return {split: beam_examples(found, rollouts.roll, self._make_example) for split, found in jobs.items()}
-        results = pool.BySplit(self._run(self.builder_config.jobs()))
-        return {split: self._generate_examples(results.take(split)) for split in jobs}
-
-    def _generate_examples(self, results: Iterator[rollouts.Result]) -> Iterator[tuple[str, dict]]:
-        return map(self._make_example, results)
-
     @property
-    def _make_example(self) -> Callable[[rollouts.Result], tuple[str, dict]]:
-        return functools.partial(make_example, num_objects=_slots(self.builder_config))
-
-    def _run(self, jobs: list[rollouts.Job]) -> Iterator[rollouts.Result]:
-        """All results, with a progress line; how often experts failed and items were left out goes to the metadata."""
-        attempts, dropped, tally = Counter(), Counter(), Tally()
-        running = rollouts.run(jobs, self.workers)
-        for result in progress(running, total=len(jobs), what=f"metaworld_etc {self.builder_config.name}"):
-            attempts[result.job.task] += result.attempts
-            dropped.update(result.dropped)
-            for step in result.items:
-                tally.add(step, task=result.job.task, split=result.job.split)
-            yield result
-        success = {task: {"episodes": count, "tries": attempts[task], "success": round(count / attempts[task], 3)}
-                   for task, count in Counter(job.task for job in jobs).items()}
-        self.info.metadata.update(tasks=success, dropped=dict(dropped.most_common()), majority=tally.majorities())
-        for task, row in success.items():
-            print(f"{task}: {row['episodes']} episodes from {row['tries']} tries", file=sys.stderr)
-        print(f"items left out: {dict(dropped.most_common())}", file=sys.stderr)
-        for problem in tally.unbalanced():
-            print(f"warning: answers can be guessed: {problem}", file=sys.stderr)
+    def num_objects(self) -> int:
+        """Object slots: those of any task, and what the conditions add."""
+        return NUM_OBJECTS + max((len(CONDITIONS[name].added) for name in self.builder_config.conditions), default=0)
 
 
 def _description(config: MetaWorldConfig) -> str:
@@ -175,8 +132,3 @@ def _description(config: MetaWorldConfig) -> str:
     return (f"Demonstrations of Meta-World's scripted experts as they would have looked otherwise "
             f"({', '.join(config.conditions)}): their states rendered again. Annotation and ETC items speak of what is "
             f"seen; nobody acted there, so there are no actions.")
-
-
-def _slots(config: MetaWorldConfig) -> int:
-    """Object slots: those of any task, and what the conditions add."""
-    return NUM_OBJECTS + max((len(CONDITIONS[name].added) for name in config.conditions), default=0)

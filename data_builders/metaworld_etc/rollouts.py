@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections import Counter
-from collections.abc import Iterator, Sequence
 
-from data_builders import pool
+from data_builders import episodes
+from data_builders.episodes import Result
 from etcvla.etc import make_items, scene
 from etcvla.etc.annotation import Annotation
-from etcvla.etc.items import Item
 from etcvla.sims.metaworld import EVAL_SEED_BASE, MetaWorld, NoRoom, demo_seed
 from etcvla.sims.rollout import Episode, layouts, record_expert, render_again, rollout_expert
 
@@ -21,17 +19,10 @@ STRIDE = 4  # control steps between two frames that are rendered again
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class Job(episodes.Job):
     """One demonstration to make."""
 
-    task: str
-    domain: str
-    split: str
-    index: int  # of the task's episodes; with the attempt it fixes the layout
-    image_size: int
-    noise: tuple[float, float]
     absent: tuple[str, ...] = scene.ABSENT  # nouns to ask for in vain
-    locations: str = "loc"  # how coordinates are written
     condition: str = ""  # the episode is rendered again under it, and has no actions
 
     @property
@@ -42,17 +33,6 @@ class Job:
     @property
     def episode_id(self) -> str:
         return f"metaworld/{self.look}/{self.task}/{self.index:05d}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What a worker sends back."""
-
-    job: Job
-    episode: Episode
-    items: list[list[Item]]  # T lists
-    dropped: Counter  # items left out, by reason
-    attempts: int  # layouts tried until the expert succeeded
 
 
 def roll(job: Job) -> Result:
@@ -102,8 +82,3 @@ def _layouts(*key) -> Annotation:
     if key not in _starts:
         _starts[key] = layouts(_environment(*key), range(LAYOUT_SEED, LAYOUT_SEED + NUM_LAYOUTS))
     return _starts[key]
-
-
-def run(jobs: Sequence[Job], workers: int) -> Iterator[Result]:
-    """The jobs' results in order, from `workers` processes that stay a few jobs ahead of the consumer."""
-    return pool.run(roll, jobs, workers)

@@ -15,9 +15,7 @@ _COMMON = common_flags()
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    run(Builder, lambda: LlavaConfig(json=_JSON.value, images=_IMAGES.value, kind_field=_KIND_FIELD.value,
+    run(argv, Builder, lambda: LlavaConfig(json=_JSON.value, images=_IMAGES.value, kind_field=_KIND_FIELD.value,
                                      **_COMMON()))
 
 

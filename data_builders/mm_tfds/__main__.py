@@ -16,9 +16,7 @@ _COMMON = common_flags()
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    run(Builder, lambda: TfdsConfig(data=_DATA.value, **{name: flag.value for name, flag in _FIELDS.items()},
+    run(argv, Builder, lambda: TfdsConfig(data=_DATA.value, **{name: flag.value for name, flag in _FIELDS.items()},
                                     **_COMMON()))
 
 

@@ -100,7 +100,7 @@ def _index_shard(shard: Shard) -> FrameIndex:
     records, rows, marks, damage = [], [], array.array("q"), []
     for number, place, payload in shard.records(damage=damage):
         try:
-            features = locate_features(payload)
+            features = locate_features(payload, shard.peeker(place))
         except (ValueError, IndexError, KeyError) as error:
             damage.append(RecordError(shard.path, number, place, f"not a tf.train.Example ({error})"))
             continue

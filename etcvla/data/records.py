@@ -7,7 +7,7 @@ is touched. All offsets count from the payload's start.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 BYTES, FLOATS, INTS = 1, 2, 3  # field numbers of tf.train.Feature's oneof
 ROW_LENGTHS = "/ragged_row_lengths_"  # TFDS: how many values each step of a nested sequence has
+FAR = 4096  # bytes; elements of this size lie on memory pages of their own
 Buffer = memoryview | bytes
 
 
@@ -90,8 +91,11 @@ def read_ints(data: Buffer) -> np.ndarray:
     return np.bitwise_or.reduceat(bits, begins).view(np.int64)
 
 
-def locate_features(buffer: Buffer) -> dict[str, Values]:
+def locate_features(buffer: Buffer, peek: Callable[[int], bytes] | None = None) -> dict[str, Values]:
     """Where each feature of a tf.train.Example lies.
+
+    Args:
+      peek: the four bytes from a place on, as `buffer` has them, by a way that is faster where far ones are wanted.
 
     Raises ValueError or IndexError if it is no tf.train.Example.
     """
@@ -100,7 +104,7 @@ def locate_features(buffer: Buffer) -> dict[str, Values]:
         for _, *entry in _fields(buffer, *features):
             spans = {number: (begin, end) for number, begin, end in _fields(buffer, *entry)}
             name = bytes(buffer[slice(*spans[1])]).decode()
-            located[name] = _locate(buffer, *spans[2], is_lengths=ROW_LENGTHS in name)
+            located[name] = _locate(buffer, *spans[2], peek, is_lengths=ROW_LENGTHS in name)
     return located
 
 
@@ -115,13 +119,13 @@ def _fields(buffer: Buffer, position: int, end: int) -> Iterator[tuple[int, int,
         position += size
 
 
-def _locate(buffer: Buffer, start: int, end: int, *, is_lengths: bool) -> Values:
+def _locate(buffer: Buffer, start: int, end: int, peek: Callable[[int], bytes] | None, *, is_lengths: bool) -> Values:
     spans = list(_fields(buffer, start, end))
     if not spans:
         return Values(0, start, 0, 0, [])
     kind, start, end = spans[-1]
     if kind == BYTES:
-        marks = _element_marks(buffer, start, end)
+        marks = _element_marks(buffer, start, end, peek)
         return Values(kind, start, end - start, len(marks), marks)
     start, end = _packed(buffer, start, end)
     if kind == FLOATS:
@@ -133,22 +137,22 @@ def _locate(buffer: Buffer, start: int, end: int, *, is_lengths: bool) -> Values
     return Values(kind, start, end - start, int(count), [])
 
 
-def _element_marks(buffer: Buffer, position: int, end: int) -> list[int]:
+def _element_marks(buffer: Buffer, position: int, end: int, peek: Callable[[int], bytes] | None) -> list[int]:
     # The inner loop of indexing: lengths of up to three bytes, which nearly all texts and images have, without a call.
-    marks = []
+    marks, size = [], 0
     while position < end:
-        if buffer[position] != 10:
+        head = buffer[position:position + 4] if size < FAR or peek is None else peek(position)
+        if head[0] != 10:
             raise ValueError(f"a list of bytes holds something else at byte {position}")
         position += 1
         marks.append(position)
-        size = buffer[position]
+        size = head[1]
         if size > 127:
-            second, third = buffer[position + 1], buffer[position + 2]
-            if second < 128:
-                size += (second << 7) - (1 << 7)
+            if head[2] < 128:
+                size += (head[2] << 7) - (1 << 7)
                 position += 1
-            elif third < 128:
-                size += (second << 7) + (third << 14) - (1 << 7) - (1 << 14)
+            elif head[3] < 128:
+                size += (head[2] << 7) + (head[3] << 14) - (1 << 7) - (1 << 14)
                 position += 2
             else:
                 size, position = read_varint(buffer, position)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import collections
 import struct
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import google_crc32c
 
-from etcvla.data.files import AnyPath, RemotePath, Span, open_file
+from etcvla.data.files import AnyPath, MappedFile, RemotePath, Span, open_file
 from etcvla.data.records import Buffer, RecordError
 
 HEADER, FOOTER = 12, 4
@@ -80,6 +80,10 @@ class TFRecordShard:
                               f"needs {need} bytes, the file has {left} left: truncated copy?")
         return size
 
+    def peeker(self, place: int) -> Callable[[int], bytes] | None:
+        """As `records.locate_features` takes it, for the payload at `place`."""
+        return self._file.peeker(place) if isinstance(self._file, MappedFile) else None
+
     def read(self, place: int, spans: Sequence[Span]) -> list[Buffer]:
         """The bytes of each (offset, length) of the payload at `place`."""
         return self._file.read([(place + start, size) for start, size in spans])
@@ -114,6 +118,9 @@ class ArrayRecordShard:
                 if damage is None:
                     raise
                 damage.append(error)
+
+    def peeker(self, place: int) -> None:
+        """As `TFRecordShard.peeker`: there is none."""
 
     def read(self, place: int, spans: Sequence[Span]) -> list[Buffer]:
         """As `TFRecordShard.read`."""

@@ -57,7 +57,14 @@ def test_every_value_is_found(texts, floats, ints, order):
 @pytest.mark.parametrize("size", [0, 1, 127, 128, 16383, 16384, 2_100_000])
 def test_element_sizes_around_varint_borders(size):
     payload = example({"image": [b"x", b"y" * size, b"z"]})
+    peeked = []
+
+    def peek(place):
+        peeked.append(place)
+        return payload[place:place + 4]
+
     marks = locate_features(payload)["image"].marks
+    assert locate_features(payload, peek)["image"].marks == marks and len(peeked) == (size >= 4096)
     assert [len(element) for element in read_elements(payload, marks)] == [1, size, 1]
 
 

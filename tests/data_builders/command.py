@@ -10,8 +10,7 @@ OURS = ("launch.", "data_builders.")
 
 def run_command(module, *arguments):
     """`python -m module ARGUMENTS`; its flags are forgotten afterwards, for another command's may have their names."""
-    with without(name for of, found in flags.FLAGS.flags_by_module_dict().items() if of.startswith(OURS)
-                 for name in [flag.name for flag in found]):
+    with _without_ours():
         before = set(flags.FLAGS)
         main = runpy.run_module(f"{module}.__main__", run_name="command")["main"]
         try:
@@ -22,13 +21,15 @@ def run_command(module, *arguments):
 
 
 @contextlib.contextmanager
-def without(names):
-    """Takes flags of these names away for as long: those that other tests' imports left, some of them required."""
-    away = {name: flags.FLAGS[name] for name in list(names)}
-    for name in away:
-        delattr(flags.FLAGS, name)
+def _without_ours():
+    """Takes away the flags that other tests' imports of commands left, some of them required."""
+    away = [(of, flag) for of, found in flags.FLAGS.flags_by_module_dict().items() if of.startswith(OURS)
+            for flag in found]
+    for _, flag in away:
+        delattr(flags.FLAGS, flag.name)
     try:
         yield
     finally:
-        for name, flag in away.items():
-            flags.FLAGS[name] = flag
+        for of, flag in away:
+            flags.FLAGS[flag.name] = flag
+            flags.FLAGS.register_flag_by_module(of, flag)

@@ -121,7 +121,7 @@ def test_metadata_says_how_it_was_made(plain):
 
 
 def test_metadata_keeps_names_of_files_and_no_folders_of_this_machine():
-    made = made_by({"demos": "/home/me/drawer.hdf5", "tasks": ["reach"], "empty": ""}, ("no-such-package",), "none")
+    made = made_by({"demos": "/elsewhere/drawer.hdf5", "tasks": ["reach"], "empty": ""}, ("no-such-package",), "none")
     assert made["config"] == {"demos": "drawer.hdf5", "tasks": ["reach"]}
     assert made["versions"]["no-such-package"] == "unknown"
 

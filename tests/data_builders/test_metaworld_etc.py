@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_builders import pool
 from data_builders.build import prepare
 from data_builders.gallery import read_annotation
 from data_builders.metaworld_etc import rollouts
@@ -122,11 +123,11 @@ def test_the_report_tells_what_was_built(built):
 def test_a_build_says_which_answers_can_be_guessed(tmp_path, monkeypatch, capsys):
     item = Item("spatial_understanding", "gripper_height", "is the gripper above or below the mug?", "above")
 
-    def fake(jobs, workers):
+    def fake(roll, jobs, workers):
         for job in jobs[:1]:
             yield rollouts.Result(job, None, [[item]] * 200, Counter(), 1)
 
-    monkeypatch.setattr(rollouts, "run", fake)
+    monkeypatch.setattr(pool, "run", fake)
     config = MetaWorldConfig(tasks=("reach",))
     assert len(list(Builder(config=config, data_dir=tmp_path)._run(config.jobs()))) == 1
     assert "warning: answers can be guessed: gripper_height: 100% of 200" in capsys.readouterr().err
@@ -189,11 +190,11 @@ def test_wrong_settings_are_named(setting, message):
 
 
 def test_a_full_disk_leaves_nothing_under_the_final_name(tmp_path, monkeypatch):
-    def fail(jobs, workers):
+    def fail(roll, jobs, workers):
         raise OSError(errno.ENOSPC, "No space left on device")
         yield
 
-    monkeypatch.setattr(rollouts, "run", fail)
+    monkeypatch.setattr(pool, "run", fail)
     with pytest.raises(OSError, match="No space left on device") as raised:
         prepare(Builder, MetaWorldConfig(tasks=("reach",)), str(tmp_path))
     assert str(tmp_path) in str(raised.value)
@@ -259,8 +260,9 @@ def test_workers_do_not_run_the_main_script_again(tmp_path):
     script = tmp_path / "main.py"
     script.write_text(
         "print('main runs')\n"
-        "from data_builders.metaworld_etc.rollouts import Job, run\n"
-        "results = run([Job('drawer-close', 'source', 'train', i, 32, (0, 0)) for i in range(2)], 1)\n"
+        "from data_builders.metaworld_etc.rollouts import Job, roll\n"
+        "from data_builders.pool import run\n"
+        "results = run(roll, [Job('drawer-close', 'source', 'train', i, 32, (0, 0)) for i in range(2)], 1)\n"
         "print([result.job.index for result in results], __import__('sys').modules['__main__'].__file__)\n")
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True,
                           env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])})
