@@ -45,6 +45,7 @@ EXTRAS = {
     # (A TPU VM takes the one that its JAX was released with.)
     "aot": ["libtpu==0.0.52"],
     "gcs": ["gcsfs"],  # datasets at gs://
+    "wandb": ["wandb"],
     # websockets drives a browser in the test of the gallery page.
     "dev": ["hypothesis", "pytest", "ruff", "websockets"],
 }

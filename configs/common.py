@@ -159,6 +159,11 @@ def _training(c: ml_collections.ConfigDict) -> None:
     c.keep = 1  # checkpoints kept
     c.keep_every = 0  # steps; checkpoints so far apart are kept for good. 0: none
 
+    c.eval = ml_collections.ConfigDict()  # of the moving average, on the datasets' held-out split, while it trains
+    c.eval.knots = ()  # shares of the steps after which it is evaluated, as (0.25, 0.5, 1.0); () for never
+    c.eval.batches = 4  # over which the held-out losses are means
+    c.eval.questions = 16  # a kind and dataset that are asked; 0 for none
+
 
 def openpi_optimizer(c: ml_collections.ConfigDict) -> None:
     """What openpi trains with unless a config of its own says otherwise.

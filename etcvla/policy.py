@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from etcvla import batch as batch_lib
 from etcvla.data import prompts, rows
@@ -51,12 +52,13 @@ class Policy:
         answers it first, and acts on the answer: as the subtask where the checkpoint's prompt speaks of one, else in
         the instruction's place; on the instruction where the answer is empty. None asks as the prompt does, if it has
         subtasks. The images are encoded once for both, as far as the model's masks allow it (`decode.Look`).
+      mesh: where the parameters lie, if on more than one device; each process then gets all of what is decided.
 
     Raises ValueError if the assets do not fit the model.
     """
 
     def __init__(self, config: VLAConfig, params: Any, assets: Assets, num_cameras: int, *, num_steps: int = 10,
-                 head: str | None = "flow", max_fast: int = 256, subtask: str | None = None):
+                 head: str | None = "flow", max_fast: int = 256, subtask: str | None = None, mesh: Mesh | None = None):
         self.config, self.params, self.assets, self.num_cameras = config, params, assets, num_cameras
         self.head, self.max_fast, self.subtask = head, max_fast, subtask
         if subtask is not None and "{instruction}" not in subtask:
@@ -68,11 +70,11 @@ class Policy:
         self._known = np.zeros(config.vocab_size, bool)
         for span in assets.tokenizer.layout.spans.values():
             self._known[span.offset:span.stop] = True
-        model = VLA(config)
+        model, everywhere = VLA(config), mesh and NamedSharding(mesh, PartitionSpec())
         self._see = jax.jit(functools.partial(see, model))
-        self._sample = jax.jit(functools.partial(sample_actions, model, num_steps=num_steps))
+        self._sample = jax.jit(functools.partial(sample_actions, model, num_steps=num_steps), out_shardings=everywhere)
         self._decode = jax.jit(functools.partial(decode_text, model, eos=assets.tokenizer.layout.eos),
-                               static_argnames="max_new")
+                               static_argnames="max_new", out_shardings=everywhere)
 
     @classmethod
     def load(cls, workdir: str, *, num_steps: int = 10, head: str | None = None, subtask: str | None = None) -> Policy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
 import pathlib
@@ -13,13 +14,16 @@ import ml_collections
 from absl import app, flags, logging
 from etils import epath
 
+from etcvla.eval.held_out import HeldOut
 from etcvla.train.hosts import agree, speak
 from etcvla.train.loop import train
 from etcvla.train.plan_table import plan_table, plot_plan
 from etcvla.train.stage import build_datasets, make_plan, missing_paths
+from etcvla.train.watch import Options
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-USER_ERRORS = (FileNotFoundError, ValueError, KeyError, FloatingPointError, OSError, RuntimeError)
+SHOWN = Options(evaluation=HeldOut)
+USER_ERRORS = (FileNotFoundError, ValueError, KeyError, FloatingPointError, OSError, RuntimeError, ImportError)
 
 
 def setup() -> None:
@@ -62,7 +66,7 @@ def load_config(path: str, variant: str) -> ml_collections.ConfigDict:
     return module.get_config(variant)
 
 
-def train_with_parents(config: ml_collections.ConfigDict, allow: Sequence[str] = ()) -> dict:
+def train_with_parents(config: ml_collections.ConfigDict, allow: Sequence[str] = (), options: Options = SHOWN) -> dict:
     """Trains a stage; first prints its plan, builds missing datasets, and trains the missing stage before it.
 
     Of several processes, the first builds, plots and speaks.
@@ -77,8 +81,8 @@ def train_with_parents(config: ml_collections.ConfigDict, allow: Sequence[str] =
         speak(f"{config.stage}: {config.init_from} is missing, training it first: {config.init_config}")
         parent = load_config(config.init_config, config.variant)
         parent.workdir = config.init_from
-        train_with_parents(parent)
-    result = train(config, allow=allow)
+        train_with_parents(parent, options=dataclasses.replace(options, profile=""))
+    result = train(config, allow=allow, options=options)
     if first:
         plot_plan(plan, epath.Path(config.workdir) / "plan.png", f"{config.stage}:{config.variant}")
     return result

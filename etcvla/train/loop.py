@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import re
@@ -15,28 +16,32 @@ import ml_collections
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from etcvla.models.variants import describe
-from etcvla.models.vla import init_params
+from etcvla.models.vla import VLA, init_params
 from etcvla.names import lookup
 from etcvla.train import sharding
 from etcvla.train.checkpoint import Checkpoints
 from etcvla.train.hosts import Preempted, StopSignals, speak
 from etcvla.train.initial import initial_state
-from etcvla.train.log import Logger
 from etcvla.train.optim import Frozen, Optimizer, make_optimizer
 from etcvla.train.stage import Stage
 from etcvla.train.step import Settings, TrainState, train_step
+from etcvla.train.watch import Options, Watch
 
 # Config fields (regexes) that may change between a run and its resumption: they change nothing that is computed.
 RESUMABLE = re.compile(r"log_every|save_every|keep|keep_every|workdir|init_from|init_take|init_config|"
-                       r"datasets\.[^.]+\.(path|build)|data\.(threads|workers|prefetch)|mesh\..*")
+                       r"datasets\.[^.]+\.(path|build)|data\.(threads|workers|prefetch)|mesh\..*|eval\..*")
+
+PLAIN = Options()
 
 
-def train(config: ml_collections.ConfigDict, *, until: int | None = None, allow: Sequence[str] = ()) -> dict[str, Any]:
+def train(config: ml_collections.ConfigDict, *, until: int | None = None, allow: Sequence[str] = (),
+          options: Options = PLAIN) -> dict[str, Any]:
     """Trains a stage, or takes it up where its workdir stands; a finished stage is left as it is.
 
     Args:
       until: stop (with a checkpoint) after this many steps, as a preempted run would.
       allow: config fields, or groups of them, in which a run that is taken up may differ from what it was.
+      options: what it shows beside its lines.
 
     Returns: {"steps", "seconds" of this call with compilation, "metrics" of the last log line}.
 
@@ -55,38 +60,44 @@ def train(config: ml_collections.ConfigDict, *, until: int | None = None, allow:
     if done is not None:
         check_data(stage, checkpoints.meta(), allow)
     optimizer, abstract = abstract_state(stage, mesh)
-    step_fn = functools.cache(functools.partial(make_step, stage, optimizer, abstract))
-    step_fn(optimizer.frozen_at(done or 0))  # so that what is wrong with its settings is said before all compilation
+
+    @functools.cache
+    def step_of(model: VLA, frozen: Frozen) -> Callable:
+        return make_step(dataclasses.replace(stage, model=model), optimizer, abstract, frozen)
+
+    begins = optimizer.frozen_at(done or 0)
+    step_of(stage.model, begins)  # so that what is wrong with its settings is said before all compilation
     checkpoints.check_writable(abstract)
-    with StopSignals() as stop:
+    with (StopSignals() as stop,
+          Watch(stage, mesh, options, step_of=lambda model: step_of(model, begins), state=abstract) as watch):
         state = initial_state(stage, optimizer, abstract) if done is None else checkpoints.restore(abstract)
         if done is not None:
             speak(f"{config.stage}: taken up at step {int(state.step)} of {config.steps}")
-        with Logger(config.workdir, config.stage, config.steps, config.log_every) as logger:
-            metrics = _run(stage, state, lambda step: step_fn(optimizer.frozen_at(step)), mesh, checkpoints, logger,
-                           stop, min(until or config.steps, config.steps))
+        metrics = _run(stage, state, lambda step: step_of(stage.model, optimizer.frozen_at(step)), mesh, checkpoints,
+                       watch, stop, min(until or config.steps, config.steps))
     return {"steps": until or config.steps, "seconds": time.time() - began, "metrics": metrics}
 
 
-def _run(stage: Stage, state: TrainState, step_fn: Callable, mesh: Mesh, checkpoints: Checkpoints, logger: Logger,
+def _run(stage: Stage, state: TrainState, step_fn: Callable, mesh: Mesh, checkpoints: Checkpoints, watch: Watch,
          stop: StopSignals, end: int) -> dict[str, float]:
     """Steps up to `end`; `step_fn` gives each step's function."""
     config, start = stage.config, int(state.step)
     meta, saved = checkpoint_meta(stage), start
-    data = logger.waiting(stage.batches(start, sharding.local_rows(config.batch_size, mesh)))
+    data = watch.batches(stage.batches(start, sharding.local_rows(config.batch_size, mesh)), start)
     try:
         for step in range(start, end):
             batch = next(data)
             stage.model.config.check(batch)
             state, metrics = step_fn(step)(state, sharding.put_batch(batch, mesh, config.batch_size))
-            logger.step(step + 1, metrics)
+            watch.step(step + 1, metrics)
             stopped = stop(step + 1)
             if (step + 1) % config.save_every == 0 or step + 1 == end or stopped:
-                logger.flush()  # a loss that is not finite must not be saved
+                watch.flush()  # a loss that is not finite must not be saved
                 checkpoints.save(state, meta)
                 saved = step + 1
             if stopped:
                 break
+            watch.evaluate(step + 1, state.ema)
     finally:
         checkpoints.wait()  # whatever stops the run, the checkpoint before it must be whole
     if skipped := int(state.skipped):
@@ -94,7 +105,7 @@ def _run(stage: Stage, state: TrainState, step_fn: Callable, mesh: Mesh, checkpo
     if saved < end:
         speak(f"{config.stage}: told to stop; saved at step {saved} of {config.steps}. The same command goes on there")
         raise Preempted
-    return logger.last
+    return watch.last
 
 
 def make_step(stage: Stage, optimizer: Optimizer, abstract: TrainState, frozen: Frozen | None = None):

@@ -18,6 +18,7 @@ from etcvla import schedule
 from etcvla.models import flow, ops
 from etcvla.models.vla import VLA, action_widths, cast_for_compute, target_slots
 from etcvla.names import lookup
+from etcvla.train import metrics as metrics_lib
 from etcvla.train.augment import augment
 from etcvla.train.optim import Frozen, Optimizer
 from etcvla.train.sharding import constrain_params
@@ -95,7 +96,8 @@ def losses(model: VLA, params: Any, batch: Batch, key: jax.Array, settings: Sett
     """The unweighted losses of a batch.
 
     Returns: `text` and `fast` (mean next-token loss, nats), `z` (mean squared log of the softmax's sum), `flow` (mean
-      squared velocity error), each a scalar, and `token_loss`, `token_hit`, `token_weight`, `token_stream` [B, M] for
+      squared velocity error), each a scalar, and `token_loss`, `token_hit`, `token_weight`, `token_stream` [B, M] and
+      what `flow_errors` returns, row by row, for
       metrics. Absent parts are absent.
     """
     return losses_of(model, params, *lessons(batch, key, settings), settings)
@@ -140,8 +142,10 @@ def losses_of(model: VLA, params: Any, rows: Batch, counts: Mapping[str, jax.Arr
     if logits is not None:
         out |= _token_losses(logits, rows, counts, settings)
     if predicted is not None:
-        error = jnp.where(rows["action_mask"][:, None], jnp.square(predicted - rows["velocity"]), 0)
+        mask = rows["action_mask"][:, None]
+        error = jnp.where(mask, jnp.square(predicted - rows["velocity"]), 0)
         out["flow"] = error.sum() / counts["flow"]
+        out |= metrics_lib.flow_errors(error, mask, rows["time"])
     return out
 
 
@@ -164,8 +168,9 @@ def total_loss(parts: Mapping[str, Any], progress: jax.Array, settings: Settings
 
 
 def metrics_of(parts: Mapping[str, Any], settings: Settings) -> Metrics:
-    """Scalars to log; those of a stream that the batch holds no token of are NaN."""
+    """Scalars and vectors to log; what the batch holds nothing of (a stream, a time, an action dimension) is NaN."""
     out = {f"loss/{name}": parts[name] for name in active(settings)}
+    out |= {name: metrics_lib.quotient(parts[name]) for name in parts if name.startswith("flow_error/")}
     if "token_loss" not in parts:
         return out
     weight = jax.nn.one_hot(parts["token_stream"], len(settings.streams)) * parts["token_weight"][..., None]
@@ -197,7 +202,8 @@ def train_step(state: TrainState, batch: Batch, *, model: VLA, optimizer: Optimi
 
     (loss, parts), grads = in_parts(jax.value_and_grad(loss_fn, has_aux=True), trained, rows, settings.accumulate)
     grads = constrain_params(jax.tree.map(lambda p, g: None if g is None else g.astype(p.dtype), state.params, grads))
-    metrics = {**metrics_of(parts, settings), "loss": loss, "grad_norm": optax.global_norm(grads)}
+    metrics = {**metrics_of(parts, settings), "loss": loss, "grad_norm": optax.global_norm(grads),
+               **metrics_lib.grad_norms(grads)}
     return updated(state, grads, metrics, optimizer, settings)
 
 
