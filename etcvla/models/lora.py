@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -58,11 +59,11 @@ class LoRA:
         return next((rank for pattern, rank in self.rules if re.fullmatch(pattern, path)), 0)
 
 
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class Weight:
     """A projection's matrix and, if it has one, its adapter; `axes` as in `AXES`."""
 
-    axes: str
+    axes: str = flax.struct.field(pytree_node=False)
     w: jax.Array
     a: jax.Array | None = None
     b: jax.Array | None = None  # scaled
@@ -71,6 +72,16 @@ class Weight:
         """One slice along the first axis, which all three must share."""
         axes = ",".join(labels[1:] for labels in self.axes.split(","))
         return Weight(axes, self.w[i], *(None if x is None else x[i] for x in (self.a, self.b)))
+
+    def parts(self, axis: str, count: int) -> Weight:
+        """Cut into `count` along an axis, stacked in front: what a scan takes one after another."""
+        def cut(labels, x):
+            if x is None or axis not in labels:
+                return None if x is None else jnp.broadcast_to(x, (count, *x.shape))
+            i = labels.index(axis)
+            return jnp.moveaxis(x.reshape(*x.shape[:i], count, -1, *x.shape[i + 1:]), i, 0)
+
+        return Weight(self.axes, *map(cut, self.axes.split(","), (self.w, self.a, self.b)))
 
     def einsum(self, equation: str, x: jax.Array) -> jax.Array:
         """jnp.einsum(equation, x, w), and the adapter's part."""
