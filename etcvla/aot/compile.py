@@ -22,8 +22,8 @@ from etcvla.models import flops
 from etcvla.train import sharding
 from etcvla.train.loop import abstract_state, make_step
 from etcvla.train.stage import Stage, make_model, make_plan, row_sizes
+from etcvla.train.usage import step_flops
 
-GIB = 2**30
 # PaliGemma's ids (arXiv 2407.07726; big_vision): 256,000 of text, then the locations, then the segmentation tokens.
 PALIGEMMA_TEXT, PALIGEMMA_SEG = 256_000, 128
 
@@ -106,12 +106,12 @@ def compile_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Compiled:
                     flops.count_jaxpr(traced.jaxpr.jaxpr).total(), trace_s, compile_s, cpu_s)
 
 
-def useful_flops(config: ml_collections.ConfigDict, mesh: Mesh) -> float:
+def useful_flops(config: ml_collections.ConfigDict, mesh: Mesh) -> int:
     """FLOPs of one step without what is rematerialised: those that model FLOPs utilisation counts."""
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.model.remat = "none"
-    return flops.count_jaxpr(_trace(planned_stage(config), mesh).jaxpr.jaxpr).total()
+    stage = planned_stage(config)
+    optimizer, abstract = abstract_state(stage, mesh)
+    return step_flops(lambda model: make_step(dataclasses.replace(stage, model=model), optimizer, abstract),
+                      stage.model, abstract, abstract_batch(stage, mesh))
 
 
 def _trace(stage: Stage, mesh: Mesh):

@@ -11,10 +11,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from etcvla.aot.chips import Chip, Slice
-from etcvla.aot.compile import GIB, Compiled, DoesNotFitError, compile_step, useful_flops, versions
+from etcvla.aot.compile import Compiled, DoesNotFitError, compile_step, useful_flops, versions
 from etcvla.aot.costs import Costs
 from etcvla.aot.hlo import replica_groups
 from etcvla.train import sharding
+from etcvla.train.usage import GIB
 
 
 def report(config: ml_collections.ConfigDict, target: Slice, *, largest: bool = True) -> dict[str, Any]:

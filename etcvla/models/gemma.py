@@ -46,6 +46,10 @@ class GemmaConfig:
     mlp_parts: int = 1  # that the MLP's width is computed in, one after another, where layers are rematerialised
     window: int = 0  # keys that causal tokens see in local layers (the first, third, ..); 0: no layer is local
 
+    def __post_init__(self):
+        if self.mlp_dim % self.mlp_parts:
+            raise ValueError(f"mlp_parts {self.mlp_parts} does not divide mlp_dim {self.mlp_dim}")
+
 
 def _suffix(name: str, stream: int) -> str:
     return name if stream == 0 else f"{name}_{stream}"
@@ -162,10 +166,10 @@ class FeedForward(nn.Module):
             return _gated(x, gating, linear)
 
         @jax.checkpoint
-        def add(y, part):
-            return y + _gated(x, *part), None
+        def add(y, i):
+            return y + _gated(x, gating.part("f", i, cfg.mlp_parts), linear.part("f", i, cfg.mlp_parts)), None
 
-        return jax.lax.scan(add, jnp.zeros_like(x), [w.parts("f", cfg.mlp_parts) for w in (gating, linear)])[0]
+        return jax.lax.scan(add, jnp.zeros_like(x), jnp.arange(cfg.mlp_parts))[0]
 
 
 def _gated(x, gating, linear):

@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -59,11 +58,11 @@ class LoRA:
         return next((rank for pattern, rank in self.rules if re.fullmatch(pattern, path)), 0)
 
 
-@flax.struct.dataclass
+@dataclasses.dataclass(frozen=True)
 class Weight:
     """A projection's matrix and, if it has one, its adapter; `axes` as in `AXES`."""
 
-    axes: str = flax.struct.field(pytree_node=False)
+    axes: str
     w: jax.Array
     a: jax.Array | None = None
     b: jax.Array | None = None  # scaled
@@ -73,13 +72,14 @@ class Weight:
         axes = ",".join(labels[1:] for labels in self.axes.split(","))
         return Weight(axes, self.w[i], *(None if x is None else x[i] for x in (self.a, self.b)))
 
-    def parts(self, axis: str, count: int) -> Weight:
-        """Cut into `count` along an axis, stacked in front: what a scan takes one after another."""
+    def part(self, axis: str, i: jax.Array, count: int) -> Weight:
+        """The i-th of `count` equal parts along an axis."""
         def cut(labels, x):
             if x is None or axis not in labels:
-                return None if x is None else jnp.broadcast_to(x, (count, *x.shape))
-            i = labels.index(axis)
-            return jnp.moveaxis(x.reshape(*x.shape[:i], count, -1, *x.shape[i + 1:]), i, 0)
+                return x
+            at = labels.index(axis)
+            size = x.shape[at] // count
+            return jax.lax.dynamic_slice_in_dim(x, i * size, size, at)
 
         return Weight(self.axes, *map(cut, self.axes.split(","), (self.w, self.a, self.b)))
 

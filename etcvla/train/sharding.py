@@ -39,8 +39,8 @@ PARAM_RULES: rules.Rules = (
     (r"(state_proj|action_in_proj|action_out_proj|(action_)?time_mlp_(in|out))/(kernel|bias)", PartitionSpec()),
 )
 
-# Of the compiler. A product that gathers its weight piece by piece does not take in what is computed of its result, element by
-# element: that goes through memory, and half as much again of an MLP lies there.
+# Of the compiler. A product that gathers its weight piece by piece does not take in what is computed of its result,
+# element by element: that goes through memory, and half as much again of an MLP lies there.
 TPU_OPTIONS = {"xla_tpu_enable_windowed_einsum_for_all_gather": False}
 
 

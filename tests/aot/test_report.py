@@ -10,9 +10,10 @@ import pytest
 
 from etcvla.aot import chips, report
 from etcvla.aot.chips import Slice
-from etcvla.aot.compile import GIB, Compiled, DoesNotFitError, Memory
+from etcvla.aot.compile import Compiled, DoesNotFitError, Memory
 from etcvla.aot.costs import Collective, Costs
 from etcvla.train import sharding
+from etcvla.train.usage import GIB
 
 
 @pytest.mark.parametrize(("name", "message"), [
