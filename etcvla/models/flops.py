@@ -23,7 +23,7 @@ def count(fn: Callable, *args: Any) -> Counter[str]:
 
     Of a `cond` the dearer branch counts. Raises ValueError for a `while` loop with FLOPs whose turns depend on data.
     """
-    return count_jaxpr(jax.make_jaxpr(fn)(*args).jaxpr)
+    return count_jaxpr((fn if hasattr(fn, "trace") else jax.jit(fn)).trace(*args).jaxpr.jaxpr)
 
 
 def count_jaxpr(jaxpr: Jaxpr) -> Counter[str]:
