@@ -51,7 +51,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "paligemma_3b": {
         "siglip": _SO400M_14,
         "vlm": GemmaConfig(width=2048, depth=18, mlp_dim=16_384, num_heads=8, num_kv_heads=1, head_dim=256,
-                           mlp_parts=4),
+                           mlp_parts=8),
         "expert": GemmaConfig(width=1024, depth=18, mlp_dim=4096, num_heads=8, num_kv_heads=1, head_dim=256,
                               adaptive=True),
         "dtype": "bfloat16",
