@@ -8,6 +8,7 @@ One kill in four is a SIGTERM, which the run may answer by saving; the others ar
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 import pathlib
@@ -27,7 +28,7 @@ from etcvla.train.stage import Stage
 from tests.data.handmade_rlds import write_robot_set
 from tests.train.nano import nano_config
 
-STEPS = 12
+STEPS = 8
 
 
 def config_of(dataset: pathlib.Path, workdir: pathlib.Path):
@@ -47,7 +48,7 @@ class Killer:
         self.folder, self.rng = folder, np.random.default_rng(seed)
         self.dataset = write_robot_set(folder / "robot")
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([__name__])
+        self._context.set_forkserver_preload(["tests.kill_training"])
 
     def finish(self, workdir: pathlib.Path) -> float:
         """Lets a run end; returns its seconds."""
@@ -102,8 +103,16 @@ def kill_training(folder: pathlib.Path, kills: int, seed: int) -> dict[str, int]
         if not code or counts["SIGKILL"] + counts["SIGTERM"] == kills:
             killer.finish(workdir)
             assert_same(killer.state(workdir), expected)
+            assert logged(workdir) == logged(folder / "let_be"), f"{workdir} logged other steps"
             counts["runs"] += 1
     return counts
+
+
+def logged(workdir: pathlib.Path) -> list[dict[str, float]]:
+    """What a run's lines say of its steps and their batches."""
+    with (workdir / "metrics.jsonl").open() as file:
+        return [{name: value for name, value in json.loads(line).items()
+                 if name == "step" or name.startswith(("loss", "grad_norm", "mixture"))} for line in file]
 
 
 def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:

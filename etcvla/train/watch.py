@@ -123,9 +123,9 @@ class Watch:
         shapes = {name: jax.ShapeDtypeStruct((config.batch_size, *x.shape[1:]), x.dtype, sharding=rows)
                   for name, x in batch.items()}
         self._flops = usage.step_flops(self._step_of, self._stage.model, self._state, shapes)
-        if jax.process_index() == 0:
+        if step == 1 and jax.process_index() == 0:
             self._logger.picture(step, "first_batch", draw_batch(
-                batch, self._stage, f"{config.stage}: the batch of step {step} as loaded, not yet augmented"))
+                batch, self._stage, f"{config.stage}: the first batch as loaded, not yet augmented"))
 
     def _facts(self, step: int, rate: float) -> dict[str, float]:
         tokens, self._tokens = float(np.mean(self._tokens or [0])) * self._stage.config.batch_size, []

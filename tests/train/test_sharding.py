@@ -41,7 +41,7 @@ for shape in ((4, 1, 1), (1, 4, 1), (1, 2, 2)):
     state, step, losses = initial_state(stage, optimizer, abstract), make_step(stage, optimizer, abstract), []
     for _, batch in zip(range(2), stage.batches(0)):
         state, metrics = step(state, sharding.put_batch(batch, mesh, config.batch_size))
-        losses.append({name: float(value) for name, value in metrics.items()})
+        losses.append({name: float(value) for name, value in metrics.items() if not value.ndim})
     print("losses:", json.dumps(losses))
 train(nano_config(dataset, workdir, mesh__data=2, mesh__fsdp=2, mesh__tensor=2), until=2)
 """
