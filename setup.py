@@ -41,6 +41,9 @@ EXTRAS = {
     # What goes with a dataset that is given away, and building on many machines; TFDS's `tfds build` wants both.
     "publish": ["apache-beam", "mlcroissant", "pyarrow"],
     "tpu": ["jax[tpu]"],
+    # The compiler of launch/aot_compile.py, for machines without a TPU: the version that docs/tpu.md's tables are of.
+    # (A TPU VM takes the one that its JAX was released with.)
+    "aot": ["libtpu==0.0.52"],
     "gcs": ["gcsfs"],  # datasets at gs://
     "wandb": ["wandb"],
     # websockets drives a browser in the test of the gallery page.

@@ -95,7 +95,7 @@ class Policy:
         abstract = sharding.placed(jax.eval_shape(functools.partial(init_params, VLA(config))), mesh)
         params = merge(checkpoints.ema(abstract), config.adapters)  # beside the weights they would cost time
         head = head or next((name for name in HEADS if used(stage["loss"][name])), None)
-        return cls(dataclasses.replace(config, lora=()), params, Assets.from_json(meta["assets"]),
+        return cls(dataclasses.replace(config, lora=(), remat="none"), params, Assets.from_json(meta["assets"]),
                    stage["data"]["num_cameras"], num_steps=num_steps, head=head,
                    max_fast=stage["data"]["max_targets"], subtask=subtask)
 

@@ -21,11 +21,9 @@ from etcvla.data.rows import Source
 from etcvla.data.splits import check_disjoint
 from etcvla.etc.items import Item
 from etcvla.eval import vqa
-from etcvla.models.vla import cast_for_compute
 from etcvla.policy import Policy
 from etcvla.train import sharding
 from etcvla.train.metrics import means
-from etcvla.train.sharding import constrain_params
 from etcvla.train.stage import Stage
 from etcvla.train.step import Settings, losses, metrics_of, used
 
@@ -61,7 +59,6 @@ class HeldOut:
         def measure(params, batch, step):
             key = jax.random.fold_in(jax.random.key(config.seed), step)
             with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-                params = constrain_params(cast_for_compute(params, stage.model.config))
                 return metrics_of(losses(stage.model, params, batch, key, settings), settings)
 
         self._measure = jax.jit(measure, out_shardings=everywhere)

@@ -23,10 +23,11 @@ def count(fn: Callable, *args: Any) -> Counter[str]:
 
     Of a `cond` the dearer branch counts. Raises ValueError for a `while` loop with FLOPs whose turns depend on data.
     """
-    return _of_jaxpr(jax.make_jaxpr(fn)(*args).jaxpr)
+    return count_jaxpr((fn if hasattr(fn, "trace") else jax.jit(fn)).trace(*args).jaxpr.jaxpr)
 
 
-def _of_jaxpr(jaxpr: Jaxpr) -> Counter[str]:
+def count_jaxpr(jaxpr: Jaxpr) -> Counter[str]:
+    """The same of what is traced already."""
     return sum((_of_equation(eqn) for eqn in jaxpr.eqns), Counter())
 
 
@@ -34,7 +35,7 @@ def _of_equation(eqn) -> Counter[str]:
     name = eqn.primitive.name
     if name in _MULTIPLIES:
         return Counter({name: _MULTIPLIES[name](eqn)})
-    inner = [_of_jaxpr(jaxpr) for jaxpr in _jaxprs(eqn.params)]
+    inner = [count_jaxpr(jaxpr) for jaxpr in _jaxprs(eqn.params)]
     if name == "cond":
         return max(inner, key=Counter.total)
     total, times = sum(inner, Counter()), 1

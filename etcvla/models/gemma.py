@@ -43,7 +43,12 @@ class GemmaConfig:
     attn_softcap: float = 0.0  # soft cap of attention logits; 0: none
     final_softcap: float = 0.0  # soft cap of the output's logits; 0: none
     post_norms: bool = False  # attention and MLP outputs are normed too, before they join the residual
+    mlp_parts: int = 1  # that the MLP's width is computed in, one after another, where layers are rematerialised
     window: int = 0  # keys that causal tokens see in local layers (the first, third, ..); 0: no layer is local
+
+    def __post_init__(self):
+        if self.mlp_dim % self.mlp_parts:
+            raise ValueError(f"mlp_parts {self.mlp_parts} does not divide mlp_dim {self.mlp_dim}")
 
 
 def _suffix(name: str, stream: int) -> str:
@@ -159,8 +164,19 @@ class FeedForward(nn.Module):
         init = nn.initializers.lecun_normal(in_axis=1, out_axis=2, batch_axis=(0,))
         gating = make_weight(self, "gating_einsum", init, (2, cfg.width, cfg.mlp_dim), *how)
         linear = make_weight(self, "linear", nn.initializers.lecun_normal(), (cfg.mlp_dim, cfg.width), *how)
-        gate, up = (gating[i].einsum("btd,df->btf", x) for i in range(2))
-        return linear.einsum("btf,fd->btd", nn.gelu(gate, approximate=True) * up)
+        if cfg.mlp_parts == 1:
+            return _gated(x, gating, linear)
+
+        @jax.checkpoint
+        def add(y, i):
+            return y + _gated(x, gating.part("f", i, cfg.mlp_parts), linear.part("f", i, cfg.mlp_parts)), None
+
+        return jax.lax.scan(add, jnp.zeros_like(x), jnp.arange(cfg.mlp_parts))[0]
+
+
+def _gated(x, gating, linear):
+    gate, up = (gating[i].einsum("btd,df->btf", x) for i in range(2))
+    return linear.einsum("btf,fd->btd", nn.gelu(gate, approximate=True) * up)
 
 
 class Block(nn.Module):
@@ -236,10 +252,13 @@ class Gemma(nn.Module):
         heads = {(cfg.num_heads, cfg.num_kv_heads, cfg.head_dim) for cfg in self.configs}
         if len(depth) > 1 or len(heads) > 1:
             raise ValueError(f"streams must agree in depth and heads, got {self.configs}")
+        # Parts save memory only where they are computed again, and cost a gather where each device has a part already.
+        whole = self.remat == "none" or ops.mesh_size("tensor") > 1
+        configs = [dataclasses.replace(cfg, mlp_parts=1 if whole else cfg.mlp_parts) for cfg in self.configs]
         self.embedder = Embedder(self.vocab_size, self.configs[0].width, self.dtype)
         self.layers = scan_layers(
             Block, self.configs[0].depth, in_axes=(0, 0, *(nn.broadcast,) * 5), remat=self.remat, unroll=self.unroll,
-        )(self.configs, self.insulate, self.dtype, self.lora)
+        )(configs, self.insulate, self.dtype, self.lora)
         self.final_norms = [RMSNorm(cfg.adaptive, self.dtype, self.lora, name=_suffix("final_norm", i))
                             for i, cfg in enumerate(self.configs)]
 

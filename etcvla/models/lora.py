@@ -72,6 +72,17 @@ class Weight:
         axes = ",".join(labels[1:] for labels in self.axes.split(","))
         return Weight(axes, self.w[i], *(None if x is None else x[i] for x in (self.a, self.b)))
 
+    def part(self, axis: str, i: jax.Array, count: int) -> Weight:
+        """The i-th of `count` equal parts along an axis."""
+        def cut(labels, x):
+            if x is None or axis not in labels:
+                return x
+            at = labels.index(axis)
+            size = x.shape[at] // count
+            return jax.lax.dynamic_slice_in_dim(x, i * size, size, at)
+
+        return Weight(self.axes, *map(cut, self.axes.split(","), (self.w, self.a, self.b)))
+
     def einsum(self, equation: str, x: jax.Array) -> jax.Array:
         """jnp.einsum(equation, x, w), and the adapter's part."""
         # A weight of two axes is always x's last and the output's last: what `matmul` is for.

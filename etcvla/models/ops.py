@@ -8,6 +8,7 @@ Everything here computes in float32 where rounding matters (norms, softmax, rota
 
 from __future__ import annotations
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
@@ -29,6 +30,37 @@ def split_rows(x: Float[Array, "b *t d"], last: str | None = None) -> Float[Arra
         return x
     axes = (ROWS, *(None,) * (x.ndim - 2), last)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes[:x.ndim]))
+
+
+def mesh_size(axis: str) -> int:
+    """Devices along an axis of the mesh that the step runs on; 1 without a mesh."""
+    return dict(jax.sharding.get_abstract_mesh().shape).get(axis, 1)
+
+
+@flax.struct.dataclass
+class Master:
+    """A float32 parameter that a module casts before it reads it, whose gradient stays in the dtype that it is cast to.
+
+    Differentiating what is cast needs a copy of all parameters in that dtype; differentiating the parameter itself,
+    gradients of all of them in float32. The gradient of `tap` needs neither: it is never read, so it is never made.
+    """
+
+    value: jax.Array
+    tap: jax.Array  # of the narrow dtype
+
+    def astype(self, dtype: jnp.dtype) -> jax.Array:
+        """The parameter as a module reads it."""
+        return _read(self.value, self.tap.astype(dtype))
+
+
+@jax.custom_vjp
+def _read(value, tap):
+    # A mere cast XLA would move out of the layers' loop, and make the copy all the same.
+    info = jnp.finfo(tap.dtype)
+    return jax.lax.reduce_precision(value, info.nexp, info.nmant).astype(tap.dtype)
+
+
+_read.defvjp(lambda value, tap: (_read(value, tap), None), lambda _, grad: (None, grad))
 
 
 @jax.custom_vjp
@@ -105,13 +137,28 @@ def attend(q: Float[Array, "b t n h"], k: Float[Array, "b s k h"], v: Float[Arra
     # that are divided, not the weights. Both tell on a CPU.
     q = q.reshape(batch, length, kv_heads, -1, width).transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, -1, width)
     logits = softcap(jnp.einsum("bkqh,bskh->bkqs", q, k, preferred_element_type=jnp.float32), cap)
-    if mask is not None:
-        logits = logits.reshape(batch, kv_heads, -1, *mask.shape[1:])
-        logits = jnp.where(mask[:, None, None], logits, MASKED).reshape(batch, kv_heads, -1, mask.shape[2])
-    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-    out = jnp.einsum("bkqs,bskh->bkqh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    out = (out / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
+    if mask is not None:  # added, not chosen: a choice would be kept, head by head, for its gradient
+        hidden = jnp.where(mask, 0, MASKED)[:, None, None]
+        logits = (logits.reshape(batch, kv_heads, -1, *mask.shape[1:]) + hidden).reshape(logits.shape)
+    weights, total = _exponents(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)), v)
+    out = jnp.einsum("bkqs,bskh->bkqh", weights, v, preferred_element_type=jnp.float32)
+    out = (out / total).astype(v.dtype)
     return out.reshape(batch, heads, length, -1).swapaxes(1, 2)
+
+
+@jax.custom_vjp
+def _exponents(x: Float[Array, "*b s"], like: Array) -> tuple[Float[Array, "*b s"], Float[Array, "*b 1"]]:
+    """exp(x) in the dtype of `like`, and its float32 sums; what is kept for the gradient is narrow too."""
+    y = jnp.exp(x)
+    return y.astype(like.dtype), y.sum(axis=-1, keepdims=True)
+
+
+def _exponents_fwd(x, like):
+    y, total = _exponents(x, like)
+    return (y, total), y
+
+
+_exponents.defvjp(_exponents_fwd, lambda y, grads: (y * (grads[0].astype(jnp.float32) + grads[1]), None))
 
 
 def softcap(x: Float[Array, "*b"], cap: float) -> Float[Array, "*b"]:

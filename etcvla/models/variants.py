@@ -50,7 +50,8 @@ SIZES: dict[str, dict[str, Any]] = {
     },
     "paligemma_3b": {
         "siglip": _SO400M_14,
-        "vlm": GemmaConfig(width=2048, depth=18, mlp_dim=16_384, num_heads=8, num_kv_heads=1, head_dim=256),
+        "vlm": GemmaConfig(width=2048, depth=18, mlp_dim=16_384, num_heads=8, num_kv_heads=1, head_dim=256,
+                           mlp_parts=8),
         "expert": GemmaConfig(width=1024, depth=18, mlp_dim=4096, num_heads=8, num_kv_heads=1, head_dim=256,
                               adaptive=True),
         "dtype": "bfloat16",
@@ -61,7 +62,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "siglip": _SO400M_14,
         "vlm": GemmaConfig(width=2304, depth=26, mlp_dim=9216, num_heads=8, num_kv_heads=4, head_dim=256,
                            query_pre_attn_scalar=256, attn_softcap=50.0, final_softcap=30.0, post_norms=True,
-                           window=4096),
+                           mlp_parts=4, window=4096),
         "expert": GemmaConfig(width=1024, depth=26, mlp_dim=4096, num_heads=8, num_kv_heads=4, head_dim=256,
                               adaptive=True),
         "dtype": "bfloat16",

@@ -250,13 +250,10 @@ def init_params(model: VLA, seed: int = 0, loc: tuple[int, int] | None = None) -
     return params
 
 
-def cast_for_compute(params: Params, config: VLAConfig) -> Params:
-    """The parameters in the dtypes that the modules cast them to, so that a pod gathers no wider numbers than it reads.
-
-    None stands for a parameter that is left out.
-    """
+def taps(params: Params, config: VLAConfig) -> Params:
+    """Zeros in the dtypes that the modules cast the parameters to; see `ops.Master`."""
     dtypes = rules.assign([(_FLOAT32, jnp.float32), (".*", config.dtype)], params, "dtypes", all_used=False)
-    return jax.tree.map(lambda p, dtype: p.astype(dtype), params, dtypes)
+    return jax.tree.map(lambda p, dtype: jnp.zeros(p.shape, dtype), params, dtypes)
 
 
 def image_columns(config: VLAConfig, image_mask: Bool[Array, "b c"]) -> Bool[Array, "b i"]:

@@ -126,7 +126,8 @@ def make_step(stage: Stage, optimizer: Optimizer, abstract: TrainState, frozen: 
 
     # Metrics lie everywhere: each process logs, or stops, by itself.
     places = jax.tree.map(lambda x: x.sharding, abstract), NamedSharding(mesh, PartitionSpec())
-    return jax.jit(on_mesh, donate_argnums=0, out_shardings=places)
+    options = sharding.TPU_OPTIONS if mesh.devices.flat[0].platform == "tpu" else None
+    return jax.jit(on_mesh, donate_argnums=0, out_shardings=places, compiler_options=options)
 
 
 def abstract_state(stage: Stage, mesh: Mesh) -> tuple[Optimizer, TrainState]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from etcvla import rules
 from etcvla.models.ops import ROWS
@@ -17,6 +19,7 @@ AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(ROWS)  # rows are split over data and fsdp; parameters over fsdp and tensor
 
 # Shapes in comments; the leading axis of a layer's parameters is the layer. D lies on fsdp, heads and MLPs on tensor.
+# Of several places the first counts whose axes the mesh divides: a TPU keeps 128 numbers of a last axis that has 72.
 PARAM_RULES: rules.Rules = (
     (r"llm/layers/attn/q_einsum(_\d)?/w", PartitionSpec(None, "tensor", "fsdp", None)),  # [layer, N, D, H]
     (r"llm/layers/attn/kv_einsum(_\d)?/w", PartitionSpec(None, None, None, "fsdp", None)),  # [layer, 2, K, D, H]
@@ -26,16 +29,24 @@ PARAM_RULES: rules.Rules = (
     (r"llm/layers/.*norm(_\d)?/Dense_0/kernel", PartitionSpec(None, "fsdp", "tensor")),  # [layer, D, 3 D]
     (r"llm/final_norm_\d/Dense_0/kernel", PartitionSpec("fsdp", "tensor")),  # [D, 3 D]
     (r"llm/embedder/input_embedding", PartitionSpec("tensor", "fsdp")),  # [V, D]
-    (r"img/Transformer/encoderblock/.*/(query|key|value)/kernel", PartitionSpec(None, "fsdp", "tensor", None)),
-    (r"img/Transformer/encoderblock/.*/out/kernel", PartitionSpec(None, "tensor", None, "fsdp")),  # [layer, N, H, D]
+    (r"img/Transformer/encoderblock/.*/(query|key|value)/kernel",  # [layer, D, N, H]
+     [PartitionSpec(None, None, ("tensor", "fsdp"), None), PartitionSpec(None, "fsdp", "tensor", None)]),
+    (r"img/Transformer/encoderblock/.*/out/kernel",  # [layer, N, H, D]
+     [PartitionSpec(None, ("tensor", "fsdp"), None, None), PartitionSpec(None, "tensor", None, "fsdp")]),
     (r"img/Transformer/encoderblock/MlpBlock_0/Dense_0/kernel", PartitionSpec(None, "fsdp", "tensor")),
     (r"img/Transformer/encoderblock/MlpBlock_0/Dense_1/kernel", PartitionSpec(None, "tensor", "fsdp")),
     (r"img/head/kernel", PartitionSpec("fsdp", None)),
+    (r"img/embedding/kernel", PartitionSpec(None, None, None, "fsdp")),
     (r"img/.*", PartitionSpec()),
     (r"llm/.*norm.*", PartitionSpec()),
     (r".*lora_[ab]", PartitionSpec()),  # thin
+    (r"(action_)?time_mlp_(in|out)/kernel", PartitionSpec("fsdp", None)),
     (r"(state_proj|action_in_proj|action_out_proj|(action_)?time_mlp_(in|out))/(kernel|bias)", PartitionSpec()),
 )
+
+# Of the compiler. A product that gathers its weight piece by piece does not take in what is computed of its result,
+# element by element: that goes through memory, and half as much again of an MLP lies there.
+TPU_OPTIONS = {"xla_tpu_enable_windowed_einsum_for_all_gather": False}
 
 
 def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
@@ -52,7 +63,9 @@ def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None)
     if np.prod(shape) != len(devices):
         raise ValueError(f"mesh: {dict(zip(AXES, shape.tolist(), strict=True))} does not make up {len(devices)} "
                          "devices")
-    return jax.make_mesh(tuple(int(n) for n in shape), AXES, devices=devices, axis_types=(AxisType.Auto,) * 3)
+    # jax.make_mesh splits axes of the slice on v5e alone, and would refuse 4 x 16 on 8 x 8 chips of v6e.
+    grid = mesh_utils.create_device_mesh(shape.tolist(), devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def check_batch(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
@@ -68,16 +81,30 @@ def param_shardings(params: Any, mesh: Mesh) -> Any:
 
     Raises ValueError naming a parameter that no rule matches, or whose axis the mesh does not divide.
     """
-    specs = rules.assign(PARAM_RULES, params, "sharding", all_used=False)
-
     def place(path, leaf, spec):
-        for size, axis in zip(leaf.shape, spec, strict=False):
-            if axis is not None and size % mesh.shape[axis]:
-                raise ValueError(f"mesh.{axis} = {mesh.shape[axis]} does not divide {rules.path_str(path)} "
-                                 f"{list(leaf.shape)}")
+        if found := _undivided(leaf.shape, spec, mesh):
+            raise ValueError(f"{found} does not divide {rules.path_str(path)} {list(leaf.shape)}")
         return NamedSharding(mesh, spec)
 
-    return jax.tree_util.tree_map_with_path(place, params, specs)
+    return jax.tree_util.tree_map_with_path(place, params, _specs(params, mesh))
+
+
+def _specs(params: Any, mesh: Mesh | AbstractMesh) -> Any:
+    """The PartitionSpec of every parameter."""
+    def choose(leaf, places):
+        places = places if isinstance(places, list) else [places]
+        return next((spec for spec in places if not _undivided(leaf.shape, spec, mesh)), places[-1])
+
+    return jax.tree.map(choose, params, rules.assign(PARAM_RULES, params, "sharding", all_used=False))
+
+
+def _undivided(shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh | AbstractMesh) -> str:
+    """What of the mesh does not divide an array's axes, such as "mesh.fsdp = 4"; "" if all does."""
+    for size, axes in zip(shape, spec, strict=False):
+        axes = (axes,) if isinstance(axes, str) else axes or ()
+        if size % (parts := math.prod(mesh.shape[axis] for axis in axes)):
+            return f"mesh.{' x mesh.'.join(axes)} = {parts}"
+    return ""
 
 
 def placed(params: Any, mesh: Mesh) -> Any:
@@ -113,8 +140,7 @@ def constrain_params(params: Any) -> Any:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return params
-    specs = rules.assign(PARAM_RULES, params, "sharding", all_used=False)
-    return jax.tree.map(jax.lax.with_sharding_constraint, params, specs)
+    return jax.tree.map(jax.lax.with_sharding_constraint, params, _specs(params, mesh))
 
 
 @functools.cache

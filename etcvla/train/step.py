@@ -16,7 +16,7 @@ import optax
 
 from etcvla import schedule
 from etcvla.models import flow, ops
-from etcvla.models.vla import VLA, action_widths, cast_for_compute, target_slots
+from etcvla.models.vla import VLA, action_widths, taps, target_slots
 from etcvla.names import lookup
 from etcvla.train import metrics as metrics_lib
 from etcvla.train.augment import augment
@@ -190,13 +190,14 @@ def train_step(state: TrainState, batch: Batch, *, model: VLA, optimizer: Optimi
     batch = augment(augment_key, batch, shift=settings.shift, color=settings.color, loc_offset=settings.loc_offset)
     rows, counts = lessons(batch, loss_key, settings)
     leak = None if settings.insulate is None else 1 - schedule.at(settings.insulate, progress)
-    # Cast once, before the layers' loop, where they lie; gradients are those of the masters all the same.
-    ready = constrain_params(cast_for_compute(state.params, model.config))
+    # Cast where they are read, a layer at a time; gradients come in the dtype that is read, where the parameters lie.
     moves = optimizer.trains(settings.frozen)
-    trained = jax.tree.map(lambda p, m: p if m else None, ready, moves)
+    trained = jax.tree.map(lambda p, tap, m: None if not m else p if p.dtype == tap.dtype else tap, state.params,
+                           constrain_params(taps(state.params, model.config)), moves)
 
     def loss_fn(trained, rows):
-        params = jax.tree.map(lambda rest, p: rest if p is None else p, ready, trained)
+        params = jax.tree.map(lambda p, t: p if t is None else t if t.dtype == p.dtype else ops.Master(p, t),
+                              state.params, trained)
         parts = losses_of(model, params, rows, counts, settings, leak)
         return total_loss(parts, progress, settings), parts
 

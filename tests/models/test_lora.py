@@ -1,11 +1,14 @@
 """Adapters: where they are, that fresh ones change nothing, and that merging them changes nothing either."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from etcvla.models.gemma import FeedForward
 from etcvla.models.lora import LoRA, Weight, merge
 from etcvla.models.vla import init_params
 from tests.models.small import CONFIG, make_model, random_params, random_rows, write_segment
@@ -82,6 +85,18 @@ def test_a_slice_of_a_weight_is_adapted_as_it_was():
                   for shape in ((2, 5, 7), (2, 5, 3), (2, 3, 7), (4, 6, 5)))
     for i, weight in enumerate(Weight("cdf,cdr,crf", w, a, b)[i] for i in range(2)):
         np.testing.assert_allclose(weight.einsum("btd,df->btf", x), x @ (w[i] + a[i] @ b[i]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("lora", [LoRA(), LoRA(((".*", 3),), SCALE)])
+def test_an_mlp_in_parts_is_the_whole(lora):
+    x = jax.random.normal(jax.random.key(0), (2, 3, 24))
+    whole, parts = (FeedForward(dataclasses.replace(CONFIG.vlm, mlp_parts=n), jnp.float32, lora) for n in (1, 4))
+    shapes = jax.eval_shape(whole.init, jax.random.key(0), x)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.25, leaf.shape), jnp.float32), shapes)
+    found, expected = (jax.jit(jax.value_and_grad(lambda p, x, m=m: jnp.square(m.apply(p, x)).sum(), (0, 1)))(params, x)
+                       for m in (parts, whole))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected)
 
 
 def test_output_adapters_add_up_heads_as_openpis_do():

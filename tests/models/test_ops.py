@@ -58,7 +58,7 @@ def test_attention_head_by_head(heads, kv_heads, cap):
         return ops.attend(q, k, v, jnp.asarray(mask), cap)
 
     np.testing.assert_allclose(attend(q, k, v), reference(q, k, v), atol=1e-5)
-    weight = normal(2, 5, heads, 8, seed=2)
+    weight = normal(2, 5, heads, 8, seed=2).at[0, 2].set(0)  # which nobody reads
     found, expected = (jax.grad(lambda *qkv, f=f: (f(*qkv) * weight).sum(), argnums=(0, 1, 2))(q, k, v)
                        for f in (attend, reference))
     for a, b in zip(found, expected, strict=True):

@@ -62,7 +62,7 @@ def test_every_parameter_of_every_size_has_a_place(size):
     for path, leaf in shapes(size).items():
         spec = places[path].spec
         if leaf.size > 2_000_000:  # what is large lies in pieces, an axis of D at least
-            assert "fsdp" in spec, path
+            assert "fsdp" in jax.tree.leaves(tuple(spec)), path
         assert len(spec) <= leaf.ndim, path
 
 
@@ -76,6 +76,14 @@ def test_the_full_size_lies_on_a_pod_and_weighs_what_it_should():
     # The released PaliGemma 1 at 224 px: SigLIP and what projects it to Gemma's width, Gemma's 2.5 B.
     assert backbone == 2_923_335_408 and tower == 412_442_352 + 2_361_344
     assert 300e6 < sum(counts.values()) - backbone < 450e6  # adaptive norms are a good part of the expert
+
+
+@pytest.mark.parametrize(("fsdp", "spec"), [(16, (None, None, ("tensor", "fsdp"), None)),
+                                            (32, (None, "fsdp", "tensor", None))])
+def test_the_towers_attention_lies_by_heads_where_there_are_enough(fsdp, spec):
+    tree = {path: leaf for path, leaf in shapes("paligemma_3b").items() if path.endswith("query/kernel")}
+    places = sharding.param_shardings(tree, AbstractMesh((1, fsdp, 1), sharding.AXES))
+    assert [place.spec for place in places.values()] == [PartitionSpec(*spec)]
 
 
 @pytest.mark.parametrize(("sizes", "message"), [

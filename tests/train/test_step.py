@@ -8,9 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from etcvla.models import flops, flow
+from etcvla.models import flops, flow, ops
 from etcvla.models.decode import sample_actions
-from etcvla.models.vla import cast_for_compute, target_slots
+from etcvla.models.vla import taps, target_slots
 from etcvla.rules import path_str
 from etcvla.train.optim import make_optimizer
 from etcvla.train.step import Settings, TrainState, lessons, losses, losses_of, metrics_of, total_loss, train_step
@@ -253,17 +253,27 @@ def test_what_rests_is_not_differentiated(model, batch):
     assert moves - rests > tower  # a weight's and an input's product less, but for the first layer's input
 
 
-def test_parameters_are_cast_as_the_modules_cast_them(batch):
-    """So that casting them all at once, where they lie, changes no bit; what is read in float32 stays so."""
+def test_gradients_of_masters_are_those_of_the_cast_parameters(batch):
+    """To a rounding, in the dtype that is read, and without a copy of all parameters in that dtype."""
     module = make_model(dtype="bfloat16")
     params = random_params(module)
-    cast = cast_for_compute(params, module.config)
+    narrow = taps(params, module.config)
     rows, _ = lessons(batch, KEY, SETTINGS)
-    apply = jax.jit(lambda params: module.apply({"params": params}, rows, rows["slots"], rows["x_t"], rows["time"]),
-                    compiler_options={"xla_allow_excess_precision": False})  # or XLA leaves roundings out
-    for a, b in zip(apply(params), apply(cast), strict=True):
-        np.testing.assert_array_equal(a, b)
-    dtypes = {path_str(path): leaf.dtype for path, leaf in jax.tree_util.tree_flatten_with_path(cast)[0]}
+
+    def total(params):
+        logits, velocity = module.apply({"params": params}, rows, rows["slots"], rows["x_t"], rows["time"])
+        return jnp.square(logits).sum() + jnp.square(velocity).sum()
+
+    cast = jax.tree.map(lambda p, tap: p.astype(tap.dtype), params, narrow)
+    exact = {"compiler_options": {"xla_allow_excess_precision": False}}  # or XLA leaves roundings out
+    of_cast = jax.jit(jax.grad(total), **exact)(cast)
+    trained = jax.tree.map(lambda p, tap: p if p.dtype == tap.dtype else tap, params, narrow)
+    of_taps = jax.jit(jax.grad(lambda trained: total(jax.tree.map(
+        lambda p, t: t if t.dtype == p.dtype else ops.Master(p, t), params, trained))), **exact)(trained)
+    for a, b in zip(jax.tree.leaves(of_taps), jax.tree.leaves(of_cast), strict=True):
+        eps = 10 * float(jnp.finfo(b.dtype).eps) * max(1, float(jnp.abs(b).max()))
+        np.testing.assert_allclose(a.astype(np.float32), b.astype(np.float32), atol=eps)
+    dtypes = {path_str(path): leaf.dtype for path, leaf in jax.tree_util.tree_flatten_with_path(of_taps)[0]}
     assert dtypes["llm/layers/mlp/gating_einsum"] == dtypes["llm/layers/pre_ffw_norm_1/Dense_0/bias"] == jnp.bfloat16
     assert dtypes["llm/layers/pre_ffw_norm/scale"] == dtypes["action_in_proj/kernel"] == jnp.float32
 
