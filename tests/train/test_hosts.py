@@ -139,9 +139,3 @@ def test_a_process_without_others_is_a_run_of_its_own():
     assert process.communicate()[0] == "1 1\n" and not process.returncode
     with pytest.raises(ValueError, match="--num_processes and --process_id lacking"):
         hosts.connect("localhost:1")
-
-
-def test_what_is_killed_ends_where_it_would_have(tmp_path):
-    """Two kills; `python -m tests.kill_training --kills=20` has more of them."""
-    counts = kill_training(tmp_path, kills=2, seed=1)
-    assert counts["SIGKILL"] + counts["SIGTERM"] == 2 and counts["runs"] >= 1
