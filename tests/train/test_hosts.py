@@ -18,7 +18,7 @@ from etcvla.train.checkpoint import Checkpoints
 from etcvla.train.loop import abstract_state, train
 from etcvla.train.stage import Stage
 from tests.data.handmade_rlds import write_robot_set
-from tests.kill_training import STEPS, kill_training
+from tests.kill_training import STEPS
 from tests.train.nano import nano_config
 
 # One of two processes, with two devices each that do not lie side by side on the mesh; the second is told to stop.
