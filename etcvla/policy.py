@@ -58,7 +58,8 @@ class Policy:
     def __init__(self, config: VLAConfig, params: Any, assets: Assets, num_cameras: int, *, num_steps: int = 10,
                  head: str | None = "flow", max_fast: int = 256, subtask: str | None = None):
         self.config, self.params, self.assets, self.num_cameras = config, params, assets, num_cameras
-        self.head, self.max_fast, self.subtask = head, max_fast, subtask
+        self.head, self.max_fast, self.subtask, self.num_steps = head, max_fast, subtask, num_steps
+        self._room = 0  # tokens that every prompt is padded to, at least
         if subtask is not None and "{instruction}" not in subtask:
             raise ValueError(f"subtask {subtask!r} does not say where the {{instruction}} stands")
         _check_fit(config, assets)
@@ -103,6 +104,23 @@ class Policy:
         if self.assets.action_spec is None:
             raise ValueError("this checkpoint cannot act: no stage before it was trained on actions")
         return tuple(self.assets.action_spec["cameras"])
+
+    def warm_up(self, batch_size: int, instructions: Sequence[str]) -> None:
+        """Compiles acting on so many observations at once, for these instructions; prompts are padded to the longest of
+        them from now on.
+
+        With one shape there is one program, so that an action never depends on what else is in the batch.
+        Raises as `decide`.
+        """
+        self._check_acting()
+        state = np.full(self.assets.action_spec["state_dim"], 1e6, np.float32)  # the longest there is, as text
+        prompt, size = self.assets.action_spec["prompt"], self.config.siglip.image_size
+        texts = [prompts.action(self.assets.tokenizer, text, prompt=prompt, state=self._state(state), subtask=text)
+                 for text in instructions]
+        self._room = max(self._room, *(-(-len(text) // _BUCKET) * _BUCKET for text in texts))
+        blank = {"images": {name: np.zeros((size, size, 3), np.uint8) for name in self.cameras}, "state": state,
+                 "instruction": max(instructions, key=len)}
+        self.decide([blank] * batch_size, range(batch_size))
 
     def act(self, observations: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> np.ndarray:
         """`decide`'s actions alone. FAST tokens that make no chunk are logged, and act as the normalised zero.
@@ -236,7 +254,8 @@ class Policy:
 
     def _texts(self, texts: Sequence[prompts.Segment]) -> dict[str, np.ndarray]:
         """The batch's text: one prompt a row."""
-        tokens = np.zeros((len(texts), -(-max(map(len, texts)) // _BUCKET) * _BUCKET), np.int32)
+        length = max(self._room, -(-max(map(len, texts)) // _BUCKET) * _BUCKET)
+        tokens = np.zeros((len(texts), length), np.int32)
         for row, text in zip(tokens, texts, strict=True):
             row[:len(text)] = text.prompt
         present = np.arange(tokens.shape[1]) < np.array([[len(text)] for text in texts])

@@ -60,6 +60,7 @@ class Condition:
     ambient: float = 1.0
     colors: tuple[tuple[str, tuple[float, float, float]], ...] = ()  # of the objects, in turn
     added: tuple[Thing, ...] = ()  # put on the table, out of the gripper's way
+    tints: tuple[tuple[float, float, float], ...] = ()  # factors on the colours of the room, and of the things in it
     swapped: Thing | None = None  # stands in for a thing of `SWAPPABLE`
 
 
@@ -96,15 +97,20 @@ def together(names: Sequence[str]) -> str:
     return next(iter(sides.values()))
 
 
-def paint_table(model: mujoco.MjModel, condition: Condition) -> None:
-    """Gives the table top its pattern or plain colour; call before a renderer uploads the textures."""
-    table = model.geom_matid == model.material("table_wood").id
+def paint_table(model: mujoco.MjModel, condition: Condition, table: np.ndarray) -> None:
+    """Gives the table top, geoms `table`, its pattern or plain colour; what a renderer has uploaded stays as it was."""
     if not condition.shades:
         return
-    if not condition.pattern:
+    materials = model.geom_matid[table]
+    textures = model.mat_texid[materials[materials >= 0]]
+    if not condition.pattern or not (textures >= 0).any():
         model.geom_matid[table], model.geom_rgba[table] = -1, (*condition.shades[0], 1)
         return
-    texture = int(model.mat_texid[model.material("table_wood").id].max())
+    for texture in np.unique(textures[textures >= 0]):
+        _paint(model, int(texture), condition)
+
+
+def _paint(model: mujoco.MjModel, texture: int, condition: Condition) -> None:
     height, width, depth = (int(field[texture]) for field in (model.tex_height, model.tex_width, model.tex_nchannel))
     second = _pattern(condition.pattern, height, width)[..., None]
     first_shade, second_shade = (np.array(shade) * 255 for shade in condition.shades)
