@@ -93,7 +93,7 @@ class Policy:
         mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.local_devices()[:1])
         abstract = sharding.placed(jax.eval_shape(functools.partial(init_params, VLA(config))), mesh)
         params = merge(checkpoints.ema(abstract), config.adapters)  # beside the weights they would cost time
-        head = head or next((name for name in HEADS if used(stage["loss"][name])), None)
+        head = head or trained_head(stage["loss"])
         return cls(dataclasses.replace(config, lora=()), params, Assets.from_json(meta["assets"]),
                    stage["data"]["num_cameras"], num_steps=num_steps, head=head,
                    max_fast=stage["data"]["max_targets"], subtask=subtask)
@@ -112,7 +112,7 @@ class Policy:
         With one shape there is one program, so that an action never depends on what else is in the batch.
         Raises as `decide`.
         """
-        self._check_acting()
+        self.check_acting()
         state = np.full(self.assets.action_spec["state_dim"], 1e6, np.float32)  # the longest there is, as text
         prompt, size = self.assets.action_spec["prompt"], self.config.siglip.image_size
         texts = [prompts.action(self.assets.tokenizer, text, prompt=prompt, state=self._state(state), subtask=text)
@@ -144,7 +144,7 @@ class Policy:
         Raises ValueError for an observation that lacks a field or a camera, an image that is no uint8[H, W, 3], a state
         of another width or not finite, and a checkpoint without actions.
         """
-        self._check_acting()
+        self.check_acting()
         if len(observations) != len(seeds) or not len(seeds):
             raise ValueError(f"{len(observations)} observations and {len(seeds)} seeds, expected one or more of each")
         batch = self._images([self._views(_get(observation, "images")) for observation in observations])
@@ -221,7 +221,8 @@ class Policy:
         tokens = np.asarray(self._decode(self.params, batch, max_new=self.max_fast, allowed=allowed, look=look))
         return fast.decode_batch([prompts.read_action(tokenizer, self._written(row), prompt=prompt) for row in tokens])
 
-    def _check_acting(self) -> None:
+    def check_acting(self) -> None:
+        """Raises ValueError for a checkpoint that has never seen actions, or whose last stage taught none."""
         if self.cameras and self.head is None:
             raise ValueError("this checkpoint's last stage trained no actions (loss.flow and loss.fast are 0); if a "
                              f"stage before it did, say how to act: Policy.load(workdir, head=...), one of {HEADS}")
@@ -260,6 +261,11 @@ class Policy:
             row[:len(text)] = text.prompt
         present = np.arange(tokens.shape[1]) < np.array([[len(text)] for text in texts])
         return {"tokens": tokens, "segment": present.astype(np.int32), "target": np.zeros_like(present)}
+
+
+def trained_head(loss: Mapping[str, Any]) -> str | None:
+    """The head that a stage with these loss weights teaches: the flow's, else FAST's, else none."""
+    return next((name for name in HEADS if used(loss[name])), None)
 
 
 def _check_fit(config: VLAConfig, assets: Assets) -> None:

@@ -73,7 +73,8 @@ def demo() -> None:
                          "directory (with a slash)")
     evaluate(_WORKDIR.value, Spec(
         tasks=tuple(_TASKS.value or fields.METAWORLD_TASKS), domains=tuple(_DOMAINS.value),
-        conditions=tuple(_CONDITIONS.value), trials=_TRIALS.value, control_trials=_TRIALS.value, films=_FILMS.value, questions=_QUESTIONS.value,
+        conditions=tuple(_CONDITIONS.value), trials=_TRIALS.value, control_trials=_TRIALS.value,
+        films=_FILMS.value, questions=_QUESTIONS.value,
         datasets={name: (known[name]["path"], known[name]["cameras"]) for name in _DATASETS.value},
         protocol=Protocol(max_steps=_MAX_STEPS.value or 250, replan=_REPLAN.value, workers=_WORKERS.value,
                           image_size=_IMAGE_SIZE.value or 96, ensemble=_ENSEMBLE.value),

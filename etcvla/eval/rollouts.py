@@ -152,6 +152,7 @@ class _Worker:
             self._process.terminate()
             self._process.wait()
             self.connection.close()
+            self._process, self.left = None, 0
 
 
 def table(results: Sequence[Result]) -> dict[str, dict[str, dict[str, list[int]]]]:
