@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # one simulator does without the other's packages
 AXES = {
     "camera": "the front camera goes around and up or down by 6 and 3, 14 and 7, 25 and 12 degrees, and 5, 12, 20 % "
               "nearer or farther",
-    "light": "lamps at 70 or 130, 50 or 160, 30 or 200 %, and ever more coloured",
+    "light": "lamps at 75, 50, 30 %, and ever more coloured",
     "texture": "the table top in another colour; in a pattern; and a pattern with room and things tinted",
     "noise": "images with Gaussian noise of 8, 20, 40 grey levels, blurred by 0, 0.5, 1 % of the width",
     "layout": "1, 3, 5 things are added; things that lie free are moved by 0, 2, 4 cm",

@@ -28,7 +28,7 @@ def camera(rng: np.random.Generator, strength: int, orbit: Orbit) -> Condition:
 
 
 def light(rng: np.random.Generator, strength: int, _: Orbit) -> Condition:
-    factor = ((0.7, 1.3), (0.5, 1.6), (0.3, 2.0))[strength - 1][rng.integers(2)]
+    factor = (0.75, 0.5, 0.3)[strength - 1]  # never brighter: surfaces are lit fully, and light beyond that is cut off
     color = 1 - rng.uniform(0.3, 1, 3) * (0.1, 0.25, 0.4)[strength - 1]
     return Condition(HELD_OUT, light=tuple(factor * color / color.max()), ambient=factor)
 
