@@ -7,7 +7,7 @@ import hashlib
 import json
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from etils import epath
@@ -113,12 +113,17 @@ def checkpoint_hash(workdir: str) -> str:
     if checkpoints.latest() is None:
         raise FileNotFoundError(f"no checkpoint in {checkpoints.directory}")
     root = checkpoints.directory / str(checkpoints.latest())
-    for path in sorted(path for item in ("ema", "meta") for path in (root / item).rglob("*") if path.is_file()):
+    for path in sorted(path for item in ("ema", "meta") for path in _files(root / item)):
         digest.update(f"{path.relative_to(root)}\n".encode())
         with path.open("rb") as file:
             while block := file.read(1 << 24):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def _files(folder: epath.Path) -> Iterator[epath.Path]:
+    for path in folder.iterdir():
+        yield from _files(path) if path.is_dir() else [path]
 
 
 def wrong_instruction(task: str, tasks: Sequence[str]) -> str:
