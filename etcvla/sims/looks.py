@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import mujoco
 import numpy as np
 
-from etcvla.sims.conditions import Condition, Thing, paint_table
+from etcvla.sims.conditions import Condition, Thing, paint_table, picture_of, textures_of
 from etcvla.sims.render import Extra, View
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _CLEARANCE = 0.07  # metres between what is added and everything else
 _APART = 0.01  # metres between things that are moved
 _DIRECTIONS = 32  # that are tried
-_FIELDS = ("light_diffuse", "geom_matid", "geom_rgba", "mat_rgba", "tex_data")
+_FIELDS = ("light_diffuse", "geom_matid", "geom_rgba", "mat_rgba")
 
 
 class Looks:
@@ -31,6 +31,7 @@ class Looks:
     def __init__(self, model: mujoco.MjModel, view: View, *, table: np.ndarray, room: np.ndarray, things: np.ndarray):
         self._model, self._view, self._table, self._tinted = model, view, table, (room, things)
         self._own = {name: getattr(model, name).copy() for name in _FIELDS}
+        self._pictures = {texture: picture_of(model, texture).copy() for texture in textures_of(model, table)}
         headlight = model.vis.headlight
         self._headlight = headlight.diffuse.copy(), headlight.ambient.copy()
         self._extras, self._changed = len(view.extras), False
@@ -66,15 +67,15 @@ class Looks:
             getattr(self._model, name)[:] = value
         headlight = self._model.vis.headlight
         headlight.diffuse[:], headlight.ambient[:] = self._headlight
+        for texture, picture in self._pictures.items():
+            picture_of(self._model, texture)[:] = picture
         del self._view.extras[self._extras:]
         self._upload()
         self._changed = False
 
     def _upload(self) -> None:
-        materials = self._own["geom_matid"][self._table]
-        textures = np.unique(self._model.mat_texid[materials[materials >= 0]])
-        for texture in textures[textures >= 0]:
-            self._view.upload(int(texture))
+        for texture in self._pictures:
+            self._view.upload(texture)
 
 
 def light_scene(model: mujoco.MjModel, factors: tuple[float, float, float], ambient: float) -> None:
