@@ -26,4 +26,6 @@ class Judge:
         touched = self._env.touched()
         if self.intention is None and (touched & self._apart).any():
             self.intention = bool((touched & self._apart)[self._right].any())
+        elif self.intention is None and self._env.success:  # some goals are near enough without a touch
+            self.intention = True
         self._apart |= ~touched
