@@ -1,6 +1,8 @@
 """Rollouts with a policy made of rules, so that what is tested is the harness."""
 
 import csv
+import subprocess
+import sys
 import types
 
 import numpy as np
@@ -12,6 +14,7 @@ from etcvla.eval.ledger import Ledger
 from etcvla.eval.rollouts import Workers, evaluate, table
 from etcvla.eval.trials import Protocol, Trial
 from etcvla.eval.worker import GREY
+from etcvla.sims import suites
 
 pytest.importorskip("metaworld")
 
@@ -129,3 +132,10 @@ def test_a_spec_lists_every_trial_once():
     assert sum(t.film for t in listed) == 2 * 2 * 2
     with pytest.raises(ValueError, match="unknown condition"):
         Spec(**{**vars(spec), "conditions": ("dark",)})
+
+
+@pytest.mark.parametrize(("module", "others"), [("etcvla.eval.worker", "jax"), ("etcvla.eval.benchmark", "mujoco"),
+                                                ("etcvla.eval.worker", "mujoco")])
+def test_policy_and_simulator_need_not_be_installed_together(module, others):
+    code = f"import sys, {module}; sys.exit({others!r} in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, env=suites.environment_variables())
