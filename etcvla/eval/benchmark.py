@@ -182,9 +182,10 @@ def lines(found: Sequence[dict]) -> list[str]:
     out = [f"{'':<44}{'success':>9}  {'95 %':<12}{'progress':>9}{'intention':>10}"]
     for cell in found:
         name = " ".join(filter(None, (cell["domain"], cell["condition"], cell["perturbation"])))
-        for task, s in {name: cell["overall"], **{f"  {task}": s for task, s in cell["tasks"].items()}}.items():
+        by_task = {f"  {task.rpartition('/')[2]}": s for task, s in cell["tasks"].items()}
+        for task, s in {name: cell["overall"], **by_task}.items():
             won = s["success"]
             interval = f"{won['low']:.0%}-{won['high']:.0%}"
-            out.append(f"{task[-43:]:<44}{won['count']:>4}/{s['trials']:<4}  {interval:<12}{s['progress']:>9.2f}"
+            out.append(f"{task[:43]:<44}{won['count']:>4}/{s['trials']:<4}  {interval:<12}{s['progress']:>9.2f}"
                        f"{s['intention']['rate']:>10.0%}")
     return out
