@@ -78,8 +78,7 @@ def evaluate(workdir: str, spec: Spec) -> dict:
 def trials(spec: Spec) -> Sequence[Trial]:
     """All episodes of a spec."""
     return [Trial(domain, task, i, condition,
-                           wrong_instruction(task, spec.tasks) if condition == "wrong_instruction" else "",
-                           film=i < spec.films)
+                  wrong_instruction(task, spec.tasks) if condition == "wrong_instruction" else "", film=i < spec.films)
             for condition in spec.conditions for domain in spec.domains for task in spec.tasks
             for i in range(spec.trials if condition == "right" else spec.control_trials)]
 
