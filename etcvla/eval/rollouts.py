@@ -7,6 +7,7 @@ last bits of a matrix product: which trial is played by which worker, and with i
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -23,6 +24,8 @@ from etcvla.eval.trials import Protocol, Result, Trial
 from etcvla.policy import Policy
 from etcvla.sims import suites
 from etcvla.train.log import clock
+
+_DEAD = "a simulator worker died; its message stands above"
 
 
 class Workers:
@@ -107,7 +110,7 @@ def _answer(policy: Policy, workers: Sequence[_Worker], looks: dict[_Worker, dic
     chunks = policy.act(batch, [look["seed"] for look in batch])
     for worker, chunk in zip(workers, chunks, strict=True):
         if worker in looks:
-            worker.connection.send(chunk)
+            worker.send(chunk)
 
 
 def _progress(what: str, results: dict, total: int, before: int, began: float) -> None:
@@ -127,8 +130,12 @@ class _Worker:
         if self._process is None and trials:
             self._start()
         if trials:
-            self.connection.send((protocol, list(trials)))
+            self.send((protocol, list(trials)))
         self.left = len(trials)
+
+    def send(self, message: Any) -> None:
+        with contextlib.suppress(ConnectionError):  # `receive` says why it died
+            self.connection.send(message)
 
     def _start(self) -> None:
         self.connection, theirs = Pipe()
@@ -137,11 +144,17 @@ class _Worker:
                 [self._python, "-m", "etcvla.eval.worker", str(theirs.fileno())], pass_fds=[theirs.fileno()],
                 env=suites.environment_variables())
 
+    def send(self, message: Any) -> None:
+        try:
+            self.connection.send(message)
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise RuntimeError(_DEAD) from error
+
     def receive(self) -> Any:
         try:
             message = self.connection.recv()
         except (EOFError, ConnectionResetError) as error:
-            raise RuntimeError("a simulator worker died; its message stands above") from error
+            raise RuntimeError(_DEAD) from error
         if isinstance(message, Exception):
             raise message
         self.left -= isinstance(message, Result)

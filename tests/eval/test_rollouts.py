@@ -11,7 +11,7 @@ import pytest
 from etcvla.eval.benchmark import wrong_instruction
 from etcvla.eval.evaluate import Spec, trials
 from etcvla.eval.ledger import Ledger
-from etcvla.eval.rollouts import Workers, evaluate, table
+from etcvla.eval.rollouts import Workers, _Worker, evaluate, table
 from etcvla.eval.trials import Protocol, Trial
 from etcvla.eval.worker import GREY
 from etcvla.sims import suites
@@ -107,10 +107,13 @@ def test_bad_protocols_are_refused():
         Protocol(workers=0)
 
 
-def test_a_worker_that_dies_is_an_error_and_not_a_hang(tmp_path):
+@pytest.mark.parametrize("dead", [False, True])  # it dies after, or before, it is sent anything
+def test_a_worker_that_dies_is_an_error_and_not_a_hang(tmp_path, dead, monkeypatch):
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\nexit 3\n")
     python.chmod(0o755)
+    start = _Worker._start
+    monkeypatch.setattr(_Worker, "_start", lambda worker: (start(worker), worker._process.wait() if dead else None))
     with Workers(1, str(python)) as workers, pytest.raises(RuntimeError, match="a simulator worker died"):
         evaluate(Rules(), TWO, Protocol(workers=1), what="test", workers=workers)
 
