@@ -25,8 +25,6 @@ from etcvla.policy import Policy
 from etcvla.sims import suites
 from etcvla.train.log import clock
 
-_DEAD = "a simulator worker died; its message stands above"
-
 
 class Workers:
     """Simulator processes, to be kept over several evaluations: each holds on to its last environment.
@@ -144,17 +142,11 @@ class _Worker:
                 [self._python, "-m", "etcvla.eval.worker", str(theirs.fileno())], pass_fds=[theirs.fileno()],
                 env=suites.environment_variables())
 
-    def send(self, message: Any) -> None:
-        try:
-            self.connection.send(message)
-        except (BrokenPipeError, ConnectionResetError) as error:
-            raise RuntimeError(_DEAD) from error
-
     def receive(self) -> Any:
         try:
             message = self.connection.recv()
         except (EOFError, ConnectionResetError) as error:
-            raise RuntimeError(_DEAD) from error
+            raise RuntimeError("a simulator worker died; its message stands above") from error
         if isinstance(message, Exception):
             raise message
         self.left -= isinstance(message, Result)
