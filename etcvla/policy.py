@@ -60,7 +60,8 @@ class Policy:
     def __init__(self, config: VLAConfig, params: Any, assets: Assets, num_cameras: int, *, num_steps: int = 10,
                  head: str | None = "flow", max_fast: int = 256, subtask: str | None = None, mesh: Mesh | None = None):
         self.config, self.params, self.assets, self.num_cameras = config, params, assets, num_cameras
-        self.head, self.max_fast, self.subtask = head, max_fast, subtask
+        self.head, self.max_fast, self.subtask, self.num_steps = head, max_fast, subtask, num_steps
+        self._room = 0  # tokens that every prompt is padded to, at least
         if subtask is not None and "{instruction}" not in subtask:
             raise ValueError(f"subtask {subtask!r} does not say where the {{instruction}} stands")
         _check_fit(config, assets)
@@ -94,7 +95,7 @@ class Policy:
         mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.local_devices()[:1])
         abstract = sharding.placed(jax.eval_shape(functools.partial(init_params, VLA(config))), mesh)
         params = merge(checkpoints.ema(abstract), config.adapters)  # beside the weights they would cost time
-        head = head or next((name for name in HEADS if used(stage["loss"][name])), None)
+        head = head or trained_head(stage["loss"])
         return cls(dataclasses.replace(config, lora=(), remat="none"), params, Assets.from_json(meta["assets"]),
                    stage["data"]["num_cameras"], num_steps=num_steps, head=head,
                    max_fast=stage["data"]["max_targets"], subtask=subtask)
@@ -105,6 +106,23 @@ class Policy:
         if self.assets.action_spec is None:
             raise ValueError("this checkpoint cannot act: no stage before it was trained on actions")
         return tuple(self.assets.action_spec["cameras"])
+
+    def warm_up(self, batch_size: int, instructions: Sequence[str]) -> None:
+        """Compiles acting on so many observations at once, for these instructions; prompts are padded to the longest of
+        them from now on.
+
+        With one shape there is one program, so that an action never depends on what else is in the batch.
+        Raises as `decide`.
+        """
+        self.check_acting()
+        state = np.full(self.assets.action_spec["state_dim"], 1e6, np.float32)  # the longest there is, as text
+        prompt, size = self.assets.action_spec["prompt"], self.config.siglip.image_size
+        texts = [prompts.action(self.assets.tokenizer, text, prompt=prompt, state=self._state(state), subtask=text)
+                 for text in instructions]
+        self._room = max(self._room, *(-(-len(text) // _BUCKET) * _BUCKET for text in texts))
+        blank = {"images": {name: np.zeros((size, size, 3), np.uint8) for name in self.cameras}, "state": state,
+                 "instruction": max(instructions, key=len)}
+        self.decide([blank] * batch_size, range(batch_size))
 
     def act(self, observations: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> np.ndarray:
         """`decide`'s actions alone. FAST tokens that make no chunk are logged, and act as the normalised zero.
@@ -128,7 +146,7 @@ class Policy:
         Raises ValueError for an observation that lacks a field or a camera, an image that is no uint8[H, W, 3], a state
         of another width or not finite, and a checkpoint without actions.
         """
-        self._check_acting()
+        self.check_acting()
         if len(observations) != len(seeds) or not len(seeds):
             raise ValueError(f"{len(observations)} observations and {len(seeds)} seeds, expected one or more of each")
         batch = self._images([self._views(_get(observation, "images")) for observation in observations])
@@ -222,7 +240,8 @@ class Policy:
         tokens = np.asarray(self._decode(self.params, batch, max_new=self.max_fast, allowed=allowed, look=look))
         return fast.decode_batch([prompts.read_action(tokenizer, self._written(row), prompt=prompt) for row in tokens])
 
-    def _check_acting(self) -> None:
+    def check_acting(self) -> None:
+        """Raises ValueError for a checkpoint that has never seen actions, or whose last stage taught none."""
         if self.cameras and self.head is None:
             raise ValueError("this checkpoint's last stage trained no actions (loss.flow and loss.fast are 0); if a "
                              f"stage before it did, say how to act: Policy.load(workdir, head=...), one of {HEADS}")
@@ -255,11 +274,17 @@ class Policy:
 
     def _texts(self, texts: Sequence[prompts.Segment]) -> dict[str, np.ndarray]:
         """The batch's text: one prompt a row."""
-        tokens = np.zeros((len(texts), -(-max(map(len, texts)) // _BUCKET) * _BUCKET), np.int32)
+        length = max(self._room, -(-max(map(len, texts)) // _BUCKET) * _BUCKET)
+        tokens = np.zeros((len(texts), length), np.int32)
         for row, text in zip(tokens, texts, strict=True):
             row[:len(text)] = text.prompt
         present = np.arange(tokens.shape[1]) < np.array([[len(text)] for text in texts])
         return {"tokens": tokens, "segment": present.astype(np.int32), "target": np.zeros_like(present)}
+
+
+def trained_head(loss: Mapping[str, Any]) -> str | None:
+    """The head that a stage with these loss weights teaches: the flow's, else FAST's, else none."""
+    return next((name for name in HEADS if used(loss[name])), None)
 
 
 def _check_fit(config: VLAConfig, assets: Assets) -> None:

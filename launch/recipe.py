@@ -19,7 +19,7 @@ from ml_collections import config_flags
 from configs import common as fields
 from etcvla.eval.evaluate import Spec, evaluate
 from etcvla.eval.report import write_report
-from etcvla.eval.rollouts import Protocol
+from etcvla.eval.trials import Protocol
 from etcvla.eval.vqa import overall
 from etcvla.train.checkpoint import versions
 from launch import common

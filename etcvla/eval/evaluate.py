@@ -18,11 +18,15 @@ from etcvla.data.rlds import RLDSDataset
 from etcvla.data.rlds_layout import split_names
 from etcvla.data.rows import Source
 from etcvla.data.splits import check_disjoint
-from etcvla.eval import rollouts, vqa
+from etcvla.eval import benchmark, rollouts, vqa
+from etcvla.eval.benchmark import wrong_instruction
+from etcvla.eval.ledger import Ledger, write
+from etcvla.eval.trials import CONDITIONS, Protocol, Trial
 from etcvla.policy import Policy
+from etcvla.sims import suites
+from etcvla.sims.metaworld_tasks import TASKS
 from etcvla.train.checkpoint import Checkpoints
 
-FILM_MS = 60  # a frame of a GIF
 EXAMPLES_PER_KIND = 8
 
 
@@ -38,13 +42,13 @@ class Spec:
     films: int  # trials a task, domain and condition to film
     questions: int  # a kind and dataset
     datasets: Mapping[str, tuple[str, tuple[str, ...]]]  # name -> path, cameras; "shapes" is the retention metric
-    protocol: rollouts.Protocol
+    protocol: Protocol
     seed: int
 
     def __post_init__(self):
-        unknown = set(self.conditions) - set(rollouts.CONDITIONS)
+        unknown = set(self.conditions) - set(CONDITIONS)
         if unknown:
-            raise ValueError(f"unknown condition {', '.join(sorted(unknown))}; choose from {rollouts.CONDITIONS}")
+            raise ValueError(f"unknown condition {', '.join(sorted(unknown))}; choose from {CONDITIONS}")
 
 
 def evaluate(workdir: str, spec: Spec) -> dict:
@@ -59,39 +63,24 @@ def evaluate(workdir: str, spec: Spec) -> dict:
     began, policy = time.time(), Policy.load(workdir)
     scores = {**asked, "protocol": dataclasses.asdict(spec.protocol), **_ask(policy, spec, out)}
     if spec.domains:
-        results = rollouts.evaluate(policy, list(trials(spec)), spec.protocol, what=f"{workdir}: acting")
-        rollouts.write_csv(out / "episodes.csv", results)
-        _write_films(out / "films", results)
+        ledger = Ledger(out, {**asked, **benchmark.record(
+            workdir, policy, spec.protocol, trials=spec.trials, domains=spec.domains, fixed=False,
+            simulator=suites.versions("metaworld", "mujoco"))}, replace=True)
+        policy.warm_up(spec.protocol.workers, [TASKS[task].instructions[0] for task in spec.tasks])
+        results = rollouts.evaluate(policy, trials(spec), spec.protocol, what=f"{workdir}: acting", ledger=ledger)
         print("\n".join(rollouts.rates(results)), flush=True)
-        scores["success"] = rollouts.table(results)
+        scores |= {"success": rollouts.table(results), "cells": benchmark.cells(results)}
     scores["seconds"] = time.time() - began
-    temporary = out / "scores.json.tmp"
-    temporary.write_text(json.dumps(scores, indent=2))
-    temporary.replace(done)
+    write(done, json.dumps(scores, indent=2))
     return scores
 
 
-def trials(spec: Spec) -> Sequence[rollouts.Trial]:
+def trials(spec: Spec) -> Sequence[Trial]:
     """All episodes of a spec."""
-    return [rollouts.Trial(domain, task, i, condition,
-                           wrong_instruction(task, spec.tasks) if condition == "wrong_instruction" else "",
-                           film=i < spec.films)
+    return [Trial(domain, task, i, condition,
+                  wrong_instruction(task, spec.tasks) if condition == "wrong_instruction" else "", film=i < spec.films)
             for condition in spec.conditions for domain in spec.domains for task in spec.tasks
             for i in range(spec.trials if condition == "right" else spec.control_trials)]
-
-
-def wrong_instruction(task: str, tasks: Sequence[str]) -> str:
-    """The task whose words are given instead: the opposite one where there is one (it shares the scene), else the next.
-
-    Raises ValueError if there is no other task.
-    """
-    opposite = {"open": "close", "close": "open"}
-    thing, _, verb = task.rpartition("-")
-    if f"{thing}-{opposite.get(verb)}" in tasks:
-        return f"{thing}-{opposite[verb]}"
-    if len(tasks) < 2:
-        raise ValueError(f"there is no wrong instruction for {task}: it is the only task")
-    return tasks[(tasks.index(task) + 1) % len(tasks)]
 
 
 def _ask(policy: Policy, spec: Spec, out: epath.Path) -> dict:
@@ -142,14 +131,3 @@ def _write_examples(out: epath.Path, examples: Sequence[tuple[str, vqa.Question]
                      "form": q.item.form, "question": q.item.question, "answer": q.item.answer,
                      "prediction": q.prediction, "correct": q.correct})
     (out / "examples.json").write_text(json.dumps(rows, indent=1))
-
-
-def _write_films(folder: epath.Path, results: Sequence[rollouts.Result]) -> None:
-    folder.mkdir(exist_ok=True)
-    for result in results:
-        if result.frames is None:
-            continue
-        t, ending = result.trial, "success" if result.success else "failure"
-        first, *rest = [Image.fromarray(frame) for frame in result.frames]
-        first.save(folder / f"{t.condition}_{t.domain}_{t.task}_{t.trial}_{ending}.gif", save_all=True,
-                   append_images=rest, duration=FILM_MS, loop=0)

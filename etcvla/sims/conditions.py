@@ -60,6 +60,7 @@ class Condition:
     ambient: float = 1.0
     colors: tuple[tuple[str, tuple[float, float, float]], ...] = ()  # of the objects, in turn
     added: tuple[Thing, ...] = ()  # put on the table, out of the gripper's way
+    tints: tuple[tuple[float, float, float], ...] = ()  # factors on the colours of the room, and of the things in it
     swapped: Thing | None = None  # stands in for a thing of `SWAPPABLE`
 
 
@@ -96,22 +97,32 @@ def together(names: Sequence[str]) -> str:
     return next(iter(sides.values()))
 
 
-def paint_table(model: mujoco.MjModel, condition: Condition) -> None:
-    """Gives the table top its pattern or plain colour; call before a renderer uploads the textures."""
-    table = model.geom_matid == model.material("table_wood").id
+def paint_table(model: mujoco.MjModel, condition: Condition, table: np.ndarray) -> None:
+    """Gives the table top, geoms `table`, its pattern or plain colour; what a renderer has uploaded stays as it was."""
     if not condition.shades:
         return
-    if not condition.pattern:
+    textures = textures_of(model, table)
+    if not condition.pattern or not textures:
         model.geom_matid[table], model.geom_rgba[table] = -1, (*condition.shades[0], 1)
         return
-    texture = int(model.mat_texid[model.material("table_wood").id].max())
-    height, width, depth = (int(field[texture]) for field in (model.tex_height, model.tex_width, model.tex_nchannel))
-    second = _pattern(condition.pattern, height, width)[..., None]
-    first_shade, second_shade = (np.array(shade) * 255 for shade in condition.shades)
-    picture = np.full((height, width, depth), 255.0)
-    picture[..., :3] = np.where(second, second_shade, first_shade)
+    for texture in textures:
+        picture = picture_of(model, texture)
+        second = _pattern(condition.pattern, *picture.shape[:2])[..., None]
+        picture[..., :3] = np.where(second, *(np.array(shade) * 255 for shade in condition.shades[::-1]))
+
+
+def textures_of(model: mujoco.MjModel, geoms: np.ndarray) -> list[int]:
+    """The textures that these geoms are drawn with."""
+    materials = model.geom_matid[geoms]
+    found = np.unique(model.mat_texid[materials[materials >= 0]])
+    return found[found >= 0].tolist()
+
+
+def picture_of(model: mujoco.MjModel, texture: int) -> np.ndarray:
+    """uint8[H, W, channels], a view of the model's own."""
+    shape = [int(field[texture]) for field in (model.tex_height, model.tex_width, model.tex_nchannel)]
     start = int(model.tex_adr[texture])
-    model.tex_data[start:start + picture.size] = picture.astype(np.uint8).ravel()
+    return model.tex_data[start:start + np.prod(shape)].reshape(shape)
 
 
 def _pattern(name: str, height: int, width: int, repeats: int = 8) -> np.ndarray:

@@ -25,12 +25,14 @@ from libero.libero.envs.env_wrapper import ControlEnv  # noqa: E402
 from robosuite.utils.errors import RandomizationError  # noqa: E402
 
 from etcvla.sims import libero_tasks  # noqa: E402
+from etcvla.sims.conditions import Condition  # noqa: E402
 from etcvla.sims.libero_expert import Expert, Scene  # noqa: E402
 from etcvla.sims.libero_oracle import LIFTED, Moment, PickPlace, mirror, to_base_frame  # noqa: E402
 from etcvla.sims.libero_tasks import AXES, CAMERAS, DOMAINS  # noqa: E402
+from etcvla.sims.looks import Looks, scatter, shift_free  # noqa: E402
 from etcvla.sims.metaworld_tasks import Object  # noqa: E402
 from etcvla.sims.oracle import Oracle, hide_sites  # noqa: E402
-from etcvla.sims.render import HIDDEN_GROUP, View, coarsen_mesh  # noqa: E402
+from etcvla.sims.render import HIDDEN_GROUP, Orbit, View, coarsen_mesh, orbit_of  # noqa: E402
 from etcvla.sims.seeds import EVAL_SEED_BASE  # noqa: E402
 
 SETTLE_STEPS = 20  # at rest after a reset, for things are put down from a small height
@@ -41,6 +43,8 @@ _FIXTURE_SEED = 0  # initial states hold no fixtures: these stand where this see
 _CAMERAS = ("agentview", "robot0_eye_in_hand")
 _MESH_CELL = 0.003  # metres; at 4 mm textures visibly break in the wrist view
 _MAX_OPENING = 0.08  # metres between the fingers
+_REACH = 0.05  # metres that the hand goes in a step at most
+_AROUND = 0.25  # metres around the middle of the things, where things may be added
 _MOVED = 0.03  # metres after which a name that tells the place is no longer true
 
 
@@ -86,8 +90,41 @@ class Libero:
         for mesh in range(self._drawn.nmesh):
             coarsen_mesh(self._drawn, mesh, _MESH_CELL)
         self._view = View(self._drawn, image_size)
+        self._front: str | Orbit = _CAMERAS[0]
+        self._drawn.vis.global_.fovy = self._drawn.camera(_CAMERAS[0]).fovy[0]  # of a front camera that is moved
         self._oracle = Oracle(self._drawn, self._data, self.task.objects, self._view, _CAMERAS,
                               gripper_body="gripper0_right_gripper")
+        self._looks = Looks(self._drawn, self._view, **self._parts())
+
+    def _parts(self) -> dict[str, np.ndarray]:
+        """Geoms of what things stand on, of the room and of the things, for `Looks`."""
+        model, things = self._drawn, np.unique(np.concatenate([tracked.drawn for tracked in self._oracle.objects]))
+        of_robot = [model.body(body).name.startswith(("robot0", "gripper0")) for body in model.geom_bodyid]
+        room = np.setdiff1d(np.flatnonzero((model.geom_group < HIDDEN_GROUP) & ~np.array(of_robot)), things)
+        called = {geom: f"{model.geom(geom).name} {_material(model, geom)}" for geom in room.tolist()}
+        table = [geom for geom, name in called.items() if "table" in name and "leg" not in name]
+        table = table or [geom for geom, name in called.items() if "floor" in name]
+        return {"table": np.array(table, int), "room": room, "things": things}
+
+    @property
+    def orbit(self) -> Orbit:
+        """Where the front camera stands by default, about the middle of the things."""
+        camera = self._model.camera(_CAMERAS[0]).id
+        position, backward = self._data.cam_xpos[camera], self._data.cam_xmat[camera].reshape(3, 3)[:, 2]
+        middle = np.mean([tracked.position(self._data) for tracked in self._oracle.objects], axis=0)
+        return orbit_of(position, backward, float(np.dot(position - middle, backward)))
+
+    def look(self, condition: Condition | None, seed: int) -> None:
+        """Shows the scene, which was just reset, under a condition (all but what it swaps), or as it is by default."""
+        self._front = condition.camera if condition and condition.camera else _CAMERAS[0]
+        added = self._looks.put(condition)
+        if not added:
+            return
+        corners = np.array([tracked.bounds(self._data) for tracked in self._oracle.objects])
+        middle = corners[..., :2].mean((0, 1))
+        area = np.stack([middle - _AROUND, middle + _AROUND])
+        scatter(added, [thing.half[2] for thing in condition.added], corners[:, 0, 2].min(), self._oracle.objects,
+                self._data, area, self.grip_site, seed)
 
     @property
     def language_instruction(self) -> str:
@@ -98,11 +135,15 @@ class Libero:
         """float64[I, D]: the task's fixed initial states."""
         return libero_files.init_states(self.suite, self.name)
 
-    def reset(self, seed: int) -> None:
+    def reset(self, seed: int, hand: np.ndarray | None = None, shift: float = 0.0) -> None:
         """A fresh layout drawn from `seed`, or the fixed initial state `seed - EVAL_SEED_BASE`, at rest.
 
         The same seed gives the same state and images, whatever happened before. Raises ValueError where the task has
         no initial state of that number.
+
+        Args:
+          hand: float[3] metres by which the hand is moved from there before the episode begins.
+          shift: metres by which things that lie free are moved, where there is room.
         """
         index = seed - EVAL_SEED_BASE
         self._lay_out(seed if index < 0 else _FIXTURE_SEED)
@@ -111,9 +152,18 @@ class Libero:
             if index >= len(states):
                 raise ValueError(f"{self.suite}/{self.name}: initial state {index}, but there are {len(states)}")
             self._set_state(states[index])
+        shift_free(self._model, self._data, self._oracle.objects, shift, seed)
         for _ in range(SETTLE_STEPS):
             self._advance(REST)
+        if hand is not None:
+            self._move_hand(self.grip_site + hand)
         self._begin()
+
+    def _move_hand(self, place: np.ndarray) -> None:
+        """Brings the grasp centre to a place in the world, and to rest."""
+        for step in range(2 * SETTLE_STEPS):
+            towards = (place - self.grip_site) / _REACH if step < SETTLE_STEPS else np.zeros(3)
+            self._advance(np.concatenate([np.clip(towards, -1, 1), REST[3:]]))
 
     def restore(self, state: np.ndarray, model_xml: str | None = None) -> None:
         """The recorded simulator state float64[D]; with the demonstration's `model_xml`, its fixtures as well.
@@ -142,7 +192,7 @@ class Libero:
     def _begin(self) -> None:
         self.success = False
         self._phases.reset()
-        self._expert, self.hold = None, None
+        self._expert, self.hold, self._reached = None, None, set()
         self._start = np.array([tracked.position(self._data) for tracked in self._oracle.objects])
 
     def _set_state(self, state: np.ndarray) -> None:
@@ -169,7 +219,8 @@ class Libero:
     def observe(self) -> dict:
         """{"images": {camera: uint8[H, W, 3]}, "state": float32[S]}; see STATE_DOC and DOMAINS."""
         self._drawn.site_rgba[:] = self._model.site_rgba  # a stove that is on glows
-        images = {name: self._view.rgb(self._data, camera) for name, camera in zip(CAMERAS, _CAMERAS, strict=True)}
+        images = {name: self._view.rgb(self._data, camera)
+                  for name, camera in zip(CAMERAS, (self._front, *_CAMERAS[1:]), strict=True)}
         if self._mirrored:
             images = {name: np.ascontiguousarray(image[:, ::-1]) for name, image in images.items()}
         return {"images": images, "state": self.state()}
@@ -231,6 +282,31 @@ class Libero:
     def instruction(self, rng: np.random.Generator | None = None) -> str:
         """One of the task's paraphrases; LIBERO's own without `rng`."""
         return self.task.instructions[0] if rng is None else str(rng.choice(self.task.instructions))
+
+    def touched(self) -> np.ndarray:
+        """bool[N]: the objects that the gripper touches now."""
+        return self._oracle.contact(self._data, self.grip_site) == 1
+
+    def progress(self) -> float:
+        """The share of the subtasks that are behind; call at every step.
+
+        Where they are unknown: of touching a right thing and each condition of the goal.
+        """
+        touched = self.touched()
+        if self.task.phases:
+            return self._phase(bool(touched[self.target])) / len(self.task.phases)
+        self._reached |= {i for i, fact in enumerate(self._env.parsed_problem["goal_state"])
+                          if self._env._eval_predicate(fact)}
+        self._reached |= {"touch"} if self._reached or touched[self.right].any() else set()
+        return len(self._reached) / (1 + len(self._env.parsed_problem["goal_state"]))
+
+    @property
+    def right(self) -> list[int]:
+        """The objects that the goal's conditions are about."""
+        about = [fact[1] for fact in self._env.parsed_problem["goal_state"]]
+        instances = [spec.body.removesuffix("_main") for spec in self.task.objects]
+        return [n for n, name in enumerate(instances) if n == self.target or any(
+            thing == name or thing.startswith(f"{name}_") for thing in about)]
 
     @property
     def objects(self) -> list[Object]:
@@ -302,6 +378,10 @@ class Libero:
     def close(self) -> None:
         """Frees the renderer."""
         self._view.close()
+
+
+def _material(model, geom: int) -> str:
+    return model.material(model.geom_matid[geom]).name if model.geom_matid[geom] >= 0 else ""
 
 
 def axis_angle(quaternion: np.ndarray) -> np.ndarray:

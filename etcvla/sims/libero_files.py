@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import re
 import runpy
 from pathlib import Path
 
@@ -56,6 +57,12 @@ def task_names(name: str) -> list[str]:
 def bddl_file(suite: str, name: str) -> Path:
     """The problem file of a task. Raises FileNotFoundError where the package lacks it (some perturbed suites do)."""
     return _existing(root() / "bddl_files" / suite / f"{name}.bddl")
+
+
+def instruction(suite: str, name: str) -> str:
+    """What LIBERO tells the robot, lower case; raises as `bddl_file`."""
+    found = re.search(r"\(:language\s+([^)]*)\)", bddl_file(suite, name).read_text())
+    return " ".join(found[1].replace("_", " ").split()).lower()
 
 
 def init_states(suite: str, name: str) -> np.ndarray:

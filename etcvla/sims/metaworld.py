@@ -22,10 +22,11 @@ from metaworld.env_dict import ALL_V3_ENVIRONMENTS  # noqa: E402
 from metaworld.policies import ENV_POLICY_MAP  # noqa: E402
 
 from etcvla.sims.conditions import CONDITIONS, SWAPPABLE, Condition, Thing, paint_table  # noqa: E402
+from etcvla.sims.looks import Looks, extra_of, free_spots, light_scene, scatter, shift_free  # noqa: E402
 from etcvla.sims.metaworld_tasks import SHAPES, TASKS, Object, Task  # noqa: E402
 from etcvla.sims.oracle import Oracle, Placed, hide_sites  # noqa: E402
 from etcvla.sims.phases import PhaseTracker  # noqa: E402
-from etcvla.sims.render import HIDDEN_GROUP, Extra, Orbit, View, camera_matrix, coarsen_mesh  # noqa: E402
+from etcvla.sims.render import HIDDEN_GROUP, Orbit, View, camera_matrix, coarsen_mesh  # noqa: E402
 from etcvla.sims.seeds import EVAL_SEED_BASE, demo_seed, eval_seed  # noqa: E402, F401  a part of the interface
 
 warnings.filterwarnings("ignore", "Constant", module="metaworld.policies")  # we clip, as the environment does
@@ -62,7 +63,6 @@ DOMAINS = {
 
 
 _TABLE = ((-0.4, 0.4), (0.42, 0.92))  # metres in x and y, where things may be added
-_SPOTS = 1000  # that are tried
 _CLEARANCE = 0.09  # metres from whatever stands or passes there
 _BORDER = 0.05  # of the image, where nothing is added
 
@@ -97,10 +97,11 @@ class MetaWorld:
         self._policy = ENV_POLICY_MAP[f"{task}-v3"]()
         self._model, self._data = self._env.model, self._env.data
         self._pristine = self._model.body_pos.copy(), self._model.body_quat.copy(), self._model.site_pos.copy()
+        self._hand_start, table = self._env.hand_init_pos.copy(), _table(self._model)
         _dress(self._model, self.task, self.domain)
         if self.condition:
-            paint_table(self._model, self.condition)
-            _light(self._model, self.condition.light, self.condition.ambient)
+            paint_table(self._model, self.condition, _table(self._model))
+            light_scene(self._model, self.condition.light, self.condition.ambient)
         self._view = View(self._model, image_size)
         self._cameras = {"front": self._front(), "wrist": "gripperPOV"}
         mujoco.mj_forward(self._model, self._data)
@@ -112,9 +113,16 @@ class MetaWorld:
         self._names = {spec.name: spec.name for spec in self.task.objects}  # swapped things get others
         if self.condition:
             self._change(self.condition)
+        self._looks = Looks(self._model, self._view, **_parts(self._model, self._oracle, table))
 
-    def reset(self, seed: int) -> None:
-        """A fresh layout: the same seed gives the same state and images, whatever happened before."""
+    def reset(self, seed: int, hand: np.ndarray | None = None, shift: float = 0.0) -> None:
+        """A fresh layout: the same seed gives the same state and images, whatever happened before.
+
+        Args:
+          hand: float[3] metres from where the hand starts otherwise.
+          shift: metres by which things that lie free are moved, where there is room.
+        """
+        self._env.hand_init_pos = self._hand_start + (0 if hand is None else hand)
         body_pos, body_quat, site_pos = self._pristine
         self._model.body_pos[:], self._model.body_quat[:], self._model.site_pos[:] = body_pos, body_quat, site_pos
         self._env.seed(seed)
@@ -127,10 +135,26 @@ class MetaWorld:
             if spec.site:  # some tasks move the marker's shadow in `data` alone, which the next step undoes
                 self._model.site(spec.site).pos = self._env._target_pos
         mujoco.mj_forward(self._model, self._data)
+        shift_free(self._model, self._data, self._oracle.objects, shift, seed)
         self._env._prev_obs = self._env._get_curr_obs_combined_no_goal()
         self._obs = self._env._get_obs()
         self.success = False
         self._phases.reset()
+
+    @property
+    def orbit(self) -> Orbit:
+        """Where the front camera stands by default."""
+        return self._front()
+
+    def look(self, condition: Condition | None, seed: int) -> None:
+        """Shows the scene, which was just reset, under a condition (all but what it swaps), or as it is by default."""
+        self._cameras["front"] = condition.camera if condition and condition.camera else self._front()
+        added = self._looks.put(condition)
+        if not added:
+            return
+        area = np.transpose(_TABLE)
+        scatter(added, [thing.half[2] for thing in condition.added], 0.0, self._oracle.objects, self._data, area,
+                self._env.tcp_center, seed)
 
     def observe(self) -> dict:
         """{"images": {camera: uint8[H, W, 3]}, "state": float32[S]}; see STATE_DOC."""
@@ -176,6 +200,22 @@ class MetaWorld:
         return self._phases.update(
             self._env.curr_path_length, grasp_centre=tcp, grasp_point=target.grasp_point(self._data),
             bounds=target.bounds(self._data), contact=self._oracle.contact(self._data, tcp)[self.target] == 1)
+
+    def touched(self) -> np.ndarray:
+        """bool[N]: the objects that the gripper touches now."""
+        return self._oracle.contact(self._data, self._env.tcp_center) == 1
+
+    def progress(self) -> float:
+        """The share of the subtasks that are behind; call at every step, as `phase`."""
+        return self.phase() / len(self.task.phases)
+
+    @property
+    def right(self) -> list[int]:
+        """The objects that the task is about: the target, what it is a part of, and parts of the same body."""
+        objects, target = self.task.objects, self._oracle.objects[self.target]
+        return [n for n, spec in enumerate(objects) if n == self.target or (
+            len(target.geoms) and np.isin(target.geoms, self._oracle.objects[n].geoms).all())
+            or spec.body == target.spec.body != ""]
 
     @property
     def objects(self) -> list[Object]:
@@ -236,11 +276,10 @@ class MetaWorld:
 
     def _free_spot(self, taken: np.ndarray, thing: Thing, rng: np.random.Generator) -> np.ndarray:
         """float[2] on the table that is in view and clear of boxes float[K, 2, 2]."""
-        spots = rng.uniform(*np.transpose(_TABLE), (_SPOTS, 2))
-        gap = np.maximum(taken[:, 0] - spots[:, None], spots[:, None] - taken[:, 1]).clip(0)
+        spots = free_spots(rng, np.transpose(_TABLE), taken, _CLEARANCE)
         seen = project(camera_matrix(self._model, self._data, self._cameras["front"]),
-                       np.column_stack([spots, np.full(_SPOTS, thing.half[2])]))
-        free = (np.hypot(*np.moveaxis(gap, -1, 0)).min(1) > _CLEARANCE) & (np.abs(seen - 0.5) < 0.5 - _BORDER).all(-1)
+                       np.column_stack([spots, np.full(len(spots), thing.half[2])]))
+        free = (np.abs(seen - 0.5) < 0.5 - _BORDER).all(-1)
         if not free.any():
             raise NoRoom(f"no room on the table for a {thing.noun}")
         return spots[free][0]
@@ -254,7 +293,7 @@ class MetaWorld:
             self._recolor(condition.colors)
         first = self._model.ngeom + self._model.nsite
         for thing in condition.added:
-            extra = _extra(thing)
+            extra = extra_of(thing)
             self._view.extras.append(extra)
             spec = Object(thing.noun, thing.color)
             self._oracle.objects.append(Placed(spec, extra, thing.half, first + len(self._view.extras) - 1))
@@ -279,7 +318,7 @@ class MetaWorld:
         chosen = [n for n, tracked in enumerate(objects) if tracked.spec.name in SWAPPABLE]
         if not chosen:
             raise ValueError(f"task with {', '.join(self._names)}: none of {', '.join(SWAPPABLE)} to swap")
-        old, extra = objects[chosen[0]], _extra(thing)
+        old, extra = objects[chosen[0]], extra_of(thing)
         self._model.geom_group[old.drawn] = HIDDEN_GROUP
         self._view.extras.append(extra)
         spec = dataclasses.replace(old.spec, name=thing.noun, color=thing.color)
@@ -301,6 +340,13 @@ def _make_env(task: str):
     return env
 
 
+def _parts(model: mujoco.MjModel, oracle: Oracle, table: np.ndarray) -> dict[str, np.ndarray]:
+    """Geoms of the table top, of the room and of the things, for `Looks`."""
+    things = np.unique(np.concatenate([tracked.drawn for tracked in oracle.objects]))
+    room = np.flatnonzero(model.geom_bodyid == 0)
+    return {"table": table, "room": np.setdiff1d(room, things), "things": things}
+
+
 def _dress(model: mujoco.MjModel, task: Task, domain: Domain) -> None:
     """Gives the model its look: markers the instruction speaks of, no other site, table, light, no far arm parts."""
     markers = [spec.site for spec in task.objects if spec.site]
@@ -312,17 +358,12 @@ def _dress(model: mujoco.MjModel, task: Task, domain: Domain) -> None:
     for mesh in _FINE_MESHES:
         coarsen_mesh(model, model.mesh(mesh).id, _MESH_CELL)
     if domain.table is not None:
-        table = model.geom_matid == model.material("table_wood").id
+        table = _table(model)
         model.geom_matid[table] = -1
         model.geom_rgba[table] = (*domain.table, 1)
-    _light(model, domain.light, domain.ambient)
+    light_scene(model, domain.light, domain.ambient)
 
 
-def _light(model: mujoco.MjModel, factors: tuple[float, float, float], ambient: float) -> None:
-    model.light_diffuse[:] *= factors
-    model.vis.headlight.diffuse[:] *= factors
-    model.vis.headlight.ambient[:] *= ambient
-
-
-def _extra(thing: Thing) -> Extra:
-    return Extra(thing.geom, thing.size, thing.rgb, np.array([0.0, 0.0, -1.0]))
+def _table(model: mujoco.MjModel) -> np.ndarray:
+    """Geoms of the table top, as Meta-World has it."""
+    return np.flatnonzero(model.geom_matid == model.material("table_wood").id)

@@ -119,6 +119,11 @@ class View:
         site, geom = types == int(mujoco.mjtObj.mjOBJ_SITE), types == int(mujoco.mjtObj.mjOBJ_GEOM)
         return np.where(geom, ids, np.where(site, ids + self._model.ngeom, -1))
 
+    def upload(self, texture: int) -> None:
+        """Draws with a texture as the model has it now."""
+        self._renderer._gl_context.make_current()
+        mujoco.mjr_uploadTexture(self._model, self._renderer._mjr_context, texture)
+
     def close(self) -> None:
         self._renderer.close()
 
@@ -163,6 +168,13 @@ def camera_matrix(model: mujoco.MjModel, data: mujoco.MjData, camera: str | Orbi
     # MuJoCo's camera looks along its -z with y up; the image's y points down.
     intrinsics = np.array([[focal, 0, -0.5], [0, -focal, -0.5], [0, 0, -1]])
     return (intrinsics @ np.column_stack([axes, -axes @ position])).astype(np.float32)
+
+
+def orbit_of(position: np.ndarray, backward: np.ndarray, distance: float) -> Orbit:
+    """The orbit of an upright camera at `position` that looks `distance` metres against `backward`, float[3] each."""
+    x, y, z = -np.asarray(backward)
+    return Orbit(tuple((position - distance * np.asarray(backward)).tolist()), distance,
+                 float(np.rad2deg(np.arctan2(y, x))), float(np.rad2deg(np.arcsin(z))))
 
 
 def _orbit_axes(camera: Orbit) -> np.ndarray:

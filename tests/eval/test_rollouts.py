@@ -1,13 +1,20 @@
 """Rollouts with a policy made of rules, so that what is tested is the harness."""
 
 import csv
+import subprocess
+import sys
 import types
 
 import numpy as np
 import pytest
 
-from etcvla.eval.evaluate import Spec, trials, wrong_instruction
-from etcvla.eval.rollouts import GREY, Protocol, Trial, evaluate, table, write_csv
+from etcvla.eval.benchmark import wrong_instruction
+from etcvla.eval.evaluate import Spec, trials
+from etcvla.eval.ledger import Ledger
+from etcvla.eval.rollouts import Workers, _Worker, evaluate, table
+from etcvla.eval.trials import Protocol, Trial
+from etcvla.eval.worker import GREY
+from etcvla.sims import suites
 
 pytest.importorskip("metaworld")
 
@@ -41,7 +48,7 @@ def test_the_number_of_workers_changes_nothing():
     assert steps[0] == steps[1] and len(steps[0]) == 2 * 20 // 5
 
 
-def test_conditions_change_what_the_policy_is_shown_and_nothing_else(tmp_path):
+def test_conditions_change_what_the_policy_is_shown_and_nothing_else():
     policy = Rules()
     shown = [Trial("source", "drawer-close", 0, film=True),
              Trial("source", "drawer-close", 0, "wrong_instruction", "drawer-open"),
@@ -53,9 +60,39 @@ def test_conditions_change_what_the_policy_is_shown_and_nothing_else(tmp_path):
     assert len({o["seed"] for o in blank}) == 4 and (blank[0]["images"]["wrist"] == GREY).all()
     assert results[0].frames.shape == (5, 32, 32, 3) and results[1].frames is None
     assert table(results)["blank_image"] == {"source": {"drawer-close": [0, 1]}}
-    write_csv(tmp_path / "episodes.csv", results)
-    lines = list(csv.DictReader((tmp_path / "episodes.csv").open()))
-    assert [line["instruction_of"] for line in lines] == ["drawer-close", "drawer-open", "drawer-close"]
+    assert [result.row()["instruction_of"] for result in results] == ["drawer-close", "drawer-open", "drawer-close"]
+
+
+class Interrupted(Rules):
+    """Stops the evaluation at its seventh look."""
+
+    def act(self, observations, seeds):
+        if len(self.seen) > 6 * PROTOCOL.workers:
+            raise KeyboardInterrupt
+        return super().act(observations, seeds)
+
+
+def rows(folder):
+    """episodes.csv but for the time that an episode took."""
+    return [{**line, "seconds": ""} for line in csv.DictReader((folder / "episodes.csv").open())]
+
+
+def test_two_runs_and_an_interrupted_one_give_the_same_rows(tmp_path):
+    played = [Trial("source", task, i, perturbation=name) for task in ("drawer-close", "reach") for i in range(2)
+              for name in ("", "language:2")]
+    with Workers(PROTOCOL.workers) as workers:
+        for name in ("a", "b"):
+            evaluate(Rules(noisy=True), played, PROTOCOL, what="test", ledger=Ledger(tmp_path / name, {}),
+                     workers=workers)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(Interrupted(noisy=True), played, PROTOCOL, what="test", ledger=Ledger(tmp_path / "c", {}))
+    assert 0 < len(rows(tmp_path / "c")) < len(played)
+    policy = Rules(noisy=True)
+    evaluate(policy, played, PROTOCOL, what="test", ledger=Ledger(tmp_path / "c", {}))
+    assert rows(tmp_path / "a") == rows(tmp_path / "b") == rows(tmp_path / "c")
+    assert [(row["task"], row["perturbation"]) for row in rows(tmp_path / "a")] == [
+        (trial.task, trial.perturbation) for trial in played]
+    assert len({row["instruction"] for row in rows(tmp_path / "a")}) > 2
 
 
 def test_a_workers_error_reaches_the_caller():
@@ -68,6 +105,17 @@ def test_bad_protocols_are_refused():
         evaluate(Rules(), TWO, Protocol(replan=11), what="test")
     with pytest.raises(ValueError, match="positive"):
         Protocol(workers=0)
+
+
+@pytest.mark.parametrize("dead", [False, True])  # it dies after, or before, it is sent anything
+def test_a_worker_that_dies_is_an_error_and_not_a_hang(tmp_path, dead, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 3\n")
+    python.chmod(0o755)
+    start = _Worker._start
+    monkeypatch.setattr(_Worker, "_start", lambda worker: (start(worker), worker._process.wait() if dead else None))
+    with Workers(1, str(python)) as workers, pytest.raises(RuntimeError, match="a simulator worker died"):
+        evaluate(Rules(), TWO, Protocol(workers=1), what="test", workers=workers)
 
 
 def test_the_wrong_instruction_is_the_opposite_where_there_is_one():
@@ -87,3 +135,10 @@ def test_a_spec_lists_every_trial_once():
     assert sum(t.film for t in listed) == 2 * 2 * 2
     with pytest.raises(ValueError, match="unknown condition"):
         Spec(**{**vars(spec), "conditions": ("dark",)})
+
+
+@pytest.mark.parametrize(("module", "others"), [("etcvla.eval.worker", "jax"), ("etcvla.eval.benchmark", "mujoco"),
+                                                ("etcvla.eval.worker", "mujoco")])
+def test_policy_and_simulator_need_not_be_installed_together(module, others):
+    code = f"import sys, {module}; sys.exit({others!r} in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, env=suites.environment_variables())

@@ -17,7 +17,10 @@ from etcvla.etc.facts import View  # noqa: E402
 from etcvla.etc.items import ETC_KINDS  # noqa: E402
 from etcvla.etc.verify import check  # noqa: E402
 from etcvla.sims import libero_files  # noqa: E402
+from etcvla.sims.conditions import HELD_OUT, Condition  # noqa: E402
+from etcvla.sims.judge import Judge  # noqa: E402
 from etcvla.sims.libero import AXES, Libero  # noqa: E402
+from etcvla.sims.perturbations import Perturbation  # noqa: E402
 from etcvla.sims.rollout import annotate, rollout_expert  # noqa: E402
 from etcvla.sims.seeds import demo_seed, eval_seed  # noqa: E402
 from tests.data_builders.libero_demo_file import write_demo_file  # noqa: E402
@@ -302,3 +305,43 @@ def test_where_the_goal_is_no_thing_in_its_place_there_is_no_expert_and_no_subta
     with pytest.raises(ValueError, match=r"only knows how to put one thing on or in another; the goal is \[\['open'"):
         env.expert_action()
     env.close()
+
+
+def test_what_is_perturbed_is_as_it_was_afterwards(env):
+    def look(name):
+        changed = Perturbation.parse(name)
+        changed.reset(env, eval_seed(1))
+        return changed.show(env.observe(), (1, 0))
+
+    plain = look("")
+    for name in ("camera:2", "texture:2", "layout:3", "robot:2"):
+        seen = look(name)
+        assert (seen["images"]["front"] != plain["images"]["front"]).any()
+        np.testing.assert_array_equal(look(name)["images"]["front"], seen["images"]["front"])
+        moved = np.linalg.norm(seen["state"][:3] - plain["state"][:3])
+        assert moved == (pytest.approx(0.04, abs=0.012) if name == "robot:2" else 0)
+    again = look("")
+    np.testing.assert_array_equal(again["images"]["front"], plain["images"]["front"])
+    np.testing.assert_array_equal(again["state"], plain["state"])
+
+
+def test_the_front_camera_stands_where_its_orbit_says(env):
+    env.reset(eval_seed(0))
+    env.look(None, 0)
+    own = env.observe()["images"]["front"].astype(int)
+    env.look(Condition(HELD_OUT, camera=env.orbit), 0)
+    assert np.abs(env.observe()["images"]["front"] - own).mean() < 0.1
+    env.look(None, 0)
+
+
+def test_the_judge_sees_the_experts_subtasks(env):
+    env.reset(demo_seed(0))
+    judge, progress = Judge(env), []
+    for _ in range(200):
+        env.step(env.expert_action())
+        judge.update()
+        progress.append(judge.progress)
+        if env.success:
+            break
+    assert env.success and judge.intention is True and env.right == [env.target]
+    assert progress == sorted(progress) and {0.0, 0.25, 0.5, 1.0} <= set(progress)

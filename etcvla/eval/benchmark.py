@@ -1,0 +1,191 @@
+"""A checkpoint on a benchmark: which episodes, under which protocol, and the table of scores that comes of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import platform
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from etils import epath
+
+from etcvla.eval import rollouts
+from etcvla.eval.ledger import Ledger, write
+from etcvla.eval.stats import wilson
+from etcvla.eval.trials import CONDITIONS, Protocol, Result, Trial
+from etcvla.names import lookup
+from etcvla.policy import Policy
+from etcvla.sims.perturbations import Perturbation
+from etcvla.sims.seeds import EVAL_SEED_BASE, eval_seed
+from etcvla.sims.suites import Suite
+from etcvla.train.checkpoint import Checkpoints, versions
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """Episodes of a suite: every trial of every task, under each condition, with each perturbation."""
+
+    suite: Suite
+    tasks: tuple[str, ...]  # of the suite
+    trials: int  # a task, condition and perturbation
+    protocol: Protocol
+    conditions: tuple[str, ...] = ("right",)
+    perturbations: tuple[str, ...] = ("",)
+    films: int = 0  # trials a task, condition and perturbation to film
+
+    def __post_init__(self):
+        for condition in self.conditions:
+            lookup(dict.fromkeys(CONDITIONS), condition, "condition")
+        for perturbation in self.perturbations:
+            Perturbation.parse(perturbation)
+        most = self.suite.initial_states
+        if self.trials < 1 or (most is not None and self.trials > most):
+            raise ValueError(f"{self.trials} trials: {self.suite.name} has {most or 'any number of'} initial states a "
+                             "task, each played once")
+
+    def episodes(self) -> list[Trial]:
+        """All of them."""
+        return [Trial(self.suite.domain, task, i, condition,
+                      wrong_instruction(task, self.suite.tasks) if condition == "wrong_instruction" else "",
+                      perturbation, film=i < self.films)
+                for perturbation in self.perturbations for condition in self.conditions for task in self.tasks
+                for i in range(self.trials)]
+
+    def words(self) -> list[str]:
+        """What the policy will be told."""
+        told = dict(zip(self.suite.tasks, self.suite.instructions, strict=True))
+        return sorted({Perturbation.parse(trial.perturbation).say(told[trial.instruction_of or trial.task],
+                                                                  eval_seed(trial.trial))
+                       for trial in self.episodes()})
+
+
+def run(workdir: str, benchmark: Benchmark, out: epath.PathLike, *, head: str | None = None,
+        python: str = sys.executable) -> dict:
+    """Plays what is not played yet with the newest checkpoint of `workdir`, and returns what scores.json holds.
+
+    Writes protocol.json, episodes.csv, scores.json and films into `out`.
+
+    Args:
+      head: as of `Policy.load`. python: the interpreter that has the simulator.
+
+    Raises ValueError for a checkpoint that cannot act there, and as `Ledger` and `rollouts.evaluate`.
+    """
+    policy = Policy.load(workdir, head=head)
+    check_fit(policy, benchmark.suite)
+    protocol, suite = benchmark.protocol, benchmark.suite
+    ledger = Ledger(out, {
+        "suite": suite.name, "tasks": benchmark.tasks, "conditions": benchmark.conditions,
+        "perturbations": benchmark.perturbations,
+        **record(workdir, policy, protocol, trials=benchmark.trials, domains=(suite.domain,),
+                 fixed=suite.initial_states is not None, simulator=suite.versions)})
+    policy.warm_up(protocol.workers, benchmark.words())
+    with rollouts.Workers(protocol.workers, python) as workers:
+        results = rollouts.evaluate(policy, benchmark.episodes(), protocol, what=f"{workdir}: {suite.name}",
+                                    ledger=ledger, workers=workers)
+    scores = {"suite": suite.name, "cells": cells(results)}
+    write(epath.Path(out) / "scores.json", json.dumps(scores, indent=2) + "\n")
+    return scores
+
+
+def record(workdir: str, policy: Policy, protocol: Protocol, *, trials: int, domains: Sequence[str], fixed: bool,
+           simulator: Mapping[str, str]) -> dict:
+    """What protocol.json says beside the names of what is played; docs/evaluation.md explains it."""
+    how = "open loop" if not protocol.replan else "receding horizon"
+    if protocol.ensemble is not None:
+        how = f"temporal ensembling, m = {protocol.ensemble:g}"
+    return {
+        "trials": trials,
+        "starts": {"kind": "initial state" if fixed else "layout seed",
+                   "of": [i if fixed else EVAL_SEED_BASE + i for i in range(trials)]},
+        "max_steps": protocol.max_steps, "execution": how, "replan": protocol.replan or policy.config.horizon,
+        "chunk": policy.config.horizon, "seed": protocol.seed, "batch": protocol.workers,
+        "cameras": {"names": policy.cameras, "image_size": protocol.image_size, "domains": domains},
+        "policy": {"head": policy.head, "euler_steps": policy.num_steps, "subtask": policy.subtask},
+        "checkpoint": {"step": Checkpoints(workdir).latest(), "sha256": checkpoint_hash(workdir)},
+        "versions": {**versions(), "python": platform.python_version(), "simulator": dict(simulator)}}
+
+
+def check_fit(policy: Policy, suite: Suite) -> None:
+    """Raises ValueError for a policy that cannot act, or not with the suite's robot and cameras."""
+    policy.check_acting()
+    lacking = sorted(set(policy.cameras) - set(suite.cameras))
+    if lacking:
+        raise ValueError(f"the checkpoint looks through the cameras {', '.join(policy.cameras)}; {suite.name} has no "
+                         f"{', '.join(lacking)}, only {', '.join(suite.cameras)}")
+    spec = policy.assets.action_spec
+    for name in ("state_dim", "action_dim"):
+        if spec[name] != getattr(suite, name):
+            raise ValueError(f"the checkpoint's {name} is {spec[name]}, but {suite.name}'s is {getattr(suite, name)}: "
+                             "it was trained for another robot")
+
+
+def checkpoint_hash(workdir: str) -> str:
+    """SHA-256 of the newest checkpoint's files that a policy reads: their names and their bytes, in order."""
+    checkpoints, digest = Checkpoints(workdir), hashlib.sha256()
+    if checkpoints.latest() is None:
+        raise FileNotFoundError(f"no checkpoint in {checkpoints.directory}")
+    root = checkpoints.directory / str(checkpoints.latest())
+    for path in sorted(path for item in ("ema", "meta") for path in _files(root / item)):
+        digest.update(f"{path.relative_to(root)}\n".encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _files(folder: epath.Path) -> Iterator[epath.Path]:
+    for path in folder.iterdir():
+        yield from _files(path) if path.is_dir() else [path]
+
+
+def wrong_instruction(task: str, tasks: Sequence[str]) -> str:
+    """The task whose words are given instead: the opposite one where there is one (it shares the scene), else the next.
+
+    Raises ValueError if there is no other task.
+    """
+    opposite = {"open": "close", "close": "open"}
+    thing, _, verb = task.rpartition("-")
+    if f"{thing}-{opposite.get(verb)}" in tasks:
+        return f"{thing}-{opposite[verb]}"
+    if len(tasks) < 2:
+        raise ValueError(f"there is no wrong instruction for {task}: it is the only task")
+    return tasks[(tasks.index(task) + 1) % len(tasks)]
+
+
+def cells(results: Sequence[Result]) -> list[dict]:
+    """For each domain, condition and perturbation: `score` by task, and over all its episodes."""
+    by_cell: dict = {}
+    for result in results:
+        t = result.trial
+        by_cell.setdefault((t.domain, t.condition, t.perturbation), {}).setdefault(t.task, []).append(result)
+    return [{"domain": domain, "condition": condition, "perturbation": perturbation,
+             "overall": score([result for part in tasks.values() for result in part]),
+             "tasks": {task: score(part) for task, part in tasks.items()}}
+            for (domain, condition, perturbation), tasks in by_cell.items()]
+
+
+def score(results: Sequence[Result]) -> dict:
+    """Shares of episodes with Wilson's 95 % intervals, and the mean progress."""
+    out: dict = {"trials": len(results)}
+    for name, count in {"success": sum(r.success for r in results),
+                        "intention": sum(r.intention for r in results)}.items():
+        low, high = wilson(count, len(results))
+        out[name] = {"count": count, "rate": count / len(results), "low": low, "high": high}
+    return out | {"progress": float(np.mean([r.progress for r in results]))}
+
+
+def lines(found: Sequence[dict]) -> list[str]:
+    """The cells as a table for people."""
+    out = [f"{'':<44}{'success':>9}  {'95 %':<12}{'progress':>9}{'intention':>10}"]
+    for cell in found:
+        name = " ".join(filter(None, (cell["domain"], cell["condition"], cell["perturbation"])))
+        by_task = {f"  {task.rpartition('/')[2]}": s for task, s in cell["tasks"].items()}
+        for task, s in {name: cell["overall"], **by_task}.items():
+            won = s["success"]
+            interval = f"{won['low']:.0%}-{won['high']:.0%}"
+            out.append(f"{task[:43]:<44}{won['count']:>4}/{s['trials']:<4}  {interval:<12}{s['progress']:>9.2f}"
+                       f"{s['intention']['rate']:>10.0%}")
+    return out
