@@ -6,6 +6,7 @@ should be is left out and counted by reason.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import io
 import re
@@ -77,9 +78,9 @@ class MMBuilder(EpisodeBuilder, skip_registration=True):
 
     VERSION = tfds.core.Version("1.0.0")
 
+    @abc.abstractmethod
     def entries(self) -> Iterator[Entry | BadEntry]:
         """All entries in order, the same each time."""
-        raise NotImplementedError
 
     def origin(self) -> dict[str, str]:
         """Homepage, citation and license, by `tfds.core.DatasetInfo`'s names, where the entries' source tells them."""

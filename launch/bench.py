@@ -1,7 +1,7 @@
 """Benchmarks, one a name.
 
     python launch/bench.py model [--only=flops|time] [--json=FILE]
-    python launch/bench.py loader [--episodes=200] [--samples=3000] [--json=FILE]
+    python launch/bench.py loader [--episodes=200] [--samples=4500] [--json=FILE]
 
 `model`: pi0 of openpi and of this project with the same parameters, sizes, inputs and dtype, in turns on this machine:
 seconds of a training step and of acting; FLOPs a sample at full size; lessons a TFLOP of packed rows. openpi's package
@@ -33,12 +33,12 @@ _CONFIG = flags.DEFINE_string("config", "configs/objective_bridge.py", "The stag
 _OPENPI_DIR = flags.DEFINE_string("openpi_dir", str(Path.home() / ".cache" / "etcvla" / "openpi"),
                                   "Where openpi's package lies or is installed.")
 _EPISODES = flags.DEFINE_integer("episodes", 200, "Episodes of the loader's set, of 150 steps.", lower_bound=1)
-_SAMPLES = flags.DEFINE_integer("samples", 3000, "Samples of each of the three timed draws of each loader.",
+_SAMPLES = flags.DEFINE_integer("samples", 4500, "Samples of each turn of each loader.",
                                 lower_bound=1)
 _THREADS = flags.DEFINE_integer("threads", 2, "Threads of each loader.", lower_bound=1)
 _DRIFT = flags.DEFINE_integer("drift", 0, "Samples over which memory is watched, if any.")
-_BUFFER = flags.DEFINE_enum("buffer", "encoded", ["encoded", "decoded"],
-                            "How frames wait in tf.data's shuffle buffer: Octo's way, or openpi's.")
+_BUFFER = flags.DEFINE_enum("buffer", "decoded", ["decoded", "encoded"],
+                            "How frames wait in tf.data's shuffle buffer: openpi's way, or Octo's.")
 _DATA_DIR = flags.DEFINE_string("data_dir", str(Path.home() / ".cache" / "etcvla" / "bench"), "Where the set lies.")
 
 

@@ -265,7 +265,7 @@ class AdaptedDataset(Episodes):
     def __init__(self, dataset: RLDSDataset, adapter: Adapter):
         self.dataset, self.adapter = dataset, adapter
         self.directory, self.split = dataset.directory, dataset.split
-        self.damaged, self.skip, self.whole_records = dataset.damaged, dataset.skip, dataset.whole_records
+        self.damaged, self.whole_records = dataset.damaged, dataset.whole_records
         self._renamed = {f"observation/{name}": path for name, path in adapter.cameras.items()}
         self.features = self._features()
         self.cache = dataset.cache.below(adapter.digest)
@@ -358,12 +358,13 @@ class AdaptedDataset(Episodes):
         camera = name.removeprefix("observation/")
         return [self.adapter.turn(camera, values[i]) for i in kept]
 
-    def window(self, frame: int, name: str, horizon: int) -> tuple[np.ndarray, np.ndarray]:
-        """As of `Episodes`; actions are counted from the state at `frame` where the adapter says so."""
-        values, present = super().window(frame, name, horizon)
+    def windows(self, frames: Sequence[int], name: str, horizon: int) -> tuple[np.ndarray, np.ndarray]:
+        """As of `Episodes`; actions are counted from the state at the first step where the adapter says so."""
+        chunks, inside = super().windows(frames, name, horizon)
         if name == ACTION and self.adapter.relative:
-            values = self.adapter.relate(values, self.frame(frame, [STATE])[STATE])
-        return values, present
+            chunks = np.stack([self.adapter.relate(chunk, self.frame(frame, [STATE])[STATE])
+                               for frame, chunk in zip(frames, chunks, strict=True)])
+        return chunks, inside
 
     def may_start(self) -> np.ndarray:
         """As of `Episodes`: not where the robot idles."""
@@ -378,6 +379,10 @@ class AdaptedDataset(Episodes):
         """As of `Episodes`, with the adapter's "rate" where it has one."""
         found = self.dataset.metadata(int(self._episodes[episode]))
         return {**found, "rate": self.adapter.rate} if self.adapter.rate else found
+
+    def skip(self, reason: str, problem: Exception | str) -> None:
+        """As of `Episodes`."""
+        self.dataset.skip(reason, problem)
 
     def where(self, episode: int) -> tuple:
         """(file, record in it, place) of an episode."""

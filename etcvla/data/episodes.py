@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import difflib
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,7 +19,7 @@ Later = list[Callable[[], Any]]
 NOTHING: Mapping = types.MappingProxyType({})
 
 
-class Episodes:
+class Episodes(abc.ABC):
     """Frames numbered through episodes; a subclass fills the attributes and defines `steps`.
 
     Attributes:
@@ -38,6 +39,7 @@ class Episodes:
     starts: np.ndarray
     cache: Cache
 
+    @abc.abstractmethod
     def steps(self, episode: int, start: int, stop: int, names: Sequence[str],
               into: Mapping[str, np.ndarray] = NOTHING, later: Later | None = None) -> dict[str, np.ndarray | list]:
         """Steps start .. stop of an episode: dtype[T, ...] of a tensor that is no list, else a list of T values.
@@ -47,11 +49,10 @@ class Episodes:
             views of it.
           later: where the decoding of such pictures is put off to. Whoever calls these functions gets their errors.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def metadata(self, episode: int) -> dict[str, Any]:
         """All that is said of an episode as a whole."""
-        raise NotImplementedError
 
     def number(self, lengths: np.ndarray) -> None:
         """Sets what follows from the episodes' lengths."""
@@ -66,10 +67,16 @@ class Episodes:
 
     def locate(self, frame: int) -> tuple[int, int]:
         """(episode, step) of a frame. Raises IndexError outside 0 .. num_frames - 1."""
-        if not 0 <= frame < self.num_frames:
-            raise IndexError(f"frame {frame} of {self!r}")
-        episode = int(self.starts.searchsorted(frame, side="right")) - 1
-        return episode, int(frame - self.starts[episode])
+        episodes, steps = self.locate_all([frame])
+        return int(episodes[0]), int(steps[0])
+
+    def locate_all(self, frames: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """`locate` of many: int64[N] each."""
+        if len(frames) and not 0 <= min(frames) <= max(frames) < self.num_frames:
+            wrong = next(frame for frame in frames if not 0 <= frame < self.num_frames)
+            raise IndexError(f"frame {wrong} of {self!r}")
+        episodes = self.starts.searchsorted(frames, side="right") - 1
+        return episodes, np.asarray(frames, np.int64) - self.starts[episodes]
 
     def feature(self, name: str) -> Feature:
         """The step feature `name`. Raises KeyError with the closest names if there is none."""
@@ -89,26 +96,41 @@ class Episodes:
         """
         episode, step = self.locate(frame)
         kept = {name: column for name in names if (column := self.kept(name)) is not None}
-        read = self.steps(episode, step, step + 1, [name for name in names if name not in kept],
-                          {name: buffer[None] for name, buffer in into.items()}, later)
+        rest = [name for name in names if name not in kept]
+        read = self.steps(episode, step, step + 1, rest, {name: buffer[None] for name, buffer in into.items()}, later
+                          ) if rest else {}
         return {name: kept[name][frame] if name in kept else read[name][0] for name in names}
+
+    def frames(self, frames: Sequence[int], names: Sequence[str], into: Mapping[str, Sequence[np.ndarray]] = NOTHING,
+               later: Sequence[Later] | None = None) -> list[dict[str, Any]]:
+        """`frame` of many, for less than one after another: `into` has a buffer a frame, `later` a list a frame."""
+        return [self.frame(frame, names, {name: buffers[i] for name, buffers in into.items()}, later and later[i])
+                for i, frame in enumerate(frames)]
 
     def window(self, frame: int, name: str, horizon: int) -> tuple[np.ndarray, np.ndarray]:
         """The values of `horizon` steps from `frame` on: float32[P, A], and bool[P], False past the episode's end.
 
         There the last value is repeated. A is the product of the feature's shape.
         """
-        episode, step = self.locate(frame)
-        inside = min(horizon, int(self.lengths[episode]) - step)
+        chunks, inside = self.windows([frame], name, horizon)
+        return chunks[0], inside[0]
+
+    def windows(self, frames: Sequence[int], name: str, horizon: int) -> tuple[np.ndarray, np.ndarray]:
+        """`window` of many: float32[N, P, A] and bool[N, P]."""
         feature = self.feature(name)
         if feature.kind != "tensor" or feature.ragged:
             raise ValueError(f"{name} of {self.directory} is {kind_of(feature)}: a window needs a tensor")
-        column = self.kept(name)
-        values = (self.steps(episode, step, step + inside, [name])[name] if column is None
-                  else column[frame:frame + inside]).reshape(inside, -1)
-        chunk = np.empty((horizon, values.shape[1]), np.float32)
-        chunk[:inside], chunk[inside:] = values, values[-1]
-        return chunk, np.arange(horizon) < inside
+        episodes, steps = self.locate_all(frames)
+        ahead, left = np.arange(horizon), (self.lengths[episodes] - steps)[:, None]
+        column, inside = self.kept(name), ahead < left
+        if column is None:
+            spans = zip(episodes.tolist(), steps.tolist(), inside.sum(axis=1).tolist(), strict=True)
+            parts = [self.steps(episode, step, step + count, [name])[name].reshape(count, -1)
+                     for episode, step, count in spans]
+            chunks = np.stack([part[np.minimum(ahead, len(part) - 1)] for part in parts])
+        else:
+            chunks = column[np.asarray(frames)[:, None] + np.minimum(ahead, left - 1)].reshape(len(frames), horizon, -1)
+        return chunks.astype(np.float32), inside
 
     def column(self, name: str) -> np.ndarray | list:
         """All frames' values: tensors as one dtype[num_frames, ...], texts as a list, ragged features as a list a
@@ -140,13 +162,13 @@ class Episodes:
         column.flags.writeable = False
         return column
 
+    @abc.abstractmethod
     def skip(self, reason: str, problem: Exception | str) -> None:
         """Counts one thing that is left out because it is damaged; the first of a kind is logged."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def where(self, episode: int) -> tuple[AnyPath, int, int]:
         """(file, record in it, place) of an episode."""
-        raise NotImplementedError
 
     def may_start(self) -> np.ndarray:
         """bool[num_frames]: where a chunk of actions may begin."""

@@ -64,13 +64,10 @@ def read_varint(buffer: Buffer, position: int) -> tuple[int, int]:
         shift += 7
 
 
-def read_elements(data: Buffer, marks: list[int]) -> list[Buffer]:
-    """The elements of a list of bytes whose length prefixes lie at `marks`."""
-    found = []
-    for mark in marks:
-        size, start = read_varint(data, mark)
-        found.append(data[start:start + size])
-    return found
+def read_element(data: Buffer, mark: int = 0) -> Buffer:
+    """The element of a list of bytes whose length prefix lies at `mark`."""
+    size, start = read_varint(data, mark)
+    return data[start:start + size]
 
 
 def read_floats(data: Buffer) -> np.ndarray:

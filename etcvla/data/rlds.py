@@ -25,7 +25,7 @@ from etcvla.data.cache import Cache, cache_folders
 from etcvla.data.episodes import NOTHING, Episodes, Later, is_vector
 from etcvla.data.files import RemotePath, Span, allow_open_files, as_path
 from etcvla.data.frame_index import check_crc, files_key, load_index, map_shards
-from etcvla.data.records import BYTES, FLOATS, INTS, Buffer, RecordError, read_elements, read_floats, read_ints
+from etcvla.data.records import BYTES, FLOATS, INTS, Buffer, RecordError, read_element, read_floats, read_ints
 from etcvla.data.rlds_layout import Feature, find_shards, find_version, read_features, shard_lengths
 from etcvla.data.shards import open_shard
 from etcvla.names import lookup
@@ -95,6 +95,45 @@ class RLDSDataset(Episodes):
         features = [self.feature(name) for name in names]
         return dict(zip(names, self._read(features, episode, start, stop, into, later), strict=True))
 
+    def frames(self, frames: Sequence[int], names: Sequence[str], into: Mapping[str, Sequence[np.ndarray]] = NOTHING,
+               later: Sequence[Later] | None = None) -> list[dict[str, Any]]:
+        """As of `Episodes`; what is a vector, a text or an image is found for all frames at once."""
+        kept = {name: column for name in names if (column := self.kept(name)) is not None}
+        rest = [self.feature(name) for name in names if name not in kept]
+        if not all(feature.is_plain and feature.kind in ("image", "text") for feature in rest):
+            return super().frames(frames, names, into, later)
+        episodes, steps = self.locate_all(frames)
+        found = []
+        for i, (frame, episode, step, *elements) in enumerate(
+                zip(frames, episodes.tolist(), steps.tolist(), *self._elements(rest, episodes, steps), strict=True)):
+            facts = {name: column[frame] for name, column in kept.items()}
+            for feature, element in zip(rest, elements, strict=True):
+                buffer = into[feature.name][i] if feature.name in into else None
+                decode = functools.partial(self._decode, feature, episode, step, element, buffer)
+                if later is not None and buffer is not None and feature.shape == buffer.shape:
+                    later[i].append(decode)
+                    facts[feature.name] = buffer
+                else:
+                    facts[feature.name] = decode()
+            found.append(facts)
+        return found
+
+    def _elements(self, features: Sequence[Feature], episodes: np.ndarray, steps: np.ndarray) -> list[list[Buffer]]:
+        """What features that have one byte string a step hold at some steps: a list a feature."""
+        records, spans = self._records[episodes], []
+        for feature in features:
+            kind, start, size, count, mark = self._places(feature.path, records).T
+            for bad in np.flatnonzero(kind != BYTES).tolist():
+                self._read([feature], int(episodes[bad]), int(steps[bad]), int(steps[bad]) + 1)  # which says why
+            begin = self._index.marks[mark + steps]
+            after = self._index.marks[np.minimum(mark + steps + 1, len(self._index.marks) - 1)]
+            end = np.where(steps + 1 < count, after - 1, start + size)
+            spans.append(np.stack([begin, end - begin], axis=1).tolist())
+        shards, _, places, _ = self._index.records[records].T.tolist()
+        read = [map(read_element, self._shards[shard].read(place, of))
+                for shard, place, *of in zip(shards, places, *spans, strict=True)]
+        return [list(of) for of in zip(*read, strict=True)]
+
     def column(self, name: str) -> np.ndarray | list:
         """As of `Episodes`."""
         feature = self.feature(name)
@@ -152,18 +191,17 @@ class RLDSDataset(Episodes):
 
         An array where the feature is a tensor and no list. Of a dataset without steps a list has all values of the one.
         """
-        record = self._records[episode]
-        shard, _, place, _ = self._index.records[record].tolist()
-        bounds = [[(start, stop)] if feature.is_plain else self._bounds(feature, episode, start, stop)
-                  for feature in features]
-        columns = [self._values(feature, feature.values_path, episode) for feature in features]
-        spans = [self._span(feature, episode, column, *bound[-1])
-                 for feature, column, bound in zip(features, columns, bounds, strict=True)]
-        data = self._shards[shard].read(place, spans) if spans else []
+        shard, _, place, _ = self._index.records[self._records[episode]].tolist()
+        wanted = []
+        for feature in features:
+            column = self._values(feature, feature.values_path, episode)
+            bounds = [(start, stop)] if feature.is_plain else self._bounds(feature, episode, start, stop)
+            wanted.append((feature, column, bounds, self._span(feature, episode, column, *bounds[-1])))
+        data = self._shards[shard].read(place, [span for *_, span in wanted])
         found = []
-        for feature, column, bound, part in zip(features, columns, bounds, data, strict=True):
-            values = self._parse(feature, episode, column, *bound[-1], part, into.get(feature.name, ()), later)
-            found.append(values if feature.is_plain else self._nest(feature, bound, values))
+        for (feature, column, bounds, _), part in zip(wanted, data, strict=True):
+            values = self._parse(feature, episode, column, *bounds[-1], part, into.get(feature.name), later)
+            found.append(values if feature.is_plain else self._nest(feature, bounds, values))
         return found
 
     def _bounds(self, feature: Feature, episode: int, start: int, stop: int) -> list:
@@ -196,21 +234,22 @@ class RLDSDataset(Episodes):
         return start, size
 
     def _parse(self, feature: Feature, episode: int, column: Sequence[int], first: int, last: int, data: Buffer,
-               into: Sequence[np.ndarray], later: Later | None) -> np.ndarray | list:
-        """Flat values first .. last of a column, from the bytes of their span; images in the buffers `into` if there is
-        one each, and `later` if they are known to fit."""
+               into: np.ndarray | None, later: Later | None) -> np.ndarray | list:
+        """Flat values first .. last of a column, from the bytes of their span; images in `into` if they fit, and
+        `later` if they are known to."""
         kind, *_, mark = column
         if feature.encoding != "none":
             places = [0]
             if last - first != 1:
                 marks = self._index.marks[mark + first:mark + last]
                 places = (marks - marks[:1]).tolist()
-            buffers = into if len(into) == len(places) else itertools.repeat(None)
-            entries = zip(range(first, last), read_elements(data, places), buffers, strict=False)
-            jobs = [functools.partial(self._decode, feature, episode, *entry) for entry in entries]
-            if later is not None and len(into) == len(jobs) and feature.shape == into[0].shape:
+            elements = [read_element(data, place) for place in places]
+            fits = into is not None and len(into) == len(elements)
+            jobs = [functools.partial(self._decode, feature, episode, first + i, element, into[i] if fits else None)
+                    for i, element in enumerate(elements)]
+            if fits and later is not None and feature.shape == into.shape[1:]:
                 later += jobs
-                return list(into)
+                return into
             values = [job() for job in jobs]
             return np.stack(values) if feature.kind == "tensor" and values else values
         numbers = read_floats(data) if kind == FLOATS else read_ints(data)
@@ -237,11 +276,12 @@ class RLDSDataset(Episodes):
             raise RecordError(*self.where(episode), f"{path} is missing, though features.json has it")
         return found
 
-    def _places(self, path: str) -> np.ndarray:
-        """int64[E, 5] of a column in all episodes; -1 where it is absent."""
+    def _places(self, path: str, records: np.ndarray | None = None) -> np.ndarray:
+        """int64[E, 5] of a column in some records, by default all episodes'; -1 where it is absent."""
+        records = self._records if records is None else records
         if path not in self._index.columns:
-            return np.full((len(self._records), 5), -1)
-        return self._index.values[self._records, self._index.columns[path]]
+            return np.full((len(records), 5), -1)
+        return self._index.values[records, self._index.columns[path]]
 
     def _episode_lengths(self) -> np.ndarray:
         """int64[E] of the episodes that are whole; others are damage."""

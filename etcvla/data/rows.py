@@ -25,6 +25,7 @@ MAX_DAMAGED = 100  # frames in a row that cannot be read, before a dataset is gi
 READ_TOGETHER = 4  # draws of one episode in a row, where a frame costs reading all of it
 PHASE = "annotation/phase"  # the feature that says which of the episode's subtasks is in progress
 MEANS = {"token": "of all tokens alike", "segment": "of segments, each the mean of its tokens"}
+Row = dict[str, np.ndarray]  # the fields of `etcvla.batch.SCHEMA`, without the batch axis
 _ITEM = ("kind", "form", "question", "answer", "source")
 
 
@@ -155,8 +156,8 @@ class RowBuilder:
                 raise ValueError(f"data.prompt {self.prompt!r} speaks of subtasks, and {dataset.directory} has none "
                                  f"(feature steps/{PHASE}); choose another prompt")
 
-    def __call__(self, stream_index: int, n: int) -> dict[str, np.ndarray]:
-        """The fields of `etcvla.batch.SCHEMA` without the batch axis."""
+    def __call__(self, stream_index: int, n: int) -> Row:
+        """The n-th draw of a stream."""
         return {name: value[0] for name, value in self.rows([(stream_index, n)]).items()}
 
     def rows(self, draws: Sequence[tuple[int, int]], images: np.ndarray | None = None) -> dict[str, np.ndarray]:
@@ -169,8 +170,11 @@ class RowBuilder:
         rows = batch.zeros(B=len(draws), C=size.num_cameras, H=0, W=0, L=size.text_len, S=size.state_dim,
                            P=size.horizon, A=size.action_dim)
         rows["images"] = np.empty(self.image_shape(len(draws)), np.uint8) if images is None else images
-        fills = [self._fill({name: value[i, ...] for name, value in rows.items()}, *draw)
-                 for i, draw in enumerate(draws)]
+        by_stream: dict[int, list[int]] = {}
+        for i, (stream_index, _) in enumerate(draws):
+            by_stream.setdefault(stream_index, []).append(i)
+        fills = [self._fill([{name: value[i, ...] for name, value in rows.items()} for i in members], stream_index,
+                            [draws[i][1] for i in members]) for stream_index, members in by_stream.items()]
         for _ in itertools.chain(map(next, fills), *fills):  # images last: one kind of work at a time is a tenth faster
             pass
         rows["images"][~rows["image_mask"]] = 0
@@ -180,41 +184,63 @@ class RowBuilder:
         """The shape of so many rows' images."""
         return rows, self.sizes.num_cameras, self.sizes.image_size, self.sizes.image_size, 3
 
-    def _fill(self, row: dict[str, np.ndarray], stream_index: int, n: int) -> Iterator[None]:
-        """Writes the n-th draw of a stream into an empty row, or the frame after it if that cannot be read. Images of
-        cameras that show nothing are left as they are.
+    def _fill(self, rows: Sequence[Row], stream_index: int, ns: Sequence[int]) -> Iterator[None]:
+        """Writes draws of a stream into empty rows. Images of cameras that show nothing are left as they are.
 
         All but the images is there at the first stop.
         """
         stream = self.plan.streams[stream_index]
-        source, pool = self.sources[stream.dataset], self.candidates[stream_index]
-        together = READ_TOGETHER if source.dataset.whole_records else 1
-        place = self.plan.draw(stream_index, n, len(pool), together)
+        dataset, pool = self.sources[stream.dataset].dataset, self.candidates[stream_index]
+        together = READ_TOGETHER if dataset.whole_records else 1
+        places = [self.plan.draw(stream_index, n, len(pool), together) for n in ns]
+        try:
+            later = self._put(rows, stream_index, [int(pool[place]) for place in places], ns)
+        except RecordError:
+            later = [None] * len(rows)  # which of them it is shows when each is read alone
+        yield
+        for row, n, place, jobs in zip(rows, ns, places, later, strict=True):
+            self._finish(row, stream_index, n, place, jobs)
+
+    def _finish(self, row: Row, stream_index: int, n: int, place: int, jobs: Later | None) -> None:
+        """Calls the jobs that put a row's images there. If there are none or they fail, the row is written anew from
+        its frame, or the frame after it if that cannot be read."""
+        dataset, pool = self.sources[self.plan.streams[stream_index].dataset].dataset, self.candidates[stream_index]
         for tried in range(MAX_DAMAGED):
             try:
-                later = self._put(row, stream_index, source, int(pool[(place + tried) % len(pool)]), n)
-                yield
-                for decode in later:
-                    decode()
+                if jobs is None:
+                    for value in row.values():
+                        value[...] = 0
+                    (jobs,) = self._put([row], stream_index, [int(pool[(place + tried) % len(pool)])], [n])
+                for job in jobs:
+                    job()
                 return
             except RecordError as error:
-                if source.dataset.damaged != "skip":
+                if dataset.damaged != "skip":
                     raise
-                source.dataset.skip("frames that cannot be read", error)
-                for value in row.values():
-                    value[...] = 0
-        raise ValueError(f"{source.dataset.directory}: {MAX_DAMAGED} damaged frames in a row")
+                dataset.skip("frames that cannot be read", error)
+                jobs = None
+        raise ValueError(f"{dataset.directory}: {MAX_DAMAGED} damaged frames in a row")
 
-    def _put(self, row: dict[str, np.ndarray], stream_index: int, source: Source, frame: int, n: int) -> Later:
-        """Writes a frame into the row; what it returns is still to be called, and puts images there."""
-        stream, later = self.plan.streams[stream_index], []
-        shown = {f"observation/{name}": row["images"][i] for i, name in enumerate(source.cameras)
-                 if source.dataset.has_camera(frame, name)}
-        facts = source.dataset.frame(frame, [*shown, *self._names(source, stream)], shown, later)
-        put_images(row, [facts.get(f"observation/{name}") for name in source.cameras])
+    def _put(self, rows: Sequence[Row], stream_index: int, frames: Sequence[int], ns: Sequence[int]) -> list[Later]:
+        """Writes frames into rows; what it returns is still to be called, and puts their images there."""
+        stream = self.plan.streams[stream_index]
+        source = self.sources[stream.dataset]
+        seen = {tuple(name for name in source.cameras if source.dataset.has_camera(frame, name)) for frame in frames}
+        if len(seen) > 1:
+            return [later for one in zip(rows, frames, ns, strict=True)
+                    for later in self._put([one[0]], stream_index, [one[1]], [one[2]])]
+        (cameras,) = seen
+        later: list[Later] = [[] for _ in rows]
+        shown = {f"observation/{name}": [row["images"][i] for row in rows]
+                 for i, name in enumerate(source.cameras) if name in cameras}
+        facts = source.dataset.frames(frames, [*shown, *self._names(source, stream)], shown, later)
+        actions = self._actions(source, frames, facts) if stream.kind == ACTION else itertools.repeat(None)
         choosing = stream.kind != ACTION or stream.riders  # making a generator takes longer than a row's text
-        rng = np.random.default_rng((self.plan.seed, stream_index, n)) if choosing else None
-        self._put_text(row, self._lessons(stream, source, facts, frame, row, rng), stream_index)
+        for row, frame, n, known, action in zip(rows, frames, ns, facts, actions, strict=False):
+            put_images(row, [known.get(f"observation/{name}") for name in source.cameras])
+            rng = np.random.default_rng((self.plan.seed, stream_index, n)) if choosing else None
+            lessons = self._lessons(stream, source, known, frame, row, action, rng)
+            self._put_text(row, lessons, stream_index)
         return later
 
     def _names(self, source: Source, stream: Stream) -> list[str]:
@@ -226,11 +252,11 @@ class RowBuilder:
             names += source.item_features
         return names
 
-    def _lessons(self, stream, source, facts, frame, row, rng) -> list[prompts.Segment]:
+    def _lessons(self, stream, source, facts, frame, row, action, rng) -> list[prompts.Segment]:
         """Segments in order: the one that the stream was drawn for, then riders."""
         items = source.items(facts)
         if stream.kind == ACTION:
-            main = self._action(source, facts, frame, row)
+            main = self._action(source, facts, frame, row, *action)
         else:
             chosen = [i for i, item in enumerate(items) if stream.kind in (ANY, item.kind)]
             item = items.pop(chosen[rng.integers(len(chosen))])
@@ -238,15 +264,20 @@ class RowBuilder:
         return [*main, *(prompts.question(self.assets.tokenizer, item.question, item.answer)
                          for item in self._riders(items, stream.riders, rng))]
 
-    def _action(self, source, facts, frame, row) -> list[prompts.Segment]:
+    def _actions(self, source, frames, facts) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Of each frame the state float32[S] and the chunk float32[P, A], normalised, and bool[P, 1] as of `window`."""
+        assets = self.assets
+        states = normalize(np.stack([known["observation/state"] for known in facts]), assets.state_stats,
+                           assets.norm_mode)
+        chunks, inside = source.dataset.windows(frames, "action", self.sizes.horizon)
+        return zip(states, normalize(chunks, assets.action_stats, assets.norm_mode), inside[..., None], strict=True)
+
+    def _action(self, source, facts, frame, row, state, chunk, inside) -> list[prompts.Segment]:
         """Fills the row's state and actions, and returns its action segment and, with subtasks, the question for it."""
         assets = self.assets
-        state = normalize(facts["observation/state"], assets.state_stats, assets.norm_mode)
-        chunk, inside = source.dataset.window(frame, "action", self.sizes.horizon)
-        chunk = normalize(chunk, assets.action_stats, assets.norm_mode)
         row["state"][:len(state)] = state
         row["actions"][:, :chunk.shape[1]] = chunk
-        row["action_mask"][:, :chunk.shape[1]] = inside[:, None]
+        row["action_mask"][:, :chunk.shape[1]] = inside
         row["action_mask"] |= not self.mask_padding
         row["action_segment"][...] = 1
         asked = {"prompt": self.prompt, "state": state if self.format.has_state else None}

@@ -1,10 +1,12 @@
 """A batch is a function of (seed, step), and processes cut the same batch into slices."""
 
+import jax
 import numpy as np
 import pytest
 
 from etcvla import batch as batch_lib
 from etcvla.data.loader import Recycled, batches
+from etcvla.train.sharding import make_mesh, put_batch
 from tests.data.handmade_rlds import write_robot_set
 from tests.data.made_rows import make_builder, stream
 
@@ -96,3 +98,11 @@ def test_batches_that_are_kept_stay_as_they_were(builder, whole):
     for a, b, c in zip(held, copies, whole, strict=True):
         assert_same(a, b)
         assert_same(a, c)
+
+
+def test_what_a_device_holds_stays_as_it_was(builder, whole):
+    """A device may take a batch's memory as it is, without a copy, and hand it on to computations of later."""
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    held = [put_batch(batch, mesh) for batch in batches(builder, start=0, threads=2, prefetch=2)]
+    for a, b in zip(held, whole, strict=True):
+        assert_same({name: np.asarray(value) for name, value in a.items()}, b)

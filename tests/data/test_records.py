@@ -14,7 +14,7 @@ from etcvla.data.records import (
     INTS,
     RecordError,
     locate_features,
-    read_elements,
+    read_element,
     read_floats,
     read_ints,
 )
@@ -48,7 +48,7 @@ def test_every_value_is_found(texts, floats, ints, order):
     assert list(found) == order
     assert [found[name].kind for name in ("texts", "floats", "ints")] == [BYTES, FLOATS, INTS]
     assert [found[name].count for name in ("texts", "floats", "ints")] == [len(texts), len(floats), len(ints)]
-    assert read_elements(payload, found["texts"].marks) == texts
+    assert [read_element(payload, mark) for mark in found["texts"].marks] == texts
     span = {name: payload[v.start:v.start + v.size] for name, v in found.items()}
     np.testing.assert_array_equal(read_floats(span["floats"]), floats)
     assert read_ints(span["ints"]).tolist() == ints
@@ -65,7 +65,7 @@ def test_element_sizes_around_varint_borders(size):
 
     marks = locate_features(payload)["image"].marks
     assert locate_features(payload, peek)["image"].marks == marks and len(peeked) == (size >= 4096)
-    assert [len(element) for element in read_elements(payload, marks)] == [1, size, 1]
+    assert [len(read_element(payload, mark)) for mark in marks] == [1, size, 1]
 
 
 def test_row_lengths_are_summed():
