@@ -63,7 +63,7 @@ def soft_mask(horizon: int, delay: int, left: int) -> np.ndarray:
       left: steps that the old chunk still has; from `delay` to there the weight falls, and is 0 afterwards.
     """
     step = np.arange(horizon)
-    fall = np.clip((left - step) / (left - delay + 1), 0, 1)
+    fall = np.clip((left - step) / max(left - delay + 1, 1), 0, 1)
     fall = fall * np.expm1(fall) / np.expm1(1)
     return np.where(step < min(delay, left), 1, fall).astype(np.float32)
 
