@@ -40,6 +40,7 @@ EXTRAS = {
     "annotate": ["requests", "torch", "transformers>=4.50"],
     # What goes with a dataset that is given away, and building on many machines; TFDS's `tfds build` wants both.
     "publish": ["apache-beam", "mlcroissant", "pyarrow"],
+    "serve": ["msgpack", "qwix", "websockets"],  # qwix: weights of eight bits
     "tpu": ["jax[tpu]"],
     "gcs": ["gcsfs"],  # datasets at gs://
     # websockets drives a browser in the test of the gallery page.

@@ -22,6 +22,7 @@ from etcvla.etc.forms import clean
 from etcvla.models import flow
 from etcvla.models.decode import Look, decode_text, look_and_sample, see
 from etcvla.models.lora import merge
+from etcvla.models.quantize import quantized
 from etcvla.models.variants import from_dict
 from etcvla.models.vla import VLA, VLAConfig, init_params
 from etcvla.train import sharding
@@ -81,11 +82,14 @@ class Policy:
                                static_argnames="max_new")
 
     @classmethod
-    def load(cls, workdir: str, *, head: str | None = None, **options: Any) -> Policy:
+    def load(cls, workdir: str, *, head: str | None = None, text_len: int | None = 0, quantize: str | None = None,
+             **options: Any) -> Policy:
         """The newest checkpoint's EMA parameters.
 
         Args:
           head: None is the one that the checkpoint's stage trained: the flow's, else FAST's.
+          text_len: as of the class; None: as the stage's rows have it.
+          quantize: "int8" for weights of eight bits, see `etcvla.models.quantize`.
           options: as of the class.
 
         Raises FileNotFoundError if there is no checkpoint, ValueError for an unknown head.
@@ -98,9 +102,12 @@ class Policy:
         mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.local_devices()[:1])
         abstract = sharding.placed(jax.eval_shape(functools.partial(init_params, VLA(config))), mesh)
         params = merge(checkpoints.ema(abstract), config.adapters)  # beside the weights they would cost time
+        if quantize:
+            params = quantized(params, quantize)
         head = head or next((name for name in HEADS if used(stage["loss"][name])), None)
         return cls(dataclasses.replace(config, lora=()), params, Assets.from_json(meta["assets"]),
-                   stage["data"]["num_cameras"], head=head, max_fast=stage["data"]["max_targets"], **options)
+                   stage["data"]["num_cameras"], head=head, max_fast=stage["data"]["max_targets"],
+                   text_len=stage["data"]["text_len"] if text_len is None else text_len, **options)
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -143,7 +150,8 @@ class Policy:
         guide = self._guide(observations)
         look, subtasks = self._think(batch, tasks, states, self._remembered(batch))
         batch |= self._texts(self._told(tasks, states, subtasks))
-        chunks, valid = self._fast(batch, look) if self.head == "fast" else self._flow(batch, states, seeds, look, guide)
+        chunks, valid = (self._fast(batch, look) if self.head == "fast" else
+                         self._flow(batch, states, seeds, look, guide))
         chunks = unnormalize(chunks, self.assets.action_stats, self.assets.norm_mode)
         told = np.stack([np.asarray(observation["state"], np.float32) for observation in observations])
         return Decision(self.assets.adapter.to_robot(chunks, told), valid, subtasks)

@@ -88,8 +88,8 @@ def _find_client(flat: Mapping[str, Any], cameras: Sequence[str]) -> Client:
                for name, client in CLIENTS.items()}
     nearest = min(lacking, key=lambda name: len(lacking[name]))
     if lacking[nearest]:
-        raise ValueError(f"the observation lacks {', '.join(lacking[nearest])}; it has {sorted(flat)}. The policy looks "
-                         f"through {', '.join(cameras)}; the nearest kind of client is {nearest!r} of "
+        raise ValueError(f"the observation lacks {', '.join(lacking[nearest])}; it has {', '.join(sorted(flat))}. The "
+                         f"policy looks through {', '.join(cameras)}; the nearest kind of client is {nearest!r} of "
                          f"{', '.join(CLIENTS)}")
     return CLIENTS[nearest]
 

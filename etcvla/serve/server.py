@@ -1,7 +1,7 @@
 """The websocket server: openpi's protocol, for strangers.
 
-A client is sent the metadata first. Then each of its messages, an observation, is answered by actions with their timing;
-an error by one text, and the connection is closed with code 1011, as openpi's server does (websocket_policy_server.py).
+A client is sent the metadata first. Then each of its messages, an observation, is answered by actions with their
+timing; an error by one text, and the connection is closed with code 1011. So does openpi's websocket_policy_server.py.
 The rest is what a server needs that does not trust its clients: `Limits`, a key, and no page of a browser may connect.
 
 GET /healthz says OK (503 while it stops), GET /metrics has counters in Prometheus' text format.
@@ -90,8 +90,8 @@ class Server:
         if request.path == "/healthz":
             status = http.HTTPStatus.SERVICE_UNAVAILABLE if self._stopping else http.HTTPStatus.OK
             return connection.respond(status, "stopping\n" if self._stopping else "OK\n")
-        given = request.headers.get_all("Authorization")
-        if self._key and not (len(given) == 1 and hmac.compare_digest(given[0].encode(), f"Api-Key {self._key}".encode())):
+        given = " ".join(request.headers.get_all("Authorization"))
+        if self._key and not hmac.compare_digest(given.encode(), f"Api-Key {self._key}".encode()):
             self.metrics["refused_total"] += 1
             return connection.respond(http.HTTPStatus.UNAUTHORIZED, "this server wants `Authorization: Api-Key KEY`\n")
         if request.path == "/metrics":

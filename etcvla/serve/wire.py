@@ -1,8 +1,8 @@
 """openpi's wire format, read without trust: msgpack with NumPy arrays in it.
 
 An array is the map {b"__ndarray__": true, b"data": bytes, b"dtype": "|u1", b"shape": [..]}, a NumPy scalar the map
-{b"__npgeneric__": true, b"data": value, b"dtype": ..} (openpi_client/msgpack_numpy.py). Nothing here can run code: there
-is no pickle, no dtype is made from a stranger's words, and what a message may make grow is counted while it is read.
+{b"__npgeneric__": true, b"data": value, b"dtype": ..} (openpi_client/msgpack_numpy.py). Nothing here can run code:
+there is no pickle, no dtype is made from a stranger's words, and what a message makes grow is counted as it is read.
 """
 
 from __future__ import annotations
