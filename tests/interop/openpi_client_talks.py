@@ -35,7 +35,7 @@ def droid():
 
 def aloha():
     pictures = (picture(i).transpose(2, 0, 1) for i in range(2))
-    return {"state": np.linspace(0, 0.1, STATE_DIM), "images": dict(zip(CAMERAS, pictures)),
+    return {"state": np.linspace(0, 0.1, STATE_DIM), "images": dict(zip(CAMERAS, pictures, strict=True)),
             "prompt": "open the drawer"}
 
 
@@ -61,7 +61,8 @@ def check_one_action_at_a_time():
 
 def check_an_error_is_told_and_others_go_on():
     other, client = connect(), connect()
-    for change, word in (({"observation/state": np.full(STATE_DIM, np.nan)}, "finite"), ({"prompt": 3}, "expected words"),
+    for change, word in (({"observation/state": np.full(STATE_DIM, np.nan)}, "finite"),
+                         ({"prompt": 3}, "expected words"),
                          ({"observation/image": picture(0)[..., 0]}, "expected an image")):
         try:
             client.infer({**libero(), **change})

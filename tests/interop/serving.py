@@ -1,6 +1,6 @@
 """Serves a small checkpoint by `launch/serve.py`, and has another Python's openpi-client talk to it.
 
-python -m tests.interop.serving PYTHON. Exits with 1 if a check failed, or if the server does not stop when it is told to.
+python -m tests.interop.serving PYTHON. Exits with 1 if a check failed, or if the server does not stop when it is told.
 """
 
 import os

@@ -26,11 +26,11 @@ def running(answer, **options):
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(main()), daemon=True)
     thread.start()
-    assert opened.wait(10)
+    assert opened.wait(60)
     try:
         yield port[0], server
     finally:
         loop.call_soon_threadsafe(stop.set)
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive()
         loop.close()
