@@ -16,6 +16,8 @@ import numpy as np
 from etcvla.eval.stats import wilson
 from etcvla.policy import Policy
 from etcvla.serve.client import Chunks
+from etcvla.sims.metaworld_tasks import TASKS
+from etcvla.sims.seeds import eval_seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +41,6 @@ class _Episode:
     """One trial: an environment, its chunks, and the one that is on its way."""
 
     def __init__(self, env: Any, trial: int, instruction: str, chunks: Chunks, delay: int):
-        from etcvla.sims.metaworld import eval_seed
-
         self.env, self.instruction, self.seed, self.delay = env, instruction, eval_seed(trial), delay
         env.reset(self.seed)
         self.chunks, self.steps, self._due = chunks, 0, (0, None)
@@ -104,8 +104,6 @@ def _environments(task: str, spec: Spec) -> list[Any]:
 
 def _run(policy: Policy, spec: Spec, task: str, envs: Sequence[Any], delay: int, guided: bool) -> int:
     """Successes of the trials of one task."""
-    from etcvla.sims.metaworld import TASKS
-
     instruction = TASKS[task].instructions[0]
     episodes = [_Episode(env, trial, instruction, Chunks(spec.execute, delay=delay, guided=guided), delay)
                 for trial, env in enumerate(envs)]
