@@ -37,8 +37,8 @@ def test_nothing_to_go_on_from_changes_nothing():
 
 
 def test_one_step_by_the_papers_formula():
-    """In the paper's time tau, whose velocity v points from noise to actions: v + min(beta, (1 - tau) / (tau r^2)) times
-    the pull, with r^2 = (1 - tau)^2 / (tau^2 + (1 - tau)^2) and the Jacobian of the estimated actions by differences."""
+    """In the paper's time tau, whose velocity v points from noise to actions: v + min(beta, (1 - tau) / (tau r^2))
+    times the pull, with r^2 = (1 - tau)^2 / (tau^2 + (1 - tau)^2) and the estimate's Jacobian by differences."""
     tau, weight = 0.3, flow.soft_mask(6, 2, 5)
     x, old = NOISE[0].astype(np.float64), OLD[0]
     time = np.array([1 - tau])
