@@ -77,7 +77,8 @@ class Policy:
             self._known[span.offset:span.stop] = True
         model = VLA(config)
         self._see = jax.jit(functools.partial(see, model))
-        self._sample = jax.jit(functools.partial(look_and_sample, model, num_steps=num_steps), donate_argnames="look")
+        self._sample = jax.jit(functools.partial(look_and_sample, model, num_steps=num_steps),
+                               donate_argnames="look" if keep_look else None)
         self._decode = jax.jit(functools.partial(decode_text, model, eos=assets.tokenizer.layout.eos),
                                static_argnames="max_new")
 
