@@ -26,6 +26,7 @@ def policy(tmp_path_factory):
 def test_a_client_gets_what_the_policy_does(policy):
     service = Service(policy, seed=3)
     assert service.metadata["cameras"] == ["front", "wrist"] and service.metadata["protocol"] == 1
+    service.warm_up()
     with running(service) as (port, _):
         client = Client(f"ws://127.0.0.1:{port}")
         answers = [client.infer(MESSAGE) for _ in range(2)]
