@@ -68,8 +68,9 @@ class Server:
 
     async def run(self, host: str, port: int, stop: asyncio.Event, opened: Callable[[int], None]) -> None:
         """Listens until `stop` is set, then answers what it has begun and closes. `opened` is told the port."""
+        # One that sends on without reading is not read from, its farewell neither: that is not waited for long.
         async with ws.serve(self._talk, host, port, compression=None, max_size=self.limits.message, max_queue=1,
-                            origins=[None], process_request=self._admit, server_header=None) as server:
+                            close_timeout=1, origins=[None], process_request=self._admit, server_header=None) as server:
             opened(server.sockets[0].getsockname()[1])
             await stop.wait()
             self._stopping, deadline = True, time.monotonic() + self.limits.stop
