@@ -62,16 +62,19 @@ def test_the_delay_that_is_told_is_the_longest_of_late():
 
 
 def test_acting_goes_on_while_a_chunk_is_made():
-    release, asked = threading.Event(), []
+    release, looked, asked = threading.Event(), threading.Event(), []
 
     def infer(observation):
         asked.append(observation)
+        if len(asked) == 2:
+            looked.set()
         assert len(asked) == 1 or release.wait(60)
         return {"actions": plan(observation["step"])}
 
     robot = RealTime(infer, execute=4)
     for step in range(8):
         assert robot.act({"step": step}) == step
+    assert looked.wait(60)
     assert asked[1]["step"] == 4 and asked[1]["rtc"]["prefix"].shape == (6, 1)
     release.set()
     while not robot._pending.done():
