@@ -59,13 +59,13 @@ def soft_mask(horizon: int, delay: int, left: int) -> np.ndarray:
     """float32[P], `Guide.weight` of one chunk (arXiv 2506.07339, equation 5).
 
     Args:
-      delay: steps that will have been executed before the new chunk is there: 1.
+      delay: steps that will be done before the new chunk is there: weight 1.
       left: steps that the old chunk still has; from `delay` to there the weight falls, and is 0 afterwards.
     """
-    step = np.arange(horizon)
+    step, delay = np.arange(horizon), min(delay, left)
     fall = np.clip((left - step) / max(left - delay + 1, 1), 0, 1)
     fall = fall * np.expm1(fall) / np.expm1(1)
-    return np.where(step < min(delay, left), 1, fall).astype(np.float32)
+    return np.where(step < delay, 1, fall).astype(np.float32)
 
 
 def _guided(velocity: Velocity, guide: Guide) -> Velocity:

@@ -96,6 +96,10 @@ class Chunks:
         self._delays.append(self._since)
         self._chunk, self._at, self._since = chunk, self._since, None
 
+    def lost(self) -> None:
+        """The chunk that was asked for will not come."""
+        self._since = None
+
     def next(self) -> np.ndarray:
         """The action float32[A] of this step."""
         action = self._chunk[self._at]
@@ -121,7 +125,7 @@ class RealTime:
     def act(self, observation: Mapping[str, Any]) -> np.ndarray:
         """The action float32[A] for this control step. Waits only where no action is left.
 
-        Raises what `infer` raised.
+        Raises what `infer` raised; the next call looks again.
         """
         if self._pending and self._pending.done():
             self._take()
@@ -133,7 +137,12 @@ class RealTime:
 
     def _take(self) -> None:
         pending, self._pending = self._pending, None
-        self.chunks.arrive(np.asarray(pending.result()["actions"]))
+        try:
+            chunk = np.asarray(pending.result()["actions"])
+        except Exception:
+            self.chunks.lost()
+            raise
+        self.chunks.arrive(chunk)
 
     def close(self) -> None:
         """Ends the thread, after the answer under way."""

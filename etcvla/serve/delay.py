@@ -47,6 +47,7 @@ class _Episode:
 
     def look(self) -> dict[str, Any] | None:
         """The observation, where it is time for one."""
+        self._take()
         extra = self.chunks.look()
         if extra is None:
             return None
@@ -58,12 +59,16 @@ class _Episode:
 
     def step(self) -> None:
         """One control step."""
+        self._take()
+        self.env.step(self.chunks.next())
+        self.steps += 1
+
+    def _take(self) -> None:
+        """The chunk, if it is there by now."""
         due, chunk = self._due
         if chunk is not None and (self.steps >= due or self.chunks.empty):
             self.chunks.arrive(chunk)
             self._due = 0, None
-        self.env.step(self.chunks.next())
-        self.steps += 1
 
 
 def evaluate(policy: Policy, spec: Spec) -> list[dict[str, Any]]:
