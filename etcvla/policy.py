@@ -19,7 +19,7 @@ from etcvla.data import prompts, rows
 from etcvla.data.assets import Assets
 from etcvla.data.norm_stats import normalize, unnormalize
 from etcvla.etc.forms import clean
-from etcvla.models import flow, quantize
+from etcvla.models import flow
 from etcvla.models.decode import Look, decode_text, look_and_sample, see
 from etcvla.models.lora import merge
 from etcvla.models.quantize import quantized
@@ -40,14 +40,6 @@ class Decision(NamedTuple):
     actions: np.ndarray  # float32[B, P, A] as the dataset has stored them
     valid: np.ndarray  # bool[B]; False where FAST tokens made no whole chunk: the actions are the normalised zero then
     subtasks: list[str]  # what was written to be done now, and acted on; [] for a prompt without subtasks
-
-
-class Going(NamedTuple):
-    """What a robot is doing while the policy thinks."""
-
-    actions: np.ndarray  # float[n, A]: the chunk that is being executed, as `Policy.act` gave it
-    executed: int  # steps of it that had been done when the observation was taken
-    delay: int  # further steps of it that will be done before the new chunk is there
 
 
 class Policy:
@@ -111,7 +103,6 @@ class Policy:
         mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.local_devices()[:1])
         abstract = sharding.placed(jax.eval_shape(functools.partial(init_params, VLA(config))), mesh)
         params = merge(checkpoints.ema(abstract), config.adapters)  # beside the weights they would cost time
-        params = lookup(quantize.WEIGHTS, weights, "kind of weights")(params)
         if quantize:
             params = quantized(params, quantize)
         head = head or next((name for name in HEADS if used(stage["loss"][name])), None)
@@ -126,41 +117,18 @@ class Policy:
             raise ValueError("this checkpoint cannot act: no stage before it was trained on actions")
         return tuple(self.assets.action_spec["cameras"])
 
-    def warm_up(self, rows: Sequence[int] = (1,)) -> None:
-        """Compiles all that `decide` needs for these numbers of observations, with and without `going`.
-
-        Text that is padded to no fixed length compiles again where it is longer.
-        """
-        spec = self.assets.action_spec
-        blank = {"images": {name: np.zeros((8, 8, 3), np.uint8) for name in self.cameras},
-                 "state": np.zeros(spec["state_dim"], np.float32), "instruction": "wait"}
-        going = Going(np.zeros((1, spec["action_dim"]), np.float32), 0, 0)
-        for count in rows:
-            for turn in (None, None, going, going)[:4 if self.head == "flow" else 1]:  # the second finds its images seen
-                self._looked = None if turn is None and self._looked else self._looked
-                self.decide([blank] * count, [0] * count, turn and [turn] * count)
-
-    def check(self, observation: Mapping[str, Any]) -> None:
-        """Raises ValueError for what `decide` would refuse."""
-        self._check_acting()
-        self._views(_get(observation, "images"))
-        self._state(_get(observation, "state"))
-        self._instruction(_get(observation, "instruction"))
-
-    def act(self, observations: Sequence[Mapping[str, Any]], seeds: Sequence[int],
-            going: Sequence[Going | None] | None = None) -> np.ndarray:
+    def act(self, observations: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> np.ndarray:
         """`decide`'s actions alone. FAST tokens that make no chunk are logged, and act as the normalised zero.
 
         So they do in openpi's pi0-FAST. Who would rather wait there than move on calls `decide`, which tells.
         """
-        decision = self.decide(observations, seeds, going)
+        decision = self.decide(observations, seeds)
         if not decision.valid.all():
             log.warning("%d of %d sequences of FAST tokens make no whole chunk; in their place stands the normalised "
                         "zero, the middle of every action's range", (~decision.valid).sum(), len(decision.valid))
         return decision.actions
 
-    def decide(self, observations: Sequence[Mapping[str, Any]], seeds: Sequence[int],
-               going: Sequence[Going | None] | None = None) -> Decision:
+    def decide(self, observations: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> Decision:
         """Action chunks, whether they could be read, and the subtasks that they are for.
 
         Args:
