@@ -72,6 +72,8 @@ def test_acting_goes_on_while_a_chunk_is_made():
     robot = RealTime(infer, execute=4)
     for step in range(8):
         assert robot.act({"step": step}) == step
+    while len(asked) < 2:  # the thread may not have come to it yet
+        time.sleep(0.01)
     assert asked[1]["step"] == 4 and asked[1]["rtc"]["prefix"].shape == (6, 1)
     release.set()
     while not robot._pending.done():
