@@ -23,13 +23,13 @@ DTYPES = {"int8": jnp.int8}
 def quantized(params: Any, dtype: str) -> Any:
     """The parameters of the same model with weights of this type; adapters must have been merged.
 
-    Raises ValueError for an unknown type, ModuleNotFoundError without qwix.
+    Raises ValueError for an unknown type, and without qwix.
     """
     qtype = lookup(DTYPES, dtype, "type of quantised weights")
     try:
         import qwix
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("quantised weights need qwix: pip install 'etcvla[serve]'") from error
+        raise ValueError("quantised weights need qwix: pip install 'etcvla[serve]'") from error
     flat = flatten_dict(params, sep="/")
     for path, w in flat.items():
         axes = lora.axes_of(path)
