@@ -1,6 +1,6 @@
 # make demo   from nothing to runs/demo/report.html        make test   the tests
 # make kill-test   kills training runs at random moments, KILLS times, and compares where they end
-# make interop   the rlds library, in an environment of its own, over a dataset of ours
+# make interop   the rlds library over a dataset of ours, openpi's client with our server, each in its own environment
 # All make .venv and install into it first. VENV=path and PYTHON=python3.12 choose others.
 VENV ?= .venv
 PYTHON ?= python3
@@ -10,8 +10,9 @@ RECIPE ?= configs/recipe.py
 # What the rlds library was last released for; another Python has none of its wheels.
 INTEROP_PYTHON ?= python3.11
 INTEROP_VENV ?= $(VENV)-interop
+OPENPI_VENV ?= $(VENV)-openpi
 
-.PHONY: demo test kill-test lint interop check-system clean
+.PHONY: demo test kill-test lint interop interop-rlds interop-openpi check-system clean
 
 demo: check-system $(VENV)/.installed
 	$(BIN)/python launch/recipe.py --config=$(RECIPE)
@@ -25,15 +26,22 @@ kill-test: $(VENV)/.installed
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 
-interop: check-system $(VENV)/.installed $(INTEROP_VENV)/.installed
+interop: interop-rlds interop-openpi
+
+interop-rlds: check-system $(VENV)/.installed $(INTEROP_VENV)/.installed
 	out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
 	$(BIN)/python -m data_builders.metaworld_etc --out=$$out --tasks=drawer-open --episodes=2 --held_out=0 --image_size=48 && \
 	$(BIN)/python -m tests.interop.expected $$out/metaworld_etc/* $$out/expected.npz && \
 	$(INTEROP_VENV)/bin/python tests/interop/rlds_transformations.py $$out/expected.npz
 
+interop-openpi: check-system $(VENV)/.installed $(OPENPI_VENV)/.installed
+	$(BIN)/python -m tests.interop.serving $(OPENPI_VENV)/bin/python
+
 $(INTEROP_VENV)/.installed: tests/interop/requirements.txt
-	$(INTEROP_PYTHON) -m venv $(INTEROP_VENV)
-	$(INTEROP_VENV)/bin/pip install --quiet --disable-pip-version-check --progress-bar off -r $<
+$(OPENPI_VENV)/.installed: tests/interop/requirements_openpi.txt
+$(INTEROP_VENV)/.installed $(OPENPI_VENV)/.installed:
+	$(INTEROP_PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check --progress-bar off -r $<
 	@touch $@
 
 # With the system's Python alone, so that a missing library is the first thing said, before anything is installed.
@@ -43,8 +51,8 @@ check-system:
 $(VENV)/.installed: setup.py
 	@echo "installing into $(VENV): one to five minutes, some 3 GB"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --progress-bar off -e '.[sim,build,publish,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --progress-bar off -e '.[sim,build,publish,serve,dev]'
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(INTEROP_VENV) runs data
+	rm -rf $(VENV) $(INTEROP_VENV) $(OPENPI_VENV) runs data

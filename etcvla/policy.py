@@ -20,8 +20,10 @@ from etcvla.data import prompts, rows
 from etcvla.data.assets import Assets
 from etcvla.data.norm_stats import normalize, unnormalize
 from etcvla.etc.forms import clean
-from etcvla.models.decode import Look, decode_text, sample_actions, see
+from etcvla.models import flow
+from etcvla.models.decode import Look, decode_text, look_and_sample, see
 from etcvla.models.lora import merge
+from etcvla.models.quantize import quantized
 from etcvla.models.variants import from_dict
 from etcvla.models.vla import VLA, VLAConfig, init_params
 from etcvla.train import sharding
@@ -52,16 +54,21 @@ class Policy:
         answers it first, and acts on the answer: as the subtask where the checkpoint's prompt speaks of one, else in
         the instruction's place; on the instruction where the answer is empty. None asks as the prompt does, if it has
         subtasks. The images are encoded once for both, as far as the model's masks allow it (`decode.Look`).
+      text_len: tokens to which every prompt is padded, so that one shape is compiled; 0 takes what a prompt needs.
+      keep_look: keeps what the model saw until other images come. Where the same come again, with another prompt or
+        state, it acts on that: exactly as if it had looked anew, up to rounding.
       mesh: where the parameters lie, if on more than one device; each process then gets all of what is decided.
 
     Raises ValueError if the assets do not fit the model.
     """
 
     def __init__(self, config: VLAConfig, params: Any, assets: Assets, num_cameras: int, *, num_steps: int = 10,
-                 head: str | None = "flow", max_fast: int = 256, subtask: str | None = None, mesh: Mesh | None = None):
+                 head: str | None = "flow", max_fast: int = 256, subtask: str | None = None, text_len: int = 0,
+                 keep_look: bool = False, mesh: Mesh | None = None):
         self.config, self.params, self.assets, self.num_cameras = config, params, assets, num_cameras
         self.head, self.max_fast, self.subtask, self.num_steps = head, max_fast, subtask, num_steps
-        self._room = 0  # tokens that every prompt is padded to, at least
+        self.text_len, self._room = text_len, 0  # _room: tokens that every prompt is padded to, at least
+        self.keep_look, self._kept = keep_look, None
         if subtask is not None and "{instruction}" not in subtask:
             raise ValueError(f"subtask {subtask!r} does not say where the {{instruction}} stands")
         _check_fit(config, assets)
@@ -73,17 +80,21 @@ class Policy:
             self._known[span.offset:span.stop] = True
         model, everywhere = VLA(config), mesh and NamedSharding(mesh, PartitionSpec())
         self._see = jax.jit(functools.partial(see, model))
-        self._sample = jax.jit(functools.partial(sample_actions, model, num_steps=num_steps), out_shardings=everywhere)
+        self._sample = jax.jit(functools.partial(look_and_sample, model, num_steps=num_steps),
+                               out_shardings=(everywhere, None), donate_argnames="look" if keep_look else None)
         self._decode = jax.jit(functools.partial(decode_text, model, eos=assets.tokenizer.layout.eos),
                                static_argnames="max_new", out_shardings=everywhere)
 
     @classmethod
-    def load(cls, workdir: str, *, num_steps: int = 10, head: str | None = None, subtask: str | None = None) -> Policy:
+    def load(cls, workdir: str, *, head: str | None = None, text_len: int | None = 0, quantize: str | None = None,
+             **options: Any) -> Policy:
         """The newest checkpoint's EMA parameters.
 
         Args:
           head: None is the one that the checkpoint's stage trained: the flow's, else FAST's.
-          num_steps, subtask: as of the class.
+          text_len: as of the class; None: as the stage's rows have it.
+          quantize: "int8" for weights of eight bits, see `etcvla.models.quantize`.
+          options: as of the class.
 
         Raises FileNotFoundError if there is no checkpoint, ValueError for an unknown head.
         """
@@ -95,10 +106,12 @@ class Policy:
         mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.local_devices()[:1])
         abstract = sharding.placed(jax.eval_shape(functools.partial(init_params, VLA(config))), mesh)
         params = merge(checkpoints.ema(abstract), config.adapters)  # beside the weights they would cost time
+        if quantize:
+            params = quantized(params, quantize)
         head = head or trained_head(stage["loss"])
         return cls(dataclasses.replace(config, lora=(), remat="none"), params, Assets.from_json(meta["assets"]),
-                   stage["data"]["num_cameras"], num_steps=num_steps, head=head,
-                   max_fast=stage["data"]["max_targets"], subtask=subtask)
+                   stage["data"]["num_cameras"], head=head, max_fast=stage["data"]["max_targets"],
+                   text_len=stage["data"]["text_len"] if text_len is None else text_len, **options)
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -140,21 +153,26 @@ class Policy:
 
         Args:
           observations: B of {"images": {camera: uint8[H, W, 3]}, "state": float[S], "instruction": str}; images of any
-            size, which are stretched as in training.
+            size, which are stretched as in training. With "prefix", the actions float32[n, A] that are being executed
+            from here on, and "delay", how many of them will have been before this chunk is there, the chunk goes on
+            from them (real-time chunking, `flow.Guide`).
           seeds: B seeds of the noise that the flow's chunks are integrated from; FAST tokens are greedy and need none.
 
         Raises ValueError for an observation that lacks a field or a camera, an image that is no uint8[H, W, 3], a state
-        of another width or not finite, and a checkpoint without actions.
+        of another width or not finite, a prefix that is no part of a chunk, a prompt longer than `text_len`, and a
+        checkpoint without actions.
         """
         self.check_acting()
         if len(observations) != len(seeds) or not len(seeds):
             raise ValueError(f"{len(observations)} observations and {len(seeds)} seeds, expected one or more of each")
-        batch = self._images([self._views(_get(observation, "images")) for observation in observations])
+        batch = self._images([self._views(_get(observation, "images")) for observation in observations], acting=True)
         states = [self._state(_get(observation, "state")) for observation in observations]
-        tasks = [_get(observation, "instruction") for observation in observations]
-        look, subtasks = self._think(batch, tasks, states)
+        tasks = [_words(_get(observation, "instruction")) for observation in observations]
+        guide = self._guide(observations)
+        look, subtasks = self._think(batch, tasks, states, self._remembered(batch))
         batch |= self._texts(self._told(tasks, states, subtasks))
-        chunks, valid = (self._fast if self.head == "fast" else self._flow)(batch, states, seeds, look)
+        chunks, valid = (self._fast(batch, look) if self.head == "fast" else
+                         self._flow(batch, states, seeds, look, guide))
         chunks = unnormalize(chunks, self.assets.action_stats, self.assets.norm_mode)
         told = np.stack([np.asarray(observation["state"], np.float32) for observation in observations])
         return Decision(self.assets.adapter.to_robot(chunks, told), valid, subtasks)
@@ -189,8 +207,18 @@ class Policy:
         tokens = self._decode(self.params, batch, max_new=max_new, allowed=self._known, look=look)
         return [self.assets.tokenizer.decode(self._written(row)).strip() for row in np.asarray(tokens)]
 
-    def _think(self, batch, tasks, states) -> tuple[Look | None, list[str]]:
-        """The look that the action shares, and every row's subtask; None and [] without subtasks."""
+    def _remembered(self, batch) -> Look | None:
+        """The look at these very images, if it is kept. Its buffers are the next one's, so it is forgotten here."""
+        kept, self._kept = self._kept, None
+        same = kept and all(np.array_equal(kept[0][name], batch[name]) for name in kept[0])
+        return kept[1] if same else None
+
+    def _remember(self, batch, look: Look) -> None:
+        if self.keep_look:
+            self._kept = {name: batch[name] for name in ("images", "image_mask")}, look
+
+    def _think(self, batch, tasks, states, look) -> tuple[Look | None, list[str]]:
+        """The look that the action shares, and every row's subtask; `look` and [] without subtasks."""
         tokenizer, prompt = self.assets.tokenizer, self.assets.action_spec["prompt"]
         if self.subtask is not None:
             asked = [prompts.question(tokenizer, self.subtask.replace("{instruction}", clean(task))) for task in tasks]
@@ -198,8 +226,8 @@ class Policy:
             asked = [prompts.subtask(tokenizer, task, prompt=prompt, state=state)
                      for task, state in zip(tasks, states, strict=True)]
         else:
-            return None, []
-        look = self._see(self.params, batch["images"], batch["image_mask"])
+            return look, []
+        look = look or self._see(self.params, batch["images"], batch["image_mask"])
         return look, self._answer(batch, asked, look=look)
 
     def _told(self, tasks, states, subtasks) -> list[prompts.Segment]:
@@ -215,14 +243,15 @@ class Policy:
         end = np.flatnonzero(tokens == self.assets.tokenizer.layout.eos)
         return tokens[:end[0]] if len(end) else tokens
 
-    def _flow(self, batch, states, seeds, look) -> tuple[np.ndarray, np.ndarray]:
+    def _flow(self, batch, states, seeds, look, guide) -> tuple[np.ndarray, np.ndarray]:
         """Normalised chunks float32[B, P, A] by the action expert; all are valid."""
         width = self.assets.action_spec["action_dim"]
         self._set_states(batch, states)
         noise = np.stack([np.random.default_rng(seed).standard_normal(
             (self.config.horizon, self.config.action_dim), np.float32) for seed in seeds])
-        chunks = np.asarray(self._sample(self.params, batch, noise, look=look))
-        return chunks[..., :width], np.ones(len(chunks), bool)
+        chunks, look = self._sample(self.params, batch, noise, look=look, guide=guide)
+        self._remember(batch, look)
+        return np.asarray(chunks)[..., :width], np.ones(len(chunks), bool)
 
     def _set_states(self, batch, states) -> None:
         """Makes a batch one of actions, from normalised states."""
@@ -232,7 +261,34 @@ class Policy:
         for row, state in zip(batch["state"], states, strict=True):
             row[:len(state)] = state
 
-    def _fast(self, batch, states, seeds, look) -> tuple[np.ndarray, np.ndarray]:
+    def _guide(self, observations) -> flow.Guide | None:
+        """What the chunks of those observations with a prefix go on from; None if none has one."""
+        if not any("prefix" in observation for observation in observations):
+            return None
+        if self.head == "fast":
+            raise ValueError("FAST tokens cannot go on from a prefix: real-time chunking needs the head 'flow'")
+        horizon, width = self.config.horizon, self.assets.action_spec["action_dim"]
+        guide = flow.Guide(np.zeros((len(observations), horizon, self.config.action_dim), np.float32),
+                           np.zeros((len(observations), horizon), np.float32))
+        for i, observation in enumerate(observations):
+            if "prefix" in observation:
+                prefix = self._prefix(observation["prefix"], observation["state"])
+                guide.actions[i, :len(prefix), :width] = prefix
+                guide.weight[i] = flow.soft_mask(horizon, _get(observation, "delay"), len(prefix))
+        return guide
+
+    def _prefix(self, actions: np.ndarray, state: np.ndarray) -> np.ndarray:
+        """Actions float32[n, A] of the robot's as the model makes them."""
+        actions, width = np.asarray(actions, np.float32), self.assets.action_spec["action_dim"]
+        if actions.ndim != 2 or actions.shape[1] != width or not 0 < len(actions) <= self.config.horizon or (
+                not np.isfinite(actions).all()):
+            raise ValueError(f"observation prefix float{list(actions.shape)}: expected 1 to {self.config.horizon} "
+                             f"actions of {width} finite numbers")
+        adapter = self.assets.adapter
+        told = adapter.relate(adapter.from_robot(actions), np.asarray(state, np.float32))
+        return normalize(told, self.assets.action_stats, self.assets.norm_mode)
+
+    def _fast(self, batch, look) -> tuple[np.ndarray, np.ndarray]:
         """Normalised chunks by greedy FAST tokens, zeros where they make no whole chunk, and which of them do."""
         tokenizer, fast, prompt = self.assets.tokenizer, self.assets.fast, self.assets.action_spec["prompt"]
         allowed = np.zeros(self.config.vocab_size, bool)
@@ -260,13 +316,14 @@ class Policy:
                              f"({self.assets.action_spec['state']})")
         return normalize(np.asarray(state, np.float32), self.assets.state_stats, self.assets.norm_mode)
 
-    def _images(self, frames: Sequence[Sequence[np.ndarray]]) -> dict[str, np.ndarray]:
-        """A batch of these images, and nothing else in it yet."""
+    def _images(self, frames: Sequence[Sequence[np.ndarray]], *, acting: bool = False) -> dict[str, np.ndarray]:
+        """A batch of these images, and nothing else in it yet; for acting, of the cameras alone that there are."""
         most, config = max(map(len, frames)), self.config
         if most > self.num_cameras:
             raise ValueError(f"{most} images of one frame; the checkpoint was trained on {self.num_cameras} cameras")
         size = config.siglip.image_size
-        batch = batch_lib.zeros(B=len(frames), C=self.num_cameras, H=size, W=size, L=0, S=config.state_dim,
+        cameras = most if acting and not config.count_absent else self.num_cameras
+        batch = batch_lib.zeros(B=len(frames), C=cameras, H=size, W=size, L=0, S=config.state_dim,
                                 P=config.horizon, A=config.action_dim)
         for i, views in enumerate(frames):
             rows.put_images({name: batch[name][i] for name in ("images", "image_mask")}, views)
@@ -274,7 +331,11 @@ class Policy:
 
     def _texts(self, texts: Sequence[prompts.Segment]) -> dict[str, np.ndarray]:
         """The batch's text: one prompt a row."""
-        length = max(self._room, -(-max(map(len, texts)) // _BUCKET) * _BUCKET)
+        longest = max(map(len, texts))
+        if self.text_len and longest > self.text_len:
+            raise ValueError(f"a prompt has {longest} tokens, more than the {self.text_len} that this policy was made "
+                             "for (text_len): say it in fewer words")
+        length = self.text_len or max(self._room, -(-longest // _BUCKET) * _BUCKET)
         tokens = np.zeros((len(texts), length), np.int32)
         for row, text in zip(tokens, texts, strict=True):
             row[:len(text)] = text.prompt
@@ -305,6 +366,12 @@ def _get(observation: Mapping[str, Any], field: str) -> Any:
     if field not in observation:
         raise ValueError(f"observation has no {field!r}; it has {sorted(observation)}")
     return observation[field]
+
+
+def _words(instruction: Any) -> str:
+    if not isinstance(instruction, str):
+        raise ValueError(f"observation instruction is {type(instruction).__name__}, expected text")
+    return instruction
 
 
 def _image(name: str, image: Any) -> np.ndarray:

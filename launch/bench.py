@@ -2,6 +2,8 @@
 
     python launch/bench.py model [--only=flops|time] [--json=FILE]
     python launch/bench.py loader [--episodes=200] [--samples=4500] [--json=FILE]
+    python launch/bench.py policy [--rounds=5] [--calls=20] [--json=FILE]
+    python launch/bench.py delay --workdir=RUN [--delays=0,2,4] [--trials=10] [--json=FILE]
 
 `model`: pi0 of openpi and of this project with the same parameters, sizes, inputs and dtype, in turns on this machine:
 seconds of a training step and of acting; FLOPs a sample at full size; lessons a TFLOP of packed rows. openpi's package
@@ -10,6 +12,12 @@ is installed alone into --openpi_dir the first time. Five minutes on two cores, 
 `loader`: this project's loader and tf.data as openpi and Octo use it, over one LIBERO-like set that is written into
 --data_dir the first time (1.7 GB at 200 episodes; needs the extra `build`): samples a CPU second, anonymous memory,
 time to the first batch. --drift=100000 then draws so many samples and says whether memory grew.
+
+`policy`: from a raw observation to physical actions, openpi's `Policy.infer` and ours with the same parameters, in
+turns: p50 and p99 of the latency, actions a second, with three cameras and with two.
+
+`delay`: success in Meta-World of a checkpoint whose chunks come so many control steps late, with real-time chunking and
+without.
 """
 
 from __future__ import annotations
@@ -20,7 +28,10 @@ from pathlib import Path
 
 from absl import flags
 
-from etcvla.bench import loader, model, openpi, ours
+from configs import common as fields
+from etcvla.bench import loader, model, openpi, ours, policy
+from etcvla.policy import Policy
+from etcvla.serve import delay
 from launch import common
 
 _JSON = flags.DEFINE_string("json", "", "Where the numbers go as JSON, if anywhere.")
@@ -39,11 +50,18 @@ _THREADS = flags.DEFINE_integer("threads", 2, "Threads of each loader.", lower_b
 _DRIFT = flags.DEFINE_integer("drift", 0, "Samples over which memory is watched, if any.")
 _BUFFER = flags.DEFINE_enum("buffer", "decoded", ["decoded", "encoded"],
                             "How frames wait in tf.data's shuffle buffer: openpi's way, or Octo's.")
+_CALLS = flags.DEFINE_integer("calls", 20, "Answers of each turn of each policy.", lower_bound=1)
+_WORKDIR = flags.DEFINE_string("workdir", "", "The run whose newest checkpoint acts with a delay.")
+_TASKS = flags.DEFINE_list("tasks", list(fields.METAWORLD_TASKS), "Tasks to act in with a delay.")
+_DELAYS = flags.DEFINE_list("delays", ["0", "2", "4"], "Control steps from a look to its chunk.")
+_TRIALS = flags.DEFINE_integer("trials", 10, "Held-out layouts a task.", lower_bound=1)
+_EXECUTE = flags.DEFINE_integer("execute", 5, "Control steps between looks, at least.", lower_bound=1)
+_QUANTIZE = flags.DEFINE_enum("quantize", None, ["int8"], "Weights of this type, for acting with a delay.")
 _DATA_DIR = flags.DEFINE_string("data_dir", str(Path.home() / ".cache" / "etcvla" / "bench"), "Where the set lies.")
 
 
 def main(argv):
-    benches = {"model": bench_model, "loader": bench_loader}
+    benches = {"model": bench_model, "loader": bench_loader, "policy": bench_policy, "delay": bench_delay}
     if len(argv) != 2 or argv[1] not in benches:
         raise ValueError(f"python launch/bench.py NAME, where NAME is one of {', '.join(benches)}; got "
                          f"{' '.join(argv[1:]) or 'none'}")
@@ -90,6 +108,24 @@ def bench_loader(result: dict) -> None:
     if _DRIFT.value:
         result |= loader.memory_over(folder, samples=_DRIFT.value, threads=_THREADS.value)
         print("MB over the samples: " + " ".join(f"{mb:.0f}" for mb in result["memory_over_samples"]), flush=True)
+
+
+def bench_policy(result: dict) -> None:
+    """Adds the policy benchmark's numbers to `result`, and prints them."""
+    folder = Path(_OPENPI_DIR.value)
+    openpi.install(folder)
+    workload = ours.Workload(_SIZE.value, _VOCAB.value, 1, dtype="float32")
+    result |= policy.compare(workload, folder, _ROUNDS.value, _CALLS.value)
+    print(policy.table(result), flush=True)
+
+
+def bench_delay(result: dict) -> None:
+    """Adds success by delay to `result`, and prints it as it goes."""
+    if not _WORKDIR.value:
+        raise ValueError("bench.py delay wants --workdir=RUN, the run whose newest checkpoint acts")
+    spec = delay.Spec(tuple(_TASKS.value), _TRIALS.value, tuple(map(int, _DELAYS.value)), _EXECUTE.value)
+    acting = Policy.load(_WORKDIR.value, text_len=None, quantize=_QUANTIZE.value)
+    result |= {"workdir": _WORKDIR.value, "quantize": _QUANTIZE.value, "rows": delay.evaluate(acting, spec)}
 
 
 if __name__ == "__main__":

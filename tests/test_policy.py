@@ -118,6 +118,19 @@ def test_answers_are_what_the_model_writes_after_a_training_prompt(acting):
     assert policy.answer(views[:1], questions[:1], max_new=5) == said[:1]
 
 
+@pytest.mark.parametrize("acting", ["token"], indirect=True)
+def test_images_that_come_again_are_not_looked_at_again(acting, monkeypatch):
+    plain, stage = acting
+    policy = Policy.load(stage.config.workdir, num_steps=3, keep_look=True)
+    kept, sample = [], policy._sample
+    monkeypatch.setattr(policy, "_sample", lambda *args, look, guide: (
+        kept.append(look is not None) or sample(*args, look=look, guide=guide)))
+    first, other = observe(stage, 0, 0), observe(stage, 3, 5)
+    for observation in (first, first | {"instruction": "press"}, first | {"state": other["state"]}, other, first):
+        np.testing.assert_allclose(policy.act([observation], [5]), plain.act([observation], [5]), atol=1e-5)
+    assert kept == [False, True, True, False, False]
+
+
 QUESTION = "the robot should {instruction}. what should it do now?"
 
 
@@ -240,6 +253,12 @@ def test_fast_tokens_are_what_the_model_writes_after_a_training_prompt(by_tokens
     assert (written > 0).any() and allowed[written[written > 0]].all()
 
 
+def test_fast_tokens_cannot_go_on_from_a_chunk(by_tokens):
+    policy, stage = by_tokens
+    with pytest.raises(ValueError, match="needs the head 'flow'"):
+        policy.act([observe(stage, 0, 0) | {"prefix": np.zeros((1, 2)), "delay": 0}], [0])
+
+
 def test_fast_tokens_become_actions_and_what_is_no_chunk_is_marked(by_tokens, monkeypatch, caplog):
     policy, stage = by_tokens
     assets, eos = stage.assets, stage.assets.tokenizer.layout.eos
@@ -283,6 +302,8 @@ def test_wrong_observations_are_named(acting):
     for field in good:
         with pytest.raises(ValueError, match=f"observation has no '{field}'; it has"):
             policy.act([{name: value for name, value in good.items() if name != field}], [0])
+    with pytest.raises(ValueError, match="observation instruction is int, expected text"):
+        policy.act([good | {"instruction": 3}], [0])
     with pytest.raises(ValueError, match="1 observations and 2 seeds"):
         policy.act([good], [0, 1])
     assert policy.act([good | {"state": good["state"].tolist()}], [0]).shape == (1, 4, 2)

@@ -26,10 +26,13 @@ import numpy as np
 import optax
 
 from etcvla.bench import ours
+from etcvla.bench import policy as policy_bench
+from etcvla.data import prompts
+from etcvla.data.tokenizer import Tokenizer
 from etcvla.models.flops import count
 from etcvla.models.vla import VLAConfig
 
-REQUIREMENTS = ("rlinf-openpi==0.1.1", "einops==0.8.2")
+REQUIREMENTS = ("rlinf-openpi==0.1.1", "openpi-client==0.1.2", "einops==0.8.2")
 CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 
 
@@ -132,6 +135,66 @@ class Counter:
         state = jax.eval_shape(functools.partial(start, optimizer), params)
         step = functools.partial(train_step, graph=graph, optimizer=optimizer)
         return count(step, state, self.config.inputs_spec(batch_size=1)).total() / 1e12
+
+
+class OpenPIPolicy:
+    """The jobs of the policy benchmark, done by openpi: its `Policy` with its transforms of ALOHA's observations.
+
+    Its tokenizer, which it would download, is replaced by ours with its interface; so is the file format of statistics.
+    """
+
+    def __init__(self, folder: str, **fields: Any):
+        workload = ours.Workload(**fields)
+        config = make_config(Path(folder), workload.config)
+        model = config.load(rename(workload.params()), remove_extra_params=False)
+        self.size = workload.config.siglip.image_size
+        self.policy = self._make_policy(model)
+
+    def _make_policy(self, model: Any) -> Any:
+        for name in ("openpi.models.tokenizer", "openpi.shared.normalize"):
+            sys.modules[name] = _Hollow(name)
+        transforms, aloha, policy = (importlib.import_module(f"openpi.{name}") for name in (
+            "transforms", "policies.aloha_policy", "policies.policy"))
+        stats = {name: types.SimpleNamespace(**policy_bench.stats(seed))
+                 for seed, name in enumerate(("state", "actions"))}
+        return policy.Policy(
+            model, sample_kwargs={"num_steps": ours.EULER_STEPS},
+            transforms=[aloha.AlohaInputs(adapt_to_pi=False), transforms.Normalize(stats, use_quantiles=True),
+                        transforms.ResizeImages(self.size, self.size), transforms.TokenizePrompt(_Tokenizer()),
+                        transforms.PadStatesAndActions(ours.ACTION_DIM)],
+            output_transforms=[transforms.Unnormalize(stats, use_quantiles=True),
+                               aloha.AlohaOutputs(adapt_to_pi=False)])
+
+    def _infer(self, number: int, observation: dict) -> dict:
+        return self.policy.infer(observation, noise=policy_bench.noise(number))
+
+    def actions(self, cameras: int) -> list:
+        """The first chunk, float[P, WIDTH], as nested lists."""
+        return np.asarray(self._infer(0, policy_bench.observe(cameras, 0, self.size))["actions"]).tolist()
+
+    def infer(self, cameras: int, first: int, count: int) -> list[float]:
+        """Seconds of each of `count` answers."""
+        numbered = [(i, policy_bench.observe(cameras, i, self.size)) for i in range(first, first + count)]
+        return policy_bench.timed(lambda pair: self._infer(*pair), numbered)
+
+
+class _Hollow(types.ModuleType):
+    """A module whose names are there, and nothing else."""
+
+    def __getattr__(self, name: str) -> type:
+        return object
+
+
+class _Tokenizer:
+    """Our tokenizer as openpi's `PaligemmaTokenizer`: padded ids and which of them are real."""
+
+    def __init__(self):
+        self.tokenizer = Tokenizer.load()
+
+    def tokenize(self, prompt: str, state: None = None) -> tuple[np.ndarray, np.ndarray]:
+        ids = prompts.action(self.tokenizer, prompt, prompt="pi0").prompt
+        there = np.arange(ours.TEXT_LEN) < len(ids)
+        return np.pad(np.array(ids, np.int32), (0, ours.TEXT_LEN - len(ids))), there
 
 
 class OpenPI:

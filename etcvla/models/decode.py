@@ -39,7 +39,7 @@ class Look:
 
     there: Bool[Array, "b i"]  # image tokens of cameras that are present
     tokens: Float[Array, "b i d"]  # what the tower makes of the images
-    cache: Cache | None  # keys and values of the image tokens
+    cache: Cache | None  # keys and values of the image tokens; what follows them is overwritten
 
     def repeat(self, times: int) -> Look:
         """Every row `times` times, one after another: for as many prompts about each look."""
@@ -60,7 +60,7 @@ def see(model: VLA, params: Params, images: Array, image_mask: Bool[Array, "b c"
 
 
 def sample_actions(model: VLA, params: Params, batch: Batch, noise: Float[Array, "b p a"], num_steps: int, *,
-                   look: Look | None = None) -> Float[Array, "b p a"]:
+                   look: Look | None = None, guide: flow.Guide | None = None) -> Float[Array, "b p a"]:
     """Normalised action chunks: the prefix once, then `num_steps` Euler steps of the expert on its cache.
 
     Args:
@@ -68,6 +68,16 @@ def sample_actions(model: VLA, params: Params, batch: Batch, noise: Float[Array,
         the chunk is taken as there, since acting knows of no episode's end.
       noise: where the integration starts, of the actions' shape.
       look: of the batch's images, which are then not read again.
+      guide: the chunks that these go on from, if they must.
+    """
+    return look_and_sample(model, params, batch, noise, num_steps, look=look, guide=guide)[0]
+
+
+def look_and_sample(model: VLA, params: Params, batch: Batch, noise: Float[Array, "b p a"], num_steps: int, *,
+                    look: Look | None = None, guide: flow.Guide | None = None) -> tuple[Float[Array, "b p a"], Look]:
+    """`sample_actions`, and the look, for the next prompt about the same images.
+
+    The look comes out in the buffers of the one that went in, if the caller donates that.
     """
     expected = (len(batch["tokens"]), model.config.horizon, model.config.action_dim)
     if noise.shape != expected:
@@ -79,7 +89,8 @@ def sample_actions(model: VLA, params: Params, batch: Batch, noise: Float[Array,
     def velocity(x, time):
         return model.apply({"params": params}, cache, visible, batch["state"], x, time, method=VLA.act) * widths
 
-    return flow.integrate(velocity, noise * widths, num_steps)
+    chunk = flow.integrate(velocity, noise * widths, num_steps, guide)
+    return chunk, look if model.config.image_attends_prompt else look.replace(cache=cache)
 
 
 def decode_text(model: VLA, params: Params, batch: Batch, *, max_new: int, eos: int, temperature: float = 0.0,
@@ -124,7 +135,10 @@ def _read(model, params, look, batch) -> tuple[Float[Array, "b l d"], Cache]:
         hidden, cache = model.apply({"params": params}, look.tokens, look.there, batch, method=VLA.prefill)
         return hidden[:, num_images:], cache
     positions, mask = jax.tree.map(lambda x: x[:, num_images:], prefix_geometry(model.config, look.there, batch))
-    cache = _widen(look.cache, batch["tokens"].shape[1])
+    columns = num_images + batch["tokens"].shape[1]
+    cache = look.cache
+    if cache[0].shape[2] != columns:
+        cache = _widen(tuple(x[:, :, :num_images] for x in cache), columns - num_images)
     return model.apply({"params": params}, batch["tokens"], positions, mask, cache, num_images, method=VLA.extend)
 
 

@@ -101,15 +101,20 @@ def make_weight(module: nn.Module, name: str, init: Callable, shape: tuple[int, 
     """The parameter `name` of `module`, and those of its adapter if a rule gives it one; all as `dtype`."""
     w = module.param(name, init, shape)
     path = "/".join((*module.path, name))
-    axes = _axes_of(path)
+    axes = axes_of(path)
     if not (rank := lora.rank(_projection(path))):
-        return Weight(axes, w.astype(dtype))
+        return Weight(axes, _multiplied(w, dtype))
     sizes = dict(zip(axes.split(",")[0], shape, strict=True)) | {"r": rank}
     shapes = ([sizes[axis.lower()] for axis in labels] for labels in axes.split(",")[1:])
     prefix = "" if name in _BARE else f"{name}_"
     a = module.param(f"{prefix}lora_a", nn.initializers.normal(0.01), next(shapes))
     b = module.param(f"{prefix}lora_b", nn.initializers.zeros, next(shapes))
     return Weight(axes, *(x.astype(dtype) for x in (w, a, b * lora.scale)))
+
+
+def _multiplied(w: Any, dtype: jnp.dtype) -> jax.Array:
+    """The weight as `dtype`. A quantised one is multiplied out here, in the loop over layers: one at a time."""
+    return w.qvalue.astype(dtype) * w.scale.astype(dtype) if hasattr(w, "qvalue") else w.astype(dtype)
 
 
 class Projection(nn.Module):
@@ -147,7 +152,7 @@ def check(lora: LoRA, params: Any) -> None:
     """Raises ValueError if a projection of `params` matches no rule, or a rule no projection."""
     paths = (rules.path_str(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0])
     if lora.rules:
-        rules.assign(lora.rules, {_projection(path): 0 for path in paths if _axes_of(path)}, "model.lora")
+        rules.assign(lora.rules, {_projection(path): 0 for path in paths if axes_of(path)}, "model.lora")
 
 
 def merge(params: Any, lora: LoRA) -> Any:
@@ -157,14 +162,14 @@ def merge(params: Any, lora: LoRA) -> Any:
         a, b = flat.pop(a_path), flat.pop(f"{a_path[:-1]}b")
         stem = a_path.removesuffix("lora_a")
         path = next(p for p in (stem.removesuffix("_"), *(stem + name for name in _BARE)) if p in flat)
-        w_axes, a_axes, b_axes = _axes_of(path).split(",")
+        w_axes, a_axes, b_axes = axes_of(path).split(",")
         layer = "l" * (a.ndim - len(a_axes))
         delta = jnp.einsum(f"{layer}{a_axes},{layer}{b_axes}->{layer}{w_axes}", a, b)
         flat[path] = (flat[path] + lora.scale * delta).astype(flat[path].dtype)
     return unflatten_dict(flat, sep="/")
 
 
-def _axes_of(path: str) -> str:
+def axes_of(path: str) -> str:
     """Of the weight at `path`; "" if it is no projection's."""
     return next((axes for pattern, axes in AXES if re.search(f"(^|/)({pattern})$", path)), "")
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from etcvla.models.decode import decode_text, sample_actions, see
+from etcvla.models.decode import decode_text, look_and_sample, sample_actions, see
 from etcvla.models.vla import VLA
 from tests.models.small import (
     CONFIG,
@@ -238,3 +238,15 @@ def test_several_questions_and_an_action_share_a_look(writer):
     packed = acting_rows(np.random.default_rng(3), lessons=not model.config.image_attends_prompt)
     np.testing.assert_allclose(sample(model, params, without_images(packed), noise[:, 0], look),
                                sample(model, params, packed, noise[:, 0]), atol=1e-5)
+
+
+def test_what_acting_saw_serves_the_next_prompt(writer):
+    """The look that an action leaves, its columns of text overwritten, acts as a fresh one; also a second time."""
+    model, params = writer
+    batch, (noise, _) = asked(), noise_and_time(np.random.default_rng(5), 1)
+    act = jax.jit(functools.partial(look_and_sample, model, num_steps=STEPS), donate_argnames="look")
+    _, look = act(params, batch, noise[:, 0])
+    for prompts in ([[2, 40, 41, 3], [2, 42, 3], [2, 43, 44, 45, 3]], PROMPTS):
+        told = prompts_only(batch, prompts)
+        chunk, look = act(params, without_images(told), noise[:, 0], look=look)
+        np.testing.assert_allclose(chunk, sample(model, params, told, noise[:, 0]), atol=1e-5)

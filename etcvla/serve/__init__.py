@@ -1,0 +1,1 @@
+"""A policy behind a websocket, for openpi's clients and ours; real-time chunking."""

@@ -1,0 +1,65 @@
+"""Weights of eight bits: near the weights they come from, a quarter of their size, and the same model."""
+
+import jax
+import numpy as np
+import pytest
+
+from etcvla.models.decode import sample_actions
+from etcvla.models.quantize import quantized
+from tests.models.small import make_model, random_params, random_rows, write_segment
+
+qwix = pytest.importorskip("qwix")
+
+
+@pytest.fixture(scope="module")
+def both():
+    model = make_model()
+    params = random_params(model)
+    return model, params, quantized(params, "int8")
+
+
+def weights(small):
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(
+        small, is_leaf=lambda x: isinstance(x, qwix.QArray))[0]}
+
+
+def test_every_projection_but_the_experts_ends(both):
+    _, params, small = both
+    made = {path for path, leaf in weights(small).items() if isinstance(leaf, qwix.QArray)}
+    assert len(made) > 15 and all(path.startswith(("['img']", "['llm']")) for path in made)
+    assert not any(word in path for path in made for word in ("embedder", "bias", "pos_embedding", "'scale'"))
+    kept = weights(params)
+    for path, leaf in weights(small).items():
+        if path in made:
+            assert leaf.qvalue.dtype == np.int8 and leaf.shape == kept[path].shape
+            step = leaf.scale * np.ones(leaf.shape)
+            assert (np.abs(qwix.dequantize(leaf) - kept[path]) <= 0.51 * step).all()
+        else:
+            np.testing.assert_array_equal(leaf, kept[path])
+
+
+def test_a_scale_for_each_layer_and_output(both):
+    """The layers of a stack, and what a product does not sum over, each have their own; the rest share one."""
+    _, _, small = both
+    shapes = {path.split("'")[-4]: leaf.scale.shape for path, leaf in weights(small).items()
+              if isinstance(leaf, qwix.QArray) and "llm" in path and "_1" not in path}
+    assert shapes["q_einsum"] == (2, 2, 1, 8) and shapes["kv_einsum"] == (2, 2, 1, 1, 8)
+    assert shapes["attn_vec_einsum"] == (2, 1, 1, 24)
+
+
+def test_it_acts_almost_alike(both):
+    model, params, small = both
+    batch = random_rows(np.random.default_rng(0), 2)
+    for row in range(2):
+        write_segment(batch, row, 0, 1, [2, 11, 12, 3], [])
+    batch["action_segment"][:] = 1
+    noise = np.random.default_rng(1).standard_normal(batch["actions"].shape).astype(np.float32)
+    sample = jax.jit(lambda params: sample_actions(model, params, batch, noise, 3))
+    exact, near = sample(params), sample(small)
+    gap = np.abs(exact - near).max()
+    assert 0 < gap < 0.05 * np.abs(exact).max()
+
+
+def test_unknown_types_are_named():
+    with pytest.raises(ValueError, match="unknown type of quantised weights 'int7', did you mean 'int8'"):
+        quantized({}, "int7")
