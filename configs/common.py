@@ -163,6 +163,11 @@ def _training(c: ml_collections.ConfigDict) -> None:
     c.eval.knots = ()  # shares of the steps after which it is evaluated, as (0.25, 0.5, 1.0); () for never
     c.eval.batches = 4  # over which the held-out losses are means
     c.eval.questions = 16  # a kind and dataset that are asked; 0 for none
+    c.eval.suite = ""  # a benchmark of launch/evaluate.py that is acted in as well; "" for none
+    c.eval.tasks = ()  # of the suite, by name or number; () for all
+    c.eval.trials = 2  # a task
+    c.eval.workers = 2  # simulator processes
+    c.eval.simulator_python = ""  # the Python that has the simulator; "" is the trainer's
 
 
 def openpi_optimizer(c: ml_collections.ConfigDict) -> None:

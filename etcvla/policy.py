@@ -165,7 +165,7 @@ class Policy:
         self.check_acting()
         if len(observations) != len(seeds) or not len(seeds):
             raise ValueError(f"{len(observations)} observations and {len(seeds)} seeds, expected one or more of each")
-        batch = self._images([self._views(_get(observation, "images")) for observation in observations], acting=True)
+        batch = self._images([self.views(_get(observation, "images")) for observation in observations], acting=True)
         states = [self._state(_get(observation, "state")) for observation in observations]
         tasks = [_words(_get(observation, "instruction")) for observation in observations]
         guide = self._guide(observations)
@@ -302,7 +302,8 @@ class Policy:
             raise ValueError("this checkpoint's last stage trained no actions (loss.flow and loss.fast are 0); if a "
                              f"stage before it did, say how to act: Policy.load(workdir, head=...), one of {HEADS}")
 
-    def _views(self, images: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    def views(self, images: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """An observation's images as the model was shown them in training. Raises ValueError as `decide`."""
         lacking = [name for name in self.cameras if name not in images]
         if lacking:
             raise ValueError(f"observation has no camera {', '.join(lacking)}; it has {sorted(images)}")

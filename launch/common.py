@@ -15,7 +15,7 @@ from absl import app, flags, logging
 from etils import epath
 
 from configs import common as fields
-from etcvla.eval.held_out import HeldOut
+from etcvla.eval.in_loop import evaluation
 from etcvla.names import lookup
 from etcvla.train.hosts import agree, speak
 from etcvla.train.loop import train
@@ -24,7 +24,7 @@ from etcvla.train.stage import build_datasets, make_plan, missing_paths
 from etcvla.train.watch import Options
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SHOWN = Options(evaluation=HeldOut)
+SHOWN = Options(evaluation=evaluation)
 USER_ERRORS = (FileNotFoundError, ValueError, KeyError, FloatingPointError, OSError, RuntimeError, ImportError)
 
 

@@ -12,7 +12,8 @@ from absl import flags
 from etils import epath
 
 from etcvla.eval.evaluate import open_splits
-from etcvla.eval.knowledge import examine, page, write_csv
+from etcvla.eval.knowledge import examine, sections, write_csv
+from etcvla.eval.report import make_page
 from launch import common
 
 _WORKDIRS = flags.DEFINE_list("workdirs", None, "Runs whose newest checkpoints are compared.", required=True)
@@ -33,7 +34,7 @@ def main(_):
     out.mkdir(parents=True, exist_ok=True)
     (out / "knowledge.json").write_text(json.dumps(found, indent=1))
     write_csv(out / "knowledge.csv", found)
-    (out / "knowledge.html").write_text(page(found))
+    (out / "knowledge.html").write_text(make_page("What they know", f"<h1>{', '.join(found)}</h1>", sections(found)))
     print(out / "knowledge.html")
 
 

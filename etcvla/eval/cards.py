@@ -15,12 +15,14 @@ from PIL import Image, ImageSequence
 from etcvla.etc import overlay
 from etcvla.etc.overlay import prose, words
 from etcvla.eval.recipe_folder import CONDITIONS, Recipe, Stage, read_json, union
+from etcvla.sims.perturbations import AXES
 
 EXAMPLES = {False: 3, True: 2}  # wrong and right ones of each stage, dataset and kind
 EXAMPLE_BYTES, FILM_BYTES = 4_000_000, 4_000_000  # pictures embedded at most, before base64
 TRUTH, SAID = "#00a0c0", "#d81b9a"  # the true answer, below and broader, and the prediction
 _COLORS = {True: "#2f9e5f", False: "#c2352b"}  # right, wrong
-_FILM = re.compile(r"(?P<condition>.+)_(?P<scene>[^_]+)_(?P<task>[^_]+)_(?P<trial>\d+)_(?P<outcome>success|failure)")
+_FILM = re.compile(rf"(?P<condition>{'|'.join(CONDITIONS)})_(?P<scene>[^_]+)_(?P<task>.+?)(_(?P<changed>("
+                   rf"{'|'.join(AXES)})\d))?_(?P<trial>\d+)_(?P<outcome>success|failure)")
 
 
 def answers(recipe: Recipe) -> str:
@@ -41,15 +43,18 @@ def answers(recipe: Recipe) -> str:
 def rollouts(recipe: Recipe) -> str:
     """Films of episodes, failures first; "" if there are none."""
     films = [(path, stage, found.groupdict()) for stage in recipe.stages
-             for path in sorted((stage.folder / "evaluation/films").glob("*.gif"))
+             for pattern in ("films/*.gif", "*/films/*.gif")  # the recipe's, and those of benchmarks
+             for path in sorted((stage.folder / "evaluation").glob(pattern))
              if (found := _FILM.fullmatch(path.stem))]
+    films = [(path, stage, {axis: value or "nothing" for axis, value in film.items()}) for path, stage, film in films]
     films.sort(key=lambda film: (film[2]["condition"] != "right", film[2]["outcome"] == "success"))
     cards = _within(FILM_BYTES, films)
     if not cards:
         return ""
-    axes = {"stage": union([stage.title] for _, stage, _ in cards),
-            **{axis: union([film[axis]] for *_, film in cards) for axis in ("scene", "condition", "outcome")}}
-    return (f"<p>What the first camera showed, one frame a look, failures first.{_note(cards, films)}</p>"
+    axes = {"stage": union([stage.title] for _, stage, _ in cards)}
+    axes |= {axis: union([film[axis]] for *_, film in cards) for axis in ("scene", "condition", "changed", "outcome")}
+    return ('<p>What the first camera showed, one frame a look, failures first. The <b class="said">line</b> is the '
+            f"path that the policy expects of its gripper, asked for at every look.{_note(cards, films)}</p>"
             + _filters(axes) + _grid(starmap(_film_card, cards), "films"))
 
 

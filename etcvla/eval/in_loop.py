@@ -1,8 +1,6 @@
-"""Acting at a stage's knots: a short protocol in simulator processes, while the loader goes on filling its queue.
+"""What the trainer asks at a stage's knots: held-out questions, and where the config's `eval` names a suite, acting.
 
-    evaluation = functools.partial(Acting, benchmark=Benchmark(suite, suite.tasks, trials=2, protocol=Protocol()))
-
-is what the trainer calls with (stage, mesh); `together(HeldOut, evaluation)` asks questions as well.
+Acting is a short protocol in simulator processes, while the loader goes on filling its queue.
 """
 
 from __future__ import annotations
@@ -16,7 +14,10 @@ from jax.sharding import Mesh
 
 from etcvla.eval import rollouts
 from etcvla.eval.benchmark import Benchmark, cells, check_fit
+from etcvla.eval.held_out import HeldOut
+from etcvla.eval.trials import Protocol
 from etcvla.policy import Policy, trained_head
+from etcvla.sims import suites
 from etcvla.train.stage import Stage
 
 Evaluation = Callable[[Any], Mapping[str, float]]
@@ -39,7 +40,7 @@ class Acting:
                              "checkpoints by launch/evaluate.py instead")
         self._benchmark = benchmark
         self._workers = rollouts.Workers(benchmark.protocol.workers, python)
-        self._policy = Policy(stage.model.config, None, stage.assets, stage.config.data.num_cameras,
+        self._policy = Policy(stage.model.config, None, stage.assets, stage.config.data.num_cameras, mesh=mesh,
                               head=trained_head(stage.config.loss), max_fast=stage.config.data.max_targets)
         check_fit(self._policy, benchmark.suite)
 
@@ -64,10 +65,13 @@ class Acting:
         return out
 
 
-def together(*makers: Callable[[Stage, Mesh], Evaluation]) -> Callable[[Stage, Mesh], Evaluation]:
-    """One evaluation that asks all of these, in order."""
-    def make(stage: Stage, mesh: Mesh) -> Evaluation:
-        parts = [maker(stage, mesh) for maker in makers]
-        return lambda params: {name: value for part in parts for name, value in part(params).items()}
-
-    return make
+def evaluation(stage: Stage, mesh: Mesh) -> Evaluation:
+    """All that a stage's `eval` asks for. Raises ValueError as `HeldOut`, `Acting` and `suites.find`."""
+    asked, parts = stage.config.eval, [HeldOut(stage, mesh)]
+    if asked.suite:
+        python = asked.simulator_python or sys.executable
+        suite = suites.find(asked.suite, python)
+        protocol = Protocol(suite.max_steps, min(5, stage.model.config.horizon), suite.image_size, asked.workers)
+        parts.append(Acting(stage, mesh, python=python, benchmark=Benchmark(
+            suite, suite.some(asked.tasks), asked.trials, protocol)))
+    return lambda params: {name: value for part in parts for name, value in part(params).items()}

@@ -23,7 +23,6 @@ from etcvla.etc.forms import BOX, read
 from etcvla.etc.score import read_answer
 from etcvla.eval import charts, vqa
 from etcvla.eval.recipe_folder import estimate
-from etcvla.eval.report import make_page
 from etcvla.models import ops
 from etcvla.models.vla import VLA
 from etcvla.policy import Policy
@@ -254,15 +253,15 @@ def rows_of(found: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple]:
                 yield workdir, "attention gain elsewhere", name, i, look["elsewhere"], "", "", ""
 
 
-def page(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """What `examine` returns, as one HTML page with nothing to fetch."""
+def sections(found: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """What `examine` returns, as a page's sections by title."""
     names = dict(zip(found, _short(list(found)), strict=True))
     colors = {name: f"C{i}" for i, name in enumerate(names.values())}
-    sections = {"Answers": "<p>Held-out questions answered greedily, by kind.</p>" + charts.legend(colors)
-                + _bars(found, names, colors) + _table(found, names)}
+    out = {"Answers": "<p>Held-out questions answered greedily, by kind.</p>" + charts.legend(colors)
+           + _bars(found, names, colors) + _table(found, names)}
     if all("drift" in parts for parts in found.values()):
-        sections |= {"Drift": _drift(found, names, colors), "Looking": _looking(found, names, colors)}
-    return make_page("What they know", f"<h1>{', '.join(names.values())}</h1>", sections)
+        out |= {"Drift": _drift(found, names, colors), "Looking": _looking(found, names, colors)}
+    return out
 
 
 def _bars(found, names, colors) -> str:

@@ -6,13 +6,15 @@ import csv
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 from etils import epath
 
 from etcvla.eval.stats import Estimate, mean, rate
+from etcvla.train.checkpoint import Checkpoints
 
 CONDITIONS = {"right": "right instruction", "wrong_instruction": "wrong instruction", "blank_image": "blank image"}
 CURVE_POINTS = 400  # lines of metrics.jsonl kept, about
@@ -57,6 +59,12 @@ class Stage:
         return list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
 
     @functools.cached_property
+    def suites(self) -> dict[str, Sequence[Mapping[str, Any]]]:
+        """{benchmark: the cells of its scores}, of those that were played into folders of evaluation/."""
+        paths = sorted((self.folder / "evaluation").glob("*/scores.json"))
+        return {path.parent.name: read_json(path)["cells"] for path in paths}
+
+    @functools.cached_property
     def metrics(self) -> list[dict[str, float]]:
         """Lines of metrics.jsonl by step; where a resumed run repeats a step, its last line."""
         path = self.folder / "metrics.jsonl"
@@ -87,6 +95,11 @@ class Recipe:
                   read_json(root / name / "evaluation/scores.json", {})) for name in summary.get("runs", [])),
             path.stat().mtime)
 
+    @classmethod
+    def of(cls, workdirs: Sequence[epath.PathLike]) -> Recipe:
+        """Runs that no recipe bound together. Raises FileNotFoundError where there is none."""
+        return cls({"recipe": "comparison"}, tuple(map(_run, map(epath.Path, workdirs))), time.time())
+
     @property
     def parents(self) -> list[int | None]:
         """For each stage the index of the one that it starts from."""
@@ -96,10 +109,13 @@ class Recipe:
 
     @property
     def road(self) -> list[Stage]:
-        """The stages that follow one another from the first; others are controls beside them."""
+        """The stages that follow one another from the first; others are controls beside them.
+
+        A run that starts from none of the others is nobody's control, and stands on the road too.
+        """
         road: list[int] = []
         for i, parent in enumerate(self.parents):
-            if not road or parent == road[-1]:
+            if not road or parent in (None, road[-1]):
                 road.append(i)
         return [self.stages[i] for i in road]
 
@@ -115,6 +131,17 @@ class Recipe:
     def datasets(self) -> list[str]:
         """Those of ETC."""
         return [name for name in union(stage.questions for stage in self.stages) if name != "mm"]
+
+
+def _run(folder: epath.Path) -> Stage:
+    """A run by its workdir alone."""
+    if not folder.exists():
+        raise FileNotFoundError(f"{folder} is missing: it should be a run's workdir")
+    checkpoints, facts = Checkpoints(folder), {}
+    if (step := checkpoints.latest()) is not None:
+        facts = {"steps": step, "init_from": checkpoints.meta()["config"].get("init_from", "")}
+    return Stage(folder.name, folder, facts | read_json(folder / "training.json", {}),
+                 read_json(folder / "evaluation/scores.json", {}))
 
 
 def read_json(path: epath.Path, default: Any = None) -> Any:

@@ -15,8 +15,8 @@ from etils import epath
 
 from etcvla.etc import overlay, score
 from etcvla.etc.overlay import words
-from etcvla.eval import cards, charts
-from etcvla.eval.recipe_folder import CONDITIONS, Recipe, Stage, estimate, union
+from etcvla.eval import cards, charts, knowledge
+from etcvla.eval.recipe_folder import CONDITIONS, Recipe, Stage, estimate, read_json, union
 from etcvla.eval.stats import Estimate, mean, rate
 
 PAIRS = (("drawer-open", "drawer-close"),)  # tasks that share their start state and look
@@ -31,13 +31,26 @@ def write_report(root: epath.PathLike, out: epath.PathLike | None = None) -> epa
 
     Raises FileNotFoundError if `root` has no summary.json, ValueError where one of its files is not JSON.
     """
-    recipe = Recipe.read(root)
-    sections = {"The road": _road, "Stages in numbers": _table, "Acting": _acting, "Listening": _listening,
-                "Training": _training, "Answers": cards.answers, "Rollouts": cards.rollouts,
+    root = epath.Path(root)
+    return _write(Recipe.read(root), root / "knowledge", epath.Path(out) if out else root / "report.html")
+
+
+def write_comparison(workdirs: Sequence[epath.PathLike], folder: epath.PathLike) -> epath.Path:
+    """Writes <folder>/report.html about runs side by side, with what `launch/knowledge.py` left in the folder.
+
+    Raises FileNotFoundError where a run is missing, ValueError where one of its files is not JSON.
+    """
+    return _write(Recipe.of(workdirs), epath.Path(folder), epath.Path(folder) / "report.html")
+
+
+def _write(recipe: Recipe, known: epath.Path, out: epath.Path) -> epath.Path:
+    sections = {"The road": _road, "Stages in numbers": _table, "Acting": _acting, "Benchmarks": _benchmarks,
+                "Listening": _listening, "Training": _training, "Answers": cards.answers, "Rollouts": cards.rollouts,
                 "How it was made": _provenance}
-    page = make_page(f"{recipe.summary.get('recipe', 'recipe')}: report", _headline(recipe),
-                     {title: write(recipe) for title, write in sections.items()})
-    out = epath.Path(out) if out else epath.Path(root) / "report.html"
+    texts = {title: write(recipe) for title, write in sections.items()}
+    if found := read_json(known / "knowledge.json"):
+        texts |= {f"What they know: {title.lower()}": text for title, text in knowledge.sections(found).items()}
+    page = make_page(f"{recipe.summary.get('recipe', 'recipe')}: report", _headline(recipe), texts)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page)
     return out
@@ -263,6 +276,47 @@ def _matrix(stage: Stage, domain: str, pair: tuple[str, str]) -> str:
             text += (f'<td{own} style="background:{shade}">'
                      + (f"<b>{_won(value)}</b><small>{_span(value)}</small>" if value else NONE))
     return f"<div><b>{html.escape(stage.title)}</b>, {html.escape(domain)} scene<table>{text}</table></div>"
+
+
+def _benchmarks(recipe: Recipe) -> str:
+    """Success of every task of every benchmark, a panel a run, and the means of what the judge saw."""
+    text = ""
+    for name in union(stage.suites for stage in recipe.stages):
+        played = {stage.title: stage.suites[name] for stage in recipe.stages if name in stage.suites}
+        tables = {title: {_setting(cell): cell for cell in cells} for title, cells in played.items()}
+        body = "".join(
+            f"<tr><th>{html.escape(title)}<td>{html.escape(setting)}<td>{_success(cell['overall'])}"
+            f"<td>{cell['overall']['progress']:.2f}<td>{cell['overall']['intention']['rate']:.0%}"
+            for title, cells in tables.items() for setting, cell in cells.items())
+        text += (f"<h3>{words(name)}</h3><table><thead><tr><th><th><th>success (SR)<th>progress (PS)<th>intention (IS)"
+                 f"</thead>{body}</table>{_benchmark_bars(name, tables)}")
+    return text
+
+
+def _benchmark_bars(name: str, tables: Mapping[str, Mapping[str, Mapping]]) -> str:
+    """Bars by task, a colour a setting, a panel a run."""
+    settings = union(tables.values())
+    tasks = union(cell["tasks"] for cells in tables.values() for cell in cells.values())
+    panels = {title: {task.rpartition("/")[2].replace("_", " "): {
+        setting: _rate(cell["tasks"][task]) for setting, cell in cells.items() if task in cell["tasks"]}
+        for task in tasks} for title, cells in tables.items()}
+    colors = {setting: f"C{i}" for i, setting in enumerate(settings)}
+    height = 0.7 + 0.2 * len(tasks) * len(settings)
+    return charts.legend(colors) + charts.bars(
+        panels, colors, size=(11 if len(panels) > 1 else 7, height), label=f"success by task, {name}")
+
+
+def _setting(cell: Mapping) -> str:
+    return ", ".join(filter(None, (CONDITIONS[cell["condition"]], cell["perturbation"])))
+
+
+def _rate(scored: Mapping) -> Estimate | None:
+    return rate(scored["success"]["count"], scored["trials"])
+
+
+def _success(scored: Mapping) -> str:
+    value = _rate(scored)
+    return f"<b>{value.value:.0%}</b> <small>{_span(value)}, {_won(value)}</small>"
 
 
 def _training(recipe: Recipe) -> str:

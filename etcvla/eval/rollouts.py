@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from etcvla.eval.films import Films
 from etcvla.eval.ledger import Ledger
 from etcvla.eval.stats import wilson
 from etcvla.eval.trials import Protocol, Result, Trial
@@ -70,14 +71,18 @@ def evaluate(policy: Policy, trials: Sequence[Trial], protocol: Protocol, *, wha
     results = ledger.results(trials) if ledger else {}
     parts = [[t for t in part if t not in results] for part in _split(trials, protocol.workers)]
     busy, began, shown, before = workers.begin(protocol, parts), time.time(), 0.0, len(results)
+    films = Films(policy, protocol.workers)
     while len(results) < len(trials):
         ready = _messages(busy)
-        for _, message in ready:
+        for worker, message in ready:
             if isinstance(message, Result):
+                message = films.finish(worker, message)
                 results[message.trial] = message
                 if ledger:
                     ledger.add(message)
-        _answer(policy, busy, {worker: look for worker, look in ready if isinstance(look, dict)})
+        looks = {worker: look for worker, look in ready if isinstance(look, dict)}
+        films.look(looks)
+        _answer(policy, busy, looks)
         if time.time() - shown > 5 or len(results) == len(trials):
             shown = time.time()
             _progress(what, results, len(trials), before, began)

@@ -9,6 +9,7 @@ import numpy as np
 
 from etcvla.sims.seeds import EVAL_SEED_BASE
 
+FILMED = "front"  # the camera of films
 CONDITIONS = ("right", "wrong_instruction", "blank_image")
 
 

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 import numpy as np
 
 from etcvla.eval.chunks import Chunks
-from etcvla.eval.trials import Protocol, Result, Trial
+from etcvla.eval.trials import FILMED, Protocol, Result, Trial
 from etcvla.sims import libero_files, suites
 from etcvla.sims.judge import Judge
 from etcvla.sims.metaworld_tasks import TASKS
@@ -79,15 +79,15 @@ def _episode(env, trial: Trial, protocol: Protocol, connection: Connection) -> R
         if chunks.hungry:
             observation = changed.show(env.observe(), (seed, steps))
             if trial.film:
-                frames.append(observation["images"]["front"])
+                frames.append(observation["images"][FILMED])
             connection.send({**_shown(observation, trial), "instruction": instruction,
-                             "seed": (seed, steps, protocol.seed)})
+                             "seed": (seed, steps, protocol.seed), "film": trial.film})
             chunks.add(connection.recv())
         env.step(chunks.next())
         judge.update()
         steps += 1
     if trial.film:
-        frames.append(changed.show(env.observe(), (seed, steps))["images"]["front"])
+        frames.append(changed.show(env.observe(), (seed, steps))["images"][FILMED])
     return Result(trial, bool(env.success), steps, judge.progress, bool(judge.intention), instruction,
                   time.monotonic() - began, np.stack(frames) if frames else None)
 

@@ -26,7 +26,7 @@ from etcvla.train.step import TrainState
 
 
 class Evaluation(Protocol):
-    """What is asked of the parameters at the stage's knots; see `etcvla.eval.held_out`."""
+    """What is asked of the parameters at the stage's knots; see `etcvla.eval.in_loop`."""
 
     def __call__(self, params: Any) -> Mapping[str, float]: ...
 
@@ -59,7 +59,7 @@ class Watch:
         self._due = knots_due(config.eval.knots, config.steps)
         if self._due and options.evaluation is None:
             raise ValueError("eval.knots are set, but train() was not told how to evaluate: pass "
-                             "Options(evaluation=etcvla.eval.held_out.HeldOut), or set eval.knots=()")
+                             "Options(evaluation=etcvla.eval.in_loop.evaluation), or set eval.knots=()")
         self._evaluation = options.evaluation(stage, mesh) if self._due else None
         self._planned = np.cumsum(stage.plan.weights, axis=0)
         self._first: Mapping[str, np.ndarray] | None = None

@@ -48,6 +48,18 @@ def test_parameters_are_judged_by_what_they_do_in_the_same_processes(monkeypatch
         pass
 
 
-def test_several_evaluations_are_one():
-    makers = [lambda stage, mesh, name=name: lambda params: {name: (stage, mesh, params)} for name in "ab"]
-    assert in_loop.together(*makers)(1, 2)(3) == {"a": (1, 2, 3), "b": (1, 2, 3)}
+@pytest.mark.parametrize("suite", ["", "made"])
+def test_a_config_says_what_is_asked(monkeypatch, suite):
+    asked = types.SimpleNamespace(suite=suite, tasks=("0",), trials=3, workers=2, simulator_python="")
+    stage = types.SimpleNamespace(config=types.SimpleNamespace(eval=asked), model=types.SimpleNamespace(
+        config=types.SimpleNamespace(horizon=4)))
+    monkeypatch.setattr(in_loop, "HeldOut", lambda stage, mesh: lambda params: {"loss": params})
+    monkeypatch.setattr(in_loop.suites, "find", lambda name, python: SUITE)
+
+    def acting(stage, mesh, *, benchmark, python):
+        protocol = benchmark.protocol
+        assert (benchmark.tasks, benchmark.trials, protocol.replan, protocol.workers) == (SUITE.tasks, 3, 4, 2)
+        return lambda params: {"act": params + 1}
+
+    monkeypatch.setattr(in_loop, "Acting", acting)
+    assert in_loop.evaluation(stage, None)(1) == ({"loss": 1, "act": 2} if suite else {"loss": 1})

@@ -126,7 +126,7 @@ def test_the_page_and_the_table_say_all(tmp_path):
     found = {f"runs/{name}": {"answers": {"source": {"goal_description": kind}}, "drift": {
         part: [1.0, 0.5] for part in knowledge.FEATURES}, "looks": {"question": [look], "answer": [look], "action": []}}
         for name in ("one", "two")}
-    text = knowledge.page(json.loads(json.dumps(found)))
+    text = "".join(knowledge.sections(json.loads(json.dumps(found))).values())
     assert text.count("<svg") == 4 and "<td>0.60</td>" in text and "runs/one" not in text and "two" in text
     knowledge.write_csv(tmp_path / "k.csv", found)
     lines = list(csv.DictReader((tmp_path / "k.csv").read_text().splitlines()))

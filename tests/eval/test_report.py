@@ -9,7 +9,7 @@ import pytest
 from etcvla.etc.items import ETC_KINDS
 from etcvla.eval import cards, charts
 from etcvla.eval.recipe_folder import Recipe
-from etcvla.eval.report import write_report
+from etcvla.eval.report import write_comparison, write_report
 from etcvla.eval.stats import Estimate, mean, rate, wilson
 from tests.etc.test_gallery import Page
 from tests.eval.made_recipe import CONTROL, ROAD, TASKS, scores_of, write_recipe
@@ -223,3 +223,35 @@ def test_estimates():
     one = Estimate(0.5, 0.3, 0.6, 10)
     assert mean([one]) == pytest.approx(one)
     assert mean([one] * 4) == pytest.approx(Estimate(0.5, 0.4, 0.55, 40))
+
+
+def _cell(won, trials, **marks):
+    score = {"trials": trials, "success": {"count": won}, "progress": 0.5, "intention": {"rate": 2 / 3}}
+    return {"domain": "source", "condition": "right", "perturbation": "", "overall": score,
+            "tasks": {"suite/pick_it": score}} | marks
+
+
+def test_runs_side_by_side_with_their_benchmarks(tmp_path):
+    write_recipe(tmp_path, runs=ROAD, tasks=TASKS[:2])
+    played = tmp_path / "objective_bridge/evaluation/mt10"
+    played.mkdir()
+    (played / "scores.json").write_text(json.dumps({"cells": [_cell(1, 3), _cell(0, 3, perturbation="camera:2")]}))
+    runs = [tmp_path / name for name in ROAD[2:]]
+    assert [stage.name for stage in Recipe.of(runs).road] == list(ROAD[2:])  # neither starts from the other
+    text = write_comparison(runs, tmp_path / "side").read_text()
+    benchmarks = section(text, "Benchmarks")
+    assert ["33%" in "".join(cell) for cell in row(benchmarks, "objective bridge")].count(True) == 1
+    assert "camera:2" in benchmarks and ">1/3<" in benchmarks and ">0/3<" in benchmarks and "pick it" in benchmarks
+    assert "After retentive adapt the robot succeeds" in text[:text.index("<section")]
+    assert "What they know" not in text
+    with pytest.raises(FileNotFoundError, match="nowhere is missing"):
+        write_comparison([tmp_path / "nowhere"], tmp_path)
+
+
+@pytest.mark.parametrize("stem, changed, task", [
+    ("right_source_drawer-open_0_failure", "nothing", "drawer-open"),
+    ("blank_image_source_reach_camera2_11_success", "camera2", "reach"),
+    ("right_libero_libero_spatial_pick_up_the_bowl_light3_0_success", "light3", "libero_spatial_pick_up_the_bowl")])
+def test_a_films_name_tells_what_it_shows(stem, changed, task):
+    found = cards._FILM.fullmatch(stem).groupdict()
+    assert (found["changed"] or "nothing", found["task"]) == (changed, task)

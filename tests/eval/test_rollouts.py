@@ -10,6 +10,7 @@ import pytest
 
 from etcvla.eval.benchmark import wrong_instruction
 from etcvla.eval.evaluate import Spec, trials
+from etcvla.eval.films import LINE
 from etcvla.eval.ledger import Ledger
 from etcvla.eval.rollouts import Workers, _Worker, evaluate, table
 from etcvla.eval.trials import Protocol, Trial
@@ -22,10 +23,18 @@ pytest.importorskip("metaworld")
 class Rules:
     """Moves straight up, or towards a point that its noise seed gives; remembers what it was shown."""
 
-    config = types.SimpleNamespace(horizon=10)
+    config, cameras = types.SimpleNamespace(horizon=10), ("front", "wrist")
+    assets = types.SimpleNamespace(adapter=types.SimpleNamespace(turn=lambda camera, image: image))
 
     def __init__(self, noisy=False):
         self.noisy, self.seen = noisy, []
+
+    def views(self, images):
+        return [images[name] for name in self.cameras]
+
+    def answer(self, images, questions):
+        assert "close the drawer" in questions[0]
+        return ["<loc0512><loc0100><loc0512><loc0900>"] * len(questions)
 
     def act(self, observations, seeds):
         self.seen += observations
@@ -58,7 +67,9 @@ def test_conditions_change_what_the_policy_is_shown_and_nothing_else():
     assert len(words) == 2 and any("close" in w for w in words) and any("open" in w for w in words)
     blank = [o for o in policy.seen if (o["images"]["front"] == GREY).all()]
     assert len({o["seed"] for o in blank}) == 4 and (blank[0]["images"]["wrist"] == GREY).all()
-    assert results[0].frames.shape == (5, 32, 32, 3) and results[1].frames is None
+    *film, end = results[0].frames  # small frames are enlarged; a path at every look
+    assert len(film) == 4 and end.shape == (192, 192, 3) and results[1].frames is None
+    assert all((frame[96, 96] == LINE).all() for frame in film) and not (end == LINE).all(axis=-1).any()
     assert table(results)["blank_image"] == {"source": {"drawer-close": [0, 1]}}
     assert [result.row()["instruction_of"] for result in results] == ["drawer-close", "drawer-open", "drawer-close"]
 
