@@ -99,6 +99,6 @@ def test_batches_that_are_kept_stay_as_they_were(builder, whole):
 def test_what_a_device_holds_stays_as_it_was(builder, whole):
     """A device may take a batch's memory as it is, without a copy, and hand it on to computations of later."""
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
-    held = [put_batch(batch, mesh) for batch in batches(builder, start=0, threads=2, prefetch=2)]
+    held = [put_batch(batch, mesh, len(batch["tokens"])) for batch in batches(builder, start=0, threads=2, prefetch=2)]
     for a, b in zip(held, whole, strict=True):
         assert_same({name: np.asarray(value) for name, value in a.items()}, b)
