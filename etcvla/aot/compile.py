@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import re
+import tempfile
 import time
 from pathlib import Path
 
@@ -102,8 +103,23 @@ def compile_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Compiled:
             raise
         raise DoesNotFitError(_needed_gib(str(error)), str(error)) from error
     compile_s, cpu_s = time.time() - began, time.process_time() - cpu_began
-    return Compiled(mesh, config.batch_size, _memory(program), analyse(program.as_text(), mesh.size),
+    return Compiled(mesh, config.batch_size, _memory(program), analyse(_text(program, lowered), mesh.size),
                     flops.count_jaxpr(traced.jaxpr.jaxpr).total(), trace_s, compile_s, cpu_s)
+
+
+def _text(program: jax.stages.Compiled, lowered: jax.stages.Lowered) -> str:
+    """The compiled program's HLO.
+
+    libtpu may be newer than jaxlib, whose reader then refuses what it does not know (as the asynchronous copies of v5p
+    and v6e): libtpu compiles once more and writes the text itself.
+    """
+    try:
+        return program.as_text()
+    except jax.errors.JaxRuntimeError:
+        with tempfile.TemporaryDirectory() as folder:
+            lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+            (path,) = Path(folder).glob("*.after_codegen.txt")
+            return path.read_text()
 
 
 def useful_flops(config: ml_collections.ConfigDict, mesh: Mesh) -> int:

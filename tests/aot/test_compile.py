@@ -63,6 +63,26 @@ def test_the_compilers_words_hold_the_number(message, gib):
     assert aot._needed_gib(message) == gib
 
 
+class Program:
+    """One whose text jaxlib does not understand."""
+
+    def as_text(self):
+        raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure async-update instruction")
+
+
+class Lowered:
+    """What libtpu dumps of it."""
+
+    def compile(self, compiler_options):
+        assert compiler_options["xla_dump_hlo_as_text"]
+        for stage in ("before_optimizations", "after_optimizations", "after_codegen"):
+            (Path(compiler_options["xla_dump_to"]) / f"module_0000.jit_step.{stage}.txt").write_text(stage)
+
+
+def test_a_program_that_jaxlib_cannot_read_is_read_from_the_compilers_dump():
+    assert aot._text(Program(), Lowered()) == "after_codegen"
+
+
 def launch(*arguments):
     return subprocess.run([sys.executable, "launch/aot_compile.py", *arguments], cwd=ROOT, capture_output=True,
                           text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=900)
