@@ -363,7 +363,8 @@ _DEFINITIONS = {
     "Retention, ETC answers": "held-out questions, answered greedily by the moving average of the parameters. Right "
                               f"are the same words; a box with IoU of at least {score.MIN_IOU}; a point, or the mean "
                               f"distance of a path, within {score.MAX_DISTANCE} of the image's side. Each kind with "
-                              "Wilson's interval; their unweighted mean with MOVER's (Zou and Donner 2008).",
+                              "Wilson's interval, widened as answers of one episode agree; their unweighted mean with "
+                              "MOVER's (Zou and Donner 2008).",
     "Majority": "what the training split's most frequent answer (of places, the median) to each form of question gets "
                 "on the same questions.",
     "Blind": "the same with the best constant answer to each exact question: all that can be learnt without the image.",

@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 
-def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
+
+def wilson(successes: float, trials: float, z: float = 1.96) -> tuple[float, float]:
     """Wilson's score interval of a success rate (1927), 95 % by default; (0, 1) without trials."""
     if not trials:
         return 0.0, 1.0
@@ -29,6 +31,19 @@ class Estimate(NamedTuple):
 def rate(successes: int, trials: int) -> Estimate | None:
     """A success rate with Wilson's interval; None without trials."""
     return Estimate(successes / trials, *wilson(successes, trials), trials) if trials else None
+
+
+def clustered(values: Sequence[bool], clusters: Sequence[int]) -> Estimate:
+    """The share of true ones among values that come in clusters, as questions do in episodes.
+
+    Its interval is Wilson's of as many independent trials as these are worth: their number over Kish's design effect
+    (1965), here the clustered variance of the mean over the independent one, at least 1.
+    """
+    values, p = np.asarray(values, float), float(np.mean(values))
+    sums = np.bincount(np.unique(clusters, return_inverse=True)[1], weights=values - p)
+    independent = len(values) * p * (1 - p)
+    trials = len(values) / max(1.0, float(np.square(sums).sum()) / independent) if independent else len(values)
+    return Estimate(p, *wilson(p * trials, trials), len(values))
 
 
 def mean(parts: Sequence[Estimate]) -> Estimate | None:

@@ -10,7 +10,7 @@ import numpy as np
 from etcvla.data.rows import ANY, Source
 from etcvla.etc.items import Item
 from etcvla.etc.score import baseline, measure, score
-from etcvla.eval.stats import wilson
+from etcvla.eval.stats import clustered
 from etcvla.policy import Policy
 
 BATCH = 32
@@ -24,6 +24,7 @@ class Question:
     item: Item
     instruction: str
     images: tuple[np.ndarray, ...]
+    episode: int = 0  # of its split
     prediction: str = ""
 
     @property
@@ -44,7 +45,8 @@ def draw_questions(source: Source, *, per_kind: int, seed: int) -> list[Question
             facts = source.dataset.frame(int(frame), names)
             items = [item for item in source.items(facts) if item.kind == kind]
             images = tuple(facts[f"observation/{name}"] for name in source.cameras)
-            questions.append(Question(items[rng.integers(len(items))], facts.get("language_instruction", ""), images))
+            questions.append(Question(items[rng.integers(len(items))], facts.get("language_instruction", ""), images,
+                                      source.dataset.locate(int(frame))[0]))
     return questions
 
 
@@ -68,19 +70,19 @@ def items_of(source: Source, limit: int = TRAIN_ITEMS) -> list[Item]:
 
 
 def scores(answered: Sequence[Question], train_items: Sequence[Item]) -> dict[str, dict[str, float]]:
-    """By kind: accuracy with its 95 % interval and count, and what two blind guessers get on the same questions.
+    """By kind: accuracy, its 95 % interval and count, and what two blind guessers get on the same questions.
 
     `majority` gives one constant answer a form; `blind` the best constant answer to each exact question.
+    Intervals know that answers of one episode are not independent.
     """
     items = [question.item for question in answered]
     majority, blind = (baseline(train_items, items, by=by) for by in ("form", "question"))
     out = {}
     for kind in sorted({item.kind for item in items}):
-        right = [question.correct for question in answered if question.item.kind == kind]
-        low, high = wilson(sum(right), len(right))
-        out[kind] = {"accuracy": sum(right) / len(right), "low": low, "high": high, "count": len(right),
-                     "majority": majority[kind], "blind": blind[kind]}
-        out[kind] |= closeness([question for question in answered if question.item.kind == kind])
+        asked = [question for question in answered if question.item.kind == kind]
+        found = clustered([question.correct for question in asked], [question.episode for question in asked])
+        out[kind] = {"accuracy": found.value, "low": found.low, "high": found.high, "count": found.count,
+                     "majority": majority[kind], "blind": blind[kind], **closeness(asked)}
     return out
 
 

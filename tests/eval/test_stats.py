@@ -2,7 +2,7 @@
 
 import pytest
 
-from etcvla.eval.stats import wilson
+from etcvla.eval.stats import clustered, wilson
 
 
 @pytest.mark.parametrize(("successes", "trials", "low", "high"), [
@@ -13,3 +13,11 @@ def test_wilson(successes, trials, low, high):
 
 def test_no_trials_say_nothing():
     assert wilson(0, 0) == (0.0, 1.0)
+
+
+def test_answers_of_one_episode_count_for_less():
+    values = [i // 10 % 2 == 0 for i in range(60)]  # six episodes, each all right or all wrong
+    alone, grouped = clustered(values, range(60)), clustered(values, [i // 10 for i in range(60)])
+    assert (alone.low, alone.high) == pytest.approx(wilson(30, 60))
+    assert (grouped.low, grouped.high) == pytest.approx(wilson(3, 6))
+    assert clustered([True] * 8, range(8)).low == pytest.approx(wilson(8, 8)[0])
