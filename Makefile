@@ -6,6 +6,8 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 KILLS ?= 20
+# Processes; tests compile on one core each, and take some 4 GB.
+WORKERS ?= 2
 RECIPE ?= configs/recipe.py
 # What the rlds library was last released for; another Python has none of its wheels.
 INTEROP_PYTHON ?= python3.11
@@ -18,7 +20,7 @@ demo: check-system $(VENV)/.installed
 	$(BIN)/python launch/recipe.py --config=$(RECIPE)
 
 test: check-system $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 kill-test: $(VENV)/.installed
 	$(BIN)/python -m tests.kill_training --kills=$(KILLS)

@@ -48,7 +48,7 @@ EXTRAS = {
     "gcs": ["gcsfs"],  # datasets at gs://
     "wandb": ["wandb"],
     # websockets drives a browser in the test of the gallery page.
-    "dev": ["hypothesis", "pytest", "ruff", "websockets"],
+    "dev": ["hypothesis", "pytest", "pytest-xdist", "ruff", "websockets"],
 }
 
 setup(
