@@ -1,8 +1,6 @@
 """What a run writes down, and when it stops."""
 
-import contextlib
 import json
-import resource
 import sys
 from types import SimpleNamespace
 
@@ -12,6 +10,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from etcvla.train.log import JSONLines, Logger, TensorBoard, WandB, clock
+from tests.train.full_disk import files_up_to
 
 
 def metrics(**values):
@@ -122,17 +121,6 @@ def test_a_resumed_runs_file_reads_as_if_it_had_never_been_killed(tmp_path):
     kept.write(6, {"loss": 2.0})
     kept.close()
     assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [(2, 1.0), (4, 1.0), (6, 2.0)]
-
-
-@contextlib.contextmanager
-def files_up_to(size):
-    """Within, no file of this process can grow beyond so many bytes: a disk that is full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_full_disk_ends_the_run_by_name_and_does_not_hang_it(tmp_path):
