@@ -33,9 +33,15 @@ def setup() -> None:
     """Once a process: quiet libraries, and a compilation cache, so that a second run starts at once."""
     logging.set_verbosity(logging.WARNING)
     python_logging.getLogger("gcsfs").setLevel("CRITICAL")  # it logs a traceback of what it raises
+    logging.get_absl_handler().addFilter(shown)
     os.environ.setdefault("EPATH_USE_TF", "false")  # buckets as datasets have them, also where TensorFlow is installed
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".cache" / "etcvla" / "jax"))
     jax.config.update("jax_compilation_cache_dir", cache)
+
+
+def shown(record: python_logging.LogRecord) -> bool:
+    """Whether a log record is for people: orbax's threads log a traceback each of what is one error in the end."""
+    return not (record.exc_info and "/orbax/" in record.pathname)
 
 
 def run(main) -> None:
