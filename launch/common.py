@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import logging as python_logging
 import os
 import pathlib
 import sys
@@ -31,8 +32,16 @@ USER_ERRORS = (FileNotFoundError, ValueError, KeyError, FloatingPointError, OSEr
 def setup() -> None:
     """Once a process: quiet libraries, and a compilation cache, so that a second run starts at once."""
     logging.set_verbosity(logging.WARNING)
+    python_logging.getLogger("gcsfs").setLevel("CRITICAL")  # it logs a traceback of what it raises
+    logging.get_absl_handler().addFilter(shown)
+    os.environ.setdefault("EPATH_USE_TF", "false")  # buckets as datasets have them, also where TensorFlow is installed
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".cache" / "etcvla" / "jax"))
     jax.config.update("jax_compilation_cache_dir", cache)
+
+
+def shown(record: python_logging.LogRecord) -> bool:
+    """Whether a log record is for people: orbax's threads log a traceback each of what is one error in the end."""
+    return not (record.exc_info and "/orbax/" in record.pathname)
 
 
 def run(main) -> None:
@@ -54,6 +63,8 @@ def _parse_flags(argv):
     """absl's parsing; a config file's own error and an unknown key (with its did-you-mean) are one message."""
     try:
         return flags.FLAGS(argv)
+    except KeyError as error:  # the name of a group that a --config.GROUP.FIELD lacks
+        sys.exit("error: unknown config field " + " ".join(str(error.args[0]).splitlines()))
     except (AttributeError, TypeError, flags.Error) as error:
         lines = str(error).replace("\\n", "\n").strip().splitlines()
         told = [line.strip("'\" ") for line in lines if "Error: " in line or "Did you mean" in line] or lines

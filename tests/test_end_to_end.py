@@ -92,6 +92,7 @@ def test_full_size_resolves_prints_its_plan_and_names_what_is_missing(tmp_path):
 @pytest.mark.parametrize(("flag", "told"), [
     ("--config.optim.lrr=1", 'Did you mean "lr"'),
     ("--config.streams.action.wieght=1", 'Did you mean "weight"'),
+    ("--config.optimm.lr=1", "unknown config field 'optimm' Did you mean \"optim\""),
     ("--config.steps=many", "config.steps=many"),
 ])
 def test_a_typo_is_one_line_with_a_hint(flag, told):

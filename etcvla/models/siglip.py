@@ -11,7 +11,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.ndimage
 from jaxtyping import Array, Float
 
 from etcvla.models import ops
@@ -157,6 +156,8 @@ def resize_positions(table: Float[np.ndarray, "1 i d"], tokens: int) -> Float[np
                          "squares")
     if old == new:
         return table
+    import scipy.ndimage  # takes longer to import than all of this file's other imports but JAX
+
     grid = np.asarray(table, np.float32).reshape(old, old, -1)
     grid = scipy.ndimage.zoom(grid, (new / old, new / old, 1), order=1)
     return grid.reshape(1, tokens, -1).astype(table.dtype)

@@ -46,10 +46,12 @@ class Checkpoints:
     Args:
       keep: how many of them a run that saves keeps. None reads only: what another process is saving is left alone.
       keep_every: so many steps apart, they are kept for good; 0 for none.
+
+    Raises OSError for a bucket that does not answer.
     """
 
     def __init__(self, workdir: epath.PathLike, keep: int | None = None, keep_every: int = 0):
-        self.directory = epath.Path(workdir).resolve() / "checkpoints"
+        self.directory = _absolute(epath.Path(workdir)) / "checkpoints"
         self._keep, self._keep_every = keep, keep_every
         self._damaged: set[int] = set()
         self._checked: set[int] = set()  # and found whole
@@ -62,7 +64,11 @@ class Checkpoints:
                                                create=False, cleanup_tmp_directories=self._keep is not None)
         handlers = {"train": ocp.StandardCheckpointHandler(), "ema": ocp.StandardCheckpointHandler(),
                     "meta": ocp.JsonCheckpointHandler()}
-        if self.directory.exists():
+        try:
+            there = self.directory.exists()
+        except Exception as error:  # a bucket's own errors are of many types
+            raise OSError(f"{self.directory} cannot be reached: {error}") from error
+        if there:
             self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
     def latest(self) -> int | None:
@@ -221,6 +227,11 @@ class Checkpoints:
             return self._manager.restore(step, args=ocp.args.Composite(ema=ocp.args.StandardRestore(abstract))).ema
 
         return self._first_that_reads(read)
+
+
+def _absolute(path: epath.Path) -> epath.Path:
+    """What orbax asks for. `resolve` would make a local path of a bucket's: gs://b is $PWD/gs:/b to it."""
+    return path if "://" in str(path) else path.resolve()
 
 
 def _note_sizes(folder: epath.Path) -> None:

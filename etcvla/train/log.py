@@ -18,7 +18,11 @@ import jax
 import numpy as np
 from etils import epath
 from PIL import Image
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import directory_check
 
 from etcvla.train.metrics import means
 
@@ -69,20 +73,29 @@ def _step_of(line: str) -> float:
 
 
 class TensorBoard:
-    """Event files in a folder; what earlier ones hold from `start` on is hidden."""
+    """Event files in a folder; what earlier ones hold from `start` on is hidden.
+
+    They are not written by tensorboardX's thread: a full disk ends that, and whoever logs would wait for it for ever.
+    """
 
     def __init__(self, folder: str, start: int = 0):
-        self._writer = SummaryWriter(folder, purge_step=start + 1)
+        directory_check(folder)
+        self._writer = EventsWriter(os.path.join(folder, "events"))
+        self._put(step=start + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step, numbers):
-        for name, value in numbers.items():
-            self._writer.add_scalar(name, value, step)
+        self._put(step=step, summary=Summary(value=[Summary.Value(tag=name, simple_value=value)
+                                                    for name, value in numbers.items()]))
 
     def picture(self, step, name, image):
-        self._writer.add_image(name, image, step, dataformats="HWC")
+        self._put(step=step, summary=summary.image(name, image, dataformats="HWC"))
 
     def close(self):
         self._writer.close()
+
+    def _put(self, **fields):
+        self._writer.write_event(Event(wall_time=time.time(), **fields))
+        self._writer.flush()
 
 
 def find_wandb() -> Any:
@@ -150,9 +163,19 @@ class Logger:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, failed, *_):
         for sink in (*self._files.values(), *self._sinks):
-            sink.close()
+            with contextlib.suppress(OSError) if failed else self._told():
+                sink.close()
+
+    @contextlib.contextmanager
+    def _told(self):
+        """What cannot be written is an OSError with the place."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(f"{self._workdir}: what the run logs was not written: {error}. Its checkpoints are whole: "
+                          "make room, or make it writable, and start again") from error
 
     def waiting(self, data: Iterator) -> Iterator:
         """The same iterator; the time spent waiting for it is shown on the progress line."""
@@ -215,11 +238,13 @@ class Logger:
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
         """Shows uint8[H, W, 3], in <workdir>/<name>.png too."""
-        if self._speaks:
+        if not self._speaks:
+            return
+        with self._told():
             with (self._workdir / f"{name}.png").open("wb") as file:
                 Image.fromarray(image).save(file, "png")
-        for sink in self._sinks:
-            sink.picture(step, name, image)
+            for sink in self._sinks:
+                sink.picture(step, name, image)
 
     def _write(self, step: int, count: int, numbers: dict[str, float]) -> None:
         timed = count - self._untimed
@@ -236,11 +261,12 @@ class Logger:
     def _put(self, file: str, step: int, numbers: Mapping[str, float], prefix: str = "") -> None:
         if not self._speaks:
             return
-        if file not in self._files:
-            self._files[file] = JSONLines(self._workdir / f"{file}.jsonl", self._start)
-        self._files[file].write(step, numbers)
-        for sink in self._sinks:
-            sink.write(step, {prefix + name: value for name, value in numbers.items()})
+        with self._told():
+            if file not in self._files:
+                self._files[file] = JSONLines(self._workdir / f"{file}.jsonl", self._start)
+            self._files[file].write(step, numbers)
+            for sink in self._sinks:
+                sink.write(step, {prefix + name: value for name, value in numbers.items()})
 
     def _restart(self, untimed: int) -> None:
         """A new line begins, with so many of its steps behind the clock."""

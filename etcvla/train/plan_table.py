@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import matplotlib
 import ml_collections
 import numpy as np
 from etils import epath
 
 from etcvla.data.plan import Plan
 from etcvla.train.stage import missing_paths
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
 
 
 def plan_table(config: ml_collections.ConfigDict, plan: Plan, sizes: Mapping[str, int] | None = None) -> str:
@@ -41,9 +37,12 @@ def plan_table(config: ml_collections.ConfigDict, plan: Plan, sizes: Mapping[str
 
 def plot_plan(plan: Plan, path: epath.PathLike, title: str) -> None:
     """A PNG: the scheduled shares over the steps, and how far the drawn rows ever are from them."""
+    from matplotlib.figure import Figure  # a second's import, for what is drawn when all is done
+
     drawn = np.cumsum(plan.counts, axis=0)
     scheduled = plan.batch_size * np.cumsum(plan.weights, axis=0)
-    figure, (top, bottom) = plt.subplots(2, 1, figsize=(9, 6), sharex=True, height_ratios=(3, 1), layout="constrained")
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     steps = np.arange(plan.steps)
     top.stackplot(steps, plan.weights.T, labels=[s.name for s in plan.streams], alpha=0.85)
     top.set(title=title, ylabel="share of the rows", ylim=(0, 1), xlim=(0, max(plan.steps - 1, 1)))
@@ -53,4 +52,3 @@ def plot_plan(plan: Plan, path: epath.PathLike, title: str) -> None:
     bottom.fill_between(edges, worst, step="post", color="0.45")
     bottom.set(ylabel="largest distance\nfrom schedule, rows", xlabel="step", ylim=(0, 1.05))
     figure.savefig(epath.Path(path), dpi=120)
-    plt.close(figure)

@@ -100,9 +100,16 @@ class Watch:
 
     def step(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
         """After a step was dispatched. Raises FloatingPointError as of `Logger.step`."""
-        if self._first is not None:  # while the device is busy
-            self._look_at_first(step)
-        self._logger.step(step, metrics)
+        first, self._first = self._first, None
+        if first is not None:  # while the device is busy
+            self._flops = self._count_flops(first)
+        try:
+            self._logger.step(step, metrics)
+        finally:  # a second's work, no part of the first step; and a loss that is not finite wants it most
+            if first is not None and step == 1 and jax.process_index() == 0:
+                title = f"{self._stage.config.stage}: the first batch as loaded, not yet augmented"
+                with self._logger.pause():
+                    self._logger.picture(step, "first_batch", draw_batch(first, self._stage, title))
         with self._logger.pause():
             self._profiler.step(step, metrics)
 
@@ -117,15 +124,11 @@ class Watch:
             with self._logger.pause():
                 self._logger.held_out(step, self._evaluation(params))
 
-    def _look_at_first(self, step: int) -> None:
-        batch, self._first, config = self._first, None, self._stage.config
+    def _count_flops(self, batch: Mapping[str, np.ndarray]) -> int:
         rows = NamedSharding(self._mesh, sharding.BATCH)  # as the step has it, or it would be traced once more
-        shapes = {name: jax.ShapeDtypeStruct((config.batch_size, *x.shape[1:]), x.dtype, sharding=rows)
+        shapes = {name: jax.ShapeDtypeStruct((self._stage.config.batch_size, *x.shape[1:]), x.dtype, sharding=rows)
                   for name, x in batch.items()}
-        self._flops = usage.step_flops(self._step_of, self._stage.model, self._state, shapes)
-        if step == 1 and jax.process_index() == 0:
-            self._logger.picture(step, "first_batch", draw_batch(
-                batch, self._stage, f"{config.stage}: the first batch as loaded, not yet augmented"))
+        return usage.step_flops(self._step_of, self._stage.model, self._state, shapes)
 
     def _facts(self, step: int, rate: float) -> dict[str, float]:
         tokens, self._tokens = float(np.mean(self._tokens or [0])) * self._stage.config.batch_size, []

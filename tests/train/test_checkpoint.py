@@ -2,7 +2,6 @@
 
 import json
 import logging
-import resource
 import shutil
 from collections import namedtuple
 
@@ -10,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 from etcvla.train import checkpoint
 from etcvla.train.checkpoint import Checkpoints
 from etcvla.train.step import TrainState
+from tests.train.full_disk import files_up_to
 
 META = {"config": {"seed": 0}}
 
@@ -99,16 +100,11 @@ def test_some_are_kept_by_number_and_some_for_good(tmp_path):
 
 
 def test_a_full_disk_costs_the_save_and_nothing_else(tmp_path):
-    """The kernel refuses to let files grow, as it does on a full disk."""
     checkpoints, now = saved(tmp_path, 4), state(6)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
-        with pytest.raises(OSError, match=r"checkpoints: the checkpoint of step 6 was not written: .*make room"):
-            checkpoints.save(now, META)
-            checkpoints.wait()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    told = r"checkpoints: the checkpoint of step 6 was not written: .*make room"
+    with files_up_to(2000), pytest.raises(OSError, match=told):
+        checkpoints.save(now, META)
+        checkpoints.wait()
     assert Checkpoints(tmp_path).latest() == 4
     checkpoints.save(now, META)
     checkpoints.wait()
@@ -125,6 +121,16 @@ def test_a_place_that_cannot_be_written_is_named_before_training(tmp_path, monke
     monkeypatch.setattr(shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(1000))
     with pytest.raises(OSError, match="a checkpoint takes 0.00 GiB, and .*/run/checkpoints has room for 0.00 GiB"):
         checkpoints.check_writable(ABSTRACT)
+
+
+def test_a_bucket_that_does_not_answer_is_named(monkeypatch):
+    """Its filesystem's own error says of no place; and it is no local folder of that name."""
+    def silent(self):
+        raise ConnectionError("Cannot connect to host storage.googleapis.com:443")
+
+    monkeypatch.setattr(type(epath.Path("gs://no-bucket")), "exists", silent)
+    with pytest.raises(OSError, match="^gs://no-bucket/run/checkpoints cannot be reached: Cannot connect to host"):
+        Checkpoints("gs://no-bucket/run")
 
 
 def test_a_newer_versions_checkpoint_is_refused(tmp_path, monkeypatch):

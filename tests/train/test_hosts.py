@@ -1,10 +1,8 @@
 """Runs of several processes, and runs that are told to stop: real processes, real signals."""
 
-import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 
@@ -18,7 +16,7 @@ from etcvla.train.checkpoint import Checkpoints
 from etcvla.train.loop import abstract_state, train
 from etcvla.train.stage import Stage
 from tests.data.handmade_rlds import write_robot_set
-from tests.kill_training import STEPS
+from tests.kill_training import STEPS, free_port
 from tests.train.nano import nano_config
 
 # One of two processes, with two devices each that do not lie side by side on the mesh; the second is told to stop.
@@ -60,12 +58,6 @@ def start(code, *arguments):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], env=environment, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
-def free_port():
-    with contextlib.closing(socket.socket()) as found:
-        found.bind(("localhost", 0))
-        return found.getsockname()[1]
 
 
 def lines(workdir):

@@ -7,8 +7,10 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from etcvla.train.log import JSONLines, Logger, WandB, clock
+from etcvla.train.log import JSONLines, Logger, TensorBoard, WandB, clock
+from tests.train.full_disk import files_up_to
 
 
 def metrics(**values):
@@ -119,6 +121,37 @@ def test_a_resumed_runs_file_reads_as_if_it_had_never_been_killed(tmp_path):
     kept.write(6, {"loss": 2.0})
     kept.close()
     assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [(2, 1.0), (4, 1.0), (6, 2.0)]
+
+
+def test_a_full_disk_ends_the_run_by_name_and_does_not_hang_it(tmp_path):
+    told = rf"^{tmp_path}: what the run logs was not written.*make room"
+    with (files_up_to(2000), pytest.raises(OSError, match=told),
+          Logger(str(tmp_path), "stage", steps=500, every=1) as logger):
+        for step in range(1, 500):
+            logger.step(step, metrics())
+    written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()[:-1]]
+    assert [line["step"] for line in written] == list(range(1, len(written) + 1))
+
+
+def test_events_can_be_read_and_a_full_disk_is_an_error_of_theirs_too(tmp_path):
+    board = TensorBoard(str(tmp_path), start=4)
+    board.write(5, {"loss": 0.5, "a/accuracy": 0.25})
+    board.picture(5, "drawn", np.zeros((4, 6, 3), np.uint8))
+    with files_up_to(2000), pytest.raises(OSError):
+        for step in range(6, 500):
+            board.write(step, {"loss": 1.0})
+    file, = tmp_path.iterdir()
+    head, purge, line, drawn = list(events(file.read_bytes()))[:4]
+    assert head.file_version == "brain.Event:2" and (purge.step, purge.session_log.status) == (5, SessionLog.START)
+    assert line.step == 5 and {v.tag: v.simple_value for v in line.summary.value} == {"loss": 0.5, "a/accuracy": 0.25}
+    assert (drawn.summary.value[0].image.width, drawn.summary.value[0].image.height) == (6, 4)
+
+
+def events(data):
+    """Of a TFRecord file: a length of eight bytes, its checksum of four, the record, a checksum of four."""
+    while len(data) >= 12 and len(data) >= (size := 16 + int.from_bytes(data[:8], "little")):
+        yield Event.FromString(data[12:size - 4])
+        data = data[size:]
 
 
 def test_held_out_numbers_have_a_file_of_their_own(tmp_path, capsys):

@@ -34,11 +34,14 @@ for fields in ({"batch_size": 6}, {"optim__accumulate": 4}):
         train(nano_config(dataset, workdir + "/none", mesh__data=2, mesh__fsdp=2, mesh__tensor=2, **fields))
     except ValueError as error:
         print("error:", error)
+start = None
 for shape in ((4, 1, 1), (1, 4, 1), (1, 2, 2)):
     config = nano_config(dataset, workdir, optim__accumulate=2 if shape[0] == 1 else 1)
     stage, mesh = Stage.open(config), sharding.make_mesh(dict(zip(sharding.AXES, shape)), jax.devices()[:4])
     optimizer, abstract = abstract_state(stage, mesh)
-    state, step, losses = initial_state(stage, optimizer, abstract), make_step(stage, optimizer, abstract), []
+    start = start or jax.device_get(initial_state(stage, optimizer, abstract))
+    state = jax.device_put(start, jax.tree.map(lambda x: x.sharding, abstract))
+    step, losses = make_step(stage, optimizer, abstract), []
     for _, batch in zip(range(2), stage.batches(0)):
         state, metrics = step(state, sharding.put_batch(batch, mesh, config.batch_size))
         losses.append({name: float(value) for name, value in metrics.items() if not value.ndim})
@@ -93,6 +96,11 @@ def test_the_towers_attention_lies_by_heads_where_there_are_enough(fsdp, spec):
 def test_a_mesh_that_is_not_the_devices(sizes, message):
     with pytest.raises(ValueError, match=message):
         sharding.make_mesh(dict(zip(sharding.AXES, sizes, strict=True)), jax.devices()[:1])
+
+
+def test_a_batch_without_rows():
+    with pytest.raises(ValueError, match="batch_size is 0, expected 1 row or more"):
+        sharding.check_batch(0, AbstractMesh((1, 1, 1), sharding.AXES))
 
 
 def test_a_mesh_that_does_not_divide_a_parameter():
