@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import signal
 import sys
 import time
 from multiprocessing.connection import Connection
@@ -108,4 +109,5 @@ def _words(env, other: str) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the parent's, whose end is heard by the pipe
     work(Connection(int(sys.argv[1])))

@@ -10,6 +10,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -83,9 +84,17 @@ def find(name: str, python: str = sys.executable) -> Suite:
     done = subprocess.run([python, "-m", "etcvla.sims.suites", name], capture_output=True, text=True,
                           env=environment_variables())
     if done.returncode:
-        raise ValueError(f"suite {name}: {done.stderr.strip().removeprefix('error: ')[-2000:]}")
+        raise ValueError(f"suite {name}: {_said(done.stderr, python)}")
     return Suite(**{key: tuple(value) if isinstance(value, list) else value
                     for key, value in json.loads(done.stdout.splitlines()[-1]).items()})
+
+
+def _said(stderr: str, python: str) -> str:
+    """The error for people that a simulator's Python ended with, or what it died of."""
+    if found := re.search(r"^error: (.*)", stderr, re.MULTILINE | re.DOTALL):
+        return found[1].strip()
+    last = (stderr.strip().splitlines() or ["no message"])[-1]
+    return f"{python} cannot run a simulator ({last}); --simulator_python names the Python that has it"
 
 
 def require_metaworld() -> None:
