@@ -48,9 +48,12 @@ class Suite:
     cameras: tuple[str, ...] = ("front", "wrist")
 
     def some(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Its tasks of these names or numbers, all without. Raises ValueError with the nearest name."""
+        """Its tasks of these names or numbers, all without. Raises ValueError with the nearest name, or the range."""
         known = {task.rpartition("/")[2]: task for task in self.tasks}
         known |= {str(i): task for i, task in enumerate(self.tasks)} | {task: task for task in self.tasks}
+        for name in names:
+            if name.lstrip("-").isdecimal() and name not in known:
+                raise ValueError(f"unknown task {name}: {self.name} has 0 to {len(self.tasks) - 1}")
         return tuple(dict.fromkeys(lookup(known, name, f"task of {self.name}") for name in names)) or self.tasks
 
 

@@ -60,6 +60,8 @@ def test_suites_and_tasks_have_near_names():
         suites.find("metaword_mt10")
     with pytest.raises(ValueError, match="unknown task of metaworld_made 'drawer-opn', did you mean 'drawer-open'"):
         SUITE.some(["drawer-opn"])
+    with pytest.raises(ValueError, match="unknown task 17: metaworld_made has 0 to 1"):
+        SUITE.some(["17"])
     assert SUITE.some(["1", "drawer-close"]) == ("drawer-close",) and SUITE.some([]) == SUITE.tasks
 
 
