@@ -124,8 +124,8 @@ def _side_by_side(recipe: Recipe) -> str:
               for name in union(stage.suites for stage in recipe.stages)}
     scored |= {f"In the {html.escape(domain)} scene": {stage.title: stage.success(domain) for stage in recipe.acting}
                for domain in recipe.domains}
-    claims = [f"{place} " + ", ".join(f"{html.escape(name)} succeeds in <b>{_won(value)}</b> episodes (95 % interval "
-                                      f"{_span(value)})" for name, value in runs.items() if value) + "."
+    claims = [f"{place}, " + ", ".join(f"{html.escape(name)} succeeds in <b>{_won(value)}</b> episodes (95 % interval "
+                                       f"{_span(value)})" for name, value in runs.items() if value) + "."
               for place, runs in scored.items() if any(runs.values())]
     tiles = [_list(f"Success, {place.partition(' ')[2]}", charts.SOURCE, runs) for place, runs in scored.items()]
     for dataset in [*recipe.datasets, "mm"]:

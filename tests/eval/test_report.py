@@ -244,7 +244,7 @@ def test_runs_side_by_side_with_their_benchmarks(tmp_path):
     assert ["33%" in "".join(cell) for cell in row(benchmarks, "objective bridge")].count(True) == 1
     assert "camera:2" in benchmarks and ">1/3<" in benchmarks and ">0/3<" in benchmarks and "pick it" in benchmarks
     head = text[:text.index("<section")]
-    assert "On mt10 objective bridge succeeds in <b>1 of 3</b> episodes" in head and "After" not in head
+    assert "On mt10, objective bridge succeeds in <b>1 of 3</b> episodes" in head and "After" not in head
     assert "What they know" not in text and "<h2>Listening" in text
     with pytest.raises(FileNotFoundError, match="nowhere is missing"):
         write_comparison([tmp_path / "nowhere"], tmp_path)
