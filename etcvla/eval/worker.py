@@ -66,6 +66,8 @@ def _portable(error: Exception) -> Exception:
     """An exception that another Python can read too."""
     if type(error) is getattr(builtins, type(error).__name__, None) and not isinstance(error, ImportError):
         return error
+    if isinstance(error, ImportError):
+        return RuntimeError(f"{sys.executable} lacks a package that the simulator imports: {error}; install it there")
     return RuntimeError(f"{type(error).__name__}: {error}")
 
 
