@@ -7,6 +7,7 @@ import importlib.util
 import logging as python_logging
 import os
 import pathlib
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -55,6 +56,9 @@ def run(main) -> None:
                 raise
             message = error.args[0] if isinstance(error, KeyError) and error.args else error
             sys.exit(f"error: {message}")
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(128 + signal.SIGINT)
 
     app.run(guarded, flags_parser=_parse_flags)
 

@@ -19,6 +19,7 @@ from etcvla.sims.perturbations import AXES
 
 EXAMPLES = {False: 3, True: 2}  # wrong and right ones of each stage, dataset and kind
 EXAMPLE_BYTES, FILM_BYTES = 4_000_000, 4_000_000  # pictures embedded at most, before base64
+NONE = "none"  # of a film: nothing was changed, or no benchmark
 TRUTH, SAID = "#00a0c0", "#d81b9a"  # the true answer, below and broader, and the prediction
 _COLORS = {True: "#2f9e5f", False: "#c2352b"}  # right, wrong
 _FILM = re.compile(rf"(?P<condition>{'|'.join(CONDITIONS)})_(?P<scene>[^_]+)_(?P<task>.+?)(_(?P<changed>("
@@ -42,17 +43,17 @@ def answers(recipe: Recipe) -> str:
 
 def rollouts(recipe: Recipe) -> str:
     """Films of episodes, failures first; "" if there are none."""
-    films = [(path, stage, found.groupdict()) for stage in recipe.stages
-             for pattern in ("films/*.gif", "*/films/*.gif")  # the recipe's, and those of benchmarks
-             for path in sorted((stage.folder / "evaluation").glob(pattern))
+    films = [(path, stage, {**found.groupdict(NONE), "benchmark": NONE if path.parent == own else path.parts[-3]})
+             for stage in recipe.stages for own in [stage.folder / "evaluation/films"]
+             for path in [*sorted(own.glob("*.gif")), *sorted(own.parent.glob("*/films/*.gif"))]
              if (found := _FILM.fullmatch(path.stem))]
-    films = [(path, stage, {axis: value or "nothing" for axis, value in film.items()}) for path, stage, film in films]
     films.sort(key=lambda film: (film[2]["condition"] != "right", film[2]["outcome"] == "success"))
     cards = _within(FILM_BYTES, films)
     if not cards:
         return ""
     axes = {"stage": union([stage.title] for _, stage, _ in cards)}
-    axes |= {axis: union([film[axis]] for *_, film in cards) for axis in ("scene", "condition", "changed", "outcome")}
+    axes |= {axis: union([film[axis]] for *_, film in cards)
+             for axis in ("benchmark", "scene", "condition", "changed", "outcome")}
     return ('<p>What the first camera showed, one frame a look, failures first. The <b class="said">line</b> is the '
             f"path that the policy expects of its gripper, asked for at every look.{_note(cards, films)}</p>"
             + _filters(axes) + _grid(starmap(_film_card, cards), "films"))
@@ -105,16 +106,18 @@ def _answer_card(image: bytes, stage: Stage, row: Mapping[str, Any]) -> str:
 
 
 def _film_card(image: bytes, stage: Stage, film: Mapping[str, str]) -> str:
-    key = film["scene"], film["task"], film["trial"], film["condition"]
-    episode = next((row for row in stage.episodes if (
-        row["domain"], row["task"], row["trial"], row["condition"]) == key), {})
+    key = film["scene"], film["task"], film["trial"], film["condition"], film["changed"]
+    episode = next((row for row in stage.episodes(film["benchmark"] if film["benchmark"] != NONE else "") if (
+        row["domain"], row["task"].replace("/", "_"), row["trial"], row["condition"],
+        row.get("perturbation", "").replace(":", "") or NONE) == key), {})
     steps = f", {episode['steps']} steps" if episode else ""
+    marks = "".join(f", {words(film[axis])}" for axis in ("changed", "benchmark") if film[axis] != NONE)
     other = episode.get("instruction_of", film["task"])
     told = f" (of {html.escape(other)})" if other != film["task"] else ""
     picture = f'<img src="{overlay.data_uri(image, "image/webp")}" alt="{html.escape(" ".join(key))}">'
     return _card({"stage": stage.title, **film}, picture, film["task"], film["outcome"], film["outcome"] == "success",
                  f'<p class="meta">{html.escape(film["scene"])} scene, trial {film["trial"]}{steps}<br>'
-                 f"{words(CONDITIONS.get(film['condition'], film['condition']))}{told}<br>"
+                 f"{words(CONDITIONS.get(film['condition'], film['condition']))}{told}{marks}<br>"
                  f"after {html.escape(stage.title)}</p>")
 
 

@@ -185,7 +185,8 @@ def training(figure: Figure, rows: Sequence[Mapping[str, float]]) -> None:
                kind or {"action": INK, "shapes": MM}.get(stream, f"C{i}"))
     _percent(accuracies, "y").set(title="next-token accuracy by stream", xlabel="step", ylim=(0, 1.02))
     _curve(speed, rows, "steps_per_second", "steps/s", SOURCE)
-    speed.set(title="rate", xlabel="step", ylim=(0, None))
+    top = max((row["steps_per_second"] for row in rows if "steps_per_second" in row), default=1)
+    speed.set(title="rate", xlabel="step", ylim=(0, 1.4 * top or 1))  # the legend stands above the curves
     waiting = _percent(speed.twinx(), "y")
     _curve(waiting, rows, "data_wait", "waiting for data", TARGET)
     waiting.set(ylim=(0, 1.02))
@@ -194,7 +195,7 @@ def training(figure: Figure, rows: Sequence[Mapping[str, float]]) -> None:
         losses.legend(handlelength=1.2, labelspacing=0.3)
     if accuracies.lines:
         accuracies.legend(handlelength=1.2, loc="center left", bbox_to_anchor=(1, 0.5))
-    speed.legend(handles=[*speed.lines, *waiting.lines], handlelength=1.2, loc="center right")
+    speed.legend(handles=[*speed.lines, *waiting.lines], handlelength=1.2, loc="upper right")
 
 
 def _curve(axes: Axes, rows: Sequence[Mapping[str, float]], name: str, label: str, color: str) -> None:

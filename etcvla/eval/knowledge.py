@@ -22,7 +22,7 @@ from etcvla.data.rows import ANY, Source
 from etcvla.etc.forms import BOX, read
 from etcvla.etc.score import read_answer
 from etcvla.eval import charts, vqa
-from etcvla.eval.recipe_folder import estimate
+from etcvla.eval.recipe_folder import estimate, short_names
 from etcvla.models import ops
 from etcvla.models.vla import VLA
 from etcvla.policy import Policy
@@ -255,7 +255,7 @@ def rows_of(found: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple]:
 
 def sections(found: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """What `examine` returns, as a page's sections by title."""
-    names = dict(zip(found, _short(list(found)), strict=True))
+    names = dict(zip(found, short_names(list(found)), strict=True))
     colors = {name: f"C{i}" for i, name in enumerate(names.values())}
     out = {"Answers": "<p>Held-out questions answered greedily, by kind.</p>" + charts.legend(colors)
            + _bars(found, names, colors) + _table(found, names)}
@@ -294,12 +294,6 @@ def _looking(found, names, colors) -> str:
             + chart("gain", ("low", "high"), "attention gain by layer")
             + "<p>The same for the place of another frame's thing: what looking where things usually are gets.</p>"
             + chart("elsewhere", (), "attention gain elsewhere by layer"))
-
-
-def _short(paths: Sequence[str]) -> list[str]:
-    """The last folders' names, or the paths where these are not enough to tell them apart."""
-    last = [path.rstrip("/").rsplit("/", 1)[-1] for path in paths]
-    return last if len(set(last)) == len(last) else list(paths)
 
 
 def _table(found: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> str:

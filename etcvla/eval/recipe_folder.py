@@ -52,10 +52,9 @@ class Stage:
         cells = self.scores.get("success", {}).get(condition, {}).get(domain, {}).values()
         return rate(*map(sum, zip(*cells, strict=True))) if cells else None
 
-    @functools.cached_property
-    def episodes(self) -> list[dict[str, str]]:
-        """Lines of episodes.csv."""
-        path = self.folder / "evaluation/episodes.csv"
+    def episodes(self, suite: str = "") -> list[dict[str, str]]:
+        """Lines of episodes.csv, the recipe's own or those of a benchmark."""
+        path = self.folder / "evaluation" / suite / "episodes.csv"
         return list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
 
     @functools.cached_property
@@ -98,14 +97,18 @@ class Recipe:
     @classmethod
     def of(cls, workdirs: Sequence[epath.PathLike]) -> Recipe:
         """Runs that no recipe bound together. Raises FileNotFoundError where there is none."""
-        return cls({"recipe": "comparison"}, tuple(map(_run, map(epath.Path, workdirs))), time.time())
+        return cls({}, tuple(map(_run, map(epath.Path, workdirs), short_names(workdirs))), time.time())
 
     @property
     def parents(self) -> list[int | None]:
-        """For each stage the index of the one that it starts from."""
-        names = [stage.name for stage in self.stages]
-        origins = (epath.Path(stage.facts.get("init_from") or ".").name for stage in self.stages)
-        return [names.index(origin) if origin in names else None for origin in origins]
+        """For each stage the index of the one that it starts from: its sibling, if the folder of both was moved."""
+        folders = [stage.folder for stage in self.stages]
+
+        def index(stage: Stage) -> int | None:
+            origin = epath.Path(stage.facts.get("init_from") or "")
+            homes = (origin, stage.folder.parent / origin.name) if origin.name else ()
+            return next((folders.index(home) for home in homes if home in folders), None)
+        return [index(stage) for stage in self.stages]
 
     @property
     def road(self) -> list[Stage]:
@@ -133,14 +136,22 @@ class Recipe:
         return [name for name in union(stage.questions for stage in self.stages) if name != "mm"]
 
 
-def _run(folder: epath.Path) -> Stage:
+def short_names(paths: Sequence[epath.PathLike]) -> list[str]:
+    """The last parts of paths, as few as tell them apart."""
+    parts = [epath.Path(path).parts for path in paths]
+    ends = ([part[-count:] for part in parts] for count in range(1, 1 + max(map(len, parts))))
+    return ["/".join(end) for end in next((end for end in ends if len(set(end)) == len(parts)), parts)]
+
+
+def _run(folder: epath.Path, name: str) -> Stage:
     """A run by its workdir alone."""
     if not folder.exists():
         raise FileNotFoundError(f"{folder} is missing: it should be a run's workdir")
     checkpoints, facts = Checkpoints(folder), {}
     if (step := checkpoints.latest()) is not None:
-        facts = {"steps": step, "init_from": checkpoints.meta()["config"].get("init_from", "")}
-    return Stage(folder.name, folder, facts | read_json(folder / "training.json", {}),
+        config = checkpoints.meta()["config"]
+        facts = {"steps": step, "init_from": config["init_from"], "config": f"{config['stage']}:{config['variant']}"}
+    return Stage(name, folder, facts | read_json(folder / "training.json", {}),
                  read_json(folder / "evaluation/scores.json", {}))
 
 

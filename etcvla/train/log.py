@@ -231,9 +231,9 @@ class Logger:
     def held_out(self, step: int, numbers: Mapping[str, float]) -> None:
         """Writes what an evaluation found, to held_out.jsonl and the sinks."""
         self._put("held_out", step, numbers, prefix="held_out/")
-        right = {name.removesuffix("/accuracy"): value for name, value in numbers.items()
-                 if re.fullmatch("etc/.+/accuracy", name)}
-        shown = [_losses(numbers), *(f"{name.removeprefix('etc/')} {value:.0%}" for name, value in right.items())]
+        right = {found[1] or found[2]: value for name, value in numbers.items()
+                 if (found := re.fullmatch("etc/(.+)/accuracy|act/([^/]+)/success", name))}
+        shown = [_losses(numbers), *(f"{name} {value:.0%}" for name, value in right.items())]
         self._print(f"{self.stage} {step}/{self.steps} | held out: {', '.join(shown)}")
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:

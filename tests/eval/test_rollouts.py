@@ -14,7 +14,7 @@ from etcvla.eval.films import LINE
 from etcvla.eval.ledger import Ledger
 from etcvla.eval.rollouts import Workers, _Worker, evaluate, table
 from etcvla.eval.trials import Protocol, Trial
-from etcvla.eval.worker import GREY
+from etcvla.eval.worker import GREY, _portable
 from etcvla.sims import suites
 
 pytest.importorskip("metaworld")
@@ -153,3 +153,10 @@ def test_a_spec_lists_every_trial_once():
 def test_policy_and_simulator_need_not_be_installed_together(module, others):
     code = f"import sys, {module}; sys.exit({others!r} in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, env=suites.environment_variables())
+
+
+def test_a_package_that_a_simulator_lacks_is_named_with_its_python():
+    told = _portable(ModuleNotFoundError("No module named 'matplotlib'"))
+    assert type(told) is RuntimeError
+    assert str(told) == f"{sys.executable} lacks a package that the simulator imports: No module named 'matplotlib'; " \
+                        "install it there"

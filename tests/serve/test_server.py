@@ -62,7 +62,7 @@ def test_an_error_is_a_text_and_the_others_go_on(caplog):
         other = Client(address(port))
         assert said(port, wire.pack({"x": 1})) == ("no prompt", 1011)
         text, code = said(port, b"\xc1")
-        assert "no msgpack as openpi's client packs it" in text and code == 1011
+        assert "no msgpack as openpi's client packs it: FormatError" in text and code == 1011
         assert said(port, "hello") == ("a text message, expected bytes of msgpack", 1011)
         text, code = said(port, wire.pack({"prompt": "crash"}))
         assert "the server failed" in text and "division" not in text and "ZeroDivisionError" in caplog.text

@@ -157,11 +157,13 @@ def events(data):
 def test_held_out_numbers_have_a_file_of_their_own(tmp_path, capsys):
     with Logger(str(tmp_path), "stage", steps=2, every=1) as logger:
         logger.step(1, metrics())
-        logger.held_out(1, {"loss/text": 3.0, "etc/robot/affordance/accuracy": 0.25, "flow_error/dim_0": 1.0})
+        logger.held_out(1, {"loss/text": 3.0, "etc/robot/affordance/accuracy": 0.25, "flow_error/dim_0": 1.0,
+                            "act/mt10/success": 0.5, "act/mt10/reach/success": 0.75})
     assert [line.keys() for line in lines(tmp_path, "held_out")] == [
-        {"step", "time", "loss/text", "etc/robot/affordance/accuracy", "flow_error/dim_0"}]
+        {"step", "time", "loss/text", "etc/robot/affordance/accuracy", "flow_error/dim_0",
+         "act/mt10/success", "act/mt10/reach/success"}]
     assert len(lines(tmp_path)) == 1
-    assert "stage 1/2 | held out: text 3.000, robot/affordance 25%\n" in capsys.readouterr().out
+    assert "stage 1/2 | held out: text 3.000, robot/affordance 25%, mt10 50%\n" in capsys.readouterr().out
 
 
 def test_only_the_first_process_writes(tmp_path, monkeypatch, capsys):
