@@ -203,7 +203,8 @@ def export_openpi(params: Mapping, config: VLAConfig, directory: epath.PathLike,
 @contextlib.contextmanager
 def _new_directory(directory: epath.PathLike) -> Iterator[epath.Path]:
     """A directory that is there whole or not at all."""
-    target = epath.Path(directory).expanduser().resolve()
+    target = epath.Path(directory).expanduser()
+    target = target if "://" in str(target) else target.resolve()  # which would make a local path of a bucket's
     if target.exists():
         raise FileExistsError(f"{target} is there already; remove it or give another directory")
     partial = target.with_name(f"{target.name}.partial")
