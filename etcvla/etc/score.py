@@ -19,6 +19,7 @@ from etcvla.etc.items import Item, format_loc, parse_loc
 MIN_IOU = 0.5
 MAX_DISTANCE = 0.08  # of the image's side; points and paths
 PLAN = "decompose"  # the form whose answer is steps
+ON_THING = "grasp_point"  # the form whose point lies on the thing that it names
 WORST_DISTANCE = 2**0.5  # the image's diagonal: what an unreadable point or path counts
 
 
@@ -27,17 +28,19 @@ def score(form: str | Item, truth: str, prediction: str) -> float:
     return measure(form, truth, prediction)["correct"]
 
 
-def measure(form: str | Item, truth: str, prediction: str) -> dict[str, float]:
+def measure(form: str | Item, truth: str, prediction: str, box: np.ndarray | None = None) -> dict[str, float]:
     """How good a prediction is.
 
     Args:
       form: an item or the name of its form, which fixes how both answers are read.
       truth: the item's answer.
       prediction: what a model said.
+      box: float[4] of the thing that the question names (ymin, xmin, ymax, xmax), where it is known.
 
     Returns:
       "correct" 0 or 1, and "iou" for a box (0 if unreadable), "distance" in image sides for a point or path (the
-      diagonal if unreadable), or "order" for a plan (see `plan_order`).
+      diagonal if unreadable), "inside" (0 or 1) for a point that must lie on the thing in `box`, or "order" for a plan
+      (see `plan_order`).
 
     Raises ValueError for an unknown form, or if `truth` itself cannot be read.
     """
@@ -53,7 +56,11 @@ def measure(form: str | Item, truth: str, prediction: str) -> dict[str, float]:
         overlap = 0.0 if predicted is None else float(iou(true[0], predicted[0]))
         return {"correct": float(overlap >= MIN_IOU), "iou": overlap}
     distance = WORST_DISTANCE if predicted is None else path_distance(true, predicted)
-    return {"correct": float(distance <= MAX_DISTANCE), "distance": distance}
+    found = {"correct": float(distance <= MAX_DISTANCE), "distance": distance}
+    if box is not None and form == ON_THING:
+        inside = predicted is not None and (box[:2] <= predicted[0]).all() and (predicted[0] <= box[2:]).all()
+        found["inside"] = float(inside)
+    return found
 
 
 def plan_order(truth: str, prediction: str) -> float:

@@ -31,6 +31,7 @@ BATCH = 32
 FORM = "locate_box"  # names a thing, and its answer is the thing's box
 FEATURES = ("vision", "image", "text")  # the tower's image tokens; the language model's, and those of its question
 READERS = ("question", "answer", "action")  # whose attention: the question's tokens, the one that answers, the expert's
+MEASURES = ("iou", "distance", "inside", "order")  # of `score.measure`, beside right or wrong
 RESAMPLES = 1000  # of the bootstrap
 
 
@@ -241,7 +242,7 @@ def rows_of(found: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple]:
                 yield workdir, "accuracy", f"{name}/{kind}", "", s["accuracy"], s["low"], s["high"], s["count"]
                 for guess in ("majority", "blind"):
                     yield workdir, f"accuracy of {guess}", f"{name}/{kind}", "", s[guess], "", "", s["count"]
-                for measure in ("iou", "distance", "order"):
+                for measure in MEASURES:
                     if measure in s:
                         yield workdir, measure, f"{name}/{kind}", "", s[measure], "", "", s[f"{measure}_count"]
         for name, layers in parts.get("drift", {}).items():
@@ -298,14 +299,14 @@ def _looking(found, names, colors) -> str:
 
 def _table(found: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> str:
     head = "".join(f"<th>{name}</th>" for name in ("checkpoint", "set", "kind", "accuracy", "95 %", "majority", "blind",
-                                                   "mean IoU", "mean distance", "plan order"))
+                                                   "mean IoU", "mean distance", "in the box", "plan order"))
     lines = []
     for workdir, parts in found.items():
         for set_, by_kind in parts["answers"].items():
             for kind, s in by_kind.items():
                 cells = [names[workdir], set_, kind.replace("_", " "), f"{s['accuracy']:.0%}",
                          f"{s['low']:.0%} to {s['high']:.0%}", f"{s['majority']:.0%}", f"{s['blind']:.0%}",
-                         *(f"{s[key]:.2f}" if key in s else "" for key in ("iou", "distance", "order"))]
+                         *(f"{s[key]:.2f}" if key in s else "" for key in MEASURES)]
                 lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 

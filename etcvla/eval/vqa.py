@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from etcvla.data.rows import ANY, Source
+from etcvla.etc.forms import FORMS, read
 from etcvla.etc.items import Item
 from etcvla.etc.score import baseline, measure, score
 from etcvla.eval.stats import clustered
 from etcvla.policy import Policy
 
 BATCH = 32
+BOX = "annotation/box"
 TRAIN_ITEMS = 20_000  # from which the blind baselines are learnt
 
 
@@ -25,6 +28,7 @@ class Question:
     instruction: str
     images: tuple[np.ndarray, ...]
     episode: int = 0  # of its split
+    box: np.ndarray | None = None  # float32[4] in the first image, of the thing that it names; None if unknown
     prediction: str = ""
 
     @property
@@ -36,8 +40,7 @@ def draw_questions(source: Source, *, per_kind: int, seed: int) -> list[Question
     """`per_kind` questions of each kind, spread evenly over the split's frames."""
     rng = np.random.default_rng(seed)
     names = [*source.item_features, *(f"observation/{name}" for name in source.cameras)]
-    if "language_instruction" in source.dataset.features:
-        names.append("language_instruction")
+    names += [name for name in ("language_instruction", BOX) if name in source.dataset.features]
     questions = []
     for kind in source.known_kinds:
         pool = source.candidates(kind)
@@ -45,9 +48,21 @@ def draw_questions(source: Source, *, per_kind: int, seed: int) -> list[Question
             facts = source.dataset.frame(int(frame), names)
             items = [item for item in source.items(facts) if item.kind == kind]
             images = tuple(facts[f"observation/{name}"] for name in source.cameras)
-            questions.append(Question(items[rng.integers(len(items))], facts.get("language_instruction", ""), images,
-                                      source.dataset.locate(int(frame))[0]))
+            item, episode = items[rng.integers(len(items))], source.dataset.locate(int(frame))[0]
+            questions.append(Question(item, facts.get("language_instruction", ""), images, episode,
+                                      _named_box(item, source, episode, facts)))
     return questions
+
+
+def _named_box(item: Item, source: Source, episode: int, facts: Mapping[str, Any]) -> np.ndarray | None:
+    """Where the first camera sees the thing that a question names."""
+    thing = (read(item.form, item.question) or {}).get("object") if item.form in FORMS else None
+    if thing is None or BOX not in facts:
+        return None
+    about = source.dataset.metadata(episode)
+    boxes = facts[BOX][list(about["cameras"]).index(source.cameras[0])]
+    found = dict(zip(about["objects"], boxes, strict=False)).get(thing)
+    return found if found is not None and np.isfinite(found).all() else None
 
 
 def answer_all(policy: Policy, questions: Sequence[Question]) -> list[Question]:
@@ -90,7 +105,7 @@ def closeness(answered: Sequence[Question]) -> dict[str, float]:
     """The means of what `score.measure` tells beside right or wrong, and under `.._count` of how many answers."""
     found: dict[str, list[float]] = {}
     for question in answered:
-        for name, value in measure(question.item, question.item.answer, question.prediction).items():
+        for name, value in measure(question.item, question.item.answer, question.prediction, question.box).items():
             found.setdefault(name, []).append(value)
     found.pop("correct", None)
     return {key: number for name, values in found.items()

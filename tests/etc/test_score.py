@@ -96,6 +96,13 @@ def test_path_is_judged_by_its_course_not_by_its_keypoints():
     assert score("path_subtask", truth, format_loc([0.15, 0.1, 0.95, 0.5])) == 1
 
 
+def test_a_grasp_point_lies_on_what_it_names_or_not():
+    truth, box = format_loc([0.5, 0.5]), np.array([0.4, 0.4, 0.6, 0.8], np.float32)
+    assert [measure("grasp_point", truth, said, box)["inside"] for said in (
+        truth, format_loc([0.5, 0.79]), format_loc([0.5, 0.9]), "nowhere")] == [1, 1, 0, 0]
+    assert "inside" not in measure("grasp_point", truth, truth) | measure("place_point", truth, truth, box)
+
+
 @pytest.mark.parametrize("form", [form for form in FORMS if FORMS[form].answer != WORDS])
 @pytest.mark.parametrize("prediction", ["", "left", "<loc0001>", "<loc0001><loc0002><loc0003>", "<loc0001> <loc9999>"])
 def test_unreadable_predictions_are_wrong_by_the_worst_measure(form, prediction):
