@@ -256,7 +256,7 @@ def rows_of(found: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple]:
 
 def sections(found: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """What `examine` returns, as a page's sections by title."""
-    names = dict(zip(found, short_names(list(found)), strict=True))
+    names = {path: name.replace("_", " ") for path, name in zip(found, short_names(list(found)), strict=True)}
     colors = {name: f"C{i}" for i, name in enumerate(names.values())}
     out = {"Answers": "<p>Held-out questions answered greedily, by kind.</p>" + charts.legend(colors)
            + _bars(found, names, colors) + _table(found, names)}
