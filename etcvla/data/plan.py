@@ -85,6 +85,8 @@ class Plan:
             block = int(index_shuffle(block, max_index=blocks - 1, seed=seed, rounds=4))
         return (block * together + inside + epoch * (together > 1)) % size
 
+_WHOLE = 1e-9  # so far from a whole number, a quota is whole
+
 
 @functools.lru_cache(1024)  # it costs more than a draw
 def _shuffle_seed(seed: int, stream: int, epoch: int) -> int:
@@ -94,27 +96,34 @@ def _shuffle_seed(seed: int, stream: int, epoch: int) -> int:
 def apportion(weights: np.ndarray, batch_size: int) -> np.ndarray:
     """Whole rows a step whose running sums follow the running sums of `batch_size * weights`.
 
-    Each running sum is kept at the floor of its quota or one above. Who gets the extra row is decided by deadline: the
-    stream that would be a whole row behind soonest. (The largest remainder, the obvious choice, lets many light streams
-    take their rows early and then leaves heavy ones behind by more than one.)
+    Each running sum is its quota rounded down or up. Who gets the rows that rounding down leaves is decided by
+    deadline: the stream whose quota is whole again soonest. As rows cut into fractions could follow the quotas exactly,
+    whole ones, earliest deadline first, never miss a deadline. (The largest remainder, the obvious choice, lets many light streams take their rows early and then
+    leaves heavy ones behind by more than one.)
 
     Args:
       weights: float[steps, streams], rows sum to 1.
     Returns: int64[steps, streams], rows sum to batch_size.
     """
-    quota = np.cumsum(batch_size * weights, axis=0)
-    floor = np.floor(quota + 1e-9).astype(np.int64)  # sums of shares that should be whole must not fall short
-    with np.errstate(divide="ignore"):
-        deadline = np.where(weights > 0, (1 - (quota - floor)) / weights, np.inf)
+    rate = weights.astype(np.longdouble)  # sums over a run of many steps must still tell a whole number
+    rate *= batch_size / rate.sum(axis=1, keepdims=True)
+    quota = np.cumsum(rate, axis=0)
+    floor = np.floor(quota + _WHOLE).astype(np.int64)  # sums of shares that should be whole must not fall short
+    deadline = np.stack(list(map(_whole_again, quota.T, rate.T, floor.T)), axis=1)
     drawn = floor.copy()
     # Where quotas are whole, all have drawn theirs: only the steps between need one after another.
     for step in np.flatnonzero(floor.sum(axis=1) != batch_size * np.arange(1, len(floor) + 1)).tolist():
         before = drawn[step - 1] if step else np.zeros_like(drawn[0])
         drawn[step] = np.maximum(floor[step], before)
         extra = batch_size - int((drawn[step] - before).sum())
-        if extra > 0:
-            due = np.where(drawn[step] == floor[step], deadline[step], np.inf)
-            drawn[step, np.argsort(due, kind="stable")[:extra]] += 1
-        elif extra < 0:
-            drawn[step, np.argmax(drawn[step] - before)] += extra
+        closed = (drawn[step] > floor[step]) | (quota[step] < floor[step] + _WHOLE)  # rounded up, or nothing to round
+        drawn[step, np.lexsort((deadline[step], closed))[:extra]] += 1
     return np.diff(drawn, axis=0, prepend=0)
+
+
+def _whole_again(quota: np.ndarray, rate: np.ndarray, floor: np.ndarray) -> np.ndarray:
+    """float[steps]: the step at which a stream's quota is `floor` + 1; after the last one it grows as in that."""
+    step = np.searchsorted(quota, floor + 1 - _WHOLE)
+    last = np.minimum(step, len(quota) - 1)
+    with np.errstate(divide="ignore"):
+        return last + (floor + 1 - quota[last]) / rate[last]

@@ -30,6 +30,23 @@ def test_ramped_shares_are_exact_to_within_one_row(ends, batch):
     assert np.abs(np.cumsum(plan.counts, 0) - batch * np.cumsum(plan.weights, 0)).max() < 1 + 1e-6
 
 
+def test_shares_that_fall_to_nothing_leave_no_other_behind():
+    ends = [(1.0, 0.0)] * 3 + [(1.0, 0.5625), (1.0, 0.03125), (0.75, 0.0), (0.75, 0.0), (0.0, 0.5)]
+    streams = [stream(str(i), (0.0, a), (1.0, b)) for i, (a, b) in enumerate(ends)]
+    plan = Plan.make(streams, batch_size=4, steps=150, seed=0)
+    assert np.abs(np.cumsum(plan.counts, 0) - 4 * np.cumsum(plan.weights, 0)).max() < 1
+
+
+def test_shares_change_at_any_step_and_stay_exact_over_a_long_run():
+    rng = np.random.default_rng(0)
+    for steps, batch in ((30_000, 256), (200, 3)):
+        weights = rng.uniform(0, 1, (steps, 6)) * (rng.random((steps, 6)) < 0.5) + np.eye(6)[0] / 100
+        weights /= weights.sum(axis=1, keepdims=True)
+        counts = apportion(weights, batch)
+        assert (counts >= 0).all() and (counts.sum(axis=1) == batch).all()
+        assert np.abs(np.cumsum(counts, 0) - batch * np.cumsum(weights, 0)).max() < 1 + 1e-6
+
+
 def test_rows_number_a_streams_draws_without_gap():
     plan = Plan.make([stream("a", (0, 1), (1, 0)), stream("b", (0, 0), (1, 1))], batch_size=7, steps=20, seed=0)
     drawn = [plan.row(step, row) for step in range(20) for row in range(7)]
