@@ -98,8 +98,8 @@ def apportion(weights: np.ndarray, batch_size: int) -> np.ndarray:
 
     Each running sum is its quota rounded down or up. Who gets the rows that rounding down leaves is decided by
     deadline: the stream whose quota is whole again soonest. As rows cut into fractions could follow the quotas exactly,
-    whole ones, earliest deadline first, never miss a deadline. (The largest remainder, the obvious choice, lets many light streams take their rows early and then
-    leaves heavy ones behind by more than one.)
+    whole ones, earliest deadline first, never miss a deadline. (The largest remainder, the obvious choice, lets many
+    light streams take their rows early and then leaves heavy ones behind by more than one.)
 
     Args:
       weights: float[steps, streams], rows sum to 1.
