@@ -14,7 +14,7 @@ def get_config(variant: str = "tiny"):
     with c.unlocked():
         c.datasets.source = common.metaworld("source")
         c.datasets.shapes = common.shapes()
-        c.streams = common.etc_streams("source", 1.0, riders=3)
+        c.streams = common.etc_streams("source", 1.0, extra_segments=3)
     c.init_from = f"runs/{variant}/vlm_pretrain"
     c.init_config = "configs/vlm_pretrain.py"
     c.steps = 1000

@@ -15,16 +15,16 @@ from configs import common
 STAGES = ("vlm_pretrain", "distribution_bridge", "objective_bridge", "retentive_adapt")
 
 
-def run(stage: str, init: str, *, vqa: tuple[str, ...], domains: tuple[str, ...] = (),
-        conditions: tuple[str, ...] = ("right",)) -> dict:
+def run(stage: str, init: str, *, vqa: tuple[str, ...], scenes: tuple[str, ...] = (),
+        interventions: tuple[str, ...] = ("right",)) -> dict:
     """One training run of a recipe.
 
     Args:
       stage: the config file that it takes, without ".py". init: the run that it starts from, "" for none.
       vqa: datasets whose held-out questions it is asked ("shapes" is the retention metric).
-      domains: where it acts; conditions: what it is shown there (etcvla/eval/rollouts.py lists them).
+      scenes: where it acts; interventions: what it is shown there (etcvla/eval/rollouts.py lists them).
     """
-    return {"stage": stage, "init": init, "vqa": vqa, "domains": domains, "conditions": conditions,
+    return {"stage": stage, "init": init, "vqa": vqa, "scenes": scenes, "interventions": interventions,
             "action_only": False, "steps": 0}
 
 
@@ -47,10 +47,10 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
         "vlm_pretrain": run("vlm_pretrain", "", vqa=("shapes",)),
         "distribution_bridge": run("distribution_bridge", "vlm_pretrain", vqa=("shapes", "source")),
         "objective_bridge": run(
-            "objective_bridge", "distribution_bridge", vqa=("shapes", "source"), domains=("source", "target"),
-            conditions=("right", "wrong_instruction", "blank_image")),
+            "objective_bridge", "distribution_bridge", vqa=("shapes", "source"), scenes=("source", "target"),
+            interventions=("right", "wrong_instruction", "blank_image")),
         "retentive_adapt": run("retentive_adapt", "objective_bridge", vqa=("shapes", "source", "target"),
-                               domains=("source", "target")),
+                               scenes=("source", "target")),
     })
     c.steps = ml_collections.ConfigDict(dict.fromkeys(STAGES, 0))  # overrides a stage's steps; 0 keeps them
     if variant == "mt10":
@@ -62,11 +62,11 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
     c.arms.action_only = False  # also train on actions alone with the same budget of steps, and evaluate
 
     c.eval = ml_collections.ConfigDict()
-    c.eval.trials = 10  # held-out layouts a task and domain
-    c.eval.control_trials = 5  # the same, under the conditions that are not "right"
+    c.eval.trials = 10  # held-out layouts a task and scene
+    c.eval.control_trials = 5  # the same, under the interventions that are not "right"
     c.eval.max_steps = 250  # control steps before an episode counts as failed
-    c.eval.replan = 5  # control steps between looks
+    c.eval.replan_steps = 5  # control steps between looks
     c.eval.workers = 4  # simulator processes
     c.eval.questions = 96  # a kind and dataset
-    c.eval.films = 1  # trials a task, domain and condition that are kept as GIF
+    c.eval.videos = 1  # trials a task, scene and intervention that are kept as GIF
     return c.lock()

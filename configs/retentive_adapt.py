@@ -16,11 +16,11 @@ OOD_SHARE = 0.06  # of ETC rows; the paper's 6:94
 def get_config(variant: str = "tiny"):
     variant, _, how = variant.partition("+")
     c = common.base("retentive_adapt", variant)
-    riders = 4 if variant == "paligemma_3b" else 2  # as many as its longer rows have room for
+    extra_segments = 4 if variant == "paligemma_3b" else 2  # as many as its longer rows have room for
     with c.unlocked():
         c.datasets.target = common.metaworld("target")
-        c.streams = common.etc_streams("target", 0.2, riders=riders)
-        c.streams.action = common.stream("target", "action", 0.8, riders=riders)
+        c.streams = common.etc_streams("target", 0.2, extra_segments=extra_segments)
+        c.streams.action = common.stream("target", "action", 0.8, extra_segments=extra_segments)
     c.init_from = f"runs/{variant}/objective_bridge"
     c.init_config = "configs/objective_bridge.py"
     c.loss.fast = common.constant(0.5)
@@ -39,13 +39,13 @@ def get_config(variant: str = "tiny"):
         if part == "lora":
             common.lora(c, rank=16)
         elif part == "ood":
-            _mix_in_ood(c, variant, riders)
+            _mix_in_ood(c, variant, extra_segments)
         else:
             raise ValueError(f"configs/retentive_adapt.py: no way to adapt {part!r}; after + there are lora, ood")
     return c
 
 
-def _mix_in_ood(c, variant: str, riders: int) -> None:
+def _mix_in_ood(c, variant: str, extra_segments: int) -> None:
     """OOD ETC takes `OOD_SHARE` of the rows that ETC has; there are no actions in it."""
     etc = [name for name, stream in c.streams.items() if stream.kind != "action"]
     total = sum(c.streams[name].weight[0][1] for name in etc)
@@ -54,4 +54,4 @@ def _mix_in_ood(c, variant: str, riders: int) -> None:
             c.streams[name].weight = tuple((t, w * (1 - OOD_SHARE)) for t, w in c.streams[name].weight)
         c.datasets.ood = common.metaworld_ood("target") if variant == "tiny" else \
             common.dataset("data/ood_etc", ("image_0",))
-        c.streams.ood = common.stream("ood", "any", total * OOD_SHARE, riders=riders)
+        c.streams.ood = common.stream("ood", "any", total * OOD_SHARE, extra_segments=extra_segments)

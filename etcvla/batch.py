@@ -1,6 +1,6 @@
 """The batch: what the loader emits and the model reads, once and for all stages.
 
-One row is one look (the images of one frame) with several lessons on it (segments of text, and the action chunk):
+One row is one look (the images of one frame) with several segments on it (segments of text, and the action chunk):
 
 | field          | dtype[shape]         | meaning                                                                   |
 |----------------|----------------------|---------------------------------------------------------------------------|

@@ -19,12 +19,12 @@ from etcvla import batch as batch_lib
 from etcvla.data import prompts, rows
 from etcvla.data.assets import Assets
 from etcvla.data.norm_stats import normalize, unnormalize
-from etcvla.etc.forms import clean
+from etcvla.etc.question_types import clean
 from etcvla.models import flow
-from etcvla.models.decode import Look, decode_text, look_and_sample, see
+from etcvla.models.decode import ImageCache, cache_images, decode_text, sample_with_image_cache
 from etcvla.models.lora import merge
 from etcvla.models.quantize import quantized
-from etcvla.models.variants import from_dict
+from etcvla.models.variants import config_from_dict
 from etcvla.models.vla import VLA, VLAConfig, init_params
 from etcvla.train import sharding
 from etcvla.train.checkpoint import Checkpoints
@@ -53,9 +53,9 @@ class Policy:
       subtask: a question with {instruction}, as "the robot should {instruction}. what should it do now?". The policy
         answers it first, and acts on the answer: as the subtask where the checkpoint's prompt speaks of one, else in
         the instruction's place; on the instruction where the answer is empty. None asks as the prompt does, if it has
-        subtasks. The images are encoded once for both, as far as the model's masks allow it (`decode.Look`).
+        subtasks. The images are encoded once for both, as far as the model's masks allow it (`decode.ImageCache`).
       text_len: tokens to which every prompt is padded, so that one shape is compiled; 0 takes what a prompt needs.
-      keep_look: keeps what the model saw until other images come. Where the same come again, with another prompt or
+      keep_image_cache: keeps what the model saw until other images come. Where the same come again, with another prompt or
         state, it acts on that: exactly as if it had looked anew, up to rounding.
       mesh: where the parameters lie, if on more than one device; each process then gets all of what is decided.
 
@@ -64,11 +64,11 @@ class Policy:
 
     def __init__(self, config: VLAConfig, params: Any, assets: Assets, num_cameras: int, *, num_steps: int = 10,
                  head: str | None = "flow", max_fast: int = 256, subtask: str | None = None, text_len: int = 0,
-                 keep_look: bool = False, mesh: Mesh | None = None):
+                 keep_image_cache: bool = False, mesh: Mesh | None = None):
         self.config, self.params, self.assets, self.num_cameras = config, params, assets, num_cameras
         self.head, self.max_fast, self.subtask, self.num_steps = head, max_fast, subtask, num_steps
         self.text_len, self._room = text_len, 0  # _room: tokens that every prompt is padded to, at least
-        self.keep_look, self._kept = keep_look, None
+        self.keep_image_cache, self._kept = keep_image_cache, None
         if subtask is not None and "{instruction}" not in subtask:
             raise ValueError(f"subtask {subtask!r} does not say where the {{instruction}} stands")
         _check_fit(config, assets)
@@ -79,9 +79,9 @@ class Policy:
         for span in assets.tokenizer.layout.spans.values():
             self._known[span.offset:span.stop] = True
         model, everywhere = VLA(config), mesh and NamedSharding(mesh, PartitionSpec())
-        self._see = jax.jit(functools.partial(see, model))
-        self._sample = jax.jit(functools.partial(look_and_sample, model, num_steps=num_steps),
-                               out_shardings=(everywhere, None), donate_argnames="look" if keep_look else None)
+        self._cache_images = jax.jit(functools.partial(cache_images, model))
+        self._sample = jax.jit(functools.partial(sample_with_image_cache, model, num_steps=num_steps),
+                               out_shardings=(everywhere, None), donate_argnames="look" if keep_image_cache else None)
         self._decode = jax.jit(functools.partial(decode_text, model, eos=assets.tokenizer.layout.eos),
                                static_argnames="max_new", out_shardings=everywhere)
 
@@ -102,7 +102,7 @@ class Policy:
             raise ValueError(f"head {head!r} is not one of {', '.join(HEADS)}")
         checkpoints = Checkpoints(workdir)
         meta = checkpoints.meta()
-        config, stage = from_dict(meta["model"]), meta["config"]
+        config, stage = config_from_dict(meta["model"]), meta["config"]
         mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.local_devices()[:1])
         abstract = sharding.placed(jax.eval_shape(functools.partial(init_params, VLA(config))), mesh)
         params = merge(checkpoints.ema(abstract), config.adapters)  # beside the weights they would cost time
@@ -169,10 +169,10 @@ class Policy:
         states = [self._state(_get(observation, "state")) for observation in observations]
         tasks = [_words(_get(observation, "instruction")) for observation in observations]
         guide = self._guide(observations)
-        look, subtasks = self._think(batch, tasks, states, self._remembered(batch))
+        image_cache, subtasks = self._think(batch, tasks, states, self._remembered(batch))
         batch |= self._texts(self._told(tasks, states, subtasks))
-        chunks, valid = (self._fast(batch, look) if self.head == "fast" else
-                         self._flow(batch, states, seeds, look, guide))
+        chunks, valid = (self._fast(batch, image_cache) if self.head == "fast" else
+                         self._flow(batch, states, seeds, image_cache, guide))
         chunks = unnormalize(chunks, self.assets.action_stats, self.assets.norm_mode)
         told = np.stack([np.asarray(observation["state"], np.float32) for observation in observations])
         return Decision(self.assets.adapter.to_robot(chunks, told), valid, subtasks)
@@ -202,22 +202,22 @@ class Policy:
         """The prompts that tell a robot in states float[S] to do its task; a subtask is as the task."""
         return self._told(tasks, [self._state(state) for state in states], [])
 
-    def _answer(self, batch, texts, *, max_new=48, look=None) -> list[str]:
+    def _answer(self, batch, texts, *, max_new=48, image_cache=None) -> list[str]:
         batch = batch | self._texts(texts)
-        tokens = self._decode(self.params, batch, max_new=max_new, allowed=self._known, look=look)
+        tokens = self._decode(self.params, batch, max_new=max_new, allowed=self._known, image_cache=image_cache)
         return [self.assets.tokenizer.decode(self._written(row)).strip() for row in np.asarray(tokens)]
 
-    def _remembered(self, batch) -> Look | None:
+    def _remembered(self, batch) -> ImageCache | None:
         """The look at these very images, if it is kept. Its buffers are the next one's, so it is forgotten here."""
         kept, self._kept = self._kept, None
         same = kept and all(np.array_equal(kept[0][name], batch[name]) for name in kept[0])
         return kept[1] if same else None
 
-    def _remember(self, batch, look: Look) -> None:
-        if self.keep_look:
-            self._kept = {name: batch[name] for name in ("images", "image_mask")}, look
+    def _remember(self, batch, image_cache: ImageCache) -> None:
+        if self.keep_image_cache:
+            self._kept = {name: batch[name] for name in ("images", "image_mask")}, image_cache
 
-    def _think(self, batch, tasks, states, look) -> tuple[Look | None, list[str]]:
+    def _think(self, batch, tasks, states, image_cache) -> tuple[ImageCache | None, list[str]]:
         """The look that the action shares, and every row's subtask; `look` and [] without subtasks."""
         tokenizer, prompt = self.assets.tokenizer, self.assets.action_spec["prompt"]
         if self.subtask is not None:
@@ -226,9 +226,9 @@ class Policy:
             asked = [prompts.subtask(tokenizer, task, prompt=prompt, state=state)
                      for task, state in zip(tasks, states, strict=True)]
         else:
-            return look, []
-        look = look or self._see(self.params, batch["images"], batch["image_mask"])
-        return look, self._answer(batch, asked, look=look)
+            return image_cache, []
+        image_cache = image_cache or self._cache_images(self.params, batch["images"], batch["image_mask"])
+        return image_cache, self._answer(batch, asked, image_cache=image_cache)
 
     def _told(self, tasks, states, subtasks) -> list[prompts.Segment]:
         """The action prompts. A format that speaks of no subtask is given it as the task."""
@@ -243,14 +243,14 @@ class Policy:
         end = np.flatnonzero(tokens == self.assets.tokenizer.layout.eos)
         return tokens[:end[0]] if len(end) else tokens
 
-    def _flow(self, batch, states, seeds, look, guide) -> tuple[np.ndarray, np.ndarray]:
+    def _flow(self, batch, states, seeds, image_cache, guide) -> tuple[np.ndarray, np.ndarray]:
         """Normalised chunks float32[B, P, A] by the action expert; all are valid."""
         width = self.assets.action_spec["action_dim"]
         self._set_states(batch, states)
         noise = np.stack([np.random.default_rng(seed).standard_normal(
             (self.config.horizon, self.config.action_dim), np.float32) for seed in seeds])
-        chunks, look = self._sample(self.params, batch, noise, look=look, guide=guide)
-        self._remember(batch, look)
+        chunks, image_cache = self._sample(self.params, batch, noise, image_cache=image_cache, guide=guide)
+        self._remember(batch, image_cache)
         return np.asarray(chunks)[..., :width], np.ones(len(chunks), bool)
 
     def _set_states(self, batch, states) -> None:
@@ -288,12 +288,12 @@ class Policy:
         told = adapter.relate(adapter.from_robot(actions), np.asarray(state, np.float32))
         return normalize(told, self.assets.action_stats, self.assets.norm_mode)
 
-    def _fast(self, batch, look) -> tuple[np.ndarray, np.ndarray]:
+    def _fast(self, batch, image_cache) -> tuple[np.ndarray, np.ndarray]:
         """Normalised chunks by greedy FAST tokens, zeros where they make no whole chunk, and which of them do."""
         tokenizer, fast, prompt = self.assets.tokenizer, self.assets.fast, self.assets.action_spec["prompt"]
         allowed = np.zeros(self.config.vocab_size, bool)
         allowed[prompts.action_vocabulary(tokenizer, prompt=prompt, fast_vocab=fast.vocab_size)] = True
-        tokens = np.asarray(self._decode(self.params, batch, max_new=self.max_fast, allowed=allowed, look=look))
+        tokens = np.asarray(self._decode(self.params, batch, max_new=self.max_fast, allowed=allowed, image_cache=image_cache))
         return fast.decode_batch([prompts.read_action(tokenizer, self._written(row), prompt=prompt) for row in tokens])
 
     def check_acting(self) -> None:
@@ -323,7 +323,7 @@ class Policy:
         if most > self.num_cameras:
             raise ValueError(f"{most} images of one frame; the checkpoint was trained on {self.num_cameras} cameras")
         size = config.siglip.image_size
-        cameras = most if acting and not config.count_absent else self.num_cameras
+        cameras = most if acting and not config.count_absent_cameras else self.num_cameras
         batch = batch_lib.zeros(B=len(frames), C=cameras, H=size, W=size, L=0, S=config.state_dim,
                                 P=config.horizon, A=config.action_dim)
         for i, views in enumerate(frames):

@@ -6,12 +6,12 @@
     python launch/bench.py delay --workdir=RUN [--delays=0,2,4] [--trials=10] [--json=FILE]
 
 `model`: pi0 of openpi and of this project with the same parameters, sizes, inputs and dtype, in turns on this machine:
-seconds of a training step and of acting; FLOPs a sample at full size; lessons a TFLOP of packed rows. openpi's package
+seconds of a training step and of acting; FLOPs a sample at full size; segments a TFLOP of packed rows. openpi's package
 is installed alone into --openpi_dir the first time. Five minutes on two cores, the FLOPs alone in one.
 
 `loader`: this project's loader and tf.data as openpi and Octo use it, over one LIBERO-like set that is written into
 --data_dir the first time (1.7 GB at 200 episodes; needs the extra `build`): samples a CPU second, anonymous memory,
-time to the first batch. --drift=100000 then draws so many samples and says whether memory grew.
+time to the first batch. --drift=100000 then noise_samples so many samples and says whether memory grew.
 
 `policy`: from a raw observation to physical actions, openpi's `Policy.infer` and ours with the same parameters, in
 turns: p50 and p99 of the latency, actions a second, with three cameras and with two.
@@ -123,7 +123,7 @@ def bench_delay(result: dict) -> None:
     """Adds success by delay to `result`, and prints it as it goes."""
     if not _WORKDIR.value:
         raise ValueError("bench.py delay wants --workdir=RUN, the run whose newest checkpoint acts")
-    spec = delay.Spec(tuple(_TASKS.value), _TRIALS.value, tuple(map(int, _DELAYS.value)), _EXECUTE.value)
+    spec = delay.DelaySpec(tuple(_TASKS.value), _TRIALS.value, tuple(map(int, _DELAYS.value)), _EXECUTE.value)
     acting = Policy.load(_WORKDIR.value, text_len=None, quantize=_QUANTIZE.value)
     result |= {"workdir": _WORKDIR.value, "quantize": _QUANTIZE.value, "rows": delay.evaluate(acting, spec)}
 

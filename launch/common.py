@@ -19,14 +19,14 @@ from etils import epath
 from configs import common as fields
 from etcvla.eval.in_loop import evaluation
 from etcvla.names import lookup
-from etcvla.train.hosts import agree, speak
+from etcvla.train.hosts import all_hosts_agree, log_on_host0
 from etcvla.train.loop import train
+from etcvla.train.monitor import MonitorOptions
 from etcvla.train.plan_table import plan_table, plot_plan
 from etcvla.train.stage import build_datasets, make_plan, missing_paths
-from etcvla.train.watch import Options
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SHOWN = Options(evaluation=evaluation)
+SHOWN = MonitorOptions(evaluation=evaluation)
 USER_ERRORS = (FileNotFoundError, ValueError, KeyError, FloatingPointError, OSError, RuntimeError, ImportError)
 
 
@@ -97,19 +97,19 @@ def question_sets(names: Sequence[str], root: str) -> dict[str, tuple[str, tuple
     return {name: (found["path"], found["cameras"]) for name in names for found in [lookup(known, name, "--datasets")]}
 
 
-def train_with_parents(config: ml_collections.ConfigDict, allow: Sequence[str] = (), options: Options = SHOWN) -> dict:
+def train_with_parents(config: ml_collections.ConfigDict, allow: Sequence[str] = (), options: MonitorOptions = SHOWN) -> dict:
     """Trains a stage; first prints its plan, builds missing datasets, and trains the missing stage before it.
 
     Of several processes, the first builds, plots and speaks.
     """
     plan, first = make_plan(config), jax.process_index() == 0
-    speak(plan_table(config, plan))
+    log_on_host0(plan_table(config, plan))
     if first:
         build_datasets(config)
-    agree(True)  # the others wait for what is built
+    all_hosts_agree(True)  # the others wait for what is built
     build_datasets(config)
     if "init_from" in missing_paths(config):
-        speak(f"{config.stage}: {config.init_from} is missing, training it first: {config.init_config}")
+        log_on_host0(f"{config.stage}: {config.init_from} is missing, training it first: {config.init_config}")
         parent = load_config(config.init_config, config.variant)
         parent.workdir = config.init_from
         train_with_parents(parent, options=dataclasses.replace(options, profile=""))

@@ -11,7 +11,7 @@ import math
 from absl import flags
 
 from etcvla.models import pretrained
-from etcvla.models.variants import from_dict
+from etcvla.models.variants import config_from_dict
 from etcvla.policy import Policy
 from etcvla.train.checkpoint import Checkpoints
 from launch import common
@@ -46,7 +46,7 @@ def inspect(path: str) -> str:
     checkpoints = Checkpoints(path)
     if checkpoints.latest() is not None:
         meta = checkpoints.meta()
-        shapes = pretrained.parameter_shapes(from_dict(meta["model"])).values()
+        shapes = pretrained.parameter_shapes(config_from_dict(meta["model"])).values()
         return f"{path}: etcvla checkpoint, step {checkpoints.latest()}: {total(shapes)}\n  {meta['model']}"
     checkpoint = pretrained.find(path)
     if checkpoint is None:

@@ -14,8 +14,8 @@ from absl import flags
 
 from configs import common as fields
 from etcvla.eval import benchmark
-from etcvla.eval.evaluate import Spec, evaluate
-from etcvla.eval.trials import Protocol
+from etcvla.eval.evaluate import EvaluationSpec, evaluate
+from etcvla.eval.trials import EvalProtocol
 from etcvla.sims import perturbations, suites
 from launch import common
 
@@ -26,21 +26,21 @@ _OUT = flags.DEFINE_string("out", "", "Where its scores go; <checkpoint>/evaluat
 _PERTURB = flags.DEFINE_list("perturb", ["none"], f"With a suite, each in turn: none, or AXIS:STRENGTH of the axes "
                              f"{', '.join(perturbations.AXES)} and the strengths 1, 2, 3.")
 _PYTHON = flags.DEFINE_string("simulator_python", sys.executable, "With a suite: the Python that has its simulator.")
-_ENSEMBLE = flags.DEFINE_float("ensemble", None, "Temporal ensembling, with weights exp(-m i) of this m; see --replan.")
+_ENSEMBLE = flags.DEFINE_float("ensemble", None, "Temporal ensembling, with weights exp(-m i) of this m; see --replan_steps.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Pixels; by default 96, or what the suite has.")
 _HEAD = flags.DEFINE_string("head", None, "With a suite: how to act, flow or fast; by default what was trained.")
 _TASKS = flags.DEFINE_list("tasks", None, "Tasks to act in: of a suite names or numbers, all by default.")
-_DOMAINS = flags.DEFINE_list("domains", ["source"], "Scenes to act in; empty to only ask questions.")
-_CONDITIONS = flags.DEFINE_list("conditions", ["right"], "right, wrong_instruction, blank_image.")
-_TRIALS = flags.DEFINE_integer("trials", 10, "Held-out layouts a task, scene and condition.")
-_FILMS = flags.DEFINE_integer("films", 1, "How many of them are kept as GIF.")
+_SCENES = flags.DEFINE_list("scenes", ["source"], "Scenes to act in; empty to only ask questions.")
+_CONDITIONS = flags.DEFINE_list("interventions", ["right"], "right, wrong_instruction, blank_image.")
+_TRIALS = flags.DEFINE_integer("trials", 10, "Held-out layouts a task, scene and intervention.")
+_FILMS = flags.DEFINE_integer("videos", 1, "How many of them are kept as GIF.")
 _QUESTIONS = flags.DEFINE_integer("questions", 96, "Held-out questions a kind and dataset.")
 _DATASETS = flags.DEFINE_list("datasets", ["shapes", "source"], "Where questions come from: shapes, source, target, or "
                             "the directory of a set with the cameras front and wrist, such as held-out looks.")
 _DATA_ROOT = flags.DEFINE_string("data_root", "data", "Where the embedded datasets lie.")
 _MAX_STEPS = flags.DEFINE_integer("max_steps", None, "Control steps before an episode counts as failed; by default "
                                   "250, or what the suite has.")
-_REPLAN = flags.DEFINE_integer("replan", 5, "Control steps between looks; 0 is every chunk to its end (open loop).")
+_REPLAN = flags.DEFINE_integer("replan_steps", 5, "Control steps between looks; 0 is every chunk to its end (open loop).")
 _WORKERS = flags.DEFINE_integer("workers", 4, "Simulator processes.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the choice of questions; with a suite, of the policy's noise.")
 
@@ -52,7 +52,7 @@ def main(_):
 def play() -> None:
     """A benchmark."""
     suite = suites.find(_SUITE.value, _PYTHON.value)
-    protocol = Protocol(max_steps=_MAX_STEPS.value or suite.max_steps, replan=_REPLAN.value, workers=_WORKERS.value,
+    protocol = EvalProtocol(max_steps=_MAX_STEPS.value or suite.max_steps, replan_steps=_REPLAN.value, workers=_WORKERS.value,
                         image_size=_IMAGE_SIZE.value or suite.image_size, ensemble=_ENSEMBLE.value, seed=_SEED.value)
     asked = benchmark.Benchmark(
         suite, suite.some(_TASKS.value or ()), _TRIALS.value, protocol, tuple(_CONDITIONS.value),
@@ -65,12 +65,12 @@ def play() -> None:
 def demo() -> None:
     """What a recipe evaluates."""
     known = common.question_sets(_DATASETS.value, _DATA_ROOT.value)
-    evaluate(_WORKDIR.value, Spec(
-        tasks=tuple(_TASKS.value or fields.METAWORLD_TASKS), domains=tuple(_DOMAINS.value),
-        conditions=tuple(_CONDITIONS.value), trials=_TRIALS.value, control_trials=_TRIALS.value,
-        films=_FILMS.value, questions=_QUESTIONS.value,
+    evaluate(_WORKDIR.value, EvaluationSpec(
+        tasks=tuple(_TASKS.value or fields.METAWORLD_TASKS), scenes=tuple(_SCENES.value),
+        interventions=tuple(_CONDITIONS.value), trials=_TRIALS.value, control_trials=_TRIALS.value,
+        videos=_FILMS.value, questions=_QUESTIONS.value,
         datasets=known,
-        protocol=Protocol(max_steps=_MAX_STEPS.value or 250, replan=_REPLAN.value, workers=_WORKERS.value,
+        protocol=EvalProtocol(max_steps=_MAX_STEPS.value or 250, replan_steps=_REPLAN.value, workers=_WORKERS.value,
                           image_size=_IMAGE_SIZE.value or 96, ensemble=_ENSEMBLE.value),
         seed=_SEED.value))
 

@@ -13,7 +13,7 @@ from etils import epath
 
 from etcvla.eval.evaluate import open_splits
 from etcvla.eval.knowledge import examine, sections, write_csv
-from etcvla.eval.report import make_page
+from etcvla.pages.report import make_page
 from launch import common
 
 _WORKDIRS = flags.DEFINE_list("workdirs", None, "Runs whose newest checkpoints are compared.", required=True)

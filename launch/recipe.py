@@ -17,10 +17,10 @@ from etils import epath
 from ml_collections import config_flags
 
 from configs import common as fields
-from etcvla.eval.evaluate import Spec, evaluate
-from etcvla.eval.report import write_report
-from etcvla.eval.trials import Protocol
+from etcvla.eval.evaluate import EvaluationSpec, evaluate
+from etcvla.eval.trials import EvalProtocol
 from etcvla.eval.vqa import overall
+from etcvla.pages.report import write_report
 from etcvla.train.checkpoint import versions
 from launch import common
 
@@ -55,12 +55,12 @@ def runs_of(recipe: ml_collections.ConfigDict) -> dict[str, ml_collections.Confi
     idle, init = 0, recipe.order[0]
     for name in recipe.order[1:]:
         steps = stage_config(recipe, runs[name]).steps
-        if not runs[name].domains:
+        if not runs[name].scenes:
             idle += steps
             continue
         runs[name + CONTROL] = ml_collections.ConfigDict({
             **runs[name].to_dict(), "init": init, "action_only": True, "steps": steps + idle,
-            "conditions": ("right",)})
+            "interventions": ("right",)})
         idle, init = 0, name + CONTROL
     return runs
 
@@ -75,7 +75,7 @@ def stage_config(recipe: ml_collections.ConfigDict, run: ml_collections.ConfigDi
     if run.action_only:
         config.loss.text = fields.constant(0.0)
         with config.unlocked():
-            config.streams = {"action": {**config.streams.action.to_dict(), "riders": 0,
+            config.streams = {"action": {**config.streams.action.to_dict(), "extra_segments": 0,
                                          "weight": fields.constant(1.0)}}
     return config
 
@@ -96,13 +96,13 @@ def train_run(config: ml_collections.ConfigDict) -> float:
     return seconds
 
 
-def eval_spec(recipe: ml_collections.ConfigDict, run: ml_collections.ConfigDict) -> Spec:
+def eval_spec(recipe: ml_collections.ConfigDict, run: ml_collections.ConfigDict) -> EvaluationSpec:
     """What a run is evaluated on."""
     e, data = recipe.eval, {name: dataset_of(recipe, name) for name in run.vqa}
-    return Spec(tasks=recipe.tasks, domains=run.domains, conditions=run.conditions, trials=e.trials,
-                control_trials=e.control_trials, films=e.films, questions=e.questions, seed=recipe.seed,
+    return EvaluationSpec(tasks=recipe.tasks, scenes=run.scenes, interventions=run.interventions, trials=e.trials,
+                control_trials=e.control_trials, videos=e.videos, questions=e.questions, seed=recipe.seed,
                 datasets={name: (d["path"], d["cameras"]) for name, d in data.items()},
-                protocol=Protocol(max_steps=e.max_steps, replan=e.replan, workers=e.workers))
+                protocol=EvalProtocol(max_steps=e.max_steps, replan_steps=e.replan_steps, workers=e.workers))
 
 
 def stage_summary(scores: dict) -> dict:
@@ -112,7 +112,7 @@ def stage_summary(scores: dict) -> dict:
     return {"etc": {kind: s["accuracy"] for kind, s in etc.items()},
             "etc_baseline": {kind: s["majority"] for kind, s in etc.items()},
             "mm": overall(scores["mm"]) if "mm" in scores else None,
-            "success": success.get("right", {}), "conditions": success, "evaluation_seconds": scores["seconds"]}
+            "success": success.get("right", {}), "interventions": success, "evaluation_seconds": scores["seconds"]}
 
 
 def write_summary(recipe: ml_collections.ConfigDict, stages: dict, began: float) -> None:

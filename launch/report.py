@@ -1,4 +1,4 @@
-"""A page about runs side by side: stages, scores with intervals, benchmarks, answers and films, failures first.
+"""A page about runs side by side: stages, scores with intervals, benchmarks, answers and videos, failures first.
 
     python launch/report.py --workdirs=runs/a/objective_bridge,runs/b/objective_bridge --out=runs/a_and_b
 
@@ -8,7 +8,7 @@ recipe is written by launch/recipe.py.
 
 from absl import flags
 
-from etcvla.eval.report import write_comparison
+from etcvla.pages.report import write_comparison
 from launch import common
 
 _WORKDIRS = flags.DEFINE_list("workdirs", None, "Runs that are compared.", required=True)

@@ -43,7 +43,7 @@ def main(_):
                          "then give as their api_key, or --no_key")
     logging.getLogger("etcvla").setLevel(logging.INFO)
     options = {"head": _HEAD.value, "num_steps": _STEPS.value, "subtask": _SUBTASK.value, "quantize": _QUANTIZE.value}
-    policy = Policy.load(_WORKDIR.value, **options, text_len=_TEXT_LEN.value or None, keep_look=True)
+    policy = Policy.load(_WORKDIR.value, **options, text_len=_TEXT_LEN.value or None, keep_image_cache=True)
     service = Service(policy, instruction=_PROMPT.value, seed=_SEED.value)
     server = Server(service, service.metadata, key=key,
                     limits=Limits(**{name: flag.value for name, flag in _LIMITS.items()}))

@@ -13,7 +13,7 @@ from etcvla.models.vla import init_params
 from etcvla.train.optim import make_optimizer
 from etcvla.train.plan_table import plan_table
 from etcvla.train.stage import inherited_assets, make_model, make_plan, missing_paths, row_sizes
-from etcvla.train.step import Settings, active
+from etcvla.train.step import StepSettings, active
 
 STAGES = ("vlm_pretrain", "distribution_bridge", "objective_bridge", "retentive_adapt")
 
@@ -36,7 +36,7 @@ def test_a_stage_is_whole(config):
     assert plan.counts.sum() == plan.steps * plan.batch_size
     table = plan_table(config, plan)
     assert all(name in table for name in config.streams) and all(f in table for f in missing_paths(config))
-    settings = Settings.of(config, 0)
+    settings = StepSettings.of(config, 0)
     acts = any(stream.kind == "action" for stream in config.streams.values())
     assert active(settings) == (["text", "fast", "flow"] if acts else ["text"])
     for dataset in config.datasets.values():
@@ -104,10 +104,10 @@ def test_the_papers_mixture():
     np.testing.assert_allclose(plan.weights[[0, -1], action], [0.6, 0.8], atol=1e-6)
 
 
-@pytest.mark.parametrize("domain", ["source", "target"])
+@pytest.mark.parametrize("scene", ["source", "target"])
 @pytest.mark.parametrize("tasks", [common.METAWORLD_TASKS, common.MT10_TASKS, ("reach", "door-open")])
 @pytest.mark.parametrize("episodes", [0, 2, 10, 30])
-def test_a_config_looks_where_the_builder_builds(domain, tasks, episodes):
+def test_a_config_looks_where_the_builder_builds(scene, tasks, episodes):
     builder = pytest.importorskip("data_builders.metaworld_etc.metaworld_etc_dataset_builder")
-    path = common.metaworld(domain, tasks=tasks, episodes=episodes)["path"]
-    assert path == f"data/metaworld_etc/{builder.MetaWorldConfig(domain=domain, tasks=tasks, episodes=episodes).name}"
+    path = common.metaworld(scene, tasks=tasks, episodes=episodes)["path"]
+    assert path == f"data/metaworld_etc/{builder.MetaWorldConfig(scene=scene, tasks=tasks, episodes=episodes).name}"

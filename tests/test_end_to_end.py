@@ -48,7 +48,7 @@ def test_every_stage_is_trained_evaluated_and_reported(recipe):
         success = stages[name]["success"]
         assert set(success) == {"source", "target"}
         assert all(trials == 1 for tasks in success.values() for _, trials in tasks.values())
-    assert set(stages["objective_bridge"]["conditions"]) == {"right", "wrong_instruction", "blank_image"}
+    assert set(stages["objective_bridge"]["interventions"]) == {"right", "wrong_instruction", "blank_image"}
     assert summary["versions"]["jax"] and summary["commit"] and summary["peak_memory_gib"] > 0
     report = (folder / "run/report.html").read_text()
     assert "drawer-open" in report and "src=\"http" not in report
@@ -57,7 +57,7 @@ def test_every_stage_is_trained_evaluated_and_reported(recipe):
 def test_the_csv_has_a_line_an_episode(recipe):
     _, folder, _ = recipe
     lines = (folder / "run/objective_bridge/evaluation/episodes.csv").read_text().splitlines()
-    assert len(lines) == 1 + 2 * 2 * 3  # header, then tasks x domains x conditions
+    assert len(lines) == 1 + 2 * 2 * 3  # header, then tasks x scenes x interventions
     assert sum("wrong_instruction,drawer-close" in line for line in lines) == 2
 
 

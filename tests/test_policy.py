@@ -45,14 +45,14 @@ def acting(request, tmp_path_factory):
 
 
 def row_builder(stage, *, use_fast=True):
-    return RowBuilder(stage.plan, stage.sources, stage.assets, stage.sizes, rider_mix={}, use_fast=use_fast,
+    return RowBuilder(stage.plan, stage.datasets, stage.assets, stage.sizes, extra_segment_weights={}, use_fast=use_fast,
                       prompt=stage.config.data.prompt)
 
 
 def observe(stage, episode, step):
     """What a robot would see and be told at this frame, raw."""
     names = {name: f"observation/{name}" for name in CAMERAS}
-    facts = stage.sources["robot"].dataset.frame(
+    facts = stage.datasets["robot"].dataset.frame(
         episode * LENGTH + step, [*names.values(), "observation/state", "language_instruction"])
     return {"images": {name: facts[key] for name, key in names.items()}, "state": facts["observation/state"],
             "instruction": facts["language_instruction"]}
@@ -121,7 +121,7 @@ def test_answers_are_what_the_model_writes_after_a_training_prompt(acting):
 @pytest.mark.parametrize("acting", ["token"], indirect=True)
 def test_images_that_come_again_are_not_looked_at_again(acting, monkeypatch):
     plain, stage = acting
-    policy = Policy.load(stage.config.workdir, num_steps=3, keep_look=True)
+    policy = Policy.load(stage.config.workdir, num_steps=3, keep_image_cache=True)
     kept, sample = [], policy._sample
     monkeypatch.setattr(policy, "_sample", lambda *args, look, guide: (
         kept.append(look is not None) or sample(*args, look=look, guide=guide)))

@@ -16,14 +16,14 @@ from configs import common
 from etcvla import schedule
 from etcvla.data.rows import RowBuilder
 from etcvla.data.tokenizer import Tokenizer
-from etcvla.models.variants import from_dict
+from etcvla.models.variants import config_from_dict
 from etcvla.models.vla import init_params
 from etcvla.train.checkpoint import Checkpoints
 from etcvla.train.loop import train
 from etcvla.train.optim import make_optimizer
 from etcvla.train.plan_table import plan_table
 from etcvla.train.stage import Stage, inherited_assets, make_model, make_plan, streams_of
-from etcvla.train.step import Settings, active
+from etcvla.train.step import StepSettings, active
 from tests.data.handmade_rlds import write_robot_set
 from tests.data.made_rows import segments
 from tests.train.nano import nano_config
@@ -54,10 +54,10 @@ def test_a_recipe_is_whole(recipe, variant):
     plan = make_plan(config)
     assert plan.counts.sum() == plan.steps * plan.batch_size
     assert all(name in plan_table(config, plan) for name in config.streams)
-    settings = Settings.of(config, 0)
+    settings = StepSettings.of(config, 0)
     assert active(settings) == RECIPES[recipe][0]
     assert config.data.max_targets < config.data.text_len and config.batch_size % config.mesh.fsdp == 0
-    assert all(stream.riders == 0 for stream in streams_of(config))  # images read the prompt, so a row has one
+    assert all(stream.extra_segments == 0 for stream in streams_of(config))  # images read the prompt, so a row has one
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -85,7 +85,7 @@ def test_the_learning_rate_is_openpis(recipe):
     config = get_config(recipe, "paligemma_3b")
     theirs = optax.warmup_cosine_decay_schedule(2.5e-5 / 1001, 2.5e-5, 1000, 30_000, 2.5e-6)
     for step in (0, 1, 500, 999, 1000, 1001, 5000, 15_500, 29_000, 30_000):
-        ours = schedule.at(config.optim.lr, step / config.steps, np)
+        ours = schedule.value_at(config.optim.lr, step / config.steps, np)
         assert ours == pytest.approx(float(theirs(step)), abs=1e-3 * 2.5e-5)
 
 
@@ -115,7 +115,7 @@ def test_its_rows_are_asked_as_openpi_asks(dataset, tmp_path, recipe, prompt, ta
     with config.unlocked():
         config.datasets.source = common.dataset(str(dataset), ("front", "wrist"))
     stage = Stage.open(config)
-    builder = RowBuilder(stage.plan, stage.sources, stage.assets, stage.sizes, rider_mix={}, prompt=config.data.prompt,
+    builder = RowBuilder(stage.plan, stage.datasets, stage.assets, stage.sizes, extra_segment_weights={}, prompt=config.data.prompt,
                          use_fast="fast" in RECIPES[recipe][0], mask_padding=config.data.mask_padding,
                          mean=config.loss.mean)
     rows = [builder(0, n) for n in range(12)]
@@ -131,7 +131,7 @@ def test_a_recipe_trains(dataset, tmp_path, recipe):
     """The plain expert, and none: a few steps bring the loss down, and the checkpoint knows what it is."""
     published, config = get_config(recipe, "tiny"), nano_config(dataset, tmp_path, data__text_len=112)
     with config.unlocked():
-        config.streams = {"action": common.stream("robot", "action", 1.0, riders=0)}
+        config.streams = {"action": common.stream("robot", "action", 1.0, extra_segments=0)}
     for group, field in (("model", "expert"), ("model", "state"), ("model", "image_attends_prompt"),
                          ("model", "insulate"), ("data", "prompt"), ("data", "mask_padding"), ("loss", "text"),
                          ("loss", "fast"), ("loss", "flow"), ("loss", "mean")):
@@ -141,7 +141,7 @@ def test_a_recipe_trains(dataset, tmp_path, recipe):
     found = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert len(found) == 12 and np.mean(found[-3:]) < np.mean(found[:3])
     assert f"loss/{RECIPES[recipe][0][0]}" in result["metrics"]
-    saved = from_dict(Checkpoints(tmp_path).meta()["model"])
+    saved = config_from_dict(Checkpoints(tmp_path).meta()["model"])
     assert saved == Stage.open(config).model.config
     assert (saved.expert is None) == (recipe == "pi0_fast")
 

@@ -29,7 +29,7 @@ def get_config(variant: str = "tiny"):
     c.loss.flow = common.constant(1.0)
     with c.unlocked():
         c.datasets.source = common.metaworld("source")
-        c.streams.action = common.stream("source", "action", 1.0, riders=0)
+        c.streams.action = common.stream("source", "action", 1.0, extra_segments=0)
     c.steps = 2200
     c.batch_size = 16
     if variant == "paligemma_3b":

@@ -21,7 +21,7 @@ def get_config(variant: str = "tiny"):
     c.model.state = "text"
     c.model.expert = "none"
     c.model.image_attends_prompt = True
-    c.model.count_absent = True
+    c.model.count_absent_cameras = True
     c.data.prompt = "pi0_fast"
     c.data.norm = "quantile"
     c.loss.mean = "segment"
@@ -29,7 +29,7 @@ def get_config(variant: str = "tiny"):
     c.loss.fast = common.constant(1.0)
     with c.unlocked():
         c.datasets.source = common.metaworld("source")
-        c.streams.action = common.stream("source", "action", 1.0, riders=0)
+        c.streams.action = common.stream("source", "action", 1.0, extra_segments=0)
     c.data.text_len = 112
     c.data.max_targets = 64
     c.steps = 2200

@@ -20,7 +20,7 @@ def get_config(variant: str = "tiny"):
     c.loss.mean = "segment"
     with c.unlocked():
         c.datasets.source = common.metaworld("source")
-        c.streams = common.etc_streams("source", 1.0, riders=0)
+        c.streams = common.etc_streams("source", 1.0, extra_segments=0)
     c.steps = 1000
     c.batch_size = 32
     if variant == "paligemma_3b":

@@ -25,8 +25,8 @@ def get_config(variant: str = "tiny"):
     c.loss.fast = common.constant(1.0)
     with c.unlocked():
         c.datasets.source = common.metaworld("source")
-        c.streams = common.etc_streams("source", 8.0, riders=0)
-        c.streams.action = common.stream("source", "action", 32.0, riders=0)
+        c.streams = common.etc_streams("source", 8.0, extra_segments=0)
+        c.streams.action = common.stream("source", "action", 32.0, extra_segments=0)
     c.init_from = f"runs/{variant}/two_bridges_1"
     c.init_config = "configs/published/two_bridges_1.py"
     c.data.text_len = 112

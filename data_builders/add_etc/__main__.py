@@ -9,10 +9,10 @@ from pathlib import Path
 
 from absl import app, flags
 
-from data_builders import command
 from data_builders.add_etc.add import add_etc, shipped_calibrations
+from data_builders.common import command
 from etcvla.data.adapters import ADAPTERS
-from etcvla.etc.annotators.cache import Cache
+from etcvla.etc.annotators.cache import AnswerCache
 from etcvla.etc.annotators.detector import Detector
 from etcvla.etc.annotators.endpoint import Endpoint
 
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
 
 def _build() -> Path:
     out = command.FLAGS.out
-    cache = Cache(Path(out) / ".answers")
+    cache = AnswerCache(Path(out) / ".answers")
     detector = Detector(_DETECTOR.value, cache=cache, threshold=_THRESHOLD.value) if _DETECTOR.value else None
     endpoint = Endpoint.from_environment(cache, rate=_RATE.value, budget=_BUDGET.value) if _ENDPOINT.value else None
     path, counts = add_etc(

@@ -12,7 +12,7 @@ from pathlib import Path
 from data_builders.add_etc import shards
 from data_builders.add_etc.annotate import Annotator, seen_share
 from data_builders.add_etc.fit import fit
-from data_builders.build import alone
+from data_builders.common.build import alone
 from etcvla.data.adapters import find_adapter
 from etcvla.data.rlds import RLDSDataset
 from etcvla.data.rlds_layout import find_version
@@ -33,7 +33,7 @@ def add_etc(data: str, out: str, *, adapter: str = "own", num_objects: int = 6, 
       adapter: as of `find_adapter`. calibration: a file, or one of `shipped_calibrations`. threads: episodes under
         way at once. Others: as of `Annotator`.
 
-    Returns: its folder, and counts of items by form and of what was left out by reason.
+    Returns: its folder, and counts of items by question_type and of what was left out by reason.
     Raises ValueError, FileNotFoundError or RecordError that names what is wrong with the data, the adapter or the
     calibration; BlockingIOError if another process does the same; EndpointError, after which the same call goes on
     where it stopped.
@@ -47,7 +47,7 @@ def add_etc(data: str, out: str, *, adapter: str = "own", num_objects: int = 6, 
     found = fit(find_adapter(adapter), RLDSDataset(source, shards.splits(source)[0]))
     features, added = shards.extend_features(json.loads((source / "features.json").read_text()), len(found.cameras),
                                              num_objects)
-    recipe = shards.Recipe(
+    recipe = shards.CopySettings(
         source=_named(source / "dataset_info.json", "/".join(_place(source))), adapter=found.to_dict(),
         num_objects=num_objects, objects=objects, stride=stride if detector else 0,
         calibration=_named(calibration, Path(calibration).name) if calibration else "",

@@ -31,7 +31,7 @@ SHOWN_FRAMES = 8  # of an episode to the endpoint
 SHOWN_SIZE = 512  # pixels of their longer side
 MAX_SPEED = 0.1  # of the image, a step: a detected gripper that moves faster is another thing
 ORACLE = "oracle"
-# What an item of each form rests on; a form that is not listed rests on everything.
+# What an item of each question_type rests on; a question_type that is not listed rests on everything.
 RESTS_ON = {
     "gripper_point": ("gripper",), "path_task": ("gripper",), "path_subtask": ("gripper", "phases"),
     "gripper_side": ("gripper", "boxes", "names"), "object_side": ("boxes", "names"), "identify": ("boxes", "names"),
@@ -226,7 +226,7 @@ def hindsight(facts: dict[str, np.ndarray], segments: tracks.Segments, target: i
 
 def credit(item: Item, sources: Mapping[str, str]) -> Item:
     """The item with its source: the models that its facts come from, joined by "+", or the oracle without any."""
-    models = sorted({sources[group] for group in RESTS_ON.get(item.form, tuple(sources))} - {ORACLE})
+    models = sorted({sources[group] for group in RESTS_ON.get(item.question_type, tuple(sources))} - {ORACLE})
     return dataclasses.replace(item, source=f"model:{'+'.join(models)}" if models else ORACLE)
 
 

@@ -20,8 +20,8 @@ import numpy as np
 from google.protobuf import json_format
 
 from data_builders.add_etc.annotate import Labelled
-from data_builders.build import progress, provenance, tf
-from data_builders.rlds import encode_items, robot_features
+from data_builders.common.build import progress, provenance, tf
+from data_builders.common.rlds import encode_items, robot_features
 from etcvla.data.adapters import TASK
 from etcvla.data.rlds import RLDSDataset
 from etcvla.data.shards import open_shard
@@ -29,7 +29,7 @@ from etcvla.etc.annotation import INT_FIELDS
 
 _EXAMPLE_FEATURES = b"\x0a"  # the tag of field 1, length-delimited: all that a tf.train.Example has
 DROPPED = "dropped "
-_SHARED = frozenset({"episode_id", "task", "domain", "success", "rate"})  # of an episode: the source's, if it has them
+_SHARED = frozenset({"episode_id", "task", "scene", "success", "rate"})  # of an episode: the source's, if it has them
 
 
 def splits(directory: Path) -> list[str]:
@@ -87,10 +87,10 @@ def encode(labelled: Labelled, num_objects: int, added: Sequence[str]) -> bytes:
     columns = {f"steps/annotation/{name}": _ints(value) if name in INT_FIELDS else _floats(value)
                for name, value in facts.pad_objects(num_objects).items()}
     rows = [encode_items(items) for items in labelled.items]
-    for name in ("grade", "kind", "form", "question", "answer", "source"):
+    for name in ("grade", "kind", "question_type", "question", "answer", "source"):
         columns[f"steps/etc/{name}/ragged_flat_values"] = _texts(item[name] for row in rows for item in row)
         columns[f"steps/etc/{name}/ragged_row_lengths_0"] = _ints([len(row) for row in rows])
-    about = {"episode_id": _texts([labelled.episode_id]), "task": _texts([""]), "domain": _texts([""]),
+    about = {"episode_id": _texts([labelled.episode_id]), "task": _texts([""]), "scene": _texts([""]),
              "success": _ints([bool(facts.success)]), "rate": _floats([facts.rate]), "target": _ints([facts.target]),
              "turned": _texts(labelled.turned), **{name: _texts(getattr(facts, name)) for name in (
                  "cameras", "objects", "colors", "phases", "shapes", "axes")}}
@@ -111,7 +111,7 @@ def append(payload: bytes, entries: bytes) -> bytes:
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class CopySettings:
     """All that the content depends on; `splits`' records are made anew where any of it differs."""
 
     source: str  # its name and the digest of its dataset_info.json
@@ -142,7 +142,7 @@ class Output:
       path: the final folder. recipe: another one than before starts afresh.
     """
 
-    def __init__(self, path: Path, recipe: Recipe):
+    def __init__(self, path: Path, recipe: CopySettings):
         self.path, self._work, self._recipe = path, path.with_name(f"incomplete.{path.name}"), recipe
         self._state = self._work / ".add_etc"  # of this work: its recipe, a file under way, counts of those finished
         about, marker = json.dumps(dataclasses.asdict(recipe), sort_keys=True), self._state / "recipe.json"
@@ -154,7 +154,7 @@ class Output:
 
     def write_split(self, dataset: RLDSDataset, annotate: Callable[[int], Labelled], *, num_objects: int,
                     added: Sequence[str], threads: int = 1) -> Counter:
-        """Writes the split's files, or finds them written; returns items, by form, and what was left out, by reason."""
+        """Writes the split's files, or finds them written; returns items, by question_type, and what was left out, by reason."""
         done = self._statistics[dataset.split] = []
         episodes = _by_file(dataset)
         for path, members in progress(episodes.items(), total=len(episodes), what=f"add_etc {dataset.split}"):
@@ -202,7 +202,7 @@ def _write_file(out: Path, dataset: RLDSDataset, episodes: Sequence[int], annota
             record = append(payload, encode(labelled, num_objects, added))
             writer.write(record)
             size += len(record)
-            counts.update(f"items {item.form}" for items in labelled.items for item in items)
+            counts.update(f"items {item.question_type}" for items in labelled.items for item in items)
             counts.update({DROPPED + reason: count for reason, count in labelled.dropped.items()})
     return {"episodes": len(episodes), "bytes": size, "counts": counts}
 

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 import h5py
 import numpy as np
 
-from etcvla.sims.libero_tasks import CAMERAS
+from etcvla.sims.libero.tasks import CAMERAS
 from etcvla.sims.rollout import Episode, annotate, encode_jpeg
 
 if TYPE_CHECKING:  # the files can be read without the simulator
-    from etcvla.sims.libero import Libero
+    from etcvla.sims.libero.environment import Libero
 
 
 # How long the last action may take to end in success: a state does not tell how far the command to the fingers, which

@@ -7,13 +7,14 @@ import math
 
 import tensorflow_datasets as tfds
 
-from data_builders.build import provenance
+from data_builders.common.build import provenance
+from data_builders.common.rlds import robot_features
+from data_builders.common.simulated import SimulatedBuilder
 from data_builders.libero_etc import demos, rollouts
-from data_builders.rlds import robot_features
-from data_builders.simulated import SimulatedBuilder
 from etcvla.etc.items import LOCATIONS
 from etcvla.names import lookup
-from etcvla.sims import libero_files, libero_tasks
+from etcvla.sims.libero import files as libero_files
+from etcvla.sims.libero import tasks as libero_tasks
 
 EPISODES = 20
 CITATION = """@inproceedings{liu2023libero,
@@ -26,13 +27,13 @@ CITATION = """@inproceedings{liu2023libero,
 class LiberoConfig(tfds.core.BuilderConfig):
     """What is made. The name says what differs from the default, so that it is another directory.
 
-    Raises ValueError for an unknown domain or task and for numbers out of range, FileNotFoundError where `demos` has
+    Raises ValueError for an unknown scene or task and for numbers out of range, FileNotFoundError where `demos` has
     nothing of a task.
     """
 
     name: str = ""  # made of the others
     tasks: tuple[str, ...] = ("libero_object",)  # suites, "suite/name" or "suite/index"
-    domain: str = "rlds"  # how images are turned, see `libero_tasks.DOMAINS`
+    scene: str = "rlds"  # how images are turned, see `libero_tasks.SCENES`
     demos: str = ""  # LIBERO's HDF5 file, or a directory of them; "" the expert acts
     episodes: int = 0  # training episodes a task; 0: EPISODES of the expert, all of a file
     held_out: float = 0.12  # validation episodes for each training episode, rounded up
@@ -42,7 +43,7 @@ class LiberoConfig(tfds.core.BuilderConfig):
 
     def __post_init__(self):
         self.tasks, self.noise = tuple(self.tasks), tuple(self.noise)  # lists where `tfds build --config` reads JSON
-        lookup(libero_tasks.DOMAINS, self.domain, "domain")
+        lookup(libero_tasks.SCENES, self.scene, "scene")
         lookup(dict.fromkeys(LOCATIONS), self.locations, "locations")
         if self.episodes < 0 or self.held_out < 0 or self.image_size < 16 or not 0 <= self.noise[0] <= self.noise[1]:
             raise ValueError(f"libero_etc: episodes {self.episodes} and held_out {self.held_out} must be at least 0, "
@@ -55,25 +56,25 @@ class LiberoConfig(tfds.core.BuilderConfig):
                  "locations": self.locations}
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         source = ["replayed"] if self.demos else []
-        return "_".join(["+".join(self.tasks).replace("/", "-"), self.domain, *source, *(
+        return "_".join(["+".join(self.tasks).replace("/", "-"), self.scene, *source, *(
             part for field, part in parts.items() if getattr(self, field) != defaults[field])])
 
     def task_names(self) -> list[str]:
         """Every task as "suite/name"."""
         return list(dict.fromkeys(task for name in self.tasks for task in libero_files.task_names(name)))
 
-    def jobs(self) -> list[rollouts.Job]:
+    def jobs(self) -> list[rollouts.LiberoJob]:
         """Every episode, task by task."""
         files = demos.find_demos(self.demos) if self.demos else {}
         return [job for task in self.task_names()
                 for job in (self._recorded(task, files) if files else self._rolled(task))]
 
-    def _rolled(self, task: str) -> list[rollouts.Job]:
+    def _rolled(self, task: str) -> list[rollouts.LiberoJob]:
         episodes = self.episodes or EPISODES
         val = math.ceil(episodes * self.held_out)
         return [self._job(task, index, episodes + val, val) for index in range(episodes + val)]
 
-    def _recorded(self, task: str, files: dict) -> list[rollouts.Job]:
+    def _recorded(self, task: str, files: dict) -> list[rollouts.LiberoJob]:
         if task not in files:
             raise FileNotFoundError(f"{self.demos}: no demonstrations of {task}; there are {', '.join(files)}")
         names = demos.names(files[task])
@@ -84,10 +85,10 @@ class LiberoConfig(tfds.core.BuilderConfig):
         return [self._job(task, index, len(names), val, file=str(files[task]), demo=name)
                 for index, name in enumerate(names)]
 
-    def _job(self, task: str, index: int, total: int, val: int, **recorded: str) -> rollouts.Job:
+    def _job(self, task: str, index: int, total: int, val: int, **recorded: str) -> rollouts.LiberoJob:
         """Episode `index` of `total`; exactly `val` of them are held out, evenly spread."""
         split = "val" if (index + 1) * val // total > index * val // total else "train"
-        return rollouts.Job(task, self.domain, split, index, self.image_size, self.noise, locations=self.locations,
+        return rollouts.LiberoJob(task, self.scene, split, index, self.image_size, self.noise, locations=self.locations,
                             **recorded)
 
 

@@ -8,17 +8,17 @@ import zlib
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from data_builders import episodes
-from data_builders.episodes import Result
+from data_builders.common import episodes
+from data_builders.common.episodes import EpisodeResult
 from data_builders.libero_etc import demos
 from etcvla.etc import make_items
 from etcvla.etc.annotation import Annotation
-from etcvla.sims.libero_tasks import ABSENT
+from etcvla.sims.libero.tasks import ABSENT
 from etcvla.sims.rollout import Episode, annotate, rollout_expert
 from etcvla.sims.seeds import EVAL_SEED_BASE, demo_seed, eval_seed
 
 if TYPE_CHECKING:
-    from etcvla.sims.libero import Libero
+    from etcvla.sims.libero.environment import Libero
 
 MAX_ATTEMPTS = 10
 MAX_STEPS = 240
@@ -28,7 +28,7 @@ _UNSEEN = 32  # pixels of images that nobody asks for
 
 
 @dataclasses.dataclass(frozen=True)
-class Job(episodes.Job):
+class LiberoJob(episodes.EpisodeJob):
     """One demonstration to make."""
 
     file: str = ""  # of recorded demonstrations; "" the expert acts
@@ -36,26 +36,26 @@ class Job(episodes.Job):
 
     @property
     def episode_id(self) -> str:
-        return f"libero/{self.domain}/{self.task}/{self.demo or format(self.index, '05d')}"
+        return f"libero/{self.scene}/{self.task}/{self.demo or format(self.index, '05d')}"
 
 
-def roll(job: Job) -> Result:
+def roll(job: LiberoJob) -> EpisodeResult:
     """Makes the job's episode: the first of its layouts in which the expert succeeds, or the recorded one.
 
     Raises RuntimeError if the expert fails in `MAX_ATTEMPTS` of them, ValueError if a recorded one cannot be read or is
     of another task.
     """
-    key = job.task, job.domain, job.image_size
+    key = job.task, job.scene, job.image_size
     env = environment(*key)
     seed = zlib.crc32(job.episode_id.encode())
     episode, attempts = _recorded(env, job, seed) if job.file else _expert(env, job)
     items, dropped = make_items(
         episode.annotation, seed, absent=ABSENT, layouts=_layouts(*key),
         locations=job.locations) if episode else ([], Counter())
-    return Result(job, episode, items, dropped, attempts)
+    return EpisodeResult(job, episode, items, dropped, attempts)
 
 
-def _recorded(env: Libero, job: Job, seed: int) -> tuple[Episode | None, int]:
+def _recorded(env: Libero, job: LiberoJob, seed: int) -> tuple[Episode | None, int]:
     demo = demos.read_demo(job.file, job.demo)
     try:
         return demos.replay(env, demo, seed), 1
@@ -63,7 +63,7 @@ def _recorded(env: Libero, job: Job, seed: int) -> tuple[Episode | None, int]:
         raise ValueError(f"{job.file}: data/{job.demo}: {error}") from error
 
 
-def _expert(env: Libero, job: Job) -> tuple[Episode, int]:
+def _expert(env: Libero, job: LiberoJob) -> tuple[Episode, int]:
     for attempt in range(MAX_ATTEMPTS):
         if episode := rollout_expert(env, demo_seed(job.index, attempt), job.noise, MAX_STEPS):
             return episode, attempt + 1
@@ -71,7 +71,7 @@ def _expert(env: Libero, job: Job) -> tuple[Episode, int]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Trial:
+class ExpertTrial:
     """The expert's one try at a task."""
 
     task: str  # "suite/name"
@@ -81,7 +81,7 @@ class Trial:
     grasps: int = 0  # how often the hand went for the thing
 
 
-def try_expert(trial: Trial) -> Trial:
+def try_expert(trial: ExpertTrial) -> ExpertTrial:
     """The trial as it ends: the expert acts from the initial state for at most `MAX_STEPS` steps, without noise."""
     env = environment(trial.task, "rlds", _UNSEEN)
     env.reset(eval_seed(trial.state))
@@ -98,7 +98,7 @@ _starts: dict[tuple, Annotation] = {}
 
 def environment(*key) -> Libero:
     """The worker's environment; jobs come task by task, so one is kept at a time."""
-    from etcvla.sims.libero import Libero  # here, so that the parent needs no simulator
+    from etcvla.sims.libero.environment import Libero  # here, so that the parent needs no simulator
 
     if key not in _current:
         while _current:

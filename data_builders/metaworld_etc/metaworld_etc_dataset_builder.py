@@ -7,16 +7,16 @@ import math
 
 import tensorflow_datasets as tfds
 
-from data_builders.build import provenance
+from data_builders.common.build import provenance
+from data_builders.common.rlds import robot_features
+from data_builders.common.simulated import SimulatedBuilder
 from data_builders.metaworld_etc import rollouts
-from data_builders.rlds import robot_features
-from data_builders.simulated import SimulatedBuilder
 from etcvla.etc.items import LOCATIONS
 from etcvla.etc.scene import ABSENT
 from etcvla.names import lookup
-from etcvla.sims import metaworld
 from etcvla.sims.conditions import CONDITIONS, HELD_OUT, SWAPPABLE, together
-from etcvla.sims.metaworld_tasks import DEMO_TASKS, MT10, NUM_OBJECTS, TASKS
+from etcvla.sims.metaworld import environment as metaworld
+from etcvla.sims.metaworld.tasks import DEMO_TASKS, MT10, NUM_OBJECTS, TASKS
 
 TASK_SETS = {"demo": DEMO_TASKS, "mt10": MT10, "mt50": tuple(TASKS)}
 EPISODES = {"source": 30, "target": 10}
@@ -29,15 +29,15 @@ CITATION = """@inproceedings{yu2019meta,
 
 @dataclasses.dataclass
 class MetaWorldConfig(tfds.core.BuilderConfig):
-    """What is rolled out. The name says what differs from the domain's default, so that it is another directory.
+    """What is rolled out. The name says what differs from the scene's default, so that it is another directory.
 
-    Raises ValueError for an unknown domain or task and for numbers out of range.
+    Raises ValueError for an unknown scene or task and for numbers out of range.
     """
 
     name: str = ""  # made of the others
-    domain: str = "source"
+    scene: str = "source"
     tasks: tuple[str, ...] = DEMO_TASKS
-    episodes: int = 0  # training episodes a task; 0: the domain's default
+    episodes: int = 0  # training episodes a task; 0: the scene's default
     held_out: float = 0.12  # validation episodes for each training episode, rounded up
     image_size: int = 96  # pixels
     noise: tuple[float, float] = (0.1, 0.3)  # range of an episode's action noise (standard deviation)
@@ -49,12 +49,12 @@ class MetaWorldConfig(tfds.core.BuilderConfig):
 
     def __post_init__(self):
         self.tasks, self.noise = tuple(self.tasks), tuple(self.noise)  # lists where `tfds build --config` reads JSON
-        lookup(metaworld.DOMAINS, self.domain, "domain")
+        lookup(metaworld.SCENES, self.scene, "scene")
         for task in self.tasks:
             lookup(TASKS, task, "task")
         lookup(dict.fromkeys(LOCATIONS), self.locations, "locations")
         self.looks_held_out = bool(self.conditions) and together(self.conditions) == HELD_OUT
-        self.episodes = self.episodes or EPISODES[self.domain]
+        self.episodes = self.episodes or EPISODES[self.scene]
         if self.episodes < 1 or self.held_out < 0 or self.image_size < 16 or not 0 <= self.noise[0] <= self.noise[1]:
             raise ValueError(f"metaworld_etc: episodes {self.episodes} must be at least 1, held_out {self.held_out} "
                              f"at least 0, image_size {self.image_size} at least 16, noise {self.noise} an ascending "
@@ -71,8 +71,8 @@ class MetaWorldConfig(tfds.core.BuilderConfig):
                  "noise": "noise{}to{}".format(*self.noise), "locations": self.locations,
                  "conditions": "ood_" + "+".join(self.conditions)}
         defaults = {field.name: field.default for field in dataclasses.fields(self)} | {
-            "episodes": EPISODES[self.domain]}
-        return "_".join([self.domain, *(part for field, part in parts.items()
+            "episodes": EPISODES[self.scene]}
+        return "_".join([self.scene, *(part for field, part in parts.items()
                                         if getattr(self, field) != defaults[field])])
 
     @property
@@ -85,11 +85,11 @@ class MetaWorldConfig(tfds.core.BuilderConfig):
         total = self.episodes + self.val
         return "val" if (index + 1) * self.val // total > index * self.val // total else "train"
 
-    def jobs(self) -> list[rollouts.Job]:
+    def jobs(self) -> list[rollouts.MetaWorldJob]:
         """Every episode that is made, task by task."""
         nouns = tuple(dict.fromkeys(spec.name for task in self.tasks for spec in TASKS[task].objects))
         absent = nouns if len(self.tasks) > 2 else ABSENT
-        return [rollouts.Job(task, self.domain, self.split(index), index, self.image_size, self.noise, self.locations,
+        return [rollouts.MetaWorldJob(task, self.scene, self.split(index), index, self.image_size, self.noise, self.locations,
                              absent=absent, condition=condition)
                 for task in self.tasks for condition in self._looks(task) for index in range(self.episodes + self.val)
                 if not self.looks_held_out or self.split(index) == "val"]
@@ -105,7 +105,7 @@ class Builder(SimulatedBuilder):
     """Successful demonstrations of Meta-World's scripted experts, split by episode."""
 
     VERSION = tfds.core.Version("1.0.0")
-    BUILDER_CONFIGS = [MetaWorldConfig(domain=domain) for domain in metaworld.DOMAINS]
+    BUILDER_CONFIGS = [MetaWorldConfig(scene=scene) for scene in metaworld.SCENES]
     roll = staticmethod(rollouts.roll)
 
     def _info(self) -> tfds.core.DatasetInfo:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import zlib
 
-from data_builders import episodes
-from data_builders.episodes import Result
+from data_builders.common import episodes
+from data_builders.common.episodes import EpisodeResult
 from etcvla.etc import make_items, scene
 from etcvla.etc.annotation import Annotation
-from etcvla.sims.metaworld import EVAL_SEED_BASE, MetaWorld, NoRoom, demo_seed
+from etcvla.sims.metaworld.environment import EVAL_SEED_BASE, MetaWorld, NoRoom, demo_seed
 from etcvla.sims.rollout import Episode, layouts, record_expert, render_again, rollout_expert
 
 MAX_ATTEMPTS = 20
@@ -19,7 +19,7 @@ STRIDE = 4  # control steps between two frames that are rendered again
 
 
 @dataclasses.dataclass(frozen=True)
-class Job(episodes.Job):
+class MetaWorldJob(episodes.EpisodeJob):
     """One demonstration to make."""
 
     absent: tuple[str, ...] = scene.ABSENT  # nouns to ask for in vain
@@ -28,35 +28,35 @@ class Job(episodes.Job):
     @property
     def look(self) -> str:
         """The named look of the scene."""
-        return f"{self.domain}+{self.condition}" if self.condition else self.domain
+        return f"{self.scene}+{self.condition}" if self.condition else self.scene
 
     @property
     def episode_id(self) -> str:
         return f"metaworld/{self.look}/{self.task}/{self.index:05d}"
 
 
-def roll(job: Job) -> Result:
+def roll(job: MetaWorldJob) -> EpisodeResult:
     """Makes the job's episode: the first of its layouts in which the expert succeeds.
 
     Raises RuntimeError if it fails in `MAX_ATTEMPTS` of them, or there is never room for what the look adds.
     """
-    env = _environment(job.task, job.domain, job.image_size)
+    env = _environment(job.task, job.scene, job.image_size)
     for attempt in range(MAX_ATTEMPTS):
         if episode := _make(env, job, demo_seed(job.index, attempt)):
             items, dropped = make_items(
                 episode.annotation, zlib.crc32(job.episode_id.encode()), absent=job.absent, locations=job.locations,
-                layouts=_layouts(job.task, job.domain, job.image_size, job.condition))
-            return Result(job, episode, items, dropped, attempt + 1)
+                layouts=_layouts(job.task, job.scene, job.image_size, job.condition))
+            return EpisodeResult(job, episode, items, dropped, attempt + 1)
     adds = " (or there was no room for what the look adds)" if job.condition else ""
     raise RuntimeError(f"{job.episode_id}: the expert failed in {MAX_ATTEMPTS} layouts with noise {job.noise}{adds}")
 
 
-def _make(env: MetaWorld, job: Job, seed: int) -> Episode | None:
+def _make(env: MetaWorld, job: MetaWorldJob, seed: int) -> Episode | None:
     """The demonstration in this layout, or how it would have looked; None if the expert fails or there is no room."""
     if not job.condition:
         return rollout_expert(env, seed, job.noise)
     states = record_expert(env, seed, job.noise)
-    shown = _environment(job.task, job.domain, job.image_size, job.condition)
+    shown = _environment(job.task, job.scene, job.image_size, job.condition)
     try:
         return states and render_again(shown, states, seed, STRIDE)
     except NoRoom:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_builders.mm_items import BadEntry
+from data_builders.common.mm_items import BadEntry
 
 CHUNK = 1 << 20  # characters read at a time
 HUMAN, MODEL = ("human", "user"), ("gpt", "assistant", "model")

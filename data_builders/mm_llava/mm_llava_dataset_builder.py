@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_builders.mm_items import TEMPLATE, BadEntry, Entry, MMBuilder, MMConfig, kind_of
+from data_builders.common.mm_items import TEMPLATE, BadEntry, MMBuilder, MMConfig, MMEntry, kind_of
 from data_builders.mm_llava.llava import find_image, read_entries, read_turns
 from etcvla.etc.items import ETC_KINDS
 
@@ -36,12 +36,12 @@ class Builder(MMBuilder):
 
     BUILDER_CONFIGS = [LlavaConfig(name=TEMPLATE)]
 
-    def entries(self) -> Iterator[Entry | BadEntry]:
+    def entries(self) -> Iterator[MMEntry | BadEntry]:
         config = self.builder_config
         for number, entry in enumerate(read_entries(config.json)):
             try:
                 turns, image = read_turns(entry), find_image(entry, Path(config.images))
                 kind = str(entry.get(config.kind_field) or "")
-                yield Entry(str(entry.get("id", number)), image.read_bytes(), turns, kind)
+                yield MMEntry(str(entry.get("id", number)), image.read_bytes(), turns, kind)
             except BadEntry as error:
                 yield error

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data_builders.mm_items import TEMPLATE, BadEntry, Entry, MMBuilder, MMConfig
+from data_builders.common.mm_items import TEMPLATE, BadEntry, MMBuilder, MMConfig, MMEntry
 
 
 @dataclasses.dataclass
@@ -42,7 +42,7 @@ class Builder(MMBuilder):
         info = tfds.builder_from_directory(self.builder_config.data).info
         return {"homepage": info.homepage, "citation": info.citation, "license": info.redistribution_info.license}
 
-    def entries(self) -> Iterator[Entry | BadEntry]:
+    def entries(self) -> Iterator[MMEntry | BadEntry]:
         config = self.builder_config
         source = tfds.builder_from_directory(config.data)
         for field in filter(None, (config.image, config.question, config.answer)):
@@ -53,7 +53,7 @@ class Builder(MMBuilder):
         for number, example in enumerate(examples):
             try:
                 question = text(_get(example, config.question)) if config.question else config.ask
-                yield Entry(f"{config.split}/{number}", _get(example, config.image),
+                yield MMEntry(f"{config.split}/{number}", _get(example, config.image),
                             ((question, text(_get(example, config.answer))),), "")
             except BadEntry as error:
                 yield error

@@ -5,8 +5,8 @@ What `tfds build` does, with choices. The dataset goes to <out>/shapes_vqa/<name
 
 from absl import app, flags
 
-from data_builders import command
-from data_builders.build import prepare
+from data_builders.common import command
+from data_builders.common.build import prepare
 from data_builders.shapes_vqa.shapes_vqa_dataset_builder import Builder, ShapesConfig
 
 command.output_flags()

@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from data_builders.build import EpisodeBuilder, beam_examples, progress, provenance
-from data_builders.rlds import encode_items, vqa_features
+from data_builders.common.build import EpisodeBuilder, beam_examples, progress, provenance
+from data_builders.common.rlds import encode_items, vqa_features
 from etcvla.etc import shapes
 
 SPLITS = ("train", "val")
@@ -40,7 +40,7 @@ class ShapesConfig(tfds.core.BuilderConfig):
         self.name = "_".join(f"{name}{getattr(self, name)}" for name in other) or "default"
 
 
-def make_image(split: str, index: int, *, seed: int, image_size: int) -> tuple[str, np.ndarray, shapes.Scene, list]:
+def make_image(split: str, index: int, *, seed: int, image_size: int) -> tuple[str, np.ndarray, shapes.ShapesScene, list]:
     """The picture of an id: (id, uint8[H, W, 3], scene, items). A pure function, and another one in each split.
 
     Raises RuntimeError if an item does not follow from its scene.

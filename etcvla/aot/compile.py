@@ -90,7 +90,7 @@ def compile_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Compiled:
 
     Raises ValueError for a batch that does not divide among them; DoesNotFitError.
     """
-    sharding.check_batch(config.batch_size, mesh, config.optim.accumulate)
+    sharding.check_batch(config.batch_size, mesh, config.optim.microbatches)
     stage = planned_stage(config)
     began, cpu_began = time.time(), time.process_time()
     traced = _trace(stage, mesh)

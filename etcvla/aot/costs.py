@@ -26,7 +26,7 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragg
                "collective-broadcast")
 # What moves nothing; loops and calls are entered instead.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
-         "partition-id", "replica-id", "opt-barrier", "add-dependency", "iota", "domain"}
+         "partition-id", "replica-id", "opt-barrier", "add-dependency", "iota", "scene"}
 _SLICES = ("dynamic-slice", "slice", "gather")
 
 

@@ -87,7 +87,7 @@ def largest_batch(config: ml_collections.ConfigDict, mesh: Mesh, chip: Chip,
     An estimate: the compiler trades memory for time near the limit. Where the config's batch does not fit (`compiled`
     is None) the two are one and two rows a chip (and part of an accumulated batch); 0 if these do not fit either.
     """
-    parts = mesh.shape["data"] * mesh.shape["fsdp"] * config.optim.accumulate
+    parts = mesh.shape["data"] * mesh.shape["fsdp"] * config.optim.microbatches
     rows = compiled.batch_size // parts if compiled else 1
     try:
         first = compiled or _with_batch(config, mesh, parts)

@@ -27,7 +27,7 @@ from etcvla.data.loader import batches
 from etcvla.data.norm_stats import stats_of
 from etcvla.data.plan import Plan, Stream
 from etcvla.data.rlds import RLDSDataset
-from etcvla.data.rows import RowBuilder, RowSizes, Source
+from etcvla.data.rows import RowBuilder, RowSizes, StageDataset
 from etcvla.data.tokenizer import Tokenizer
 
 STEPS, SIZE, STATE, ACTION, HORIZON = 150, 256, 8, 7, 10  # LIBERO's
@@ -100,7 +100,7 @@ class Side(abc.ABC):
         """An endless iterator over batches of {"images", "state", "actions"}."""
 
     def first(self) -> list[int]:
-        """Opens the set and draws a batch; returns the shape of its images."""
+        """Opens the set and noise_samples a batch; returns the shape of its images."""
         self._batches = self.open()
         return list(np.shape(next(self._batches)["images"]))
 
@@ -133,7 +133,7 @@ def resident(pid: int) -> float:
     return total / 1024
 
 
-class Watch:
+class ResourceMeter:
     """The most anonymous memory in MB that each worker has had at once; looked at from outside, at no cost to it."""
 
     def __init__(self, workers: Mapping[str, Worker]):
@@ -154,8 +154,8 @@ class Watch:
         return self.peaks
 
 
-class Ours(Side):
-    """This project's rows, as a stage draws them: every frame of the set once an epoch, in an order of its own."""
+class OurLoader(Side):
+    """This project's rows, as a stage noise_samples them: every frame of the set once an epoch, in an order of its own."""
 
     def __init__(self, folder: str, threads: int):
         super().__init__(folder, threads)
@@ -167,7 +167,7 @@ class Ours(Side):
         plan = Plan.make([Stream("action", "set", "action", ((0.0, 1.0),), 0)], batch_size=BATCH, steps=10**4, seed=0)
         sizes = RowSizes(num_cameras=2, image_size=SIZE, text_len=32, max_targets=16, state_dim=STATE,
                          horizon=HORIZON, action_dim=ACTION)
-        builder = RowBuilder(plan, {"set": Source(dataset, CAMERAS)}, self.assets, sizes, rider_mix={}, prompt="pi0",
+        builder = RowBuilder(plan, {"set": StageDataset(dataset, CAMERAS)}, self.assets, sizes, extra_segment_weights={}, prompt="pi0",
                              use_fast=False)
         return batches(builder, start=0, threads=self.threads)
 
@@ -196,7 +196,7 @@ class TFData(Side):
 
     def _options(self):
         """Those of dlimp, by which both read; and 1 GiB for what lies ready, as both have it."""
-        options = self.tf.data.Options()
+        options = self.tf.data.MonitorOptions()
         options.deterministic = False
         options.experimental_optimization.map_fusion = True
         options.experimental_optimization.map_and_filter_fusion = True
@@ -230,10 +230,10 @@ def compare(folder: Path, *, samples: int, threads: int, decoded: bool) -> dict[
     """
     shutil.rmtree(folder / ".etcvla", ignore_errors=True)
     result: dict[str, float] = {}
-    with Worker("etcvla.bench.loader:Ours", folder=str(folder), threads=threads) as ours, \
+    with Worker("etcvla.bench.loader:OurLoader", folder=str(folder), threads=threads) as ours, \
             Worker("etcvla.bench.loader:TFData", folder=str(folder), threads=threads, decoded=decoded) as tf:
         workers = {"ours": ours, "tf": tf}
-        watch = Watch(workers)
+        watch = ResourceMeter(workers)
         for name, worker in workers.items():
             result[f"{name}_first_batch"] = worker("first").wall
         count, seconds = max(1, samples // BATCH), {name: [] for name in workers}
@@ -252,7 +252,7 @@ def compare(folder: Path, *, samples: int, threads: int, decoded: bool) -> dict[
 def memory_over(folder: Path, *, samples: int, threads: int) -> dict[str, list[float]]:
     """Our memory in MB at eleven points on the way through `samples`."""
     points = []
-    with Worker("etcvla.bench.loader:Ours", folder=str(folder), threads=threads) as ours:
+    with Worker("etcvla.bench.loader:OurLoader", folder=str(folder), threads=threads) as ours:
         ours("first")
         for _ in range(11):
             ours("draw", count=max(1, samples // BATCH // 10))

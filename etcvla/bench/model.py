@@ -1,4 +1,4 @@
-"""The model against openpi's: time of a training step and of acting, FLOPs a sample, lessons for a TFLOP."""
+"""The model against openpi's: time of a training step and of acting, FLOPs a sample, segments for a TFLOP."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ GAIN_FLOOR = 2.5
 
 # ---- FLOPs, by tracing full-size models -----------------------------------------------------------------------------
 
-def step_tflop(model: VLA, rows: Mapping[str, np.ndarray], settings: ours.Settings) -> float:
+def step_tflop(model: VLA, rows: Mapping[str, np.ndarray], settings: ours.StepSettings) -> float:
     """TFLOP of our training step on `rows`; nothing of the model's size is computed."""
     params = jax.eval_shape(functools.partial(init_params, model))
     step, start = ours.make_step(model, params, settings)
@@ -62,11 +62,11 @@ def count_openpi(folder: Path) -> dict[str, float]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Lessons:
+class SegmentCount:
     """Rows that carry the same segments, packed and apart. Rows apart are as short as their text, packed ones as long
     as the config has them."""
 
-    riders: int
+    extra_segments: int
     text_len: int  # of a packed row
     tflop_packed: float  # a row
     tflop_action: float  # a row with the action segment alone
@@ -75,7 +75,7 @@ class Lessons:
     @property
     def packed(self) -> float:
         """Segments a TFLOP. Rows drawn for ETC hold as many segments, and cost no more."""
-        return (1 + self.riders) / self.tflop_packed
+        return (1 + self.extra_segments) / self.tflop_packed
 
     @property
     def apart(self) -> float:
@@ -84,15 +84,15 @@ class Lessons:
         return sum(PAPER_STEP.values()) / tflop
 
 
-def count_lessons(config: ml_collections.ConfigDict) -> Lessons:
-    """Counts one row of a stage with actions and riders: FAST and flow on the action segment, answers on the others.
+def count_lessons(config: ml_collections.ConfigDict) -> SegmentCount:
+    """Counts one row of a stage with actions and extra_segments: FAST and flow on the action segment, answers on the others.
 
     Raises ValueError if these segments do not fit the stage's rows.
     """
-    riders, data = config.streams.action.riders, config.data
-    needs = ACTION_TOKENS + riders * ETC_TOKENS, ACTION_TARGETS + riders * ETC_TARGETS
+    extra_segments, data = config.streams.action.extra_segments, config.data
+    needs = ACTION_TOKENS + extra_segments * ETC_TOKENS, ACTION_TARGETS + extra_segments * ETC_TARGETS
     if needs[0] > data.text_len or needs[1] > data.max_targets:
-        raise ValueError(f"an action and {riders} riders take {needs[0]} tokens, {needs[1]} of them targets, more than "
+        raise ValueError(f"an action and {extra_segments} extra_segments take {needs[0]} tokens, {needs[1]} of them targets, more than "
                          f"data.text_len {data.text_len} or data.max_targets {data.max_targets}")
     model = VLA(variants.make_config(vocab_size=PALIGEMMA_VOCAB, **config.model))
 
@@ -102,17 +102,17 @@ def count_lessons(config: ml_collections.ConfigDict) -> Lessons:
                                A=m.action_dim)
         return step_tflop(model, rows, ours.settings(losses=losses, max_targets=targets))
 
-    return Lessons(riders, data.text_len, tflop(data.text_len, data.max_targets, ("text", "fast", "flow")),
+    return SegmentCount(extra_segments, data.text_len, tflop(data.text_len, data.max_targets, ("text", "fast", "flow")),
                    tflop(ACTION_TOKENS, ACTION_TARGETS, ("fast", "flow")), tflop(ETC_TOKENS, ETC_TARGETS, ("text",)))
 
 
 def count_flops(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """All counts, by name."""
-    lessons = count_lessons(config)
+    segments = count_lessons(config)
     return {**{f"tflop_per_sample_{n}cam": pi0_tflop(n) for n in (3, 2)},
-            "segments_per_tflop_gain": lessons.packed / lessons.apart,
-            "segments_per_tflop_packed": lessons.packed, "segments_per_tflop_apart": lessons.apart,
-            "packed_rows": dataclasses.asdict(lessons) | {
+            "segments_per_tflop_gain": segments.packed / segments.apart,
+            "segments_per_tflop_packed": segments.packed, "segments_per_tflop_apart": segments.apart,
+            "packed_rows": dataclasses.asdict(segments) | {
                 "cameras": config.data.num_cameras, "etc_tokens": ETC_TOKENS, "etc_targets": ETC_TARGETS,
                 "action_tokens": ACTION_TOKENS, "action_targets": ACTION_TARGETS}}
 
@@ -127,7 +127,7 @@ def compare(workload: ours.Workload, folder: Path, rounds: int) -> dict[str, Any
     fields, described = dataclasses.asdict(workload), describe(workload)
     print(f"pi0 at size {workload.size}, {described['parameters'] / 1e6:.0f} M parameters, {workload.dtype}: two "
           "processes start", flush=True)
-    with (Worker("etcvla.bench.ours:Ours", **fields) as us,
+    with (Worker("etcvla.bench.ours:OurModel", **fields) as us,
           Worker("etcvla.bench.openpi:OpenPI", folder=str(folder), **fields) as them):
         sides = {"ours": us, "openpi": them}
         agreement = {f"{job}_difference_{n}cam": difference(sides, job, n, tolerance)
@@ -226,7 +226,7 @@ def flops_table(result: Mapping[str, Any]) -> str:
     return "\n".join([
         f"pi0 at full size: {result['tflop_per_sample_3cam']:.2f} TFLOP a training sample with three cameras, "
         f"{result['tflop_per_sample_2cam']:.2f} with two",
-        f"packed rows ({rows['cameras']} cameras, {rows['text_len']} tokens of text, one action and {rows['riders']} "
+        f"packed rows ({rows['cameras']} cameras, {rows['text_len']} tokens of text, one action and {rows['extra_segments']} "
         f"ETC segments): {result['segments_per_tflop_packed']:.3f} segments a TFLOP",
         f"the same segments in rows of their own ({PAPER_STEP['action']} action and {PAPER_STEP['etc']} ETC rows a "
         f"step): {result['segments_per_tflop_apart']:.3f}; gain {result['segments_per_tflop_gain']:.2f}x, floor "

@@ -21,7 +21,7 @@ from etcvla.models import flow, variants
 from etcvla.models.decode import sample_actions
 from etcvla.models.vla import VLA, VLAConfig, init_params
 from etcvla.train.optim import make_optimizer
-from etcvla.train.step import Settings, TrainState, train_step
+from etcvla.train.step import StepSettings, TrainState, train_step
 
 TEXT_LEN, HORIZON, ACTION_DIM = 48, 50, 32  # openpi's pi0
 CAMERAS, EULER_STEPS = 3, 10
@@ -76,14 +76,14 @@ class Workload:
         return np.random.default_rng(self.seed + 1).standard_normal((rows, HORIZON, ACTION_DIM), np.float32)
 
 
-def settings(*, losses: tuple[str, ...] = ("flow",), max_targets: int = 1) -> Settings:
+def settings(*, losses: tuple[str, ...] = ("flow",), max_targets: int = 1) -> StepSettings:
     """Of a step with these losses, each with weight 1, and one noise sample a chunk."""
-    knots = {name: ((0.0, float(name in losses)),) for name in ("text", "fast", "flow")}
-    return Settings(seed=0, steps=STEPS, streams=("action",), max_targets=max_targets, draws=1, shift=0, color=0.0,
-                    ema_decay=OPTIMIZER.ema, loc_offset=0, **knots)
+    points = {name: ((0.0, float(name in losses)),) for name in ("text", "fast", "flow")}
+    return StepSettings(seed=0, steps=STEPS, streams=("action",), max_targets=max_targets, noise_samples=1, shift=0, color=0.0,
+                    ema_decay=OPTIMIZER.ema, loc_offset=0, **points)
 
 
-def make_step(model: VLA, params: Any, options: Settings):
+def make_step(model: VLA, params: Any, options: StepSettings):
     """(train_step of (state, batch), initial state of params); params may be shapes."""
     optimizer = make_optimizer(OPTIMIZER, STEPS, params)
 
@@ -94,7 +94,7 @@ def make_step(model: VLA, params: Any, options: Settings):
     return functools.partial(train_step, model=model, optimizer=optimizer, settings=options), start
 
 
-class Ours:
+class OurModel:
     """The jobs of the benchmark, done by this project: its training step and its sampling as they are."""
 
     def __init__(self, **fields: Any):

@@ -49,14 +49,14 @@ def stats(seed: int) -> dict[str, np.ndarray]:
         "mean": (low + high) / 2, "std": (high - low) / 4, "q01": low, "q99": high}.items()}
 
 
-class Ours:
+class OurPolicy:
     """Our side: what the server calls for a message."""
 
     def __init__(self, **fields: Any):
         workload = ours.Workload(**fields)
         params, self.size = workload.params(), workload.config.siglip.image_size
         self._services = {n: Service(Policy(workload.config, params, _assets(n), n, num_steps=ours.EULER_STEPS,
-                                            text_len=ours.TEXT_LEN, keep_look=True)) for n in model.FLOORS}
+                                            text_len=ours.TEXT_LEN, keep_image_cache=True)) for n in model.FLOORS}
 
     def actions(self, cameras: int) -> list:
         """The first chunk, float[P, WIDTH], as nested lists; with this number of cameras it must be the first."""
@@ -102,7 +102,7 @@ def compare(workload: ours.Workload, folder: Path, rounds: int, calls: int) -> d
     Raises RuntimeError if the sides' actions differ.
     """
     fields = dataclasses.asdict(workload)
-    with (Worker("etcvla.bench.policy:Ours", **fields) as us,
+    with (Worker("etcvla.bench.policy:OurPolicy", **fields) as us,
           Worker("etcvla.bench.openpi:OpenPIPolicy", folder=str(folder), **fields) as them):
         sides = {"ours": us, "openpi": them}
         result = {"workload": model.describe(workload), "calls": calls}

@@ -3,7 +3,7 @@
 In our terms a frame has observation/<camera>, observation/state, language_instruction and action, and a gripper
 action is 1 open, 0 closed. Steps that a filter drops are as if they had not been recorded: frames are numbered, and
 chunks cut, without them. Each transform of actions stands beside its inverse, by which a policy speaks to the robot.
-What labels are made from (`Facts`) stands in the same line; a view neither reads nor changes it.
+What labels are made from (`FactSources`) stands in the same line; a view neither reads nor changes it.
 
 Sources of the facts: the datasets' own builders, octo/data/oxe (octo-models/octo), openpi's droid_rlds_dataset.py and
 OpenVLA's LIBERO conversion.
@@ -32,7 +32,7 @@ IDLE = 1e-3  # openpi: motion below this is none
 
 
 @dataclasses.dataclass(frozen=True)
-class Facts:
+class FactSources:
     """Where a dataset says what ETC is made from; what it does not say is "" or NaN.
 
     position: (step feature, first dimension) of the grasp centre x, y, z, metres in `frame`.
@@ -83,21 +83,21 @@ class Adapter:
     latch: tuple[int, ...] = ()
     affine: tuple[tuple[int, float, float], ...] = ()
     relative: tuple[tuple[int, int], ...] = ()
-    facts: Facts = Facts()
+    facts: FactSources = FactSources()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON; `from_dict` is the inverse."""
+        """Plain values, for JSON; `config_from_dict` is the inverse."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Adapter:
+    def config_from_dict(cls, fields: Mapping[str, Any]) -> Adapter:
         """The inverse of `to_dict`."""
         def plain(value):
             return tuple(plain(v) for v in value) if isinstance(value, list) else value
 
         found = {name: plain(value) for name, value in fields.items()}
         facts = {name: plain(value) for name, value in found.pop("facts", {}).items()}
-        return cls(**found, facts=Facts(**facts))
+        return cls(**found, facts=FactSources(**facts))
 
     @property
     def digest(self) -> str:
@@ -192,7 +192,7 @@ DROPS = {"none": drop_nothing, "first_zero": drop_first_zero, "no_ops": drop_no_
 _LIBERO = Adapter(
     cameras={"front": "observation/image", "wrist": "observation/wrist_image"}, rate=20.0, drop="no_ops",
     affine=((6, -0.5, 0.5),),  # -1 open, 1 closed
-    facts=Facts(position=(STATE, 0), frame="world", opening=(STATE, 6), open=0.04, episode_id="file_path",  # a finger
+    facts=FactSources(position=(STATE, 0), frame="world", opening=(STATE, 6), open=0.04, episode_id="file_path",  # a finger
                 calibration="libero_tabletop (spatial, goal), libero_floor (object)"))
 _DROID = Adapter(
     cameras={"front": "observation/exterior_image_1_left", "side": "observation/exterior_image_2_left",
@@ -201,7 +201,7 @@ _DROID = Adapter(
     action=("action_dict/joint_velocity", "action_dict/gripper_position"),
     instruction=(TASK, "language_instruction_2", "language_instruction_3"), rate=15.0,
     keep=("file_path", ".*success.*"), idle=8, motion=7, affine=((7, -1.0, 1.0),),  # 0 open, 1 closed
-    facts=Facts(position=("observation/cartesian_position", 0), opening=("observation/gripper_position", 0),
+    facts=FactSources(position=("observation/cartesian_position", 0), opening=("observation/gripper_position", 0),
                 closed=1.0, open=0.0, episode_id="file_path", calibration="droid-dataset.github.io"))
 
 ADAPTERS = {
@@ -211,7 +211,7 @@ ADAPTERS = {
                  "wrist": "observation/image_3"},
         shown={"front": "has_image_0", "side": "has_image_1", "back": "has_image_2", "wrist": "has_image_3"},
         rate=5.0, keep=("has_language", "True"), drop="first_zero",  # gripper: 1 open, 0 closed
-        facts=Facts(position=(STATE, 0), opening=(STATE, 6), episode_id="file_path")),
+        facts=FactSources(position=(STATE, 0), opening=(STATE, 6), episode_id="file_path")),
     "droid": _DROID,
     "droid_joint_position": dataclasses.replace(
         _DROID, action=("action_dict/joint_position", "action_dict/gripper_position"),
@@ -221,7 +221,7 @@ ADAPTERS = {
         state=("observation/base_pose_tool_reached", "observation/gripper_closed"),
         action=("action/world_vector", "action/rotation_delta", "action/gripper_closedness_action"),
         instruction=("observation/natural_language_instruction",), rate=3.0, latch=(6,),
-        facts=Facts(position=("observation/base_pose_tool_reached", 0), opening=("observation/gripper_closed", 0),
+        facts=FactSources(position=("observation/base_pose_tool_reached", 0), opening=("observation/gripper_closed", 0),
                     closed=1.0, open=0.0)),
     "libero": _LIBERO,  # OpenVLA's modified_libero_rlds, upright already
     "libero_raw": dataclasses.replace(_LIBERO, turned=("front", "wrist"),  # as the simulator renders
@@ -242,7 +242,7 @@ def find_adapter(name: str) -> Adapter:
         raise ValueError(f"{name} is not JSON: {error}") from error
     base = lookup(ADAPTERS, given.pop("base", "own"), f"base in {name}").to_dict()
     facts = _over(base["facts"], given.pop("facts", {}), name)
-    return Adapter.from_dict(_over(base, given, name) | {"facts": facts})
+    return Adapter.config_from_dict(_over(base, given, name) | {"facts": facts})
 
 
 def _over(base: dict[str, Any], given: Mapping[str, Any], file: str) -> dict[str, Any]:

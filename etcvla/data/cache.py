@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Cache:
+class IndexCache:
     """What is kept of a split.
 
     A file is a line of JSON, as an array of bytes, and arrays behind it. One that was made from other files than `key`
@@ -35,9 +35,9 @@ class Cache:
     folders: tuple[Path, ...]
     key: Mapping[str, Any]
 
-    def below(self, name: str) -> Cache:
+    def below(self, name: str) -> IndexCache:
         """Of a view of the same files, which `name` tells from others."""
-        return Cache(tuple(folder / name for folder in self.folders), self.key)
+        return IndexCache(tuple(folder / name for folder in self.folders), self.key)
 
     def load(self, name: str) -> tuple[dict, list[np.ndarray]] | None:
         """(what is said of them, arrays) kept as `name`, or None. The arrays are mapped and cannot be written."""

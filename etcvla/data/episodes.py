@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from etcvla.data.cache import Cache
+from etcvla.data.cache import IndexCache
 from etcvla.data.files import AnyPath
 from etcvla.data.rlds_layout import Feature
 
@@ -37,7 +37,7 @@ class Episodes(abc.ABC):
     features: Mapping[str, Feature]
     lengths: np.ndarray
     starts: np.ndarray
-    cache: Cache
+    cache: IndexCache
 
     @abc.abstractmethod
     def steps(self, episode: int, start: int, stop: int, names: Sequence[str],

@@ -44,12 +44,12 @@ class FrameIndex:
 
 
 def files_key(shards: Sequence[AnyPath]) -> dict:
-    """What tells these files, as they are now, from others; for `cache.Cache`."""
+    """What tells these files, as they are now, from others; for `cache.IndexCache`."""
     stamps = map_shards(stamp, shards, workers=1 if not isinstance(shards[0], RemotePath) else None)
     return {"version": cache.VERSION, "shards": [[path.name, *mark] for path, mark in zip(shards, stamps, strict=True)]}
 
 
-def load_index(shards: Sequence[Shard], kept: cache.Cache, *, workers: int | None = None) -> FrameIndex:
+def load_index(shards: Sequence[Shard], kept: cache.IndexCache, *, workers: int | None = None) -> FrameIndex:
     """The index of `shards`: the kept one, else built and kept. Damaged records are left out and noted.
 
     Args:

@@ -1,6 +1,6 @@
 """The plan: what every step of a stage draws, settled before training starts.
 
-Streams (a dataset and a kind of supervision) have weights as knots over the stage's progress. The plan turns them into
+Streams (a dataset and a kind of supervision) have weights as points over the stage's progress. The plan turns them into
 whole rows a step by carrying the rounding on, so that after any number of steps a stream's drawn rows are its
 scheduled rows to within one. The n-th draw of a stream is a frame by an index shuffle per epoch. So the batch at step t
 is a function of (config, seed, t): nothing has to be remembered to resume, and hosts cut the same batch into slices.
@@ -25,8 +25,8 @@ class Stream:
     name: str
     dataset: str
     kind: str  # "action", one of the ETC kinds, or "any" (every item of the dataset)
-    weight: schedule.Knots  # share of the batch's rows, relative to the other streams
-    riders: int  # further items of the same frame that ride along as segments of their own
+    weight: schedule.Schedule  # share of the batch's rows, relative to the other streams
+    extra_segments: int  # further items of the same frame that ride along as segments of their own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +44,9 @@ class Plan:
     def make(cls, streams: Sequence[Stream], *, batch_size: int, steps: int, seed: int) -> Plan:
         """Raises ValueError if a schedule is malformed or all weights vanish somewhere."""
         for stream in streams:
-            schedule.check_knots(stream.weight, f"streams.{stream.name}.weight")
+            schedule.check_schedule(stream.weight, f"streams.{stream.name}.weight")
         progress = np.arange(steps) / max(steps - 1, 1)
-        weights = np.stack([schedule.at(s.weight, progress, np) for s in streams], axis=1).astype(np.float64)
+        weights = np.stack([schedule.value_at(s.weight, progress, np) for s in streams], axis=1).astype(np.float64)
         total = weights.sum(axis=1, keepdims=True)
         if not (total > 0).all():
             raise ValueError(f"streams: all weights are 0 at step {int(np.argmin(total > 0))}")

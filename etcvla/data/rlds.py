@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from etcvla.data.cache import Cache, cache_folders
+from etcvla.data.cache import IndexCache, cache_folders
 from etcvla.data.episodes import NOTHING, Episodes, Later, is_vector
 from etcvla.data.files import RemotePath, Span, allow_open_files, as_path
 from etcvla.data.frame_index import check_crc, files_key, load_index, map_shards
@@ -63,14 +63,14 @@ class RLDSDataset(Episodes):
           ValueError: features.json is none, or no episode is left.
           RecordError: a record is truncated or damaged, or an episode is empty or does not match features.json.
         """
-        lookup(DAMAGED, damaged, "data.damaged")
+        lookup(DAMAGED, damaged, "data.on_damaged")
         self._arguments = {"split": split, "cache_dir": cache_dir, "damaged": damaged, "episodes": episodes}
         self.directory, self.split, self.damaged = find_version(as_path(directory)), split, damaged
         self.features, self._metadata = read_features(self.directory)
         self._paths = find_shards(self.directory, split)
         self.skipped: collections.Counter[str] = collections.Counter()
         self._known_damage: set[str] = set()
-        kept = Cache(cache_folders(self.directory, split, cache_dir), files_key(self._paths))
+        kept = IndexCache(cache_folders(self.directory, split, cache_dir), files_key(self._paths))
         allow_open_files(len(self._paths))
         self._shards = map_shards(open_shard, self._paths, workers=self._near)
         self._index = load_index(self._shards, kept)

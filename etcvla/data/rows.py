@@ -1,4 +1,4 @@
-"""Rows: one frame and the lessons that the plan attaches to it, as arrays of fixed size."""
+"""Rows: one frame and the targets that the plan attaches to it, as arrays of fixed size."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ READ_TOGETHER = 4  # draws of one episode in a row, where a frame costs reading 
 PHASE = "annotation/phase"  # the feature that says which of the episode's subtasks is in progress
 MEANS = {"token": "of all tokens alike", "segment": "of segments, each the mean of its tokens"}
 Row = dict[str, np.ndarray]  # the fields of `etcvla.batch.SCHEMA`, without the batch axis
-_ITEM = ("kind", "form", "question", "answer", "source")
+_ITEM = ("kind", "question_type", "question", "answer", "source")
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class StageDataset:
     """A dataset as a stage's config sees it."""
 
     dataset: Episodes
@@ -116,8 +116,8 @@ class RowBuilder:
     """Builds row (stream, n): the n-th draw of a stream. A pure function of its arguments and the plan's seed.
 
     Args:
-      sources: by dataset name.
-      rider_mix: ETC kind -> relative weight with which riders are chosen among the frame's further items.
+      datasets: by dataset name.
+      extra_segment_weights: ETC kind -> relative weight with which extra_segments are chosen among the frame's further items.
       prompt: the action prompt, a name of `prompts.FORMATS`. One with subtasks attaches the question for it too.
       use_fast: let the backbone learn FAST tokens in the action segment.
       mask_padding: no loss on widths that the dataset does not have and on steps past the episode's end. Without it
@@ -125,18 +125,18 @@ class RowBuilder:
       mean: what the text losses are means of, a name of `MEANS`.
     """
 
-    def __init__(self, plan: Plan, sources: Mapping[str, Source], assets: Assets, sizes: RowSizes, *,
-                 rider_mix: Mapping[str, float], prompt: str, use_fast: bool, mask_padding: bool = True,
+    def __init__(self, plan: Plan, datasets: Mapping[str, StageDataset], assets: Assets, sizes: RowSizes, *,
+                 extra_segment_weights: Mapping[str, float], prompt: str, use_fast: bool, mask_padding: bool = True,
                  mean: str = "token"):
-        self.plan, self.sources, self.assets, self.sizes = plan, sources, assets, sizes
-        self.rider_mix, self.use_fast, self.mask_padding, self.mean = rider_mix, use_fast, mask_padding, mean
+        self.plan, self.datasets, self.assets, self.sizes = plan, datasets, assets, sizes
+        self.extra_segment_weights, self.use_fast, self.mask_padding, self.mean = extra_segment_weights, use_fast, mask_padding, mean
         self.prompt, self.format = prompt, prompts.find_format(prompt)
         lookup(MEANS, mean, "loss.mean")
-        self.candidates = [self._pool(sources[s.dataset], s.kind) for s in plan.streams]
-        self._check_riders()
+        self.candidates = [self._pool(datasets[s.dataset], s.kind) for s in plan.streams]
+        self._check_extra_segments()
         self._check_subtasks()
 
-    def _pool(self, source: Source, kind: str) -> np.ndarray:
+    def _pool(self, source: StageDataset, kind: str) -> np.ndarray:
         """The candidates; where a frame costs its whole episode, those of an episode together, in random order."""
         frames = source.candidates(kind)
         if not source.dataset.whole_records:
@@ -144,14 +144,14 @@ class RowBuilder:
         episodes = source.dataset.starts.searchsorted(frames, side="right")
         return frames[np.lexsort((np.random.default_rng(self.plan.seed).random(len(frames)), episodes))]
 
-    def _check_riders(self) -> None:
-        known = {*ETC_KINDS, *(kind for source in self.sources.values() for kind in source.known_kinds)}
-        if unknown := sorted(set(self.rider_mix) - known):
-            raise ValueError(f"rider_mix: there is no kind {', '.join(unknown)}; known are {sorted(known)}")
+    def _check_extra_segments(self) -> None:
+        known = {*ETC_KINDS, *(kind for source in self.datasets.values() for kind in source.known_kinds)}
+        if unknown := sorted(set(self.extra_segment_weights) - known):
+            raise ValueError(f"extra_segment_weights: there is no kind {', '.join(unknown)}; known are {sorted(known)}")
 
     def _check_subtasks(self) -> None:
         for stream in self.plan.streams if self.format.subtask else ():
-            dataset = self.sources[stream.dataset].dataset
+            dataset = self.datasets[stream.dataset].dataset
             if stream.kind == ACTION and PHASE not in dataset.features:
                 raise ValueError(f"data.prompt {self.prompt!r} speaks of subtasks, and {dataset.directory} has none "
                                  f"(feature steps/{PHASE}); choose another prompt")
@@ -190,7 +190,7 @@ class RowBuilder:
         All but the images is there at the first stop.
         """
         stream = self.plan.streams[stream_index]
-        dataset, pool = self.sources[stream.dataset].dataset, self.candidates[stream_index]
+        dataset, pool = self.datasets[stream.dataset].dataset, self.candidates[stream_index]
         together = READ_TOGETHER if dataset.whole_records else 1
         places = [self.plan.draw(stream_index, n, len(pool), together) for n in ns]
         try:
@@ -204,7 +204,7 @@ class RowBuilder:
     def _finish(self, row: Row, stream_index: int, n: int, place: int, jobs: Later | None) -> None:
         """Calls the jobs that put a row's images there. If there are none or they fail, the row is written anew from
         its frame, or the frame after it if that cannot be read."""
-        dataset, pool = self.sources[self.plan.streams[stream_index].dataset].dataset, self.candidates[stream_index]
+        dataset, pool = self.datasets[self.plan.streams[stream_index].dataset].dataset, self.candidates[stream_index]
         for tried in range(MAX_DAMAGED):
             try:
                 if jobs is None:
@@ -224,7 +224,7 @@ class RowBuilder:
     def _put(self, rows: Sequence[Row], stream_index: int, frames: Sequence[int], ns: Sequence[int]) -> list[Later]:
         """Writes frames into rows; what it returns is still to be called, and puts their images there."""
         stream = self.plan.streams[stream_index]
-        source = self.sources[stream.dataset]
+        source = self.datasets[stream.dataset]
         seen = {tuple(name for name in source.cameras if source.dataset.has_camera(frame, name)) for frame in frames}
         if len(seen) > 1:
             return [later for one in zip(rows, frames, ns, strict=True)
@@ -235,25 +235,25 @@ class RowBuilder:
                  for i, name in enumerate(source.cameras) if name in cameras}
         facts = source.dataset.frames(frames, [*shown, *self._names(source, stream)], shown, later)
         actions = self._actions(source, frames, facts) if stream.kind == ACTION else itertools.repeat(None)
-        choosing = stream.kind != ACTION or stream.riders  # making a generator takes longer than a row's text
+        choosing = stream.kind != ACTION or stream.extra_segments  # making a generator takes longer than a row's text
         for row, frame, n, known, action in zip(rows, frames, ns, facts, actions, strict=False):
             put_images(row, [known.get(f"observation/{name}") for name in source.cameras])
             rng = np.random.default_rng((self.plan.seed, stream_index, n)) if choosing else None
-            lessons = self._lessons(stream, source, known, frame, row, action, rng)
-            self._put_text(row, lessons, stream_index)
+            targets = self._segments(stream, source, known, frame, row, action, rng)
+            self._put_text(row, targets, stream_index)
         return later
 
-    def _names(self, source: Source, stream: Stream) -> list[str]:
+    def _names(self, source: StageDataset, stream: Stream) -> list[str]:
         """What a row needs to know of its frame beside the pictures."""
         names = []
         if stream.kind == ACTION:
             names += ["observation/state", "language_instruction", *([PHASE] if self.format.subtask else [])]
-        if stream.kind != ACTION or stream.riders:
+        if stream.kind != ACTION or stream.extra_segments:
             names += source.item_features
         return names
 
-    def _lessons(self, stream, source, facts, frame, row, action, rng) -> list[prompts.Segment]:
-        """Segments in order: the one that the stream was drawn for, then riders."""
+    def _segments(self, stream, source, facts, frame, row, action, rng) -> list[prompts.Segment]:
+        """Segments in order: the one that the stream was drawn for, then extra_segments."""
         items = source.items(facts)
         if stream.kind == ACTION:
             main = self._action(source, facts, frame, row, *action)
@@ -262,7 +262,7 @@ class RowBuilder:
             item = items.pop(chosen[rng.integers(len(chosen))])
             main = [prompts.question(self.assets.tokenizer, item.question, item.answer)]
         return [*main, *(prompts.question(self.assets.tokenizer, item.question, item.answer)
-                         for item in self._riders(items, stream.riders, rng))]
+                         for item in self._extra_segments(items, stream.extra_segments, rng))]
 
     def _actions(self, source, frames, facts) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Of each frame the state float32[S] and the chunk float32[P, A], normalised, and bool[P, 1] as of `window`."""
@@ -287,33 +287,33 @@ class RowBuilder:
                                fast=assets.fast.encode(chunk) if self.use_fast else None)
         return [first, prompts.subtask(assets.tokenizer, task, answer=subtask, **asked)] if subtask else [first]
 
-    def _riders(self, items: Sequence[Item], count: int, rng) -> list[Item]:
+    def _extra_segments(self, items: Sequence[Item], count: int, rng) -> list[Item]:
         if not count or not items:
             return []
-        weights = np.array([self.rider_mix.get(item.kind, 0.0) for item in items])
+        weights = np.array([self.extra_segment_weights.get(item.kind, 0.0) for item in items])
         count = min(count, np.count_nonzero(weights))
         if not count:
             return []
         return [items[i] for i in rng.choice(len(items), count, replace=False, p=weights / weights.sum())]
 
-    def _put_text(self, row, lessons, stream_index) -> None:
-        """Writes segments one after another; a rider that does not fit is left out, a main lesson must fit."""
+    def _put_text(self, row, targets, stream_index) -> None:
+        """Writes segments one after another; a rider that does not fit is left out, a main segment must fit."""
         length = targets = 0
         by_segment = self.mean == "segment"
-        for i, lesson in enumerate(lessons):
-            if length + len(lesson) > self.sizes.text_len or targets + len(lesson.target) > self.sizes.max_targets:
+        for i, segment in enumerate(targets):
+            if length + len(segment) > self.sizes.text_len or targets + len(segment.target) > self.sizes.max_targets:
                 if i:
                     continue
-                raise ValueError(f"stream {self.plan.streams[stream_index].name!r}: a segment of {len(lesson)} tokens, "
-                                 f"{len(lesson.target)} of them targets, does not fit data.text_len "
+                raise ValueError(f"stream {self.plan.streams[stream_index].name!r}: a segment of {len(segment)} tokens, "
+                                 f"{len(segment.target)} of them targets, does not fit data.text_len "
                                  f"{self.sizes.text_len} and data.max_targets {self.sizes.max_targets}")
-            at = slice(length, length + len(lesson))
-            row["tokens"][at] = lesson.prompt + lesson.target
+            at = slice(length, length + len(segment))
+            row["tokens"][at] = segment.prompt + segment.target
             row["segment"][at] = i + 1
-            row["target"][length + len(lesson.prompt):at.stop] = True
-            row["weight"][length + len(lesson.prompt):at.stop] = 1 / len(lesson.target) if by_segment else 1
+            row["target"][length + len(segment.prompt):at.stop] = True
+            row["weight"][length + len(segment.prompt):at.stop] = 1 / len(segment.target) if by_segment else 1
             row["stream"][at] = stream_index
-            length, targets = at.stop, targets + len(lesson.target)
+            length, targets = at.stop, targets + len(segment.target)
 
 
 def put_images(row: dict[str, np.ndarray], images: Sequence[np.ndarray | None]) -> None:

@@ -1,6 +1,6 @@
 """How many items of what, and can their answers be guessed? One pass over a dataset's items.
 
-An answer that is given too often in a form makes the form a lottery with a favourite. What can still be told from a
+An answer that is given too often in a question_type makes the question_type a lottery with a favourite. What can still be told from a
 question's exact words, without looking, stands in the table of `blind`.
 """
 
@@ -11,8 +11,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from etcvla.etc.forms import FORMS, WORDS, answer_type
 from etcvla.etc.items import Item
+from etcvla.etc.question_types import QUESTION_TYPES, WORDS, answer_type
 
 MAX_MAJORITY = 0.6
 _ANY = ""  # a question of any words
@@ -20,7 +20,7 @@ MIN_ITEMS = 200  # below, shares say little: an episode's items share its facts
 
 
 class Tally:
-    """Counts of items by grade, kind, form, task and split, and of answers."""
+    """Counts of items by grade, kind, question_type, task and split, and of answers."""
 
     def __init__(self):
         self._counts: Counter = Counter()
@@ -31,42 +31,42 @@ class Tally:
     def add(self, items: Iterable[Item], *, task: str, split: str) -> None:
         """Counts the items of one step."""
         for item in items:
-            self._counts[item.grade, item.kind, item.form, task, split] += 1
+            self._counts[item.grade, item.kind, item.question_type, task, split] += 1
             self._lengths["question"].append(len(item.question))
             self._lengths["answer"].append(len(item.answer))
-            if answer_type(item.form) == WORDS:
-                self._answers[item.kind, item.form][item.answer] += 1
-                self._questions[split, task, item.form, item.question][item.answer] += 1
+            if answer_type(item.question_type) == WORDS:
+                self._answers[item.kind, item.question_type][item.answer] += 1
+                self._questions[split, task, item.question_type, item.question][item.answer] += 1
 
     def counts(self, by: str) -> dict[str, int]:
-        """Items by "grade", "kind", "form", "task" or "split"."""
-        index = ("grade", "kind", "form", "task", "split").index(by)
+        """Items by "grade", "kind", "question_type", "task" or "split"."""
+        index = ("grade", "kind", "question_type", "task", "split").index(by)
         total: Counter = Counter()
         for key, count in self._counts.items():
             total[key[index]] += count
         return dict(total)
 
     def majorities(self) -> dict[str, dict[str, float | int | str]]:
-        """The most frequent answer, its share and the count of items, of every kind and of every form in words."""
-        groups = {form: answers for (_, form), answers in self._answers.items()}
+        """The most frequent answer, its share and the count of items, of every kind and of every question_type in words."""
+        groups = {question_type: answers for (_, question_type), answers in self._answers.items()}
         for kind in {kind for kind, _ in self._answers}:
             groups[kind] = sum((answers for (of, _), answers in self._answers.items() if of == kind), Counter())
         return {name: _majority(answers) for name, answers in sorted(groups.items())}
 
     def unbalanced(self) -> list[str]:
-        """What breaks the rule: an answer with more than `MAX_MAJORITY` of a kind's or a form's items in words.
+        """What breaks the rule: an answer with more than `MAX_MAJORITY` of a kind's or a question_type's items in words.
 
         Forms whose answer the instruction gives (`Form.told`) and groups of fewer than `MIN_ITEMS` are exempt.
         """
         return [f"{name}: {row['share']:.0%} of {row['items']} answers are {row['answer']!r} (limit {MAX_MAJORITY:.0%})"
                 for name, row in self.majorities().items()
                 if row["share"] > MAX_MAJORITY and row["items"] >= MIN_ITEMS
-                and not (name in FORMS and FORMS[name].told)]
+                and not (name in QUESTION_TYPES and QUESTION_TYPES[name].told)]
 
     def blind(self) -> dict[str, dict[str, float]]:
-        """By form, and by form and task, how often one is right who knows a question's exact words and nothing else.
+        """By question_type, and by question_type and task, how often one is right who knows a question's exact words and nothing else.
 
-        The best answers are learnt from split "train" and tried on the others, where words that are new get the form's
+        The best answers are learnt from split "train" and tried on the others, where words that are new get the question_type's
         usual answer. Of one split alone they are learnt from what they are tried on, which flatters the guesser.
         "questions" says how many different ones are tried.
         """
@@ -74,8 +74,8 @@ class Tally:
         learnt = {"train"} if len(splits) > 1 and "train" in splits else splits
         tried = splits - learnt or splits
         known, asked = defaultdict(lambda: defaultdict(Counter)), defaultdict(lambda: defaultdict(Counter))
-        for (split, task, form, question), answers in self._questions.items():
-            for name in (form, f"{form} in {task}"):
+        for (split, task, question_type, question), answers in self._questions.items():
+            for name in (question_type, f"{question_type} in {task}"):
                 if split in learnt:
                     known[name][question] += answers
                     known[name][_ANY] += answers
@@ -98,7 +98,7 @@ class Tally:
 
     def summary(self) -> dict:
         """All of it, as plain values."""
-        return {**{f"by_{by}": self.counts(by) for by in ("grade", "kind", "form", "task", "split")},
+        return {**{f"by_{by}": self.counts(by) for by in ("grade", "kind", "question_type", "task", "split")},
                 "kinds_by_task": self.kinds_by_task(), "majority": self.majorities(), "blind": self.blind(),
                 "characters": self.lengths(), "unbalanced": self.unbalanced()}
 

@@ -18,12 +18,12 @@ class Candidate(NamedTuple):
     """An item that could be asked at step `t`; words are written only if it is drawn.
 
     `what` is asked and `value` is the fact about it ("the gripper and the mug", "left"). Items of the same fact are the
-    same thing to learn: all of them together are drawn as often as those of another fact of the form, so that a rare
+    same thing to learn: all of them together are drawn as often as those of another fact of the question_type, so that a rare
     answer is not buried under a common one.
     """
 
     t: int
-    form: str
+    question_type: str
     what: Hashable
     value: Hashable
     slots: dict[str, str | np.ndarray]  # words, or coordinates
@@ -40,7 +40,7 @@ class Candidate(NamedTuple):
         return self.what, self.order
 
 
-class View:
+class FrameView:
     """One camera's facts of T steps and N objects, with masks of what is known well enough to ask about."""
 
     def __init__(self, annotation: Annotation, camera: int = 0):
@@ -66,7 +66,7 @@ def inside(points: np.ndarray) -> np.ndarray:
     return ((points >= 0) & (points <= 1)).all(-1)
 
 
-def drop(dropped: Counter, form: str, reason: str, mask: np.ndarray) -> None:
-    """Counts the true entries of `mask` as items of `form` that are not asked."""
+def drop(dropped: Counter, question_type: str, reason: str, mask: np.ndarray) -> None:
+    """Counts the true entries of `mask` as items of `question_type` that are not asked."""
     if count := int(np.count_nonzero(mask)):
-        dropped[f"{form}: {reason}"] += count
+        dropped[f"{question_type}: {reason}"] += count

@@ -32,12 +32,12 @@ LOCATIONS = ("loc", "integers")  # ways to write a location
 class Item:
     """One question and its answer about one frame.
 
-    `form` names the sub-question inside the kind ("gripper_side", "locate_box"): it fixes how the answer is parsed,
+    `question_type` names the sub-question inside the kind ("gripper_side", "locate_box"): it fixes how the answer is parsed,
     checked and scored. `source` says who stands behind the answer: "oracle", "human", or "model:<name>".
     """
 
     kind: str
-    form: str
+    question_type: str
     question: str
     answer: str
     source: str = "oracle"

@@ -9,29 +9,29 @@ import numpy as np
 
 from etcvla.etc import scene, task, trajectory
 from etcvla.etc.annotation import Annotation
-from etcvla.etc.facts import Candidate, View
-from etcvla.etc.forms import FORMS, WORDS, ask
+from etcvla.etc.facts import Candidate, FrameView
 from etcvla.etc.items import LOCATIONS, Item, format_loc
+from etcvla.etc.question_types import QUESTION_TYPES, WORDS, ask
 from etcvla.etc.verify import check
 from etcvla.names import lookup
 
 ITEMS_PER_KIND = 2
 MAX_SHARE = 0.5  # of one answer among an episode's items that ask the same
 HOPELESS = 0.9  # share of layouts from which on what is always so is not asked at all
-_ORDER = {form: i for i, form in enumerate(FORMS)}
+_ORDER = {question_type: i for i, question_type in enumerate(QUESTION_TYPES)}
 
 
 def make_items(annotation: Annotation, seed: int, *, absent: Sequence[str] = scene.ABSENT,
                layouts: Annotation | None = None, locations: str = "loc") -> tuple[list[list[Item]], Counter]:
     """Up to two checked items of every kind at every step; what is unknown, ambiguous or known in advance is not asked.
 
-    Within an episode no answer is more than half of those to the same question (`FORMS[...].told` excepted), so that
+    Within an episode no answer is more than half of those to the same question (`QUESTION_TYPES[...].told` excepted), so that
     the question alone gives nothing away. What never changes in an episode cannot be balanced there; with `layouts` it
     is asked as often as other layouts show the contrary, and never if hardly any does.
 
     Args:
       annotation: facts of T steps; coordinates are of its first camera.
-      seed: draws objects, forms and wordings; the same seed gives the same items.
+      seed: draws objects, question_types and wordings; the same seed gives the same items.
       absent: nouns to ask for in vain: best those of the dataset's other scenes. Give () where `annotation.objects`
         does not name all there is to see.
       layouts: facts of the first steps of K other episodes of the task, as an annotation of K steps. None where every
@@ -39,7 +39,7 @@ def make_items(annotation: Annotation, seed: int, *, absent: Sequence[str] = sce
       locations: how coordinates are written, a name of `items.LOCATIONS`.
 
     Returns:
-      T lists of items, and how often what was left out for which reason ("form: reason").
+      T lists of items, and how often what was left out for which reason ("question_type: reason").
 
     Raises ValueError for an unknown way to write locations.
     """
@@ -60,13 +60,13 @@ def make_items(annotation: Annotation, seed: int, *, absent: Sequence[str] = sce
 
 def _candidates(annotation: Annotation, rng: np.random.Generator, dropped: Counter,
                 absent: Sequence[str]) -> list[Candidate]:
-    view = View(annotation)
+    view = FrameView(annotation)
     return [*scene.candidates(view, rng, dropped, absent), *task.candidates(view, rng, dropped),
             *trajectory.candidates(view, dropped)]
 
 
 class _Draw:
-    """Items drawn from candidates at random: at a step no form twice, and `ITEMS_PER_KIND` of a kind at most."""
+    """Items drawn from candidates at random: at a step no question_type twice, and `ITEMS_PER_KIND` of a kind at most."""
 
     def __init__(self, annotation: Annotation, found: Sequence[Candidate], rng: np.random.Generator, locations: str,
                  dropped: Counter):
@@ -80,16 +80,16 @@ class _Draw:
         """Draws wherever there is room, and yields what it drew; no candidate is written twice."""
         waiting, self._waiting = self._waiting, []
         for candidate, i in waiting:
-            place = candidate.t, FORMS[candidate.form].kind
-            if self._taken[place] == ITEMS_PER_KIND or (candidate.t, candidate.form) in self._drawn \
+            place = candidate.t, QUESTION_TYPES[candidate.question_type].kind
+            if self._taken[place] == ITEMS_PER_KIND or (candidate.t, candidate.question_type) in self._drawn \
                     or not admits(candidate):
                 self._waiting.append((candidate, i))
                 continue
             item = _write(candidate, self._wording[i], self._locations)
             if reason := check(item, self._annotation, candidate.t):
-                self._dropped[f"{item.form}: {reason}"] += 1
+                self._dropped[f"{item.question_type}: {reason}"] += 1
                 continue
-            self._drawn[candidate.t, item.form] = candidate, item
+            self._drawn[candidate.t, item.question_type] = candidate, item
             self._taken[place] += 1
             yield candidate
 
@@ -99,17 +99,17 @@ class _Draw:
         return [candidate for candidate, _ in self._drawn.values()]
 
     def put_back(self, surplus: Iterable[tuple[int, str]]) -> None:
-        """Undraws by step and form."""
-        for t, form in surplus:
-            del self._drawn[t, form]
-            self._taken[t, FORMS[form].kind] -= 1
-            self._dropped[f"{form}: unbalanced"] += 1
+        """Undraws by step and question_type."""
+        for t, question_type in surplus:
+            del self._drawn[t, question_type]
+            self._taken[t, QUESTION_TYPES[question_type].kind] -= 1
+            self._dropped[f"{question_type}: unbalanced"] += 1
 
     def by_step(self) -> list[list[Item]]:
         """The items of every step."""
         items: list[list[Item]] = [[] for _ in range(len(self._annotation))]
-        for t, form in sorted(self._drawn, key=lambda key: _ORDER[key[1]]):
-            items[t].append(self._drawn[t, form][1])
+        for t, question_type in sorted(self._drawn, key=lambda key: _ORDER[key[1]]):
+            items[t].append(self._drawn[t, question_type][1])
         return items
 
 
@@ -119,7 +119,7 @@ class _Balance:
     def __init__(self, found: Sequence[Candidate]):
         values, answers = defaultdict(set), defaultdict(set)
         for candidate in found:
-            if FORMS[candidate.form].answer == WORDS and not FORMS[candidate.form].told:
+            if QUESTION_TYPES[candidate.question_type].answer == WORDS and not QUESTION_TYPES[candidate.question_type].told:
                 values[candidate.what].add(candidate.value)
                 answers[candidate.what].add(candidate.answer)
         self._changing = {what for what, seen in values.items() if len(seen) > 1}
@@ -142,7 +142,7 @@ class _Balance:
                 out.add(what)
         for candidate in found:
             if candidate.what in out:
-                dropped[f"{candidate.form}: known in advance"] += 1
+                dropped[f"{candidate.question_type}: known in advance"] += 1
         return [candidate for candidate in found if candidate.what not in out]
 
     def _keys(self, candidate: Candidate) -> tuple[Hashable, Hashable] | None:
@@ -165,21 +165,21 @@ class _Balance:
         self._counts.update(self._keys(candidate) or ())
 
     def surplus(self, drawn: Sequence[Candidate]) -> list[tuple[int, str]]:
-        """(t, form) of what must go, so that no answer is more than `MAX_SHARE` of its question's."""
+        """(t, question_type) of what must go, so that no answer is more than `MAX_SHARE` of its question's."""
         out = []
         for candidate in reversed(drawn):
             keys = self._keys(candidate)
             if keys and self._counts[keys[1]] > MAX_SHARE * self._counts[keys[0]]:
                 self._counts.subtract(keys)
-                out.append((candidate.t, candidate.form))
+                out.append((candidate.t, candidate.question_type))
         return out
 
 
 def _draw_order(found: Sequence[Candidate], rng: np.random.Generator) -> Iterator[int]:
-    """Weighted drawing without replacement: a form's facts weigh the same, and so do a fact's frames."""
+    """Weighted drawing without replacement: a question_type's facts weigh the same, and so do a fact's frames."""
     frames = Counter(candidate.fact for candidate in found)
-    facts = Counter(form for _, form in {(candidate.fact, candidate.form) for candidate in found})
-    rarity = np.array([frames[candidate.fact] * facts[candidate.form] / FORMS[candidate.form].share
+    facts = Counter(question_type for _, question_type in {(candidate.fact, candidate.question_type) for candidate in found})
+    rarity = np.array([frames[candidate.fact] * facts[candidate.question_type] / QUESTION_TYPES[candidate.question_type].share
                        for candidate in found])
     return np.argsort(rng.exponential(size=len(found)) * rarity).tolist()
 
@@ -189,5 +189,5 @@ def _write(candidate: Candidate, paraphrase: float, locations: str) -> Item:
         return value if isinstance(value, str) else format_loc(value.ravel(), locations)
 
     slots = {name: text(value) for name, value in candidate.slots.items()}
-    question = ask(candidate.form, paraphrase, slots)
-    return Item(FORMS[candidate.form].kind, candidate.form, question, text(candidate.answer))
+    question = ask(candidate.question_type, paraphrase, slots)
+    return Item(QUESTION_TYPES[candidate.question_type].kind, candidate.question_type, question, text(candidate.answer))

@@ -1,7 +1,7 @@
 """What people said of items: a JSON file that the gallery page writes and that builders obey.
 
     {"format": "etcvla-review", "version": 1, "dataset": "metaworld_etc/source/1.0.0", "split": "train",
-     "items": [{"episode_id": "metaworld/source/door-open/00003", "step": 12, "form": "grasp_point",
+     "items": [{"episode_id": "metaworld/source/door-open/00003", "step": 12, "question_type": "grasp_point",
                 "question": "...", "answer": "...", "verdict": "reject"}]}
 
 `verdict` is "accept" or "reject"; an item that nobody judged is not in the file. An item is known by all of its words:
@@ -25,7 +25,7 @@ class ItemKey(NamedTuple):
 
     episode_id: str
     step: int
-    form: str
+    question_type: str
     question: str
     answer: str
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from etcvla.etc.facts import Candidate, View, drop
+from etcvla.etc.facts import Candidate, FrameView, drop
 from etcvla.etc.geometry import iou
 
 SIDE_MARGIN = 0.03  # of the image; wide objects need more, see `_side`
@@ -29,7 +29,7 @@ ABSENT = ("goal marker", "puck", "door", "door handle", "safe", "drawer", "drawe
           "button box", "window", "window handle", "mug", "bowl")
 
 
-def candidates(view: View, rng: np.random.Generator, dropped: Counter, absent: Sequence[str]) -> Iterator[Candidate]:
+def candidates(view: FrameView, rng: np.random.Generator, dropped: Counter, absent: Sequence[str]) -> Iterator[Candidate]:
     """Candidates of both scene-grounding kinds over the whole episode.
 
     Args:
@@ -40,7 +40,7 @@ def candidates(view: View, rng: np.random.Generator, dropped: Counter, absent: S
     yield from _gripper_relations(view, rng, dropped)
     yield from _object_relations(view, rng, dropped)
     for camera in range(1, len(view.annotation.cameras)):
-        yield from _cross(view, View(view.annotation, camera), dropped)
+        yield from _cross(view, FrameView(view.annotation, camera), dropped)
     yield from _named(view, dropped)
     yield from _describe(view, dropped)
     yield from _present(view, rng, dropped, absent)
@@ -59,13 +59,13 @@ def share_word(noun: str, objects: Sequence[str]) -> bool:
     return not set(noun.split()).isdisjoint(itertools.chain.from_iterable(name.split() for name in objects))
 
 
-def _gripper_point(view: View, dropped: Counter) -> Iterator[Candidate]:
+def _gripper_point(view: FrameView, dropped: Counter) -> Iterator[Candidate]:
     drop(dropped, "gripper_point", "not in view", ~view.gripper_seen)
     for t in np.flatnonzero(view.gripper_seen).tolist():
         yield Candidate(t, "gripper_point", "gripper_point", None, {}, view.gripper[t])
 
 
-def _gripper_relations(view: View, rng: np.random.Generator, dropped: Counter) -> Iterator[Candidate]:
+def _gripper_relations(view: FrameView, rng: np.random.Generator, dropped: Counter) -> Iterator[Candidate]:
     facts = view.annotation
     pairs = [(GRIPPER, name) for name in facts.objects]
     seen = view.shown & view.gripper_seen[:, None]
@@ -76,7 +76,7 @@ def _gripper_relations(view: View, rng: np.random.Generator, dropped: Counter) -
                                  dropped)
 
 
-def _object_relations(view: View, rng: np.random.Generator, dropped: Counter) -> Iterator[Candidate]:
+def _object_relations(view: FrameView, rng: np.random.Generator, dropped: Counter) -> Iterator[Candidate]:
     names, position = view.annotation.objects, view.annotation.position
     indices = list(itertools.combinations(range(len(names)), 2))
     if not indices:
@@ -93,22 +93,22 @@ def _object_relations(view: View, rng: np.random.Generator, dropped: Counter) ->
                                  dropped)
 
 
-def _metric_relations(subject: str, view: View, pairs: Sequence[tuple[str, str]], first: np.ndarray,
+def _metric_relations(subject: str, view: FrameView, pairs: Sequence[tuple[str, str]], first: np.ndarray,
                       second: np.ndarray, seen: np.ndarray, rng: np.random.Generator,
                       dropped: Counter) -> Iterator[Candidate]:
     """Height, depth and the robot's own directions, of positions float[T, 1 or K, 3] and float[T, K, 3]."""
     up, left, front = (view.annotation.along(name) for name in ("up", "left", "front"))
     up = np.array([0, 0, 1]) if np.isnan(up).any() else up  # z is up in every base frame that we know of
-    for form, words, more in (
+    for question_type, words, more in (
             ("height", ("above", "below"), (first - second) @ up),
             ("depth", ("farther", "nearer"), view.depth(first) - view.depth(second)),
             ("robot_side", ("left", "right"), (first - second) @ left),
             ("robot_front", ("front", "behind"), (first - second) @ front)):
-        margin = FRAME_MARGIN if form.startswith("robot") else METRIC_MARGIN
-        yield from _relation(f"{subject}_{form}", words, pairs, more, margin, seen, rng, dropped)
+        margin = FRAME_MARGIN if question_type.startswith("robot") else METRIC_MARGIN
+        yield from _relation(f"{subject}_{question_type}", words, pairs, more, margin, seen, rng, dropped)
 
 
-def _relation(form: str, words: tuple[str, str], pairs: Sequence[tuple[str, str]], difference: np.ndarray,
+def _relation(question_type: str, words: tuple[str, str], pairs: Sequence[tuple[str, str]], difference: np.ndarray,
               margin: np.ndarray | float, seen: np.ndarray, rng: np.random.Generator,
               dropped: Counter) -> Iterator[Candidate]:
     """Two-way relations of K pairs: `words` are the answers for a positive and a negative `difference[t, k]`.
@@ -117,18 +117,18 @@ def _relation(form: str, words: tuple[str, str], pairs: Sequence[tuple[str, str]
     """
     known = seen & np.isfinite(difference)
     clear = known & (np.abs(difference) >= margin)
-    drop(dropped, form, "not in view", ~seen)
-    drop(dropped, form, "unknown", seen & ~known)
-    drop(dropped, form, "ambiguous", known & ~clear)
+    drop(dropped, question_type, "not in view", ~seen)
+    drop(dropped, question_type, "unknown", seen & ~known)
+    drop(dropped, question_type, "ambiguous", known & ~clear)
     swap = rng.random(difference.shape) < 0.5
     negative, swap = (difference < 0).tolist(), swap.tolist()
     for t, k in np.argwhere(clear).tolist():
         less, swapped = negative[t][k], swap[t][k]
         a, b = pairs[k][::-1] if swapped else pairs[k]
-        yield Candidate(t, form, (form, k), less, {"a": a, "b": b}, words[less != swapped], swapped)
+        yield Candidate(t, question_type, (question_type, k), less, {"a": a, "b": b}, words[less != swapped], swapped)
 
 
-def _cross(view: View, other: View, dropped: Counter) -> Iterator[Candidate]:
+def _cross(view: FrameView, other: FrameView, dropped: Counter) -> Iterator[Candidate]:
     """Which of what the first view shows the other shows, and where."""
     absent = other.visible == 0
     distinct = ~_confused(view) & view.shown
@@ -156,18 +156,18 @@ def _cross(view: View, other: View, dropped: Counter) -> Iterator[Candidate]:
             dropped["cross_box: ambiguous"] += 1
 
 
-def _confused(view: View) -> np.ndarray:
+def _confused(view: FrameView) -> np.ndarray:
     """bool[T, N]: the object's box is nearly another's too."""
     overlap = iou(view.box[:, :, None], view.box[:, None]) > MAX_OVERLAP
     return (overlap & view.shown[:, None]).sum(-1) > 1
 
 
-def _named(view: View, dropped: Counter) -> Iterator[Candidate]:
+def _named(view: FrameView, dropped: Counter) -> Iterator[Candidate]:
     """Name to box and box to name."""
     confused = _confused(view)
     drop(dropped, "identify", "ambiguous", confused & view.shown)
-    for form in ("identify", "locate_box"):
-        drop(dropped, form, "not in view", ~view.shown)
+    for question_type in ("identify", "locate_box"):
+        drop(dropped, question_type, "not in view", ~view.shown)
     for t, i in np.argwhere(view.shown).tolist():
         name, box = view.annotation.objects[i], view.box[t, i]
         yield Candidate(t, "locate_box", "locate_box", i, {"object": name}, box)
@@ -175,7 +175,7 @@ def _named(view: View, dropped: Counter) -> Iterator[Candidate]:
             yield Candidate(t, "identify", "identify", i, {"box": box}, name)
 
 
-def _describe(view: View, dropped: Counter) -> Iterator[Candidate]:
+def _describe(view: FrameView, dropped: Counter) -> Iterator[Candidate]:
     facts = view.annotation
     colored = np.array([bool(color) for color in facts.colors], bool)
     drop(dropped, "describe", "color unknown", view.shown & ~colored)
@@ -195,7 +195,7 @@ def _describe(view: View, dropped: Counter) -> Iterator[Candidate]:
                             f"{color}, {facts.shapes[i]}, {where}")
 
 
-def _present(view: View, rng: np.random.Generator, dropped: Counter, absent: Sequence[str]) -> Iterator[Candidate]:
+def _present(view: FrameView, rng: np.random.Generator, dropped: Counter, absent: Sequence[str]) -> Iterator[Candidate]:
     objects = view.annotation.objects
     absent = [noun for noun in absent if not share_word(noun, objects)]
     if not absent:
@@ -211,7 +211,7 @@ def _present(view: View, rng: np.random.Generator, dropped: Counter, absent: Seq
             dropped["present: not in view"] += 1
 
 
-def _count(view: View, rng: np.random.Generator, dropped: Counter, absent: Sequence[str]) -> Iterator[Candidate]:
+def _count(view: FrameView, rng: np.random.Generator, dropped: Counter, absent: Sequence[str]) -> Iterator[Candidate]:
     """How many of three nouns are there; the number is drawn before the nouns."""
     objects = view.annotation.objects
     absent = [noun for noun in absent if not share_word(noun, objects)]

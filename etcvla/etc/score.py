@@ -2,7 +2,7 @@
 
 Right are: words that are the same but for case and spaces; a box that overlaps the true one with IoU >= 0.5; a point
 within 0.08 (of the image's side) of the true one; a path whose mean distance to the true one is at most 0.08, the two
-compared at equal shares of their arc length. What cannot be read as the form's answer is wrong.
+compared at equal shares of their arc length. What cannot be read as the question_type's answer is wrong.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ from collections.abc import Callable, Hashable, Iterable
 
 import numpy as np
 
-from etcvla.etc.forms import BOX, MAX_KEYPOINTS, PATH, WORDS, answer_type
 from etcvla.etc.geometry import iou, path_distance, resample
 from etcvla.etc.items import Item, format_loc, parse_loc
+from etcvla.etc.question_types import BOX, MAX_KEYPOINTS, PATH, WORDS, answer_type
 
 MIN_IOU = 0.5
 MAX_DISTANCE = 0.08  # of the image's side; points and paths
-PLAN = "decompose"  # the form whose answer is steps
-ON_THING = "grasp_point"  # the form whose point lies on the thing that it names
+PLAN = "decompose"  # the question_type whose answer is steps
+ON_THING = "grasp_point"  # the question_type whose point lies on the thing that it names
 WORST_DISTANCE = 2**0.5  # the image's diagonal: what an unreadable point or path counts
 
 
-def score(form: str | Item, truth: str, prediction: str) -> float:
+def score(question_type: str | Item, truth: str, prediction: str) -> float:
     """1.0 if `prediction` is right by the rules above, else 0.0. See `measure`."""
-    return measure(form, truth, prediction)["correct"]
+    return measure(question_type, truth, prediction)["correct"]
 
 
-def measure(form: str | Item, truth: str, prediction: str, box: np.ndarray | None = None) -> dict[str, float]:
+def measure(question_type: str | Item, truth: str, prediction: str, box: np.ndarray | None = None) -> dict[str, float]:
     """How good a prediction is.
 
     Args:
-      form: an item or the name of its form, which fixes how both answers are read.
+      question_type: an item or the name of its question_type, which fixes how both answers are read.
       truth: the item's answer.
       prediction: what a model said.
       box: float[4] of the thing that the question names (ymin, xmin, ymax, xmax), where it is known.
@@ -42,13 +42,13 @@ def measure(form: str | Item, truth: str, prediction: str, box: np.ndarray | Non
       diagonal if unreadable), "inside" (0 or 1) for a point that must lie on the thing in `box`, or "order" for a plan
       (see `plan_order`).
 
-    Raises ValueError for an unknown form, or if `truth` itself cannot be read.
+    Raises ValueError for an unknown question_type, or if `truth` itself cannot be read.
     """
-    form = form.form if isinstance(form, Item) else form
-    kind = answer_type(form)
+    question_type = question_type.question_type if isinstance(question_type, Item) else question_type
+    kind = answer_type(question_type)
     if kind == WORDS:
         right = {"correct": float(_normalize(truth) == _normalize(prediction))}
-        return right | ({"order": plan_order(truth, prediction)} if form == PLAN else {})
+        return right | ({"order": plan_order(truth, prediction)} if question_type == PLAN else {})
     true, predicted = read_answer(kind, truth), read_answer(kind, prediction)
     if true is None:
         raise ValueError(f"the true answer {truth!r} is not a {kind}")
@@ -57,7 +57,7 @@ def measure(form: str | Item, truth: str, prediction: str, box: np.ndarray | Non
         return {"correct": float(overlap >= MIN_IOU), "iou": overlap}
     distance = WORST_DISTANCE if predicted is None else path_distance(true, predicted)
     found = {"correct": float(distance <= MAX_DISTANCE), "distance": distance}
-    if box is not None and form == ON_THING:
+    if box is not None and question_type == ON_THING:
         inside = predicted is not None and (box[:2] <= predicted[0]).all() and (predicted[0] <= box[2:]).all()
         found["inside"] = float(inside)
     return found
@@ -79,29 +79,29 @@ def read_answer(kind: str, text: str) -> np.ndarray | None:
     return found if found is not None and (kind == PATH or len(found) == 1) else None
 
 
-def majority_answers(items: Iterable[Item], by: Callable[[Item], Hashable] = lambda item: item.form) -> dict:
-    """The constant answer to give for each form (or each value of `by`, which must not mix forms).
+def majority_answers(items: Iterable[Item], by: Callable[[Item], Hashable] = lambda item: item.question_type) -> dict:
+    """The constant answer to give for each question_type (or each value of `by`, which must not mix question_types).
 
     The most frequent words; the coordinate-wise median of points, boxes and paths (five points at equal arc length).
     """
     groups = defaultdict(list)
     for item in items:
         groups[by(item)].append(item)
-    return {key: _constant(answer_type(group[0].form), [item.answer for item in group])
+    return {key: _constant(answer_type(group[0].question_type), [item.answer for item in group])
             for key, group in groups.items()}
 
 
-def baseline(train_items: Iterable[Item], test_items: Iterable[Item], by: str = "form") -> dict[str, float]:
+def baseline(train_items: Iterable[Item], test_items: Iterable[Item], by: str = "question_type") -> dict[str, float]:
     """Accuracy of blind guessing by kind: what a model must beat to show that it looks.
 
     Args:
-      by: "form", one answer a form; "question", the best constant answer to each question's exact words (all that can
-        be learnt without the image), and the form's where the words are new.
+      by: "question_type", one answer a question_type; "question", the best constant answer to each question's exact words (all that can
+        be learnt without the image), and the question_type's where the words are new.
 
     Raises ValueError for another `by`.
     """
-    if by not in ("form", "question"):
-        raise ValueError(f'by={by!r}: choose "form" or "question"')
+    if by not in ("question_type", "question"):
+        raise ValueError(f'by={by!r}: choose "question_type" or "question"')
     train_items = list(train_items)
     answers = majority_answers(train_items, _form)
     if by == "question":
@@ -114,11 +114,11 @@ def baseline(train_items: Iterable[Item], test_items: Iterable[Item], by: str = 
 
 
 def _form(item: Item) -> Hashable:
-    return item.kind, item.form
+    return item.kind, item.question_type
 
 
 def _question(item: Item) -> Hashable:
-    return item.kind, item.form, item.question
+    return item.kind, item.question_type, item.question
 
 
 def _normalize(text: str) -> str:

@@ -38,7 +38,7 @@ _SUPERSAMPLE = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Thing:
+class ShapesObject:
     """A shape, or a text (`name` is "text" and `text` what it says)."""
 
     name: str
@@ -55,15 +55,15 @@ class Thing:
 
 
 @dataclasses.dataclass(frozen=True)
-class Scene:
-    things: tuple[Thing, ...]
+class ShapesScene:
+    things: tuple[ShapesObject, ...]
     background: tuple[int, int, int]  # mean RGB
 
     @property
-    def shapes(self) -> tuple[Thing, ...]:
+    def shapes(self) -> tuple[ShapesObject, ...]:
         return tuple(thing for thing in self.things if thing.name != TEXT)
 
-    def find(self, phrase: str) -> list[Thing]:
+    def find(self, phrase: str) -> list[ShapesObject]:
         """The things that a phrase such as "a large red circle", "blue shape" or "text" fits.
 
         Raises ValueError for a word that is no size, colour or name.
@@ -126,7 +126,7 @@ def _extent(name: str, radius: float, angle: float, text: str) -> tuple[np.ndarr
     return corners.min(0), corners.max(0)
 
 
-def _draw(draw: ImageDraw.ImageDraw, thing: Thing, side: int, fill: tuple[int, ...], hole: tuple[int, ...]) -> None:
+def _draw(draw: ImageDraw.ImageDraw, thing: ShapesObject, side: int, fill: tuple[int, ...], hole: tuple[int, ...]) -> None:
     ymin, xmin, ymax, xmax = (value * side for value in thing.box)
     if thing.name == TEXT:
         pixels = max(6, round((ymax - ymin) / (_ink(thing.text, 96)[3] - _ink(thing.text, 96)[1]) * 96))
@@ -144,8 +144,8 @@ def _draw(draw: ImageDraw.ImageDraw, thing: Thing, side: int, fill: tuple[int, .
         draw.polygon([(x, y) for y, x in scaled], fill=fill)
 
 
-def _place(rng: np.random.Generator, things: list[Thing], name: str, color: str, size: str,
-           text: str = "") -> Thing | None:
+def _place(rng: np.random.Generator, things: list[ShapesObject], name: str, color: str, size: str,
+           text: str = "") -> ShapesObject | None:
     """A thing where no other is, or None after some tries."""
     radius = rng.uniform(*SIZES[size])
     angle = float(rng.uniform(-0.3, 0.3)) if name != TEXT else 0.0
@@ -156,11 +156,11 @@ def _place(rng: np.random.Generator, things: list[Thing], name: str, color: str,
         box = np.concatenate([center + low, center + high])
         apart = (box[:2] > others[:, 2:] + _GAP) | (box[2:] < others[:, :2] - _GAP)
         if apart.any(1).all():
-            return Thing(name, color, size, tuple(map(float, box)), angle, text)
+            return ShapesObject(name, color, size, tuple(map(float, box)), angle, text)
     return None
 
 
-def sample_scene(rng: np.random.Generator) -> Scene:
+def sample_scene(rng: np.random.Generator) -> ShapesScene:
     """One to five shapes that do not overlap, and in one scene of three a text of one to three characters."""
     background = rng.uniform(40, 215) + rng.uniform(-15, 15, 3)  # nearly grey, so that colour means a thing
     colors = [word for word, rgb in COLORS.items() if np.linalg.norm(background - rgb) > _CONTRAST]
@@ -168,17 +168,17 @@ def sample_scene(rng: np.random.Generator) -> Scene:
     if rng.random() < 0.5:  # few kinds, or counting would only ever find none or one
         colors = list(rng.choice(colors, rng.integers(1, 3), replace=False))
         names = list(rng.choice(names, rng.integers(1, 3), replace=False))
-    things: list[Thing] = []
+    things: list[ShapesObject] = []
     if rng.random() < 1 / 3:
         text = "".join(rng.choice(list(CHARACTERS), rng.integers(1, 4)))
         things.append(_place(rng, things, TEXT, str(rng.choice(colors)), "small", text))
     for _ in range(1 + rng.choice(MAX_SHAPES, p=_COUNT_ODDS)):
         thing = _place(rng, things, str(rng.choice(names)), str(rng.choice(colors)), str(rng.choice(list(SIZES))))
         things += [thing] if thing else []
-    return Scene(tuple(things), tuple(int(value) for value in background))
+    return ShapesScene(tuple(things), tuple(int(value) for value in background))
 
 
-def render(scene: Scene, rng: np.random.Generator, image_size: int) -> np.ndarray:
+def render(scene: ShapesScene, rng: np.random.Generator, image_size: int) -> np.ndarray:
     """uint8[H, W, 3]: the scene before a cloudy background, with noise and unsteady colours drawn from `rng`."""
     clouds = np.array(scene.background) + rng.uniform(-12, 12, (3, 3, 3))
     side = image_size * _SUPERSAMPLE
@@ -195,7 +195,7 @@ def render(scene: Scene, rng: np.random.Generator, image_size: int) -> np.ndarra
     return (np.asarray(small) + noise).clip(0, 255).astype(np.uint8)
 
 
-def draw_scene(rng: np.random.Generator, image_size: int) -> tuple[np.ndarray, Scene]:
+def draw_scene(rng: np.random.Generator, image_size: int) -> tuple[np.ndarray, ShapesScene]:
     """A new scene and its picture, uint8[image_size, image_size, 3]."""
     scene = sample_scene(rng)
     return render(scene, rng, image_size), scene
@@ -204,14 +204,14 @@ def draw_scene(rng: np.random.Generator, image_size: int) -> tuple[np.ndarray, S
 # --- asking --------------------------------------------------------------------------------------------------------
 
 
-def _unique(scene: Scene, phrase: str) -> Thing:
+def _unique(scene: ShapesScene, phrase: str) -> ShapesObject:
     found = scene.find(phrase)
     if len(found) != 1:
         raise ValueError(f"{phrase!r} fits {len(found)} things")
     return found[0]
 
 
-def _full_name(thing: Thing) -> str:
+def _full_name(thing: ShapesObject) -> str:
     return f"{thing.color} {thing.name}"
 
 
@@ -219,7 +219,7 @@ def _article(phrase: str) -> str:
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
-def _referable(scene: Scene, rng: np.random.Generator) -> dict[str, Thing]:
+def _referable(scene: ShapesScene, rng: np.random.Generator) -> dict[str, ShapesObject]:
     """A phrase for every shape that some phrase singles out, in random order."""
     phrases = {}
     for index in rng.permutation(len(scene.shapes)):
@@ -243,39 +243,39 @@ def _rarest(options: Mapping[str, int], rng: np.random.Generator) -> str:
     return str(rng.choice(list(options), p=odds / odds.sum()))
 
 
-def _propose_thing(scene: Scene, rng: np.random.Generator) -> dict[str, str] | None:
+def _propose_thing(scene: ShapesScene, rng: np.random.Generator) -> dict[str, str] | None:
     options = [{"a": phrase} for phrase in _referable(scene, rng)]
     if len(scene.shapes) < len(scene.things) and rng.random() < 0.15:
         return {"a": TEXT}
     return _any(options, rng)
 
 
-def _propose_box(scene: Scene, rng: np.random.Generator) -> dict[str, str] | None:
+def _propose_box(scene: ShapesScene, rng: np.random.Generator) -> dict[str, str] | None:
     return _any([{"box": format_loc(thing.box)} for thing in scene.shapes], rng)
 
 
-def _propose_color_of(scene: Scene, rng: np.random.Generator) -> dict[str, str] | None:
+def _propose_color_of(scene: ShapesScene, rng: np.random.Generator) -> dict[str, str] | None:
     return _any([{"a": name} for name in SHAPES if len(scene.find(name)) == 1], rng)
 
 
-def _propose_place_of(scene: Scene, rng: np.random.Generator) -> dict[str, str] | None:
+def _propose_place_of(scene: ShapesScene, rng: np.random.Generator) -> dict[str, str] | None:
     names = [name for name in SHAPES if len(scene.find(name)) == 1]
     return _any([{"a": name} for name in names if place(np.array(scene.find(name)[0].center))[1]], rng)
 
 
-def _propose_shape_of(scene: Scene, rng: np.random.Generator) -> dict[str, str] | None:
+def _propose_shape_of(scene: ShapesScene, rng: np.random.Generator) -> dict[str, str] | None:
     return _any([{"color": color} for color in COLORS if len(scene.find(f"{color} shape")) == 1], rng)
 
 
-def _propose_color(scene: Scene, rng: np.random.Generator) -> dict[str, str]:
+def _propose_color(scene: ShapesScene, rng: np.random.Generator) -> dict[str, str]:
     return {"color": _rarest({color: len(scene.find(f"{color} shape")) for color in COLORS}, rng)}
 
 
-def _propose_name(scene: Scene, rng: np.random.Generator) -> dict[str, str]:
+def _propose_name(scene: ShapesScene, rng: np.random.Generator) -> dict[str, str]:
     return {"plural": SHAPES[_rarest({name: len(scene.find(name)) for name in SHAPES}, rng)]}
 
 
-def _propose_existence(scene: Scene, rng: np.random.Generator) -> dict[str, str]:
+def _propose_existence(scene: ShapesScene, rng: np.random.Generator) -> dict[str, str]:
     """Half present; of the absent half share a colour or a shape with something present."""
     thing = scene.shapes[rng.integers(len(scene.shapes))]
     if rng.random() < 0.5:
@@ -285,38 +285,38 @@ def _propose_existence(scene: Scene, rng: np.random.Generator) -> dict[str, str]
     return {"a": _article(str(rng.choice(absent)))}
 
 
-def _propose_pair(axis: int) -> Callable[[Scene, np.random.Generator], dict[str, str] | None]:
-    def propose(scene: Scene, rng: np.random.Generator) -> dict[str, str] | None:
+def _propose_pair(axis: int) -> Callable[[ShapesScene, np.random.Generator], dict[str, str] | None]:
+    def propose(scene: ShapesScene, rng: np.random.Generator) -> dict[str, str] | None:
         things = _referable(scene, rng)
         return _any([{"a": a, "b": b} for a in things for b in things
                      if abs(things[a].center[axis] - things[b].center[axis]) > MARGIN], rng)
     return propose
 
 
-def _propose_relation(scene: Scene, rng: np.random.Generator) -> dict[str, str] | None:
+def _propose_relation(scene: ShapesScene, rng: np.random.Generator) -> dict[str, str] | None:
     axis = int(rng.integers(2))
     relations = [("above", "below"), ("to the left of", "to the right of")][axis]
     pair = _propose_pair(axis)(scene, rng)
     return pair and {**pair, "relation": str(rng.choice(relations))}
 
 
-def _compare(scene: Scene, a: str, b: str, axis: int) -> str:
+def _compare(scene: ShapesScene, a: str, b: str, axis: int) -> str:
     difference = _unique(scene, a).center[axis] - _unique(scene, b).center[axis]
     if abs(difference) <= MARGIN:
         raise ValueError(f"{a!r} and {b!r} are too close along that axis")
     return (("above", "below"), ("left", "right"))[axis][int(difference > 0)]
 
 
-def _relation_holds(scene: Scene, a: str, b: str, relation: str) -> str:
+def _relation_holds(scene: ShapesScene, a: str, b: str, relation: str) -> str:
     word = relation.removeprefix("to the ").removesuffix(" of")
     return "yes" if _compare(scene, a, b, int(word in ("left", "right"))) == word else "no"
 
 
-def _caption(scene: Scene) -> str:
+def _caption(scene: ShapesScene) -> str:
     return ", ".join(_full_name(thing) for thing in sorted(scene.shapes, key=lambda thing: thing.center[::-1]))
 
 
-def _describe(scene: Scene, a: str) -> str:
+def _describe(scene: ShapesScene, a: str) -> str:
     thing = _unique(scene, a)
     where, clear = place(np.array(thing.center))
     if not clear:
@@ -324,36 +324,36 @@ def _describe(scene: Scene, a: str) -> str:
     return f"{_full_name(thing)}, {where}"
 
 
-def _identify(scene: Scene, box: str) -> str:
+def _identify(scene: ShapesScene, box: str) -> str:
     found = [thing for thing in scene.shapes if format_loc(thing.box) == box]
     if len(found) != 1:
         raise ValueError(f"{len(found)} shapes in the box {box}")
     return _full_name(found[0])
 
 
-def _count_name(scene: Scene, plural: str) -> str:
+def _count_name(scene: ShapesScene, plural: str) -> str:
     return str(len(scene.find(next(name for name, value in SHAPES.items() if value == plural))))
 
 
-def _no_slots(scene: Scene, rng: np.random.Generator) -> dict[str, str]:
+def _no_slots(scene: ShapesScene, rng: np.random.Generator) -> dict[str, str]:
     return {}
 
 
-def _propose_read(scene: Scene, rng: np.random.Generator) -> dict[str, str] | None:
+def _propose_read(scene: ShapesScene, rng: np.random.Generator) -> dict[str, str] | None:
     return {} if len(scene.shapes) < len(scene.things) else None
 
 
 @dataclasses.dataclass(frozen=True)
-class Form:
+class ShapesQuestion:
     """A kind of question: how it may be put, what to ask of a scene, and what the scene answers."""
 
     kind: str
     questions: tuple[str, ...]
-    propose: Callable[[Scene, np.random.Generator], dict[str, str] | None]  # slots; None: nothing to ask here
+    propose: Callable[[ShapesScene, np.random.Generator], dict[str, str] | None]  # slots; None: nothing to ask here
     answer: Callable[..., str]  # (scene, **slots); raises ValueError where the question has no one answer
 
     def parse(self, question: str) -> dict[str, str] | None:
-        """The slots of a question, None if it is not one of this form's."""
+        """The slots of a question, None if it is not one of this question_type's."""
         for pattern in map(_pattern, self.questions):
             if match := pattern.fullmatch(question):
                 return match.groupdict()
@@ -370,86 +370,86 @@ def _pattern(template: str) -> re.Pattern[str]:
     return re.compile(re.sub(r"\\{(\w+)\\}", lambda slot: f"(?P<{slot[1]}>{_SLOTS[slot[1]]})", re.escape(template)))
 
 
-FORMS: dict[str, Form] = {
-    "caption": Form("caption", (
+SHAPES_QUESTIONS: dict[str, ShapesQuestion] = {
+    "caption": ShapesQuestion("caption", (
         "describe the image.", "what is in the image?", "list the shapes from left to right.",
     ), _no_slots, _caption),
-    "describe": Form("caption", (
+    "describe": ShapesQuestion("caption", (
         "describe the {a}.", "what color is the {a}, and where in the image?",
         "name the color and the place of the {a}.",
     ), _propose_place_of, _describe),
-    "color": Form("caption", (
+    "color": ShapesQuestion("caption", (
         "what color is the {a}?", "which color does the {a} have?", "name the color of the {a}.",
     ), _propose_color_of, lambda scene, a: _unique(scene, a).color),
-    "shape": Form("caption", (
+    "shape": ShapesQuestion("caption", (
         "what is the {color} shape?", "which shape is {color}?", "name the {color} shape.",
     ), _propose_shape_of, lambda scene, color: _unique(scene, f"{color} shape").name),
-    "locate_box": Form("locate", (
+    "locate_box": ShapesQuestion("locate", (
         "locate the {a}.", "detect the {a}.", "where is the {a}? answer with a box.",
     ), _propose_thing, lambda scene, a: format_loc(_unique(scene, a).box)),
-    "locate_point": Form("locate", (
+    "locate_point": ShapesQuestion("locate", (
         "point to the {a}.", "mark the {a}.", "where is the {a}? answer with a point.",
     ), _propose_thing, lambda scene, a: format_loc(_unique(scene, a).center)),
-    "identify": Form("locate", (
+    "identify": ShapesQuestion("locate", (
         "what is in the box {box}?", "name the object in the box {box}.", "which object is at {box}?",
     ), _propose_box, _identify),
-    "count_color": Form("count", (
+    "count_color": ShapesQuestion("count", (
         "how many {color} shapes are there?", "count the {color} shapes.", "how many shapes are {color}?",
     ), _propose_color, lambda scene, color: str(len(scene.find(f"{color} shape")))),
-    "count_shape": Form("count", (
+    "count_shape": ShapesQuestion("count", (
         "how many {plural} are there?", "count the {plural}.", "how many {plural} do you see?",
     ), _propose_name, _count_name),
-    "count_all": Form("count", (
+    "count_all": ShapesQuestion("count", (
         "how many shapes are there?", "count the shapes.", "how many shapes do you see?",
     ), _no_slots, lambda scene: str(len(scene.shapes))),
-    "exist": Form("count", (
+    "exist": ShapesQuestion("count", (
         "is {a} in the image?", "do you see {a}?", "yes or no: the image shows {a}.",
     ), _propose_existence, lambda scene, a: "yes" if scene.find(a) else "no"),
-    "relation_side": Form("relation", (
+    "relation_side": ShapesQuestion("relation", (
         "is the {a} to the left or to the right of the {b}?", "where is the {a} relative to the {b}, left or right?",
         "on which side of the {b} is the {a}, left or right?",
     ), _propose_pair(1), functools.partial(_compare, axis=1)),
-    "relation_height": Form("relation", (
+    "relation_height": ShapesQuestion("relation", (
         "is the {a} above or below the {b}?", "where is the {a} relative to the {b}, above or below?",
         "compare the heights: is the {a} above or below the {b}?",
     ), _propose_pair(0), functools.partial(_compare, axis=0)),
-    "relation_holds": Form("relation", (
+    "relation_holds": ShapesQuestion("relation", (
         "is the {a} {relation} the {b}?", "yes or no: the {a} is {relation} the {b}.",
     ), _propose_relation, _relation_holds),
-    "read_text": Form("read", (
+    "read_text": ShapesQuestion("read", (
         "read the text.", "what does the text say?", "what is written in the image?",
     ), _propose_read, lambda scene: next(thing.text.lower() for thing in scene.things if thing.name == TEXT)),
 }
 ITEMS = (5, 8)  # least and most items of a scene with enough to ask
 
 
-def make_items(scene: Scene, rng: np.random.Generator) -> list[Item]:
-    """At most eight questions about the scene, each of another form and with its one answer."""
+def make_items(scene: ShapesScene, rng: np.random.Generator) -> list[Item]:
+    """At most eight questions about the scene, each of another question_type and with its one answer."""
     wanted = rng.integers(ITEMS[0], ITEMS[1] + 1)
     # What few scenes allow to ask is asked first, or relations and reading would be rare.
     first = ["read_text", "relation_side", "relation_height"]
     items: list[Item] = []
-    for name in [*first, *(form for form in rng.permutation(list(FORMS)) if form not in first)]:
-        if FORMS[name].kind == "count" and len(scene.shapes) == 1 and rng.random() < 0.85:
+    for name in [*first, *(question_type for question_type in rng.permutation(list(SHAPES_QUESTIONS)) if question_type not in first)]:
+        if SHAPES_QUESTIONS[name].kind == "count" and len(scene.shapes) == 1 and rng.random() < 0.85:
             continue  # or the answer to every count would be one
-        slots = FORMS[name].propose(scene, rng)
+        slots = SHAPES_QUESTIONS[name].propose(scene, rng)
         if slots is None or len(items) == wanted:
             continue
-        question = FORMS[name].questions[rng.integers(len(FORMS[name].questions))].format(**slots)
-        items.append(Item(FORMS[name].kind, name, question, FORMS[name].answer(scene, **slots)))
+        question = SHAPES_QUESTIONS[name].questions[rng.integers(len(SHAPES_QUESTIONS[name].questions))].format(**slots)
+        items.append(Item(SHAPES_QUESTIONS[name].kind, name, question, SHAPES_QUESTIONS[name].answer(scene, **slots)))
     return items
 
 
-def check(item: Item, scene: Scene) -> str | None:
+def check(item: Item, scene: ShapesScene) -> str | None:
     """Why `item` is wrong about the scene, or None. The question is parsed back; what it was made from is not used."""
-    form = FORMS.get(item.form)
-    if form is None or form.kind != item.kind:
-        return f"no form {item.form!r} of kind {item.kind!r}"
-    slots = form.parse(item.question)
+    question_type = SHAPES_QUESTIONS.get(item.question_type)
+    if question_type is None or question_type.kind != item.kind:
+        return f"no question_type {item.question_type!r} of kind {item.kind!r}"
+    slots = question_type.parse(item.question)
     if slots is None:
-        return f"not a question of form {item.form}: {item.question!r}"
+        return f"not a question of question_type {item.question_type}: {item.question!r}"
     try:
-        expected = form.answer(scene, **slots)
+        expected = question_type.answer(scene, **slots)
     except (ValueError, StopIteration) as error:
         return f"{item.question!r} has no one answer: {error}"
     return None if item.answer == expected else f"{item.question!r}: {item.answer!r}, the scene says {expected!r}"

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from etcvla.etc.annotation import Annotation, project
-from etcvla.etc.facts import Candidate, View, drop, inside
-from etcvla.etc.forms import clean
+from etcvla.etc.facts import Candidate, FrameView, drop, inside
+from etcvla.etc.question_types import clean
 
 MIN_GRASP_VISIBLE = 0.05  # a hand that closes in hides its target; the point to hold is still the same
 REGION_SIDES = (0.1, 0.2)  # of the image: the range of a proposed region's height and width
@@ -22,7 +22,7 @@ DECOMPOSE_EVERY = 4  # steps: the instruction gives the answer, so it must not f
 NUM_DONE = 2  # frames an episode, of each answer, that are asked whether the task is done
 
 
-def candidates(view: View, rng: np.random.Generator, dropped: Counter) -> Iterator[Candidate]:
+def candidates(view: FrameView, rng: np.random.Generator, dropped: Counter) -> Iterator[Candidate]:
     """Candidates of affordance and task planning over the whole episode."""
     yield from _affordance(view, rng, dropped)
     if view.annotation.phases:
@@ -43,7 +43,7 @@ def first_of_last_phase(annotation: Annotation) -> int:
     return begin or len(annotation) // 2
 
 
-def _affordance(view: View, rng: np.random.Generator, dropped: Counter) -> Iterator[Candidate]:
+def _affordance(view: FrameView, rng: np.random.Generator, dropped: Counter) -> Iterator[Candidate]:
     facts = view.annotation
     if facts.target < 0:
         dropped["grasp_point: target unknown"] += len(facts)
@@ -74,11 +74,11 @@ def destination(facts: Annotation) -> np.ndarray:
     return project(facts.camera_matrix[:, 0], np.broadcast_to(way[-1], (len(facts), 3)))
 
 
-def _point_and_region(forms: tuple[str, str], facts: Annotation, point: np.ndarray, asked: np.ndarray,
+def _point_and_region(question_types: tuple[str, str], facts: Annotation, point: np.ndarray, asked: np.ndarray,
                       others: np.ndarray, rng: np.random.Generator, dropped: Counter) -> Iterator[Candidate]:
     """Where is it, float[T, 2]? And: is it here? `others` float[T, K, 2] are centres of what it could be mixed up with.
     """
-    pointing, judging = forms
+    pointing, judging = question_types
     slots = {"instruction": clean(facts.instruction), "object": facts.objects[facts.target]}
     for t in np.flatnonzero(asked).tolist():
         yield Candidate(t, pointing, pointing, None, slots, point[t])
@@ -165,8 +165,8 @@ def _end(facts: Annotation, rng: np.random.Generator) -> Iterator[Candidate]:
         return
     count = min(NUM_DONE, early)
     last = range(len(facts) - count, len(facts))
-    for form, bad, good in (("done", "no", "yes"), ("outcome", "failure", "success")):
+    for question_type, bad, good in (("done", "no", "yes"), ("outcome", "failure", "success")):
         for t in rng.choice(early, count, replace=False).tolist():
-            yield Candidate(t, form, form, bad, slots, bad)
+            yield Candidate(t, question_type, question_type, bad, slots, bad)
         for t in last:
-            yield Candidate(t, form, form, good, slots, good)
+            yield Candidate(t, question_type, question_type, good, slots, good)

@@ -8,16 +8,16 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from etcvla.etc.facts import Candidate, View, inside
-from etcvla.etc.forms import MAX_KEYPOINTS, clean
+from etcvla.etc.facts import Candidate, FrameView, inside
+from etcvla.etc.question_types import MAX_KEYPOINTS, clean
 
 TOLERANCE = 0.015  # of the image: a path is not bent further to follow the gripper more closely than this
 PACE = 0.1  # weight of being behind or ahead of time against being off the line
 MIN_MOTION = 0.02  # of the image: what stays within this of its start has no path worth a question
 
 
-def candidates(view: View, dropped: Counter) -> Iterator[Candidate]:
-    """Candidates of both path forms; a motion that does not lead to its goal is not shown as the way to it."""
+def candidates(view: FrameView, dropped: Counter) -> Iterator[Candidate]:
+    """Candidates of both path question_types; a motion that does not lead to its goal is not shown as the way to it."""
     facts = view.annotation
     slots = {"instruction": clean(facts.instruction)}
     final = len(facts) - 1
@@ -79,17 +79,17 @@ def _deviation(path: np.ndarray, keep: list[int]) -> np.ndarray:
     return np.abs(offset - np.clip(along, 0, 1) * span) + PACE * np.abs((np.clip(along, 0, 1) - clock) * span)
 
 
-def _path(view: View, t: int, end: int, form: str, slots: dict[str, str], phase: int | None,
+def _path(view: FrameView, t: int, end: int, question_type: str, slots: dict[str, str], phase: int | None,
           dropped: Counter) -> Iterator[Candidate]:
     path = view.gripper[t : end + 1]
     if not np.isfinite(path).all():
-        dropped[f"{form}: unknown"] += 1
+        dropped[f"{question_type}: unknown"] += 1
         return
     if not view.gripper_seen[t]:
-        dropped[f"{form}: not in view"] += 1
+        dropped[f"{question_type}: not in view"] += 1
         return
     path = cut_at_border(path)
     if np.sqrt(((path - path[0]) ** 2).sum(-1).max()) < MIN_MOTION:
-        dropped[f"{form}: tiny motion"] += 1
+        dropped[f"{question_type}: tiny motion"] += 1
     else:
-        yield Candidate(t, form, form, phase, slots, keypoints(path))
+        yield Candidate(t, question_type, question_type, phase, slots, keypoints(path))

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import numpy as np
 
 from etcvla.etc.annotation import Annotation, project
-from etcvla.etc.forms import FORMS, MAX_KEYPOINTS, clean, read
 from etcvla.etc.geometry import iou, path_distance
 from etcvla.etc.items import NUM_LOC, Item, parse_loc
+from etcvla.etc.question_types import MAX_KEYPOINTS, QUESTION_TYPES, clean, read
 
 MIN_IOU = 0.9
 POINT_TOLERANCE = 1.5 / NUM_LOC
@@ -25,16 +25,16 @@ Check = Callable[[Annotation, int, dict[str, str], str], str | None]
 
 def check(item: Item, annotation: Annotation, t: int) -> str | None:
     """The reason why `item` is wrong at step `t`, None if it is right. Reasons are few and fixed, to be counted."""
-    if item.form not in CHECKS:
-        return "unknown form"
-    if item.kind != FORMS[item.form].kind:
+    if item.question_type not in CHECKS:
+        return "unknown question_type"
+    if item.kind != QUESTION_TYPES[item.question_type].kind:
         return "form of another kind"
-    slots = read(item.form, item.question)
+    slots = read(item.question_type, item.question)
     if slots is None:
         return "question cannot be read"
     if slots.get("instruction", clean(annotation.instruction)) != clean(annotation.instruction):
         return "another instruction"
-    return CHECKS[item.form](annotation, t, slots, item.answer)
+    return CHECKS[item.question_type](annotation, t, slots, item.answer)
 
 
 def _index(facts: Annotation, noun: str) -> int | None:
@@ -317,7 +317,7 @@ def _same_path(motion: np.ndarray, answer: str) -> str | None:
 
 
 CHECKS: dict[str, Check] = {
-    **{f"{subject}_{form}": relation for subject in ("gripper", "object") for form, relation in {
+    **{f"{subject}_{question_type}": relation for subject in ("gripper", "object") for question_type, relation in {
         "side": _relation(_image_x, "right", "left"), "height": _relation(_height, "above", "below"),
         "depth": _relation(_depth, "farther", "nearer"), "robot_side": _relation(_robot("left"), "left", "right"),
         "robot_front": _relation(_robot("front"), "front", "behind")}.items()},

@@ -13,32 +13,32 @@ import numpy as np
 from etils import epath
 
 from etcvla.eval import rollouts
-from etcvla.eval.ledger import Ledger, write
-from etcvla.eval.stats import wilson
-from etcvla.eval.trials import CONDITIONS, Protocol, Result, Trial
+from etcvla.eval.results_log import ResultsLog, write
+from etcvla.eval.trials import INTERVENTIONS, EvalProtocol, Trial, TrialResult
 from etcvla.names import lookup
 from etcvla.policy import Policy
 from etcvla.sims.perturbations import Perturbation
 from etcvla.sims.seeds import EVAL_SEED_BASE, eval_seed
 from etcvla.sims.suites import Suite
+from etcvla.stats import wilson
 from etcvla.train.checkpoint import Checkpoints, versions
 
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """Episodes of a suite: every trial of every task, under each condition, with each perturbation."""
+    """Episodes of a suite: every trial of every task, under each intervention, with each perturbation."""
 
     suite: Suite
     tasks: tuple[str, ...]  # of the suite
-    trials: int  # a task, condition and perturbation
-    protocol: Protocol
-    conditions: tuple[str, ...] = ("right",)
+    trials: int  # a task, intervention and perturbation
+    protocol: EvalProtocol
+    interventions: tuple[str, ...] = ("right",)
     perturbations: tuple[str, ...] = ("",)
-    films: int = 0  # trials a task, condition and perturbation to film
+    videos: int = 0  # trials a task, intervention and perturbation to video
 
     def __post_init__(self):
-        for condition in self.conditions:
-            lookup(dict.fromkeys(CONDITIONS), condition, "condition")
+        for intervention in self.interventions:
+            lookup(dict.fromkeys(INTERVENTIONS), intervention, "intervention")
         for perturbation in self.perturbations:
             Perturbation.parse(perturbation)
         most = self.suite.initial_states
@@ -48,10 +48,10 @@ class Benchmark:
 
     def episodes(self) -> list[Trial]:
         """All of them."""
-        return [Trial(self.suite.domain, task, i, condition,
-                      wrong_instruction(task, self.suite.tasks) if condition == "wrong_instruction" else "",
-                      perturbation, film=i < self.films)
-                for perturbation in self.perturbations for condition in self.conditions for task in self.tasks
+        return [Trial(self.suite.scene, task, i, intervention,
+                      wrong_instruction(task, self.suite.tasks) if intervention == "wrong_instruction" else "",
+                      perturbation, video=i < self.videos)
+                for perturbation in self.perturbations for intervention in self.interventions for task in self.tasks
                 for i in range(self.trials)]
 
     def words(self) -> list[str]:
@@ -66,43 +66,43 @@ def run(workdir: str, benchmark: Benchmark, out: epath.PathLike, *, head: str | 
         python: str = sys.executable) -> dict:
     """Plays what is not played yet with the newest checkpoint of `workdir`, and returns what scores.json holds.
 
-    Writes protocol.json, episodes.csv, scores.json and films into `out`.
+    Writes protocol.json, episodes.csv, scores.json and videos into `out`.
 
     Args:
       head: as of `Policy.load`. python: the interpreter that has the simulator.
 
-    Raises ValueError for a checkpoint that cannot act there, and as `Ledger` and `rollouts.evaluate`.
+    Raises ValueError for a checkpoint that cannot act there, and as `ResultsLog` and `rollouts.evaluate`.
     """
     policy = Policy.load(workdir, head=head)
     check_fit(policy, benchmark.suite)
     protocol, suite = benchmark.protocol, benchmark.suite
-    ledger = Ledger(out, {
-        "suite": suite.name, "tasks": benchmark.tasks, "conditions": benchmark.conditions,
+    results_log = ResultsLog(out, {
+        "suite": suite.name, "tasks": benchmark.tasks, "interventions": benchmark.interventions,
         "perturbations": benchmark.perturbations,
-        **record(workdir, policy, protocol, trials=benchmark.trials, domains=(suite.domain,),
+        **record(workdir, policy, protocol, trials=benchmark.trials, scenes=(suite.scene,),
                  fixed=suite.initial_states is not None, simulator=suite.versions)})
     policy.warm_up(protocol.workers, benchmark.words())
     with rollouts.Workers(protocol.workers, python) as workers:
         results = rollouts.evaluate(policy, benchmark.episodes(), protocol, what=f"{workdir}: {suite.name}",
-                                    ledger=ledger, workers=workers)
+                                    results_log=results_log, workers=workers)
     scores = {"suite": suite.name, "cells": cells(results)}
     write(epath.Path(out) / "scores.json", json.dumps(scores, indent=2) + "\n")
     return scores
 
 
-def record(workdir: str, policy: Policy, protocol: Protocol, *, trials: int, domains: Sequence[str], fixed: bool,
+def record(workdir: str, policy: Policy, protocol: EvalProtocol, *, trials: int, scenes: Sequence[str], fixed: bool,
            simulator: Mapping[str, str]) -> dict:
     """What protocol.json says beside the names of what is played; docs/evaluation.md explains it."""
-    how = "open loop" if not protocol.replan else "receding horizon"
+    how = "open loop" if not protocol.replan_steps else "receding horizon"
     if protocol.ensemble is not None:
         how = f"temporal ensembling, m = {protocol.ensemble:g}"
     return {
         "trials": trials,
         "starts": {"kind": "initial state" if fixed else "layout seed",
                    "of": [i if fixed else EVAL_SEED_BASE + i for i in range(trials)]},
-        "max_steps": protocol.max_steps, "execution": how, "replan": protocol.replan or policy.config.horizon,
+        "max_steps": protocol.max_steps, "execution": how, "replan_steps": protocol.replan_steps or policy.config.horizon,
         "chunk": policy.config.horizon, "seed": protocol.seed, "batch": protocol.workers,
-        "cameras": {"names": policy.cameras, "image_size": protocol.image_size, "domains": domains},
+        "cameras": {"names": policy.cameras, "image_size": protocol.image_size, "scenes": scenes},
         "policy": {"head": policy.head, "euler_steps": policy.num_steps, "subtask": policy.subtask},
         "checkpoint": {"step": Checkpoints(workdir).latest(), "sha256": checkpoint_hash(workdir)},
         "versions": {**versions(), "python": platform.python_version(), "simulator": dict(simulator)}}
@@ -155,19 +155,19 @@ def wrong_instruction(task: str, tasks: Sequence[str]) -> str:
     return tasks[(tasks.index(task) + 1) % len(tasks)]
 
 
-def cells(results: Sequence[Result]) -> list[dict]:
-    """For each domain, condition and perturbation: `score` by task, and over all its episodes."""
+def cells(results: Sequence[TrialResult]) -> list[dict]:
+    """For each scene, intervention and perturbation: `score` by task, and over all its episodes."""
     by_cell: dict = {}
     for result in results:
         t = result.trial
-        by_cell.setdefault((t.domain, t.condition, t.perturbation), {}).setdefault(t.task, []).append(result)
-    return [{"domain": domain, "condition": condition, "perturbation": perturbation,
+        by_cell.setdefault((t.scene, t.intervention, t.perturbation), {}).setdefault(t.task, []).append(result)
+    return [{"scene": scene, "intervention": intervention, "perturbation": perturbation,
              "overall": score([result for part in tasks.values() for result in part]),
              "tasks": {task: score(part) for task, part in tasks.items()}}
-            for (domain, condition, perturbation), tasks in by_cell.items()]
+            for (scene, intervention, perturbation), tasks in by_cell.items()]
 
 
-def score(results: Sequence[Result]) -> dict:
+def score(results: Sequence[TrialResult]) -> dict:
     """Shares of episodes with Wilson's 95 % intervals, and the mean progress."""
     out: dict = {"trials": len(results)}
     for name, count in {"success": sum(r.success for r in results),
@@ -181,7 +181,7 @@ def lines(found: Sequence[dict]) -> list[str]:
     """The cells as a table for people."""
     out = [f"{'':<44}{'success':>9}  {'95 %':<12}{'progress':>9}{'intention':>10}"]
     for cell in found:
-        name = " ".join(filter(None, (cell["domain"], cell["condition"], cell["perturbation"])))
+        name = " ".join(filter(None, (cell["scene"], cell["intervention"], cell["perturbation"])))
         by_task = {f"  {task.rpartition('/')[2]}": s for task, s in cell["tasks"].items()}
         for task, s in {name: cell["overall"], **by_task}.items():
             won = s["success"]

@@ -16,42 +16,42 @@ from PIL import Image
 
 from etcvla.data.rlds import RLDSDataset
 from etcvla.data.rlds_layout import split_names
-from etcvla.data.rows import Source
+from etcvla.data.rows import StageDataset
 from etcvla.data.splits import check_disjoint
 from etcvla.eval import benchmark, rollouts, vqa
 from etcvla.eval.benchmark import wrong_instruction
-from etcvla.eval.ledger import Ledger, write
-from etcvla.eval.trials import CONDITIONS, Protocol, Trial
+from etcvla.eval.results_log import ResultsLog, write
+from etcvla.eval.trials import INTERVENTIONS, EvalProtocol, Trial
 from etcvla.policy import Policy
 from etcvla.sims import suites
-from etcvla.sims.metaworld_tasks import TASKS
+from etcvla.sims.metaworld.tasks import TASKS
 from etcvla.train.checkpoint import Checkpoints
 
 EXAMPLES_PER_KIND = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Spec:
+class EvaluationSpec:
     """What to evaluate."""
 
     tasks: tuple[str, ...]
-    domains: tuple[str, ...]  # where to act; () to not act
-    conditions: tuple[str, ...]
-    trials: int  # a task and domain under "right"
-    control_trials: int  # the same under other conditions
-    films: int  # trials a task, domain and condition to film
+    scenes: tuple[str, ...]  # where to act; () to not act
+    interventions: tuple[str, ...]
+    trials: int  # a task and scene under "right"
+    control_trials: int  # the same under other interventions
+    videos: int  # trials a task, scene and intervention to video
     questions: int  # a kind and dataset
     datasets: Mapping[str, tuple[str, tuple[str, ...]]]  # name -> path, cameras; "shapes" is the retention metric
-    protocol: Protocol
+    protocol: EvalProtocol
     seed: int
 
     def __post_init__(self):
-        unknown = set(self.conditions) - set(CONDITIONS)
+        unknown = set(self.interventions) - set(INTERVENTIONS)
         if unknown:
-            raise ValueError(f"unknown condition {', '.join(sorted(unknown))}; choose from {CONDITIONS}")
+            raise ValueError(f"unknown intervention {', '.join(sorted(unknown))}; choose from {INTERVENTIONS}")
 
 
-def evaluate(workdir: str, spec: Spec) -> dict:
+def evaluate(workdir: str, spec: EvaluationSpec) -> dict:
     """Evaluates the newest checkpoint of `workdir` and returns what scores.json holds."""
     out = epath.Path(workdir) / "evaluation"
     asked = json.loads(json.dumps({"step": Checkpoints(workdir).latest(), "spec": dataclasses.asdict(spec)}))
@@ -62,12 +62,12 @@ def evaluate(workdir: str, spec: Spec) -> dict:
     out.mkdir(parents=True, exist_ok=True)
     began, policy = time.time(), Policy.load(workdir)
     scores = {**asked, "protocol": dataclasses.asdict(spec.protocol), **_ask(policy, spec, out)}
-    if spec.domains:
-        ledger = Ledger(out, {**asked, **benchmark.record(
-            workdir, policy, spec.protocol, trials=spec.trials, domains=spec.domains, fixed=False,
+    if spec.scenes:
+        results_log = ResultsLog(out, {**asked, **benchmark.record(
+            workdir, policy, spec.protocol, trials=spec.trials, scenes=spec.scenes, fixed=False,
             simulator=suites.versions("metaworld", "mujoco"))}, replace=True)
         policy.warm_up(spec.protocol.workers, [TASKS[task].instructions[0] for task in spec.tasks])
-        results = rollouts.evaluate(policy, trials(spec), spec.protocol, what=f"{workdir}: acting", ledger=ledger)
+        results = rollouts.evaluate(policy, trials(spec), spec.protocol, what=f"{workdir}: acting", results_log=results_log)
         print("\n".join(rollouts.rates(results)), flush=True)
         scores |= {"success": rollouts.table(results), "cells": benchmark.cells(results)}
     scores["seconds"] = time.time() - began
@@ -75,15 +75,15 @@ def evaluate(workdir: str, spec: Spec) -> dict:
     return scores
 
 
-def trials(spec: Spec) -> Sequence[Trial]:
+def trials(spec: EvaluationSpec) -> Sequence[Trial]:
     """All episodes of a spec."""
-    return [Trial(domain, task, i, condition,
-                  wrong_instruction(task, spec.tasks) if condition == "wrong_instruction" else "", film=i < spec.films)
-            for condition in spec.conditions for domain in spec.domains for task in spec.tasks
-            for i in range(spec.trials if condition == "right" else spec.control_trials)]
+    return [Trial(scene, task, i, intervention,
+                  wrong_instruction(task, spec.tasks) if intervention == "wrong_instruction" else "", video=i < spec.videos)
+            for intervention in spec.interventions for scene in spec.scenes for task in spec.tasks
+            for i in range(spec.trials if intervention == "right" else spec.control_trials)]
 
 
-def _ask(policy: Policy, spec: Spec, out: epath.Path) -> dict:
+def _ask(policy: Policy, spec: EvaluationSpec, out: epath.Path) -> dict:
     """Scores of the held-out questions: {"etc": by dataset and kind, "mm": by kind}; writes examples.json."""
     scores, examples = {"etc": {}}, []
     for name, (path, cameras) in spec.datasets.items():
@@ -102,15 +102,15 @@ def _ask(policy: Policy, spec: Spec, out: epath.Path) -> dict:
     return scores
 
 
-def open_splits(path: str, cameras: Sequence[str]) -> tuple[Source, Source]:
+def open_splits(path: str, cameras: Sequence[str]) -> tuple[StageDataset, StageDataset]:
     """What is asked and what could be learnt by heart; for looks that are held out altogether both are the former.
 
     Raises FileNotFoundError if there is no such dataset, ValueError if the splits share an episode.
     """
-    held_out = Source(RLDSDataset(path, "val"), cameras)
+    held_out = StageDataset(RLDSDataset(path, "val"), cameras)
     if "train" not in split_names(held_out.dataset.directory):
         return held_out, held_out
-    training = Source(RLDSDataset(path, "train"), cameras)
+    training = StageDataset(RLDSDataset(path, "train"), cameras)
     check_disjoint(training.dataset, held_out.dataset)
     return held_out, training
 
@@ -128,6 +128,6 @@ def _write_examples(out: epath.Path, examples: Sequence[tuple[str, vqa.Question]
         image = f"examples/{i:04d}.png"
         Image.fromarray(q.images[0]).save(out / image)
         rows.append({"dataset": name, "image": image, "instruction": q.instruction, "kind": q.item.kind,
-                     "form": q.item.form, "question": q.item.question, "answer": q.item.answer,
+                     "question_type": q.item.question_type, "question": q.item.question, "answer": q.item.answer,
                      "prediction": q.prediction, "correct": q.correct})
     (out / "examples.json").write_text(json.dumps(rows, indent=1))

@@ -1,4 +1,4 @@
-"""What training is asked at its knots: losses on held-out rows, and held-out questions by kind.
+"""What training is asked at its points: losses on held-out rows, and held-out questions by kind.
 
 The rows are drawn by a plan of their own, the same ones at every knot with the same noise, so that numbers compare
 over a run; the trainer's batches are not touched.
@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from etcvla.data.adapters import open_dataset
 from etcvla.data.plan import Plan
 from etcvla.data.rlds_layout import split_names
-from etcvla.data.rows import Source
+from etcvla.data.rows import StageDataset
 from etcvla.data.splits import check_disjoint
 from etcvla.etc.items import Item
 from etcvla.eval import vqa
@@ -25,7 +25,7 @@ from etcvla.policy import Policy
 from etcvla.train import sharding
 from etcvla.train.metrics import means
 from etcvla.train.stage import Stage
-from etcvla.train.step import Settings, losses, metrics_of, used
+from etcvla.train.step import StepSettings, losses, metrics_of, used
 
 SPLIT = "val"
 
@@ -51,9 +51,9 @@ class HeldOut:
                    for stream in stage.plan.streams]
         plan = Plan.make(streams, batch_size=config.batch_size, steps=config.eval.batches, seed=config.seed)
         self._training, self._mesh = stage, mesh
-        self._stage = dataclasses.replace(stage, sources={**stage.sources, **self._sources}, plan=plan)
+        self._stage = dataclasses.replace(stage, datasets={**stage.datasets, **self._sources}, plan=plan)
         self._stage.row_builder()  # finds out what is lacking before anything is compiled
-        settings = Settings.of(config, stage.assets.tokenizer.layout.loc.offset)
+        settings = StepSettings.of(config, stage.assets.tokenizer.layout.loc.offset)
         everywhere = NamedSharding(mesh, PartitionSpec())
 
         def measure(params, batch, step):
@@ -99,22 +99,22 @@ class HeldOut:
         for name, source in self._sources.items():
             if source.known_kinds:
                 drawn = vqa.draw_questions(source, per_kind=config.eval.questions, seed=config.seed)
-                out[name] = drawn, vqa.items_of(self._training.sources[name])
+                out[name] = drawn, vqa.items_of(self._training.datasets[name])
         return out
 
 
-def _held_out(stage: Stage) -> dict[str, Source]:
+def _held_out(stage: Stage) -> dict[str, StageDataset]:
     """The held-out split of every dataset that has one."""
     found = {}
-    for name, training in stage.sources.items():
+    for name, training in stage.datasets.items():
         spec, directory = stage.config.datasets[name], training.dataset.directory
         if SPLIT not in split_names(directory):
             continue
-        dataset = open_dataset(spec.path, SPLIT, adapter=spec.adapter, damaged=stage.config.data.damaged)
+        dataset = open_dataset(spec.path, SPLIT, adapter=spec.adapter, damaged=stage.config.data.on_damaged)
         check_disjoint(training.dataset, dataset)
-        found[name] = Source(dataset, training.cameras)
+        found[name] = StageDataset(dataset, training.cameras)
     if not found:
-        raise ValueError(f"eval.knots are set, but no dataset has a split {SPLIT!r}: "
-                         f"{', '.join(str(source.dataset.directory) for source in stage.sources.values())}; build one "
-                         "with it, or set eval.knots=()")
+        raise ValueError(f"eval.at_progress are set, but no dataset has a split {SPLIT!r}: "
+                         f"{', '.join(str(source.dataset.directory) for source in stage.datasets.values())}; build one "
+                         "with it, or set eval.at_progress=()")
     return found

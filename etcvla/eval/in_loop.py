@@ -1,4 +1,4 @@
-"""What the trainer asks at a stage's knots: held-out questions, and where the config's `eval` names a suite, acting.
+"""What the trainer asks at a stage's points: held-out questions, and where the config's `eval` names a suite, acting.
 
 Acting is a short protocol in simulator processes, while the loader goes on filling its queue.
 """
@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from etcvla.eval import rollouts
 from etcvla.eval.benchmark import Benchmark, cells, check_fit
 from etcvla.eval.held_out import HeldOut
-from etcvla.eval.trials import Protocol
+from etcvla.eval.trials import EvalProtocol
 from etcvla.policy import Policy, trained_head
 from etcvla.sims import suites
 from etcvla.train.stage import Stage
@@ -26,7 +26,7 @@ Evaluation = Callable[[Any], Mapping[str, float]]
 class Acting:
     """A stage's evaluation of parameters on a benchmark, the same episodes with the same noise at every knot.
 
-    Its simulators start at the first knot, wait between knots, and end with this process.
+    Its simulators start at the first knot, wait between points, and end with this process.
 
     Args:
       mesh: where the parameters lie. python: the interpreter that has the simulator.
@@ -36,7 +36,7 @@ class Acting:
 
     def __init__(self, stage: Stage, mesh: Mesh, *, benchmark: Benchmark, python: str = sys.executable):
         if jax.process_count() > 1:
-            raise ValueError(f"acting at knots is for one host, and this run has {jax.process_count()}; evaluate its "
+            raise ValueError(f"acting at points is for one host, and this run has {jax.process_count()}; evaluate its "
                              "checkpoints by launch/evaluate.py instead")
         self._benchmark = benchmark
         self._workers = rollouts.Workers(benchmark.protocol.workers, python)
@@ -47,7 +47,7 @@ class Acting:
     def __call__(self, params: Any) -> dict[str, float]:
         """`act/<suite>/success`, `.../progress` and `.../intention`, and `act/<suite>/<task>/success`.
 
-        Under another condition than "right", and with a perturbation, these names stand behind the suite's.
+        Under another intervention than "right", and with a perturbation, these names stand behind the suite's.
         """
         self._policy.params, name = params, self._benchmark.suite.name
         self._policy.warm_up(self._benchmark.protocol.workers, self._benchmark.words())
@@ -56,7 +56,7 @@ class Acting:
         self._policy.params = None  # the trainer's next step takes their memory back
         out = {}
         for cell in cells(found):
-            marks = [cell["condition"]] * (cell["condition"] != "right") + [cell["perturbation"]]
+            marks = [cell["intervention"]] * (cell["intervention"] != "right") + [cell["perturbation"]]
             key = "/".join(filter(None, ("act", name, *marks)))
             overall = cell["overall"]
             out |= {f"{key}/success": overall["success"]["rate"], f"{key}/progress": overall["progress"],
@@ -71,7 +71,7 @@ def evaluation(stage: Stage, mesh: Mesh) -> Evaluation:
     if asked.suite:
         python = asked.simulator_python or sys.executable
         suite = suites.find(asked.suite, python)
-        protocol = Protocol(suite.max_steps, min(5, stage.model.config.horizon), suite.image_size, asked.workers)
+        protocol = EvalProtocol(suite.max_steps, min(5, stage.model.config.horizon), suite.image_size, asked.workers)
         parts.append(Acting(stage, mesh, python=python, benchmark=Benchmark(
             suite, suite.some(asked.tasks), asked.trials, protocol)))
     return lambda params: {name: value for part in parts for name, value in part(params).items()}

@@ -18,13 +18,14 @@ import numpy as np
 from etils import epath
 
 from etcvla.data import prompts
-from etcvla.data.rows import ANY, Source
-from etcvla.etc.forms import BOX, read
+from etcvla.data.rows import ANY, StageDataset
+from etcvla.etc.question_types import BOX, read
 from etcvla.etc.score import read_answer
-from etcvla.eval import charts, vqa
-from etcvla.eval.recipe_folder import estimate, short_names
+from etcvla.eval import vqa
 from etcvla.models import ops
 from etcvla.models.vla import VLA
+from etcvla.pages import charts
+from etcvla.pages.results import estimate, short_names
 from etcvla.policy import Policy
 
 BATCH = 32
@@ -60,7 +61,7 @@ class Trace:
     looks: Mapping[str, np.ndarray]
 
 
-def draw_probes(source: Source, count: int) -> list[Probe]:
+def draw_probes(source: StageDataset, count: int) -> list[Probe]:
     """Up to `count` probes, spread evenly over the split. Raises ValueError if nobody asks for a box there."""
     names = [*source.item_features, *(f"observation/{name}" for name in source.cameras), "language_instruction",
              "observation/state"]
@@ -68,7 +69,7 @@ def draw_probes(source: Source, count: int) -> list[Probe]:
     for frame in pool[np.linspace(0, len(pool) - 1, min(4 * count, len(pool))).astype(int)].tolist():
         facts = source.dataset.frame(frame, names)
         for item in source.items(facts):
-            if item.form == FORM:
+            if item.question_type == FORM:
                 thing = (read(FORM, item.question) or {}).get("object", "")
                 probes.append(Probe(item.question, read_answer(BOX, item.answer)[0],
                                     tuple(facts[f"observation/{name}"] for name in source.cameras),
@@ -76,7 +77,7 @@ def draw_probes(source: Source, count: int) -> list[Probe]:
                                     bool(thing) and thing in facts["language_instruction"]))
                 break
     if not probes:
-        raise ValueError(f"{source.dataset.directory}: no question of the form {FORM}, by which attention is probed")
+        raise ValueError(f"{source.dataset.directory}: no question of the question_type {FORM}, by which attention is probed")
     return [probes[i] for i in np.linspace(0, len(probes) - 1, min(count, len(probes))).astype(int)]
 
 
@@ -200,7 +201,7 @@ def _gain(looks: np.ndarray, area: np.ndarray, other: np.ndarray, seed: int) -> 
             "elsewhere": float(elsewhere.mean() / other.mean())}
 
 
-def examine(workdirs: Sequence[str], sets: Mapping[str, tuple[Source, Source]], *, questions: int, probes: int,
+def examine(workdirs: Sequence[str], sets: Mapping[str, tuple[StageDataset, StageDataset]], *, questions: int, probes: int,
             seed: int) -> dict[str, dict]:
     """What each checkpoint knows, the first being what the others are compared with.
 

@@ -9,51 +9,51 @@ import numpy as np
 
 from etcvla.sims.seeds import EVAL_SEED_BASE
 
-FILMED = "front"  # the camera of films
-CONDITIONS = ("right", "wrong_instruction", "blank_image")
+VIDEO_CAMERA = "front"  # the camera of videos
+INTERVENTIONS = ("right", "wrong_instruction", "blank_image")
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
     """One episode to run."""
 
-    domain: str
+    scene: str
     task: str  # of Meta-World, or of LIBERO as "suite/name"
     trial: int  # fixes layout (in LIBERO: the initial state) and noise
-    condition: str = "right"  # what the policy is shown: see CONDITIONS
+    intervention: str = "right"  # what the policy is shown: see INTERVENTIONS
     instruction_of: str = ""  # the task whose instruction is given; "" for its own
     perturbation: str = ""  # "axis:strength" of `etcvla.sims.perturbations`; "" none
-    film: bool = False  # keep the frames that the policy saw
+    video: bool = False  # keep the frames that the policy saw
 
     @property
     def key(self) -> tuple[str, ...]:
         """What tells it from others of an evaluation."""
-        return self.domain, self.task, str(self.trial), self.condition, self.perturbation
+        return self.scene, self.task, str(self.trial), self.intervention, self.perturbation
 
 
 @dataclasses.dataclass(frozen=True)
-class Protocol:
+class EvalProtocol:
     """How episodes are run; it is written beside every score."""
 
     max_steps: int = 250  # control steps before an episode counts as failed
-    replan: int = 5  # control steps between looks; 0 is every chunk to its end (open loop)
+    replan_steps: int = 5  # control steps between looks; 0 is every chunk to its end (open loop)
     image_size: int = 96  # pixels
     workers: int = 4  # simulators, and the size of the policy's batch
     ensemble: float | None = None  # averages chunks: see `chunks.Chunks`
     seed: int = 0  # of the policy's noise
 
     def __post_init__(self):
-        if self.replan < 0 or self.max_steps < 1 or self.workers < 1 or self.image_size < 1:
-            raise ValueError(f"protocol: max_steps, image_size and workers must be positive, replan 0 or more, got "
+        if self.replan_steps < 0 or self.max_steps < 1 or self.workers < 1 or self.image_size < 1:
+            raise ValueError(f"protocol: max_steps, image_size and workers must be positive, replan_steps 0 or more, got "
                              f"{self}")
 
 
-COLUMNS = ("domain", "task", "trial", "condition", "instruction_of", "perturbation", "seed", "initial_state",
+COLUMNS = ("scene", "task", "trial", "intervention", "instruction_of", "perturbation", "seed", "initial_state",
            "instruction", "success", "steps", "progress", "intention", "seconds")
 
 
 @dataclasses.dataclass(frozen=True)
-class Result:
+class TrialResult:
     """How one trial ended."""
 
     trial: Trial
@@ -63,18 +63,18 @@ class Result:
     intention: bool  # the first thing that the gripper touched was the right one
     instruction: str  # as the policy was told
     seconds: float  # that it took, waiting for the policy included
-    frames: np.ndarray | None = None  # uint8[n, H, W, 3] only where it was filmed
+    frames: np.ndarray | None = None  # uint8[n, H, W, 3] only where it was recorded
 
     def row(self) -> dict[str, str]:
         """Its line of episodes.csv; see docs/evaluation.md."""
         t, fixed = self.trial, "/" in self.trial.task
-        values = (t.domain, t.task, t.trial, t.condition, t.instruction_of or t.task, t.perturbation,
+        values = (t.scene, t.task, t.trial, t.intervention, t.instruction_of or t.task, t.perturbation,
                   "" if fixed else EVAL_SEED_BASE + t.trial, t.trial if fixed else "", self.instruction,
                   int(self.success), self.steps, f"{self.progress:.4f}", int(self.intention), f"{self.seconds:.2f}")
         return dict(zip(COLUMNS, map(str, values), strict=True))
 
     @classmethod
-    def of_row(cls, trial: Trial, row: Mapping[str, str]) -> Result:
+    def of_row(cls, trial: Trial, row: Mapping[str, str]) -> TrialResult:
         """What `row` wrote of this trial."""
         return cls(trial, row["success"] == "1", int(row["steps"]), float(row["progress"]), row["intention"] == "1",
                    row["instruction"], float(row["seconds"]))

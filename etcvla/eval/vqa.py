@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from etcvla.data.rows import ANY, Source
-from etcvla.etc.forms import FORMS, read
+from etcvla.data.rows import ANY, StageDataset
 from etcvla.etc.items import Item
+from etcvla.etc.question_types import QUESTION_TYPES, read
 from etcvla.etc.score import baseline, measure, score
-from etcvla.eval.stats import clustered
 from etcvla.policy import Policy
+from etcvla.stats import clustered
 
 BATCH = 32
 BOX = "annotation/box"
@@ -36,7 +36,7 @@ class Question:
         return score(self.item, self.item.answer, self.prediction) > 0
 
 
-def draw_questions(source: Source, *, per_kind: int, seed: int) -> list[Question]:
+def draw_questions(source: StageDataset, *, per_kind: int, seed: int) -> list[Question]:
     """`per_kind` questions of each kind, spread evenly over the split's frames."""
     rng = np.random.default_rng(seed)
     names = [*source.item_features, *(f"observation/{name}" for name in source.cameras)]
@@ -54,9 +54,9 @@ def draw_questions(source: Source, *, per_kind: int, seed: int) -> list[Question
     return questions
 
 
-def _named_box(item: Item, source: Source, episode: int, facts: Mapping[str, Any]) -> np.ndarray | None:
+def _named_box(item: Item, source: StageDataset, episode: int, facts: Mapping[str, Any]) -> np.ndarray | None:
     """Where the first camera sees the thing that a question names."""
-    thing = (read(item.form, item.question) or {}).get("object") if item.form in FORMS else None
+    thing = (read(item.question_type, item.question) or {}).get("object") if item.question_type in QUESTION_TYPES else None
     if thing is None or BOX not in facts:
         return None
     about = source.dataset.metadata(episode)
@@ -76,7 +76,7 @@ def answer_all(policy: Policy, questions: Sequence[Question]) -> list[Question]:
     return answered
 
 
-def items_of(source: Source, limit: int = TRAIN_ITEMS) -> list[Item]:
+def items_of(source: StageDataset, limit: int = TRAIN_ITEMS) -> list[Item]:
     """About `limit` of a split's items, from frames spread evenly over it."""
     frames = source.candidates(ANY)
     step = max(1, len(frames) * 6 // limit)
@@ -87,11 +87,11 @@ def items_of(source: Source, limit: int = TRAIN_ITEMS) -> list[Item]:
 def scores(answered: Sequence[Question], train_items: Sequence[Item]) -> dict[str, dict[str, float]]:
     """By kind: accuracy, its 95 % interval and count, and what two blind guessers get on the same questions.
 
-    `majority` gives one constant answer a form; `blind` the best constant answer to each exact question.
+    `majority` gives one constant answer a question_type; `blind` the best constant answer to each exact question.
     Intervals know that answers of one episode are not independent.
     """
     items = [question.item for question in answered]
-    majority, blind = (baseline(train_items, items, by=by) for by in ("form", "question"))
+    majority, blind = (baseline(train_items, items, by=by) for by in ("question_type", "question"))
     out = {}
     for kind in sorted({item.kind for item in items}):
         asked = [question for question in answered if question.item.kind == kind]

@@ -1,6 +1,6 @@
 """A simulator's process: plays trials, asking over a pipe for chunks.
 
-It draws only when the policy looks. Run by `rollouts.Workers` as `python -m etcvla.eval.worker FD`, by whichever Python
+It noise_samples only when the policy looks. Run by `rollouts.Workers` as `python -m etcvla.eval.worker FD`, by whichever Python
 has the simulator; imports no JAX.
 """
 
@@ -16,10 +16,11 @@ from multiprocessing.connection import Connection
 import numpy as np
 
 from etcvla.eval.chunks import Chunks
-from etcvla.eval.trials import FILMED, Protocol, Result, Trial
-from etcvla.sims import libero_files, suites
-from etcvla.sims.judge import Judge
-from etcvla.sims.metaworld_tasks import TASKS
+from etcvla.eval.trials import VIDEO_CAMERA, EvalProtocol, Trial, TrialResult
+from etcvla.sims import suites
+from etcvla.sims.episode_metrics import EpisodeMetrics
+from etcvla.sims.libero import files as libero_files
+from etcvla.sims.metaworld.tasks import TASKS
 from etcvla.sims.perturbations import Perturbation
 from etcvla.sims.seeds import eval_seed
 
@@ -37,10 +38,10 @@ def work(connection: Connection) -> None:
             while (job := connection.recv()) is not None:
                 protocol, trials = job
                 for trial in trials:
-                    if key != (trial.domain, trial.task, protocol.image_size):
+                    if key != (trial.scene, trial.task, protocol.image_size):
                         if env:
                             env.close()
-                        key = trial.domain, trial.task, protocol.image_size
+                        key = trial.scene, trial.task, protocol.image_size
                         env = environment(*key)
                     connection.send(_episode(env, trial, protocol, connection))
         except (EOFError, BrokenPipeError):
@@ -49,17 +50,17 @@ def work(connection: Connection) -> None:
             connection.send(_portable(error))
 
 
-def environment(domain: str, task: str, image_size: int):
+def environment(scene: str, task: str, image_size: int):
     """The simulator of a task: Meta-World's name, or "suite/name" of LIBERO's.
 
     Raises RuntimeError, with the command that mends it, where the simulator is not installed or cannot draw.
     """
     if "/" in task:
-        from etcvla.sims.libero import Libero
-        return Libero(task, domain, image_size)
+        from etcvla.sims.libero.environment import Libero
+        return Libero(task, scene, image_size)
     suites.require_metaworld()
-    from etcvla.sims.metaworld import MetaWorld
-    return MetaWorld(task, domain, image_size)
+    from etcvla.sims.metaworld.environment import MetaWorld
+    return MetaWorld(task, scene, image_size)
 
 
 def _portable(error: Exception) -> Exception:
@@ -71,32 +72,32 @@ def _portable(error: Exception) -> Exception:
     return RuntimeError(f"{type(error).__name__}: {error}")
 
 
-def _episode(env, trial: Trial, protocol: Protocol, connection: Connection) -> Result:
+def _episode(env, trial: Trial, protocol: EvalProtocol, connection: Connection) -> TrialResult:
     began, seed = time.monotonic(), eval_seed(trial.trial)
     changed = Perturbation.parse(trial.perturbation)
     changed.reset(env, seed)
     instruction = changed.say(_words(env, trial.instruction_of), seed)
-    judge, chunks = Judge(env), Chunks(protocol.replan, protocol.ensemble)
+    metrics, chunks = EpisodeMetrics(env), Chunks(protocol.replan_steps, protocol.ensemble)
     frames, steps = [], 0
     while steps < protocol.max_steps and not env.success:
-        if chunks.hungry:
+        if chunks.needs_query:
             observation = changed.show(env.observe(), (seed, steps))
-            if trial.film:
-                frames.append(observation["images"][FILMED])
+            if trial.video:
+                frames.append(observation["images"][VIDEO_CAMERA])
             connection.send({**_shown(observation, trial), "instruction": instruction,
-                             "seed": (seed, steps, protocol.seed), "film": trial.film})
+                             "seed": (seed, steps, protocol.seed), "video": trial.video})
             chunks.add(connection.recv())
         env.step(chunks.next())
-        judge.update()
+        metrics.update()
         steps += 1
-    if trial.film:
-        frames.append(changed.show(env.observe(), (seed, steps))["images"][FILMED])
-    return Result(trial, bool(env.success), steps, judge.progress, bool(judge.intention), instruction,
+    if trial.video:
+        frames.append(changed.show(env.observe(), (seed, steps))["images"][VIDEO_CAMERA])
+    return TrialResult(trial, bool(env.success), steps, metrics.progress, bool(metrics.intention), instruction,
                   time.monotonic() - began, np.stack(frames) if frames else None)
 
 
 def _shown(observation: dict, trial: Trial) -> dict:
-    if trial.condition != "blank_image":
+    if trial.intervention != "blank_image":
         return observation
     return observation | {"images": {name: np.full_like(image, GREY) for name, image in observation["images"].items()}}
 

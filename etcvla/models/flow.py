@@ -36,7 +36,7 @@ def sample_time(key: jax.Array, shape: tuple[int, ...]) -> Float[Array, ...]:
 
 def interpolate(actions: Float[Array, "b p a"], noise: Float[Array, "b r p a"],
                 time: Float[Array, "b r"]) -> tuple[Float[Array, "b r p a"], Float[Array, "b r p a"]]:
-    """(x_t, u) for R draws of noise and time over each chunk."""
+    """(x_t, u) for R noise_samples of noise and time over each chunk."""
     t, actions = time[..., None, None], actions[:, None]
     return t * noise + (1 - t) * actions, noise - actions
 

@@ -24,7 +24,7 @@ from etcvla.models import ops
 from etcvla.models.lora import LoRA, Projection, dense, make_weight
 from etcvla.models.scan import scan_layers
 
-Cache = tuple[jax.Array, jax.Array]  # keys and values of stream 0: [depth, B, S, K, H] each
+KVCache = tuple[jax.Array, jax.Array]  # keys and values of stream 0: [depth, B, S, K, H] each
 Mask = jax.Array | tuple[jax.Array, jax.Array]  # bool[B, T, S] of all layers, or of (global, local) layers
 
 
@@ -92,7 +92,7 @@ class Attention(nn.Module):
     lora: LoRA
 
     @nn.compact
-    def __call__(self, xs, turns, masks, cache, write_at, leak, local):
+    def __call__(self, xs, turns, masks, cache, write_at, gradient_scale, local):
         q, k, v = zip(*[self._project(i, x, p) for i, (x, p) in enumerate(zip(xs, turns, strict=True))],
                       strict=True)
         k, v = list(k), list(v)
@@ -103,18 +103,18 @@ class Attention(nn.Module):
             if x is None:
                 out.append(None)
                 continue
-            keys, values = [self._visible(i, tensors, leak) for tensors in (k, v)]
+            keys, values = [self._visible(i, tensors, gradient_scale) for tensors in (k, v)]
             mask = _mask_of_layer(masks[i], local)
             self.sow("intermediates", f"reads_{i}", (q[i], keys, mask))
             read = ops.attend(q[i], keys, values, mask, self.configs[i].attn_softcap)
             out.append(self._merge(i, read))
         return out, (k[0], v[0])
 
-    def _visible(self, stream, tensors, leak):
+    def _visible(self, stream, tensors, gradient_scale):
         """Keys (or values) that a stream reads: those before it, whose gradient `insulate` stops, and its own."""
         before = [t for t in tensors[:stream] if t is not None]
-        if leak is not None:
-            before = [ops.leak_gradient(t, leak) for t in before]
+        if gradient_scale is not None:
+            before = [ops.scale_gradient(t, gradient_scale) for t in before]
         elif self.insulate:
             before = [jax.lax.stop_gradient(t) for t in before]
         return jnp.concatenate([*before, tensors[stream]], axis=1)
@@ -143,7 +143,7 @@ def _mask_of_layer(mask: Mask, local: jax.Array) -> jax.Array:
     return jnp.where(local, mask[1], mask[0]) if isinstance(mask, tuple) else mask
 
 
-def _into_cache(cache: Cache, k: jax.Array | None, v: jax.Array | None, write_at: jax.Array) -> Cache:
+def _into_cache(cache: KVCache, k: jax.Array | None, v: jax.Array | None, write_at: jax.Array) -> KVCache:
     """The cached keys and values of one layer, with new ones (if any) written from column `write_at` on."""
     if k is None:
         return cache
@@ -188,10 +188,10 @@ class Block(nn.Module):
     lora: LoRA
 
     @nn.compact
-    def __call__(self, xs, cache, local, turns, masks, conds, write_at, leak):
+    def __call__(self, xs, cache, local, turns, masks, conds, write_at, gradient_scale):
         normed, gates = self._norm("pre_attention_norm", xs, conds)
         attended, cache = Attention(self.configs, self.insulate, self.dtype, self.lora, name="attn")(
-            normed, turns, masks, cache, write_at, leak, local)
+            normed, turns, masks, cache, write_at, gradient_scale, local)
         attended = self._post_norm("post_attention_norm", attended)
         xs = [_map(add_residual, x, y, gate) for x, y, gate in zip(xs, attended, gates, strict=True)]
         normed, gates = self._norm("pre_ffw_norm", xs, conds)
@@ -263,8 +263,8 @@ class Gemma(nn.Module):
                             for i, cfg in enumerate(self.configs)]
 
     def __call__(self, xs: Sequence[Array | None], positions: Sequence[Array | None], masks: Sequence[Mask | None],
-                 conds: Sequence[Array | None], cache: Cache | None = None, write_at: Array | int = 0,
-                 leak: Array | None = None) -> tuple[list[Array | None], Cache]:
+                 conds: Sequence[Array | None], cache: KVCache | None = None, write_at: Array | int = 0,
+                 gradient_scale: Array | None = None) -> tuple[list[Array | None], KVCache]:
         """Runs the streams.
 
         Args:
@@ -275,7 +275,7 @@ class Gemma(nn.Module):
             them, for global and for local layers, where these differ.
           conds: per adaptive stream float[B, T, D], else None.
           cache: keys and values of stream 0; new tokens of stream 0 are written from column `write_at` on.
-          leak: the share of a stream's gradient that reaches the streams before it; None: all or, insulated, nothing.
+          gradient_scale: the share of a stream's gradient that reaches the streams before it; None: all or, insulated, nothing.
 
         Returns: per stream float[B, T, D] after its final norm, and stream 0's keys and values.
         """
@@ -284,7 +284,7 @@ class Gemma(nn.Module):
         local = jnp.arange(self.configs[0].depth) % 2 == 0
         turns = [_map(ops.rotations, p, self.configs[0].head_dim) for p in positions]
         xs, cache = self.layers(xs, cache, local, turns, masks, conds, jnp.asarray(write_at, jnp.int32),
-                                leak)
+                                gradient_scale)
         return [_map(lambda x, n, c: n(x, c)[0], x, norm, cond)
                 for x, norm, cond in zip(xs, self.final_norms, conds, strict=True)], cache
 

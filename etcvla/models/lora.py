@@ -6,7 +6,7 @@ path of its weight without a last `w` or `kernel`: `llm/layers/attn/q_einsum`, `
 
 Names and axes are openpi's where openpi has them, which is in Gemma: `lora_a` and `lora_b` beside `w`, but
 `gating_einsum_lora_a` beside `gating_einsum`, and every head with an adapter of its own. `b` starts at zero, so that
-training starts at the checkpoint (openpi draws both).
+training starts at the checkpoint (openpi noise_samples both).
 """
 
 from __future__ import annotations

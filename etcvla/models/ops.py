@@ -64,12 +64,12 @@ _read.defvjp(lambda value, tap: (_read(value, tap), None), lambda _, grad: (None
 
 
 @jax.custom_vjp
-def leak_gradient(x: Float[Array, "*b"], share: Float[Array, ""]) -> Float[Array, "*b"]:
+def scale_gradient(x: Float[Array, "*b"], share: Float[Array, ""]) -> Float[Array, "*b"]:
     """x, through which `share` of the gradient flows."""
     return x
 
 
-leak_gradient.defvjp(lambda x, share: (x, share), lambda share, grad: (
+scale_gradient.defvjp(lambda x, share: (x, share), lambda share, grad: (
     (grad * share).astype(grad.dtype), jnp.zeros_like(share)))
 
 

@@ -90,13 +90,13 @@ def make_config(size: str, *, expert: str = "adaptive", image_size: int = 0, **f
     return VLAConfig(**{**parts, **made, **fields})
 
 
-def describe(config: VLAConfig) -> dict:
+def config_to_dict(config: VLAConfig) -> dict:
     """Plain values, as a checkpoint stores them."""
     return dataclasses.asdict(config)
 
 
-def from_dict(data: dict) -> VLAConfig:
-    """The inverse of `describe`."""
+def config_from_dict(data: dict) -> VLAConfig:
+    """The inverse of `config_to_dict`."""
     parts = {"siglip": SigLIPConfig(**data["siglip"]), "vlm": GemmaConfig(**data["vlm"]),
              "expert": data["expert"] and GemmaConfig(**data["expert"])}
     return VLAConfig(**{**data, **parts})

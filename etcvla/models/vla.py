@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from etcvla import batch as batch_lib
 from etcvla import rules
 from etcvla.models import lora, ops
-from etcvla.models.gemma import Cache, Gemma, GemmaConfig, Mask
+from etcvla.models.gemma import Gemma, GemmaConfig, KVCache, Mask
 from etcvla.models.siglip import SigLIP, SigLIPConfig, to_float
 
 Batch = Mapping[str, jax.Array]
@@ -48,7 +48,7 @@ class VLAConfig:
     dtype: str  # of activations and matrix products; parameters are float32
     remat: str  # "none", "dots", "full"
     unroll: int  # layers a loop turn
-    count_absent: bool = False  # an absent camera's tokens take positions too (openpi's pi0-FAST; pi0 skips them)
+    count_absent_cameras: bool = False  # an absent camera's tokens take positions too (openpi's pi0-FAST; pi0 skips them)
     lora: tuple[tuple[str, int], ...] = ()  # ordered (regex, rank) over projections; see `etcvla.models.lora`
     lora_scale: float = 1.0  # of all adapters: alpha / rank
 
@@ -120,21 +120,21 @@ class VLA(nn.Module):
                       batch: Batch) -> tuple[Array, Array, Mask]:
         """Tokens float[B, I + L, D], positions and mask(s) of the prefix; `there` says which image tokens are real."""
         tokens = jnp.concatenate([images, self.llm.embed(batch["tokens"])], axis=1)
-        return tokens, *prefix_geometry(self.config, there, batch)
+        return tokens, *prefix_positions_and_mask(self.config, there, batch)
 
     # ---- suffix -----------------------------------------------------------------------------------------------------
 
     def encode_suffix(self, state: Float[Array, "b s"], x_t: Float[Array, "b r p a"],
                       time: Float[Array, "b r"]) -> tuple[Float[Array, "b t d"], Float[Array, "b t d"] | None]:
         """Expert tokens ([state,] R chunks of P actions) and, for an adaptive expert, their condition."""
-        batch, draws, horizon, _ = x_t.shape
+        batch, noise_samples, horizon, _ = x_t.shape
         actions, cond = self._mix_time(self.action_in_proj(x_t), ops.sincos(time, self.config.expert.width, 4e-3, 4.0))
-        tokens = actions.reshape(batch, draws * horizon, -1)
+        tokens = actions.reshape(batch, noise_samples * horizon, -1)
         cond = None if cond is None else jnp.repeat(cond, horizon, axis=1)
         if self.config.state == "text":
             return tokens, cond
         tokens = jnp.concatenate([self.state_proj(state)[:, None], tokens], axis=1)
-        # The state token is shared by all draws, so its condition must not depend on their times: it has none.
+        # The state token is shared by all noise_samples, so its condition must not depend on their times: it has none.
         cond = None if cond is None else jnp.pad(cond, ((0, 0), (1, 0), (0, 0)))
         return tokens, cond
 
@@ -145,8 +145,8 @@ class VLA(nn.Module):
         time_emb = jnp.broadcast_to(time_emb[:, :, None], actions.shape)
         return second(nn.swish(first(jnp.concatenate([actions, time_emb], axis=-1)))), None
 
-    def suffix_geometry(self, visible: Bool[Array, "b s"], steps: Bool[Array, "b p"],
-                        draws: int) -> tuple[Array, Array]:
+    def suffix_positions_and_mask(self, visible: Bool[Array, "b s"], steps: Bool[Array, "b p"],
+                        noise_samples: int) -> tuple[Array, Array]:
         """Positions int32[B, T] and mask bool[B, T, S + T] of the suffix over prefix columns it may read.
 
         The state sees the prefix and itself; an action sees the prefix, the state, and the actions of its own draw at
@@ -154,58 +154,58 @@ class VLA(nn.Module):
         """
         horizon = self.config.horizon
         has_state = int(self.config.state == "token")
-        draw = jnp.concatenate([jnp.zeros(has_state, jnp.int32), jnp.repeat(jnp.arange(draws) + 1, horizon)])
-        order = jnp.concatenate([jnp.arange(has_state), jnp.tile(jnp.arange(horizon) + has_state, draws)])
+        draw = jnp.concatenate([jnp.zeros(has_state, jnp.int32), jnp.repeat(jnp.arange(noise_samples) + 1, horizon)])
+        order = jnp.concatenate([jnp.arange(has_state), jnp.tile(jnp.arange(horizon) + has_state, noise_samples)])
         among = (draw[:, None] == draw[None, :]) | (draw[None, :] == 0)
-        real = jnp.pad(jnp.tile(steps, (1, draws)), ((0, 0), (has_state, 0)), constant_values=True)
+        real = jnp.pad(jnp.tile(steps, (1, noise_samples)), ((0, 0), (has_state, 0)), constant_values=True)
         seen = jnp.broadcast_to(visible[:, None], (visible.shape[0], len(draw), visible.shape[1]))
         mask = jnp.concatenate([seen, among[None] & real[:, None]], axis=2)
         return visible.sum(axis=1, keepdims=True) + order[None], mask
 
-    def _velocity(self, hidden, draws):
+    def _velocity(self, hidden, noise_samples):
         """Expert output to velocities float32[B, R, P, A]."""
         actions = hidden[:, int(self.config.state == "token"):].astype(jnp.float32)
-        return self.action_out_proj(actions).reshape(hidden.shape[0], draws, self.config.horizon, -1)
+        return self.action_out_proj(actions).reshape(hidden.shape[0], noise_samples, self.config.horizon, -1)
 
     # ---- entry points -----------------------------------------------------------------------------------------------
 
-    def __call__(self, batch: Batch, slots: Int[Array, "b m"] | None, x_t: Float[Array, "b r p a"] | None,
+    def __call__(self, batch: Batch, target_positions: Int[Array, "b m"] | None, x_t: Float[Array, "b r p a"] | None,
                  time: Float[Array, "b r"] | None,
-                 leak: Float[Array, ""] | None = None) -> tuple[Array | None, Array | None]:
+                 gradient_scale: Float[Array, ""] | None = None) -> tuple[Array | None, Array | None]:
         """One pass over everything a row teaches.
 
         Args:
-          slots: columns of the text whose token is to be predicted; None for no logits.
+          target_positions: columns of the text whose token is to be predicted; None for no logits.
           x_t, time: R noisy chunks and their flow times; None leaves the expert out.
-          leak: the share of the expert's gradient that reaches the backbone; None: what `insulate` says.
+          gradient_scale: the share of the expert's gradient that reaches the backbone; None: what `insulate` says.
 
-        Returns: logits float32[B, M, V] that predict tokens[slots], and velocities float32[B, R, P, A]; None each
+        Returns: logits float32[B, M, V] that predict tokens[target_positions], and velocities float32[B, R, P, A]; None each
           where not asked for.
         """
-        there = image_columns(self.config, batch["image_mask"])
+        there = expand_image_mask(self.config, batch["image_mask"])
         prefix, positions, mask = self.encode_prefix(self.encode_images(batch["images"]), there, batch)
         suffix = suffix_positions = suffix_mask = cond = velocity = logits = None
         if x_t is not None:
             suffix, cond = self.encode_suffix(batch["state"], x_t, time)
-            suffix_positions, suffix_mask = self.suffix_geometry(
-                expert_sees(there, batch), batch["action_mask"].any(axis=2), x_t.shape[1])
+            suffix_positions, suffix_mask = self.suffix_positions_and_mask(
+                expert_key_mask(there, batch), batch["action_mask"].any(axis=2), x_t.shape[1])
         out, _ = self.llm([prefix, suffix], [positions, suffix_positions], [mask, suffix_mask], [None, cond],
-                          leak=leak)
-        if slots is not None:
-            before = there.shape[1] + jnp.maximum(slots - 1, 0)
+                          gradient_scale=gradient_scale)
+        if target_positions is not None:
+            before = there.shape[1] + jnp.maximum(target_positions - 1, 0)
             logits = self.llm.logits(jnp.take_along_axis(out[0], before[..., None], axis=1))
         if x_t is not None:
             velocity = self._velocity(out[1], x_t.shape[1])
         return logits, velocity
 
-    def prefill(self, images: Float[Array, "b i d"], there: Bool[Array, "b i"], batch: Batch) -> tuple[Array, Cache]:
+    def prefill(self, images: Float[Array, "b i d"], there: Bool[Array, "b i"], batch: Batch) -> tuple[Array, KVCache]:
         """The prefix alone: hidden float[B, I + L, D], and its keys and values."""
         prefix, positions, mask = self.encode_prefix(images, there, batch)
         out, cache = self.llm([prefix, None], [positions, None], [mask, None], [None, None])
         return out[0], cache
 
-    def extend(self, tokens: Int[Array, "b t"], positions: Int[Array, "b t"], mask: Mask, cache: Cache,
-               column: Int[Array, ""] | int) -> tuple[Float[Array, "b t d"], Cache]:
+    def extend(self, tokens: Int[Array, "b t"], positions: Int[Array, "b t"], mask: Mask, cache: KVCache,
+               column: Int[Array, ""] | int) -> tuple[Float[Array, "b t d"], KVCache]:
         """Writes a block of T tokens into the cache from `column` on: hidden states and the cache.
 
         `mask` (bool[B, T, S], or one of each kind of layer) says which of the cache's S columns, with the block in
@@ -219,11 +219,11 @@ class VLA(nn.Module):
         """Logits of the tokens that follow, from hidden states of `prefill` or `extend`."""
         return self.llm.logits(hidden)
 
-    def act(self, cache: Cache, visible: Bool[Array, "b s"], state: Float[Array, "b s"], x_t: Float[Array, "b p a"],
+    def act(self, cache: KVCache, visible: Bool[Array, "b s"], state: Float[Array, "b s"], x_t: Float[Array, "b p a"],
             time: Float[Array, " b"]) -> Float[Array, "b p a"]:
         """Velocity of one chunk from a cached prefix, of which the expert reads the `visible` columns."""
         suffix, cond = self.encode_suffix(state, x_t[:, None], time[:, None])
-        positions, mask = self.suffix_geometry(visible, jnp.ones(x_t.shape[:2], bool), 1)
+        positions, mask = self.suffix_positions_and_mask(visible, jnp.ones(x_t.shape[:2], bool), 1)
         out, _ = self.llm([None, suffix], [None, positions], [None, mask], [None, cond], cache)
         return self._velocity(out[1], 1)[:, 0]
 
@@ -256,38 +256,38 @@ def taps(params: Params, config: VLAConfig) -> Params:
     return jax.tree.map(lambda p, dtype: jnp.zeros(p.shape, dtype), params, dtypes)
 
 
-def image_columns(config: VLAConfig, image_mask: Bool[Array, "b c"]) -> Bool[Array, "b i"]:
+def expand_image_mask(config: VLAConfig, image_mask: Bool[Array, "b c"]) -> Bool[Array, "b i"]:
     """Which image tokens are there, from which cameras are."""
     return jnp.repeat(image_mask, config.siglip.tokens, axis=1)
 
 
-def prefix_geometry(config: VLAConfig, there: Bool[Array, "b i"], batch: Batch) -> tuple[Array, Mask]:
+def prefix_positions_and_mask(config: VLAConfig, there: Bool[Array, "b i"], batch: Batch) -> tuple[Array, Mask]:
     """Positions int32[B, I + L] and mask(s) bool[B, I + L, I + L] of images and text."""
     mask = ops.prefix_mask(there, batch["segment"], batch["target"], config.image_attends_prompt)
-    positions = ops.prefix_positions(jnp.ones_like(there) if config.count_absent else there, batch["segment"])
+    positions = ops.prefix_positions(jnp.ones_like(there) if config.count_absent_cameras else there, batch["segment"])
     causal = jnp.pad(batch["target"], ((0, 0), (there.shape[1], 0)))
-    return positions, masks_of_layers(config, mask, positions, positions, causal)
+    return positions, layer_masks(config, mask, positions, positions, causal)
 
 
-def masks_of_layers(config: VLAConfig, mask: Bool[Array, "b t s"], positions: Int[Array, "b t"],
+def layer_masks(config: VLAConfig, mask: Bool[Array, "b t s"], positions: Int[Array, "b t"],
                     key_positions: Int[Array, "b s"], causal: Bool[Array, "b t"]) -> Mask:
     """The mask, and beside it that of the local layers where the model has some."""
     window = config.vlm.window
     return (mask, ops.local_mask(mask, positions, key_positions, causal, window)) if window else mask
 
 
-def expert_sees(image_mask: Bool[Array, "b i"], batch: Batch) -> Bool[Array, "b i+l"]:
+def expert_key_mask(image_mask: Bool[Array, "b i"], batch: Batch) -> Bool[Array, "b i+l"]:
     """Prefix columns that the expert reads: present images and its segment's prompt, never its FAST tokens."""
     prompt = (batch["segment"] == batch["action_segment"][:, None]) & (batch["segment"] > 0) & ~batch["target"]
     return jnp.concatenate([image_mask, prompt], axis=1)
 
 
-def action_widths(batch: Batch) -> Bool[Array, "b 1 a"]:
+def action_dim_mask(batch: Batch) -> Bool[Array, "b 1 a"]:
     """The widths that the row's actions have. What pads them to A is no target, so it must be no input either."""
     return batch["action_mask"].any(axis=1, keepdims=True)
 
 
-def target_slots(target: Bool[Array, "b l"], count: int) -> tuple[Int[Array, "b m"], Bool[Array, "b m"]]:
+def find_target_positions(target: Bool[Array, "b l"], count: int) -> tuple[Int[Array, "b m"], Bool[Array, "b m"]]:
     """The columns of the first `count` targets of every row, in order, and which of them are real."""
-    real, slots = jax.lax.top_k(target.astype(jnp.int32), min(count, target.shape[1]))
-    return slots, real > 0
+    real, target_positions = jax.lax.top_k(target.astype(jnp.int32), min(count, target.shape[1]))
+    return target_positions, real > 0

@@ -58,7 +58,7 @@ class Client:
         self._connection.close()
 
 
-class Chunks:
+class RealTimeChunks:
     """Which action is next while another chunk is on its way: the bookkeeping, without threads or clocks.
 
     A turn is a control step: `look` says whether to ask for a chunk now, `arrive` takes it, `next` gives the action.
@@ -114,11 +114,11 @@ class RealTime:
 
     Args:
       infer: `Client.infer`, openpi's, or what else answers observations; it is called from a thread.
-      execute, delay, guided: as of `Chunks`. openpi's servers know no guidance: take guided=False there.
+      execute, delay, guided: as of `RealTimeChunks`. openpi's servers know no guidance: take guided=False there.
     """
 
     def __init__(self, infer: Infer, *, execute: int, delay: int = 0, guided: bool = True):
-        self.chunks = Chunks(execute, delay=delay, guided=guided)
+        self.chunks = RealTimeChunks(execute, delay=delay, guided=guided)
         self._infer, self._pending = infer, None
         self._worker = concurrent.futures.ThreadPoolExecutor(1, "infer")
 

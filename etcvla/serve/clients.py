@@ -15,7 +15,7 @@ PROTOCOL = 1  # of what is ours in a message: openpi's own has no number
 
 
 @dataclasses.dataclass(frozen=True)
-class Client:
+class ClientFormat:
     """How a client names what it sends. A map in a map is one name, with a slash: images/cam_high.
 
     cameras: its name -> ours. A camera that the checkpoint's own dataset calls as the client does needs no line.
@@ -29,15 +29,15 @@ class Client:
 
 
 CLIENTS = {
-    "own": Client({}, state=("state",)),  # images/<camera>
-    "libero": Client({"observation/image": "front", "observation/wrist_image": "wrist"}, upright=True),
-    "vlabench": Client({"observation/image": "front", "observation/second_image": "side",
+    "own": ClientFormat({}, state=("state",)),  # images/<camera>
+    "libero": ClientFormat({"observation/image": "front", "observation/wrist_image": "wrist"}, upright=True),
+    "vlabench": ClientFormat({"observation/image": "front", "observation/second_image": "side",
                         "observation/wrist_image": "wrist"}),
-    "simpler": Client({"observation/primary_image": "front"}),
-    "droid": Client({"observation/exterior_image_1_left": "front", "observation/exterior_image_2_left": "side",
+    "simpler": ClientFormat({"observation/primary_image": "front"}),
+    "droid": ClientFormat({"observation/exterior_image_1_left": "front", "observation/exterior_image_2_left": "side",
                      "observation/wrist_image_left": "wrist"},
                     state=("observation/joint_position", "observation/gripper_position")),
-    "aloha": Client({"images/cam_high": "front", "images/cam_low": "low", "images/cam_left_wrist": "left_wrist",
+    "aloha": ClientFormat({"images/cam_high": "front", "images/cam_low": "low", "images/cam_left_wrist": "left_wrist",
                      "images/cam_right_wrist": "right_wrist"}, state=("state",)),
 }
 INSTRUCTION = ("prompt", "instruction")
@@ -76,13 +76,13 @@ def _flatten(message: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _sources(client: Client, cameras: Sequence[str]) -> dict[str, str]:
+def _sources(client: ClientFormat, cameras: Sequence[str]) -> dict[str, str]:
     """Our camera -> the client's name of it."""
     theirs = {ours: name for name, ours in client.cameras.items()}
     return {camera: theirs.get(camera, f"images/{camera}") for camera in cameras}
 
 
-def _find_client(flat: Mapping[str, Any], cameras: Sequence[str]) -> Client:
+def _find_client(flat: Mapping[str, Any], cameras: Sequence[str]) -> ClientFormat:
     """The first line of the table all of whose names are there; an error tells what the nearest line lacks."""
     lacking = {name: [key for key in (*_sources(client, cameras).values(), *client.state) if key not in flat]
                for name, client in CLIENTS.items()}

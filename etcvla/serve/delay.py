@@ -1,7 +1,7 @@
 """Success against delay: what late chunks cost, and what real-time chunking (arXiv 2506.07339) wins back.
 
 Time is simulated: a chunk is there `delay` control steps after its look, however long this machine takes. Meanwhile
-the robot executes the chunk before, as `client.Chunks` has it. The trials of a task run abreast, so that all looks of a
+the robot executes the chunk before, as `client.RealTimeChunks` has it. The trials of a task run abreast, so that all looks of a
 step are one batch. Only for the first chunk of an episode the robot stands still.
 """
 
@@ -13,22 +13,22 @@ from typing import Any
 
 import numpy as np
 
-from etcvla.eval.stats import wilson
 from etcvla.policy import Policy
-from etcvla.serve.client import Chunks
-from etcvla.sims.metaworld_tasks import TASKS
+from etcvla.serve.client import RealTimeChunks
+from etcvla.sims.metaworld.tasks import TASKS
 from etcvla.sims.seeds import eval_seed
+from etcvla.stats import wilson
 
 
 @dataclasses.dataclass(frozen=True)
-class Spec:
+class DelaySpec:
     """What is run. Raises ValueError for numbers that mean nothing."""
 
     tasks: tuple[str, ...]
     trials: int  # a task
     delays: tuple[int, ...]  # control steps
     execute: int = 5  # control steps between looks, at least
-    domain: str = "source"
+    scene: str = "source"
     max_steps: int = 250
     image_size: int = 96
 
@@ -40,7 +40,7 @@ class Spec:
 class _Episode:
     """One trial: an environment, its chunks, and the one that is on its way."""
 
-    def __init__(self, env: Any, trial: int, instruction: str, chunks: Chunks, delay: int):
+    def __init__(self, env: Any, trial: int, instruction: str, chunks: RealTimeChunks, delay: int):
         self.env, self.instruction, self.seed, self.delay = env, instruction, eval_seed(trial), delay
         env.reset(self.seed)
         self.chunks, self.steps, self._due = chunks, 0, (0, None)
@@ -71,7 +71,7 @@ class _Episode:
             self._due = 0, None
 
 
-def evaluate(policy: Policy, spec: Spec) -> list[dict[str, Any]]:
+def evaluate(policy: Policy, spec: DelaySpec) -> list[dict[str, Any]]:
     """A row for each delay, guided and not: successes by task, trials, rate and its 95 % interval; prints them.
 
     Raises ValueError if a delay is so long that chunks run out.
@@ -101,16 +101,16 @@ def _name(row: dict) -> str:
     return f"delay {row['delay']}, {'guided' if row['guided'] else 'jumping'}"
 
 
-def _environments(task: str, spec: Spec) -> list[Any]:
-    from etcvla.sims.metaworld import MetaWorld  # here, so that serving needs no simulator
+def _environments(task: str, spec: DelaySpec) -> list[Any]:
+    from etcvla.sims.metaworld.environment import MetaWorld  # here, so that serving needs no simulator
 
-    return [MetaWorld(task, spec.domain, spec.image_size) for _ in range(spec.trials)]
+    return [MetaWorld(task, spec.scene, spec.image_size) for _ in range(spec.trials)]
 
 
-def _run(policy: Policy, spec: Spec, task: str, envs: Sequence[Any], delay: int, guided: bool) -> int:
+def _run(policy: Policy, spec: DelaySpec, task: str, envs: Sequence[Any], delay: int, guided: bool) -> int:
     """Successes of the trials of one task."""
     instruction = TASKS[task].instructions[0]
-    episodes = [_Episode(env, trial, instruction, Chunks(spec.execute, delay=delay, guided=guided), delay)
+    episodes = [_Episode(env, trial, instruction, RealTimeChunks(spec.execute, delay=delay, guided=guided), delay)
                 for trial, env in enumerate(envs)]
     for _ in range(spec.max_steps):
         alive = [episode for episode in episodes if not episode.env.success]

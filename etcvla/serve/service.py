@@ -17,7 +17,7 @@ class Service:
     """Answers messages by actions; `etcvla.serve.server.Server` calls it from one thread.
 
     Args:
-      policy: best made with `text_len` and `keep_look`, so that nothing is compiled while clients wait.
+      policy: best made with `text_len` and `keep_image_cache`, so that nothing is compiled while clients wait.
       instruction: for clients that give none.
       seed: of the noise; the n-th answer's is (seed, n).
     """

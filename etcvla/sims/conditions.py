@@ -24,7 +24,7 @@ SWAPPABLE = ("puck", "block", "basketball", "soccer ball")  # free things that m
 
 
 @dataclasses.dataclass(frozen=True)
-class Thing:
+class AddedObject:
     """A thing that Meta-World does not have: a simple solid with a name and a colour."""
 
     noun: str  # a name of `_GEOMS`
@@ -59,9 +59,9 @@ class Condition:
     light: tuple[float, float, float] = (1.0, 1.0, 1.0)  # factors on the lamps
     ambient: float = 1.0
     colors: tuple[tuple[str, tuple[float, float, float]], ...] = ()  # of the objects, in turn
-    added: tuple[Thing, ...] = ()  # put on the table, out of the gripper's way
+    added: tuple[AddedObject, ...] = ()  # put on the table, out of the gripper's way
     tints: tuple[tuple[float, float, float], ...] = ()  # factors on the colours of the room, and of the things in it
-    swapped: Thing | None = None  # stands in for a thing of `SWAPPABLE`
+    swapped: AddedObject | None = None  # stands in for a thing of `SWAPPABLE`
 
 
 CONDITIONS: dict[str, Condition] = {
@@ -71,18 +71,18 @@ CONDITIONS: dict[str, Condition] = {
     "side_camera": Condition(TRAIN, camera=Orbit((0, 0.7, 0.08), 1.3, 140, -35)),
     "recolored": Condition(TRAIN, colors=(("purple", (0.5, 0.15, 0.6)), ("orange", (0.95, 0.5, 0.1)),
                                           ("blue", (0.15, 0.3, 0.85)), ("yellow", (0.95, 0.85, 0.2)))),
-    "clutter": Condition(TRAIN, added=(Thing("cube", "blue", (0.15, 0.3, 0.85), (0.03, 0.03, 0.03)),
-                                       Thing("can", "yellow", (0.95, 0.85, 0.2), (0.028, 0.045, 0)))),
-    "cube_for_it": Condition(TRAIN, swapped=Thing("cube", "blue", (0.15, 0.3, 0.85), (0.025, 0.025, 0.025))),
+    "clutter": Condition(TRAIN, added=(AddedObject("cube", "blue", (0.15, 0.3, 0.85), (0.03, 0.03, 0.03)),
+                                       AddedObject("can", "yellow", (0.95, 0.85, 0.2), (0.028, 0.045, 0)))),
+    "cube_for_it": Condition(TRAIN, swapped=AddedObject("cube", "blue", (0.15, 0.3, 0.85), (0.025, 0.025, 0.025))),
     "night": Condition(HELD_OUT, light=(0.45, 0.55, 0.85), ambient=0.55),
     "dotted_table": Condition(HELD_OUT, pattern="dots", shades=((0.62, 0.35, 0.3), (0.9, 0.85, 0.8))),
     "plain_table": Condition(HELD_OUT, shades=((0.5, 0.3, 0.5),)),
     "high_camera": Condition(HELD_OUT, camera=Orbit((0, 0.72, 0.05), 1.2, 170, -65)),
     "repainted": Condition(HELD_OUT, colors=(("pink", (0.95, 0.5, 0.7)), ("turquoise", (0.2, 0.75, 0.75)),
                                              ("violet", (0.4, 0.25, 0.75)), ("olive", (0.45, 0.5, 0.15)))),
-    "new_things": Condition(HELD_OUT, added=(Thing("egg", "pink", (0.95, 0.5, 0.7), (0.03, 0.03, 0.04)),
-                                             Thing("capsule", "turquoise", (0.2, 0.75, 0.75), (0.022, 0.03, 0)))),
-    "ball_for_it": Condition(HELD_OUT, swapped=Thing("ball", "turquoise", (0.2, 0.75, 0.75), (0.028, 0, 0))),
+    "new_things": Condition(HELD_OUT, added=(AddedObject("egg", "pink", (0.95, 0.5, 0.7), (0.03, 0.03, 0.04)),
+                                             AddedObject("capsule", "turquoise", (0.2, 0.75, 0.75), (0.022, 0.03, 0)))),
+    "ball_for_it": Condition(HELD_OUT, swapped=AddedObject("ball", "turquoise", (0.2, 0.75, 0.75), (0.028, 0, 0))),
 }
 
 

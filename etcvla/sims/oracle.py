@@ -11,8 +11,8 @@ import mujoco
 import numpy as np
 
 from etcvla.etc.annotation import project
-from etcvla.sims.metaworld_tasks import Object
-from etcvla.sims.render import HIDDEN_GROUP, Extra, Orbit, View, camera_matrix
+from etcvla.sims.metaworld.tasks import Object
+from etcvla.sims.render import HIDDEN_GROUP, Extra, Orbit, Renderer, camera_matrix
 
 # Silhouettes are measured again only after an object moved this far, in metres.
 _STILL = 1e-3
@@ -90,7 +90,7 @@ class Placed:
 class Oracle:
     """Reads facts; knows which objects, cameras and gripper to look at."""
 
-    def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, objects: Sequence[Object], view: View,
+    def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, objects: Sequence[Object], view: Renderer,
                  cameras: Sequence[str | Orbit], gripper_body: str):
         self._model, self._view, self._cameras = model, view, tuple(cameras)
         self.objects: list[Tracked | Placed] = [Tracked(model, data, spec) for spec in objects]

@@ -19,8 +19,8 @@ from PIL import Image, ImageFilter
 from etcvla.names import lookup
 
 if TYPE_CHECKING:  # one simulator does without the other's packages
-    from etcvla.sims.libero import Libero
-    from etcvla.sims.metaworld import MetaWorld
+    from etcvla.sims.libero.environment import Libero
+    from etcvla.sims.metaworld.environment import MetaWorld
 
 AXES = {
     "camera": "the front camera goes around and up or down by 6 and 3, 14 and 7, 25 and 12 degrees, and 5, 12, 20 % "
@@ -64,12 +64,14 @@ class Perturbation:
 
     def reset(self, env: MetaWorld | Libero, seed: int) -> None:
         """Resets an environment, as it always is but for this."""
-        from etcvla.sims.perturbed_looks import LOOKS  # here, so that a policy's process needs no simulator
+        from etcvla.sims.perturbed_appearance import (
+            APPEARANCE_AXES,  # here, so that a policy's process needs no simulator
+        )
 
         rng = self._random(seed)
         env.reset(seed, hand=_direction(rng) * (0, 0.02, 0.04, 0.07)[self.strength] if self.axis == "robot" else None,
                   shift=(0, 0, 0.02, 0.04)[self.strength] if self.axis == "layout" else 0.0)
-        env.look(LOOKS[self.axis](rng, self.strength, env.orbit) if self.axis in LOOKS else None, seed)
+        env.set_appearance(APPEARANCE_AXES[self.axis](rng, self.strength, env.orbit) if self.axis in APPEARANCE_AXES else None, seed)
 
     def show(self, observation: dict, key: tuple[int, ...]) -> dict:
         """An observation as the policy gets it; `key` is (seed, step)."""

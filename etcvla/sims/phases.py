@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from etcvla.sims.metaworld_tasks import Phase
+from etcvla.sims.metaworld.tasks import Phase
 
 # Just after a reset objects fall into place, and some touch the hand until it leaves. Steps.
 _SETTLING = 12
@@ -23,7 +23,7 @@ class Relation:
     contact: bool
 
 
-CONDITIONS = {
+PHASE_CONDITIONS = {
     "never": lambda now: False,
     "near": lambda now: now.reach < 0.05,
     # Contacts flicker between steps, so motion counts too; but only beside the gripper, for doors swing by themselves.
@@ -36,7 +36,7 @@ class PhaseTracker:
     """Walks through a task's phases; never goes back. Call `update` at every step."""
 
     def __init__(self, phases: Sequence[Phase]):
-        self._conditions = [CONDITIONS[phase.until] for phase in phases]
+        self._conditions = [PHASE_CONDITIONS[phase.until] for phase in phases]
         self.reset()
 
     def reset(self) -> None:

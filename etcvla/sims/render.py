@@ -31,7 +31,7 @@ class Orbit:
     elevation: float
 
 
-_OPEN: weakref.WeakSet[View] = weakref.WeakSet()
+_OPEN: weakref.WeakSet[Renderer] = weakref.WeakSet()
 
 
 @functools.cache
@@ -53,7 +53,7 @@ class Extra:
     position: np.ndarray  # float[3] of its centre, metres
 
 
-class View:
+class Renderer:
     """Renders one model at one size. Keep it: creating one costs half a second. Call `close` when done.
 
     Shadows, reflections and multisampling are off: they cost eight times the frame. `extras` are drawn along.
@@ -138,7 +138,7 @@ def _free_camera(camera: str | Orbit) -> str | mujoco.MjvCamera:
 
 
 def coarsen_mesh(model: mujoco.MjModel, mesh: int, cell: float) -> None:
-    """Merges a mesh's vertices within cubes of `cell` metres for drawing; call before making a `View`.
+    """Merges a mesh's vertices within cubes of `cell` metres for drawing; call before making a `Renderer`.
 
     Triangles are the price of software rendering. Only faces are rewired: vertices, hence collisions, stay as they are.
     """

@@ -17,8 +17,8 @@ from PIL import Image
 from etcvla.etc.annotation import STEP_FIELDS, Annotation
 
 if TYPE_CHECKING:  # one simulator does without the other's packages
-    from etcvla.sims.libero import Libero
-    from etcvla.sims.metaworld import MetaWorld, State
+    from etcvla.sims.libero.environment import Libero
+    from etcvla.sims.metaworld.environment import MetaWorld, State
 
 ALL_VIEWS_EVERY = 4  # steps between two at which objects are looked for in every camera: that costs a drawing each
 

@@ -17,8 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from etcvla.names import lookup
-from etcvla.sims import headless, libero_files, libero_tasks
-from etcvla.sims.metaworld_tasks import TASKS
+from etcvla.sims import headless
+from etcvla.sims.libero import files as libero_files
+from etcvla.sims.libero import tasks as libero_tasks
+from etcvla.sims.metaworld.tasks import TASKS
 
 METAWORLD_FIX = "pip install metaworld==3.1.1 packaging"
 # Control steps. LIBERO's are those of OpenVLA's and openpi's evaluations; Meta-World's is its own limit of an episode.
@@ -37,7 +39,7 @@ class Suite:
 
     name: str
     tasks: tuple[str, ...]
-    domain: str  # of the simulator's `DOMAINS`
+    scene: str  # of the simulator's `SCENES`
     max_steps: int
     image_size: int  # pixels
     instructions: tuple[str, ...]  # of the tasks

@@ -22,7 +22,7 @@ from etils import epath
 
 import etcvla
 from etcvla.rules import path_str
-from etcvla.train.hosts import agree
+from etcvla.train.hosts import all_hosts_agree
 from etcvla.train.step import TrainState
 
 log = logging.getLogger(__name__)
@@ -186,7 +186,7 @@ class Checkpoints:
                 raise
             except Exception as failed:  # whatever orbax and tensorstore say of damaged files
                 error = failed
-            if agree(error is None):
+            if all_hosts_agree(error is None):
                 return found
             self._pass_over(step, error or "another process cannot read it")
         raise FileNotFoundError(f"no checkpoint that can be read in {self.directory}")
@@ -198,7 +198,7 @@ class Checkpoints:
                 if aside.exists():
                     aside.rmtree()
                 (self.directory / str(step)).rename(aside)
-        agree(True)  # nobody looks before
+        all_hosts_agree(True)  # nobody looks before
         self._damaged.clear()
         self._open()
 

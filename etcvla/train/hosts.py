@@ -47,14 +47,14 @@ def connect(coordinator: str = "", num_processes: int = 0, process_id: int = -1)
             raise
 
 
-def agree(fine: bool) -> bool:
+def all_hosts_agree(fine: bool) -> bool:
     """Whether all processes are fine; each must ask."""
     if jax.process_count() == 1:
         return fine
     return bool(multihost_utils.process_allgather(jax.numpy.asarray(fine)).all())
 
 
-def speak(text: str) -> None:
+def log_on_host0(text: str) -> None:
     """Prints, once for all processes."""
     if jax.process_index() == 0:
         print(text, flush=True)

@@ -13,11 +13,11 @@ from etcvla import rules
 from etcvla.models import pretrained
 from etcvla.models.lora import merge
 from etcvla.models.siglip import resize_positions
-from etcvla.models.variants import from_dict
+from etcvla.models.variants import config_from_dict
 from etcvla.models.vla import init_params
 from etcvla.train import sharding
 from etcvla.train.checkpoint import Checkpoints
-from etcvla.train.hosts import speak
+from etcvla.train.hosts import log_on_host0
 from etcvla.train.optim import Optimizer
 from etcvla.train.stage import Stage
 from etcvla.train.step import TrainState
@@ -47,7 +47,7 @@ def initial_state(stage: Stage, optimizer: Optimizer, abstract: TrainState) -> T
 
 
 def _taken(stage: Stage, wanted: Flat) -> Flat:
-    """The parameters that `init_take` lets through of what lies at `init_from`."""
+    """The parameters that `init_rules` lets through of what lies at `init_from`."""
     parent = Checkpoints(stage.config.init_from)
     if parent.latest() is None:
         return _released(stage, wanted)
@@ -62,15 +62,15 @@ def _taken(stage: Stage, wanted: Flat) -> Flat:
     if lacking or unwanted or other:
         raise ValueError(f"init_from = {stage.config.init_from} does not fit the model.\n  only in the model: {lacking}"
                          f"\n  only in the checkpoint: {unwanted}\n  misshapen: {other}\nWhat is to start anew or stay "
-                         "behind is said by init_take, as ((\"regex\", False), (\".*\", True))")
+                         "behind is said by init_rules, as ((\"regex\", False), (\".*\", True))")
     taken = {path: params[path] for path in wanted if path not in fresh}
-    speak(f"{stage.config.stage}: {len(taken)} arrays from {stage.config.init_from}"
+    log_on_host0(f"{stage.config.stage}: {len(taken)} arrays from {stage.config.init_from}"
           f"\n  fresh: {', '.join(fresh) or 'none'}\n  left there: {', '.join(extra) or 'none'}")
     return taken
 
 
 def _choice(stage: Stage, paths: set[str]) -> dict[str, bool]:
-    return rules.assign(stage.config.init_take, dict.fromkeys(sorted(paths), 0), "init_take")
+    return rules.assign(stage.config.init_rules, dict.fromkeys(sorted(paths), 0), "init_rules")
 
 
 def _inherited(parent: Checkpoints, wanted: Flat) -> Flat:
@@ -82,7 +82,7 @@ def _inherited(parent: Checkpoints, wanted: Flat) -> Flat:
     adapters = {path: params.pop(path) for path in list(params) if path.endswith(_ADAPTERS)}
     if not adapters:
         return params
-    lora = from_dict(parent.meta()["model"]).adapters
+    lora = config_from_dict(parent.meta()["model"]).adapters
 
     def merged(params, adapters):
         return merge(unflatten_dict(params | adapters, sep="/"), lora)
@@ -99,7 +99,7 @@ def _resized(table: jax.Array, tokens: int) -> jax.Array:
 
 def _released(stage: Stage, wanted: Flat) -> Flat:
     params, found = pretrained.load(stage.config.init_from, stage.model.config)
-    speak(f"{stage.config.stage}: {found}")
+    log_on_host0(f"{stage.config.stage}: {found}")
     params, keep = flatten_dict(params, sep="/"), _choice(stage, set(wanted))
     for path in list(params):  # one by one, so that no second copy of all is ever there
         array, where = params.pop(path), wanted[path].sharding

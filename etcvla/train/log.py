@@ -255,7 +255,7 @@ class Logger:
         shown = _losses(numbers)
         if numbers.get("skipped"):
             shown += f" | {numbers['skipped']:.0f} steps skipped: not finite"
-        self._print(f"{self.stage} {step}/{self.steps} | {rate:.2f} steps/s | {clock((self.steps - step) / rate)} left "
+        self._print(f"{self.stage} {step}/{self.steps} | {rate:.2f} steps/s | {format_duration((self.steps - step) / rate)} left "
                     f"| {shown} | data wait {waited:.0%}{_usage(self.last)}")
 
     def _put(self, file: str, step: int, numbers: Mapping[str, float], prefix: str = "") -> None:
@@ -269,7 +269,7 @@ class Logger:
                 sink.write(step, {prefix + name: value for name, value in numbers.items()})
 
     def _restart(self, untimed: int) -> None:
-        """A new line begins, with so many of its steps behind the clock."""
+        """A new line begins, with so many of its steps behind the format_duration."""
         self._waited, self._since, self._untimed = 0.0, time.time(), untimed
 
     def _print(self, text: str) -> None:
@@ -277,7 +277,7 @@ class Logger:
             print(text, flush=True)
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds as h:mm:ss or m:ss."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -15,27 +15,27 @@ import jax.numpy as jnp
 import ml_collections
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from etcvla.models.variants import describe
+from etcvla.models.variants import config_to_dict
 from etcvla.models.vla import VLA, init_params
 from etcvla.names import lookup
 from etcvla.train import sharding
 from etcvla.train.checkpoint import Checkpoints
-from etcvla.train.hosts import Preempted, StopSignals, speak
+from etcvla.train.hosts import Preempted, StopSignals, log_on_host0
 from etcvla.train.initial import initial_state
+from etcvla.train.monitor import MonitorOptions, TrainingMonitor
 from etcvla.train.optim import Frozen, Optimizer, make_optimizer
 from etcvla.train.stage import Stage
-from etcvla.train.step import Settings, TrainState, train_step
-from etcvla.train.watch import Options, Watch
+from etcvla.train.step import StepSettings, TrainState, train_step
 
 # Config fields (regexes) that may change between a run and its resumption: they change nothing that is computed.
-RESUMABLE = re.compile(r"log_every|save_every|keep|keep_every|workdir|init_from|init_take|init_config|"
+RESUMABLE = re.compile(r"log_every|save_every|keep|keep_every|workdir|init_from|init_rules|init_config|"
                        r"datasets\.[^.]+\.(path|build)|data\.(threads|workers|prefetch)|mesh\..*|eval\..*")
 
-PLAIN = Options()
+PLAIN = MonitorOptions()
 
 
 def train(config: ml_collections.ConfigDict, *, until: int | None = None, allow: Sequence[str] = (),
-          options: Options = PLAIN) -> dict[str, Any]:
+          options: MonitorOptions = PLAIN) -> dict[str, Any]:
     """Trains a stage, or takes it up where its workdir stands; a finished stage is left as it is.
 
     Args:
@@ -52,10 +52,10 @@ def train(config: ml_collections.ConfigDict, *, until: int | None = None, allow:
     if (done := checkpoints.latest()) is not None:
         check_resumable(config, checkpoints.meta()["config"], allow)
         if done >= config.steps:
-            speak(f"{config.stage}: {config.workdir} is trained ({done} steps), nothing to do")
+            log_on_host0(f"{config.stage}: {config.workdir} is trained ({done} steps), nothing to do")
             return {"steps": done, "seconds": 0.0, "metrics": {}}
     mesh = sharding.make_mesh(config.mesh)
-    sharding.check_batch(config.batch_size, mesh, config.optim.accumulate)
+    sharding.check_batch(config.batch_size, mesh, config.optim.microbatches)
     stage = Stage.open(config)
     if done is not None:
         check_data(stage, checkpoints.meta(), allow)
@@ -69,16 +69,16 @@ def train(config: ml_collections.ConfigDict, *, until: int | None = None, allow:
     step_of(stage.model, begins)  # so that what is wrong with its settings is said before all compilation
     checkpoints.check_writable(abstract)
     with (StopSignals() as stop,
-          Watch(stage, mesh, options, step_of=lambda model: step_of(model, begins), state=abstract) as watch):
+          TrainingMonitor(stage, mesh, options, step_of=lambda model: step_of(model, begins), state=abstract) as watch):
         state = initial_state(stage, optimizer, abstract) if done is None else checkpoints.restore(abstract)
         if done is not None:
-            speak(f"{config.stage}: taken up at step {int(state.step)} of {config.steps}")
+            log_on_host0(f"{config.stage}: taken up at step {int(state.step)} of {config.steps}")
         metrics = _run(stage, state, lambda step: step_of(stage.model, optimizer.frozen_at(step)), mesh, checkpoints,
                        watch, stop, min(until or config.steps, config.steps))
     return {"steps": until or config.steps, "seconds": time.time() - began, "metrics": metrics}
 
 
-def _run(stage: Stage, state: TrainState, step_fn: Callable, mesh: Mesh, checkpoints: Checkpoints, watch: Watch,
+def _run(stage: Stage, state: TrainState, step_fn: Callable, mesh: Mesh, checkpoints: Checkpoints, watch: TrainingMonitor,
          stop: StopSignals, end: int) -> dict[str, float]:
     """Steps up to `end`; `step_fn` gives each step's function."""
     config, start = stage.config, int(state.step)
@@ -101,9 +101,9 @@ def _run(stage: Stage, state: TrainState, step_fn: Callable, mesh: Mesh, checkpo
     finally:
         checkpoints.wait()  # whatever stops the run, the checkpoint before it must be whole
     if skipped := int(state.skipped):
-        speak(f"{config.stage}: {skipped} steps were not finite and left out")
+        log_on_host0(f"{config.stage}: {skipped} steps were not finite and left out")
     if saved < end:
-        speak(f"{config.stage}: told to stop; saved at step {saved} of {config.steps}. The same command goes on there")
+        log_on_host0(f"{config.stage}: told to stop; saved at step {saved} of {config.steps}. The same command goes on there")
         raise Preempted
     return watch.last
 
@@ -115,7 +115,7 @@ def make_step(stage: Stage, optimizer: Optimizer, abstract: TrainState, frozen: 
     Args:
       frozen: the rules of `optim.lr_multiple` that rest; None: those of the stage's first step.
     """
-    settings = Settings.of(stage.config, stage.assets.tokenizer.layout.loc.offset).replace(
+    settings = StepSettings.of(stage.config, stage.assets.tokenizer.layout.loc.offset).replace(
         frozen=optimizer.frozen_at(0) if frozen is None else frozen)
     mesh = abstract.step.sharding.mesh
     step = functools.partial(train_step, model=stage.model, optimizer=optimizer, settings=settings)
@@ -152,14 +152,14 @@ def checkpoint_meta(stage: Stage) -> dict:
         parent = Checkpoints(config.init_from)
         lineage = ([{"released": config.init_from}] if parent.latest() is None else
                    [*parent.meta()["lineage"], {"workdir": config.init_from, "step": parent.latest()}])
-    return {"config": json.loads(config.to_json_best_effort()), "model": describe(stage.model.config),
+    return {"config": json.loads(config.to_json_best_effort()), "model": config_to_dict(stage.model.config),
             "assets": stage.assets.to_json(), "lineage": lineage, "data": data_of(stage)}
 
 
 def data_of(stage: Stage) -> dict[str, dict[str, int]]:
     """How much each dataset holds: with more or less in it, the same plan would draw other frames."""
     return {name: {"episodes": source.dataset.num_episodes, "frames": source.dataset.num_frames}
-            for name, source in stage.sources.items()}
+            for name, source in stage.datasets.items()}
 
 
 def check_resumable(config: ml_collections.ConfigDict, saved: Mapping, allow: Sequence[str] = ()) -> None:

@@ -1,4 +1,4 @@
-"""The optimizer with everything that a stage varies: AdamW or Adafactor, rates by knots and by regex, decay by regex,
+"""The optimizer with everything that a stage varies: AdamW or Adafactor, rates by points and by regex, decay by regex,
 clipping, and parameters that are frozen for a while or for good.
 
 Every parameter has a state of its own, with a count of its own updates: what thaws late starts as if it were new.
@@ -26,12 +26,12 @@ def make_optimizer(config: ml_collections.ConfigDict, steps: int, params: Any) -
 
     Args:
       config: `config.optim` of a stage.
-      steps: of the whole stage; knots are over its progress.
+      steps: of the whole stage; points are over its progress.
       params: parameters or their shapes, for the rules.
 
-    Raises ValueError naming a field whose knots are none, or whose rules leave a parameter out or match nothing.
+    Raises ValueError naming a field whose points are none, or whose rules leave a parameter out or match nothing.
     """
-    lr = schedule.check_knots(config.lr, "optim.lr")
+    lr = schedule.check_schedule(config.lr, "optim.lr")
     multiples = {rule: _knots(rule, value) for rule, value in config.lr_multiple}
     return Optimizer(
         moments=lookup(KINDS, config.kind, "optim.kind")(config), lr=lr, clip=config.clip, steps=steps,
@@ -39,9 +39,9 @@ def make_optimizer(config: ml_collections.ConfigDict, steps: int, params: Any) -
         decay=rules.assign(config.weight_decay, params, "optim.weight_decay"))
 
 
-def _knots(rule: str, value: float | schedule.Knots) -> schedule.Knots:
-    knots = ((0.0, value),) if isinstance(value, (int, float)) else value
-    return schedule.check_knots(knots, f"optim.lr_multiple of {rule!r}")
+def _knots(rule: str, value: float | schedule.Schedule) -> schedule.Schedule:
+    points = ((0.0, value),) if isinstance(value, (int, float)) else value
+    return schedule.check_schedule(points, f"optim.lr_multiple of {rule!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +49,10 @@ class Optimizer:
     """See the module; made by `make_optimizer`. Trees are shaped as the parameters."""
 
     moments: optax.GradientTransformation  # of one parameter
-    lr: schedule.Knots
+    lr: schedule.Schedule
     clip: float  # largest global norm of the gradient
     steps: int
-    multiples: dict[str, schedule.Knots]  # regex -> of the rate
+    multiples: dict[str, schedule.Schedule]  # regex -> of the rate
     rule: Any  # tree of the regexes that the parameters go by
     decay: Any  # tree of floats
 
@@ -62,7 +62,7 @@ class Optimizer:
 
     def frozen_at(self, step: int) -> Frozen:
         """The rules that rest at this step: whose rate is zero there and stays so for a while, or for good."""
-        return tuple(rule for rule, knots in self.multiples.items() if _rests(knots, step / self.steps))
+        return tuple(rule for rule, points in self.multiples.items() if _rests(points, step / self.steps))
 
     def init(self, params: Any) -> Any:
         """Every parameter's state; () for what never moves."""
@@ -77,8 +77,8 @@ class Optimizer:
         """
         grads, _ = optax.clip_by_global_norm(self.clip).update(grads, optax.EmptyState())
         progress = step / self.steps
-        lr = schedule.at(self.lr, progress)
-        multiples = {rule: schedule.at(knots, progress) for rule, knots in self.multiples.items()}
+        lr = schedule.value_at(self.lr, progress)
+        multiples = {rule: schedule.value_at(points, progress) for rule, points in self.multiples.items()}
 
         def one(param, grad, state, rule, decay):
             if grad is None:
@@ -90,14 +90,14 @@ class Optimizer:
         return tuple(jax.tree.map(lambda _, pair, i=i: pair[i], params, both) for i in range(2))
 
 
-def _moves(knots: schedule.Knots) -> bool:
-    return any(value for _, value in knots)
+def _moves(points: schedule.Schedule) -> bool:
+    return any(value for _, value in points)
 
 
-def _rests(knots: schedule.Knots, progress: float) -> bool:
+def _rests(points: schedule.Schedule, progress: float) -> bool:
     """Whether the value is zero from here to the next knot. (At the foot of a ramp it is zero, but all must move.)"""
-    passed = [value for t, value in knots if t <= progress]
-    ahead = [value for t, value in knots if t > progress]
+    passed = [value for t, value in points if t <= progress]
+    ahead = [value for t, value in points if t > progress]
     return not any(passed[-1:] + ahead[:1])
 
 

@@ -68,13 +68,13 @@ def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def check_batch(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
+def check_batch(batch_size: int, mesh: Mesh, microbatches: int = 1) -> None:
     """Raises ValueError if a batch has no rows, or those of a part do not divide among the devices that split them."""
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, expected 1 row or more")
-    if accumulate < 1 or batch_size % (parts * accumulate):
-        times = "" if accumulate == 1 else f" x optim.accumulate {accumulate}"
+    if microbatches < 1 or batch_size % (parts * microbatches):
+        times = "" if microbatches == 1 else f" x optim.microbatches {microbatches}"
         raise ValueError(f"batch_size {batch_size} does not divide among mesh.data x mesh.fsdp = {parts}{times}")
 
 

@@ -89,13 +89,13 @@ def streams_of(config: ml_collections.ConfigDict) -> list[Stream]:
     for name, s in sorted(config.streams.items()):
         if s.dataset not in config.datasets:
             raise ValueError(f"streams.{name}.dataset is {s.dataset!r}; datasets has {sorted(config.datasets)}")
-        if config.model.image_attends_prompt and s.riders:
-            raise ValueError(f"streams.{name}.riders must be 0 with model.image_attends_prompt: the images can read "
+        if config.model.image_attends_prompt and s.extra_segments:
+            raise ValueError(f"streams.{name}.extra_segments must be 0 with model.image_attends_prompt: the images can read "
                              "one prompt only")
         if config.model.image_attends_prompt and s.kind == rows.ACTION and find_format(config.data.prompt).subtask:
             raise ValueError(f"data.prompt {config.data.prompt!r} asks for a subtask beside the action, and with "
                              "model.image_attends_prompt the images can read one prompt only")
-        found.append(Stream(name, s.dataset, s.kind, tuple(tuple(k) for k in s.weight), s.riders))
+        found.append(Stream(name, s.dataset, s.kind, tuple(tuple(k) for k in s.weight), s.extra_segments))
     return found
 
 
@@ -110,7 +110,7 @@ class Stage:
 
     config: ml_collections.ConfigDict
     assets: Assets
-    sources: Mapping[str, rows.Source]
+    datasets: Mapping[str, rows.StageDataset]
     plan: Plan
     model: VLA
     sizes: rows.RowSizes
@@ -118,16 +118,16 @@ class Stage:
     @classmethod
     def open(cls, config: ml_collections.ConfigDict) -> Stage:
         """Opens datasets and assets. Raises FileNotFoundError or ValueError naming what is missing or does not fit."""
-        sources = {name: rows.Source(open_dataset(d.path, adapter=d.adapter, damaged=config.data.damaged),
+        datasets = {name: rows.StageDataset(open_dataset(d.path, adapter=d.adapter, damaged=config.data.on_damaged),
                                      tuple(d.cameras)) for name, d in config.datasets.items()}
-        for name, source in sources.items():
+        for name, source in datasets.items():
             if len(source.cameras) > config.data.num_cameras:
                 raise ValueError(f"datasets.{name}.cameras has {len(source.cameras)} names, rows have room for "
                                  f"data.num_cameras {config.data.num_cameras}")
         assets = inherited_assets(config)
         acting = [s for s in streams_of(config) if s.kind == rows.ACTION]
         for s in acting:
-            source = sources[s.dataset]
+            source = datasets[s.dataset]
             if assets.fast is None:
                 assets.fit_actions(source.dataset, horizon=config.model.horizon, fast_vocab=config.data.fast_vocab,
                                    mode=config.data.norm, fast_path=config.data.fast)
@@ -137,16 +137,16 @@ class Stage:
             raise ValueError(f"model.horizon is {config.model.horizon}, but the FAST tokenizer of {config.init_from} "
                              f"was fitted to chunks of {assets.fast.horizon} steps; keep that horizon")
         if acting:
-            source = sources[acting[0].dataset]
+            source = datasets[acting[0].dataset]
             assets.describe_actions(source.dataset, horizon=config.model.horizon, cameras=source.cameras,
                                     prompt=config.data.prompt, mask_padding=config.data.mask_padding)
         model = make_model(config, assets)
-        return cls(config, assets, sources, make_plan(config), model, row_sizes(config, model))
+        return cls(config, assets, datasets, make_plan(config), model, row_sizes(config, model))
 
     def row_builder(self) -> rows.RowBuilder:
         """What makes the stage's rows. Raises ValueError for a stream or a rider's kind of which there is nothing."""
         c = self.config
-        return rows.RowBuilder(self.plan, self.sources, self.assets, self.sizes, rider_mix=c.rider_mix.to_dict(),
+        return rows.RowBuilder(self.plan, self.datasets, self.assets, self.sizes, extra_segment_weights=c.extra_segment_weights.to_dict(),
                                prompt=c.data.prompt, use_fast=used(c.loss.fast), mask_padding=c.data.mask_padding,
                                mean=c.loss.mean)
 
@@ -193,8 +193,8 @@ def make_model(config: ml_collections.ConfigDict, assets: Assets) -> VLA:
     if config.model.expert == "none" and used(config.loss.flow):
         raise ValueError('model.expert is "none", but loss.flow has weight: only an expert learns the flow')
     # Knots that vary are the step's: the model's own switch is for good.
-    knots = schedule.check_knots(config.model.insulate, "model.insulate", most=1)
-    insulate = all(value == 1 for _, value in knots)
+    points = schedule.check_schedule(config.model.insulate, "model.insulate", most=1)
+    insulate = all(value == 1 for _, value in points)
     return VLA(make_config(vocab_size=layout.vocab_size, **{**config.model, "insulate": insulate}))
 
 

@@ -16,7 +16,7 @@ import optax
 
 from etcvla import schedule
 from etcvla.models import flow, ops
-from etcvla.models.vla import VLA, action_widths, taps, target_slots
+from etcvla.models.vla import VLA, action_dim_mask, find_target_positions, taps
 from etcvla.names import lookup
 from etcvla.train import metrics as metrics_lib
 from etcvla.train.augment import augment
@@ -40,59 +40,59 @@ class TrainState:
 
 
 @flax.struct.dataclass
-class Settings:
+class StepSettings:
     """What the step needs of a stage's config; hashable, so that it is part of the compiled step."""
 
     seed: int = flax.struct.field(pytree_node=False)
     steps: int = flax.struct.field(pytree_node=False)
     streams: tuple[str, ...] = flax.struct.field(pytree_node=False)
     max_targets: int = flax.struct.field(pytree_node=False)
-    draws: int = flax.struct.field(pytree_node=False)  # R, noise samples an action chunk
-    text: schedule.Knots = flax.struct.field(pytree_node=False)
-    fast: schedule.Knots = flax.struct.field(pytree_node=False)
-    flow: schedule.Knots = flax.struct.field(pytree_node=False)
+    noise_samples: int = flax.struct.field(pytree_node=False)  # R, noise samples an action chunk
+    text: schedule.Schedule = flax.struct.field(pytree_node=False)
+    fast: schedule.Schedule = flax.struct.field(pytree_node=False)
+    flow: schedule.Schedule = flax.struct.field(pytree_node=False)
     ema_decay: float = flax.struct.field(pytree_node=False)
     shift: int = flax.struct.field(pytree_node=False)  # pixels
     color: float = flax.struct.field(pytree_node=False)
     loc_offset: int = flax.struct.field(pytree_node=False)
-    z: schedule.Knots = flax.struct.field(pytree_node=False, default=((0.0, 0.0),))
-    insulate: schedule.Knots | None = flax.struct.field(pytree_node=False, default=None)  # None: as the model has it
-    accumulate: int = flax.struct.field(pytree_node=False, default=1)  # parts of a batch, one after another
+    z: schedule.Schedule = flax.struct.field(pytree_node=False, default=((0.0, 0.0),))
+    insulate: schedule.Schedule | None = flax.struct.field(pytree_node=False, default=None)  # None: as the model has it
+    microbatches: int = flax.struct.field(pytree_node=False, default=1)  # parts of a batch, one after another
     skip: bool = flax.struct.field(pytree_node=False, default=False)  # a step that is not finite changes nothing
     frozen: Frozen = flax.struct.field(pytree_node=False, default=())  # rules that rest at this step
 
     @classmethod
-    def of(cls, config: ml_collections.ConfigDict, loc_offset: int) -> Settings:
-        """From a stage's config. Raises ValueError for malformed knots or an unknown name."""
-        knots = {name: schedule.check_knots(config.loss[name], f"loss.{name}") for name in LOSSES}
-        insulate = schedule.check_knots(config.model.insulate, "model.insulate", most=1)
+    def of(cls, config: ml_collections.ConfigDict, loc_offset: int) -> StepSettings:
+        """From a stage's config. Raises ValueError for malformed points or an unknown name."""
+        points = {name: schedule.check_schedule(config.loss[name], f"loss.{name}") for name in LOSSES}
+        insulate = schedule.check_schedule(config.model.insulate, "model.insulate", most=1)
         return cls(seed=config.seed, steps=config.steps, streams=tuple(sorted(config.streams)),
-                   max_targets=config.data.max_targets, draws=config.loss.draws, ema_decay=config.optim.ema,
+                   max_targets=config.data.max_targets, noise_samples=config.loss.noise_samples, ema_decay=config.optim.ema,
                    shift=config.augment.shift, color=config.augment.color, loc_offset=loc_offset,
-                   insulate=insulate if varies(insulate) else None, accumulate=config.optim.accumulate,
-                   skip=lookup(ON_NONFINITE, config.optim.on_nonfinite, "optim.on_nonfinite"), **knots)
+                   insulate=insulate if varies(insulate) else None, microbatches=config.optim.microbatches,
+                   skip=lookup(ON_NONFINITE, config.optim.on_nonfinite, "optim.on_nonfinite"), **points)
 
 
 ON_NONFINITE = {"stop": False, "skip": True}
 
 
-def used(knots: schedule.Knots) -> bool:
+def used(points: schedule.Schedule) -> bool:
     """Whether a loss has weight anywhere; if not, its part of the model is not even computed."""
-    return any(value > 0 for _, value in knots)
+    return any(value > 0 for _, value in points)
 
 
-def varies(insulate: schedule.Knots) -> bool:
+def varies(insulate: schedule.Schedule) -> bool:
     """Whether the gradient at the backbone's keys and values is scaled, not stopped or let through for good."""
     return len({value for _, value in insulate}) > 1 or 0 < insulate[0][1] < 1
 
 
-def active(settings: Settings) -> list[str]:
+def active(settings: StepSettings) -> list[str]:
     """The losses that this stage has."""
     logits = used(settings.text) or used(settings.fast)
     return [name for name in LOSSES if used(getattr(settings, name)) and (logits or name != "z")]
 
 
-def losses(model: VLA, params: Any, batch: Batch, key: jax.Array, settings: Settings) -> dict[str, Any]:
+def losses(model: VLA, params: Any, batch: Batch, key: jax.Array, settings: StepSettings) -> dict[str, Any]:
     """The unweighted losses of a batch.
 
     Returns: `text` and `fast` (mean next-token loss, nats), `z` (mean squared log of the softmax's sum), `flow` (mean
@@ -100,44 +100,44 @@ def losses(model: VLA, params: Any, batch: Batch, key: jax.Array, settings: Sett
       what `flow_errors` returns, row by row, for
       metrics. Absent parts are absent.
     """
-    return losses_of(model, params, *lessons(batch, key, settings), settings)
+    return microbatch_losses(model, params, *targets(batch, key, settings), settings)
 
 
-def lessons(batch: Batch, key: jax.Array, settings: Settings) -> tuple[Batch, dict[str, jax.Array]]:
+def targets(batch: Batch, key: jax.Array, settings: StepSettings) -> tuple[Batch, dict[str, jax.Array]]:
     """The batch with what it is asked beside it (row by row), and how many tokens or numbers each loss is a mean of.
 
     Counted once for a whole batch, so that the losses of its parts add up to its own.
     """
     rows, counts = dict(batch), {}
     if {"text", "fast"} & set(active(settings)):
-        rows["slots"], real = target_slots(batch["target"], settings.max_targets)
-        rows["slot_weight"] = jnp.where(real, _take(rows, "weight"), 0)
-        rows["slot_token"] = _take(rows, "tokens") * real
-        rows["slot_fast"] = rows["slot_weight"] * (_take(rows, "segment") == batch["action_segment"][:, None])
-        counts["fast"] = jnp.maximum(rows["slot_fast"].sum(), 1)
-        counts["text"] = jnp.maximum((rows["slot_weight"] - rows["slot_fast"]).sum(), 1)
-        counts["z"] = jnp.maximum(rows["slot_weight"].sum(), 1)
+        rows["target_positions"], real = find_target_positions(batch["target"], settings.max_targets)
+        rows["target_weight"] = jnp.where(real, _take(rows, "weight"), 0)
+        rows["target_token"] = _take(rows, "tokens") * real
+        rows["target_fast"] = rows["target_weight"] * (_take(rows, "segment") == batch["action_segment"][:, None])
+        counts["fast"] = jnp.maximum(rows["target_fast"].sum(), 1)
+        counts["text"] = jnp.maximum((rows["target_weight"] - rows["target_fast"]).sum(), 1)
+        counts["z"] = jnp.maximum(rows["target_weight"].sum(), 1)
     if used(settings.flow):
         noise_key, time_key = jax.random.split(key)
         # Masked before anything is made of it: a gradient of zero times what padding holds could be NaN.
         actions = jnp.where(batch["action_mask"], batch["actions"], 0)
-        shape = (actions.shape[0], settings.draws, *actions.shape[1:])
+        shape = (actions.shape[0], settings.noise_samples, *actions.shape[1:])
         rows["time"] = flow.sample_time(time_key, shape[:2])
         x_t, rows["velocity"] = flow.interpolate(actions, jax.random.normal(noise_key, shape), rows["time"])
-        rows["x_t"] = jnp.where(action_widths(batch)[:, None], x_t, 0)
-        counts["flow"] = jnp.maximum(batch["action_mask"].sum() * settings.draws, 1)
+        rows["x_t"] = jnp.where(action_dim_mask(batch)[:, None], x_t, 0)
+        counts["flow"] = jnp.maximum(batch["action_mask"].sum() * settings.noise_samples, 1)
     return rows, counts
 
 
 def _take(rows: Batch, name: str) -> jax.Array:
-    return jnp.take_along_axis(rows[name], rows["slots"], axis=1)
+    return jnp.take_along_axis(rows[name], rows["target_positions"], axis=1)
 
 
-def losses_of(model: VLA, params: Any, rows: Batch, counts: Mapping[str, jax.Array], settings: Settings,
-              leak: jax.Array | None = None) -> dict[str, Any]:
-    """What these rows add to the losses of their batch; see `losses` and `lessons`."""
-    logits, predicted = model.apply({"params": params}, rows, rows.get("slots"), rows.get("x_t"), rows.get("time"),
-                                    leak)
+def microbatch_losses(model: VLA, params: Any, rows: Batch, counts: Mapping[str, jax.Array], settings: StepSettings,
+              gradient_scale: jax.Array | None = None) -> dict[str, Any]:
+    """What these rows add to the losses of their batch; see `losses` and `targets`."""
+    logits, predicted = model.apply({"params": params}, rows, rows.get("target_positions"), rows.get("x_t"), rows.get("time"),
+                                    gradient_scale)
     out = {}
     if logits is not None:
         out |= _token_losses(logits, rows, counts, settings)
@@ -162,12 +162,12 @@ def _token_losses(logits, rows, counts, settings):
     return out
 
 
-def total_loss(parts: Mapping[str, Any], progress: jax.Array, settings: Settings) -> jax.Array:
-    """The sum of the losses, weighted by their knots at this progress."""
-    return sum(schedule.at(getattr(settings, name), progress) * parts[name] for name in active(settings))
+def total_loss(parts: Mapping[str, Any], progress: jax.Array, settings: StepSettings) -> jax.Array:
+    """The sum of the losses, weighted by their points at this progress."""
+    return sum(schedule.value_at(getattr(settings, name), progress) * parts[name] for name in active(settings))
 
 
-def metrics_of(parts: Mapping[str, Any], settings: Settings) -> Metrics:
+def metrics_of(parts: Mapping[str, Any], settings: StepSettings) -> Metrics:
     """Scalars and vectors to log; what the batch holds nothing of (a stream, a time, an action dimension) is NaN."""
     out = {f"loss/{name}": parts[name] for name in active(settings)}
     out |= {name: metrics_lib.quotient(parts[name]) for name in parts if name.startswith("flow_error/")}
@@ -182,14 +182,14 @@ def metrics_of(parts: Mapping[str, Any], settings: Settings) -> Metrics:
 
 
 def train_step(state: TrainState, batch: Batch, *, model: VLA, optimizer: Optimizer,
-               settings: Settings) -> tuple[TrainState, Metrics]:
+               settings: StepSettings) -> tuple[TrainState, Metrics]:
     """One update. All its randomness is a function of (seed, step), so a resumed run repeats it bit for bit."""
     key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
     augment_key, loss_key = jax.random.split(key)
     progress = state.step / settings.steps
     batch = augment(augment_key, batch, shift=settings.shift, color=settings.color, loc_offset=settings.loc_offset)
-    rows, counts = lessons(batch, loss_key, settings)
-    leak = None if settings.insulate is None else 1 - schedule.at(settings.insulate, progress)
+    rows, counts = targets(batch, loss_key, settings)
+    gradient_scale = None if settings.insulate is None else 1 - schedule.value_at(settings.insulate, progress)
     # Cast where they are read, a layer at a time; gradients come in the dtype that is read, where the parameters lie.
     moves = optimizer.trains(settings.frozen)
     trained = jax.tree.map(lambda p, tap, m: None if not m else p if p.dtype == tap.dtype else tap, state.params,
@@ -198,10 +198,10 @@ def train_step(state: TrainState, batch: Batch, *, model: VLA, optimizer: Optimi
     def loss_fn(trained, rows):
         params = jax.tree.map(lambda p, t: p if t is None else t if t.dtype == p.dtype else ops.Master(p, t),
                               state.params, trained)
-        parts = losses_of(model, params, rows, counts, settings, leak)
+        parts = microbatch_losses(model, params, rows, counts, settings, gradient_scale)
         return total_loss(parts, progress, settings), parts
 
-    (loss, parts), grads = in_parts(jax.value_and_grad(loss_fn, has_aux=True), trained, rows, settings.accumulate)
+    (loss, parts), grads = accumulate_gradients(jax.value_and_grad(loss_fn, has_aux=True), trained, rows, settings.microbatches)
     grads = constrain_params(jax.tree.map(lambda p, g: None if g is None else g.astype(p.dtype), state.params, grads))
     metrics = {**metrics_of(parts, settings), "loss": loss, "grad_norm": optax.global_norm(grads),
                **metrics_lib.grad_norms(grads)}
@@ -209,7 +209,7 @@ def train_step(state: TrainState, batch: Batch, *, model: VLA, optimizer: Optimi
 
 
 def updated(state: TrainState, grads: Any, metrics: Metrics, optimizer: Optimizer,
-            settings: Settings) -> tuple[TrainState, Metrics]:
+            settings: StepSettings) -> tuple[TrainState, Metrics]:
     """The state after an update; one that is not finite is left out and counted, if the settings say so."""
     params, opt = optimizer.update(grads, state.opt, state.params, state.step)
     # As a step towards the parameters, so that what is frozen stays in its bits.
@@ -223,7 +223,7 @@ def updated(state: TrainState, grads: Any, metrics: Metrics, optimizer: Optimize
             {**metrics, "skipped": (~fine).astype(jnp.float32)})
 
 
-def in_parts(grad_fn, params: Any, rows: Batch, count: int) -> tuple[tuple[jax.Array, dict], Any]:
+def accumulate_gradients(grad_fn, params: Any, rows: Batch, count: int) -> tuple[tuple[jax.Array, dict], Any]:
     """grad_fn(params, rows) = ((loss, parts), grads), computed on `count` parts of the rows one after another.
 
     Losses, gradients and whatever else the parts hold are summed (in float32); what is named `token_..` is given row by

@@ -27,9 +27,9 @@ def test_both_sides_give_the_same_samples(folder, monkeypatch):
     dataset = loader.RLDSDataset(folder)
     raw = {tuple(action): frame for frame, action in enumerate(dataset.column("action").round(4))}
     path = str(folder)
-    for side in (loader.Ours(path, 1), loader.TFData(path, 1, False), loader.TFData(path, 1, True)):
+    for side in (loader.OurLoader(path, 1), loader.TFData(path, 1, False), loader.TFData(path, 1, True)):
         batch = next(side.open())
-        own = isinstance(side, loader.Ours)
+        own = isinstance(side, loader.OurLoader)
         assert batch["images"].shape == (loader.BATCH, 2, loader.SIZE, loader.SIZE, 3)
         assert batch["actions"].shape == (loader.BATCH, loader.HORIZON, loader.ACTION)
         if own:

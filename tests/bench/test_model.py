@@ -41,7 +41,7 @@ def test_no_parameter_is_zero_and_all_are_openpis():
 
 def test_our_side_trains_and_samples(monkeypatch):
     monkeypatch.setitem(variants.SIZES, "nano", {name: getattr(CONFIG, name) for name in variants.SIZES["tiny"]})
-    side = ours.Ours(**dataclasses.asdict(TINY) | {"size": "nano", "rows": 1})
+    side = ours.OurModel(**dataclasses.asdict(TINY) | {"size": "nano", "rows": 1})
     sampled = np.array(side.sample(cameras=2))
     assert sampled.shape == (1, ours.HORIZON, ours.ACTION_DIM) and np.isfinite(sampled).all()
     first = side.train(cameras=2)
@@ -68,9 +68,9 @@ def test_tflop_of_a_step_by_hand():
 
 
 def test_lessons():
-    lessons = model.Lessons(riders=4, text_len=256, tflop_packed=2.0, tflop_action=1.5, tflop_etc=1.0)
-    assert lessons.packed == 2.5
-    assert lessons.apart == 40 / (32 * 1.5 + 8 * 1.0)
+    segments = model.SegmentCount(extra_segments=4, text_len=256, tflop_packed=2.0, tflop_action=1.5, tflop_etc=1.0)
+    assert segments.packed == 2.5
+    assert segments.apart == 40 / (32 * 1.5 + 8 * 1.0)
 
 
 def test_segments_that_do_not_fit_are_not_counted():

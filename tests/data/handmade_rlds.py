@@ -77,7 +77,7 @@ def write_rlds(directory: Path, episodes: list[dict], *, steps: dict = STEPS, sp
 
 # A robot dataset: two cameras, state, actions, instruction and ETC items, every frame and item recognisable.
 
-ITEM = ("kind", "form", "question", "answer", "source")
+ITEM = ("kind", "question_type", "question", "answer", "source")
 KINDS = ("spatial_understanding", "affordance", "trajectory")
 INSTRUCTIONS = ("open the door", "press the button")
 PHASES = ("move there", "grasp_it")
@@ -130,7 +130,7 @@ def robot_episode(number: int, *, length: int = 7, state: int = 3, action: int =
 
 
 def robot_items(number: int, step: int) -> list[tuple[str, str, str, str, str]]:
-    """(kind, form, question, answer, source) of a frame: one of each kind, and another trajectory at even steps."""
+    """(kind, question_type, question, answer, source) of a frame: one of each kind, and another trajectory at even steps."""
     kinds = (*KINDS, *KINDS[-1:] * (step % 2 == 0))
     return [(kind, "where", f"where is the {kind} {i} of {number} at {step}?",
              f"<loc{100 * number + step:04d}><loc{i:04d}>", "oracle") for i, kind in enumerate(kinds)]

@@ -23,7 +23,7 @@ from etcvla.data.adapters import (
 from etcvla.data.assets import Assets
 from etcvla.data.norm_stats import compute_norm_stats
 from etcvla.data.rlds import RLDSDataset
-from etcvla.data.rows import Source
+from etcvla.data.rows import StageDataset
 from etcvla.data.tokenizer import Tokenizer
 from tests.data.handmade_rlds import METADATA, png, write_rlds
 from tests.golden_dir import golden
@@ -84,7 +84,7 @@ def test_every_transform_has_its_inverse(name, actions, state):
     adapter = ADAPTERS[name]
     ours = adapter.relate(adapter.from_robot(actions), state)
     np.testing.assert_allclose(adapter.to_robot(ours, state), actions, atol=1e-5)
-    assert Adapter.from_dict(json.loads(json.dumps(adapter.to_dict()))) == adapter
+    assert Adapter.config_from_dict(json.loads(json.dumps(adapter.to_dict()))) == adapter
 
 
 @settings(deadline=None)
@@ -153,7 +153,7 @@ def test_droid(tmp_path):
     closed = raw.frame(3, ["action_dict/gripper_position"])["action_dict/gripper_position"]
     np.testing.assert_allclose(frame["action"][7], 1 - closed[0], atol=1e-6)
     # A chunk may begin where something moves within eight steps.
-    assert Source(dataset, ("front", "wrist")).candidates("action").tolist() == [*range(12), *range(12 + 13, 42)]
+    assert StageDataset(dataset, ("front", "wrist")).candidates("action").tolist() == [*range(12), *range(12 + 13, 42)]
 
 
 COMMANDS = ([0, 0, 1, 0, 0, -1, 0, 0], [0, 0, 0])  # RT-1's gripper: 1 close, -1 open, 0 go on
@@ -250,7 +250,7 @@ def test_wrong_adapters_are_named(tmp_path, public):
     with pytest.raises(ValueError, match="adapter does not fit.*no step feature 'observation/exterior_image_1_left'"):
         open_dataset(stored.directory, adapter="droid")
     with pytest.raises(ValueError, match="no camera 'top'; it has .*front"):
-        Source(ours, ("top",))
+        StageDataset(ours, ("top",))
 
 
 def test_a_file_is_a_line_on_top_of_another(tmp_path, public):

@@ -8,7 +8,7 @@ import pytest
 
 from etcvla.data.norm_stats import compute_norm_stats
 from etcvla.data.rlds import RLDSDataset
-from etcvla.data.rows import Source
+from etcvla.data.rows import StageDataset
 from tests.data.handmade_rlds import robot_episode, robot_steps, write_rlds
 from tests.data.made_rows import make_builder, stream, where
 
@@ -43,7 +43,7 @@ def test_frames_that_do_not_decode_are_skipped_counted_and_replaced_alike(tmp_pa
         rows = [one(0, n) for n in range(28)]
     shown = [where(row) for row in rows]
     assert (2, 3) not in shown and len(set(shown)) == 27  # the one after it is shown twice
-    assert one.sources["robot"].dataset.skipped == {"frames that cannot be read": 1}
+    assert one.datasets["robot"].dataset.skipped == {"frames that cannot be read": 1}
     assert "observation/wrist, value 3" in caplog.text
     for n, row in enumerate(rows):
         for name, value in two(0, n).items():
@@ -53,13 +53,13 @@ def test_frames_that_do_not_decode_are_skipped_counted_and_replaced_alike(tmp_pa
 def test_a_value_that_is_not_finite_stops_the_run_or_costs_its_episode(tmp_path):
     path = write(tmp_path, spoil_action)
     with pytest.raises(ValueError, match=rf"action\[1\] is nan at episode 2, step 2 of .*\({path.name}, record 2\)"):
-        Source(RLDSDataset(tmp_path), ("front",)).candidates("action")
+        StageDataset(RLDSDataset(tmp_path), ("front",)).candidates("action")
     dataset = RLDSDataset(tmp_path, damaged="skip")
-    assert Source(dataset, ("front",)).candidates("action").tolist() == [*range(14), *range(21, 28)]
+    assert StageDataset(dataset, ("front",)).candidates("action").tolist() == [*range(14), *range(21, 28)]
     stats = compute_norm_stats(dataset, ["action"])["action"]
     assert dataset.skipped == {"episodes with values that are not finite": 1}  # though it was met twice
     assert stats.count == 21 and np.isfinite(stats.mean).all()
-    assert len(Source(dataset, ("front",)).candidates("any")) == 28  # its pictures and items are sound
+    assert len(StageDataset(dataset, ("front",)).candidates("any")) == 28  # its pictures and items are sound
 
 
 def test_nothing_left_to_draw_from_is_named(tmp_path):
@@ -67,17 +67,17 @@ def test_nothing_left_to_draw_from_is_named(tmp_path):
     spoil_action(episode)
     write_rlds(tmp_path, [episode], steps=robot_steps())
     with pytest.raises(ValueError, match="no frames from which an action stream may draw"):
-        Source(RLDSDataset(tmp_path, damaged="skip"), ("front",)).candidates("action")
+        StageDataset(RLDSDataset(tmp_path, damaged="skip"), ("front",)).candidates("action")
 
 
 def test_an_action_stream_of_a_dataset_without_actions_is_refused(tmp_path):
     steps = {name: feature for name, feature in robot_steps().items() if name != "action"}
     write_rlds(tmp_path, [{name: values for name, values in robot_episode(0).items() if name != "action"}], steps=steps)
-    with pytest.raises(ValueError, match=f"{tmp_path} has no actions, but an action stream draws from it"):
-        Source(RLDSDataset(tmp_path), ("front",)).candidates("action")
+    with pytest.raises(ValueError, match=f"{tmp_path} has no actions, but an action stream noise_samples from it"):
+        StageDataset(RLDSDataset(tmp_path), ("front",)).candidates("action")
 
 
 def test_an_action_that_a_record_lacks_is_named(tmp_path):
     path = write(tmp_path, lambda episode: episode.pop("action"))
     with pytest.raises(ValueError, match=re.escape(f"{path}, record 2 ") + ".*steps/action is missing"):
-        Source(RLDSDataset(tmp_path), ("front",)).candidates("action")
+        StageDataset(RLDSDataset(tmp_path), ("front",)).candidates("action")

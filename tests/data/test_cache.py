@@ -8,7 +8,7 @@ import pytest
 from etcvla.data.adapters import ADAPTERS, AdaptedDataset, Adapter
 from etcvla.data.episodes import MAX_WIDTH
 from etcvla.data.rlds import RLDSDataset
-from etcvla.data.rows import Source
+from etcvla.data.rows import StageDataset
 from tests.data.handmade_rlds import KINDS, robot_episode, robot_steps, write_rlds, write_robot_set
 
 ADAPTER = Adapter(cameras={"front": "observation/front"}, state=("observation/state", "action"), drop="first_zero",
@@ -97,11 +97,11 @@ def test_an_adapters_filters_run_once(folder, monkeypatch):
 
 
 def test_the_kinds_of_items_are_looked_up_once(folder, monkeypatch):
-    first = Source(RLDSDataset(folder), ("front",))
+    first = StageDataset(RLDSDataset(folder), ("front",))
     drawn = {kind: first.candidates(kind).tolist() for kind in (*KINDS, "any")}
     assert drawn["any"] == list(range(28)) and first.known_kinds == sorted(KINDS)
     forbid_reading(monkeypatch)
-    again = Source(RLDSDataset(folder), ("front",))
+    again = StageDataset(RLDSDataset(folder), ("front",))
     assert {kind: again.candidates(kind).tolist() for kind in drawn} == drawn
     with pytest.raises(ValueError, match="no items of kind 'afordance'; it has"):
         again.candidates("afordance")

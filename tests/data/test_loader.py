@@ -14,7 +14,7 @@ from tests.data.made_rows import make_builder, stream
 @pytest.fixture(scope="module")
 def builder(tmp_path_factory):
     directory = write_robot_set(tmp_path_factory.mktemp("robot"))
-    return make_builder(directory, stream("action", "action", riders=1), stream("etc", "any", weight=0.7), steps=9)
+    return make_builder(directory, stream("action", "action", extra_segments=1), stream("etc", "any", weight=0.7), steps=9)
 
 
 @pytest.fixture(scope="module")

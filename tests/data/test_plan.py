@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from etcvla.data.plan import Plan, Stream, apportion
 
 
-def stream(name, *weight, riders=0):
-    return Stream(name, "d", "action", weight, riders)
+def stream(name, *weight, extra_segments=0):
+    return Stream(name, "d", "action", weight, extra_segments)
 
 
 @settings(max_examples=60, deadline=None)
@@ -51,8 +51,8 @@ def test_rows_number_a_streams_draws_without_gap():
     plan = Plan.make([stream("a", (0, 1), (1, 0)), stream("b", (0, 0), (1, 1))], batch_size=7, steps=20, seed=0)
     drawn = [plan.row(step, row) for step in range(20) for row in range(7)]
     for i in range(2):
-        draws = [n for s, n in drawn if s == i]
-        assert draws == list(range(len(draws))) and len(draws) == plan.counts[:, i].sum()
+        noise_samples = [n for s, n in drawn if s == i]
+        assert noise_samples == list(range(len(noise_samples))) and len(noise_samples) == plan.counts[:, i].sum()
 
 
 def test_an_epoch_holds_every_frame_once_and_epochs_differ():

@@ -193,7 +193,7 @@ def many_files(folder, number=4):
 def test_several_processes_make_the_same_index(tmp_path):
     shards = many_files(tmp_path / "set")
     opened = [open_shard(path) for path in shards]
-    one, two = (frame_index.load_index(opened, cache.Cache((tmp_path / str(n),), frame_index.files_key(shards)),
+    one, two = (frame_index.load_index(opened, cache.IndexCache((tmp_path / str(n),), frame_index.files_key(shards)),
                                        workers=n) for n in (1, 2))
     assert one.columns == two.columns
     assert (tmp_path / "1" / "index").read_bytes() == (tmp_path / "2" / "index").read_bytes()
@@ -401,7 +401,7 @@ def test_damaged_records_are_skipped_and_counted(tmp_path, caplog):
         RLDSDataset(tmp_path)
     dataset = RLDSDataset(tmp_path, damaged="skip")
     assert dataset.lengths.tolist() == [2, 3] and dataset.skipped == {"damaged records": 1}
-    with pytest.raises(ValueError, match="unknown data.damaged 'skipp', did you mean 'skip'"):
+    with pytest.raises(ValueError, match="unknown data.on_damaged 'skipp', did you mean 'skip'"):
         RLDSDataset(tmp_path, damaged="skipp")
 
 

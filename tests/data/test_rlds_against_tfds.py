@@ -9,7 +9,7 @@ from tests.etc.synthetic_annotation import make_annotation
 
 tf = pytest.importorskip("tensorflow")
 tfds = pytest.importorskip("tensorflow_datasets")
-from data_builders.rlds import encode_episode, encode_items, robot_features, vqa_features  # noqa: E402
+from data_builders.common.rlds import encode_episode, encode_items, robot_features, vqa_features  # noqa: E402
 
 
 def build(directory, features, examples, file_format="tfrecord"):
@@ -74,7 +74,7 @@ def test_our_own_schema_reads_as_tfds_reads_it(tmp_path):
         images = {name: rng.integers(0, 256, (steps, 32, 32, 3), np.uint8) for name in ("front", "wrist")}
         return encode_episode(annotation, images=images, state=rng.normal(size=(steps, 5)).astype(np.float32),
                               action=rng.normal(size=(steps, 4)).astype(np.float32), items=items, num_objects=4,
-                              episode_id=f"episode {number}", task="reach", domain="source")
+                              episode_id=f"episode {number}", task="reach", scene="source")
 
     features = robot_features(cameras=("front", "wrist"), image_size=32, state_doc="s", state_size=5, action_doc="a",
                               action_size=4, num_objects=4)

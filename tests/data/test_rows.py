@@ -6,7 +6,7 @@ import pytest
 from etcvla import batch as batch_lib
 from etcvla.data import prompts
 from etcvla.data.norm_stats import unnormalize
-from etcvla.data.rows import Source
+from etcvla.data.rows import StageDataset
 from tests.data.handmade_rlds import INSTRUCTIONS, KINDS, PHASES, robot_items, write_robot_set
 from tests.data.made_rows import SIZES, make_builder, segments, stream, where
 
@@ -24,7 +24,7 @@ def answers(frame):
 
 
 def test_rows_keep_the_schema(directory):
-    builder = make_builder(directory, stream("action", "action", riders=2), stream("etc", "any"))
+    builder = make_builder(directory, stream("action", "action", extra_segments=2), stream("etc", "any"))
     for index in (0, 1):
         row = builder(index, 3)
         batch_lib.validate({name: value[None] for name, value in row.items()}, B=1, C=2, H=28, W=28, L=96, S=5, P=4,
@@ -34,7 +34,7 @@ def test_rows_keep_the_schema(directory):
 
 def test_an_action_row_is_its_frame(directory):
     builder = make_builder(directory, stream("action", "action"))
-    assets, dataset = builder.assets, builder.sources["robot"].dataset
+    assets, dataset = builder.assets, builder.datasets["robot"].dataset
     actions, states = dataset.column("action"), dataset.column("observation/state")
     for n in range(EPISODES * LENGTH):
         row = builder(0, n)
@@ -81,7 +81,7 @@ def test_pi0_fast_frames_its_actions(directory):
 
 def test_a_prompt_with_subtasks_says_and_asks_what_is_done(tmp_path):
     write_robot_set(tmp_path, episodes=EPISODES, length=LENGTH, phases=True)
-    builder = make_builder(tmp_path, stream("action", "action", riders=1), prompt="pi05_subtask", text_len=200)
+    builder = make_builder(tmp_path, stream("action", "action", extra_segments=1), prompt="pi05_subtask", text_len=200)
     for n in range(EPISODES * LENGTH):
         row = builder(0, n)
         episode, step = where(row)
@@ -113,7 +113,7 @@ def test_padding_may_be_learnt_as_openpi_does(directory):
 
 
 def test_a_segments_mean_weighs_every_segment_alike(directory):
-    builder = make_builder(directory, stream("action", "action", riders=1), mean="segment")
+    builder = make_builder(directory, stream("action", "action", extra_segments=1), mean="segment")
     row = builder(0, 0)
     for number in (1, 2):
         np.testing.assert_allclose(row["weight"][row["segment"] == number].sum(), 1, rtol=1e-6)
@@ -124,7 +124,7 @@ def test_a_segments_mean_weighs_every_segment_alike(directory):
 
 @pytest.mark.parametrize("kind", [*KINDS, "any"])
 def test_a_question_row_asks_about_its_own_frame(directory, kind):
-    builder = make_builder(directory, stream("etc", kind, riders=9))
+    builder = make_builder(directory, stream("etc", kind, extra_segments=9))
     tokenizer, main = builder.assets.tokenizer, set()
     for n in range(40):
         row = builder(0, n)
@@ -138,25 +138,25 @@ def test_a_question_row_asks_about_its_own_frame(directory, kind):
 
 
 def test_riders_are_drawn_from_the_mix(directory):
-    builder = make_builder(directory, stream("action", "action", riders=1),
-                           rider_mix={"affordance": 3.0, "trajectory": 1.0, "task_planning": 5.0})
+    builder = make_builder(directory, stream("action", "action", extra_segments=1),
+                           extra_segment_weights={"affordance": 3.0, "trajectory": 1.0, "task_planning": 5.0})
     drawn = [answers(where(row))[segments(row, builder.assets.tokenizer)[1][0]][0]
              for row in (builder(0, n) for n in range(300))]
     assert set(drawn) == {"affordance", "trajectory"}
-    # Frames have one affordance and, half of them, two trajectories: 3/4 or 3/5 of the riders.
+    # Frames have one affordance and, half of them, two trajectories: 3/4 or 3/5 of the extra_segments.
     assert 0.55 < drawn.count("affordance") / len(drawn) < 0.8
 
 
 def test_a_rider_of_no_kind_is_named(directory):
-    with pytest.raises(ValueError, match="rider_mix: there is no kind afordance; known are"):
-        make_builder(directory, stream("action", "action", riders=1), rider_mix={"afordance": 1.0})
+    with pytest.raises(ValueError, match="extra_segment_weights: there is no kind afordance; known are"):
+        make_builder(directory, stream("action", "action", extra_segments=1), extra_segment_weights={"afordance": 1.0})
 
 
 def test_text_that_does_not_fit(directory):
-    whole = make_builder(directory, stream("etc", "any", riders=3), text_len=200)
+    whole = make_builder(directory, stream("etc", "any", extra_segments=3), text_len=200)
     tokenizer = whole.assets.tokenizer
     for length, targets in ((60, 48), (200, 7), (40, 4)):
-        cut = make_builder(directory, stream("etc", "any", riders=3), text_len=length, max_targets=targets)
+        cut = make_builder(directory, stream("etc", "any", extra_segments=3), text_len=length, max_targets=targets)
         for n in range(20):
             row, full = cut(0, n), segments(whole(0, n), tokenizer)
             kept = segments(row, tokenizer)
@@ -169,7 +169,7 @@ def test_text_that_does_not_fit(directory):
 
 
 def test_tokens_carry_weight_and_stream(directory):
-    builder = make_builder(directory, stream("action", "action", riders=1), stream("etc", "any"))
+    builder = make_builder(directory, stream("action", "action", extra_segments=1), stream("etc", "any"))
     row = builder(1, 0)
     text = row["segment"] > 0
     np.testing.assert_array_equal(row["weight"], row["target"].astype(np.float32))
@@ -177,7 +177,7 @@ def test_tokens_carry_weight_and_stream(directory):
 
 
 def test_a_row_is_a_function_of_its_number_and_an_epoch_shows_every_frame_once(directory):
-    one, other = (make_builder(directory, stream("action", "action", riders=2)) for _ in range(2))
+    one, other = (make_builder(directory, stream("action", "action", extra_segments=2)) for _ in range(2))
     order = [where(one(0, n)) for n in range(2 * EPISODES * LENGTH)]
     first, second = order[:EPISODES * LENGTH], order[EPISODES * LENGTH:]
     assert sorted(first) == sorted(second) == [(e, t) for e in range(EPISODES) for t in range(LENGTH)]
@@ -198,21 +198,21 @@ def test_pictures_are_stretched_and_absent_cameras_masked(tmp_path):
 
 
 def test_a_source_says_what_it_lacks(directory, tmp_path):
-    dataset = make_builder(directory, stream("action", "action")).sources["robot"].dataset
+    dataset = make_builder(directory, stream("action", "action")).datasets["robot"].dataset
     with pytest.raises(ValueError, match=r"no camera 'left'; it has \['front', 'wrist'\]"):
-        Source(dataset, ("front", "left"))
-    assert len(Source(dataset, ("front",)).candidates("any")) == EPISODES * LENGTH
+        StageDataset(dataset, ("front", "left"))
+    assert len(StageDataset(dataset, ("front",)).candidates("any")) == EPISODES * LENGTH
 
 
 @pytest.mark.parametrize("damaged", ["raise", "skip"])
 def test_a_batch_is_its_rows_whatever_lay_in_its_memory(tmp_path, damaged):
-    builder = make_builder(write_robot_set(tmp_path), stream("action", "action", riders=1), stream("etc", "any"),
+    builder = make_builder(write_robot_set(tmp_path), stream("action", "action", extra_segments=1), stream("etc", "any"),
                            damaged=damaged)
-    draws = [(0, 3), (1, 1), (0, 0)]
+    noise_samples = [(0, 3), (1, 1), (0, 0)]
     memory = np.full(builder.image_shape(3), 77, np.uint8)
-    together = builder.rows(draws, memory)
+    together = builder.rows(noise_samples, memory)
     assert together["images"] is memory
-    for i, draw in enumerate(draws):
+    for i, draw in enumerate(noise_samples):
         for name, value in builder(*draw).items():
             np.testing.assert_array_equal(together[name][i], value, err_msg=name)
 

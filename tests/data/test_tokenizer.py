@@ -12,11 +12,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from data_builders import train_tokenizer
+from data_builders.tools import train_tokenizer
 from etcvla.data.tokenizer import LAYOUTS, Span, Tokenizer, TokenLayout
-from etcvla.etc.forms import FORMS
-from etcvla.etc.shapes import FORMS as SHAPES_FORMS
-from etcvla.sims.metaworld_tasks import TASKS
+from etcvla.etc.question_types import QUESTION_TYPES
+from etcvla.etc.shapes import SHAPES_QUESTIONS as SHAPES_FORMS
+from etcvla.sims.metaworld.tasks import TASKS
 
 TINY = Tokenizer.load()
 LAYOUT = TINY.layout
@@ -86,8 +86,8 @@ def _words(texts):
 
 
 @pytest.mark.parametrize("texts", [
-    [question for form in FORMS.values() for question in form.questions],
-    [question for form in SHAPES_FORMS.values() for question in form.questions],
+    [question for question_type in QUESTION_TYPES.values() for question in question_type.questions],
+    [question for question_type in SHAPES_FORMS.values() for question in question_type.questions],
     [text for task in TASKS.values() for text in (*task.instructions, *(phase.text for phase in task.phases))],
 ], ids=["etc", "shapes", "instructions"])
 def test_the_words_that_the_models_read_are_one_token_each(texts):
@@ -348,14 +348,14 @@ def test_any_corpus_gives_the_same_sizes():
 
 def test_random_letters_are_not_learnt_by_heart():
     items = train_tokenizer.shapes_items(50, np.random.default_rng(0))
-    read = [item for item in items if item.form == "read_text"]
+    read = [item for item in items if item.question_type == "read_text"]
     assert read
     assert all(not item.answer for item in read)
 
 
 def test_made_up_episodes_ask_every_form():
     items = train_tokenizer.etc_items(1, np.random.default_rng(0))
-    assert {item.form for item in items} == set(FORMS)
+    assert {item.question_type for item in items} == set(QUESTION_TYPES)
 
 
 def test_the_report_counts_tokens():

@@ -14,10 +14,10 @@ import tensorflow_datasets as tfds
 
 from data_builders.add_etc import shards
 from data_builders.add_etc.add import add_etc
-from data_builders.gallery import read_annotation
+from data_builders.tools.gallery import read_annotation
 from etcvla.data.rlds import RLDSDataset
 from etcvla.etc.annotation import project
-from etcvla.etc.annotators.cache import Cache
+from etcvla.etc.annotators.cache import AnswerCache
 from etcvla.etc.annotators.endpoint import BudgetError, Endpoint
 from etcvla.etc.items import Item
 from tests.data_builders.command import run_command
@@ -95,7 +95,7 @@ def test_a_build_that_stops_goes_on_where_it_stopped(folder, tmp_path):
     options = {"calibration": str(folder / "cameras.json")}
     with fake.serve() as url:
         def endpoint(budget):
-            return Endpoint(url, "seer", "", Cache(tmp_path / "answers"), rate=1000, budget=budget)
+            return Endpoint(url, "seer", "", AnswerCache(tmp_path / "answers"), rate=1000, budget=budget)
 
         with pytest.raises(BudgetError):
             _add(folder, tmp_path / "out", endpoint=endpoint(3), **options)
@@ -132,7 +132,7 @@ def test_a_killed_run_asks_nothing_again_that_was_answered(folder, tmp_path, mon
         answered, lost, *later = [json.dumps(request["messages"]) for request in fake.requests[1:]]
         assert len(later) == 2 and lost == later[0] and answered not in later
         whole, counts = _add(folder, tmp_path / "whole", calibration=str(folder / "cameras.json"),
-                             endpoint=Endpoint(url, "seer", "", Cache(tmp_path / "answers"), rate=1000))
+                             endpoint=Endpoint(url, "seer", "", AnswerCache(tmp_path / "answers"), rate=1000))
     path = pathlib.Path(said.out.strip())
     assert path.parts[-3:] == ("killed", "toy_robot", "1.0.0")
     assert f"items grasp_point: {counts['items grasp_point']}" in said.err.splitlines()

@@ -7,9 +7,9 @@ import pytest
 
 from data_builders.add_etc.annotate import Annotator, credit, nouns_of, seen_share
 from data_builders.add_etc.fit import fit
-from etcvla.data.adapters import ADAPTERS, Adapter, Facts, find_adapter
+from etcvla.data.adapters import ADAPTERS, Adapter, FactSources, find_adapter
 from etcvla.data.rlds import RLDSDataset
-from etcvla.etc.annotators.cache import Cache
+from etcvla.etc.annotators.cache import AnswerCache
 from etcvla.etc.annotators.endpoint import Endpoint
 from etcvla.etc.annotators.projection import Calibrations
 from etcvla.etc.items import Item
@@ -33,7 +33,7 @@ def _annotator(folder, *, calibrated=True, **options):
 
 
 def _sources(labelled):
-    return {item.form: item.source for items in labelled.items for item in items}
+    return {item.question_type: item.source for items in labelled.items for item in items}
 
 
 def test_paths_are_the_projected_gripper(folder):
@@ -53,10 +53,10 @@ def test_items_follow_from_the_annotation_and_claim_no_unknown_success(folder):
         labelled = _annotator(folder)(episode)
         items = [(t, item) for t in range(STEPS) for item in labelled.items[t]]
         assert not [reason for t, item in items if (reason := check(item, labelled.annotation, t))]
-        forms = {item.form for _, item in items}
-        assert ("path_task" in forms) == ("outcome" in forms) == success
+        question_types = {item.question_type for _, item in items}
+        assert ("path_task" in question_types) == ("outcome" in question_types) == success
         assert labelled.annotation.success is (True if success else None)
-        assert {"gripper_point", "current", "decompose", "path_subtask"} <= {item.form for _, item in items}
+        assert {"gripper_point", "current", "decompose", "path_subtask"} <= {item.question_type for _, item in items}
         assert {item.source for _, item in items} == {"oracle"}
         assert labelled.episode_id == f"robot/episode_{episode}.npy"
 
@@ -71,7 +71,7 @@ def test_without_calibration_no_item_speaks_of_the_image(folder):
 def test_an_endpoint_names_what_the_state_shows(folder, tmp_path):
     fake = FakeEndpoint(429, ANSWER, "I do not know.")
     with fake.serve() as url:
-        endpoint = Endpoint(url, "seer", "", Cache(tmp_path), rate=1000, backoff=0.01)
+        endpoint = Endpoint(url, "seer", "", AnswerCache(tmp_path), rate=1000, backoff=0.01)
         named, unnamed = (_annotator(folder, endpoint=endpoint)(episode) for episode in (0, 1))
     annotation = named.annotation
     assert annotation.phases[2] == "bring it to the plate"
@@ -80,9 +80,9 @@ def test_an_endpoint_names_what_the_state_shows(folder, tmp_path):
     held = int(np.flatnonzero(annotation.phase == 2)[0])
     np.testing.assert_allclose(annotation.grasp_pixel[5, 0, 0], annotation.gripper_pixel[held, 0])
     assert np.isnan(annotation.grasp_pixel[held + 1:, 0, 0]).all()
-    sources = _sources(named)
-    assert sources["gripper_point"] == "oracle"
-    assert sources["current"] == sources["grasp_point"] == "model:seer"
+    datasets = _sources(named)
+    assert datasets["gripper_point"] == "oracle"
+    assert datasets["current"] == datasets["grasp_point"] == "model:seer"
     assert unnamed.dropped["endpoint: no JSON"] == 1
     assert unnamed.annotation.phases[0] == "move to the object"
     assert set(_sources(unnamed).values()) == {"oracle"}
@@ -116,9 +116,9 @@ def test_a_detector_fills_boxes_and_a_track(folder):
     np.testing.assert_allclose(annotation.gripper_pixel[:, 0], np.tile([0.5, 0.6], (STEPS, 1)), atol=1e-6)
     assert detector.seen == 7
     assert labelled.dropped["detector: object not found, or found twice"] == 7
-    sources = _sources(labelled)
-    assert sources["locate_box"] == sources["gripper_point"] == "model:owl"
-    assert sources["current"] == "oracle"
+    datasets = _sources(labelled)
+    assert datasets["locate_box"] == datasets["gripper_point"] == "model:owl"
+    assert datasets["current"] == "oracle"
 
 
 def test_a_detector_does_not_replace_a_calibration(folder):
@@ -132,7 +132,7 @@ def test_an_adapter_without_cameras_takes_all(folder):
     dataset = RLDSDataset(folder / "toy_robot")
     assert fit(ADAPTERS["own"], dataset).cameras == {"front": "observation/front"}
     with pytest.raises(ValueError, match="facts.position names 'observation/stat'.*did you mean 'observation/state'"):
-        fit(Adapter(facts=Facts(position=("observation/stat", 0))), dataset)
+        fit(Adapter(facts=FactSources(position=("observation/stat", 0))), dataset)
 
 
 @pytest.mark.parametrize(("instruction", "nouns"), [
@@ -145,11 +145,11 @@ def test_nouns_stand_after_articles(instruction, nouns):
 
 
 def test_an_item_is_credited_to_every_model_behind_it():
-    sources = {"gripper": "oracle", "boxes": "owl", "names": "seer", "phases": "seer"}
-    made = {form: credit(Item("k", form, "q", "a"), sources).source
-            for form in ("gripper_point", "locate_box", "current", "of a form to come")}
+    datasets = {"gripper": "oracle", "boxes": "owl", "names": "seer", "phases": "seer"}
+    made = {question_type: credit(Item("k", question_type, "q", "a"), datasets).source
+            for question_type in ("gripper_point", "locate_box", "current", "of a question_type to come")}
     assert made == {"gripper_point": "oracle", "locate_box": "model:owl+seer", "current": "model:seer",
-                    "of a form to come": "model:owl+seer"}
+                    "of a question_type to come": "model:owl+seer"}
 
 
 def test_without_an_instruction_no_item_speaks_of_a_task(folder):

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from data_builders.build import made_by, prepare, whole
+from data_builders.common.build import made_by, prepare, whole
 from etcvla.data.rlds import RLDSDataset
 from tests.data_builders.tiny_robot import Builder, TinyConfig
 

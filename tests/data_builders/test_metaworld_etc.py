@@ -10,18 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_builders import pool
-from data_builders.build import prepare
-from data_builders.gallery import read_annotation
+from data_builders.common import pool
+from data_builders.common.build import prepare
 from data_builders.metaworld_etc import rollouts
 from data_builders.metaworld_etc.metaworld_etc_dataset_builder import Builder, MetaWorldConfig
-from data_builders.report import dataset_report, table
+from data_builders.tools.gallery import read_annotation
+from data_builders.tools.report import dataset_report, table
 from etcvla.data.rlds import RLDSDataset
 from etcvla.etc import make_items
 from etcvla.etc.items import ETC_KINDS, Item
 from etcvla.etc.verify import check
-from etcvla.sims.metaworld import demo_seed
-from etcvla.sims.metaworld_tasks import NUM_OBJECTS, TASKS
+from etcvla.sims.metaworld.environment import demo_seed
+from etcvla.sims.metaworld.tasks import NUM_OBJECTS, TASKS
 from etcvla.train.stage import Stage
 from tests.train.nano import nano_config
 
@@ -63,7 +63,7 @@ def test_splits_are_exact_and_share_no_episode(splits):
         about = [dataset.metadata(episode) for episode in range(dataset.num_episodes)]
         assert Counter(row["task"] for row in about) == dict.fromkeys(["drawer-open", "drawer-close"],
                                                                       {"train": 2, "val": 1}[split])
-        assert {row["domain"] for row in about} == {"source"}
+        assert {row["scene"] for row in about} == {"source"}
         assert all(row["success"] for row in about)
         found[split] = {row["episode_id"] for row in about}
     assert not found["train"] & found["val"]
@@ -95,7 +95,7 @@ def test_items_of_every_kind_follow_from_the_annotation_on_disk(splits):
             annotation, start = read_annotation(dataset, episode), int(dataset.starts[episode])
             assert len(annotation) == dataset.lengths[episode]
             assert annotation.objects == tuple(spec.name for spec in TASKS["drawer-open"].objects)
-            job = rollouts.Job(dataset.metadata(episode)["task"], "source", "", 0, 48, (0, 0))
+            job = rollouts.MetaWorldJob(dataset.metadata(episode)["task"], "source", "", 0, 48, (0, 0))
             assert dataset.metadata(episode)["episode_id"].startswith(job.episode_id[:-5])
             made, _ = make_items(annotation, 0)
             for step, items in enumerate(made):
@@ -110,7 +110,7 @@ def test_the_report_tells_what_was_built(built):
     assert report["unbalanced"] == []
     assert set(report["by_split"]) == {"train", "val"}
     assert set(report["by_task"]) == {"drawer-open", "drawer-close"}
-    assert sum(report["by_kind"].values()) == sum(report["by_form"].values())
+    assert sum(report["by_kind"].values()) == sum(report["by_question_type"].values())
     assert report["build"]["tasks"]["drawer-open"] == {"episodes": 3, "tries": 3, "success": 1.0}
     assert report["build"]["dropped"]["gripper_side: ambiguous"] > 0
     assert all(share > 0.6 for share in report["contact_agreement"]["plan"].values())
@@ -125,7 +125,7 @@ def test_a_build_says_which_answers_can_be_guessed(tmp_path, monkeypatch, capsys
 
     def fake(roll, jobs, workers):
         for job in jobs[:1]:
-            yield rollouts.Result(job, None, [[item]] * 200, Counter(), 1)
+            yield rollouts.EpisodeResult(job, None, [[item]] * 200, Counter(), 1)
 
     monkeypatch.setattr(pool, "run", fake)
     config = MetaWorldConfig(tasks=("reach",))
@@ -139,7 +139,7 @@ def test_a_condition_makes_a_dataset_without_actions(tmp_path):
     assert run.returncode == 0, run.stderr
     dataset = RLDSDataset(run.stdout.strip(), "train")
     assert "action" not in dataset.features
-    assert {dataset.metadata(episode)["domain"] for episode in range(2)} == {"source+clutter", "source+cube_for_it"}
+    assert {dataset.metadata(episode)["scene"] for episode in range(2)} == {"source+clutter", "source+cube_for_it"}
     assert "source_reach_1ep_0val_32px_ood_clutter+cube_for_it" in run.stdout
 
 
@@ -176,7 +176,7 @@ def test_a_wrong_argument_ends_in_one_line(tmp_path):
 
 
 @pytest.mark.parametrize(("setting", "message"), [
-    ({"domain": "taget"}, "unknown domain 'taget', did you mean 'target'"),
+    ({"scene": "taget"}, "unknown scene 'taget', did you mean 'target'"),
     ({"episodes": -1}, "episodes -1 must be at least 1"),
     ({"image_size": 8}, "image_size 8 at least 16"),
     ({"noise": (0.3, 0.1)}, "noise .* an ascending range"),
@@ -204,8 +204,8 @@ def test_a_full_disk_leaves_nothing_under_the_final_name(tmp_path, monkeypatch):
 
 def test_the_name_says_what_differs_from_the_default():
     assert MetaWorldConfig().name == "source"
-    assert MetaWorldConfig(domain="target").name == "target"
-    assert MetaWorldConfig(domain="target", episodes=10).name == "target"
+    assert MetaWorldConfig(scene="target").name == "target"
+    assert MetaWorldConfig(scene="target", episodes=10).name == "target"
     assert MetaWorldConfig(tasks=tuple(TASKS), noise=(0.0, 0.1)).name == "source_mt50_noise0.0to0.1"
     names = {MetaWorldConfig(image_size=size, episodes=episodes).name for size in (64, 96) for episodes in (30, 50)}
     assert len(names) == 4
@@ -244,7 +244,7 @@ def test_a_failed_layout_is_replaced_by_the_next(monkeypatch, failures):
     monkeypatch.setattr(rollouts, "rollout_expert", stub)
     monkeypatch.setattr(rollouts, "_layouts", lambda *key: None)
     monkeypatch.setattr(rollouts, "make_items", lambda annotation, seed, **kwargs: ([], Counter()))
-    result = rollouts.roll(rollouts.Job("reach", "source", "train", 7, 96, (0, 0)))
+    result = rollouts.roll(rollouts.MetaWorldJob("reach", "source", "train", 7, 96, (0, 0)))
     assert result.attempts == failures + 1
     assert stub.seeds == [demo_seed(7, attempt) for attempt in range(failures + 1)]
 
@@ -253,16 +253,16 @@ def test_an_expert_that_never_succeeds_is_an_error(monkeypatch):
     monkeypatch.setattr(rollouts, "_environment", lambda *key: None)
     monkeypatch.setattr(rollouts, "rollout_expert", _Stub(1000))
     with pytest.raises(RuntimeError, match="metaworld/source/reach/00007: the expert failed in 20 layouts"):
-        rollouts.roll(rollouts.Job("reach", "source", "train", 7, 96, (0, 0)))
+        rollouts.roll(rollouts.MetaWorldJob("reach", "source", "train", 7, 96, (0, 0)))
 
 
 def test_workers_do_not_run_the_main_script_again(tmp_path):
     script = tmp_path / "main.py"
     script.write_text(
         "print('main runs')\n"
-        "from data_builders.metaworld_etc.rollouts import Job, roll\n"
-        "from data_builders.pool import run\n"
-        "results = run(roll, [Job('drawer-close', 'source', 'train', i, 32, (0, 0)) for i in range(2)], 1)\n"
+        "from data_builders.metaworld_etc.rollouts import MetaWorldJob, roll\n"
+        "from data_builders.common.pool import run\n"
+        "results = run(roll, [MetaWorldJob('drawer-close', 'source', 'train', i, 32, (0, 0)) for i in range(2)], 1)\n"
         "print([result.job.index for result in results], __import__('sys').modules['__main__'].__file__)\n")
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True,
                           env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])})

@@ -14,26 +14,26 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from data_builders.build import prepare
-from data_builders.mm_items import BadEntry, MMConfig, as_jpeg, make_item, split_of, to_loc
+from data_builders.common.build import prepare
+from data_builders.common.mm_items import BadEntry, MMConfig, as_jpeg, make_item, split_of, to_loc
 from data_builders.mm_llava import llava
 from data_builders.mm_llava import mm_llava_dataset_builder as mm_llava
 from data_builders.mm_tfds import mm_tfds_dataset_builder as mm_tfds
 from etcvla.data.plan import Plan, Stream
 from etcvla.data.rlds import RLDSDataset
-from etcvla.data.rows import ANY, RowBuilder, RowSizes, Source
+from etcvla.data.rows import ANY, RowBuilder, RowSizes, StageDataset
 from etcvla.data.tokenizer import Tokenizer
-from etcvla.etc.forms import answer_type
 from etcvla.etc.items import ETC_KINDS, format_loc, parse_loc
+from etcvla.etc.question_types import answer_type
 from etcvla.etc.score import score
 from etcvla.train.loop import train
 from tests.data.handmade_rlds import write_robot_set
 from tests.data_builders.command import run_command
 
 
-def _file(color, size=(40, 30), form="JPEG", mode="RGB"):
+def _file(color, size=(40, 30), question_type="JPEG", mode="RGB"):
     file = io.BytesIO()
-    Image.new(mode, size, color).save(file, form)
+    Image.new(mode, size, color).save(file, question_type)
     return file.getvalue()
 
 
@@ -76,7 +76,7 @@ def built(tmp_path_factory):
 
 def _items(dataset):
     return [(image, tuple(item)) for frame in range(dataset.num_frames)
-            for values in [dataset.frame(frame, ["etc/form", "etc/question", "etc/answer", "etc/kind"])]
+            for values in [dataset.frame(frame, ["etc/question_type", "etc/question", "etc/answer", "etc/kind"])]
             for image in [dataset.metadata(frame)["episode_id"].split("/")[0]]
             for item in zip(*values.values(), strict=True)]
 
@@ -91,8 +91,8 @@ def test_every_turn_is_an_item_with_its_locations(built):
         ("c", ("locate_point", "Point to it.", "<loc0256><loc0512>", "vqa")),
         ("k", ("trace", "Trace the path.", "<loc1023><loc0000><loc0512><loc0512><loc0128><loc0256>", "trajectory")),
     ]
-    assert {source for sources in dataset.column("etc/source") for source in sources} == {"human"}
-    assert all(answer_type(form) for forms in dataset.column("etc/form") for form in forms)
+    assert {source for datasets in dataset.column("etc/source") for source in datasets} == {"human"}
+    assert all(answer_type(question_type) for question_types in dataset.column("etc/question_type") for question_type in question_types)
 
 
 def test_images_are_jpeg_of_bounded_size(built):
@@ -113,12 +113,12 @@ def test_bad_entries_are_counted_by_reason(built):
 
 
 def test_such_a_set_is_a_stream_of_any_kind(built):
-    source = Source(RLDSDataset(built[0]), ("image",))
+    source = StageDataset(RLDSDataset(built[0]), ("image",))
     assert source.candidates(ANY).tolist() == [0, 1, 2, 3]
     plan = Plan.make([Stream("mm", "talks", ANY, ((0.0, 1.0),), 0)], batch_size=4, steps=1, seed=0)
     tokenizer = Tokenizer.load()
     rows = RowBuilder(plan, {"talks": source}, types.SimpleNamespace(tokenizer=tokenizer),
-                      RowSizes(1, 28, 64, 32, 4, 2, 4), rider_mix={}, prompt="pi0", use_fast=False)
+                      RowSizes(1, 28, 64, 32, 4, 2, 4), extra_segment_weights={}, prompt="pi0", use_fast=False)
     row = rows(*plan.row(0, 0))
     assert row["image_mask"].tolist() == [True]
     assert row["images"][0].std() == 0 or row["images"].shape == (1, 28, 28, 3)
@@ -170,7 +170,7 @@ def _build(folder, entries, name, **options):
     (folder / f"{name}.json").write_text(json.dumps(entries))
     config = mm_llava.LlavaConfig(name="", json=str(folder / f"{name}.json"), images=str(folder), val=0.0, **options)
     dataset = RLDSDataset(prepare(mm_llava.Builder, config, str(folder / "out")))
-    fields = ["etc/grade", "etc/kind", "etc/form", "etc/answer"]
+    fields = ["etc/grade", "etc/kind", "etc/question_type", "etc/answer"]
     return dataset, {dataset.metadata(i)["episode_id"].split("/")[0]: tuple(
         values[0] for values in dataset.frame(i, fields).values()) for i in range(dataset.num_frames)}
 
@@ -188,10 +188,10 @@ def test_etc_of_other_people_keeps_its_kinds(tmp_path):
         "6": ("general", "vqa", "vqa", "two"),
     }
     assert set(dataset.column("etc/source")[0]) == {"unknown"}  # nobody said whose words these are
-    for _, _, form, answer in found.values():
-        assert score(form, answer, answer) == 1
+    for _, _, question_type, answer in found.values():
+        assert score(question_type, answer, answer) == 1
     for kind in ETC_KINDS:
-        assert len(Source(dataset, ("image",)).candidates(kind)) == 1 + (kind == "trajectory")
+        assert len(StageDataset(dataset, ("image",)).candidates(kind)) == 1 + (kind == "trajectory")
 
 
 def test_a_files_name_says_the_kind_of_what_names_none(tmp_path):
@@ -203,7 +203,7 @@ def test_a_files_name_says_the_kind_of_what_names_none(tmp_path):
 
 @pytest.fixture(scope="module")
 def stage(built, tmp_path_factory):
-    """The config file of a stage that draws actions of a robot and conversations about images."""
+    """The config file of a stage that noise_samples actions of a robot and conversations about images."""
     folder = tmp_path_factory.mktemp("stage")
     write_robot_set(folder / "robot")
     path = folder / "config.py"
@@ -216,8 +216,8 @@ def get_config():
     c = nano_config(Path({str(folder / "robot")!r}), Path({str(folder / "run")!r}), steps=3)
     with c.unlocked():
         c.datasets.talks = common.dataset({str(built[0])!r}, ("image",))
-        c.streams.mm = common.stream("talks", "any", ((0.0, 0.1), (1.0, 0.4)), riders=1)
-        c.rider_mix.vqa = 1.0
+        c.streams.mm = common.stream("talks", "any", ((0.0, 0.1), (1.0, 0.4)), extra_segments=1)
+        c.extra_segment_weights.vqa = 1.0
     return c
 """)
     return path
@@ -252,7 +252,7 @@ def test_rejected_talks_are_left_out_and_the_rest_is_shown(built, tmp_path, caps
     page = (tmp_path / "page.html").read_text()
     keys = json.loads(page.split('id="reviewed">')[1].split("</script>")[0])
     bad = next(key for key in keys["keys"] if "blue" in key)
-    names = ("episode_id", "step", "form", "question", "answer")
+    names = ("episode_id", "step", "question_type", "question", "answer")
     (tmp_path / "review.json").write_text(json.dumps({
         "format": "etcvla-review", "version": 1, "dataset": keys["dataset"], "split": keys["split"],
         "items": [dict(zip(names, bad, strict=True)) | {"verdict": "reject"}]}))
@@ -303,7 +303,7 @@ def test_a_small_jpeg_is_kept_as_it_is():
     data = _file("green")
     assert as_jpeg(data, 40) is data
     assert Image.open(io.BytesIO(as_jpeg(data, 20))).size == (20, 15)
-    assert Image.open(io.BytesIO(as_jpeg(_file(7, form="PNG", mode="L"), 0))).mode == "RGB"
+    assert Image.open(io.BytesIO(as_jpeg(_file(7, question_type="PNG", mode="L"), 0))).mode == "RGB"
 
 
 def test_a_set_without_a_usable_entry_is_refused(tmp_path):

@@ -8,12 +8,12 @@ import pytest
 import tensorflow_datasets as tfds
 
 from data_builders.add_etc.add import add_etc, find_calibration, shipped_calibrations
-from data_builders.gallery import dataset_gallery, read_entry
-from data_builders.publish.reviewed import apply_review
-from data_builders.report import dataset_report
+from data_builders.tools.gallery import dataset_gallery, read_entry
+from data_builders.tools.publish.reviewed import apply_review
+from data_builders.tools.report import dataset_report
 from etcvla.data.adapters import ADAPTERS, open_dataset
 from etcvla.data.rlds import RLDSDataset
-from etcvla.data.rows import Source
+from etcvla.data.rows import StageDataset
 from etcvla.etc.annotation import project
 from etcvla.etc.annotators.projection import Calibrations
 from etcvla.etc.review import ItemKey
@@ -43,7 +43,7 @@ def test_facts_are_where_the_table_says(added):
     assert about["rate"] == ADAPTERS[added[0]].rate
     assert about["episode_id"] == ("success/1" if ADAPTERS[added[0]].facts.episode_id else "train/000001")
     assert about["phases"][2] == "carry the object"
-    assert not about["success"] and "outcome" not in {form for forms in dataset.column("etc/form") for form in forms}
+    assert not about["success"] and "outcome" not in {question_type for question_types in dataset.column("etc/question_type") for question_type in question_types}
 
 
 def test_the_page_shows_instruction_and_upright_images(added, tmp_path):
@@ -74,7 +74,7 @@ def check_review(path, folder):
     before, after = ([(str(found.metadata(episode)["episode_id"]), step, *texts)
                       for episode in range(found.num_episodes) for step in range(found.lengths[episode])
                       for fields in [found.frame(int(found.starts[episode]) + step,
-                                                 ["etc/form", "etc/question", "etc/answer"])]
+                                                 ["etc/question_type", "etc/question", "etc/answer"])]
                       for texts in zip(*fields.values(), strict=True)]
                      for found in (RLDSDataset(path), RLDSDataset(apply_review(path, review))))
     assert [key for key in before if key != tuple(rejected)] == after != before
@@ -87,7 +87,7 @@ def test_a_review_is_obeyed(added, tmp_path):
 def test_a_stage_draws_actions_and_items_of_the_same_frames(added):
     name, path = added
     dataset = open_dataset(path, adapter=name)
-    source = Source(dataset, ("front",))
+    source = StageDataset(dataset, ("front",))
     frame = dataset.frame(0, ["observation/front", "action", "language_instruction"])
     assert frame["action"].shape == ((8,) if "droid" in name else (7,))
     assert frame["language_instruction"] == TASK.decode()
@@ -171,11 +171,11 @@ def arrays(tmp_path_factory):
     adapter = folder / "adapter.json"
     adapter.write_text(json.dumps({"rate": 5, "facts": {"position": ["observation/state", 0], "episode_id": "file_path",
                                                         "opening": ["observation/state", 3]}}))
-    for form in ("array_record", "tfrecord"):
-        builder = ToyArrays(data_dir=folder / form, config="left", file_format=form)
+    for question_type in ("array_record", "tfrecord"):
+        builder = ToyArrays(data_dir=folder / question_type, config="left", file_format=question_type)
         builder.download_and_prepare()
-        path, _ = add_etc(str(builder.data_dir), str(folder / f"{form}_etc"), adapter=str(adapter))
-        made[form] = RLDSDataset(builder.data_dir), path
+        path, _ = add_etc(str(builder.data_dir), str(folder / f"{question_type}_etc"), adapter=str(adapter))
+        made[question_type] = RLDSDataset(builder.data_dir), path
     return made
 
 
@@ -192,7 +192,7 @@ def test_array_records_get_what_tfrecords_get(arrays):
     np.testing.assert_array_equal(dataset.column("action"), source.column("action"))
     number = int(dataset.metadata(1)["file_path"].removeprefix("success/"))
     np.testing.assert_array_equal(dataset.frame(70, ["observation/front"])["observation/front"], picture(number, 0))
-    assert sum(map(len, dataset.column("etc/form"))) > 100
+    assert sum(map(len, dataset.column("etc/question_type"))) > 100
 
 
 def test_what_it_was_made_of_is_told(arrays):

@@ -16,16 +16,16 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from data_builders.add_etc.shards import new_features
-from data_builders.build import prepare
-from data_builders.gallery import dataset_gallery, read_items, upright
+from data_builders.common.build import prepare
 from data_builders.libero_etc import libero_etc_dataset_builder as libero
 from data_builders.metaworld_etc import metaworld_etc_dataset_builder as metaworld
 from data_builders.mm_llava import mm_llava_dataset_builder as mm_llava
 from data_builders.mm_tfds import mm_tfds_dataset_builder as mm_tfds
-from data_builders.publish.__main__ import main, publish
-from data_builders.publish.facts import Facts
-from data_builders.publish.reviewed import apply_review
 from data_builders.shapes_vqa import shapes_vqa_dataset_builder as shapes_vqa
+from data_builders.tools.gallery import dataset_gallery, read_items, upright
+from data_builders.tools.publish.__main__ import main, publish
+from data_builders.tools.publish.facts import DatasetFacts
+from data_builders.tools.publish.reviewed import apply_review
 from etcvla.data.rlds import RLDSDataset
 from etcvla.data.rlds_layout import read_features
 from etcvla.etc.review import ItemKey
@@ -57,7 +57,7 @@ def records(directory, split):
 
 def all_items(directory, split="train"):
     dataset = RLDSDataset(directory, split)
-    return [ItemKey(dataset.metadata(episode)["episode_id"], step, item.form, item.question, item.answer)
+    return [ItemKey(dataset.metadata(episode)["episode_id"], step, item.question_type, item.question, item.answer)
             for episode in range(dataset.num_episodes) for step in range(STEPS)
             for item in read_items(dataset, int(dataset.starts[episode]) + step)]
 
@@ -153,7 +153,7 @@ def test_statistics_are_exact(published):
             np.testing.assert_allclose(row[key], value, rtol=1e-6, atol=1e-7, err_msg=key)
         assert row["count"] == 3 * STEPS
     assert train["items"]["items"] == len(all_items(published))
-    assert found["transform"]["sha256"] == Facts.gather(published).transform()["sha256"]
+    assert found["transform"]["sha256"] == DatasetFacts.gather(published).transform()["sha256"]
 
 
 def test_a_dataset_without_actions_is_published_as_well(tmp_path):
@@ -171,9 +171,9 @@ def test_a_dataset_without_actions_is_published_as_well(tmp_path):
 
 
 def test_the_hash_tells_features_apart(published, monkeypatch):
-    facts = Facts.gather(published)
+    facts = DatasetFacts.gather(published)
     before = facts.transform()["sha256"]
-    monkeypatch.setattr(Facts, "vectors", lambda self: ["action"])
+    monkeypatch.setattr(DatasetFacts, "vectors", lambda self: ["action"])
     assert facts.transform()["sha256"] != before
 
 
@@ -271,7 +271,7 @@ def test_a_review_leaves_out_what_was_rejected(built, tmp_path):
     np.testing.assert_array_equal(ours.frame(7, [camera])[camera], theirs.frame(7, [camera])[camera])
     assert apply_review(built, review) == reviewed
     episodes = list(tfds.builder_from_directory(str(reviewed)).as_dataset("train"))
-    assert sum(len(step["etc"]["form"]) for e in episodes for step in e["steps"].as_numpy_iterator()) == len(items) - 3
+    assert sum(len(step["etc"]["question_type"]) for e in episodes for step in e["steps"].as_numpy_iterator()) == len(items) - 3
 
 
 def test_a_reviewed_copy_has_no_card_of_its_source(published, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from data_builders import build
+from data_builders.common import build
 from data_builders.shapes_vqa.shapes_vqa_dataset_builder import Builder, ShapesConfig, make_image
 from etcvla.etc.items import GENERAL
 
@@ -55,7 +55,7 @@ def test_what_is_on_disk_is_what_was_made(episodes):
         for name, (step,) in found:
             image, items = made[name]
             etc = step["etc"]
-            for field in ("kind", "form", "question", "answer", "source"):
+            for field in ("kind", "question_type", "question", "answer", "source"):
                 assert [text.decode() for text in etc[field]] == [getattr(item, field) for item in items]
             assert {text.decode() for text in etc["grade"]} == {GENERAL}
             decoded = np.asarray(Image.open(io.BytesIO(step["observation"]["image"])), np.float32)

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data_builders.build import EpisodeBuilder, beam_examples, provenance
-from data_builders.rlds import encode_episode, robot_features
+from data_builders.common.build import EpisodeBuilder, beam_examples, provenance
+from data_builders.common.rlds import encode_episode, robot_features
 from etcvla.etc import make_items
 from tests.etc.synthetic_annotation import make_annotation
 
@@ -34,7 +34,7 @@ def make_example(job):
         annotation, images={camera: rng.integers(0, 255, (STEPS, SIZE, SIZE, 3), np.uint8) for camera in CAMERAS},
         state=rng.normal(size=(STEPS, 3)).astype(np.float32),
         action=rng.normal(size=(STEPS, 4)).astype(np.float32) if acted else None, items=items,
-        num_objects=4, episode_id=name, task="stack|lift", domain="made-up")
+        num_objects=4, episode_id=name, task="stack|lift", scene="made-up")
 
 
 class Builder(EpisodeBuilder):

@@ -25,10 +25,10 @@ def make_annotation(seed=0, steps=60, num_cameras=2, **changes):
     start, cup, goal = (np.array(point) + rng.uniform(-0.05, 0.05, 3) * [1, 1, 0]
                         for point in ([-0.25, -0.1, 0.3], [0.0, 0.1, 0.05], [0.25, 0.0, 0.2]))
     jar = np.array([-0.2, 0.25, 0.12]) + rng.uniform(-0.04, 0.04, 3)
-    knots = np.array([0, 0.4, 0.55, 0.75, 1.0]) * (steps - 1)
+    points = np.array([0, 0.4, 0.55, 0.75, 1.0]) * (steps - 1)
     stops = np.stack([start, cup, cup, (cup + goal) / 2 + [0, 0, 0.15], goal])
-    gripper = np.stack([np.interp(np.arange(steps), knots, stops[:, i]) for i in range(3)], axis=-1)
-    phase = np.searchsorted(knots[1:3], np.arange(steps))
+    gripper = np.stack([np.interp(np.arange(steps), points, stops[:, i]) for i in range(3)], axis=-1)
+    phase = np.searchsorted(points[1:3], np.arange(steps))
     held = (phase == 2)[:, None]
     position = np.stack([np.tile(jar, (steps, 1)), np.tile(goal + [0, 0.15, 0], (steps, 1)),
                          np.where(held, gripper, cup)], axis=1)

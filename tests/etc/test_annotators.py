@@ -67,8 +67,8 @@ def test_a_malformed_calibration_is_named(tmp_path, camera, problem):
 
 def _pick_and_place(*, pauses=(20, 45), steps=60):
     """Moves, stands still at the first pause and closes, carries, stands still at the second and opens, leaves."""
-    knots = [0, pauses[0] - 3, pauses[0] + 3, pauses[1] - 3, pauses[1] + 3, steps - 1]
-    position = np.stack([np.interp(np.arange(steps), knots, values) for values in (
+    points = [0, pauses[0] - 3, pauses[0] + 3, pauses[1] - 3, pauses[1] + 3, steps - 1]
+    position = np.stack([np.interp(np.arange(steps), points, values) for values in (
         [0, 0.3, 0.3, 0.0, 0.0, 0.2], [0, 0.1, 0.1, 0.4, 0.4, 0.1], [0.3, 0, 0, 0.1, 0.1, 0.4])], -1)
     times = [pauses[0] - 2, pauses[0] + 2, pauses[1] - 2, pauses[1] + 2]
     return np.interp(np.arange(steps), times, [1, 0.3, 0.3, 1]), position

@@ -4,14 +4,14 @@ from etcvla.etc.balance import Tally
 from etcvla.etc.items import Item
 
 
-def _items(form, kind, answers, question="is the gripper above or below the mug?"):
-    return [Item(kind, form, question, answer) for answer in answers]
+def _items(question_type, kind, answers, question="is the gripper above or below the mug?"):
+    return [Item(kind, question_type, question, answer) for answer in answers]
 
 
 def _tally(*groups):
     tally = Tally()
-    for form, kind, answers in groups:
-        tally.add(_items(form, kind, answers), task="reach", split="train")
+    for question_type, kind, answers in groups:
+        tally.add(_items(question_type, kind, answers), task="reach", split="train")
     return tally
 
 
@@ -22,7 +22,7 @@ def test_items_are_counted_by_every_key():
     assert tally.counts("grade") == {"task_oriented": 3, "scene_grounding": 1}
     assert tally.counts("task") == {"reach": 3, "push": 1}
     assert tally.counts("split") == {"train": 3, "val": 1}
-    assert tally.counts("form") == {"done": 3, "gripper_point": 1}
+    assert tally.counts("question_type") == {"done": 3, "gripper_point": 1}
     summary = tally.summary()
     assert summary["majority"]["done"] == {"answer": "no", "share": 0.667, "items": 3}
     assert "gripper_point" not in summary["majority"]  # coordinates have no majority

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from etcvla.etc.annotators.cache import Cache
+from etcvla.etc.annotators.cache import AnswerCache
 from etcvla.etc.annotators.detector import Detector, best_box
 
 BOX = [0.1, 0.2, 0.5, 0.6]
@@ -45,7 +45,7 @@ def model(tmp_path_factory):
 
 
 def test_a_random_model_answers_within_the_image_and_once(model, tmp_path):
-    detector = Detector(str(model), cache=Cache(tmp_path), threshold=0.0)
+    detector = Detector(str(model), cache=AnswerCache(tmp_path), threshold=0.0)
     image = np.random.default_rng(0).integers(0, 255, (24, 40, 3), np.uint8)
     found = detector._detect(image, ("cup", "plate"))
     assert {noun for noun, *_ in found} <= {"cup", "plate"}
@@ -65,4 +65,4 @@ def test_a_random_model_answers_within_the_image_and_once(model, tmp_path):
 def test_without_torch_the_extra_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ImportError, match=r"etcvla\[annotate\]"):
-        Detector("any", cache=Cache(tmp_path))
+        Detector("any", cache=AnswerCache(tmp_path))

@@ -6,14 +6,14 @@ import pytest
 import requests
 
 from etcvla.etc.annotators import endpoint as client
-from etcvla.etc.annotators.cache import Cache
+from etcvla.etc.annotators.cache import AnswerCache
 from etcvla.etc.annotators.endpoint import BudgetError, Endpoint, EndpointError
 from tests.etc.fake_endpoint import TIMEOUT, FakeEndpoint
 
 
 def _endpoint(url, tmp_path, **options):
     options = {"rate": 1000, "backoff": 0.01, "timeout": 0.3} | options
-    return Endpoint(url, "seer-7b", "secret", Cache(tmp_path), **options)
+    return Endpoint(url, "seer-7b", "secret", AnswerCache(tmp_path), **options)
 
 
 def test_a_question_goes_out_as_openai_has_it(tmp_path):
@@ -34,7 +34,7 @@ def test_an_answer_is_asked_for_once(tmp_path):
     with fake.serve() as url:
         assert [_endpoint(url, tmp_path).ask("q", [b"1"]) for _ in range(3)] == ["first"] * 3
         assert _endpoint(url, tmp_path).ask("q", [b"2"]) == "second"  # another image
-        other = Endpoint(url, "another", "", Cache(tmp_path))
+        other = Endpoint(url, "another", "", AnswerCache(tmp_path))
         assert other.ask("q", [b"1"]) == "third"
     assert [request["key"] for request in fake.requests] == ["Bearer secret", "Bearer secret", None]
 
@@ -127,17 +127,17 @@ def test_no_second_has_more_requests_than_the_rate(tmp_path, monkeypatch):
 
 
 def test_the_environment_names_the_endpoint(tmp_path):
-    made = Endpoint.from_environment(Cache(tmp_path), environ={"OPENAI_BASE_URL": "http://x/v1", "OPENAI_MODEL": "m"},
+    made = Endpoint.from_environment(AnswerCache(tmp_path), environ={"OPENAI_BASE_URL": "http://x/v1", "OPENAI_MODEL": "m"},
                                      rate=3.0)
     assert (made.base_url, made.model, made.key, made.rate) == ("http://x/v1", "m", "", 3.0)
     with pytest.raises(ValueError, match="OPENAI_MODEL is not set"):
-        Endpoint.from_environment(Cache(tmp_path), environ={"OPENAI_BASE_URL": "http://x/v1"})
+        Endpoint.from_environment(AnswerCache(tmp_path), environ={"OPENAI_BASE_URL": "http://x/v1"})
 
 
 def test_a_damaged_cache_file_is_asked_again(tmp_path):
-    cache = Cache(tmp_path)
-    key = Cache.key("a", b"b")
-    assert key != Cache.key("ab", b"")
+    cache = AnswerCache(tmp_path)
+    key = AnswerCache.key("a", b"b")
+    assert key != AnswerCache.key("ab", b"")
     cache.put(key, "kept", prompt="a")
     assert cache.get(key) == "kept"
     next(tmp_path.rglob("*.json")).write_text('{"value": "ke')

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from etcvla.etc.gallery import Entry, write_gallery
 from etcvla.etc.items import Item, format_loc
 from etcvla.etc.review import ItemKey, Review, file_name
+from etcvla.pages.gallery import GalleryEntry, write_gallery
 from tests.etc.browser import Browser
 
 NAME = "made/up/1.0.0"
@@ -20,14 +20,14 @@ ITEMS = [
 
 def key(frame, item):
     made = ITEMS[frame][item]
-    return ItemKey(f"episode/{frame}", 3 * frame, made.form, made.question, made.answer)
+    return ItemKey(f"episode/{frame}", 3 * frame, made.question_type, made.question, made.answer)
 
 
 @pytest.fixture
 def page(tmp_path):
     image = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
     write_gallery(tmp_path / "page.html", [
-        Entry(image, items, "go", step=3 * i, episode_id=f"episode/{i}") for i, items in enumerate(ITEMS)],
+        GalleryEntry(image, items, "go", step=3 * i, episode_id=f"episode/{i}") for i, items in enumerate(ITEMS)],
         "Look", dataset=NAME, split="train")
     return tmp_path / "page.html"
 
@@ -70,7 +70,7 @@ def test_verdicts_are_saved_reloaded_and_filtered(page, tmp_path):
 
 
 def test_a_loaded_file_keeps_what_the_page_does_not_show(page, tmp_path):
-    elsewhere = {"episode_id": "episode/9", "step": 0, "form": "present", "question": "?", "answer": "no",
+    elsewhere = {"episode_id": "episode/9", "step": 0, "question_type": "present", "question": "?", "answer": "no",
                  "verdict": "reject"}
     file = {"format": "etcvla-review", "version": 1, "dataset": NAME, "split": "train",
             "items": [elsewhere, key(0, 0)._asdict() | {"verdict": "reject"}]}
@@ -84,7 +84,7 @@ def test_a_loaded_file_keeps_what_the_page_does_not_show(page, tmp_path):
 
 
 def test_a_page_of_no_dataset_has_nothing_to_judge(tmp_path):
-    write_gallery(tmp_path / "page.html", [Entry(np.zeros((8, 8, 3), np.uint8), ITEMS[0])], "Look")
+    write_gallery(tmp_path / "page.html", [GalleryEntry(np.zeros((8, 8, 3), np.uint8), ITEMS[0])], "Look")
     text = (tmp_path / "page.html").read_text()
     assert 'data-say="' not in text
     assert 'id="save"' not in text
@@ -98,7 +98,7 @@ HEAD = {"format": "etcvla-review", "version": 1, "dataset": "d", "split": "s"}
     ("[]", "is not a review"),
     ('{"format": "etcvla-review", "version": 2}', "expected 'etcvla-review', 1"),
     (json.dumps(HEAD | {"items": [{"step": 1, "verdict": "accept"}]}),
-     r"items\[0\]: episode_id, form, question, answer missing"),
+     r"items\[0\]: episode_id, question_type, question, answer missing"),
     (json.dumps(HEAD | {"items": [key(0, 0)._asdict() | {"verdict": "maybe"}]}),
      "verdict is 'maybe', expected accept or reject"),
 ])

@@ -9,17 +9,17 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from etcvla.etc import make_items, shapes
-from etcvla.etc.forms import FORMS, GENERAL_FORMS, WORDS, answer_type, ask, clean, read
 from etcvla.etc.geometry import iou, path_distance, resample
 from etcvla.etc.items import NUM_LOC, Item, format_loc, parse_loc
+from etcvla.etc.question_types import GENERAL_QUESTION_TYPES, QUESTION_TYPES, WORDS, answer_type, ask, clean, read
 from etcvla.etc.score import baseline, majority_answers, measure, read_answer, score
 from tests.etc.synthetic_annotation import make_annotation
 
 unit = st.floats(0, 1, exclude_max=True, allow_subnormal=False)  # slopes over those overflow
 
 
-def item(form, answer, question="?"):
-    return Item(FORMS[form].kind, form, question, answer)
+def item(question_type, answer, question="?"):
+    return Item(QUESTION_TYPES[question_type].kind, question_type, question, answer)
 
 
 # --- locations and questions, there and back -----------------------------------------------------------------------
@@ -44,15 +44,15 @@ def test_what_is_no_location():
         assert parse_loc(text, 2) is None
 
 
-@given(st.sampled_from(sorted(FORMS)), unit, st.sampled_from(["cup", "drawer handle", "sugar jar"]),
+@given(st.sampled_from(sorted(QUESTION_TYPES)), unit, st.sampled_from(["cup", "drawer handle", "sugar jar"]),
        st.sampled_from(["open the drawer", "push the puck to the goal", "close it, then stop"]))
-def test_questions_round_trip(form, paraphrase, noun, instruction):
+def test_questions_round_trip(question_type, paraphrase, noun, instruction):
     box = format_loc([0.1, 0.2, 0.3, 0.4])
-    slots = {"a": "gripper", "b": noun, "object": noun, "instruction": instruction, "phase": f"move to the {noun}",
+    target_positions = {"a": "gripper", "b": noun, "object": noun, "instruction": instruction, "phase": f"move to the {noun}",
              "box": box, "view": "wrist", "place": "top left", "objects": f"{noun}, mug, door"}
-    found = read(form, ask(form, paraphrase, slots))
-    assert found == {name: slots[name] for name in found}
-    assert len(FORMS[form].questions) >= 3
+    found = read(question_type, ask(question_type, paraphrase, target_positions))
+    assert found == {name: target_positions[name] for name in found}
+    assert len(QUESTION_TYPES[question_type].questions) >= 3
 
 
 def test_instructions_stand_in_a_sentence():
@@ -103,11 +103,11 @@ def test_a_grasp_point_lies_on_what_it_names_or_not():
     assert "inside" not in measure("grasp_point", truth, truth) | measure("place_point", truth, truth, box)
 
 
-@pytest.mark.parametrize("form", [form for form in FORMS if FORMS[form].answer != WORDS])
+@pytest.mark.parametrize("question_type", [question_type for question_type in QUESTION_TYPES if QUESTION_TYPES[question_type].answer != WORDS])
 @pytest.mark.parametrize("prediction", ["", "left", "<loc0001>", "<loc0001><loc0002><loc0003>", "<loc0001> <loc9999>"])
-def test_unreadable_predictions_are_wrong_by_the_worst_measure(form, prediction):
-    truth = format_loc([0.1, 0.1, 0.2, 0.2] if FORMS[form].answer == "box" else [0.1, 0.1])
-    result = measure(form, truth, prediction)
+def test_unreadable_predictions_are_wrong_by_the_worst_measure(question_type, prediction):
+    truth = format_loc([0.1, 0.1, 0.2, 0.2] if QUESTION_TYPES[question_type].answer == "box" else [0.1, 0.1])
+    result = measure(question_type, truth, prediction)
     assert result["correct"] == 0 and result.get("iou", 0) == 0
     assert result.get("distance", math.sqrt(2)) == pytest.approx(math.sqrt(2))
 
@@ -117,7 +117,7 @@ def test_user_errors():
         score("grasp_points", "<loc0001><loc0001>", "")
     with pytest.raises(ValueError, match="true answer 'left' is not a box"):
         score("locate_box", "left", "left")
-    with pytest.raises(ValueError, match='"form" or "question"'):
+    with pytest.raises(ValueError, match='"question_type" or "question"'):
         baseline([], [], by="kind")
 
 
@@ -127,11 +127,11 @@ def test_every_true_answer_scores_one():
 
 
 def test_general_forms_are_registered_with_how_they_are_read():
-    assert set(shapes.FORMS) | {"vqa", "trace"} == set(GENERAL_FORMS)
+    assert set(shapes.QUESTION_TYPES) | {"vqa", "trace"} == set(GENERAL_QUESTION_TYPES)
     rng = np.random.default_rng(0)
     for _ in range(40):
         for made in shapes.make_items(shapes.sample_scene(rng), rng):
-            assert (answer_type(made.form) == WORDS) == ("<loc" not in made.answer)
+            assert (answer_type(made.question_type) == WORDS) == ("<loc" not in made.answer)
             assert score(made, made.answer, made.answer) == 1
 
 

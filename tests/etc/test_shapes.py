@@ -8,14 +8,25 @@ import numpy as np
 import pytest
 
 from etcvla.etc import shapes
-from etcvla.etc.forms import answer_type
 from etcvla.etc.items import GENERAL, Item, format_loc, parse_loc
+from etcvla.etc.question_types import answer_type
 from etcvla.etc.score import score
-from etcvla.etc.shapes import COLORS, FORMS, SHAPES, TEXT, Scene, Thing, check, draw_scene, make_items, sample_scene
+from etcvla.etc.shapes import (
+    COLORS,
+    SHAPES,
+    SHAPES_QUESTIONS,
+    TEXT,
+    ShapesObject,
+    ShapesScene,
+    check,
+    draw_scene,
+    make_items,
+    sample_scene,
+)
 
 
 @pytest.fixture(scope="module")
-def corpus() -> list[tuple[Scene, list[Item]]]:
+def corpus() -> list[tuple[ShapesScene, list[Item]]]:
     rng = np.random.default_rng(0)
     scenes = [sample_scene(rng) for _ in range(1500)]
     return [(scene, make_items(scene, rng)) for scene in scenes]
@@ -26,21 +37,21 @@ def answers(corpus) -> dict[str, Counter]:
     counts = defaultdict(Counter)
     for _, items in corpus:
         for item in items:
-            counts[item.form][item.answer] += 1
+            counts[item.question_type][item.answer] += 1
     return counts
 
 
-def _plain(*things: Thing) -> Scene:
-    return Scene(things, (128, 128, 128))
+def _plain(*things: ShapesObject) -> ShapesScene:
+    return ShapesScene(things, (128, 128, 128))
 
 
 LEFT_RED, RIGHT_RED, BLUE = (
-    Thing("circle", "red", "large", (0.1, 0.1, 0.4, 0.4)), Thing("circle", "red", "small", (0.1, 0.7, 0.3, 0.9)),
-    Thing("square", "blue", "large", (0.6, 0.1, 0.9, 0.4)))
+    ShapesObject("circle", "red", "large", (0.1, 0.1, 0.4, 0.4)), ShapesObject("circle", "red", "small", (0.1, 0.7, 0.3, 0.9)),
+    ShapesObject("square", "blue", "large", (0.6, 0.1, 0.9, 0.4)))
 THREE = _plain(LEFT_RED, RIGHT_RED, BLUE)
 
 
-def _pixels(image: np.ndarray, scene: Scene, thing: Thing) -> np.ndarray:
+def _pixels(image: np.ndarray, scene: ShapesScene, thing: ShapesObject) -> np.ndarray:
     """bool[H, W]: pixels nearer to the thing's colour than to the background."""
     to_thing = np.linalg.norm(image - np.array(COLORS[thing.color], float), axis=-1)
     return to_thing < np.linalg.norm(image - np.array(scene.background, float), axis=-1)
@@ -52,7 +63,7 @@ def test_a_shape_fills_its_box_and_nothing_outside(name):
     for seed in range(8):
         rng = np.random.default_rng(seed)
         thing = shapes._place(rng, [], name, "white", "large")
-        scene = Scene((thing,), (60, 60, 60))
+        scene = ShapesScene((thing,), (60, 60, 60))
         rows, columns = np.nonzero(_pixels(shapes.render(scene, rng, size), scene, thing))
         drawn = np.array([rows.min(), columns.min(), rows.max() + 1, columns.max() + 1]) / size
         np.testing.assert_allclose(drawn, thing.box, atol=1.6 / size)
@@ -62,7 +73,7 @@ def test_a_text_fills_its_box():
     rng = np.random.default_rng(3)
     for text in ("A", "7K", "WQJ"):
         thing = shapes._place(rng, [], TEXT, "white", "small", text)
-        scene = Scene((thing,), (60, 60, 60))
+        scene = ShapesScene((thing,), (60, 60, 60))
         rows, columns = np.nonzero(_pixels(shapes.render(scene, rng, 192), scene, thing))
         drawn = np.array([rows.min(), columns.min(), rows.max() + 1, columns.max() + 1]) / 192
         np.testing.assert_allclose(drawn, thing.box, atol=2.5 / 192)
@@ -72,8 +83,8 @@ def test_a_text_fills_its_box():
                                              ("diamond", 0.5)])
 def test_a_shape_has_its_area(name, share):
     box = (0.2, 0.2, 0.8, 0.2 + 0.6 * (0.62 if name == "diamond" else 1))
-    thing = Thing(name, "white", "large", box)
-    scene = Scene((thing,), (60, 60, 60))
+    thing = ShapesObject(name, "white", "large", box)
+    scene = ShapesScene((thing,), (60, 60, 60))
     inside = _pixels(shapes.render(scene, np.random.default_rng(0), 200), scene, thing).mean()
     area = (box[2] - box[0]) * (box[3] - box[1])
     assert inside / area == pytest.approx(share or 1.0, abs=0.03)
@@ -107,7 +118,7 @@ def test_every_item_follows_from_its_scene(corpus):
 def test_every_scene_has_five_to_eight_items_of_different_forms(corpus):
     for _, items in corpus:
         assert 5 <= len(items) <= 8
-        assert len({item.form for item in items}) == len(items)
+        assert len({item.question_type for item in items}) == len(items)
         assert all(item.grade == GENERAL and item.source == "oracle" for item in items)
 
 
@@ -115,17 +126,17 @@ def test_every_form_and_paraphrase_occurs(corpus):
     asked = defaultdict(set)
     for _, items in corpus:
         for item in items:
-            form = FORMS[item.form]
-            assert item.kind == form.kind
-            asked[item.form] |= {q for q in form.questions if shapes._pattern(q).fullmatch(item.question)}
-    assert asked == {name: set(form.questions) for name, form in FORMS.items()}
+            question_type = SHAPES_QUESTIONS[item.question_type]
+            assert item.kind == question_type.kind
+            asked[item.question_type] |= {q for q in question_type.questions if shapes._pattern(q).fullmatch(item.question)}
+    assert asked == {name: set(question_type.questions) for name, question_type in SHAPES_QUESTIONS.items()}
 
 
 def test_scoring_knows_every_form_and_accepts_the_truth(corpus):
     for _, items in corpus[:200]:
         for item in items:
-            assert answer_type(item.form)
-            assert score(item.form, item.answer, item.answer) == 1
+            assert answer_type(item.question_type)
+            assert score(item.question_type, item.answer, item.answer) == 1
 
 
 def test_texts_are_lower_case(corpus):
@@ -140,11 +151,11 @@ def test_a_wrong_answer_is_caught(corpus):
     others = defaultdict(set)
     for _, items in corpus[:300]:
         for item in items:
-            others[item.form].add(item.answer)
+            others[item.question_type].add(item.answer)
     tried = 0
     for scene, items in corpus[300:400]:
         for item in items:
-            for answer in sorted(others[item.form] - {item.answer})[:5]:
+            for answer in sorted(others[item.question_type] - {item.answer})[:5]:
                 assert check(dataclasses.replace(item, answer=answer), scene), (item, answer)
                 tried += 1
     assert tried > 1000
@@ -153,13 +164,13 @@ def test_a_wrong_answer_is_caught(corpus):
 def test_a_shifted_box_is_caught(corpus):
     for scene, items in corpus[:100]:
         for item in items:
-            if item.form == "locate_box":
+            if item.question_type == "locate_box":
                 box = parse_loc(item.answer, 4)[0]
                 assert check(dataclasses.replace(item, answer=format_loc(np.roll(box, 1))), scene)
                 assert check(dataclasses.replace(item, answer=format_loc(box + 0.01)), scene)
 
 
-@pytest.mark.parametrize(("form", "question", "answer"), [
+@pytest.mark.parametrize(("question_type", "question", "answer"), [
     ("locate_box", "locate the red circle.", "<loc0102><loc0102><loc0409><loc0409>"),  # there are two
     ("locate_box", "locate the green circle.", "<loc0102><loc0102><loc0409><loc0409>"),  # there is none
     ("relation_height", "is the large red circle above or below the small red circle?", "above"),  # level
@@ -168,15 +179,15 @@ def test_a_shifted_box_is_caught(corpus):
     ("read_text", "read the text.", ""),  # no text
     ("identify", "which object is at <loc0000><loc0000><loc0100><loc0100>?", "red circle"),  # nothing there
     ("count_all", "how many shapes are there, roughly?", "3"),  # not our words
-    ("caption", "what is the blue shape?", "square"),  # another form's
+    ("caption", "what is the blue shape?", "square"),  # another question_type's
     ("no_form", "what is in the image?", "square"),
 ])
-def test_a_question_without_one_answer_is_caught(form, question, answer):
-    kind = FORMS[form].kind if form in FORMS else "caption"
-    assert check(Item(kind, form, question, answer), THREE)
+def test_a_question_without_one_answer_is_caught(question_type, question, answer):
+    kind = SHAPES_QUESTIONS[question_type].kind if question_type in SHAPES_QUESTIONS else "caption"
+    assert check(Item(kind, question_type, question, answer), THREE)
 
 
-@pytest.mark.parametrize(("form", "question", "answer"), [
+@pytest.mark.parametrize(("question_type", "question", "answer"), [
     ("caption", "what is in the image?", "red circle, blue square, red circle"),
     ("describe", "describe the square.", "blue square, bottom left"),
     ("color", "what color is the square?", "blue"),
@@ -195,11 +206,11 @@ def test_a_question_without_one_answer_is_caught(form, question, answer):
     ("relation_holds", "is the blue square above the large red circle?", "no"),
     ("read_text", "what does the text say?", "a7"),
 ])
-def test_answers_of_a_known_scene(form, question, answer):
-    text = Thing(TEXT, "white", "small", (0.7, 0.7, 0.8, 0.8), text="A7")
+def test_answers_of_a_known_scene(question_type, question, answer):
+    text = ShapesObject(TEXT, "white", "small", (0.7, 0.7, 0.8, 0.8), text="A7")
     scene = _plain(BLUE, LEFT_RED, RIGHT_RED, text)
-    assert check(Item(FORMS[form].kind, form, question, answer), scene) is None
-    assert check(Item(FORMS[form].kind, form, question, answer + "x"), scene)
+    assert check(Item(SHAPES_QUESTIONS[question_type].kind, question_type, question, answer), scene) is None
+    assert check(Item(SHAPES_QUESTIONS[question_type].kind, question_type, question, answer + "x"), scene)
 
 
 def test_an_unknown_noun_is_an_error():
@@ -207,25 +218,25 @@ def test_an_unknown_noun_is_an_error():
         THREE.find("red mug")
 
 
-@pytest.mark.parametrize("form", ["exist", "relation_holds", "relation_side", "relation_height"])
-def test_two_way_answers_are_balanced(answers, form):
-    assert len(answers[form]) == 2
-    counts = list(answers[form].values())
+@pytest.mark.parametrize("question_type", ["exist", "relation_holds", "relation_side", "relation_height"])
+def test_two_way_answers_are_balanced(answers, question_type):
+    assert len(answers[question_type]) == 2
+    counts = list(answers[question_type].values())
     assert abs(counts[0] - counts[1]) < 4 * sum(counts) ** 0.5  # four standard deviations
 
 
-@pytest.mark.parametrize("form", ["count_color", "count_shape", "count_all"])
-def test_no_count_dominates(answers, form):
-    assert max(answers[form].values()) / sum(answers[form].values()) < 0.45
-    assert {"1", "2", "3", "4"} <= set(answers[form])
+@pytest.mark.parametrize("question_type", ["count_color", "count_shape", "count_all"])
+def test_no_count_dominates(answers, question_type):
+    assert max(answers[question_type].values()) / sum(answers[question_type].values()) < 0.45
+    assert {"1", "2", "3", "4"} <= set(answers[question_type])
 
 
 def test_absent_things_share_a_word_with_present_ones(corpus):
     """Else "is there an X?" could be answered from the colour or the shape alone."""
     absent = [(scene, item) for scene, items in corpus for item in items
-              if item.form == "exist" and item.answer == "no"]
+              if item.question_type == "exist" and item.answer == "no"]
     for scene, item in absent:
-        color, name = FORMS["exist"].parse(item.question)["a"].split()[1:]
+        color, name = SHAPES_QUESTIONS["exist"].parse(item.question)["a"].split()[1:]
         assert scene.find(f"{color} shape") or scene.find(name)
 
 

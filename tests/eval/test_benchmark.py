@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from etcvla.eval.benchmark import Benchmark, cells, check_fit, checkpoint_hash, lines, score
-from etcvla.eval.stats import wilson
-from etcvla.eval.trials import Protocol, Result, Trial
+from etcvla.eval.trials import EvalProtocol, Trial, TrialResult
 from etcvla.sims import suites
 from etcvla.sims.suites import Suite
+from etcvla.stats import wilson
 
 SUITE = Suite("metaworld_made", ("drawer-open", "drawer-close"), "source", 500, 96,
               ("Open the drawer.", "Close the drawer."), None, 4, 4, {"metaworld": "3"})
@@ -18,29 +18,29 @@ STATES = dataclasses.replace(SUITE, initial_states=3)
 
 
 def result(task, i, success, *, intention=True, perturbation=""):
-    return Result(Trial("source", task, i, perturbation=perturbation), success, 10, 1.0 if success else 0.25, intention,
+    return TrialResult(Trial("source", task, i, perturbation=perturbation), success, 10, 1.0 if success else 0.25, intention,
                   "", 0.0)
 
 
 def test_every_trial_of_every_cell_is_played_once():
-    asked = Benchmark(SUITE, SUITE.tasks, 3, Protocol(), ("right", "wrong_instruction"), ("", "camera:2"), films=1)
+    asked = Benchmark(SUITE, SUITE.tasks, 3, EvalProtocol(), ("right", "wrong_instruction"), ("", "camera:2"), videos=1)
     played = asked.episodes()
     assert len(played) == len({trial.key for trial in played}) == 2 * 3 * 2 * 2
-    assert sum(trial.film for trial in played) == 2 * 2 * 2
-    assert {trial.instruction_of for trial in played if trial.condition == "wrong_instruction"} == set(SUITE.tasks)
+    assert sum(trial.video for trial in played) == 2 * 2 * 2
+    assert {trial.instruction_of for trial in played if trial.intervention == "wrong_instruction"} == set(SUITE.tasks)
     assert asked.words() == ["Close the drawer.", "Open the drawer."]
-    assert len(Benchmark(SUITE, SUITE.tasks, 3, Protocol(), perturbations=("language:3",)).words()) > 2
+    assert len(Benchmark(SUITE, SUITE.tasks, 3, EvalProtocol(), perturbations=("language:3",)).words()) > 2
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"conditions": ("rigth",)}, "unknown condition 'rigth', did you mean 'right'"),
+    ({"interventions": ("rigth",)}, "unknown intervention 'rigth', did you mean 'right'"),
     ({"perturbations": ("camra:1",)}, "unknown perturbation axis 'camra', did you mean 'camera'"),
     ({"perturbations": ("light:4",)}, r"'light:4': its strength is one of \(1, 2, 3\), as in light:1"),
     ({"trials": 4}, "4 trials: metaworld_made has 3 initial states a task, each played once"),
     ({"trials": 0}, "0 trials")])
 def test_what_cannot_be_played_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        Benchmark(**{"suite": STATES, "tasks": STATES.tasks, "trials": 3, "protocol": Protocol()} | changes)
+        Benchmark(**{"suite": STATES, "tasks": STATES.tasks, "trials": 3, "protocol": EvalProtocol()} | changes)
 
 
 @pytest.mark.parametrize(("spec", "message"), [

@@ -10,16 +10,16 @@ def act(chunks, steps, length=4):
     """(looks, actions float[steps, 2]); a chunk's action is (step of its look, its own step)."""
     looks, actions = [], []
     for step in range(steps):
-        if chunks.hungry:
+        if chunks.needs_query:
             looks.append(step)
             chunks.add(np.array([[step, step + i] for i in range(length)], np.float32))
         actions.append(chunks.next())
     return looks, np.array(actions)
 
 
-@pytest.mark.parametrize(("replan", "looks"), [(0, [0, 4, 8]), (3, [0, 3, 6, 9]), (1, list(range(10)))])
-def test_the_newest_chunk_is_acted_on(replan, looks):
-    looked, actions = act(Chunks(replan), 10)
+@pytest.mark.parametrize(("replan_steps", "looks"), [(0, [0, 4, 8]), (3, [0, 3, 6, 9]), (1, list(range(10)))])
+def test_the_newest_chunk_is_acted_on(replan_steps, looks):
+    looked, actions = act(Chunks(replan_steps), 10)
     assert looked == looks
     assert actions[:, 1].tolist() == list(range(10))
     assert actions[:, 0].tolist() == [max(look for look in looks if look <= step) for step in range(10)]
@@ -47,5 +47,5 @@ def test_what_cannot_be_is_refused():
         Chunks(-1)
     with pytest.raises(ValueError, match="must not be negative"):
         Chunks(1, ensemble=-0.1)
-    with pytest.raises(ValueError, match="a chunk of 2 actions, but the next look is after replan = 3"):
+    with pytest.raises(ValueError, match="a chunk of 2 actions, but the next look is after replan_steps = 3"):
         Chunks(3).add(np.zeros((2, 1)))

@@ -15,10 +15,10 @@ def test_questions_are_of_the_split_that_was_not_learnt(tmp_path):
     _write(tmp_path, "val", (2,))
     held_out, training = open_splits(str(tmp_path), ("front",))
     assert (held_out.dataset.split, training.dataset.split) == ("val", "train")
-    _write(tmp_path / "leak", "train", (0, 1))
-    _write(tmp_path / "leak", "val", (1,))
+    _write(tmp_path / "gradient_scale", "train", (0, 1))
+    _write(tmp_path / "gradient_scale", "val", (1,))
     with pytest.raises(ValueError, match="1 episodes are both learnt from"):
-        open_splits(str(tmp_path / "leak"), ("front",))
+        open_splits(str(tmp_path / "gradient_scale"), ("front",))
 
 
 def test_a_set_of_held_out_looks_has_nothing_to_learn(tmp_path):

@@ -1,4 +1,4 @@
-"""Acting at knots, with a policy made of rules in the place of the stage's."""
+"""Acting at points, with a policy made of rules in the place of the stage's."""
 
 import types
 
@@ -7,12 +7,12 @@ import pytest
 
 from etcvla.eval import in_loop
 from etcvla.eval.benchmark import Benchmark
-from etcvla.eval.trials import Protocol
+from etcvla.eval.trials import EvalProtocol
 from etcvla.sims.suites import Suite
 
 pytest.importorskip("metaworld")
 SUITE = Suite("made", ("drawer-close",), "source", 500, 32, ("Close the drawer.",), None, 4, 4, {})
-PROTOCOL = Protocol(max_steps=10, replan=5, image_size=32, workers=1)
+PROTOCOL = EvalProtocol(max_steps=10, replan_steps=5, image_size=32, workers=1)
 
 
 class Rules:
@@ -58,7 +58,7 @@ def test_a_config_says_what_is_asked(monkeypatch, suite):
 
     def acting(stage, mesh, *, benchmark, python):
         protocol = benchmark.protocol
-        assert (benchmark.tasks, benchmark.trials, protocol.replan, protocol.workers) == (SUITE.tasks, 3, 4, 2)
+        assert (benchmark.tasks, benchmark.trials, protocol.replan_steps, protocol.workers) == (SUITE.tasks, 3, 4, 2)
         return lambda params: {"act": params + 1}
 
     monkeypatch.setattr(in_loop, "Acting", acting)

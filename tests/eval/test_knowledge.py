@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from etcvla.data.rlds import RLDSDataset
-from etcvla.data.rows import Source
+from etcvla.data.rows import StageDataset
 from etcvla.eval import knowledge
 from etcvla.eval.knowledge import Probe, cka, coverage, drift, gains, trace
 from etcvla.models.decode import sample_actions
@@ -114,8 +114,8 @@ def test_a_model_has_not_drifted_from_itself_but_from_another(policy):
 
 
 def test_probes_are_frames_with_a_box_and_need_one(tmp_path):
-    source = Source(RLDSDataset(write_robot_set(tmp_path)), ("front", "wrist"))
-    with pytest.raises(ValueError, match="no question of the form locate_box"):
+    source = StageDataset(RLDSDataset(write_robot_set(tmp_path)), ("front", "wrist"))
+    with pytest.raises(ValueError, match="no question of the question_type locate_box"):
         knowledge.draw_probes(source, 3)
 
 

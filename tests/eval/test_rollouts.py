@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from etcvla.eval.benchmark import wrong_instruction
-from etcvla.eval.evaluate import Spec, trials
-from etcvla.eval.films import LINE
-from etcvla.eval.ledger import Ledger
+from etcvla.eval.evaluate import EvaluationSpec, trials
+from etcvla.eval.results_log import ResultsLog
 from etcvla.eval.rollouts import Workers, _Worker, evaluate, table
-from etcvla.eval.trials import Protocol, Trial
+from etcvla.eval.trials import EvalProtocol, Trial
 from etcvla.eval.worker import GREY, _portable
+from etcvla.pages.videos import LINE
 from etcvla.sims import suites
 
 pytest.importorskip("metaworld")
@@ -42,7 +42,7 @@ class Rules:
         return np.tile(np.array(actions, np.float32)[:, None], (1, 10, 1))
 
 
-PROTOCOL = Protocol(max_steps=20, replan=5, image_size=32, workers=2)
+PROTOCOL = EvalProtocol(max_steps=20, replan_steps=5, image_size=32, workers=2)
 TWO = [Trial("source", "drawer-close", 0), Trial("source", "drawer-close", 1)]
 
 
@@ -50,7 +50,7 @@ def test_the_number_of_workers_changes_nothing():
     steps = []
     for workers in (1, 2):
         policy = Rules(noisy=True)
-        results = evaluate(policy, TWO, Protocol(max_steps=20, replan=5, image_size=32, workers=workers), what="test")
+        results = evaluate(policy, TWO, EvalProtocol(max_steps=20, replan_steps=5, image_size=32, workers=workers), what="test")
         assert [r.trial for r in results] == TWO and all(r.steps == 20 and not r.success for r in results)
         shown = sorted((o["seed"], o["state"].tobytes(), o["images"]["front"].tobytes()) for o in policy.seen)
         steps.append(list(dict.fromkeys(shown)))
@@ -59,7 +59,7 @@ def test_the_number_of_workers_changes_nothing():
 
 def test_conditions_change_what_the_policy_is_shown_and_nothing_else():
     policy = Rules()
-    shown = [Trial("source", "drawer-close", 0, film=True),
+    shown = [Trial("source", "drawer-close", 0, video=True),
              Trial("source", "drawer-close", 0, "wrong_instruction", "drawer-open"),
              Trial("source", "drawer-close", 0, "blank_image")]
     results = evaluate(policy, shown, PROTOCOL, what="test")
@@ -67,9 +67,9 @@ def test_conditions_change_what_the_policy_is_shown_and_nothing_else():
     assert len(words) == 2 and any("close" in w for w in words) and any("open" in w for w in words)
     blank = [o for o in policy.seen if (o["images"]["front"] == GREY).all()]
     assert len({o["seed"] for o in blank}) == 4 and (blank[0]["images"]["wrist"] == GREY).all()
-    *film, end = results[0].frames  # small frames are enlarged; a path at every look
-    assert len(film) == 4 and end.shape == (192, 192, 3) and results[1].frames is None
-    assert all((frame[96, 96] == LINE).all() for frame in film) and not (end == LINE).all(axis=-1).any()
+    *video, end = results[0].frames  # small frames are enlarged; a path at every look
+    assert len(video) == 4 and end.shape == (192, 192, 3) and results[1].frames is None
+    assert all((frame[96, 96] == LINE).all() for frame in video) and not (end == LINE).all(axis=-1).any()
     assert table(results)["blank_image"] == {"source": {"drawer-close": [0, 1]}}
     assert [result.row()["instruction_of"] for result in results] == ["drawer-close", "drawer-open", "drawer-close"]
 
@@ -93,13 +93,13 @@ def test_two_runs_and_an_interrupted_one_give_the_same_rows(tmp_path):
               for name in ("", "language:2")]
     with Workers(PROTOCOL.workers) as workers:
         for name in ("a", "b"):
-            evaluate(Rules(noisy=True), played, PROTOCOL, what="test", ledger=Ledger(tmp_path / name, {}),
+            evaluate(Rules(noisy=True), played, PROTOCOL, what="test", results_log=ResultsLog(tmp_path / name, {}),
                      workers=workers)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(Interrupted(noisy=True), played, PROTOCOL, what="test", ledger=Ledger(tmp_path / "c", {}))
+        evaluate(Interrupted(noisy=True), played, PROTOCOL, what="test", results_log=ResultsLog(tmp_path / "c", {}))
     assert 0 < len(rows(tmp_path / "c")) < len(played)
     policy = Rules(noisy=True)
-    evaluate(policy, played, PROTOCOL, what="test", ledger=Ledger(tmp_path / "c", {}))
+    evaluate(policy, played, PROTOCOL, what="test", results_log=ResultsLog(tmp_path / "c", {}))
     assert rows(tmp_path / "a") == rows(tmp_path / "b") == rows(tmp_path / "c")
     assert [(row["task"], row["perturbation"]) for row in rows(tmp_path / "a")] == [
         (trial.task, trial.perturbation) for trial in played]
@@ -113,9 +113,9 @@ def test_a_workers_error_reaches_the_caller():
 
 def test_bad_protocols_are_refused():
     with pytest.raises(ValueError, match="chunk of 10"):
-        evaluate(Rules(), TWO, Protocol(replan=11), what="test")
+        evaluate(Rules(), TWO, EvalProtocol(replan_steps=11), what="test")
     with pytest.raises(ValueError, match="positive"):
-        Protocol(workers=0)
+        EvalProtocol(workers=0)
 
 
 @pytest.mark.parametrize("dead", [False, True])  # it dies after, or before, it is sent anything
@@ -126,7 +126,7 @@ def test_a_worker_that_dies_is_an_error_and_not_a_hang(tmp_path, dead, monkeypat
     start = _Worker._start
     monkeypatch.setattr(_Worker, "_start", lambda worker: (start(worker), worker._process.wait() if dead else None))
     with Workers(1, str(python)) as workers, pytest.raises(RuntimeError, match="a simulator worker died"):
-        evaluate(Rules(), TWO, Protocol(workers=1), what="test", workers=workers)
+        evaluate(Rules(), TWO, EvalProtocol(workers=1), what="test", workers=workers)
 
 
 def test_the_wrong_instruction_is_the_opposite_where_there_is_one():
@@ -138,14 +138,14 @@ def test_the_wrong_instruction_is_the_opposite_where_there_is_one():
 
 
 def test_a_spec_lists_every_trial_once():
-    spec = Spec(tasks=("drawer-open", "drawer-close"), domains=("source", "target"),
-                conditions=("right", "wrong_instruction"), trials=3, control_trials=2, films=1, questions=1,
+    spec = EvaluationSpec(tasks=("drawer-open", "drawer-close"), scenes=("source", "target"),
+                interventions=("right", "wrong_instruction"), trials=3, control_trials=2, videos=1, questions=1,
                 datasets={}, protocol=PROTOCOL, seed=0)
     listed = trials(spec)
     assert len(listed) == len(set(listed)) == 2 * 2 * (3 + 2)
-    assert sum(t.film for t in listed) == 2 * 2 * 2
-    with pytest.raises(ValueError, match="unknown condition"):
-        Spec(**{**vars(spec), "conditions": ("dark",)})
+    assert sum(t.video for t in listed) == 2 * 2 * 2
+    with pytest.raises(ValueError, match="unknown intervention"):
+        EvaluationSpec(**{**vars(spec), "interventions": ("dark",)})
 
 
 @pytest.mark.parametrize(("module", "others"), [("etcvla.eval.worker", "jax"), ("etcvla.eval.benchmark", "mujoco"),

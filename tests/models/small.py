@@ -62,19 +62,19 @@ def write_segment(batch: dict, row: int, at: int, number: int, prompt: list[int]
     return columns
 
 
-def acting_rows(rng, *, lessons):
-    """Rows with an action prompt of another length each; `lessons` adds FAST targets and a second segment."""
+def acting_rows(rng, *, segments):
+    """Rows with an action prompt of another length each; `segments` adds FAST targets and a second segment."""
     batch = random_rows(rng, ROWS)
     batch["image_mask"][1, 0] = False
     for row, prompt in enumerate(PROMPTS):
-        at = write_segment(batch, row, 0, 1, prompt, [50, 51, 1] if lessons else []).stop
-        if lessons:
+        at = write_segment(batch, row, 0, 1, prompt, [50, 51, 1] if segments else []).stop
+        if segments:
             write_segment(batch, row, at, 2, [2, 30, 31, 3], [40, 1])
     batch["action_segment"][:] = 1
     return batch
 
 
-def noise_and_time(rng, draws):
+def noise_and_time(rng, noise_samples):
     """R noisy chunks a row and their flow times."""
-    return (rng.normal(size=(ROWS, draws, SIZES["P"], SIZES["A"])).astype(np.float32),
-            rng.uniform(0.1, 1, (ROWS, draws)).astype(np.float32))
+    return (rng.normal(size=(ROWS, noise_samples, SIZES["P"], SIZES["A"])).astype(np.float32),
+            rng.uniform(0.1, 1, (ROWS, noise_samples)).astype(np.float32))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from etcvla.models.decode import decode_text, look_and_sample, sample_actions, see
+from etcvla.models.decode import cache_images, decode_text, sample_actions, sample_with_image_cache
 from etcvla.models.vla import VLA
 from tests.models.small import (
     CONFIG,
@@ -47,19 +47,19 @@ def full_pass(model, params, *args):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
-def decode(model, params, batch, eos, temperature=0.0, key=None, look=None, allowed=None):
-    return decode_text(model, params, batch, max_new=NEW, eos=eos, temperature=temperature, key=key, look=look,
+def decode(model, params, batch, eos, temperature=0.0, key=None, image_cache=None, allowed=None):
+    return decode_text(model, params, batch, max_new=NEW, eos=eos, temperature=temperature, key=key, image_cache=image_cache,
                        allowed=allowed)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def sample(model, params, batch, noise, look=None):
-    return sample_actions(model, params, batch, noise, STEPS, look=look)
+def sample(model, params, batch, noise, image_cache=None):
+    return sample_actions(model, params, batch, noise, STEPS, image_cache=image_cache)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def look_at(model, params, batch):
-    return see(model, params, batch["images"], batch["image_mask"])
+    return cache_images(model, params, batch["images"], batch["image_mask"])
 
 
 def full_logits(model, params, batch, prompts, written):
@@ -92,22 +92,22 @@ def plain():
 
 
 def asked():
-    return acting_rows(np.random.default_rng(3), lessons=False)
+    return acting_rows(np.random.default_rng(3), segments=False)
 
 
 def test_logits_from_a_cache_equal_one_pass(plain):
-    """The look, then the prompts as one block, then token by token: every logit of the teacher-forced pass."""
+    """The image_cache, then the prompts as one block, then token by token: every logit of the teacher-forced pass."""
     model, params = plain
     batch = asked()
     targets = np.random.default_rng(4).integers(4, 64, (ROWS, NEW))
     expected = full_logits(model, params, batch, PROMPTS, targets)
     run = jax.jit(lambda method, *args: model.apply({"params": params}, *args, method=method), static_argnums=0)
-    look = look_at(model, params, batch)
-    num_images, width = look.there.shape[1], max(map(len, PROMPTS))
+    image_cache = look_at(model, params, batch)
+    num_images, width = image_cache.there.shape[1], max(map(len, PROMPTS))
     start = num_images + width
-    cache = tuple(jnp.pad(x, ((0, 0), (0, 0), (0, width + NEW), (0, 0), (0, 0))) for x in look.cache)
-    prompt = np.concatenate([look.there, batch["segment"][:, :width] > 0, np.zeros((ROWS, NEW), bool)], axis=1)
-    position = look.there.sum(1, keepdims=True) + np.arange(width)
+    cache = tuple(jnp.pad(x, ((0, 0), (0, 0), (0, width + NEW), (0, 0), (0, 0))) for x in image_cache.cache)
+    prompt = np.concatenate([image_cache.there, batch["segment"][:, :width] > 0, np.zeros((ROWS, NEW), bool)], axis=1)
+    position = image_cache.there.sum(1, keepdims=True) + np.arange(width)
     hidden, cache = run(VLA.extend, batch["tokens"][:, :width], position, prompt[:, None].repeat(width, 1), cache,
                         num_images)
     last = np.stack([hidden[row, len(prompt) - 1] for row, prompt in enumerate(PROMPTS)])
@@ -120,7 +120,7 @@ def test_logits_from_a_cache_equal_one_pass(plain):
 
 
 @pytest.mark.parametrize("changes", [
-    {}, {"image_attends_prompt": True}, {"count_absent": True},
+    {}, {"image_attends_prompt": True}, {"count_absent_cameras": True},
     {"vlm": dataclasses.replace(CONFIG.vlm, window=3, post_norms=True, attn_softcap=5.0, final_softcap=9.0)}],
     ids=["pi0", "image-attends-prompt", "pi0-fast-positions", "gemma-2"])
 def test_greedy_text_from_a_cache_equals_recomputation(changes):
@@ -128,8 +128,8 @@ def test_greedy_text_from_a_cache_equals_recomputation(changes):
     written = np.asarray(decode(model, params, asked(), -1))
     np.testing.assert_array_equal(jnp.argmax(full_logits(model, params, asked(), PROMPTS, written), -1), written)
     assert len({tuple(row) for row in written.tolist()}) == ROWS  # rows do read their own prompts and images
-    if model.config.vlm.window or model.config.count_absent:
-        np.testing.assert_array_equal(decode(model, params, asked(), -1, look=look_at(model, params, asked())), written)
+    if model.config.vlm.window or model.config.count_absent_cameras:
+        np.testing.assert_array_equal(decode(model, params, asked(), -1, image_cache=look_at(model, params, asked())), written)
 
 
 def test_sampled_text_is_drawn_from_the_same_logits(plain):
@@ -197,7 +197,7 @@ def test_actions_from_a_cache_equal_full_passes(expert):
     """The training pass's rows hold FAST targets and a question that the expert must not see."""
     model, params = expert
     noise, _ = noise_and_time(np.random.default_rng(1), 1)
-    taught, plain = (acting_rows(np.random.default_rng(2), lessons=lessons) for lessons in (True, False))
+    taught, plain = (acting_rows(np.random.default_rng(2), segments=segments) for segments in (True, False))
     np.testing.assert_allclose(sample(model, params, plain, noise[:, 0]), euler(model, params, taught, noise),
                                atol=1e-5)
 
@@ -208,19 +208,19 @@ def test_noise_of_another_shape_is_named():
         sample_actions(model, {}, asked(), np.zeros((ROWS, SIZES["P"], 2)), STEPS)
 
 
-# One look, several prompts
+# One image_cache, several prompts
 
 
 def test_a_subtask_is_written_first_and_acted_on(writer):
     """Images are encoded once for both; the numbers are those of passes over everything."""
     model, params = writer
     batch, (noise, _) = asked(), noise_and_time(np.random.default_rng(5), 1)
-    look = look_at(model, params, batch)
-    assert (look.cache is None) == model.config.image_attends_prompt
-    subtask = decode(model, params, without_images(batch), -1, look=look)
+    image_cache = look_at(model, params, batch)
+    assert (image_cache.cache is None) == model.config.image_attends_prompt
+    subtask = decode(model, params, without_images(batch), -1, image_cache=image_cache)
     np.testing.assert_array_equal(subtask, decode(model, params, batch, -1))
     told = prompts_only(batch, [ACTION + row for row in np.asarray(subtask).tolist()])
-    np.testing.assert_allclose(sample(model, params, without_images(told), noise[:, 0], look),
+    np.testing.assert_allclose(sample(model, params, without_images(told), noise[:, 0], image_cache),
                                euler(model, params, told, noise), atol=1e-5)
 
 
@@ -228,15 +228,15 @@ def test_several_questions_and_an_action_share_a_look(writer):
     """Two prompts of every row at once, beside an action whose row is packed with a question and targets."""
     model, params = writer
     batch, (noise, _) = asked(), noise_and_time(np.random.default_rng(5), 1)
-    look = look_at(model, params, batch)
+    image_cache = look_at(model, params, batch)
     others = [[2, 40, 41, 3], [2, 42, 3], [2, 43, 44, 45, 3]]
     apart = np.stack([decode(model, params, prompts_only(batch, prompts), -1) for prompts in (PROMPTS, others)], axis=1)
     twice = {name: value.repeat(2, axis=0) for name, value in batch.items()}
     both = prompts_only(twice, [prompt for pair in zip(PROMPTS, others, strict=True) for prompt in pair])
-    together = decode(model, params, without_images(both), -1, look=look.repeat(2))
+    together = decode(model, params, without_images(both), -1, image_cache=image_cache.repeat(2))
     np.testing.assert_array_equal(together, apart.reshape(2 * ROWS, NEW))
-    packed = acting_rows(np.random.default_rng(3), lessons=not model.config.image_attends_prompt)
-    np.testing.assert_allclose(sample(model, params, without_images(packed), noise[:, 0], look),
+    packed = acting_rows(np.random.default_rng(3), segments=not model.config.image_attends_prompt)
+    np.testing.assert_allclose(sample(model, params, without_images(packed), noise[:, 0], image_cache),
                                sample(model, params, packed, noise[:, 0]), atol=1e-5)
 
 
@@ -244,9 +244,9 @@ def test_what_acting_saw_serves_the_next_prompt(writer):
     """The look that an action leaves, its columns of text overwritten, acts as a fresh one; also a second time."""
     model, params = writer
     batch, (noise, _) = asked(), noise_and_time(np.random.default_rng(5), 1)
-    act = jax.jit(functools.partial(look_and_sample, model, num_steps=STEPS), donate_argnames="look")
-    _, look = act(params, batch, noise[:, 0])
+    act = jax.jit(functools.partial(sample_with_image_cache, model, num_steps=STEPS), donate_argnames="look")
+    _, image_cache = act(params, batch, noise[:, 0])
     for prompts in ([[2, 40, 41, 3], [2, 42, 3], [2, 43, 44, 45, 3]], PROMPTS):
         told = prompts_only(batch, prompts)
-        chunk, look = act(params, without_images(told), noise[:, 0], look=look)
+        chunk, image_cache = act(params, without_images(told), noise[:, 0], image_cache=image_cache)
         np.testing.assert_allclose(chunk, sample(model, params, told, noise[:, 0]), atol=1e-5)

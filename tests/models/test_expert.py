@@ -1,4 +1,4 @@
-"""The action expert: what its gradient reaches, and its noise draws."""
+"""The action expert: what its gradient reaches, and its noise noise_samples."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ from tests.models.small import CONFIG, ROWS, acting_rows, is_backbone, make_mode
 @pytest.mark.parametrize("insulate", [True, False])
 def test_insulation_stops_the_flows_gradient_at_the_backbone(insulate):
     model, rng = make_model(insulate=insulate), np.random.default_rng(0)
-    batch, (x_t, time) = acting_rows(rng, lessons=True), noise_and_time(rng, 1)
+    batch, (x_t, time) = acting_rows(rng, segments=True), noise_and_time(rng, 1)
 
     def loss(params):
         return jnp.square(model.apply({"params": params}, batch, None, x_t, time)[1]).sum()
@@ -33,7 +33,7 @@ def test_insulation_stops_the_flows_gradient_at_the_backbone(insulate):
 def test_how_layers_are_run_changes_no_gradient():
     """Loops and rematerialisation, which only full sizes use, against layers written out."""
     rng = np.random.default_rng(0)
-    batch, (x_t, time) = acting_rows(rng, lessons=True), noise_and_time(rng, 1)
+    batch, (x_t, time) = acting_rows(rng, segments=True), noise_and_time(rng, 1)
 
     def grads(**how):
         model = make_model(**how)
@@ -50,7 +50,7 @@ def test_how_layers_are_run_changes_no_gradient():
 
 def test_half_precision_is_near():
     rng = np.random.default_rng(0)
-    batch, (x_t, time) = acting_rows(rng, lessons=True), noise_and_time(rng, 1)
+    batch, (x_t, time) = acting_rows(rng, segments=True), noise_and_time(rng, 1)
     columns = jnp.full((ROWS, 1), 3)
     found = {}
     for dtype in ("float32", "bfloat16"):
@@ -75,7 +75,7 @@ def expert(request):
 def test_noise_draws_in_a_row_equal_rows_of_their_own(expert):
     _, _, velocity = expert
     rng = np.random.default_rng(1)
-    batch, (x_t, time) = acting_rows(rng, lessons=True), noise_and_time(rng, 3)
+    batch, (x_t, time) = acting_rows(rng, segments=True), noise_and_time(rng, 3)
     together = velocity(batch, x_t, time)
     for draw in range(3):
         alone = velocity(batch, x_t[:, draw:draw + 1], time[:, draw:draw + 1])

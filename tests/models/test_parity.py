@@ -127,7 +127,7 @@ def fast(request):
 
 def test_openpis_autoregressive_training(fast):
     """pi0-FAST: absent cameras take positions there."""
-    model = VLA(dataclasses.replace(fast.model.config, count_absent=True))
+    model = VLA(dataclasses.replace(fast.model.config, count_absent_cameras=True))
     batch = fast.batch | {"target": fast.inputs["token_loss_mask"]}
     columns = jnp.broadcast_to(jnp.arange(1, batch["tokens"].shape[1]), batch["tokens"][:, 1:].shape)
 

@@ -34,12 +34,12 @@ from tests.models.small import CONFIG, is_backbone, make_model, random_params
 GEMMA2 = {"post_norms": True, "attn_softcap": 4.0, "final_softcap": 5.0, "window": 3, "query_pre_attn_scalar": 5}
 
 
-def name_of(form):
-    return type(form).__name__
+def name_of(question_type):
+    return type(question_type).__name__
 
 
 @pytest.fixture(params=[*HUGGING_FACE, *BIG_VISION, *OPENPI], ids=name_of)
-def form(request):
+def question_type(request):
     return request.param
 
 
@@ -155,23 +155,23 @@ def test_gemma_2_is_not_gemma_1(folder):
     assert len(error.value.extra) == 2 * config.vlm.depth and not error.value.missing
 
 
-# big_vision and openpi: their other forms
+# big_vision and openpi: their other question_types
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
-@pytest.mark.parametrize("form", BIG_VISION, ids=name_of)
-def test_big_visions_dtypes_with_and_without_prefix(form, dtype, tmp_path):
-    arrays = {name.removeprefix("params/"): value.astype(dtype) for name, value in form.arrays().items()}
+@pytest.mark.parametrize("question_type", BIG_VISION, ids=name_of)
+def test_big_visions_dtypes_with_and_without_prefix(question_type, dtype, tmp_path):
+    arrays = {name.removeprefix("params/"): value.astype(dtype) for name, value in question_type.arrays().items()}
     expected = {name: value.astype(np.float32) for name, value in arrays.items()}
     if dtype is ml_dtypes.bfloat16:
         arrays = {name: value.view("V2") for name, value in arrays.items()}
     arrays["img/head/kernel"] = np.asfortranarray(arrays["img/head/kernel"])
     for prefix in ("", "params/"):
-        path = form.write({prefix + name: value for name, value in arrays.items()}, tmp_path / (prefix[:-1] or "bare"))
-        params, _ = pretrained.load(path, form.config)
+        path = question_type.write({prefix + name: value for name, value in arrays.items()}, tmp_path / (prefix[:-1] or "bare"))
+        params, _ = pretrained.load(path, question_type.config)
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
         assert_same(params, expected)
-    params, _ = pretrained.load(path, form.config, dtype=jnp.bfloat16)
+    params, _ = pretrained.load(path, question_type.config, dtype=jnp.bfloat16)
     assert_same(params, {name: value.astype(jnp.bfloat16) for name, value in expected.items()})
 
 
@@ -183,12 +183,12 @@ def test_openpis_trees(path):
     assert pretrained.find(path.parent).path == path
 
 
-def test_a_checkpoint_without_expert_leaves_it_fresh(form, tmp_path):
+def test_a_checkpoint_without_expert_leaves_it_fresh(question_type, tmp_path):
     """PaliGemma, and pi0-FAST in openpi's format."""
-    backbone = {name: value for name, value in form.arrays().items()
-                if form not in OPENPI or is_backbone(name.removeprefix("PaliGemma/"))}
-    config = form.config
-    params, found = pretrained.load(form.write(backbone, tmp_path / "checkpoint"), config)
+    backbone = {name: value for name, value in question_type.arrays().items()
+                if question_type not in OPENPI or is_backbone(name.removeprefix("PaliGemma/"))}
+    config = question_type.config
+    params, found = pretrained.load(question_type.write(backbone, tmp_path / "checkpoint"), config)
     shapes = pretrained.parameter_shapes(config)
     assert flatten_dict(params, sep="/").keys() == found.loaded.keys() == set(filter(is_backbone, shapes))
     assert found.loaded.keys() | found.fresh.keys() == shapes.keys()
@@ -197,13 +197,13 @@ def test_a_checkpoint_without_expert_leaves_it_fresh(form, tmp_path):
 
 
 @pytest.mark.parametrize("size", [100, 3000])
-def test_files_are_read_and_written_in_pieces_of_any_size(form, size, tmp_path, monkeypatch):
-    expected, _ = pretrained.load(form.write(form.arrays(), tmp_path / "checkpoint"), form.config)
+def test_files_are_read_and_written_in_pieces_of_any_size(question_type, size, tmp_path, monkeypatch):
+    expected, _ = pretrained.load(question_type.write(question_type.arrays(), tmp_path / "checkpoint"), question_type.config)
     monkeypatch.setattr(layout, "CHUNK", size)
-    assert_same(pretrained.load(form.write(form.arrays(), tmp_path / "again"), form.config)[0], expected)
-    if form in HUGGING_FACE:
-        config = dataclasses.replace(form.config, vocab_size=form.config.vocab_size - 64)
-        params, _ = pretrained.load(form.folder, config)
+    assert_same(pretrained.load(question_type.write(question_type.arrays(), tmp_path / "again"), question_type.config)[0], expected)
+    if question_type in HUGGING_FACE:
+        config = dataclasses.replace(question_type.config, vocab_size=question_type.config.vocab_size - 64)
+        params, _ = pretrained.load(question_type.folder, config)
         pretrained.export_hugging_face(params, config, tmp_path / "out")
         assert_same(pretrained.load(tmp_path / "out", config)[0], params)
 
@@ -211,27 +211,27 @@ def test_files_are_read_and_written_in_pieces_of_any_size(form, size, tmp_path, 
 # What does not fit
 
 
-def test_what_is_missing_extra_or_misshapen_is_listed(form, tmp_path):
-    tensors = form.arrays()
-    del tensors[form.dropped]
-    prefix = form.dropped.split("/")[0] + "/" if form.dropped.startswith("params/") else ""
+def test_what_is_missing_extra_or_misshapen_is_listed(question_type, tmp_path):
+    tensors = question_type.arrays()
+    del tensors[question_type.dropped]
+    prefix = question_type.dropped.split("/")[0] + "/" if question_type.dropped.startswith("params/") else ""
     tensors |= {f"{prefix}zzz": np.zeros(3, np.float32), f"{prefix}aaa": np.zeros(3, np.float32),
-                form.reshaped: tensors[form.reshaped][..., :-1]}
+                question_type.reshaped: tensors[question_type.reshaped][..., :-1]}
     with pytest.raises(pretrained.MismatchError) as error:
-        pretrained.load(form.write(tensors, tmp_path / "checkpoint"), form.config)
+        pretrained.load(question_type.write(tensors, tmp_path / "checkpoint"), question_type.config)
     found = error.value
-    assert [name.split(" ")[0] for name in found.missing] == [form.paths[0]]
-    assert form.dropped.rsplit(".", 1)[-1] in found.missing[0]
+    assert [name.split(" ")[0] for name in found.missing] == [question_type.paths[0]]
+    assert question_type.dropped.rsplit(".", 1)[-1] in found.missing[0]
     assert found.extra == [f"{prefix}aaa", f"{prefix}zzz"]
-    assert found.misshapen == [f"{form.paths[1]} ({form.reshaped}): {list(tensors[form.reshaped].shape)} instead of "
-                               f"{list(form.arrays()[form.reshaped].shape)}"]
+    assert found.misshapen == [f"{question_type.paths[1]} ({question_type.reshaped}): {list(tensors[question_type.reshaped].shape)} instead of "
+                               f"{list(question_type.arrays()[question_type.reshaped].shape)}"]
     for line in (*found.missing, *found.extra, *found.misshapen):
         assert line in str(found)
 
 
-def test_another_architecture_says_which_sizes(form, tmp_path):
-    path = form.write(form.arrays(), tmp_path / "checkpoint")
-    config = form.config
+def test_another_architecture_says_which_sizes(question_type, tmp_path):
+    path = question_type.write(question_type.arrays(), tmp_path / "checkpoint")
+    config = question_type.config
     deeper = vlm(config, depth=config.vlm.depth + 1)
     wider = dataclasses.replace(config, siglip=dataclasses.replace(config.siglip, width=config.siglip.width * 2))
     for other, message in (
@@ -248,12 +248,12 @@ def test_an_action_width_above_the_checkpoints(openpi):
         pretrained.load(openpi.folder / "checkpoint", config)
 
 
-def test_positions_of_another_resolution_are_resized(form, tmp_path):
-    path = form.write(form.arrays(), tmp_path / "checkpoint")
-    tower = form.config.siglip
+def test_positions_of_another_resolution_are_resized(question_type, tmp_path):
+    path = question_type.write(question_type.arrays(), tmp_path / "checkpoint")
+    tower = question_type.config.siglip
     larger = dataclasses.replace(tower, image_size=tower.image_size + 2 * tower.patch)
-    params, found = pretrained.load(path, dataclasses.replace(form.config, siglip=larger))
-    same = pretrained.load(path, form.config)[0]["img"]["pos_embedding"]
+    params, found = pretrained.load(path, dataclasses.replace(question_type.config, siglip=larger))
+    same = pretrained.load(path, question_type.config)[0]["img"]["pos_embedding"]
     np.testing.assert_array_equal(params["img"]["pos_embedding"], resize_positions(same, larger.tokens))
     assert f"resized from {tower.tokens} to {larger.tokens} image tokens" in str(found)
 

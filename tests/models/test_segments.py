@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from etcvla.train.step import Settings, losses, total_loss
+from etcvla.train.step import StepSettings, losses, total_loss
 from tests.models.small import SIZES, make_model, random_params, random_rows, write_segment
 
 ROWS, DRAWS = 4, 2
@@ -49,7 +49,7 @@ def train(model):
     """batch -> the training step's losses and the gradient of their sum."""
     model, params = model
     one = ((0.0, 1.0),)
-    options = Settings(seed=0, steps=1, streams=("only",), max_targets=10, draws=DRAWS, text=one, fast=one, flow=one,
+    options = StepSettings(seed=0, steps=1, streams=("only",), max_targets=10, noise_samples=DRAWS, text=one, fast=one, flow=one,
                        ema_decay=0.9, shift=0, color=0.0, loc_offset=999)
 
     def loss(params, batch):
@@ -157,7 +157,7 @@ def test_steps_past_the_end_are_read_by_nobody(run, cut, seed):
 
 
 def test_draws_in_a_row_equal_rows_of_their_own(run):
-    """Row 0 has two draws of noise and time; rows 1 and 2 one of them each, twice. (In values: test_expert.py.)"""
+    """Row 0 has two noise_samples of noise and time; rows 1 and 2 one of them each, twice. (In values: test_expert.py.)"""
     rng = np.random.default_rng(0)
     batch, (x_t, time) = random_rows(rng, ROWS), noise(rng)
     for row in range(ROWS):

@@ -10,11 +10,11 @@ import pytest
 from configs import common
 from etcvla import batch as batch_lib
 from etcvla.models import variants
-from etcvla.models.variants import describe, from_dict, make_config
+from etcvla.models.variants import config_from_dict, config_to_dict, make_config
 from etcvla.models.vla import VLA, init_params
 from etcvla.rules import path_str
 from etcvla.train.optim import make_optimizer
-from etcvla.train.step import Settings, TrainState, train_step
+from etcvla.train.step import StepSettings, TrainState, train_step
 from tests.models.small import is_backbone
 
 PALIGEMMA_IDS = 257_152
@@ -42,14 +42,14 @@ def test_the_docstring_knows_every_size():
 def test_a_training_step_at_full_size_by_shapes(size):
     model, config = model_of(size), common.base("objective_bridge", "paligemma_3b")
     with config.unlocked():
-        config.streams.action = common.stream("robot", "action", 1.0, riders=0)
+        config.streams.action = common.stream("robot", "action", 1.0, extra_segments=0)
     config.loss.fast, config.loss.flow, config.steps = common.constant(1.0), common.constant(1.0), 10
     params = jax.eval_shape(functools.partial(init_params, model))
     optimizer = make_optimizer(config.optim, config.steps, params)
     state = TrainState(step=jax.ShapeDtypeStruct((), jnp.int32), params=params, ema=params,
                        opt=jax.eval_shape(optimizer.init, params))
     batch = batch_lib.zeros(B=2, C=3, H=224, W=224, L=config.data.text_len, S=32, P=50, A=32)
-    step = functools.partial(train_step, model=model, optimizer=optimizer, settings=Settings.of(config, loc_offset=9))
+    step = functools.partial(train_step, model=model, optimizer=optimizer, settings=StepSettings.of(config, loc_offset=9))
     after, metrics = jax.eval_shape(step, state, batch)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
     assert {leaf.dtype for leaf in jax.tree.leaves(after.params)} == {jnp.dtype("float32")}
@@ -61,7 +61,7 @@ def test_a_training_step_at_full_size_by_shapes(size):
 
 def test_a_size_survives_its_description():
     config = model_of("paligemma2_3b").config
-    assert from_dict(json.loads(json.dumps(describe(config)))) == config
+    assert config_from_dict(json.loads(json.dumps(config_to_dict(config)))) == config
 
 
 def test_an_unknown_size_is_named():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from etcvla.serve import delay as delays
-from etcvla.serve.client import Chunks, Client, RealTime
+from etcvla.serve.client import Client, RealTime, RealTimeChunks
 from tests.serve.running import running
 
 HORIZON = 10
@@ -21,7 +21,7 @@ def plan(step):
 @pytest.mark.parametrize("delay", [0, 1, 3, 5])
 @pytest.mark.parametrize("guided", [True, False])
 def test_every_action_is_the_one_for_its_step(delay, guided):
-    chunks, looked, asked = Chunks(execute=5, guided=guided), None, []
+    chunks, looked, asked = RealTimeChunks(execute=5, guided=guided), None, []
 
     def take(step):
         nonlocal looked
@@ -46,7 +46,7 @@ def test_every_action_is_the_one_for_its_step(delay, guided):
 
 
 def test_the_delay_that_is_told_is_the_longest_of_late():
-    chunks = Chunks(execute=1, memory=2)
+    chunks = RealTimeChunks(execute=1, memory=2)
     told = []
     for delay in (2, 3, 1, 1, 1):
         told.append(chunks.look().get("rtc", {}).get("delay"))
@@ -102,7 +102,7 @@ def test_a_robot_hears_what_went_wrong():
 @pytest.mark.parametrize(("execute", "delay"), [(0, 0), (1, -1)])
 def test_steps_are_counted_from_one(execute, delay):
     with pytest.raises(ValueError, match="must be 1 or more"):
-        Chunks(execute, delay=delay)
+        RealTimeChunks(execute, delay=delay)
 
 
 def test_a_server_of_another_protocol_is_refused():
@@ -151,13 +151,13 @@ class Planner:
 def test_success_by_delay(monkeypatch):
     walks, planner = [Walk(), Walk()], Planner()
     monkeypatch.setattr(delays, "_environments", lambda task, spec: walks)
-    spec = delays.Spec(("reach",), trials=2, delays=(0, 3))
+    spec = delays.DelaySpec(("reach",), trials=2, delays=(0, 3))
     rows = delays.evaluate(planner, spec)
     assert [(row["delay"], row["guided"], row["successes"]) for row in rows] == [
         (0, False, 2), (0, True, 2), (3, False, 2), (3, True, 2)]
     assert walks[0].looks == [0, 5, 10, 15, 20] and set(planner.prefixes) == {(0, 5), (3, 5)}
     assert rows[0]["rate"] == 1 and rows[0]["low"] < 0.5
     with pytest.raises(ValueError, match="a delay of 6 and 5 steps between looks are 11, more than the 10 steps"):
-        delays.evaluate(planner, delays.Spec(("reach",), trials=1, delays=(6,)))
+        delays.evaluate(planner, delays.DelaySpec(("reach",), trials=1, delays=(6,)))
     with pytest.raises(ValueError, match="delays must be 0 or more"):
-        delays.Spec(("reach",), trials=1, delays=(-1,))
+        delays.DelaySpec(("reach",), trials=1, delays=(-1,))

@@ -20,7 +20,7 @@ OBSERVATION = {"images": {"front": FRONT, "wrist": WRIST}, "state": np.linspace(
 def policy(tmp_path_factory):
     folder = tmp_path_factory.mktemp("served")
     write_checkpoint(folder)
-    return Policy.load(str(folder / "run"), num_steps=10, text_len=None, keep_look=True)
+    return Policy.load(str(folder / "run"), num_steps=10, text_len=None, keep_image_cache=True)
 
 
 def test_a_client_gets_what_the_policy_does(policy):

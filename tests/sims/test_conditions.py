@@ -10,7 +10,7 @@ from PIL import Image
 from etcvla.etc import make_items
 from etcvla.etc.annotation import project
 from etcvla.sims.conditions import CONDITIONS, HELD_OUT, TRAIN, together
-from etcvla.sims.metaworld import MetaWorld, demo_seed
+from etcvla.sims.metaworld.environment import MetaWorld, demo_seed
 from etcvla.sims.rollout import record_expert, render_again, rollout_expert
 
 NOISE = (0.0, 0.0)

@@ -11,15 +11,16 @@ import numpy as np  # noqa: E402
 from robosuite.utils.transform_utils import quat2axisangle  # noqa: E402
 
 from data_builders.libero_etc import demos, rollouts  # noqa: E402
-from etcvla.etc import make_items, scene  # noqa: E402
+from etcvla.etc import make_items  # noqa: E402
+from etcvla.etc import scene as scene_items
 from etcvla.etc.annotation import STEP_FIELDS, project  # noqa: E402
-from etcvla.etc.facts import View  # noqa: E402
+from etcvla.etc.facts import FrameView  # noqa: E402
 from etcvla.etc.items import ETC_KINDS  # noqa: E402
 from etcvla.etc.verify import check  # noqa: E402
-from etcvla.sims import libero_files  # noqa: E402
 from etcvla.sims.conditions import HELD_OUT, Condition  # noqa: E402
-from etcvla.sims.judge import Judge  # noqa: E402
-from etcvla.sims.libero import AXES, Libero  # noqa: E402
+from etcvla.sims.episode_metrics import EpisodeMetrics  # noqa: E402
+from etcvla.sims.libero import files as libero_files  # noqa: E402
+from etcvla.sims.libero.environment import AXES, Libero  # noqa: E402
 from etcvla.sims.perturbations import Perturbation  # noqa: E402
 from etcvla.sims.rollout import annotate, rollout_expert  # noqa: E402
 from etcvla.sims.seeds import demo_seed, eval_seed  # noqa: E402
@@ -29,8 +30,8 @@ TASK = "libero_object/pick_up_the_milk_and_place_it_in_the_basket"
 OBSERVED = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "robot0_joint_pos")
 
 
-def _environment(task, domain):
-    env = Libero(task, domain, image_size=96)
+def _environment(task, scene):
+    env = Libero(task, scene, image_size=96)
     yield env
     env.close()
 
@@ -145,10 +146,10 @@ def test_the_robot_frame_is_the_robots(env):
     assert (body("robot0_link1").xpos - body("robot0_base").xpos) @ body("robot0_base").xmat.reshape(3, 3) @ up > 0.2
 
 
-@pytest.mark.parametrize("domain", ["env", "upright"])
-def test_sides_are_true_in_the_frame_that_a_question_names(domain, request):
+@pytest.mark.parametrize("scene", ["env", "upright"])
+def test_sides_are_true_in_the_frame_that_a_question_names(scene, request):
     """The camera faces the robot: the robot's left is right in the true picture, and left in the mirrored one."""
-    env = request.getfixturevalue(domain)
+    env = request.getfixturevalue(scene)
     env.reset(eval_seed(3))
     steps = []
     for _ in range(3):
@@ -157,20 +158,20 @@ def test_sides_are_true_in_the_frame_that_a_question_names(domain, request):
             env.step(np.array([0, 1, 0, 0, 0, 0, -1]))
     base = env._data.body("robot0_base").xpos
     where = {spec.name: env._data.body(spec.body).xpos - base for spec in env.objects}  # nothing but the hand moves
-    image_right = -1 if domain == "env" else 1
+    image_right = -1 if scene == "env" else 1
     asked = Counter()
     facts = annotate(env, env.instruction(), steps)
-    for item in scene.candidates(View(facts), np.random.default_rng(0), Counter(), ()):
-        subject, _, form = item.form.partition("_")
-        if form in ("side", "robot_side", "robot_front"):
-            a, b = ({**where, "gripper": steps[item.t]["gripper_position"]}[item.slots[name]] for name in "ab")
+    for item in scene_items.candidates(FrameView(facts), np.random.default_rng(0), Counter(), ()):
+        subject, _, question_type = item.question_type.partition("_")
+        if question_type in ("side", "robot_side", "robot_front"):
+            a, b = ({**where, "gripper": steps[item.t]["gripper_position"]}[item.target_positions[name]] for name in "ab")
             x, y, _ = a - b
             more, less, towards = {"side": ("right", "left", y * image_right), "robot_side": ("left", "right", y),
-                                   "robot_front": ("front", "behind", x)}[form]
+                                   "robot_front": ("front", "behind", x)}[question_type]
             if abs(towards) > 0.08:  # a body is not where its picture has its centre
                 assert item.answer == (more if towards > 0 else less), (item, a, b)
-                asked[subject, form, item.answer] += 1
-    assert len(asked) == 12  # every form, both answers
+                asked[subject, question_type, item.answer] += 1
+    assert len(asked) == 12  # every question_type, both answers
 
 
 def test_facts_agree_with_each_other(env):
@@ -232,7 +233,7 @@ def test_a_state_or_model_of_another_task_is_refused(env, bowls, recorded, tmp_p
     with pytest.raises(ValueError, match=r"recorded model has no 'wooden_cabinet_1_main'; it is of another"):
         bowls.restore(state, recorded["model_xml"])
     write_demo_file(tmp_path / "a.hdf5", *TASK.split("/"), [recorded | {"states": recorded["states"][:, :-1]}])
-    job = rollouts.Job(TASK, "rlds", "train", 0, 96, (0, 0), file=str(tmp_path / "a.hdf5"), demo="demo_0")
+    job = rollouts.LiberoJob(TASK, "rlds", "train", 0, 96, (0, 0), file=str(tmp_path / "a.hdf5"), demo="demo_0")
     with pytest.raises(ValueError, match=r"a.hdf5: data/demo_0: libero_object/.*: a state of shape"):
         rollouts._recorded(env, job, 0)
 
@@ -327,21 +328,21 @@ def test_what_is_perturbed_is_as_it_was_afterwards(env):
 
 def test_the_front_camera_stands_where_its_orbit_says(env):
     env.reset(eval_seed(0))
-    env.look(None, 0)
+    env.set_appearance(None, 0)
     own = env.observe()["images"]["front"].astype(int)
-    env.look(Condition(HELD_OUT, camera=env.orbit), 0)
+    env.set_appearance(Condition(HELD_OUT, camera=env.orbit), 0)
     assert np.abs(env.observe()["images"]["front"] - own).mean() < 0.1
-    env.look(None, 0)
+    env.set_appearance(None, 0)
 
 
 def test_the_judge_sees_the_experts_subtasks(env):
     env.reset(demo_seed(0))
-    judge, progress = Judge(env), []
+    metrics, progress = EpisodeMetrics(env), []
     for _ in range(200):
         env.step(env.expert_action())
-        judge.update()
-        progress.append(judge.progress)
+        metrics.update()
+        progress.append(metrics.progress)
         if env.success:
             break
-    assert env.success and judge.intention is True and env.right == [env.target]
+    assert env.success and metrics.intention is True and env.right == [env.target]
     assert progress == sorted(progress) and {0.0, 0.25, 0.5, 1.0} <= set(progress)

@@ -4,7 +4,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from etcvla.etc.annotation import project
-from etcvla.sims.libero_oracle import Moment, PickPlace, mirror, to_base_frame
+from etcvla.sims.libero.oracle import Moment, PickPlace, mirror, to_base_frame
 
 MATRIX = np.array([[[0.9, 0.1, -0.5, 1.0], [0.0, -0.9, -0.5, 1.2], [0.1, 0.0, -1.0, 2.0]]] * 2)
 POINTS = np.array([[0.1, 0.2, 0.3], [-0.2, 0.1, 0.5]])

@@ -5,8 +5,8 @@ import sys
 import numpy as np
 import pytest
 
-from etcvla.sims import libero_files
-from etcvla.sims.libero_tasks import describe, file_instruction, goal_of, noun_of
+from etcvla.sims.libero import files as libero_files
+from etcvla.sims.libero.tasks import describe, file_instruction, goal_of, noun_of
 
 SPATIAL = {
     "objects": {"akita_black_bowl": ["akita_black_bowl_1", "akita_black_bowl_2"], "plate": ["plate_1"],

@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 
 from etcvla.etc.annotation import STEP_FIELDS, project
-from etcvla.sims.metaworld import (
+from etcvla.sims.metaworld.environment import (
     CAMERAS,
-    DOMAINS,
     EVAL_SEED_BASE,
+    SCENES,
     MetaWorld,
     demo_seed,
     eval_seed,
 )
-from etcvla.sims.metaworld_tasks import DEMO_TASKS, TASKS
+from etcvla.sims.metaworld.tasks import DEMO_TASKS, TASKS
 from etcvla.sims.rollout import rollout_expert
 
 
 @functools.cache
-def make(task: str, domain: str = "source") -> MetaWorld:
-    return MetaWorld(task, domain, image_size=64)
+def make(task: str, scene: str = "source") -> MetaWorld:
+    return MetaWorld(task, scene, image_size=64)
 
 
 def drive(env: MetaWorld, steps: int = 200) -> int:
@@ -57,9 +57,9 @@ def test_seeds_make_different_layouts():
     assert np.ptp(places, axis=0)[:2].min() > 0.02
 
 
-@pytest.mark.parametrize("domain", DOMAINS)
-def test_the_drawer_pair_starts_alike_and_only_the_instruction_differs(domain):
-    opening, closing = make("drawer-open", domain), make("drawer-close", domain)
+@pytest.mark.parametrize("scene", SCENES)
+def test_the_drawer_pair_starts_alike_and_only_the_instruction_differs(scene):
+    opening, closing = make("drawer-open", scene), make("drawer-close", scene)
     for seed in (demo_seed(0), eval_seed(5)):
         opening.reset(seed)
         closing.reset(seed)
@@ -126,8 +126,8 @@ def test_the_state_is_the_hand_alone():
 
 def test_domains_look_different_but_behave_the_same():
     images, states = [], []
-    for domain in DOMAINS:
-        env = make("door-open", domain)
+    for scene in SCENES:
+        env = make("door-open", scene)
         env.reset(1)
         observation = env.observe()
         images.append(observation["images"]["front"].astype(int))
@@ -148,10 +148,10 @@ def test_markers_show_only_where_the_instruction_needs_them():
         assert greenest(task) < 40
 
 
-@pytest.mark.parametrize("domain", DOMAINS)
+@pytest.mark.parametrize("scene", SCENES)
 @pytest.mark.parametrize("task", DEMO_TASKS)
-def test_facts_agree_with_each_other_and_the_workspace_is_in_view(task, domain):
-    env = make(task, domain)
+def test_facts_agree_with_each_other_and_the_workspace_is_in_view(task, scene):
+    env = make(task, scene)
     objects = len(env.task.objects)
     for seed in (0, 1):
         env.reset(seed)
@@ -201,7 +201,7 @@ def test_what_has_no_name_of_its_own_belongs_to_the_part_that_has_one():
 def test_the_gripper_pixel_lies_between_the_fingers():
     env = make("reach")
     env.reset(0)
-    facts, labels = env.facts(), env._view.labels(env._data, env.domain.camera)
+    facts, labels = env.facts(), env._view.labels(env._data, env.scene.camera)
     fingers = [env._model.geom(name).id for name in ("rightpad_geom", "leftpad_geom", "rightclaw_it", "leftclaw_it")]
     rows, columns = np.nonzero(np.isin(labels, fingers))
     y, x = facts["gripper_pixel"][0] * 64
@@ -264,7 +264,7 @@ def test_evaluation_layouts_are_never_demonstrated():
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (("drawer-opne",), "unknown task 'drawer-opne', did you mean 'drawer-open'"),
-    (("reach", "sorce"), "unknown domain 'sorce', did you mean 'source'"),
+    (("reach", "sorce"), "unknown scene 'sorce', did you mean 'source'"),
 ])
 def test_a_wrong_name_gets_the_nearest_one(arguments, message):
     with pytest.raises(ValueError, match=message):

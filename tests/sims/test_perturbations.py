@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from etcvla.sims.judge import Judge
-from etcvla.sims.metaworld import MetaWorld, eval_seed
+from etcvla.sims.episode_metrics import EpisodeMetrics
+from etcvla.sims.metaworld.environment import MetaWorld, eval_seed
 from etcvla.sims.perturbations import AXES, STRENGTHS, Perturbation
 
 SEED = eval_seed(3)
@@ -87,14 +87,14 @@ def test_paraphrases_say_the_same_in_other_words():
 
 def test_the_judge_sees_the_experts_subtasks_and_what_it_reaches_for(env):
     env.reset(SEED)
-    judge, progress = Judge(env), []
+    metrics, progress = EpisodeMetrics(env), []
     for _ in range(150):
         env.step(env.expert_action())
-        judge.update()
-        progress.append(judge.progress)
+        metrics.update()
+        progress.append(metrics.progress)
         if env.success:
             break
-    assert env.success and judge.intention and progress == sorted(progress)
+    assert env.success and metrics.intention and progress == sorted(progress)
     assert {0.0, 1.0} < set(progress) <= {0.0, 1 / 3, 2 / 3, 1.0}
 
 
@@ -108,9 +108,9 @@ def test_to_touch_the_wrong_thing_first_is_no_intention():
         def progress(self):
             return 0.5
 
-    judge = Judge(Scripted())
-    judge.update()
-    assert judge.intention is None  # touched since the reset
+    metrics = EpisodeMetrics(Scripted())
+    metrics.update()
+    assert metrics.intention is None  # touched since the reset
     for _ in range(3):
-        judge.update()
-    assert judge.intention is False and judge.progress == 0.5
+        metrics.update()
+    assert metrics.intention is False and metrics.progress == 0.5

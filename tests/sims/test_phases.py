@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from etcvla.sims.metaworld_tasks import Phase
+from etcvla.sims.metaworld.tasks import Phase
 from etcvla.sims.phases import PhaseTracker
 
 PHASES = (Phase("move to the puck", "touch"), Phase("grasp the puck", "moved"), Phase("carry the puck"))

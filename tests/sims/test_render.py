@@ -6,7 +6,7 @@ import pytest
 
 from etcvla.etc.annotation import project
 from etcvla.sims.oracle import mask_box
-from etcvla.sims.render import Orbit, View, camera_matrix, coarsen_mesh
+from etcvla.sims.render import Orbit, Renderer, camera_matrix, coarsen_mesh
 
 SIZE = 64
 XML = """
@@ -28,7 +28,7 @@ def scene():
     model = mujoco.MjModel.from_xml_string(XML)
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
-    view = View(model, SIZE)
+    view = Renderer(model, SIZE)
     yield model, data, view
     view.close()
 
@@ -57,7 +57,7 @@ def test_a_silhouette_ignores_what_stands_before_it():
     </worldbody></mujoco>""")
     data, ids = mujoco.MjData(model), np.array([model.geom("box").id])
     mujoco.mj_forward(model, data)
-    view, camera = View(model, SIZE), Orbit(lookat=(0, 0, 0), distance=1.5, azimuth=90, elevation=0)
+    view, camera = Renderer(model, SIZE), Orbit(lookat=(0, 0, 0), distance=1.5, azimuth=90, elevation=0)
     seen, hidden = [(view.labels(data, camera) == model.geom(name).id).sum() for name in ("box", "ball")]
     assert min(seen, hidden) > 0
     assert view.silhouette(data, camera, ids) == seen + hidden
@@ -84,7 +84,7 @@ def test_coarse_meshes_look_alike_and_collide_the_same():
             coarsen_mesh(model, 0, cell)
         data = mujoco.MjData(model)
         mujoco.mj_forward(model, data)
-        view = View(model, 128)
+        view = Renderer(model, 128)
         sizes.append((view.labels(data, ORBIT) == 0).sum())
         vertices.append(model.mesh_vert.copy())
         faces.append(model.mesh_facenum[0])

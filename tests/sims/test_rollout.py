@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from etcvla.etc.annotation import STEP_FIELDS
-from etcvla.sims.metaworld_tasks import TASKS
+from etcvla.sims.metaworld.tasks import TASKS
 from etcvla.sims.rollout import rollout_expert
 
 

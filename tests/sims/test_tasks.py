@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
-from etcvla.sims.metaworld_tasks import DEMO_TASKS, MT10, NUM_OBJECTS, TASKS
-from etcvla.sims.phases import CONDITIONS
+from etcvla.sims.metaworld.tasks import DEMO_TASKS, MT10, NUM_OBJECTS, TASKS
+from etcvla.sims.phases import PHASE_CONDITIONS
 
 
 def test_the_table_holds_all_of_meta_world():
@@ -25,7 +25,7 @@ def test_a_row_is_consistent(name):
     assert len(set(names)) == len(names) <= NUM_OBJECTS
     assert len(set(task.instructions)) >= 4
     assert len(task.phases) >= 2
-    assert all(phase.until in CONDITIONS for phase in task.phases)
+    assert all(phase.until in PHASE_CONDITIONS for phase in task.phases)
     assert [phase.until == "never" for phase in task.phases] == [False] * (len(task.phases) - 1) + [True]
     assert all(bool(spec.body) != bool(spec.site) for spec in task.objects)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from etcvla.train.log import JSONLines, Logger, TensorBoard, WandB, clock
+from etcvla.train.log import JSONLines, Logger, TensorBoard, WandB, format_duration
 from tests.train.full_disk import files_up_to
 
 
@@ -22,7 +22,7 @@ def lines(folder, name="metrics"):
 
 
 class Ticks:
-    """A clock that goes on by what each call says."""
+    """A format_duration that goes on by what each call says."""
 
     def __init__(self, monkeypatch):
         self.now = 1000.0
@@ -214,4 +214,4 @@ def test_wandb_that_is_not_installed_is_one_clear_error(tmp_path, monkeypatch):
 
 
 def test_clock():
-    assert [clock(s) for s in (0.9, 61, 3600 * 11 + 62)] == ["0:00", "1:01", "11:01:02"]
+    assert [format_duration(s) for s in (0.9, 61, 3600 * 11 + 62)] == ["0:00", "1:01", "11:01:02"]

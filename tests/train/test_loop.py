@@ -53,7 +53,7 @@ def assert_same_bits(a, b):
 
 
 def lines(config):
-    """metrics.jsonl by step, without what the clock says."""
+    """metrics.jsonl by step, without what the format_duration says."""
     with open(f"{config.workdir}/metrics.jsonl") as file:
         return {line.pop("step"): {k: v for k, v in line.items() if not k.startswith("run/") and k not in (
             "time", "steps_per_second", "data_wait")} for line in map(json.loads, file)}
@@ -83,10 +83,10 @@ def test_a_finished_stage_is_left_alone(parent):
 
 def test_a_workdir_of_another_config_is_refused(parent, dataset):
     other = nano_config(dataset, parent.workdir, loss__draws=3, log_every=5)
-    with pytest.raises(ValueError, match=r"another config.*\n  loss.draws: 2 there, 3 here$"):
+    with pytest.raises(ValueError, match=r"another config.*\n  loss.noise_samples: 2 there, 3 here$"):
         train(other)
     with other.unlocked():
-        other.loss.draws, other.datasets.robot.cameras = 2, ("front", "front")
+        other.loss.noise_samples, other.datasets.robot.cameras = 2, ("front", "front")
     with pytest.raises(ValueError, match="datasets.robot.cameras"):
         train(other)
 
@@ -94,14 +94,14 @@ def test_a_workdir_of_another_config_is_refused(parent, dataset):
 def test_what_is_allowed_by_name_may_differ(parent, dataset, tmp_path):
     workdir = shutil.copytree(parent.workdir, tmp_path / "run")
     config = nano_config(dataset, workdir, steps=7, loss__draws=3, optim__lr=((0.0, 1e-3),))
-    with pytest.raises(ValueError, match=r"or go on all the same with --allow=loss.draws,optim.lr,steps\n"):
+    with pytest.raises(ValueError, match=r"or go on all the same with --allow=loss.noise_samples,optim.lr,steps\n"):
         train(config)
     with pytest.raises(ValueError, match="--allow=optim.lr"):
         train(config, allow=["steps", "loss"])
-    with pytest.raises(ValueError, match="unknown config field in --allow 'losss.draws', did you mean 'loss.draws'"):
-        train(config, allow=["losss.draws"])
+    with pytest.raises(ValueError, match="unknown config field in --allow 'losss.noise_samples', did you mean 'loss.noise_samples'"):
+        train(config, allow=["losss.noise_samples"])
     assert train(config, allow=["steps", "loss", "optim.lr"])["steps"] == 7
-    assert Checkpoints(workdir).meta()["config"]["loss"]["draws"] == 3
+    assert Checkpoints(workdir).meta()["config"]["loss"]["noise_samples"] == 3
 
 
 def test_other_data_at_the_same_place_is_refused(dataset, tmp_path):
@@ -128,18 +128,18 @@ def test_a_stage_takes_what_it_is_told_to(parent, dataset, tmp_path, capsys):
     with pytest.raises(ValueError) as error:
         step_zero(config)
     told = str(error.value).splitlines()
-    assert told[1] == "  only in the model: []" and "init_take" in told[-1]
+    assert told[1] == "  only in the model: []" and "init_rules" in told[-1]
     assert "'action_in_proj/bias', 'action_in_proj/kernel', 'action_out_proj/bias'" in told[2]
     expert = r"(action|state|time)_.*|llm/.*_1(/.*)?"
-    config.init_take = ((expert, False), ("img/head/.*", False), (".*", True))
+    config.init_rules = ((expert, False), ("img/head/.*", False), (".*", True))
     state, before = step_zero(config), saved_state(parent)
     told = capsys.readouterr().out.splitlines()
     assert "  fresh: img/head/bias, img/head/kernel" in told
     assert any(line.startswith("  left there: action_in_proj/bias, action_in_proj/kernel") for line in told)
     for name, value in flat(state.params).items():
         assert (value == before[f"ema/{name}"]).all() == (not name.startswith("img/head/")), name
-    config.init_take = (("lmm/.*", False), (".*", True))
-    with pytest.raises(ValueError, match="init_take: no parameter matches 'lmm/"):
+    config.init_rules = (("lmm/.*", False), (".*", True))
+    with pytest.raises(ValueError, match="init_rules: no parameter matches 'lmm/"):
         step_zero(config)
 
 

@@ -126,7 +126,7 @@ def test_a_mesh_changes_no_number(tmp_path):
     out, errors = eight.communicate()
     assert eight.returncode == 0, errors
     assert "error: batch_size 6 does not divide among mesh.data x mesh.fsdp = 4\n" in out
-    assert "error: batch_size 8 does not divide among mesh.data x mesh.fsdp = 4 x optim.accumulate 4\n" in out
+    assert "error: batch_size 8 does not divide among mesh.data x mesh.fsdp = 4 x optim.microbatches 4\n" in out
     assert Checkpoints(tmp_path / "eight").latest() == 2
     train(nano_config(dataset, tmp_path / "eight"), until=3)
     one, other = (metrics(tmp_path / name) for name in ("one", "eight"))

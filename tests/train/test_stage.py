@@ -56,7 +56,7 @@ def test_missing_paths_are_listed_with_their_fields(dataset, tmp_path):
 
 
 def test_a_stream_of_an_unknown_dataset(dataset, tmp_path):
-    config = changed(nano_config(dataset, tmp_path), streams__other=common.stream("robto", "action", 1.0, riders=0))
+    config = changed(nano_config(dataset, tmp_path), streams__other=common.stream("robto", "action", 1.0, extra_segments=0))
     with pytest.raises(ValueError, match=r"streams.other.dataset is 'robto'; datasets has \['robot'\]"):
         Stage.open(config)
 
@@ -65,19 +65,19 @@ def test_a_stream_of_an_unknown_dataset(dataset, tmp_path):
     ("robot", "goal_description", "no items of kind 'goal_description'"), ("robto", "any", "datasets has"),
     ("robot", "actoin", "no items of kind 'actoin'")])
 def test_a_weight_for_a_stream_of_which_there_is_nothing(dataset, tmp_path, dataset_name, kind, message):
-    config = changed(nano_config(dataset, tmp_path), streams__other=common.stream(dataset_name, kind, 1.0, riders=0))
+    config = changed(nano_config(dataset, tmp_path), streams__other=common.stream(dataset_name, kind, 1.0, extra_segments=0))
     with pytest.raises(ValueError, match=message):
         Stage.open(config).row_builder()
 
 
 def test_riders_where_images_read_the_prompt(dataset, tmp_path):
-    with pytest.raises(ValueError, match="streams.action.riders must be 0 with model.image_attends_prompt"):
+    with pytest.raises(ValueError, match="streams.action.extra_segments must be 0 with model.image_attends_prompt"):
         streams_of(nano_config(dataset, tmp_path, model__image_attends_prompt=True))
 
 
 def test_a_subtask_where_images_read_the_prompt(dataset, tmp_path):
     config = changed(nano_config(dataset, tmp_path, model__image_attends_prompt=True, data__prompt="subtask"),
-                     streams__action=common.stream("robot", "action", 0.6, riders=0))
+                     streams__action=common.stream("robot", "action", 0.6, extra_segments=0))
     with pytest.raises(ValueError, match="data.prompt 'subtask' asks for a subtask beside the action"):
         streams_of(config)
 
@@ -105,7 +105,7 @@ def test_vectors_wider_than_the_model(dataset, tmp_path, field, size, message):
     ("afordance", r"no items of kind 'afordance'; it has \['affordance', 'spatial_understanding', 'trajectory'\]"),
     ("goal_description", "no items of kind 'goal_description'")])
 def test_a_kind_that_the_dataset_does_not_have(dataset, tmp_path, kind, message):
-    config = changed(nano_config(dataset, tmp_path), streams__etc=common.stream("robot", kind, 1.0, riders=0))
+    config = changed(nano_config(dataset, tmp_path), streams__etc=common.stream("robot", kind, 1.0, extra_segments=0))
     with pytest.raises(ValueError, match=message):
         Stage.open(config).batches(0)
 

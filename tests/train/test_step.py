@@ -10,16 +10,25 @@ import pytest
 
 from etcvla.models import flops, flow, ops
 from etcvla.models.decode import sample_actions
-from etcvla.models.vla import taps, target_slots
+from etcvla.models.vla import find_target_positions, taps
 from etcvla.rules import path_str
 from etcvla.train.optim import make_optimizer
-from etcvla.train.step import Settings, TrainState, lessons, losses, losses_of, metrics_of, total_loss, train_step
+from etcvla.train.step import (
+    StepSettings,
+    TrainState,
+    losses,
+    metrics_of,
+    microbatch_losses,
+    targets,
+    total_loss,
+    train_step,
+)
 from tests.models.small import is_backbone, make_model, random_params, random_rows, write_segment
 from tests.train.nano import optim_config
 
 ROWS, DRAWS = 4, 2
-SETTINGS = Settings(
-    seed=0, steps=10, streams=("act", "ask", "never"), max_targets=8, draws=DRAWS, text=((0.0, 1.0), (1.0, 3.0)),
+SETTINGS = StepSettings(
+    seed=0, steps=10, streams=("act", "ask", "never"), max_targets=8, noise_samples=DRAWS, text=((0.0, 1.0), (1.0, 3.0)),
     fast=((0.0, 0.5),), flow=((0.0, 2.0),), ema_decay=0.9, shift=0, color=0.0, loc_offset=999)
 KEY = jax.random.key(7)
 
@@ -158,7 +167,7 @@ class Line:
 
     config = make_model().config
 
-    def apply(self, variables, batch, slots, x_t, time, leak):
+    def apply(self, variables, batch, target_positions, x_t, time, gradient_scale):
         return None, variables["params"]["w"] * x_t
 
 
@@ -191,7 +200,7 @@ def test_parts_of_a_batch_add_up_to_it(model, batch):
     """Row by row, in turn: rows that differ in what they teach, so that a mean of the parts' means would be another."""
     module, params = model
     z = ((0.0, 0.1),)
-    (whole, expected), (parts, found) = (one_step(module, params, batch, accumulate=n, z=z) for n in (1, ROWS))
+    (whole, expected), (parts, found) = (one_step(module, params, batch, microbatches=n, z=z) for n in (1, ROWS))
     assert found.keys() == expected.keys() >= {"loss/z", "act/accuracy"}
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=2e-5, err_msg=name)
@@ -215,19 +224,19 @@ def test_insulation_may_change_by_degrees(model, batch):
     """Wholly on and wholly off it is what the model's own switch does, and half of it is half way between."""
     _, params = model
     settings = SETTINGS.replace(text=((0.0, 0.0),), fast=((0.0, 0.0),))
-    rows, counts = lessons(batch, KEY, settings)
+    rows, counts = targets(batch, KEY, settings)
 
     @functools.partial(jax.jit, static_argnums=0)
-    def backbone(insulate, leak=None):
+    def backbone(insulate, gradient_scale=None):
         def loss(params):
-            return losses_of(make_model(insulate=insulate), params, rows, counts, settings, leak)["flow"]
+            return microbatch_losses(make_model(insulate=insulate), params, rows, counts, settings, gradient_scale)["flow"]
 
         return jax.grad(loss)(params)["llm"]["layers"]["mlp"]["linear"]
 
     free = backbone(False)
     assert free.any() and not backbone(True).any()
-    for leak in (0.0, 0.5, 1.0):
-        np.testing.assert_allclose(backbone(False, jnp.float32(leak)), leak * free, atol=1e-7)
+    for gradient_scale in (0.0, 0.5, 1.0):
+        np.testing.assert_allclose(backbone(False, jnp.float32(gradient_scale)), gradient_scale * free, atol=1e-7)
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(batch):
@@ -258,10 +267,10 @@ def test_gradients_of_masters_are_those_of_the_cast_parameters(batch):
     module = make_model(dtype="bfloat16")
     params = random_params(module)
     narrow = taps(params, module.config)
-    rows, _ = lessons(batch, KEY, SETTINGS)
+    rows, _ = targets(batch, KEY, SETTINGS)
 
     def total(params):
-        logits, velocity = module.apply({"params": params}, rows, rows["slots"], rows["x_t"], rows["time"])
+        logits, velocity = module.apply({"params": params}, rows, rows["target_positions"], rows["x_t"], rows["time"])
         return jnp.square(logits).sum() + jnp.square(velocity).sum()
 
     cast = jax.tree.map(lambda p, tap: p.astype(tap.dtype), params, narrow)
@@ -281,7 +290,7 @@ def test_gradients_of_masters_are_those_of_the_cast_parameters(batch):
 def test_slots_are_the_first_targets_in_order():
     target = np.zeros((2, 7), bool)
     target[0, [5, 2, 3]] = target[1, 6] = True
-    slots, real = target_slots(target, 2)
-    assert slots[0].tolist() == [2, 3] and real.tolist() == [[True, True], [True, False]] and slots[1, 0] == 6
-    slots, real = target_slots(target, 99)
-    assert slots.shape == (2, 7) and real.sum() == 4
+    target_positions, real = find_target_positions(target, 2)
+    assert target_positions[0].tolist() == [2, 3] and real.tolist() == [[True, True], [True, False]] and target_positions[1, 0] == 6
+    target_positions, real = find_target_positions(target, 99)
+    assert target_positions.shape == (2, 7) and real.sum() == 4

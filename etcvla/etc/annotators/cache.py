@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 
-class Cache:
+class AnswerCache:
     """JSON values by the content of a question, one file each; any number of threads and processes may share it."""
 
     def __init__(self, directory: str | Path):

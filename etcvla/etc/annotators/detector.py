@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from etcvla.etc.annotators.cache import Cache
+from etcvla.etc.annotators.cache import AnswerCache
 from etcvla.etc.geometry import iou
 
 SAME = 0.5  # IoU from which two boxes are one thing
@@ -18,7 +18,7 @@ RIVAL = 0.8  # of the best score: another thing with this much makes a name ambi
 class Detector:
     """Calls give at most one box a noun; what is not found, or found twice, is NaN."""
 
-    def __init__(self, path: str, *, cache: Cache, threshold: float = 0.2, device: str = "cpu"):
+    def __init__(self, path: str, *, cache: AnswerCache, threshold: float = 0.2, device: str = "cpu"):
         """Loads a model directory (or Hub name) with its processor.
 
         Raises ImportError that names the extra, and OSError where there is no such model.
@@ -34,7 +34,7 @@ class Detector:
 
     def __call__(self, image: np.ndarray, nouns: Sequence[str]) -> np.ndarray:
         """float32[N, 4] boxes (ymin, xmin, ymax, xmax) in [0, 1] of N nouns in uint8[H, W, 3]."""
-        key = Cache.key("detector", self.name, repr(self.threshold), *nouns, repr(image.shape), image.tobytes())
+        key = AnswerCache.key("detector", self.name, repr(self.threshold), *nouns, repr(image.shape), image.tobytes())
         found = self._cache.get(key)
         if found is None:
             found = self._detect(image, nouns)

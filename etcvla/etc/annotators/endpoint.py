@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 
-from etcvla.etc.annotators.cache import Cache
+from etcvla.etc.annotators.cache import AnswerCache
 
 RETRIED = frozenset({408, 409, 429, 500, 502, 503, 504})
 MAX_WAIT = 60.0  # seconds between two tries
@@ -41,7 +41,7 @@ class Endpoint:
     base_url: str
     model: str
     key: str
-    cache: Cache
+    cache: AnswerCache
     rate: float = 2.0
     budget: int = 1000
     retries: int = 6
@@ -53,7 +53,7 @@ class Endpoint:
         self._lock, self._next = threading.Lock(), 0.0
 
     @classmethod
-    def from_environment(cls, cache: Cache, *, environ: Mapping[str, str] = os.environ, **options) -> Endpoint:
+    def from_environment(cls, cache: AnswerCache, *, environ: Mapping[str, str] = os.environ, **options) -> Endpoint:
         """OPENAI_BASE_URL, OPENAI_MODEL and, where the endpoint wants one, OPENAI_API_KEY.
 
         Raises ValueError that names what is not set.
@@ -69,7 +69,7 @@ class Endpoint:
 
         Raises EndpointError (BudgetError), so that nothing is taken for an answer that is none.
         """
-        key = Cache.key("endpoint", self.model, prompt, *images)
+        key = AnswerCache.key("endpoint", self.model, prompt, *images)
         answer = self.cache.get(key)
         if answer is None:
             answer = self._send(self._request(prompt, images))

@@ -22,7 +22,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from etcvla.models.lora import merge
 from etcvla.models.pretrained import big_vision, hugging_face, openpi
-from etcvla.models.pretrained.layout import Checkpoint, Entry, Shapes
+from etcvla.models.pretrained.layout import Checkpoint, ParamEntry, Shapes
 from etcvla.models.siglip import resize_positions
 from etcvla.models.vla import VLA, VLAConfig, init_params
 
@@ -119,7 +119,7 @@ def parameter_shapes(config: VLAConfig) -> dict[str, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in flatten_dict(tree, sep="/").items()}
 
 
-def _check(checkpoint: Checkpoint, entries: list[Entry], shapes: Shapes, config: VLAConfig) -> tuple[str, ...]:
+def _check(checkpoint: Checkpoint, entries: list[ParamEntry], shapes: Shapes, config: VLAConfig) -> tuple[str, ...]:
     """Raises MismatchError unless all is there, nothing else is, and shapes are as expected; returns what is not."""
     tensors, names = checkpoint.tensors, {entry.name for entry in entries}
     notes, misshapen = [], []
@@ -157,7 +157,7 @@ def _fits(path: str, found: tuple[int, ...], expected: tuple[int, ...], padding:
     return ""
 
 
-def _read(checkpoint: Checkpoint, entry: Entry, leaves: dict[str, np.ndarray], shapes: Shapes,
+def _read(checkpoint: Checkpoint, entry: ParamEntry, leaves: dict[str, np.ndarray], shapes: Shapes,
           dtype: np.dtype) -> None:
     tensor, shape = checkpoint.tensors[entry.name], shapes[entry.path]
     if entry.path == _POSITIONS:

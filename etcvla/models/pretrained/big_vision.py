@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 
 from etcvla.models.pretrained.hugging_face import backbone
-from etcvla.models.pretrained.layout import Checkpoint, Entry, Stream, sizes_of
+from etcvla.models.pretrained.layout import Checkpoint, DecoderLayout, ParamEntry, sizes_of
 
 FORMAT = "big_vision npz"
 
@@ -22,15 +22,15 @@ def open_checkpoint(path: epath.Path) -> Checkpoint:
         tensors = {name.removesuffix(".npy"): _tensor(path, archive, name) for name in archive.namelist()}
     prefix = "params/" if any(name.startswith("params/") for name in tensors) else ""
     sizes = sizes_of({name.removeprefix(prefix): tensor.shape for name, tensor in tensors.items()})
-    return Checkpoint(path, FORMAT, tensors, sizes, lambda shapes: [Entry(prefix + p, p) for p in backbone(shapes)])
+    return Checkpoint(path, FORMAT, tensors, sizes, lambda shapes: [ParamEntry(prefix + p, p) for p in backbone(shapes)])
 
 
-def _tensor(path: epath.Path, archive: zipfile.ZipFile, name: str) -> Stream:
+def _tensor(path: epath.Path, archive: zipfile.ZipFile, name: str) -> DecoderLayout:
     with archive.open(name) as file:
         shape, fortran, dtype = _read_header(file, f"{path}: {name}")
     if dtype == np.dtype("V2"):  # numpy has no name for bfloat16
         dtype = np.dtype(ml_dtypes.bfloat16)
-    return Stream(shape, dtype, functools.partial(_open_member, path, name), fortran)
+    return DecoderLayout(shape, dtype, functools.partial(_open_member, path, name), fortran)
 
 
 def _open_zip(path: epath.Path) -> zipfile.ZipFile:

@@ -22,7 +22,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 
 from etcvla.models.pretrained import safetensors
-from etcvla.models.pretrained.layout import Checkpoint, Entry, Shapes, Stream
+from etcvla.models.pretrained.layout import Checkpoint, DecoderLayout, ParamEntry, Shapes
 from etcvla.models.vla import VLAConfig
 
 log = logging.getLogger(__name__)
@@ -80,13 +80,13 @@ _GEMMA2 = (  # the same name is another norm here
     (f"{_LAYER}.post_feedforward_layernorm.weight", f"{_OURS}/post_ffw_norm/scale", "d -> d"))
 
 
-def table(shapes: Shapes) -> list[Entry]:
+def table(shapes: Shapes) -> list[ParamEntry]:
     """Every tensor of the PaliGemma (1 or 2) whose backbone's parameters have these shapes."""
     rows = _VISION + _LANGUAGE + (_GEMMA2 if f"{_OURS}/post_ffw_norm/scale" in shapes else _GEMMA1)
     out = []
     for name, path, pattern, *part in rows:
         layers = range(shapes[path][0]) if "{}" in name else [None]
-        out += [Entry(name.format(layer), path, (*(() if layer is None else (layer,)), *part), pattern)
+        out += [ParamEntry(name.format(layer), path, (*(() if layer is None else (layer,)), *part), pattern)
                 for layer in layers]
     return out
 
@@ -152,7 +152,7 @@ def _released_name(name: str) -> str:
     return functools.reduce(lambda name, rule: re.sub(*rule, name), _RELEASED_NAMES, name)
 
 
-def _untie(tensors: dict[str, Stream], directory: epath.Path) -> None:
+def _untie(tensors: dict[str, DecoderLayout], directory: epath.Path) -> None:
     """Leaves the embedding table alone of it and the output layer, which must be one."""
     head = tensors.pop(_HEAD, None)
     if head is not None and not tensors.setdefault(_EMBEDDING, head).same_as(head):

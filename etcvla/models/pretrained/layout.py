@@ -1,6 +1,6 @@
 """How parameters of ours lie in a file: which tensor holds which slice, in which order of axes.
 
-A format is a list of `Entry`. It serves both ways: reading and writing go through the same view of our array, whose
+A format is a list of `ParamEntry`. It serves both ways: reading and writing go through the same view of our array, whose
 elements, in C order, are the tensor's bytes in the file. So both run piece by piece, without a copy of anything large.
 
 Axis letters as in `etcvla.models.ops`; F is an MLP's width, I image tokens, V the vocabulary.
@@ -22,7 +22,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class ParamEntry:
     """One tensor of a file.
 
     Args:
@@ -80,13 +80,13 @@ class Checkpoint:
     format: str
     tensors: Mapping[str, Tensor]
     sizes: Mapping[str, float | int | None]
-    entries: Callable[[Shapes], list[Entry]]
+    entries: Callable[[Shapes], list[ParamEntry]]
     actual: Mapping[str, str] = dataclasses.field(default_factory=dict)
     padding: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
-class Stream:
+class DecoderLayout:
     """A `Tensor` whose elements lie one after another in a file.
 
     Args:
@@ -103,7 +103,7 @@ class Stream:
         with self.open() as file:
             _fill(view.T if self.fortran else view, file, self.dtype)
 
-    def same_as(self, other: Stream) -> bool:
+    def same_as(self, other: DecoderLayout) -> bool:
         """Whether both hold the same numbers."""
         if self is other:
             return True

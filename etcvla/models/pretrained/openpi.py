@@ -17,7 +17,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from etcvla.models.pretrained.hugging_face import backbone
-from etcvla.models.pretrained.layout import Checkpoint, Entry, Shapes, sizes_of
+from etcvla.models.pretrained.layout import Checkpoint, ParamEntry, Shapes, sizes_of
 from etcvla.models.vla import VLAConfig
 
 FORMAT = "openpi params"
@@ -60,10 +60,10 @@ def open_checkpoint(path: epath.Path) -> Checkpoint:
     tensors = {_bare(key): Leaf(path, key, metadata) for key, metadata in tree.items()}
     sizes = sizes_of({name.removeprefix("PaliGemma/"): tensor.shape for name, tensor in tensors.items()})
 
-    def entries(shapes: Shapes) -> list[Entry]:
+    def entries(shapes: Shapes) -> list[ParamEntry]:
         """All of ours but adapters that only we have; of a pi0-FAST, which has no expert, the backbone."""
         paths = shapes if any("action" in name for name in tensors) else backbone(shapes)
-        return [Entry(_openpis(path), path) for path in paths if "lora" not in path or _openpis(path) in tensors]
+        return [ParamEntry(_openpis(path), path) for path in paths if "lora" not in path or _openpis(path) in tensors]
 
     return Checkpoint(path, FORMAT, tensors, sizes, entries)
 

@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-from etcvla.models.pretrained.layout import Stream, write
+from etcvla.models.pretrained.layout import DecoderLayout, write
 
 DTYPES = {name: np.dtype(dtype) for name, dtype in {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16, "I64": "<i8", "I32": "<i4", "I16": "<i2",
@@ -23,7 +23,7 @@ DTYPES = {name: np.dtype(dtype) for name, dtype in {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-def read(path: epath.Path) -> dict[str, Stream]:
+def read(path: epath.Path) -> dict[str, DecoderLayout]:
     """The tensors of a file by name. Raises ValueError if it is no whole safetensors file."""
     with path.open("rb") as file:
         size = file.seek(0, 2)
@@ -42,10 +42,10 @@ def read(path: epath.Path) -> dict[str, Stream]:
     return {name: _tensor(path, name, entry, 8 + length) for name, entry in header.items()}
 
 
-def _tensor(path: epath.Path, name: str, entry: Mapping, start: int) -> Stream:
+def _tensor(path: epath.Path, name: str, entry: Mapping, start: int) -> DecoderLayout:
     if entry["dtype"] not in DTYPES:
         raise ValueError(f"{path}: {name} has dtype {entry['dtype']}, expected one of {sorted(DTYPES)}")
-    return Stream(tuple(entry["shape"]), DTYPES[entry["dtype"]],
+    return DecoderLayout(tuple(entry["shape"]), DTYPES[entry["dtype"]],
                   functools.partial(_open_at, path, start + entry["data_offsets"][0]))
 
 

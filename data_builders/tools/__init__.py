@@ -1,0 +1,1 @@
+"""Tools for built datasets: gallery, report, publishing, tokenizer training."""

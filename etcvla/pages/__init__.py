@@ -1,0 +1,1 @@
+"""HTML pages and pictures: report, gallery, knowledge charts, first batch, plan, videos."""

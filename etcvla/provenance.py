@@ -1,0 +1,36 @@
+"""Which code produced a result: package versions and the git commit."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import pathlib
+import subprocess
+import sys
+from collections.abc import Sequence
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def package_versions(names: Sequence[str]) -> dict[str, str]:
+    """Return package name -> installed version; "not installed" for a package without metadata."""
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def python_version() -> str:
+    """Return this interpreter's version, such as "3.11.7"."""
+    return ".".join(str(part) for part in sys.version_info[:3])
+
+
+def git_commit(folder: pathlib.Path = ROOT) -> str:
+    """Return the commit hash of the checkout that holds `folder`; "unknown" outside of one."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=folder)
+    except FileNotFoundError:  # git is not installed
+        return "unknown"
+    return done.stdout.strip() or "unknown"

@@ -1,0 +1,1 @@
+"""LIBERO: environment, scripted expert, oracle, files of the package, tasks."""

@@ -1,0 +1,23 @@
+"""Intervals against published values."""
+
+import pytest
+
+from etcvla.stats import clustered, wilson
+
+
+@pytest.mark.parametrize(("successes", "trials", "low", "high"), [
+    (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (5, 10, 0.2366, 0.7634), (81, 263, 0.2553, 0.3662)])  # Newcombe 1998
+def test_wilson(successes, trials, low, high):
+    assert wilson(successes, trials) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_no_trials_say_nothing():
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+def test_answers_of_one_episode_count_for_less():
+    values = [i // 10 % 2 == 0 for i in range(60)]  # six episodes, each all right or all wrong
+    alone, grouped = clustered(values, range(60)), clustered(values, [i // 10 for i in range(60)])
+    assert (alone.low, alone.high) == pytest.approx(wilson(30, 60))
+    assert (grouped.low, grouped.high) == pytest.approx(wilson(3, 6))
+    assert clustered([True] * 8, range(8)).low == pytest.approx(wilson(8, 8)[0])
