@@ -60,7 +60,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["etcvla*", "data_builders*", "configs*", "launch*"]),
-    package_data={"etcvla": ["data/assets/*", "etc/assets/*", "eval/assets/*"],
+    package_data={"etcvla": ["data/assets/*", "pages/assets/*"],
                   "data_builders": ["add_etc/calibrations/*"]},
     install_requires=CORE,
     extras_require=EXTRAS,

@@ -81,7 +81,7 @@ class Policy:
         model, everywhere = VLA(config), mesh and NamedSharding(mesh, PartitionSpec())
         self._cache_images = jax.jit(functools.partial(cache_images, model))
         self._sample = jax.jit(functools.partial(sample_with_image_cache, model, num_steps=num_steps),
-                               out_shardings=(everywhere, None), donate_argnames="look" if keep_image_cache else None)
+                               out_shardings=(everywhere, None), donate_argnames="image_cache" if keep_image_cache else None)
         self._decode = jax.jit(functools.partial(decode_text, model, eos=assets.tokenizer.layout.eos),
                                static_argnames="max_new", out_shardings=everywhere)
 

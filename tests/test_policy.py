@@ -123,8 +123,8 @@ def test_images_that_come_again_are_not_looked_at_again(acting, monkeypatch):
     plain, stage = acting
     policy = Policy.load(stage.config.workdir, num_steps=3, keep_image_cache=True)
     kept, sample = [], policy._sample
-    monkeypatch.setattr(policy, "_sample", lambda *args, look, guide: (
-        kept.append(look is not None) or sample(*args, look=look, guide=guide)))
+    monkeypatch.setattr(policy, "_sample", lambda *args, image_cache, guide: (
+        kept.append(image_cache is not None) or sample(*args, image_cache=image_cache, guide=guide)))
     first, other = observe(stage, 0, 0), observe(stage, 3, 5)
     for observation in (first, first | {"instruction": "press"}, first | {"state": other["state"]}, other, first):
         np.testing.assert_allclose(policy.act([observation], [5]), plain.act([observation], [5]), atol=1e-5)

@@ -239,8 +239,8 @@ class RowBuilder:
         for row, frame, n, known, action in zip(rows, frames, ns, facts, actions, strict=False):
             put_images(row, [known.get(f"observation/{name}") for name in source.cameras])
             rng = np.random.default_rng((self.plan.seed, stream_index, n)) if choosing else None
-            targets = self._segments(stream, source, known, frame, row, action, rng)
-            self._put_text(row, targets, stream_index)
+            segments = self._segments(stream, source, known, frame, row, action, rng)
+            self._put_text(row, segments, stream_index)
         return later
 
     def _names(self, source: StageDataset, stream: Stream) -> list[str]:
@@ -296,11 +296,11 @@ class RowBuilder:
             return []
         return [items[i] for i in rng.choice(len(items), count, replace=False, p=weights / weights.sum())]
 
-    def _put_text(self, row, targets, stream_index) -> None:
+    def _put_text(self, row, segments, stream_index) -> None:
         """Writes segments one after another; a rider that does not fit is left out, a main segment must fit."""
         length = targets = 0
         by_segment = self.mean == "segment"
-        for i, segment in enumerate(targets):
+        for i, segment in enumerate(segments):
             if length + len(segment) > self.sizes.text_len or targets + len(segment.target) > self.sizes.max_targets:
                 if i:
                     continue

@@ -24,7 +24,7 @@ from etcvla.etc.score import majority_answers, score
 from etcvla.pages.overlay import HEIGHT, KIND_COLORS, STYLE, answered, asked, box, dot, look, picture, prose, words
 
 _OTHER_COLOR = "#697177"
-_ASSETS = epath.resource_path("etcvla") / "etc/assets"
+_ASSETS = epath.resource_path("etcvla") / "pages/assets"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,7 @@ MISSING = f"<p>{NONE}</p>"
 _GUESSERS = ("majority", "blind")
 _TERMS = ("trials", "max_steps", "execution", "replan_steps", "seed")  # of a benchmark's protocol.json, told
 _OF_A_RUN = ("checkpoint", "policy", "chunk")  # what of it is the run's own
-_ASSET = epath.resource_path("etcvla") / "eval/assets/report.html"
+_ASSET = epath.resource_path("etcvla") / "pages/assets/report.html"
 
 
 def write_report(root: epath.PathLike, out: epath.PathLike | None = None) -> epath.Path:

@@ -150,7 +150,7 @@ def microbatch_losses(model: VLA, params: Any, rows: Batch, counts: Mapping[str,
 
 
 def _token_losses(logits, rows, counts, settings):
-    tokens, weight, fast = (rows[f"slot_{name}"] for name in ("token", "weight", "fast"))
+    tokens, weight, fast = (rows[f"target_{name}"] for name in ("token", "weight", "fast"))
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, tokens)
     out = {
         "text": (loss * (weight - fast)).sum() / counts["text"], "fast": (loss * fast).sum() / counts["fast"],

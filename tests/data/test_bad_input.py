@@ -73,7 +73,7 @@ def test_nothing_left_to_draw_from_is_named(tmp_path):
 def test_an_action_stream_of_a_dataset_without_actions_is_refused(tmp_path):
     steps = {name: feature for name, feature in robot_steps().items() if name != "action"}
     write_rlds(tmp_path, [{name: values for name, values in robot_episode(0).items() if name != "action"}], steps=steps)
-    with pytest.raises(ValueError, match=f"{tmp_path} has no actions, but an action stream noise_samples from it"):
+    with pytest.raises(ValueError, match=f"{tmp_path} has no actions, but an action stream draws from it"):
         StageDataset(RLDSDataset(tmp_path), ("front",)).candidates("action")
 
 

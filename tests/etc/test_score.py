@@ -127,7 +127,7 @@ def test_every_true_answer_scores_one():
 
 
 def test_general_forms_are_registered_with_how_they_are_read():
-    assert set(shapes.QUESTION_TYPES) | {"vqa", "trace"} == set(GENERAL_QUESTION_TYPES)
+    assert set(shapes.SHAPES_QUESTIONS) | {"vqa", "trace"} == set(GENERAL_QUESTION_TYPES)
     rng = np.random.default_rng(0)
     for _ in range(40):
         for made in shapes.make_items(shapes.sample_scene(rng), rng):

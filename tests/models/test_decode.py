@@ -244,7 +244,7 @@ def test_what_acting_saw_serves_the_next_prompt(writer):
     """The look that an action leaves, its columns of text overwritten, acts as a fresh one; also a second time."""
     model, params = writer
     batch, (noise, _) = asked(), noise_and_time(np.random.default_rng(5), 1)
-    act = jax.jit(functools.partial(sample_with_image_cache, model, num_steps=STEPS), donate_argnames="look")
+    act = jax.jit(functools.partial(sample_with_image_cache, model, num_steps=STEPS), donate_argnames="image_cache")
     _, image_cache = act(params, batch, noise[:, 0])
     for prompts in ([[2, 40, 41, 3], [2, 42, 3], [2, 43, 44, 45, 3]], PROMPTS):
         told = prompts_only(batch, prompts)

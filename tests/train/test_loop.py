@@ -82,7 +82,7 @@ def test_a_finished_stage_is_left_alone(parent):
 
 
 def test_a_workdir_of_another_config_is_refused(parent, dataset):
-    other = nano_config(dataset, parent.workdir, loss__draws=3, log_every=5)
+    other = nano_config(dataset, parent.workdir, loss__noise_samples=3, log_every=5)
     with pytest.raises(ValueError, match=r"another config.*\n  loss.noise_samples: 2 there, 3 here$"):
         train(other)
     with other.unlocked():
@@ -93,7 +93,7 @@ def test_a_workdir_of_another_config_is_refused(parent, dataset):
 
 def test_what_is_allowed_by_name_may_differ(parent, dataset, tmp_path):
     workdir = shutil.copytree(parent.workdir, tmp_path / "run")
-    config = nano_config(dataset, workdir, steps=7, loss__draws=3, optim__lr=((0.0, 1e-3),))
+    config = nano_config(dataset, workdir, steps=7, loss__noise_samples=3, optim__lr=((0.0, 1e-3),))
     with pytest.raises(ValueError, match=r"or go on all the same with --allow=loss.noise_samples,optim.lr,steps\n"):
         train(config)
     with pytest.raises(ValueError, match="--allow=optim.lr"):

@@ -30,7 +30,7 @@ def dataset(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(dataset, tmp_path_factory):
     """A run with everything on."""
-    config = nano_config(dataset, tmp_path_factory.mktemp("run"), eval__knots=(0.34, 1.0), eval__batches=2,
+    config = nano_config(dataset, tmp_path_factory.mktemp("run"), eval__at_progress=(0.34, 1.0), eval__batches=2,
                          eval__questions=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(question_types.GENERAL_QUESTION_TYPES, "where", question_types.POINT)  # of the handmade items
@@ -110,12 +110,12 @@ def test_tokens_and_flops_go_with_the_rate(run):
                                                 (("half",), "eval.at_progress is"), ((0.5,), "was not told how to evaluate")])
 def test_knots_that_cannot_be(dataset, tmp_path, points, problem):
     with pytest.raises(ValueError, match=problem):
-        train(nano_config(dataset, tmp_path, eval__knots=points))
+        train(nano_config(dataset, tmp_path, eval__at_progress=points))
     assert not (tmp_path / "tensorboard").exists()
 
 
 def test_data_without_a_held_out_split_is_an_error_before_training(tmp_path):
-    config = nano_config(write_robot_set(tmp_path / "robot"), tmp_path / "run", eval__knots=(1.0,))
+    config = nano_config(write_robot_set(tmp_path / "robot"), tmp_path / "run", eval__at_progress=(1.0,))
     with pytest.raises(ValueError, match="no dataset has a split 'val'.*robot; build.*eval.at_progress"):
         train(config, options=MonitorOptions(evaluation=HeldOut))
 
@@ -123,7 +123,7 @@ def test_data_without_a_held_out_split_is_an_error_before_training(tmp_path):
 def test_what_was_learnt_is_not_held_out(tmp_path):
     folder = write_robot_set(tmp_path / "robot")
     write_rlds(folder, [robot_episode(2)], steps=robot_steps(), split="val")
-    config = nano_config(folder, tmp_path / "run", eval__knots=(1.0,))
+    config = nano_config(folder, tmp_path / "run", eval__at_progress=(1.0,))
     with pytest.raises(ValueError, match="both learnt from"):
         train(config, options=MonitorOptions(evaluation=HeldOut))
 

@@ -29,14 +29,14 @@ from etcvla.train import sharding
 from etcvla.train.loop import abstract_state, initial_state, make_step, train
 from etcvla.train.stage import Stage
 dataset, workdir = sys.argv[1:]
-for fields in ({"batch_size": 6}, {"optim__accumulate": 4}):
+for fields in ({"batch_size": 6}, {"optim__microbatches": 4}):
     try:
         train(nano_config(dataset, workdir + "/none", mesh__data=2, mesh__fsdp=2, mesh__tensor=2, **fields))
     except ValueError as error:
         print("error:", error)
 start = None
 for shape in ((4, 1, 1), (1, 4, 1), (1, 2, 2)):
-    config = nano_config(dataset, workdir, optim__accumulate=2 if shape[0] == 1 else 1)
+    config = nano_config(dataset, workdir, optim__microbatches=2 if shape[0] == 1 else 1)
     stage, mesh = Stage.open(config), sharding.make_mesh(dict(zip(sharding.AXES, shape)), jax.devices()[:4])
     optimizer, abstract = abstract_state(stage, mesh)
     start = start or jax.device_get(initial_state(stage, optimizer, abstract))
