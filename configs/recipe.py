@@ -15,8 +15,14 @@ from configs import common
 STAGES = ("vlm_pretrain", "distribution_bridge", "objective_bridge", "retentive_adapt")
 
 
-def run(stage: str, init: str, *, vqa: tuple[str, ...], scenes: tuple[str, ...] = (),
-        interventions: tuple[str, ...] = ("right",)) -> dict:
+def run(
+    stage: str,
+    init: str,
+    *,
+    vqa: tuple[str, ...],
+    scenes: tuple[str, ...] = (),
+    interventions: tuple[str, ...] = ("right",),
+) -> dict:
     """One training run of a recipe.
 
     Args:
@@ -24,8 +30,15 @@ def run(stage: str, init: str, *, vqa: tuple[str, ...], scenes: tuple[str, ...] 
       vqa: datasets whose held-out questions it is asked ("shapes" is the retention metric).
       scenes: where it acts; interventions: what it is shown there (etcvla/eval/rollouts.py lists them).
     """
-    return {"stage": stage, "init": init, "vqa": vqa, "scenes": scenes, "interventions": interventions,
-            "action_only": False, "steps": 0}
+    return {
+        "stage": stage,
+        "init": init,
+        "vqa": vqa,
+        "scenes": scenes,
+        "interventions": interventions,
+        "action_only": False,
+        "steps": 0,
+    }
 
 
 def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
@@ -43,23 +56,39 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
     c.target_episodes = 10  # and in the target scene
 
     c.order = STAGES  # of the runs
-    c.runs = ml_collections.ConfigDict({
-        "vlm_pretrain": run("vlm_pretrain", "", vqa=("shapes",)),
-        "distribution_bridge": run("distribution_bridge", "vlm_pretrain", vqa=("shapes", "source")),
-        "objective_bridge": run(
-            "objective_bridge", "distribution_bridge", vqa=("shapes", "source"), scenes=("source", "target"),
-            interventions=("right", "wrong_instruction", "blank_image")),
-        "retentive_adapt": run("retentive_adapt", "objective_bridge", vqa=("shapes", "source", "target"),
-                               scenes=("source", "target")),
-    })
-    c.steps = ml_collections.ConfigDict(dict.fromkeys(STAGES, 0))  # overrides a stage's steps; 0 keeps them
+    c.runs = ml_collections.ConfigDict(
+        {
+            "vlm_pretrain": run("vlm_pretrain", "", vqa=("shapes",)),
+            "distribution_bridge": run(
+                "distribution_bridge", "vlm_pretrain", vqa=("shapes", "source")
+            ),
+            "objective_bridge": run(
+                "objective_bridge",
+                "distribution_bridge",
+                vqa=("shapes", "source"),
+                scenes=("source", "target"),
+                interventions=("right", "wrong_instruction", "blank_image"),
+            ),
+            "retentive_adapt": run(
+                "retentive_adapt",
+                "objective_bridge",
+                vqa=("shapes", "source", "target"),
+                scenes=("source", "target"),
+            ),
+        }
+    )
+    c.steps = ml_collections.ConfigDict(
+        dict.fromkeys(STAGES, 0)
+    )  # overrides a stage's steps; 0 keeps them
     if variant == "mt10":
         c.steps.distribution_bridge = 800
         c.steps.objective_bridge = 2000
         c.steps.retentive_adapt = 700
 
     c.arms = ml_collections.ConfigDict()
-    c.arms.action_only = False  # also train on actions alone with the same budget of steps, and evaluate
+    c.arms.action_only = (
+        False  # also train on actions alone with the same budget of steps, and evaluate
+    )
 
     c.eval = ml_collections.ConfigDict()
     c.eval.trials = 10  # held-out layouts a task and scene

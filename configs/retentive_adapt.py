@@ -16,7 +16,9 @@ OOD_SHARE = 0.06  # of ETC rows; the paper's 6:94
 def get_config(variant: str = "tiny"):
     variant, _, how = variant.partition("+")
     c = common.base("retentive_adapt", variant)
-    extra_segments = 4 if variant == "paligemma_3b" else 2  # as many as its longer rows have room for
+    extra_segments = (
+        4 if variant == "paligemma_3b" else 2
+    )  # as many as its longer rows have room for
     with c.unlocked():
         c.datasets.target = common.metaworld("target")
         c.streams = common.etc_streams("target", 0.2, extra_segments=extra_segments)
@@ -41,7 +43,9 @@ def get_config(variant: str = "tiny"):
         elif part == "ood":
             _mix_in_ood(c, variant, extra_segments)
         else:
-            raise ValueError(f"configs/retentive_adapt.py: no way to adapt {part!r}; after + there are lora, ood")
+            raise ValueError(
+                f"configs/retentive_adapt.py: no way to adapt {part!r}; after + there are lora, ood"
+            )
     return c
 
 
@@ -51,7 +55,14 @@ def _mix_in_ood(c, variant: str, extra_segments: int) -> None:
     total = sum(c.streams[name].weight[0][1] for name in etc)
     with c.unlocked():
         for name in etc:
-            c.streams[name].weight = tuple((t, w * (1 - OOD_SHARE)) for t, w in c.streams[name].weight)
-        c.datasets.ood = common.metaworld_ood("target") if variant == "tiny" else \
-            common.dataset("data/ood_etc", ("image_0",))
-        c.streams.ood = common.stream("ood", "any", total * OOD_SHARE, extra_segments=extra_segments)
+            c.streams[name].weight = tuple(
+                (t, w * (1 - OOD_SHARE)) for t, w in c.streams[name].weight
+            )
+        c.datasets.ood = (
+            common.metaworld_ood("target")
+            if variant == "tiny"
+            else common.dataset("data/ood_etc", ("image_0",))
+        )
+        c.streams.ood = common.stream(
+            "ood", "any", total * OOD_SHARE, extra_segments=extra_segments
+        )

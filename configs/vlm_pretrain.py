@@ -15,7 +15,13 @@ def get_config(variant: str = "tiny"):
     with c.unlocked():
         c.datasets.shapes = common.shapes()
         c.streams.shapes = common.stream("shapes", "any", 1.0, extra_segments=3)
-        c.extra_segment_weights = {"caption": 1.0, "locate": 1.0, "count": 1.0, "relation": 1.0, "read": 1.0}
+        c.extra_segment_weights = {
+            "caption": 1.0,
+            "locate": 1.0,
+            "count": 1.0,
+            "relation": 1.0,
+            "read": 1.0,
+        }
     c.data.num_cameras = 1
     c.steps = 800
     c.batch_size = 16

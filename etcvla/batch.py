@@ -43,7 +43,10 @@ SCHEMA: dict[str, tuple[type, str]] = {
 def zeros(**sizes: int) -> dict[str, np.ndarray]:
     """An empty batch; sizes by axis letter, e.g. zeros(B=2, C=1, H=96, W=96, L=64, S=4, P=10, A=4)."""
     sizes["3"] = 3
-    return {name: np.zeros([sizes[axis] for axis in axes], dtype) for name, (dtype, axes) in SCHEMA.items()}
+    return {
+        name: np.zeros([sizes[axis] for axis in axes], dtype)
+        for name, (dtype, axes) in SCHEMA.items()
+    }
 
 
 def validate(batch: Mapping[str, np.ndarray], **sizes: int) -> None:
@@ -54,8 +57,12 @@ def validate(batch: Mapping[str, np.ndarray], **sizes: int) -> None:
             raise ValueError(f"batch has no field {name!r}")
         value = batch[name]
         if value.dtype != dtype or value.ndim != len(axes):
-            raise ValueError(f"batch[{name!r}] is {value.dtype}{list(value.shape)}, expected "
-                             f"{np.dtype(dtype).name}[{', '.join(axes)}]")
+            raise ValueError(
+                f"batch[{name!r}] is {value.dtype}{list(value.shape)}, expected "
+                f"{np.dtype(dtype).name}[{', '.join(axes)}]"
+            )
         for axis, size in zip(axes, value.shape, strict=True):
             if sizes.setdefault(axis, size) != size:
-                raise ValueError(f"batch[{name!r}]: axis {axis} has size {size}, expected {sizes[axis]}")
+                raise ValueError(
+                    f"batch[{name!r}]: axis {axis} has size {size}, expected {sizes[axis]}"
+                )

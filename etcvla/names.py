@@ -13,6 +13,8 @@ def lookup(table: Mapping[str, T], name: str, what: str) -> T:
     """table[name]; raises ValueError with the nearest name, or all names, if there is none."""
     if name not in table:
         near = difflib.get_close_matches(str(name), table, 1)
-        raise ValueError(f"unknown {what} {name!r}" + (f", did you mean {near[0]!r}?" if near else
-                                                       f"; known: {', '.join(table)}"))
+        raise ValueError(
+            f"unknown {what} {name!r}"
+            + (f", did you mean {near[0]!r}?" if near else f"; known: {', '.join(table)}")
+        )
     return table[name]

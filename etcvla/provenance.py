@@ -30,7 +30,9 @@ def python_version() -> str:
 def git_commit(folder: pathlib.Path = ROOT) -> str:
     """Return the commit hash of the checkout that holds `folder`; "unknown" outside of one."""
     try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=folder)
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=folder
+        )
     except FileNotFoundError:  # git is not installed
         return "unknown"
     return done.stdout.strip() or "unknown"

@@ -17,7 +17,9 @@ Rules = Sequence[tuple[str, Any]]
 
 def path_str(path: tuple) -> str:
     """A key path as `a/b/c`."""
-    return "/".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path)
+    return "/".join(
+        str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path
+    )
 
 
 def assign(rules: Rules, params: Any, name: str, *, all_used: bool = True) -> Any:

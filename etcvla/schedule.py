@@ -15,7 +15,9 @@ import jax.numpy as jnp
 Schedule = Sequence[Sequence[float]]
 
 
-def check_schedule(points: Schedule, name: str, most: float = math.inf) -> tuple[tuple[float, float], ...]:
+def check_schedule(
+    points: Schedule, name: str, most: float = math.inf
+) -> tuple[tuple[float, float], ...]:
     """The points as tuples.
 
     Raises ValueError naming the config field whose progress does not rise in [0, 1] or whose values leave [0, most].

@@ -42,7 +42,11 @@ def clustered(values: Sequence[bool], clusters: Sequence[int]) -> Estimate:
     values, p = np.asarray(values, float), float(np.mean(values))
     sums = np.bincount(np.unique(clusters, return_inverse=True)[1], weights=values - p)
     independent = len(values) * p * (1 - p)
-    trials = len(values) / max(1.0, float(np.square(sums).sum()) / independent) if independent else len(values)
+    trials = (
+        len(values) / max(1.0, float(np.square(sums).sum()) / independent)
+        if independent
+        else len(values)
+    )
     return Estimate(p, *wilson(p * trials, trials), len(values))
 
 

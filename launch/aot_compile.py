@@ -22,10 +22,16 @@ from etcvla.aot import report
 from etcvla.aot.chips import Slice
 from launch import common
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "A stage's config file, with its variant after a colon.")
-_TOPOLOGY = flags.DEFINE_string("topology", None, "The slice, such as v5e:4x4, v6e:8x8, v4:4x4x4 or v5p:4x4x4.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "A stage's config file, with its variant after a colon."
+)
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "The slice, such as v5e:4x4, v6e:8x8, v4:4x4x4 or v5p:4x4x4."
+)
 _JSON = flags.DEFINE_string("json", "", "Where the numbers go as JSON, if anywhere.")
-_LARGEST = flags.DEFINE_bool("largest", True, "Estimate the largest batch that fits, which compiles once more.")
+_LARGEST = flags.DEFINE_bool(
+    "largest", True, "Estimate the largest batch that fits, which compiles once more."
+)
 
 
 def main(_):
@@ -39,8 +45,10 @@ def main(_):
     if _JSON.value:
         Path(_JSON.value).write_text(json.dumps(result, indent=2))
     if not result["fits"]:
-        sys.exit(f"error: {result['stage']} with batch_size {result['batch_size']} needs "
-                 f"{result['memory_gib_per_chip']:.2f} GiB a chip, {result['topology']} has {result['hbm_gib']:.2f}")
+        sys.exit(
+            f"error: {result['stage']} with batch_size {result['batch_size']} needs "
+            f"{result['memory_gib_per_chip']:.2f} GiB a chip, {result['topology']} has {result['hbm_gib']:.2f}"
+        )
 
 
 if __name__ == "__main__":

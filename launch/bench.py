@@ -35,36 +35,65 @@ from etcvla.serve import delay
 from launch import common
 
 _JSON = flags.DEFINE_string("json", "", "Where the numbers go as JSON, if anywhere.")
-_ONLY = flags.DEFINE_enum("only", "all", ["all", "flops", "time"], "Which part: flops neither compiles nor computes.")
-_SIZE = flags.DEFINE_string("size", "small", "Size of the timed model, a name in etcvla/models/variants.py.")
+_ONLY = flags.DEFINE_enum(
+    "only", "all", ["all", "flops", "time"], "Which part: flops neither compiles nor computes."
+)
+_SIZE = flags.DEFINE_string(
+    "size", "small", "Size of the timed model, a name in etcvla/models/variants.py."
+)
 _VOCAB = flags.DEFINE_integer("vocab", 2688, "Its vocabulary.")
 _ROWS = flags.DEFINE_integer("rows", 2, "Rows of a timed training batch.", lower_bound=1)
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed runs of everything.", lower_bound=1)
-_CONFIG = flags.DEFINE_string("config", "configs/objective_bridge.py", "The stage whose packed rows are counted.")
-_OPENPI_DIR = flags.DEFINE_string("openpi_dir", str(Path.home() / ".cache" / "etcvla" / "openpi"),
-                                  "Where openpi's package lies or is installed.")
-_EPISODES = flags.DEFINE_integer("episodes", 200, "Episodes of the loader's set, of 150 steps.", lower_bound=1)
-_SAMPLES = flags.DEFINE_integer("samples", 4500, "Samples of each turn of each loader.",
-                                lower_bound=1)
+_CONFIG = flags.DEFINE_string(
+    "config", "configs/objective_bridge.py", "The stage whose packed rows are counted."
+)
+_OPENPI_DIR = flags.DEFINE_string(
+    "openpi_dir",
+    str(Path.home() / ".cache" / "etcvla" / "openpi"),
+    "Where openpi's package lies or is installed.",
+)
+_EPISODES = flags.DEFINE_integer(
+    "episodes", 200, "Episodes of the loader's set, of 150 steps.", lower_bound=1
+)
+_SAMPLES = flags.DEFINE_integer(
+    "samples", 4500, "Samples of each turn of each loader.", lower_bound=1
+)
 _THREADS = flags.DEFINE_integer("threads", 2, "Threads of each loader.", lower_bound=1)
 _DRIFT = flags.DEFINE_integer("drift", 0, "Samples over which memory is watched, if any.")
-_BUFFER = flags.DEFINE_enum("buffer", "decoded", ["decoded", "encoded"],
-                            "How frames wait in tf.data's shuffle buffer: openpi's way, or Octo's.")
+_BUFFER = flags.DEFINE_enum(
+    "buffer",
+    "decoded",
+    ["decoded", "encoded"],
+    "How frames wait in tf.data's shuffle buffer: openpi's way, or Octo's.",
+)
 _CALLS = flags.DEFINE_integer("calls", 20, "Answers of each turn of each policy.", lower_bound=1)
 _WORKDIR = flags.DEFINE_string("workdir", "", "The run whose newest checkpoint acts with a delay.")
 _TASKS = flags.DEFINE_list("tasks", list(fields.METAWORLD_TASKS), "Tasks to act in with a delay.")
 _DELAYS = flags.DEFINE_list("delays", ["0", "2", "4"], "Control steps from a look to its chunk.")
 _TRIALS = flags.DEFINE_integer("trials", 10, "Held-out layouts a task.", lower_bound=1)
-_EXECUTE = flags.DEFINE_integer("execute", 5, "Control steps between looks, at least.", lower_bound=1)
-_QUANTIZE = flags.DEFINE_enum("quantize", None, ["int8"], "Weights of this type, for acting with a delay.")
-_DATA_DIR = flags.DEFINE_string("data_dir", str(Path.home() / ".cache" / "etcvla" / "bench"), "Where the set lies.")
+_EXECUTE = flags.DEFINE_integer(
+    "execute", 5, "Control steps between looks, at least.", lower_bound=1
+)
+_QUANTIZE = flags.DEFINE_enum(
+    "quantize", None, ["int8"], "Weights of this type, for acting with a delay."
+)
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", str(Path.home() / ".cache" / "etcvla" / "bench"), "Where the set lies."
+)
 
 
 def main(argv):
-    benches = {"model": bench_model, "loader": bench_loader, "policy": bench_policy, "delay": bench_delay}
+    benches = {
+        "model": bench_model,
+        "loader": bench_loader,
+        "policy": bench_policy,
+        "delay": bench_delay,
+    }
     if len(argv) != 2 or argv[1] not in benches:
-        raise ValueError(f"python launch/bench.py NAME, where NAME is one of {', '.join(benches)}; got "
-                         f"{' '.join(argv[1:]) or 'none'}")
+        raise ValueError(
+            f"python launch/bench.py NAME, where NAME is one of {', '.join(benches)}; got "
+            f"{' '.join(argv[1:]) or 'none'}"
+        )
     if _JSON.value and not Path(_JSON.value).resolve().parent.is_dir():
         raise ValueError(f"--json={_JSON.value}: its directory does not exist; make it first")
     began, result = time.time(), {"bench": argv[1], "machine": model.machine()}
@@ -92,7 +121,10 @@ def bench_model(result: dict) -> None:
         return
     if _ONLY.value != "time":
         result |= model.count_openpi(folder)
-        print(f"openpi's pi0 at full size: {result['openpi_tflop_per_sample']:.2f} TFLOP a training sample", flush=True)
+        print(
+            f"openpi's pi0 at full size: {result['openpi_tflop_per_sample']:.2f} TFLOP a training sample",
+            flush=True,
+        )
     if _ONLY.value != "flops":
         workload = ours.Workload(_SIZE.value, _VOCAB.value, _ROWS.value, dtype="float32")
         result |= model.compare(workload, folder, _ROUNDS.value)
@@ -102,12 +134,16 @@ def bench_model(result: dict) -> None:
 def bench_loader(result: dict) -> None:
     """Adds the loader benchmark's numbers to `result`, and prints them."""
     folder = loader.write_set(Path(_DATA_DIR.value), _EPISODES.value)
-    result |= loader.compare(folder, samples=_SAMPLES.value, threads=_THREADS.value,
-                             decoded=_BUFFER.value == "decoded")
+    result |= loader.compare(
+        folder, samples=_SAMPLES.value, threads=_THREADS.value, decoded=_BUFFER.value == "decoded"
+    )
     print(loader.table(result), flush=True)
     if _DRIFT.value:
         result |= loader.memory_over(folder, samples=_DRIFT.value, threads=_THREADS.value)
-        print("MB over the samples: " + " ".join(f"{mb:.0f}" for mb in result["memory_over_samples"]), flush=True)
+        print(
+            "MB over the samples: " + " ".join(f"{mb:.0f}" for mb in result["memory_over_samples"]),
+            flush=True,
+        )
 
 
 def bench_policy(result: dict) -> None:
@@ -123,9 +159,15 @@ def bench_delay(result: dict) -> None:
     """Adds success by delay to `result`, and prints it as it goes."""
     if not _WORKDIR.value:
         raise ValueError("bench.py delay wants --workdir=RUN, the run whose newest checkpoint acts")
-    spec = delay.DelaySpec(tuple(_TASKS.value), _TRIALS.value, tuple(map(int, _DELAYS.value)), _EXECUTE.value)
+    spec = delay.DelaySpec(
+        tuple(_TASKS.value), _TRIALS.value, tuple(map(int, _DELAYS.value)), _EXECUTE.value
+    )
     acting = Policy.load(_WORKDIR.value, text_len=None, quantize=_QUANTIZE.value)
-    result |= {"workdir": _WORKDIR.value, "quantize": _QUANTIZE.value, "rows": delay.evaluate(acting, spec)}
+    result |= {
+        "workdir": _WORKDIR.value,
+        "quantize": _QUANTIZE.value,
+        "rows": delay.evaluate(acting, spec),
+    }
 
 
 if __name__ == "__main__":

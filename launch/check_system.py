@@ -1,6 +1,6 @@
 """Says what the system lacks, before anything is installed: needs nothing but Python itself.
 
-    python3 launch/check_system.py
+python3 launch/check_system.py
 """
 
 import ctypes
@@ -26,6 +26,10 @@ def lacking() -> list[str]:
 
 if __name__ == "__main__":
     if sys.version_info < (3, 11):  # noqa: UP036  this very check is why it runs under any Python
-        sys.exit(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}; try `make PYTHON=python3.11 ...`")
+        sys.exit(
+            f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}; try `make PYTHON=python3.11 ...`"
+        )
     if packages := lacking():
-        sys.exit(f"sudo apt-get install -y {' '.join(packages)}\n(missing on this system; then run make again)")
+        sys.exit(
+            f"sudo apt-get install -y {' '.join(packages)}\n(missing on this system; then run make again)"
+        )

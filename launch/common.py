@@ -27,7 +27,15 @@ from etcvla.train.stage import build_datasets, make_plan, missing_paths
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SHOWN = MonitorOptions(evaluation=evaluation)
-USER_ERRORS = (FileNotFoundError, ValueError, KeyError, FloatingPointError, OSError, RuntimeError, ImportError)
+USER_ERRORS = (
+    FileNotFoundError,
+    ValueError,
+    KeyError,
+    FloatingPointError,
+    OSError,
+    RuntimeError,
+    ImportError,
+)
 
 
 def setup() -> None:
@@ -35,8 +43,12 @@ def setup() -> None:
     logging.set_verbosity(logging.WARNING)
     python_logging.getLogger("gcsfs").setLevel("CRITICAL")  # it logs a traceback of what it raises
     logging.get_absl_handler().addFilter(shown)
-    os.environ.setdefault("EPATH_USE_TF", "false")  # buckets as datasets have them, also where TensorFlow is installed
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".cache" / "etcvla" / "jax"))
+    os.environ.setdefault(
+        "EPATH_USE_TF", "false"
+    )  # buckets as datasets have them, also where TensorFlow is installed
+    cache = os.environ.get(
+        "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".cache" / "etcvla" / "jax")
+    )
     jax.config.update("jax_compilation_cache_dir", cache)
 
 
@@ -47,6 +59,7 @@ def shown(record: python_logging.LogRecord) -> bool:
 
 def run(main) -> None:
     """absl's app.run, but what a user can mend is one message without a traceback (ETCVLA_DEBUG=1 shows it)."""
+
     def guarded(argv):
         setup()
         try:
@@ -71,7 +84,9 @@ def _parse_flags(argv):
         sys.exit("error: unknown config field " + " ".join(str(error.args[0]).splitlines()))
     except (AttributeError, TypeError, flags.Error) as error:
         lines = str(error).replace("\\n", "\n").strip().splitlines()
-        told = [line.strip("'\" ") for line in lines if "Error: " in line or "Did you mean" in line] or lines
+        told = [
+            line.strip("'\" ") for line in lines if "Error: " in line or "Did you mean" in line
+        ] or lines
         sys.exit("error: " + " ".join(told))
 
 
@@ -92,12 +107,20 @@ def question_sets(names: Sequence[str], root: str) -> dict[str, tuple[str, tuple
 
     Raises ValueError for another name.
     """
-    known = {"shapes": fields.shapes(root)} | {name: fields.metaworld(name, root=root) for name in ("source", "target")}
+    known = {"shapes": fields.shapes(root)} | {
+        name: fields.metaworld(name, root=root) for name in ("source", "target")
+    }
     known |= {name: fields.dataset(name, ("front", "wrist")) for name in names if "/" in name}
-    return {name: (found["path"], found["cameras"]) for name in names for found in [lookup(known, name, "--datasets")]}
+    return {
+        name: (found["path"], found["cameras"])
+        for name in names
+        for found in [lookup(known, name, "--datasets")]
+    }
 
 
-def train_with_parents(config: ml_collections.ConfigDict, allow: Sequence[str] = (), options: MonitorOptions = SHOWN) -> dict:
+def train_with_parents(
+    config: ml_collections.ConfigDict, allow: Sequence[str] = (), options: MonitorOptions = SHOWN
+) -> dict:
     """Trains a stage; first prints its plan, builds missing datasets, and trains the missing stage before it.
 
     Of several processes, the first builds, plots and speaks.
@@ -109,7 +132,9 @@ def train_with_parents(config: ml_collections.ConfigDict, allow: Sequence[str] =
     all_hosts_agree(True)  # the others wait for what is built
     build_datasets(config)
     if "init_from" in missing_paths(config):
-        log_on_host0(f"{config.stage}: {config.init_from} is missing, training it first: {config.init_config}")
+        log_on_host0(
+            f"{config.stage}: {config.init_from} is missing, training it first: {config.init_config}"
+        )
         parent = load_config(config.init_config, config.variant)
         parent.workdir = config.init_from
         train_with_parents(parent, options=dataclasses.replace(options, profile=""))

@@ -1,8 +1,8 @@
 """Says what a checkpoint holds; exports one of ours.
 
-    python launch/convert.py --from=PATH                  # one of our workdirs, or released weights
-    python launch/convert.py --from=WORKDIR --to=hf DIR [--tokenizer=DIR]   # the VLM, for transformers
-    python launch/convert.py --from=WORKDIR --to=openpi DIR                 # pi0 or pi0.5, for openpi
+python launch/convert.py --from=PATH                  # one of our workdirs, or released weights
+python launch/convert.py --from=WORKDIR --to=hf DIR [--tokenizer=DIR]   # the VLM, for transformers
+python launch/convert.py --from=WORKDIR --to=openpi DIR                 # pi0 or pi0.5, for openpi
 """
 
 import collections
@@ -16,9 +16,15 @@ from etcvla.policy import Policy
 from etcvla.train.checkpoint import Checkpoints
 from launch import common
 
-_FROM = flags.DEFINE_string("from", None, "A workdir of ours; without --to also released weights.", required=True)
-_TO = flags.DEFINE_enum("to", None, ["hf", "openpi"], "The format to write; without it, --from is only looked at.")
-_TOKENIZER = flags.DEFINE_string("tokenizer", None, "Directory whose tokenizer's files a Hugging Face export gets.")
+_FROM = flags.DEFINE_string(
+    "from", None, "A workdir of ours; without --to also released weights.", required=True
+)
+_TO = flags.DEFINE_enum(
+    "to", None, ["hf", "openpi"], "The format to write; without it, --from is only looked at."
+)
+_TOKENIZER = flags.DEFINE_string(
+    "tokenizer", None, "Directory whose tokenizer's files a Hugging Face export gets."
+)
 
 
 def main(arguments):
@@ -50,12 +56,16 @@ def inspect(path: str) -> str:
         return f"{path}: etcvla checkpoint, step {checkpoints.latest()}: {total(shapes)}\n  {meta['model']}"
     checkpoint = pretrained.find(path)
     if checkpoint is None:
-        raise FileNotFoundError(f"{path} is neither a workdir with a checkpoint nor released weights")
+        raise FileNotFoundError(
+            f"{path} is neither a workdir with a checkpoint nor released weights"
+        )
     tensors = checkpoint.tensors.values()
     dtypes = collections.Counter(str(tensor.dtype) for tensor in tensors)
-    return (f"{checkpoint.path}: {checkpoint.format}: {total([tensor.shape for tensor in tensors])}, "
-            f"{', '.join(f'{count} {dtype}' for dtype, count in dtypes.items())}\n"
-            + "\n".join(f"  {field} = {value}" for field, value in checkpoint.sizes.items()))
+    return (
+        f"{checkpoint.path}: {checkpoint.format}: {total([tensor.shape for tensor in tensors])}, "
+        f"{', '.join(f'{count} {dtype}' for dtype, count in dtypes.items())}\n"
+        + "\n".join(f"  {field} = {value}" for field, value in checkpoint.sizes.items())
+    )
 
 
 def total(shapes) -> str:

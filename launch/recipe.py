@@ -37,10 +37,18 @@ def main(_):
         config.workdir = f"{recipe.workdir}/{name}"
         seconds = train_run(config)
         scores = evaluate(config.workdir, eval_spec(recipe, run))
-        stages[name] = {"config": f"configs/{run.stage}.py:{recipe.variant}", "init_from": run.init,
-                        "steps": config.steps, "seconds": seconds, **stage_summary(scores)}
+        stages[name] = {
+            "config": f"configs/{run.stage}.py:{recipe.variant}",
+            "init_from": run.init,
+            "steps": config.steps,
+            "seconds": seconds,
+            **stage_summary(scores),
+        }
         write_summary(recipe, stages, began)
-    print(f"\nsummary: {recipe.workdir}/summary.json\nreport:  {write_report(recipe.workdir)}", flush=True)
+    print(
+        f"\nsummary: {recipe.workdir}/summary.json\nreport:  {write_report(recipe.workdir)}",
+        flush=True,
+    )
 
 
 def runs_of(recipe: ml_collections.ConfigDict) -> dict[str, ml_collections.ConfigDict]:
@@ -58,14 +66,22 @@ def runs_of(recipe: ml_collections.ConfigDict) -> dict[str, ml_collections.Confi
         if not runs[name].scenes:
             idle += steps
             continue
-        runs[name + CONTROL] = ml_collections.ConfigDict({
-            **runs[name].to_dict(), "init": init, "action_only": True, "steps": steps + idle,
-            "interventions": ("right",)})
+        runs[name + CONTROL] = ml_collections.ConfigDict(
+            {
+                **runs[name].to_dict(),
+                "init": init,
+                "action_only": True,
+                "steps": steps + idle,
+                "interventions": ("right",),
+            }
+        )
         idle, init = 0, name + CONTROL
     return runs
 
 
-def stage_config(recipe: ml_collections.ConfigDict, run: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def stage_config(
+    recipe: ml_collections.ConfigDict, run: ml_collections.ConfigDict
+) -> ml_collections.ConfigDict:
     """The config of a run's stage, on the recipe's tasks and data."""
     config = common.load_config(f"configs/{run.stage}.py", recipe.variant)
     config.seed = recipe.seed
@@ -75,8 +91,13 @@ def stage_config(recipe: ml_collections.ConfigDict, run: ml_collections.ConfigDi
     if run.action_only:
         config.loss.text = fields.constant(0.0)
         with config.unlocked():
-            config.streams = {"action": {**config.streams.action.to_dict(), "extra_segments": 0,
-                                         "weight": fields.constant(1.0)}}
+            config.streams = {
+                "action": {
+                    **config.streams.action.to_dict(),
+                    "extra_segments": 0,
+                    "weight": fields.constant(1.0),
+                }
+            }
     return config
 
 
@@ -84,7 +105,9 @@ def dataset_of(recipe: ml_collections.ConfigDict, name: str) -> dict:
     """The embedded dataset that the stages know by this name."""
     if name == "shapes":
         return fields.shapes(recipe.data_root)
-    return fields.metaworld(name, tasks=recipe.tasks, episodes=recipe[f"{name}_episodes"], root=recipe.data_root)
+    return fields.metaworld(
+        name, tasks=recipe.tasks, episodes=recipe[f"{name}_episodes"], root=recipe.data_root
+    )
 
 
 def train_run(config: ml_collections.ConfigDict) -> float:
@@ -99,32 +122,62 @@ def train_run(config: ml_collections.ConfigDict) -> float:
 def eval_spec(recipe: ml_collections.ConfigDict, run: ml_collections.ConfigDict) -> EvaluationSpec:
     """What a run is evaluated on."""
     e, data = recipe.eval, {name: dataset_of(recipe, name) for name in run.vqa}
-    return EvaluationSpec(tasks=recipe.tasks, scenes=run.scenes, interventions=run.interventions, trials=e.trials,
-                control_trials=e.control_trials, videos=e.videos, questions=e.questions, seed=recipe.seed,
-                datasets={name: (d["path"], d["cameras"]) for name, d in data.items()},
-                protocol=EvalProtocol(max_steps=e.max_steps, replan_steps=e.replan_steps, workers=e.workers))
+    return EvaluationSpec(
+        tasks=recipe.tasks,
+        scenes=run.scenes,
+        interventions=run.interventions,
+        trials=e.trials,
+        control_trials=e.control_trials,
+        videos=e.videos,
+        questions=e.questions,
+        seed=recipe.seed,
+        datasets={name: (d["path"], d["cameras"]) for name, d in data.items()},
+        protocol=EvalProtocol(
+            max_steps=e.max_steps, replan_steps=e.replan_steps, workers=e.workers
+        ),
+    )
 
 
 def stage_summary(scores: dict) -> dict:
     """What summary.json says of one run's evaluation."""
     etc = next(iter(scores["etc"].values()), {}) if scores["etc"] else {}
     success = scores.get("success", {})
-    return {"etc": {kind: s["accuracy"] for kind, s in etc.items()},
-            "etc_baseline": {kind: s["majority"] for kind, s in etc.items()},
-            "mm": overall(scores["mm"]) if "mm" in scores else None,
-            "success": success.get("right", {}), "interventions": success, "evaluation_seconds": scores["seconds"]}
+    return {
+        "etc": {kind: s["accuracy"] for kind, s in etc.items()},
+        "etc_baseline": {kind: s["majority"] for kind, s in etc.items()},
+        "mm": overall(scores["mm"]) if "mm" in scores else None,
+        "success": success.get("right", {}),
+        "interventions": success,
+        "evaluation_seconds": scores["seconds"],
+    }
 
 
 def write_summary(recipe: ml_collections.ConfigDict, stages: dict, began: float) -> None:
     """Rewrites <workdir>/summary.json with the runs so far."""
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=common.ROOT)
+    peak = max(
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=common.ROOT
+    )
     path = epath.Path(recipe.workdir) / "summary.json"
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({
-        "recipe": recipe.name, "runs": list(stages), "stages": stages, "seconds": time.time() - began,
-        "peak_memory_gib": peak / 2**20, "versions": versions(), "seeds": {"recipe": recipe.seed},
-        "commit": commit.stdout.strip() or "unknown"}, indent=2))
+    temporary.write_text(
+        json.dumps(
+            {
+                "recipe": recipe.name,
+                "runs": list(stages),
+                "stages": stages,
+                "seconds": time.time() - began,
+                "peak_memory_gib": peak / 2**20,
+                "versions": versions(),
+                "seeds": {"recipe": recipe.seed},
+                "commit": commit.stdout.strip() or "unknown",
+            },
+            indent=2,
+        )
+    )
     temporary.replace(path)
 
 

@@ -16,13 +16,27 @@ from ml_collections import config_flags
 from etcvla.train import hosts
 from launch import common
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "A stage's config file, with its variant after a colon.")
-_ALLOW = flags.DEFINE_list("allow", [], "Config fields in which a run that is taken up may differ from what it was.")
-_WANDB = flags.DEFINE_string("wandb", "", "Project of Weights & Biases that the run is logged to as well.")
-_PROFILE = flags.DEFINE_string("profile", "", "START:STOP, steps that are traced into <workdir>/profile.")
-_COORDINATOR = flags.DEFINE_string("coordinator", "", "host:port of process 0; \"\" asks the environment (TPU VMs).")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "How many processes the run has, with --coordinator.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Which of them this is, from 0, with --coordinator.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "A stage's config file, with its variant after a colon."
+)
+_ALLOW = flags.DEFINE_list(
+    "allow", [], "Config fields in which a run that is taken up may differ from what it was."
+)
+_WANDB = flags.DEFINE_string(
+    "wandb", "", "Project of Weights & Biases that the run is logged to as well."
+)
+_PROFILE = flags.DEFINE_string(
+    "profile", "", "START:STOP, steps that are traced into <workdir>/profile."
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", 'host:port of process 0; "" asks the environment (TPU VMs).'
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", 0, "How many processes the run has, with --coordinator."
+)
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", -1, "Which of them this is, from 0, with --coordinator."
+)
 
 
 def main(_):

@@ -97,7 +97,9 @@ class Killer:
         if not any(codes):
             return ""
         alone = {-number, hosts.PREEMPTED} if number == signal.SIGTERM else {-number}
-        if not told or len(processes) == 1 and victim.exitcode not in alone:  # who lacks another fails in many ways
+        if (
+            not told or len(processes) == 1 and victim.exitcode not in alone
+        ):  # who lacks another fails in many ways
             raise AssertionError(f"a run in {workdir} ended with {codes}")
         return number.name
 
@@ -106,13 +108,25 @@ class Killer:
         config = config_of(self.dataset, workdir)
         _, abstract = abstract_state(Stage.open(config), sharding.make_mesh(config.mesh))
         found = Checkpoints(workdir).restore(abstract)
-        return {path_str(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(found)[0]}
+        return {
+            path_str(path): np.asarray(leaf)
+            for path, leaf in jax.tree_util.tree_flatten_with_path(found)[0]
+        }
 
     def _start(self, workdir):
         count, address = next(self._counts), f"localhost:{free_port()}"
-        processes = [self._context.Process(target=run, args=(
-            self.dataset, workdir, self._devices // count, (address, count, i) if count > 1 else ()))
-            for i in range(count)]
+        processes = [
+            self._context.Process(
+                target=run,
+                args=(
+                    self.dataset,
+                    workdir,
+                    self._devices // count,
+                    (address, count, i) if count > 1 else (),
+                ),
+            )
+            for i in range(count)
+        ]
         for process in processes:
             process.start()
         return processes
@@ -129,7 +143,9 @@ class Killer:
         return [process.exitcode for process in processes]
 
 
-def kill_training(folder: pathlib.Path, kills: int, seed: int, processes: Sequence[int] = (1,)) -> dict[str, int]:
+def kill_training(
+    folder: pathlib.Path, kills: int, seed: int, processes: Sequence[int] = (1,)
+) -> dict[str, int]:
     """Kills so often, and lets each run end at last.
 
     Returns: how many {"SIGKILL", "SIGTERM", "runs"} there were. Raises AssertionError where a run ended elsewhere.
@@ -138,7 +154,10 @@ def kill_training(folder: pathlib.Path, kills: int, seed: int, processes: Sequen
     let_be = [folder / f"let_be_{i}" for i in range(len(processes))]
     for workdir in let_be:  # and fill the compilation cache
         killer.finish(workdir)
-    expected, seconds = killer.state(let_be[0]), max(killer.finish(folder / f"timed_{n}") for n in processes)
+    expected, seconds = (
+        killer.state(let_be[0]),
+        max(killer.finish(folder / f"timed_{n}") for n in processes),
+    )
     assert_as(killer, let_be[-1], expected, let_be[0])
     while counts["SIGKILL"] + counts["SIGTERM"] < kills:
         workdir = folder / f"killed_{counts['runs']}"
@@ -152,7 +171,9 @@ def kill_training(folder: pathlib.Path, kills: int, seed: int, processes: Sequen
     return counts
 
 
-def assert_as(killer: Killer, workdir: pathlib.Path, expected: dict[str, np.ndarray], let_be: pathlib.Path) -> None:
+def assert_as(
+    killer: Killer, workdir: pathlib.Path, expected: dict[str, np.ndarray], let_be: pathlib.Path
+) -> None:
     """Raises AssertionError where a run ended in other bits, or logged other steps, than the one that was let be."""
     found = killer.state(workdir)
     assert found.keys() == expected.keys()
@@ -164,24 +185,40 @@ def assert_as(killer: Killer, workdir: pathlib.Path, expected: dict[str, np.ndar
 def logged(workdir: pathlib.Path) -> list[dict[str, float]]:
     """What a run's lines say of its steps and their batches."""
     with (workdir / "metrics.jsonl").open() as file:
-        return [{name: value for name, value in json.loads(line).items()
-                 if name == "step" or name.startswith(("loss", "grad_norm", "mixture"))} for line in file]
+        return [
+            {
+                name: value
+                for name, value in json.loads(line).items()
+                if name == "step" or name.startswith(("loss", "grad_norm", "mixture"))
+            }
+            for line in file
+        ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--processes", default="1", help="numbers of processes that take a run up, in turn")
+    parser.add_argument(
+        "--processes", default="1", help="numbers of processes that take a run up, in turn"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder}/jax"
         os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-        counts = kill_training(pathlib.Path(folder), options.kills, options.seed,
-                               [int(count) for count in options.processes.split(",")])
-    print(f"{counts['SIGKILL']} times SIGKILL, {counts['SIGTERM']} times SIGTERM, {counts['runs']} runs of {STEPS} "
-          "steps: each ended in the bits of the run that was let be")
+        counts = kill_training(
+            pathlib.Path(folder),
+            options.kills,
+            options.seed,
+            [int(count) for count in options.processes.split(",")],
+        )
+    print(
+        f"{counts['SIGKILL']} times SIGKILL, {counts['SIGTERM']} times SIGTERM, {counts['runs']} runs of {STEPS} "
+        "steps: each ended in the bits of the run that was let be"
+    )
 
 
 if __name__ == "__main__":

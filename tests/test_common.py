@@ -5,9 +5,14 @@ import pytest
 from launch import common
 
 
-@pytest.mark.parametrize(("raised", "code", "said"), [
-    (KeyboardInterrupt(), 130, "interrupted\n"), (ValueError("no such thing"), "error: no such thing", ""),
-    (KeyError("no such name"), "error: no such name", "")])
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (ValueError("no such thing"), "error: no such thing", ""),
+        (KeyError("no such name"), "error: no such name", ""),
+    ],
+)
 def test_what_people_did_is_told_without_a_traceback(monkeypatch, capsys, raised, code, said):
     def main(_):
         raise raised

@@ -28,7 +28,9 @@ def run(tmp_path_factory):
 
 def convert_with(*arguments):
     flags.FLAGS(["convert", "--to=hf", *arguments])  # absl keeps the last call's values
-    convert.main([argument for argument in ("convert", *arguments) if not argument.startswith("--")])
+    convert.main(
+        [argument for argument in ("convert", *arguments) if not argument.startswith("--")]
+    )
 
 
 def test_both_exports_hold_the_policy(run, tmp_path, capsys):
@@ -36,19 +38,37 @@ def test_both_exports_hold_the_policy(run, tmp_path, capsys):
     for kind in ("hf", "openpi"):
         convert_with(f"--from={workdir}", f"--to={kind}", str(tmp_path / kind))
         params, found = pretrained.load(tmp_path / kind, policy.config)
-        jax.tree.map(np.testing.assert_array_equal, params, jax.tree.map(np.asarray, {
-            name: policy.params[name] for name in params} if kind == "openpi" else backbone(policy.params)))
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            params,
+            jax.tree.map(
+                np.asarray,
+                {name: policy.params[name] for name in params}
+                if kind == "openpi"
+                else backbone(policy.params),
+            ),
+        )
         assert found.format in capsys.readouterr().out
-    stats = json.loads(next((tmp_path / "openpi").rglob("norm_stats.json")).read_text())["norm_stats"]
+    stats = json.loads(next((tmp_path / "openpi").rglob("norm_stats.json")).read_text())[
+        "norm_stats"
+    ]
     np.testing.assert_allclose(stats["actions"]["q99"], policy.assets.action_stats.q99)
     np.testing.assert_allclose(stats["state"]["mean"], policy.assets.state_stats.mean)
 
 
 def backbone(params):
-    return {"img": params["img"], "llm": {
-        "embedder": params["llm"]["embedder"], "final_norm": params["llm"]["final_norm"],
-        "layers": {name: {key: value for key, value in node.items() if not key.endswith("_1")}
-                   for name, node in params["llm"]["layers"].items() if not name.endswith("_1")}}}
+    return {
+        "img": params["img"],
+        "llm": {
+            "embedder": params["llm"]["embedder"],
+            "final_norm": params["llm"]["final_norm"],
+            "layers": {
+                name: {key: value for key, value in node.items() if not key.endswith("_1")}
+                for name, node in params["llm"]["layers"].items()
+                if not name.endswith("_1")
+            },
+        },
+    }
 
 
 def test_it_says_what_lies_there(run):
@@ -58,7 +78,9 @@ def test_it_says_what_lies_there(run):
         text = convert.inspect(folder)
         width = json.loads((folder / "config.json").read_text())["text_config"]["hidden_size"]
         assert f"vlm.width = {width}\n" in text and "float32" in text and "Hugging Face" in text
-    with pytest.raises(FileNotFoundError, match="neither a workdir with a checkpoint nor released weights"):
+    with pytest.raises(
+        FileNotFoundError, match="neither a workdir with a checkpoint nor released weights"
+    ):
         convert.inspect("/nowhere")
 
 

@@ -14,8 +14,14 @@ pytest.importorskip("tensorflow_datasets")
 
 
 def run(*arguments, cwd=ROOT, fails=False):
-    done = subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=900,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert (done.returncode != 0) == fails, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout + done.stderr
 
@@ -24,13 +30,25 @@ def run(*arguments, cwd=ROOT, fails=False):
 def recipe(tmp_path_factory):
     """A recipe of two steps a stage on two tasks; returns its arguments, its folder and what the first run printed."""
     folder = tmp_path_factory.mktemp("recipe")
-    steps = [f"--config.steps.{stage}=2" for stage in
-             ("vlm_pretrain", "distribution_bridge", "objective_bridge", "retentive_adapt")]
-    arguments = ["launch/recipe.py", "--config=configs/recipe.py", f"--config.workdir={folder}/run",
-                 f"--config.data_root={folder}/data", "--config.tasks=('drawer-open','drawer-close')",
-                 "--config.source_episodes=2", "--config.target_episodes=2", "--config.eval.trials=1",
-                 "--config.eval.control_trials=1", "--config.eval.max_steps=20", "--config.eval.workers=2",
-                 "--config.eval.questions=4", *steps]
+    steps = [
+        f"--config.steps.{stage}=2"
+        for stage in ("vlm_pretrain", "distribution_bridge", "objective_bridge", "retentive_adapt")
+    ]
+    arguments = [
+        "launch/recipe.py",
+        "--config=configs/recipe.py",
+        f"--config.workdir={folder}/run",
+        f"--config.data_root={folder}/data",
+        "--config.tasks=('drawer-open','drawer-close')",
+        "--config.source_episodes=2",
+        "--config.target_episodes=2",
+        "--config.eval.trials=1",
+        "--config.eval.control_trials=1",
+        "--config.eval.max_steps=20",
+        "--config.eval.workers=2",
+        "--config.eval.questions=4",
+        *steps,
+    ]
     return arguments, folder, run(*arguments)
 
 
@@ -39,19 +57,33 @@ def test_every_stage_is_trained_evaluated_and_reported(recipe):
     assert "is missing, building it" in printed
     summary = json.loads((folder / "run/summary.json").read_text())
     stages = summary["stages"]
-    assert list(stages) == ["vlm_pretrain", "distribution_bridge", "objective_bridge", "retentive_adapt"]
+    assert list(stages) == [
+        "vlm_pretrain",
+        "distribution_bridge",
+        "objective_bridge",
+        "retentive_adapt",
+    ]
     assert all(stage["steps"] == 2 and stage["seconds"] > 0 for stage in stages.values())
     assert set(stages["distribution_bridge"]["etc"]) == {
-        "spatial_understanding", "goal_description", "affordance", "task_planning", "trajectory"}
+        "spatial_understanding",
+        "goal_description",
+        "affordance",
+        "task_planning",
+        "trajectory",
+    }
     assert stages["vlm_pretrain"]["success"] == {} and 0 <= stages["vlm_pretrain"]["mm"] <= 1
     for name in ("objective_bridge", "retentive_adapt"):
         success = stages[name]["success"]
         assert set(success) == {"source", "target"}
         assert all(trials == 1 for tasks in success.values() for _, trials in tasks.values())
-    assert set(stages["objective_bridge"]["interventions"]) == {"right", "wrong_instruction", "blank_image"}
+    assert set(stages["objective_bridge"]["interventions"]) == {
+        "right",
+        "wrong_instruction",
+        "blank_image",
+    }
     assert summary["versions"]["jax"] and summary["commit"] and summary["peak_memory_gib"] > 0
     report = (folder / "run/report.html").read_text()
-    assert "drawer-open" in report and "src=\"http" not in report
+    assert "drawer-open" in report and 'src="http' not in report
 
 
 def test_the_csv_has_a_line_an_episode(recipe):
@@ -75,26 +107,39 @@ def test_a_stages_checkpoint_knows_where_it_comes_from(recipe):
 
     meta = Checkpoints(str(folder / "run/retentive_adapt")).meta()
     assert [pathlib.Path(parent["workdir"]).name for parent in meta["lineage"]] == [
-        "vlm_pretrain", "distribution_bridge", "objective_bridge"]
-    assert meta["assets"]["action_spec"]["action_dim"] == 4 and "gripper" in meta["assets"]["action_spec"]["action"]
+        "vlm_pretrain",
+        "distribution_bridge",
+        "objective_bridge",
+    ]
+    assert (
+        meta["assets"]["action_spec"]["action_dim"] == 4
+        and "gripper" in meta["assets"]["action_spec"]["action"]
+    )
 
 
 def test_full_size_resolves_prints_its_plan_and_names_what_is_missing(tmp_path):
-    printed = run("launch/train.py", "--config=configs/objective_bridge.py:paligemma_3b", fails=True)
+    printed = run(
+        "launch/train.py", "--config=configs/objective_bridge.py:paligemma_3b", fails=True
+    )
     assert "100,000 steps x 256 rows" in printed and "Traceback" not in printed
     for field in ("datasets.source.path", "init_from", "data.tokenizer"):
         assert f"{field} = " in printed.partition("error:")[2]
     png = tmp_path / "plan.png"
-    printed = run("launch/plan.py", "--config=configs/distribution_bridge.py:paligemma_3b", f"--png={png}")
+    printed = run(
+        "launch/plan.py", "--config=configs/distribution_bridge.py:paligemma_3b", f"--png={png}"
+    )
     assert "missing: init_from" in printed and png.stat().st_size > 10_000
 
 
-@pytest.mark.parametrize(("flag", "told"), [
-    ("--config.optim.lrr=1", 'Did you mean "lr"'),
-    ("--config.streams.action.wieght=1", 'Did you mean "weight"'),
-    ("--config.optimm.lr=1", "unknown config field 'optimm' Did you mean \"optim\""),
-    ("--config.steps=many", "config.steps=many"),
-])
+@pytest.mark.parametrize(
+    ("flag", "told"),
+    [
+        ("--config.optim.lrr=1", 'Did you mean "lr"'),
+        ("--config.streams.action.wieght=1", 'Did you mean "weight"'),
+        ("--config.optimm.lr=1", "unknown config field 'optimm' Did you mean \"optim\""),
+        ("--config.steps=many", "config.steps=many"),
+    ],
+)
 def test_a_typo_is_one_line_with_a_hint(flag, told):
     printed = run("launch/train.py", "--config=configs/objective_bridge.py", flag, fails=True)
     assert told in printed and "Traceback" not in printed

@@ -29,8 +29,13 @@ from tests.data.made_rows import segments
 from tests.train.nano import nano_config
 
 # recipe -> its losses, and the golden checkpoint that has its parameters
-RECIPES = {"pi0": (["flow"], "pi0"), "pi05": (["flow"], "pi05"), "pi0_fast": (["fast"], "pi0_fast"),
-           "two_bridges_1": (["text"], "pi0_fast"), "two_bridges_2": (["text", "fast"], "pi0_fast")}
+RECIPES = {
+    "pi0": (["flow"], "pi0"),
+    "pi05": (["flow"], "pi05"),
+    "pi0_fast": (["fast"], "pi0_fast"),
+    "two_bridges_1": (["text"], "pi0_fast"),
+    "two_bridges_2": (["text", "fast"], "pi0_fast"),
+}
 
 
 def get_config(recipe, variant):
@@ -56,8 +61,12 @@ def test_a_recipe_is_whole(recipe, variant):
     assert all(name in plan_table(config, plan) for name in config.streams)
     settings = StepSettings.of(config, 0)
     assert active(settings) == RECIPES[recipe][0]
-    assert config.data.max_targets < config.data.text_len and config.batch_size % config.mesh.fsdp == 0
-    assert all(stream.extra_segments == 0 for stream in streams_of(config))  # images read the prompt, so a row has one
+    assert (
+        config.data.max_targets < config.data.text_len and config.batch_size % config.mesh.fsdp == 0
+    )
+    assert all(
+        stream.extra_segments == 0 for stream in streams_of(config)
+    )  # images read the prompt, so a row has one
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -95,8 +104,12 @@ def test_the_papers_batches():
     config.steps = 2500
     plan = make_plan(config)
     action = [stream.kind for stream in plan.streams].index("action")
-    assert (np.abs(np.cumsum(plan.counts[:, action] - 32)) <= 1).all() and (plan.counts.sum(1) == 40).all()
-    drawn = dict(zip([stream.kind for stream in plan.streams], plan.counts.sum(0) / 8 / 2500, strict=True))
+    assert (np.abs(np.cumsum(plan.counts[:, action] - 32)) <= 1).all() and (
+        plan.counts.sum(1) == 40
+    ).all()
+    drawn = dict(
+        zip([stream.kind for stream in plan.streams], plan.counts.sum(0) / 8 / 2500, strict=True)
+    )
     for kind, share in common.ETC_WEIGHTS.items():
         assert drawn[kind] == pytest.approx(share, abs=1e-3)
 
@@ -106,20 +119,35 @@ def dataset(tmp_path_factory):
     return write_robot_set(tmp_path_factory.mktemp("robot"))
 
 
-@pytest.mark.parametrize(("recipe", "prompt", "target"), [
-    ("pi0", "open the door\n", False), ("pi05", "Task: open the door, State: {};\nAction: ", False),
-    ("pi0_fast", "Task: open the door, State: {};\n", True)])
+@pytest.mark.parametrize(
+    ("recipe", "prompt", "target"),
+    [
+        ("pi0", "open the door\n", False),
+        ("pi05", "Task: open the door, State: {};\nAction: ", False),
+        ("pi0_fast", "Task: open the door, State: {};\n", True),
+    ],
+)
 def test_its_rows_are_asked_as_openpi_asks(dataset, tmp_path, recipe, prompt, target):
     config = get_config(recipe, "tiny")
     config.update({"init_from": "", "workdir": str(tmp_path)})
     with config.unlocked():
         config.datasets.source = common.dataset(str(dataset), ("front", "wrist"))
     stage = Stage.open(config)
-    builder = RowBuilder(stage.plan, stage.datasets, stage.assets, stage.sizes, extra_segment_weights={}, prompt=config.data.prompt,
-                         use_fast="fast" in RECIPES[recipe][0], mask_padding=config.data.mask_padding,
-                         mean=config.loss.mean)
+    builder = RowBuilder(
+        stage.plan,
+        stage.datasets,
+        stage.assets,
+        stage.sizes,
+        extra_segment_weights={},
+        prompt=config.data.prompt,
+        use_fast="fast" in RECIPES[recipe][0],
+        mask_padding=config.data.mask_padding,
+        mean=config.loss.mean,
+    )
     rows = [builder(0, n) for n in range(12)]
-    row = next(row for row in rows if "door" in Tokenizer.load().decode(row["tokens"][row["segment"] > 0]))
+    row = next(
+        row for row in rows if "door" in Tokenizer.load().decode(row["tokens"][row["segment"] > 0])
+    )
     [(text, ids)] = segments(row, stage.assets.tokenizer)
     before, _, after = prompt.partition("{}")
     assert text.startswith(before) and text.endswith(after) and bool(ids) == target
@@ -129,16 +157,30 @@ def test_its_rows_are_asked_as_openpi_asks(dataset, tmp_path, recipe, prompt, ta
 @pytest.mark.parametrize("recipe", ["pi0", "pi0_fast"])
 def test_a_recipe_trains(dataset, tmp_path, recipe):
     """The plain expert, and none: a few steps bring the loss down, and the checkpoint knows what it is."""
-    published, config = get_config(recipe, "tiny"), nano_config(dataset, tmp_path, data__text_len=112)
+    published, config = (
+        get_config(recipe, "tiny"),
+        nano_config(dataset, tmp_path, data__text_len=112),
+    )
     with config.unlocked():
         config.streams = {"action": common.stream("robot", "action", 1.0, extra_segments=0)}
-    for group, field in (("model", "expert"), ("model", "state"), ("model", "image_attends_prompt"),
-                         ("model", "insulate"), ("data", "prompt"), ("data", "mask_padding"), ("loss", "text"),
-                         ("loss", "fast"), ("loss", "flow"), ("loss", "mean")):
+    for group, field in (
+        ("model", "expert"),
+        ("model", "state"),
+        ("model", "image_attends_prompt"),
+        ("model", "insulate"),
+        ("data", "prompt"),
+        ("data", "mask_padding"),
+        ("loss", "text"),
+        ("loss", "fast"),
+        ("loss", "flow"),
+        ("loss", "mean"),
+    ):
         config[group][field] = published[group][field]
     config.steps = config.save_every = 12
     result = train(config)
-    found = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    found = [
+        json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+    ]
     assert len(found) == 12 and np.mean(found[-3:]) < np.mean(found[:3])
     assert f"loss/{RECIPES[recipe][0][0]}" in result["metrics"]
     saved = config_from_dict(Checkpoints(tmp_path).meta()["model"])

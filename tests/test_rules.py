@@ -5,22 +5,39 @@ import pytest
 
 from etcvla.rules import assign
 
-PARAMS = {"img": {"head": {"kernel": np.float32([[1, 2]]), "bias": np.float32([3, 4])}},
-          "llm": {"norm": {"scale": np.float32([5])}, "w": np.float32([[6, 7]])}}
+PARAMS = {
+    "img": {"head": {"kernel": np.float32([[1, 2]]), "bias": np.float32([3, 4])}},
+    "llm": {"norm": {"scale": np.float32([5])}, "w": np.float32([[6, 7]])},
+}
 
 
 def test_the_first_full_match_wins():
-    found = assign([(r"img/.*/bias", "a"), (r"img/.*", "b"), (r"llm/w", ("c", "d")), (r".*", None)], PARAMS, "field")
-    assert found == {"img": {"head": {"kernel": "b", "bias": "a"}}, "llm": {"norm": {"scale": None}, "w": ("c", "d")}}
+    found = assign(
+        [(r"img/.*/bias", "a"), (r"img/.*", "b"), (r"llm/w", ("c", "d")), (r".*", None)],
+        PARAMS,
+        "field",
+    )
+    assert found == {
+        "img": {"head": {"kernel": "b", "bias": "a"}},
+        "llm": {"norm": {"scale": None}, "w": ("c", "d")},
+    }
 
 
 def test_a_match_must_be_of_the_whole_path():
-    with pytest.raises(ValueError, match="^optim.x: no rule matches img/head/bias, img/head/kernel, llm/norm/scale$"):
+    with pytest.raises(
+        ValueError,
+        match="^optim.x: no rule matches img/head/bias, img/head/kernel, llm/norm/scale$",
+    ):
         assign([("img", 1), ("llm/w", 1), ("norm/.*", 1)], PARAMS, "optim.x")
 
 
 def test_a_rule_that_matches_nothing_is_an_error():
-    rules = [("img/.*", 1), ("lmm/.*", 2), (".*", 3), ("llm/w", 4)]  # the last is hidden by the one before it
+    rules = [
+        ("img/.*", 1),
+        ("lmm/.*", 2),
+        (".*", 3),
+        ("llm/w", 4),
+    ]  # the last is hidden by the one before it
     with pytest.raises(ValueError, match="^optim.x: no parameter matches 'lmm/.*', 'llm/w'$"):
         assign(rules, PARAMS, "optim.x")
     assert assign(rules, PARAMS, "optim.x", all_used=False)["llm"]["w"] == 3

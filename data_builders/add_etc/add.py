@@ -24,9 +24,19 @@ CALIBRATIONS = Path(__file__).with_name("calibrations")
 MIN_SEEN = 0.3  # share of steps with the projected gripper in the image, below which a calibration is not believed
 
 
-def add_etc(data: str, out: str, *, adapter: str = "own", num_objects: int = 6, calibration: str | None = None,
-            detector: Detector | None = None, endpoint: Endpoint | None = None, objects: tuple[str, ...] = (),
-            stride: int = 5, threads: int = 1) -> tuple[Path, Counter]:
+def add_etc(
+    data: str,
+    out: str,
+    *,
+    adapter: str = "own",
+    num_objects: int = 6,
+    calibration: str | None = None,
+    detector: Detector | None = None,
+    endpoint: Endpoint | None = None,
+    objects: tuple[str, ...] = (),
+    stride: int = 5,
+    threads: int = 1,
+) -> tuple[Path, Counter]:
     """Writes the dataset with annotation and ETC to <out>/<its name>[/<its config>]/<its version>, unless it is there.
 
     Args:
@@ -41,33 +51,57 @@ def add_etc(data: str, out: str, *, adapter: str = "own", num_objects: int = 6, 
     source, calibration = find_version(Path(data)), calibration and find_calibration(calibration)
     path = Path(out, *_place(source))
     if path.resolve() == source.resolve():
-        raise ValueError(f"--out={out} would write over the dataset itself; choose another directory")
-    options = {"objects": objects, "stride": stride, "num_objects": num_objects, "detector": detector,
-               "endpoint": endpoint, "calibrations": Calibrations(calibration) if calibration else None}
+        raise ValueError(
+            f"--out={out} would write over the dataset itself; choose another directory"
+        )
+    options = {
+        "objects": objects,
+        "stride": stride,
+        "num_objects": num_objects,
+        "detector": detector,
+        "endpoint": endpoint,
+        "calibrations": Calibrations(calibration) if calibration else None,
+    }
     found = fit(find_adapter(adapter), RLDSDataset(source, shards.splits(source)[0]))
-    features, added = shards.extend_features(json.loads((source / "features.json").read_text()), len(found.cameras),
-                                             num_objects)
+    features, added = shards.extend_features(
+        json.loads((source / "features.json").read_text()), len(found.cameras), num_objects
+    )
     recipe = shards.CopySettings(
-        source=_named(source / "dataset_info.json", "/".join(_place(source))), adapter=found.to_dict(),
-        num_objects=num_objects, objects=objects, stride=stride if detector else 0,
+        source=_named(source / "dataset_info.json", "/".join(_place(source))),
+        adapter=found.to_dict(),
+        num_objects=num_objects,
+        objects=objects,
+        stride=stride if detector else 0,
         calibration=_named(calibration, Path(calibration).name) if calibration else "",
         detector=f"{detector.name} from a score of {detector.threshold}" if detector else "",
-        endpoint=endpoint.model if endpoint else "")
+        endpoint=endpoint.model if endpoint else "",
+    )
     if recipe.made(path):
         print(f"already built in {path}; delete it to build it again", file=sys.stderr)
         return path, Counter()
     if not calibration:
         known = "from the detector" if detector else "unknown"
-        there = f"; {adapter} has calibrations: {found.facts.calibration}" if found.facts.calibration else ""
+        there = (
+            f"; {adapter} has calibrations: {found.facts.calibration}"
+            if found.facts.calibration
+            else ""
+        )
         print(f"without --calibration paths in the image are {known}{there}", file=sys.stderr)
-    annotators = [Annotator(RLDSDataset(source, split), found, **options) for split in shards.splits(source)]
+    annotators = [
+        Annotator(RLDSDataset(source, split), found, **options) for split in shards.splits(source)
+    ]
     for annotator in annotators if calibration else ():
         _check_calibration(annotator, calibration)
     with alone(path):
         output, counts = shards.Output(path, recipe), Counter()
         for annotator in annotators:
-            counts += output.write_split(annotator.dataset, annotator, num_objects=num_objects, added=added,
-                                         threads=threads if endpoint else 1)
+            counts += output.write_split(
+                annotator.dataset,
+                annotator,
+                num_objects=num_objects,
+                added=added,
+                threads=threads if endpoint else 1,
+            )
         output.finish(source, features)
     return path, counts
 
@@ -84,8 +118,12 @@ def shipped_calibrations() -> list[str]:
 
 def _place(source: Path) -> tuple[str, ...]:
     """The folders of a dataset: name, config where it has one, and version."""
-    info = json.loads((source / "dataset_info.json").read_text()) if (source / "dataset_info.json").exists() else {}
-    return source.resolve().parts[-3 if info.get("configName") else -2:]
+    info = (
+        json.loads((source / "dataset_info.json").read_text())
+        if (source / "dataset_info.json").exists()
+        else {}
+    )
+    return source.resolve().parts[-3 if info.get("configName") else -2 :]
 
 
 def _named(file: str | Path, name: str) -> str:
@@ -97,10 +135,14 @@ def _check_calibration(annotator: Annotator, calibration: str) -> None:
     """A calibration of another camera or frame throws the gripper out of the image: say so before any work."""
     without_models = dataclasses.replace(annotator, detector=None, endpoint=None)
     episodes = range(min(annotator.dataset.num_episodes, 8))
-    shares = [share for share in (seen_share(without_models(episode).annotation) for episode in episodes)
-              if share == share]
+    shares = [
+        share
+        for share in (seen_share(without_models(episode).annotation) for episode in episodes)
+        if share == share
+    ]
     if shares and sum(shares) / len(shares) < MIN_SEEN:
         raise ValueError(
             f"{calibration}: the projected gripper is in the image at {sum(shares) / len(shares):.0%} of the steps of "
             f"{len(shares)} episodes; is the pose the camera's in the frame {annotator.adapter.facts.frame!r} "
-            f"of {annotator.adapter.facts.position[0]}, in metres, with OpenCV's axes?")
+            f"of {annotator.adapter.facts.position[0]}, in metres, with OpenCV's axes?"
+        )

@@ -33,16 +33,30 @@ MAX_SPEED = 0.1  # of the image, a step: a detected gripper that moves faster is
 ORACLE = "oracle"
 # What an item of each question_type rests on; a question_type that is not listed rests on everything.
 RESTS_ON = {
-    "gripper_point": ("gripper",), "path_task": ("gripper",), "path_subtask": ("gripper", "phases"),
-    "gripper_side": ("gripper", "boxes", "names"), "object_side": ("boxes", "names"), "identify": ("boxes", "names"),
-    "locate_box": ("boxes", "names"), "describe": ("boxes", "names"), "grasp_point": ("gripper", "names"),
-    "stable_grasp": ("gripper", "names"), "decompose": ("phases",), "current": ("phases",), "next": ("phases",),
-    "done": ("phases",), "outcome": ("phases",),
+    "gripper_point": ("gripper",),
+    "path_task": ("gripper",),
+    "path_subtask": ("gripper", "phases"),
+    "gripper_side": ("gripper", "boxes", "names"),
+    "object_side": ("boxes", "names"),
+    "identify": ("boxes", "names"),
+    "locate_box": ("boxes", "names"),
+    "describe": ("boxes", "names"),
+    "grasp_point": ("gripper", "names"),
+    "stable_grasp": ("gripper", "names"),
+    "decompose": ("phases",),
+    "current": ("phases",),
+    "next": ("phases",),
+    "done": ("phases",),
+    "outcome": ("phases",),
 }
-_PLACES = frozenset({"left", "right", "top", "bottom", "middle", "center", "front", "back", "side", "end", "edge"})
-_ARTICLE = re.compile(r"\b(?:the|a|an)\s+((?:[a-z]+[ -]?){1,3}?)(?=\s*(?:$|[.,]|\b(?:and|to|from|in|into|inside|on|onto"
-                      r"|of|off|at|by|with|near|next|left|right|under|over|above|below|behind|between|towards?|it|"
-                      r"then|up|down|open|closed|upright)\b))")
+_PLACES = frozenset(
+    {"left", "right", "top", "bottom", "middle", "center", "front", "back", "side", "end", "edge"}
+)
+_ARTICLE = re.compile(
+    r"\b(?:the|a|an)\s+((?:[a-z]+[ -]?){1,3}?)(?=\s*(?:$|[.,]|\b(?:and|to|from|in|into|inside|on|onto"
+    r"|of|off|at|by|with|near|next|left|right|under|over|above|below|behind|between|towards?|it|"
+    r"then|up|down|open|closed|upright)\b))"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +117,16 @@ class Annotator:
         facts = unknown(steps, len(self.cameras), len(said.objects)) | known
         hindsight(facts, segments, said.target)
         annotation = Annotation(
-            instruction=instruction, cameras=self.cameras, objects=said.objects, colors=said.colors, phases=phases,
-            target=said.target, success=self._success(episode), rate=self.adapter.rate or math.nan, **facts)
+            instruction=instruction,
+            cameras=self.cameras,
+            objects=said.objects,
+            colors=said.colors,
+            phases=phases,
+            target=said.target,
+            success=self._success(episode),
+            rate=self.adapter.rate or math.nan,
+            **facts,
+        )
         sources = self._sources(facts, asked)
         # Nothing names all there is to see, so nothing can be asked for in vain.
         items, more = make_items(annotation, zlib.crc32(episode_id.encode()), absent=())
@@ -122,19 +144,26 @@ class Annotator:
 
     @property
     def _turned(self) -> tuple[str, ...]:
-        return tuple(theirs for ours, theirs in zip(self.adapter.cameras, self.cameras, strict=True)
-                     if ours in self.adapter.turned)
+        return tuple(
+            theirs
+            for ours, theirs in zip(self.adapter.cameras, self.cameras, strict=True)
+            if ours in self.adapter.turned
+        )
 
     def _column(self, episode: int, name: str) -> np.ndarray:
         """float32[T, A] of a tensor feature."""
-        return self.dataset.window(int(self.dataset.starts[episode]), name, int(self.dataset.lengths[episode]))[0]
+        return self.dataset.window(
+            int(self.dataset.starts[episode]), name, int(self.dataset.lengths[episode])
+        )[0]
 
     def _read(self, episode: int, step: int, name: str):
         return self.dataset.frame(int(self.dataset.starts[episode]) + step, [name])[name]
 
     def _instruction(self, episode: int) -> str:
         """The first that is not empty."""
-        return next(filter(None, (self._read(episode, 0, name) for name in self.adapter.instruction)), "")
+        return next(
+            filter(None, (self._read(episode, 0, name) for name in self.adapter.instruction)), ""
+        )
 
     def _success(self, episode: int) -> bool | None:
         """A reward at the end says so; without one nothing is known, for many sets have no rewards but zero."""
@@ -148,13 +177,20 @@ class Annotator:
     def _state(self, episode: int) -> dict[str, np.ndarray]:
         """gripper_position float[T, 3] and gripper_open float[T]."""
         facts, steps = self.adapter.facts, int(self.dataset.lengths[episode])
-        position, opening = np.full((steps, 3), np.nan, np.float32), np.full(steps, np.nan, np.float32)
+        position, opening = (
+            np.full((steps, 3), np.nan, np.float32),
+            np.full(steps, np.nan, np.float32),
+        )
         if facts.position[0]:
             name, first = facts.position
-            position = self._column(episode, name)[:, first:first + 3]
+            position = self._column(episode, name)[:, first : first + 3]
         if facts.opening[0]:
             name, dim = facts.opening
-            opening = np.clip((self._column(episode, name)[:, dim] - facts.closed) / (facts.open - facts.closed), 0, 1)
+            opening = np.clip(
+                (self._column(episode, name)[:, dim] - facts.closed) / (facts.open - facts.closed),
+                0,
+                1,
+            )
         return {"gripper_position": position, "gripper_open": opening}
 
     def _camera(self, episode_id: str, position: np.ndarray) -> dict[str, np.ndarray]:
@@ -166,17 +202,24 @@ class Annotator:
                 matrix[:, c] = found.matrix(turned=ours in self.adapter.turned)
         return {"camera_matrix": matrix, "gripper_pixel": project(matrix, position[:, None])}
 
-    def _ask(self, episode: int, instruction: str, segments: tracks.Segments, dropped: Counter) -> Semantics:
+    def _ask(
+        self, episode: int, instruction: str, segments: tracks.Segments, dropped: Counter
+    ) -> Semantics:
         if self.endpoint is None:
             return Semantics()
         steps = int(self.dataset.lengths[episode])
         frames = semantics.frames_to_show(steps, SHOWN_FRAMES)
-        answer = self.endpoint.ask(semantics.prompt(instruction, frames, segments),
-                                   [jpeg(self._image(episode, step), SHOWN_SIZE) for step in frames])
-        return semantics.parse(answer, steps=steps, frames=frames, segments=segments, dropped=dropped)
+        answer = self.endpoint.ask(
+            semantics.prompt(instruction, frames, segments),
+            [jpeg(self._image(episode, step), SHOWN_SIZE) for step in frames],
+        )
+        return semantics.parse(
+            answer, steps=steps, frames=frames, segments=segments, dropped=dropped
+        )
 
-    def _detect(self, episode: int, objects: tuple[str, ...], gripper_pixel: np.ndarray,
-                dropped: Counter) -> dict[str, np.ndarray]:
+    def _detect(
+        self, episode: int, objects: tuple[str, ...], gripper_pixel: np.ndarray, dropped: Counter
+    ) -> dict[str, np.ndarray]:
         """Boxes of the objects at every `stride`-th step and, without calibration, the gripper's track."""
         steps, cameras = gripper_pixel.shape[:2]
         box, track = np.full((steps, cameras, len(objects), 4), np.nan), np.full((steps, 2), np.nan)
@@ -184,7 +227,9 @@ class Annotator:
         for step in seen:
             found = self.detector(self._image(episode, step), (*objects, GRIPPER))
             box[step, 0], track[step] = found[:-1], (found[-1, :2] + found[-1, 2:]) / 2
-        dropped["detector: object not found, or found twice"] += int(np.isnan(box[seen, 0, :, 0]).sum())
+        dropped["detector: object not found, or found twice"] += int(
+            np.isnan(box[seen, 0, :, 0]).sum()
+        )
         if not np.isfinite(gripper_pixel[:, 0]).any():
             gripper_pixel[:, 0] = tracks.link(track, max_gap=2 * self.stride, max_speed=MAX_SPEED)
         return {"box": box, "gripper_pixel": gripper_pixel}
@@ -192,13 +237,18 @@ class Annotator:
     def _name_objects(self, said: Semantics, instruction: str) -> Semantics:
         """The nouns to look for, at most as many as there are slots."""
         objects = said.objects or (self.objects or nouns_of(instruction) if self.detector else ())
-        objects = objects[:self.num_objects]
+        objects = objects[: self.num_objects]
         return dataclasses.replace(
-            said, objects=objects, colors=said.colors[:len(objects)] or ("",) * len(objects),
-            target=said.target if said.target < len(objects) else -1)
+            said,
+            objects=objects,
+            colors=said.colors[: len(objects)] or ("",) * len(objects),
+            target=said.target if said.target < len(objects) else -1,
+        )
 
     @staticmethod
-    def _phases(segments: tracks.Segments, said: Semantics, steps: int) -> tuple[np.ndarray, tuple[str, ...]]:
+    def _phases(
+        segments: tracks.Segments, said: Semantics, steps: int
+    ) -> tuple[np.ndarray, tuple[str, ...]]:
         """The model's words for the state's phases, or its own phases, or the state's words."""
         if said.phases and said.phase is not None:
             return said.phase, said.phases
@@ -210,9 +260,12 @@ class Annotator:
         measured = np.isfinite(facts["camera_matrix"][:, 0]).all()
         detector = self.detector.name if self.detector else ORACLE
         endpoint = self.endpoint.model if self.endpoint else ORACLE
-        return {"gripper": ORACLE if measured else detector, "boxes": detector,
-                "names": endpoint if asked.objects else detector,
-                "phases": endpoint if asked.phases or asked.target >= 0 else ORACLE}
+        return {
+            "gripper": ORACLE if measured else detector,
+            "boxes": detector,
+            "names": endpoint if asked.objects else detector,
+            "phases": endpoint if asked.phases or asked.target >= 0 else ORACLE,
+        }
 
 
 def hindsight(facts: dict[str, np.ndarray], segments: tracks.Segments, target: int) -> None:
@@ -221,20 +274,28 @@ def hindsight(facts: dict[str, np.ndarray], segments: tracks.Segments, target: i
     step = tracks.grasp_step(segments)
     if target >= 0 and step is not None:
         still = np.isfinite(facts["camera_matrix"][0]).all((-1, -2))
-        facts["grasp_pixel"][:step + 1, still, target] = facts["gripper_pixel"][step, still]
+        facts["grasp_pixel"][: step + 1, still, target] = facts["gripper_pixel"][step, still]
 
 
 def credit(item: Item, sources: Mapping[str, str]) -> Item:
     """The item with its source: the models that its facts come from, joined by "+", or the oracle without any."""
-    models = sorted({sources[group] for group in RESTS_ON.get(item.question_type, tuple(sources))} - {ORACLE})
+    models = sorted(
+        {sources[group] for group in RESTS_ON.get(item.question_type, tuple(sources))} - {ORACLE}
+    )
     return dataclasses.replace(item, source=f"model:{'+'.join(models)}" if models else ORACLE)
 
 
 def unknown(steps: int, cameras: int, objects: int) -> dict[str, np.ndarray]:
     """Every step field of an annotation of which nothing is known."""
     sizes = {"C": cameras, "N": objects}
-    return {name: np.full((steps, *(sizes.get(axis, axis) for axis in axes)), -1 if name in INT_FIELDS else np.nan,
-                          np.int32 if name in INT_FIELDS else np.float32) for name, axes in STEP_FIELDS.items()}
+    return {
+        name: np.full(
+            (steps, *(sizes.get(axis, axis) for axis in axes)),
+            -1 if name in INT_FIELDS else np.nan,
+            np.int32 if name in INT_FIELDS else np.float32,
+        )
+        for name, axes in STEP_FIELDS.items()
+    }
 
 
 def seen_share(annotation: Annotation) -> float:

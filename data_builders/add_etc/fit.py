@@ -18,16 +18,32 @@ def fit(adapter: Adapter, dataset: RLDSDataset) -> Adapter:
 
     Raises ValueError that says which field names what is not there, and what is.
     """
-    images = [name for name, feature in dataset.features.items()
-              if feature.kind == "image" and not feature.ragged and name.startswith(IMAGES) and feature.shape[-1] == 3]
+    images = [
+        name
+        for name, feature in dataset.features.items()
+        if feature.kind == "image"
+        and not feature.ragged
+        and name.startswith(IMAGES)
+        and feature.shape[-1] == 3
+    ]
     if not images:
-        raise ValueError(f"{dataset.directory} has no images under steps/observation: ETC speaks of images")
+        raise ValueError(
+            f"{dataset.directory} has no images under steps/observation: ETC speaks of images"
+        )
     cameras = adapter.cameras or {name.removeprefix(IMAGES): name for name in images}
     _demand("cameras", cameras.values(), images, dataset)
-    for kind, fields in {"text": {"instruction": adapter.instruction},
-                         "tensor": {"facts.position": adapter.facts.position[:1],
-                                    "facts.opening": adapter.facts.opening[:1]}}.items():
-        there = [name for name, feature in dataset.features.items() if feature.kind == kind and not feature.ragged]
+    for kind, fields in {
+        "text": {"instruction": adapter.instruction},
+        "tensor": {
+            "facts.position": adapter.facts.position[:1],
+            "facts.opening": adapter.facts.opening[:1],
+        },
+    }.items():
+        there = [
+            name
+            for name, feature in dataset.features.items()
+            if feature.kind == kind and not feature.ragged
+        ]
         for field, names in fields.items():
             _demand(field, filter(None, names), there, dataset)
     return dataclasses.replace(adapter, cameras=dict(cameras))
@@ -37,5 +53,11 @@ def _demand(field: str, names: Iterable[str], there: Sequence[str], dataset: RLD
     for name in names:
         if name not in there:
             near = difflib.get_close_matches(name, there, 1)
-            raise ValueError(f"the adapter's {field} names {name!r}, which {dataset.directory} does not have"
-                             + (f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(there) or 'none'}"))
+            raise ValueError(
+                f"the adapter's {field} names {name!r}, which {dataset.directory} does not have"
+                + (
+                    f"; did you mean {near[0]!r}?"
+                    if near
+                    else f"; it has {', '.join(there) or 'none'}"
+                )
+            )

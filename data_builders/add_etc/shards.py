@@ -29,7 +29,9 @@ from etcvla.etc.annotation import INT_FIELDS
 
 _EXAMPLE_FEATURES = b"\x0a"  # the tag of field 1, length-delimited: all that a tf.train.Example has
 DROPPED = "dropped "
-_SHARED = frozenset({"episode_id", "task", "scene", "success", "rate"})  # of an episode: the source's, if it has them
+_SHARED = frozenset(
+    {"episode_id", "task", "scene", "success", "rate"}
+)  # of an episode: the source's, if it has them
 
 
 def splits(directory: Path) -> list[str]:
@@ -45,13 +47,21 @@ def splits(directory: Path) -> list[str]:
 
 def new_features(num_cameras: int, num_objects: int) -> tuple[dict, dict]:
     """(step features, episode features) in the form of features.json that a dataset with annotation and ETC has."""
-    schema = robot_features(cameras=[f"camera{i}" for i in range(num_cameras)], image_size=1, num_objects=num_objects,
-                            state_doc="", state_size=1, action_doc="", action_size=1)
+    schema = robot_features(
+        cameras=[f"camera{i}" for i in range(num_cameras)],
+        image_size=1,
+        num_objects=num_objects,
+        state_doc="",
+        state_size=1,
+        action_doc="",
+        action_size=1,
+    )
     whole = json_format.MessageToDict(schema.to_proto())["featuresDict"]["features"]
     steps = whole["steps"]["sequence"]["feature"]["featuresDict"]["features"]
     episode = whole["episode_metadata"]["featuresDict"]["features"]
     episode["turned"] = episode["cameras"] | {
-        "description": "Those of the cameras whose images are stored upside down; annotation and ETC see them upright."}
+        "description": "Those of the cameras whose images are stored upside down; annotation and ETC see them upright."
+    }
     return {name: steps[name] for name in ("annotation", "etc", TASK)}, episode
 
 
@@ -65,13 +75,19 @@ def extend_features(source: dict, num_cameras: int, num_objects: int) -> tuple[d
     extended = json.loads(json.dumps(source))
     whole = extended["featuresDict"]["features"]
     at = whole["steps"]["sequence"]["feature"]["featuresDict"]["features"]
-    about = whole.setdefault("episode_metadata", {
-        "pythonClassName": extended["pythonClassName"], "featuresDict": {"features": {}}})["featuresDict"]["features"]
-    if there := [*(f"steps/{name}" for name in ("annotation", "etc") if name in at),
-                 *(f"episode_metadata/{name}" for name in sorted(set(episode) - _SHARED) if name in about)]:
+    about = whole.setdefault(
+        "episode_metadata",
+        {"pythonClassName": extended["pythonClassName"], "featuresDict": {"features": {}}},
+    )["featuresDict"]["features"]
+    if there := [
+        *(f"steps/{name}" for name in ("annotation", "etc") if name in at),
+        *(f"episode_metadata/{name}" for name in sorted(set(episode) - _SHARED) if name in about),
+    ]:
         raise ValueError(f"the dataset has {', '.join(there)} already")
-    added = [*(f"steps/{name}" for name in (TASK,) if name not in at),
-             *(f"episode_metadata/{name}" for name in sorted(set(episode) - set(about)))]
+    added = [
+        *(f"steps/{name}" for name in (TASK,) if name not in at),
+        *(f"episode_metadata/{name}" for name in sorted(set(episode) - set(about))),
+    ]
     at |= {name: feature for name, feature in steps.items() if name not in at}
     about |= {name: feature for name, feature in episode.items() if name not in about}
     return extended, added
@@ -84,18 +100,33 @@ def encode(labelled: Labelled, num_objects: int, added: Sequence[str]) -> bytes:
       added: as of `extend_features`.
     """
     facts = labelled.annotation
-    columns = {f"steps/annotation/{name}": _ints(value) if name in INT_FIELDS else _floats(value)
-               for name, value in facts.pad_objects(num_objects).items()}
+    columns = {
+        f"steps/annotation/{name}": _ints(value) if name in INT_FIELDS else _floats(value)
+        for name, value in facts.pad_objects(num_objects).items()
+    }
     rows = [encode_items(items) for items in labelled.items]
     for name in ("grade", "kind", "question_type", "question", "answer", "source"):
-        columns[f"steps/etc/{name}/ragged_flat_values"] = _texts(item[name] for row in rows for item in row)
+        columns[f"steps/etc/{name}/ragged_flat_values"] = _texts(
+            item[name] for row in rows for item in row
+        )
         columns[f"steps/etc/{name}/ragged_row_lengths_0"] = _ints([len(row) for row in rows])
-    about = {"episode_id": _texts([labelled.episode_id]), "task": _texts([""]), "scene": _texts([""]),
-             "success": _ints([bool(facts.success)]), "rate": _floats([facts.rate]), "target": _ints([facts.target]),
-             "turned": _texts(labelled.turned), **{name: _texts(getattr(facts, name)) for name in (
-                 "cameras", "objects", "colors", "phases", "shapes", "axes")}}
-    may_add = {f"steps/{TASK}": _texts([facts.instruction] * len(facts)),
-               **{f"episode_metadata/{name}": value for name, value in about.items()}}
+    about = {
+        "episode_id": _texts([labelled.episode_id]),
+        "task": _texts([""]),
+        "scene": _texts([""]),
+        "success": _ints([bool(facts.success)]),
+        "rate": _floats([facts.rate]),
+        "target": _ints([facts.target]),
+        "turned": _texts(labelled.turned),
+        **{
+            name: _texts(getattr(facts, name))
+            for name in ("cameras", "objects", "colors", "phases", "shapes", "axes")
+        },
+    }
+    may_add = {
+        f"steps/{TASK}": _texts([facts.instruction] * len(facts)),
+        **{f"episode_metadata/{name}": value for name, value in about.items()},
+    }
     columns |= {name: may_add[name] for name in added}
     return tf.train.Features(feature=columns).SerializeToString(deterministic=True)
 
@@ -130,8 +161,12 @@ class CopySettings:
         about, now = path / "metadata.json", provenance(self, (), seeds="")["config"]
         there = json.loads(about.read_text()).get("config", {}) if about.is_file() else {}
         now = json.loads(json.dumps(now))
-        if other := sorted(name for name in there.keys() | now.keys() if there.get(name) != now.get(name)):
-            raise ValueError(f"{path} was built with other {', '.join(other)}; delete it to build it again")
+        if other := sorted(
+            name for name in there.keys() | now.keys() if there.get(name) != now.get(name)
+        ):
+            raise ValueError(
+                f"{path} was built with other {', '.join(other)}; delete it to build it again"
+            )
         return True
 
 
@@ -143,25 +178,45 @@ class Output:
     """
 
     def __init__(self, path: Path, recipe: CopySettings):
-        self.path, self._work, self._recipe = path, path.with_name(f"incomplete.{path.name}"), recipe
-        self._state = self._work / ".add_etc"  # of this work: its recipe, a file under way, counts of those finished
-        about, marker = json.dumps(dataclasses.asdict(recipe), sort_keys=True), self._state / "recipe.json"
+        self.path, self._work, self._recipe = (
+            path,
+            path.with_name(f"incomplete.{path.name}"),
+            recipe,
+        )
+        self._state = (
+            self._work / ".add_etc"
+        )  # of this work: its recipe, a file under way, counts of those finished
+        about, marker = (
+            json.dumps(dataclasses.asdict(recipe), sort_keys=True),
+            self._state / "recipe.json",
+        )
         if self._work.exists() and not (marker.is_file() and marker.read_text() == about):
             shutil.rmtree(self._work)
         self._state.mkdir(parents=True, exist_ok=True)
         marker.write_text(about)
         self._statistics: dict[str, list[dict]] = {}
 
-    def write_split(self, dataset: RLDSDataset, annotate: Callable[[int], Labelled], *, num_objects: int,
-                    added: Sequence[str], threads: int = 1) -> Counter:
+    def write_split(
+        self,
+        dataset: RLDSDataset,
+        annotate: Callable[[int], Labelled],
+        *,
+        num_objects: int,
+        added: Sequence[str],
+        threads: int = 1,
+    ) -> Counter:
         """Writes the split's files, or finds them written; returns items, by question_type, and what was left out, by reason."""
         done = self._statistics[dataset.split] = []
         episodes = _by_file(dataset)
-        for path, members in progress(episodes.items(), total=len(episodes), what=f"add_etc {dataset.split}"):
+        for path, members in progress(
+            episodes.items(), total=len(episodes), what=f"add_etc {dataset.split}"
+        ):
             name = path.name.replace(".array_record-", ".tfrecord-")
             noted, partial = self._state / f"{name}.json", self._state / name
             if not (self._work / name).is_file():
-                statistics = _write_file(partial, dataset, members, annotate, num_objects, added, threads)
+                statistics = _write_file(
+                    partial, dataset, members, annotate, num_objects, added, threads
+                )
                 noted.write_text(json.dumps(statistics))
                 partial.rename(self._work / name)
             done.append(json.loads(noted.read_text()))
@@ -174,27 +229,52 @@ class Output:
         info["description"] = f"{info.get('description', '')}\n\n{self._note()}".strip()
         for split in info["splits"]:
             split["numBytes"] = str(sum(part["bytes"] for part in self._statistics[split["name"]]))
-            split["shardLengths"] = [str(part["episodes"]) for part in self._statistics[split["name"]]]
-        made = provenance(self._recipe, ("numpy", "pillow"), seeds="an episode's items: crc32 of its episode_id")
-        for name, text in {"dataset_info.json": info, "features.json": features,
-                           "metadata.json": made | {"dropped": self._dropped()}}.items():
+            split["shardLengths"] = [
+                str(part["episodes"]) for part in self._statistics[split["name"]]
+            ]
+        made = provenance(
+            self._recipe, ("numpy", "pillow"), seeds="an episode's items: crc32 of its episode_id"
+        )
+        for name, text in {
+            "dataset_info.json": info,
+            "features.json": features,
+            "metadata.json": made | {"dropped": self._dropped()},
+        }.items():
             (self._work / name).write_text(json.dumps(text, indent=2, sort_keys=True))
         self._work.rename(self.path)
         shutil.rmtree(self.path / self._state.name)
 
     def _note(self) -> str:
         recipe = self._recipe
-        parts = ["phases by the robot's state", "projection by calibration" if recipe.calibration else "",
-                 recipe.detector and f"boxes by {recipe.detector}", recipe.endpoint and f"words by {recipe.endpoint}"]
+        parts = [
+            "phases by the robot's state",
+            "projection by calibration" if recipe.calibration else "",
+            recipe.detector and f"boxes by {recipe.detector}",
+            recipe.endpoint and f"words by {recipe.endpoint}",
+        ]
         return f"With annotation and ETC items by data_builders.add_etc ({'; '.join(filter(None, parts))})."
 
     def _dropped(self) -> dict[str, int]:
-        counts = sum((Counter(part["counts"]) for parts in self._statistics.values() for part in parts), Counter())
-        return {name.removeprefix(DROPPED): count for name, count in counts.most_common() if name.startswith(DROPPED)}
+        counts = sum(
+            (Counter(part["counts"]) for parts in self._statistics.values() for part in parts),
+            Counter(),
+        )
+        return {
+            name.removeprefix(DROPPED): count
+            for name, count in counts.most_common()
+            if name.startswith(DROPPED)
+        }
 
 
-def _write_file(out: Path, dataset: RLDSDataset, episodes: Sequence[int], annotate: Callable[[int], Labelled],
-                num_objects: int, added: Sequence[str], threads: int) -> dict:
+def _write_file(
+    out: Path,
+    dataset: RLDSDataset,
+    episodes: Sequence[int],
+    annotate: Callable[[int], Labelled],
+    num_objects: int,
+    added: Sequence[str],
+    threads: int,
+) -> dict:
     """Writes one file, and returns its statistics."""
     counts, size = Counter(), 0
     with tf.io.TFRecordWriter(str(out)) as writer, _results(annotate, episodes, threads) as results:
@@ -202,7 +282,9 @@ def _write_file(out: Path, dataset: RLDSDataset, episodes: Sequence[int], annota
             record = append(payload, encode(labelled, num_objects, added))
             writer.write(record)
             size += len(record)
-            counts.update(f"items {item.question_type}" for items in labelled.items for item in items)
+            counts.update(
+                f"items {item.question_type}" for items in labelled.items for item in items
+            )
             counts.update({DROPPED + reason: count for reason, count in labelled.dropped.items()})
     return {"episodes": len(episodes), "bytes": size, "counts": counts}
 
@@ -215,7 +297,9 @@ def _payloads(dataset: RLDSDataset, episodes: Sequence[int]) -> Iterator[bytes]:
 
 
 @contextlib.contextmanager
-def _results(annotate: Callable[[int], Labelled], episodes: Sequence[int], threads: int) -> Iterator[Iterable]:
+def _results(
+    annotate: Callable[[int], Labelled], episodes: Sequence[int], threads: int
+) -> Iterator[Iterable]:
     """Annotated episodes in order. Threads wait for endpoints; after an error no further episode is begun."""
     if threads == 1:
         yield map(annotate, episodes)
@@ -235,7 +319,9 @@ def _by_file(dataset: RLDSDataset) -> dict[Path, list[int]]:
 
 
 def _floats(values) -> tf.train.Feature:
-    return tf.train.Feature(float_list=tf.train.FloatList(value=np.ravel(values).astype(np.float32)))
+    return tf.train.Feature(
+        float_list=tf.train.FloatList(value=np.ravel(values).astype(np.float32))
+    )
 
 
 def _ints(values) -> tf.train.Feature:
@@ -243,7 +329,9 @@ def _ints(values) -> tf.train.Feature:
 
 
 def _texts(values: Iterable[str]) -> tf.train.Feature:
-    return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value.encode() for value in values]))
+    return tf.train.Feature(
+        bytes_list=tf.train.BytesList(value=[value.encode() for value in values])
+    )
 
 
 def _varint(value: int) -> bytes:

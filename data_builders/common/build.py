@@ -46,7 +46,10 @@ class EpisodeBuilder(tfds.core.GeneratorBasedBuilder):
     def _download_and_prepare(self, dl_manager, download_config):
         self.by_beam = bool(download_config.beam_options or download_config.beam_runner)
         # TFDS has no setting for it. Beam's machines are sent the instance, and with it the class's name.
-        usual, example_serializer.ExampleSerializer = example_serializer.ExampleSerializer, SameBytes
+        usual, example_serializer.ExampleSerializer = (
+            example_serializer.ExampleSerializer,
+            SameBytes,
+        )
         try:
             super()._download_and_prepare(dl_manager, download_config)
         finally:
@@ -71,16 +74,26 @@ def _is_made(example: Any) -> bool:
     return example is not None
 
 
-def provenance(config: tfds.core.BuilderConfig, packages: Sequence[str], seeds: str) -> tfds.core.MetadataDict:
+def provenance(
+    config: tfds.core.BuilderConfig, packages: Sequence[str], seeds: str
+) -> tfds.core.MetadataDict:
     """What TFDS keeps beside the data as metadata.json."""
     return tfds.core.MetadataDict(made_by(dataclasses.asdict(config), packages, seeds))
 
 
 def made_by(config: Mapping[str, Any], packages: Sequence[str], seeds: str) -> dict[str, Any]:
     """How a dataset was made: day, this code's commit, versions of packages, config, seeding in words."""
-    return {"date": datetime.date.today().isoformat(), "commit": _commit(), "seeds": seeds,
-            "config": {key: _anywhere(value) for key, value in config.items() if value not in (None, "", [], ())},
-            "versions": {name: _version(name) for name in sorted({*packages, "tensorflow-datasets"})}}
+    return {
+        "date": datetime.date.today().isoformat(),
+        "commit": _commit(),
+        "seeds": seeds,
+        "config": {
+            key: _anywhere(value)
+            for key, value in config.items()
+            if value not in (None, "", [], ())
+        },
+        "versions": {name: _version(name) for name in sorted({*packages, "tensorflow-datasets"})},
+    }
 
 
 def _anywhere(value: Any) -> Any:
@@ -99,8 +112,9 @@ def _commit() -> str:
     """The commit that is checked out, "-dirty" if files differ from it; outside a clone the package's version."""
     describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        return subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-                              ).stdout.strip()
+        return subprocess.run(
+            describe, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return f"etcvla {_version('etcvla')}"
 
@@ -113,11 +127,18 @@ def progress(items: Iterable[T], *, total: int, what: str, every: float = 2.0) -
         now = time.monotonic()
         if now - shown >= every or count == total:
             shown, rate = now, count / max(now - start, 1e-9)
-            print(f"{what}: {count}/{total}, {rate:.1f}/s, {(total - count) / rate:.0f} s left", file=sys.stderr)
+            print(
+                f"{what}: {count}/{total}, {rate:.1f}/s, {(total - count) / rate:.0f} s left",
+                file=sys.stderr,
+            )
 
 
-def prepare(builder_class: type[tfds.core.DatasetBuilder], config: tfds.core.BuilderConfig, out: str,
-            beam: Sequence[str] = ()) -> Path:
+def prepare(
+    builder_class: type[tfds.core.DatasetBuilder],
+    config: tfds.core.BuilderConfig,
+    out: str,
+    beam: Sequence[str] = (),
+) -> Path:
     """Builds a dataset under the directory `out` unless it is there, and returns its path.
 
     TFDS writes to a directory of another name and renames it at the end, so that what is found under the final name
@@ -140,17 +161,32 @@ def prepare(builder_class: type[tfds.core.DatasetBuilder], config: tfds.core.Bui
     start = time.monotonic()
     try:
         # The directory of downloads stays empty: TFDS would make one beside the dataset.
-        with alone(path), tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(sys.stderr):
-            builder.download_and_prepare(download_dir=downloads, download_config=tfds.download.DownloadConfig(
-                try_download_gcs=False, beam_options=_beam_options(beam)))
+        with (
+            alone(path),
+            tempfile.TemporaryDirectory() as downloads,
+            contextlib.redirect_stdout(sys.stderr),
+        ):
+            builder.download_and_prepare(
+                download_dir=downloads,
+                download_config=tfds.download.DownloadConfig(
+                    try_download_gcs=False, beam_options=_beam_options(beam)
+                ),
+            )
     except Exception as error:
         if not (cause := _system_error(error)):
             raise
-        raise OSError(f"{name}: building {path} failed, and what was made of it is removed: {cause} (free there "
-                      f"now: {_free(path)})") from error
+        raise OSError(
+            f"{name}: building {path} failed, and what was made of it is removed: {cause} (free there "
+            f"now: {_free(path)})"
+        ) from error
     size = sum(file.stat().st_size for file in path.rglob("*")) / 1e6
-    splits = ", ".join(f"{split} {info.num_examples}" for split, info in builder.info.splits.items())
-    print(f"{name}: {splits} episodes, {size:.1f} MB, {time.monotonic() - start:.0f} s, in {path}", file=sys.stderr)
+    splits = ", ".join(
+        f"{split} {info.num_examples}" for split, info in builder.info.splits.items()
+    )
+    print(
+        f"{name}: {splits} episodes, {size:.1f} MB, {time.monotonic() - start:.0f} s, in {path}",
+        file=sys.stderr,
+    )
     return path
 
 

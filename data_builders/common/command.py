@@ -23,13 +23,18 @@ def output_flags() -> None:
     """Defines --out, --review and --gallery."""
     flags.DEFINE_string("out", None, "Directory of datasets.", required=True)
     flags.DEFINE_string("review", None, REVIEW_HELP)
-    flags.DEFINE_string("gallery", None, "HTML file to write: frames with boxes, paths, questions and answers.")
+    flags.DEFINE_string(
+        "gallery", None, "HTML file to write: frames with boxes, paths, questions and answers."
+    )
 
 
 def beam_flag() -> None:
     """Defines --beam, for builders that Apache Beam may run."""
-    flags.DEFINE_list("beam", [], "Apache Beam's options without dashes, e.g. runner=DirectRunner: let it make the "
-                      "episodes.")
+    flags.DEFINE_list(
+        "beam",
+        [],
+        "Apache Beam's options without dashes, e.g. runner=DirectRunner: let it make the episodes.",
+    )
 
 
 def simulator_flags(*, image_size: int, noise: tuple[str, str]) -> Callable[[], dict[str, Any]]:
@@ -38,11 +43,21 @@ def simulator_flags(*, image_size: int, noise: tuple[str, str]) -> Callable[[], 
     beam_flag()
     flags.DEFINE_integer("workers", 0, "Processes; 0: one a core.")
     fields = {
-        "held_out": flags.DEFINE_float("held_out", 0.12, "Validation episodes for each training episode, rounded up."),
+        "held_out": flags.DEFINE_float(
+            "held_out", 0.12, "Validation episodes for each training episode, rounded up."
+        ),
         "image_size": flags.DEFINE_integer("image_size", image_size, "Height and width in pixels."),
-        "locations": flags.DEFINE_enum("locations", "loc", LOCATIONS, "Coordinates as tokens, or as integers.")}
-    spread = flags.DEFINE_list("noise", list(noise), "Range of an episode's action noise, standard deviation.")
-    return lambda: {name: flag.value for name, flag in fields.items()} | {"noise": tuple(map(float, spread.value))}
+        "locations": flags.DEFINE_enum(
+            "locations", "loc", LOCATIONS, "Coordinates as tokens, or as integers."
+        ),
+    }
+    spread = flags.DEFINE_list(
+        "noise", list(noise), "Range of an episode's action noise, standard deviation."
+    )
+    return lambda: (
+        {name: flag.value for name, flag in fields.items()}
+        | {"noise": tuple(map(float, spread.value))}
+    )
 
 
 def simulate(builder: type[SimulatedBuilder], config: Any) -> Path:

@@ -23,10 +23,16 @@ from data_builders.common.rlds import encode_items, vqa_features
 from etcvla.etc.items import ETC_KINDS, NUM_LOC, Item, format_loc, parse_loc
 from etcvla.names import lookup
 
-LOCATIONS = {"text": "as they are written", "loc": "<locNNNN> tokens, checked",
-             "xy1000": "integers 0..1000 in brackets, x before y", "yx1000": "integers 0..1000 in brackets, y before x",
-             "integers": f"integers 0..{NUM_LOC - 1} in brackets, y before x, as our own builders write them"}
-TEMPLATE = "template"  # a config by which `tfds build --config=JSON` learns what a builder's configs are
+LOCATIONS = {
+    "text": "as they are written",
+    "loc": "<locNNNN> tokens, checked",
+    "xy1000": "integers 0..1000 in brackets, x before y",
+    "yx1000": "integers 0..1000 in brackets, y before x",
+    "integers": f"integers 0..{NUM_LOC - 1} in brackets, y before x, as our own builders write them",
+}
+TEMPLATE = (
+    "template"  # a config by which `tfds build --config=JSON` learns what a builder's configs are
+)
 _BRACKETS = re.compile(r"[\[(]\s*(\d+(?:\s*,\s*\d+)+)\s*[\])]")
 _LIST_OF_LOCS = re.compile(r"\[\s*((?:<loc\d{4}>)+(?:\s*,?\s*(?:<loc\d{4}>)+)*)\s*\]")
 _LOC = re.compile(r"<loc[^>]*>")
@@ -70,7 +76,9 @@ class MMConfig(tfds.core.BuilderConfig):
     def __post_init__(self):
         lookup(LOCATIONS, self.locations, "locations")
         if not 0 <= self.val < 1 or self.max_side < 0:
-            raise ValueError(f"val {self.val} must be in [0, 1), max_side {self.max_side} at least 0")
+            raise ValueError(
+                f"val {self.val} must be in [0, 1), max_side {self.max_side} at least 0"
+            )
 
 
 class MMBuilder(EpisodeBuilder, skip_registration=True):
@@ -89,9 +97,14 @@ class MMBuilder(EpisodeBuilder, skip_registration=True):
     def _info(self) -> tfds.core.DatasetInfo:
         stated = {"license": self.builder_config.license} if self.builder_config.license else {}
         return tfds.core.DatasetInfo(
-            builder=self, description=type(self).__doc__, features=vqa_features(image_size=None),
-            metadata=provenance(self.builder_config, ("pillow",), seeds="an image's split: crc32 of its file"),
-            **self.origin() | stated)
+            builder=self,
+            description=type(self).__doc__,
+            features=vqa_features(image_size=None),
+            metadata=provenance(
+                self.builder_config, ("pillow",), seeds="an image's split: crc32 of its file"
+            ),
+            **self.origin() | stated,
+        )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
         splits = ("train", "val") if self.builder_config.val else ("train",)
@@ -119,7 +132,9 @@ class MMBuilder(EpisodeBuilder, skip_registration=True):
         if not counts["episodes"]:
             hint = "" if split == "train" else "; hold out more by --val, or nothing by --val=0"
             found = found or "there are none"
-            raise ValueError(f"{self.info.full_name} {split}: no entry could be used ({found}){hint}")
+            raise ValueError(
+                f"{self.info.full_name} {split}: no entry could be used ({found}){hint}"
+            )
 
 
 def split_of(image: bytes, val: float) -> str:
@@ -131,13 +146,23 @@ def _example(name: str, entry: MMEntry, config: MMConfig, counts: Counter) -> di
     items = []
     for question, answer in entry.turns:
         try:
-            items.append(make_item(question, answer, kind=kind_of(entry.kind or config.kind),
-                                   locations=config.locations, source=config.source))
+            items.append(
+                make_item(
+                    question,
+                    answer,
+                    kind=kind_of(entry.kind or config.kind),
+                    locations=config.locations,
+                    source=config.source,
+                )
+            )
         except BadEntry as error:
             counts[f"turn left out, {error}"] += 1
     if not items:
         raise BadEntry("no turn left")
-    step = {"observation": {"image": as_jpeg(entry.image, config.max_side)}, "etc": encode_items(items)}
+    step = {
+        "observation": {"image": as_jpeg(entry.image, config.max_side)},
+        "etc": encode_items(items),
+    }
     return {"steps": [step], "episode_metadata": {"episode_id": name}}
 
 
@@ -155,7 +180,9 @@ def kind_of(told: str) -> str:
 def make_item(question: str, answer: str, *, kind: str, locations: str, source: str) -> Item:
     """One turn. Raises BadEntry where a text is empty or a location is none."""
     paths = kind == "trajectory"
-    question, answer = (to_loc(" ".join(text.split()), locations, paths=paths) for text in (question, answer))
+    question, answer = (
+        to_loc(" ".join(text.split()), locations, paths=paths) for text in (question, answer)
+    )
     if not question or not answer:
         raise BadEntry("empty question or answer")
     return Item(kind, _form(answer, kind), question, answer, source)
@@ -176,7 +203,10 @@ def to_loc(text: str, locations: str, *, paths: bool = False) -> str:
         return text
     if locations != "loc":
         text = _BRACKETS.sub(lambda found: _place(found, locations, paths), text)
-    if not all(re.fullmatch(r"<loc\d{4}>", token) and int(token[4:8]) < NUM_LOC for token in _LOC.findall(text)):
+    if not all(
+        re.fullmatch(r"<loc\d{4}>", token) and int(token[4:8]) < NUM_LOC
+        for token in _LOC.findall(text)
+    ):
         raise BadEntry("a malformed location")
     return _LIST_OF_LOCS.sub(lambda found: re.sub(r"[\s,]", "", found[1]), text)
 
@@ -188,7 +218,7 @@ def _place(found: re.Match, locations: str, paths: bool) -> str:
     most = NUM_LOC - 1 if locations == "integers" else 1000
     if max(numbers) > most:
         raise BadEntry(f"a location beyond {most}")
-    pairs = [numbers[i:i + 2] for i in range(0, len(numbers), 2)]
+    pairs = [numbers[i : i + 2] for i in range(0, len(numbers), 2)]
     pairs = [pair[::-1] for pair in pairs] if locations == "xy1000" else pairs
     if len(pairs) == 2 and not paths and any(high <= low for low, high in zip(*pairs, strict=True)):
         raise BadEntry("an empty box")
@@ -217,7 +247,13 @@ def as_jpeg(data: bytes, max_side: int) -> bytes:
             if image.format == "JPEG" and image.mode == "RGB" and small:
                 return data
             image = image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (
+        UnidentifiedImageError,
+        OSError,
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
+    ) as error:
         raise BadEntry("the image does not decode") from error
     if not small:
         image.thumbnail((max_side, max_side))

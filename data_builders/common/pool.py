@@ -15,12 +15,15 @@ from typing import Any, TypeVar
 EpisodeJob, EpisodeResult = TypeVar("EpisodeJob"), TypeVar("EpisodeResult")
 
 
-def run(function: Callable[[EpisodeJob], EpisodeResult], jobs: Sequence[EpisodeJob], workers: int) -> Iterator[EpisodeResult]:
+def run(
+    function: Callable[[EpisodeJob], EpisodeResult], jobs: Sequence[EpisodeJob], workers: int
+) -> Iterator[EpisodeResult]:
     """The jobs' results in order, from `workers` processes that stay a few jobs ahead of the consumer.
 
     `function` is one of a module's, that a new process can import.
     """
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+
         def submit(count: int) -> list[Future]:
             with _no_main_module():  # a pool starts its processes as jobs come in
                 return [pool.submit(function, job) for job in itertools.islice(todo, count)]

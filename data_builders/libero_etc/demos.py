@@ -45,7 +45,9 @@ def find_demos(path: str | Path) -> dict[str, Path]:
     path = Path(path)
     files = sorted(path.rglob("*.hdf5")) if path.is_dir() else [path] if path.exists() else []
     if not files:
-        raise FileNotFoundError(f"{path}: no such file, or no *.hdf5 below it; LIBERO's demonstrations are wanted")
+        raise FileNotFoundError(
+            f"{path}: no such file, or no *.hdf5 below it; LIBERO's demonstrations are wanted"
+        )
     found: dict[str, Path] = {}
     for file in files:
         task = task_of(file)
@@ -62,15 +64,19 @@ def task_of(path: str | Path) -> str:
         problem = str(data.attrs.get("bddl_file_name", ""))
     parts = re.split(r"[/\\]", problem)
     if len(parts) < 2 or not parts[-1].endswith(".bddl"):
-        raise ValueError(f"{path}: attribute data.bddl_file_name is {problem!r}, expected <suite>/<task>.bddl")
+        raise ValueError(
+            f"{path}: attribute data.bddl_file_name is {problem!r}, expected <suite>/<task>.bddl"
+        )
     return f"{parts[-2]}/{parts[-1].removesuffix('.bddl')}"
 
 
 def names(path: str | Path) -> list[str]:
     """The demonstrations in a file, in the order of their numbers."""
     with _open(path) as file:
-        return sorted((name for name in _group(file, "data", path) if re.fullmatch(r"demo_\d+", name)),
-                      key=lambda name: int(name[5:]))
+        return sorted(
+            (name for name in _group(file, "data", path) if re.fullmatch(r"demo_\d+", name)),
+            key=lambda name: int(name[5:]),
+        )
 
 
 def read_demo(path: str | Path, name: str) -> Demo:
@@ -79,12 +85,16 @@ def read_demo(path: str | Path, name: str) -> Demo:
         group = _group(file, f"data/{name}", path)
         for field in ("states", "actions"):
             if field not in group:
-                raise ValueError(f"{path}: data/{name} has no {field!r}, only {', '.join(group) or 'nothing'}")
+                raise ValueError(
+                    f"{path}: data/{name} has no {field!r}, only {', '.join(group) or 'nothing'}"
+                )
         states, actions = (np.asarray(group[field], np.float64) for field in ("states", "actions"))
         xml = _model_xml(group, f"{path}: data/{name}")
     if states.ndim != 2 or actions.shape != (len(states), 7) or not len(states):
-        raise ValueError(f"{path}: data/{name}: states {states.shape} and actions {actions.shape}, expected [T, D] "
-                         f"and [T, 7] with T > 0")
+        raise ValueError(
+            f"{path}: data/{name}: states {states.shape} and actions {actions.shape}, expected [T, D] "
+            f"and [T, 7] with T > 0"
+        )
     for field, value in (("states", states), ("actions", actions)):
         if not np.isfinite(value).all():
             step = np.argwhere(~np.isfinite(value))[0][0]

@@ -49,9 +49,13 @@ def roll(job: LiberoJob) -> EpisodeResult:
     env = environment(*key)
     seed = zlib.crc32(job.episode_id.encode())
     episode, attempts = _recorded(env, job, seed) if job.file else _expert(env, job)
-    items, dropped = make_items(
-        episode.annotation, seed, absent=ABSENT, layouts=_layouts(*key),
-        locations=job.locations) if episode else ([], Counter())
+    items, dropped = (
+        make_items(
+            episode.annotation, seed, absent=ABSENT, layouts=_layouts(*key), locations=job.locations
+        )
+        if episode
+        else ([], Counter())
+    )
     return EpisodeResult(job, episode, items, dropped, attempts)
 
 
@@ -67,7 +71,9 @@ def _expert(env: Libero, job: LiberoJob) -> tuple[Episode, int]:
     for attempt in range(MAX_ATTEMPTS):
         if episode := rollout_expert(env, demo_seed(job.index, attempt), job.noise, MAX_STEPS):
             return episode, attempt + 1
-    raise RuntimeError(f"{job.episode_id}: the expert failed in {MAX_ATTEMPTS} layouts with noise {job.noise}")
+    raise RuntimeError(
+        f"{job.episode_id}: the expert failed in {MAX_ATTEMPTS} layouts with noise {job.noise}"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +95,9 @@ def try_expert(trial: ExpertTrial) -> ExpertTrial:
     while steps < MAX_STEPS and not env.success:
         env.step(env.expert_action())
         steps += 1
-    return dataclasses.replace(trial, success=int(env.success), steps=steps, grasps=env.expert_grasps)
+    return dataclasses.replace(
+        trial, success=int(env.success), steps=steps, grasps=env.expert_grasps
+    )
 
 
 _current: dict[tuple, Libero] = {}

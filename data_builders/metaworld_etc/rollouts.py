@@ -44,11 +44,17 @@ def roll(job: MetaWorldJob) -> EpisodeResult:
     for attempt in range(MAX_ATTEMPTS):
         if episode := _make(env, job, demo_seed(job.index, attempt)):
             items, dropped = make_items(
-                episode.annotation, zlib.crc32(job.episode_id.encode()), absent=job.absent, locations=job.locations,
-                layouts=_layouts(job.task, job.scene, job.image_size, job.condition))
+                episode.annotation,
+                zlib.crc32(job.episode_id.encode()),
+                absent=job.absent,
+                locations=job.locations,
+                layouts=_layouts(job.task, job.scene, job.image_size, job.condition),
+            )
             return EpisodeResult(job, episode, items, dropped, attempt + 1)
     adds = " (or there was no room for what the look adds)" if job.condition else ""
-    raise RuntimeError(f"{job.episode_id}: the expert failed in {MAX_ATTEMPTS} layouts with noise {job.noise}{adds}")
+    raise RuntimeError(
+        f"{job.episode_id}: the expert failed in {MAX_ATTEMPTS} layouts with noise {job.noise}{adds}"
+    )
 
 
 def _make(env: MetaWorld, job: MetaWorldJob, seed: int) -> Episode | None:

@@ -37,12 +37,16 @@ def read_entries(path: str | Path) -> Iterator[Any]:
                     raise json.JSONDecodeError("", text, 0)
             except json.JSONDecodeError as error:
                 if not whole:
-                    more = file.read(max(CHUNK, len(text)))  # doubling, or an entry of many pieces is parsed as often
+                    more = file.read(
+                        max(CHUNK, len(text))
+                    )  # doubling, or an entry of many pieces is parsed as often
                     text, whole = text + more, not more
                     continue
                 if text.strip(" \t\r\n],"):
-                    raise ValueError(f"{path}, entry {number}: not JSON ({error}); the file must be a list or have one "
-                                     f"entry a line") from error
+                    raise ValueError(
+                        f"{path}, entry {number}: not JSON ({error}); the file must be a list or have one "
+                        f"entry a line"
+                    ) from error
                 return
             yield value
             text, number = text[end:], number + 1

@@ -40,7 +40,11 @@ class Builder(MMBuilder):
 
     def origin(self) -> dict[str, str]:
         info = tfds.builder_from_directory(self.builder_config.data).info
-        return {"homepage": info.homepage, "citation": info.citation, "license": info.redistribution_info.license}
+        return {
+            "homepage": info.homepage,
+            "citation": info.citation,
+            "license": info.redistribution_info.license,
+        }
 
     def entries(self) -> Iterator[MMEntry | BadEntry]:
         config = self.builder_config
@@ -49,19 +53,28 @@ class Builder(MMBuilder):
             _demand(source.info.features, field, config.data)
         decoders: dict = {}
         _put(decoders, config.image, tfds.decode.SkipDecoding())
-        examples = tfds.as_numpy(source.as_dataset(config.split, decoders=decoders, shuffle_files=False))
+        examples = tfds.as_numpy(
+            source.as_dataset(config.split, decoders=decoders, shuffle_files=False)
+        )
         for number, example in enumerate(examples):
             try:
                 question = text(_get(example, config.question)) if config.question else config.ask
-                yield MMEntry(f"{config.split}/{number}", _get(example, config.image),
-                            ((question, text(_get(example, config.answer))),), "")
+                yield MMEntry(
+                    f"{config.split}/{number}",
+                    _get(example, config.image),
+                    ((question, text(_get(example, config.answer))),),
+                    "",
+                )
             except BadEntry as error:
                 yield error
 
 
 def text(value: Any) -> str:
     """A text, or of several (answers of several people) the most frequent, the first of those as frequent."""
-    values = [v.decode() if isinstance(v, bytes) else str(v) for v in np.ravel(np.asarray(value, object)).tolist()]
+    values = [
+        v.decode() if isinstance(v, bytes) else str(v)
+        for v in np.ravel(np.asarray(value, object)).tolist()
+    ]
     if not values:
         raise BadEntry("no answer")
     return collections.Counter(values).most_common(1)[0][0]
@@ -71,7 +84,9 @@ def _demand(features, field: str, data: str) -> None:
     node = features
     for name in field.split("/"):
         if not hasattr(node, "keys") or name not in node:
-            raise ValueError(f"{data} has no feature {field!r}; it has {', '.join(sorted(features))}")
+            raise ValueError(
+                f"{data} has no feature {field!r}; it has {', '.join(sorted(features))}"
+            )
         node = node[name]
 
 

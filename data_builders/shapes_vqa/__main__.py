@@ -11,14 +11,28 @@ from data_builders.shapes_vqa.shapes_vqa_dataset_builder import Builder, ShapesC
 
 command.output_flags()
 command.beam_flag()
-_NUMBERS = {field: flags.DEFINE_integer(field, getattr(ShapesConfig(), field), doc) for field, doc in {
-    "train": "Images to train on.", "val": "Images held out.", "image_size": "Height and width in pixels.",
-    "seed": "Another seed, other images."}.items()}
+_NUMBERS = {
+    field: flags.DEFINE_integer(field, getattr(ShapesConfig(), field), doc)
+    for field, doc in {
+        "train": "Images to train on.",
+        "val": "Images held out.",
+        "image_size": "Height and width in pixels.",
+        "seed": "Another seed, other images.",
+    }.items()
+}
 
 
 def main(argv: list[str]) -> None:
-    command.run(argv, lambda: prepare(Builder, ShapesConfig(**{field: flag.value for field, flag in _NUMBERS.items()}),
-                                      command.FLAGS.out, command.FLAGS.beam), frames=48)
+    command.run(
+        argv,
+        lambda: prepare(
+            Builder,
+            ShapesConfig(**{field: flag.value for field, flag in _NUMBERS.items()}),
+            command.FLAGS.out,
+            command.FLAGS.beam,
+        ),
+        frames=48,
+    )
 
 
 if __name__ == "__main__":

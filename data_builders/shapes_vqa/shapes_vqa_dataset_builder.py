@@ -34,13 +34,20 @@ class ShapesConfig(tfds.core.BuilderConfig):
     def __post_init__(self):
         for field, least in {"train": 1, "val": 1, "image_size": 32, "seed": 0}.items():
             if getattr(self, field) < least:
-                raise ValueError(f"shapes_vqa: {field} must be at least {least}, got {getattr(self, field)}")
-        other = [field.name for field in dataclasses.fields(ShapesConfig)
-                 if isinstance(field.default, int) and getattr(self, field.name) != field.default]
+                raise ValueError(
+                    f"shapes_vqa: {field} must be at least {least}, got {getattr(self, field)}"
+                )
+        other = [
+            field.name
+            for field in dataclasses.fields(ShapesConfig)
+            if isinstance(field.default, int) and getattr(self, field.name) != field.default
+        ]
         self.name = "_".join(f"{name}{getattr(self, name)}" for name in other) or "default"
 
 
-def make_image(split: str, index: int, *, seed: int, image_size: int) -> tuple[str, np.ndarray, shapes.ShapesScene, list]:
+def make_image(
+    split: str, index: int, *, seed: int, image_size: int
+) -> tuple[str, np.ndarray, shapes.ShapesScene, list]:
     """The picture of an id: (id, uint8[H, W, 3], scene, items). A pure function, and another one in each split.
 
     Raises RuntimeError if an item does not follow from its scene.
@@ -76,14 +83,24 @@ class Builder(EpisodeBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
-            builder=self, description=shapes.__doc__, license="Apache-2.0",
-            metadata=provenance(self.builder_config, ("numpy", "pillow"), seeds="an image: [seed, split, index]"),
-            features=vqa_features(image_size=self.builder_config.image_size))
+            builder=self,
+            description=shapes.__doc__,
+            license="Apache-2.0",
+            metadata=provenance(
+                self.builder_config, ("numpy", "pillow"), seeds="an image: [seed, split, index]"
+            ),
+            features=vqa_features(image_size=self.builder_config.image_size),
+        )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
         config = self.builder_config
-        jobs = {split: [(split, index, config.seed, config.image_size) for index in range(getattr(config, split))]
-                for split in SPLITS}
+        jobs = {
+            split: [
+                (split, index, config.seed, config.image_size)
+                for index in range(getattr(config, split))
+            ]
+            for split in SPLITS
+        }
         if self.by_beam:
             return {split: beam_examples(found, make_example) for split, found in jobs.items()}
         return {split: self._generate_examples(split, found) for split, found in jobs.items()}

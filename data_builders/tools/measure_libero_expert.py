@@ -32,8 +32,12 @@ def read_trials(path: Path) -> list[ExpertTrial]:
         reader = csv.DictReader(file)
         fields = [field.name for field in dataclasses.fields(ExpertTrial)]
         if reader.fieldnames != fields:
-            raise ValueError(f"{path}: columns {reader.fieldnames}, expected {fields}; name another file")
-        return [ExpertTrial(row["task"], *(int(row[name]) for name in fields[1:])) for row in reader]
+            raise ValueError(
+                f"{path}: columns {reader.fieldnames}, expected {fields}; name another file"
+            )
+        return [
+            ExpertTrial(row["task"], *(int(row[name]) for name in fields[1:])) for row in reader
+        ]
 
 
 def measure(trials: Sequence[ExpertTrial], path: Path, workers: int) -> Iterator[ExpertTrial]:
@@ -63,8 +67,10 @@ def table(trials: Iterable[ExpertTrial]) -> str:
         won = [trial for trial in found if trial.success]
         share = rate(len(won), len(found))
         steps = f"{sum(trial.steps for trial in won) / len(won):.0f}" if won else ""
-        lines.append(f"{name:<{width}}  {len(won):>3}/{len(found):<3}  {share.value:>6.0%}  "
-                     f"[{share.low:>4.0%}, {share.high:>4.0%}]   {steps:>5}  {sum(t.grasps == 1 for t in won):>9}")
+        lines.append(
+            f"{name:<{width}}  {len(won):>3}/{len(found):<3}  {share.value:>6.0%}  "
+            f"[{share.low:>4.0%}, {share.high:>4.0%}]   {steps:>5}  {sum(t.grasps == 1 for t in won):>9}"
+        )
     return "\n".join(lines)
 
 
@@ -79,12 +85,17 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     try:
-        tasks = dict.fromkeys(task for name in _TASKS.value for task in libero_files.task_names(name))
+        tasks = dict.fromkeys(
+            task for name in _TASKS.value for task in libero_files.task_names(name)
+        )
         trials = [ExpertTrial(task, state) for task in tasks for state in _states(_STATES.value)]
         path = Path(_OUT.value)
         for trial in measure(trials, path, _WORKERS.value):
-            print(f"{trial.task}, state {trial.state}: {'success' if trial.success else 'FAILURE'} after {trial.steps} "
-                  f"steps, grasps {trial.grasps}", file=sys.stderr)
+            print(
+                f"{trial.task}, state {trial.state}: {'success' if trial.success else 'FAILURE'} after {trial.steps} "
+                f"steps, grasps {trial.grasps}",
+                file=sys.stderr,
+            )
         wanted = {(trial.task, trial.state) for trial in trials}
         print(table(trial for trial in read_trials(path) if (trial.task, trial.state) in wanted))
     except (OSError, RuntimeError, ValueError) as error:
@@ -92,8 +103,12 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    _TASKS = flags.DEFINE_list("tasks", ["libero_object", "libero_spatial"], "Suites, suite/name or suite/index.")
+    _TASKS = flags.DEFINE_list(
+        "tasks", ["libero_object", "libero_spatial"], "Suites, suite/name or suite/index."
+    )
     _STATES = flags.DEFINE_string("states", "0-9", "Fixed initial states: a number, or first-last.")
-    _OUT = flags.DEFINE_string("out", None, "CSV file of results, which is read first.", required=True)
+    _OUT = flags.DEFINE_string(
+        "out", None, "CSV file of results, which is read first.", required=True
+    )
     _WORKERS = flags.DEFINE_integer("workers", os.cpu_count() or 1, "Processes.")
     app.run(main)

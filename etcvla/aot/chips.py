@@ -31,7 +31,9 @@ class Chip:
     tflops: float  # peak in bf16, 1e12 multiplications and additions a second
     hbm_gib: float  # that a program may have
     hbm_gbps: float  # 1e9 bytes a second
-    link_gbps: float  # 1e9 bytes a second, one link in one direction; two links an axis of the slice
+    link_gbps: (
+        float  # 1e9 bytes a second, one link in one direction; two links an axis of the slice
+    )
     wraps: int  # an axis of so many chips, or of a multiple of it, is a ring
     axes: int  # of its network
     compiler: tuple[tuple[str, str], ...] = ()  # options of the compiler
@@ -59,11 +61,15 @@ class Slice:
         chip = lookup(CHIPS, kind, "TPU in --topology")
         example = f"{kind}:{'x'.join('4' * chip.axes)}"
         if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) or len(shape.split("x")) != chip.axes:
-            raise ValueError(f"--topology={name}: expected {chip.axes} sizes, as in {example}; names like v5e-16 count "
-                             "chips (v4-16 and v5p-16 cores), which leaves the shape open")
+            raise ValueError(
+                f"--topology={name}: expected {chip.axes} sizes, as in {example}; names like v5e-16 count "
+                "chips (v4-16 and v5p-16 cores), which leaves the shape open"
+            )
         found = cls(kind, tuple(map(int, shape.split("x"))))
         if found.chips > MAX_CHIPS:
-            raise ValueError(f"--topology={name} has {found.chips} chips, at most {MAX_CHIPS} are covered")
+            raise ValueError(
+                f"--topology={name} has {found.chips} chips, at most {MAX_CHIPS} are covered"
+            )
         return found
 
     @property
@@ -90,17 +96,23 @@ class Slice:
         if importlib.util.find_spec("libtpu") is None:
             raise RuntimeError("compiling for TPUs needs libtpu: pip install 'etcvla[aot]'")
         try:
-            return topologies.get_topology_desc(str(self), "tpu", **dict(self.chip.compiler)).devices
+            return topologies.get_topology_desc(
+                str(self), "tpu", **dict(self.chip.compiler)
+            ).devices
         except jax.errors.JaxRuntimeError as error:
             if "lockfile" in str(error):
-                raise RuntimeError("libtpu serves one process at a time; wait for the other one, or remove "
-                                   "/tmp/libtpu_lockfile if there is none") from error
+                raise RuntimeError(
+                    "libtpu serves one process at a time; wait for the other one, or remove "
+                    "/tmp/libtpu_lockfile if there is none"
+                ) from error
             raise ValueError(f"--topology={self}: {error}") from error
 
     def ring(self, axis: int) -> bool:
         """Whether the chips along an axis are closed to a ring."""
         wraps = self.chip.wraps
-        full = self.chip.axes == 2 or all(size % wraps == 0 for size in self.shape)  # 3-D: whole cubes or nothing
+        full = self.chip.axes == 2 or all(
+            size % wraps == 0 for size in self.shape
+        )  # 3-D: whole cubes or nothing
         return full and self.shape[axis] % wraps == 0
 
     def bandwidth(self, coords: np.ndarray) -> float:
@@ -113,6 +125,9 @@ class Slice:
           coords: int[n, axes], where the group's chips stand.
         """
         places = [len(set(coords[:, axis].tolist())) for axis in range(self.chip.axes)]
-        links = sum(2 if self.ring(axis) and count == self.shape[axis] else 1
-                    for axis, count in enumerate(places) if count > 1)
+        links = sum(
+            2 if self.ring(axis) and count == self.shape[axis] else 1
+            for axis, count in enumerate(places)
+            if count > 1
+        )
         return self.chip.link_gbps * 1e9 * links

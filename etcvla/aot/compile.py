@@ -60,7 +60,9 @@ class Compiled:
     batch_size: int
     memory: Memory
     costs: Costs  # of one chip and one step
-    traced_flops: float  # of all chips and one step, from the jaxpr: what is rematerialised counts twice
+    traced_flops: (
+        float  # of all chips and one step, from the jaxpr: what is rematerialised counts twice
+    )
     trace_s: float  # seconds, of tracing and lowering
     compile_s: float  # seconds, of tracing, lowering and compiling
     compile_cpu_s: float  # the same of processor time
@@ -78,10 +80,18 @@ def _tokenizer(data: ml_collections.ConfigDict) -> Tokenizer:
     if data.tokenizer == "tiny" or Path(data.tokenizer).exists():
         return Tokenizer.load(data.tokenizer, num_actions=data.fast_vocab, layout=data.layout)
     seg = PALIGEMMA_TEXT + NUM_LOC
-    stop, text = ((seg, PALIGEMMA_TEXT) if data.layout == "openpi" else
-                  (PALIGEMMA_TEXT, PALIGEMMA_TEXT - data.fast_vocab))
-    layout = TokenLayout(text=Span(0, text), action=Span(stop - data.fast_vocab, data.fast_vocab),
-                         loc=Span(PALIGEMMA_TEXT, NUM_LOC), seg=Span(seg, PALIGEMMA_SEG), name=data.layout)
+    stop, text = (
+        (seg, PALIGEMMA_TEXT)
+        if data.layout == "openpi"
+        else (PALIGEMMA_TEXT, PALIGEMMA_TEXT - data.fast_vocab)
+    )
+    layout = TokenLayout(
+        text=Span(0, text),
+        action=Span(stop - data.fast_vocab, data.fast_vocab),
+        loc=Span(PALIGEMMA_TEXT, NUM_LOC),
+        seg=Span(seg, PALIGEMMA_SEG),
+        name=data.layout,
+    )
     return Tokenizer(tokenizers.Tokenizer(tokenizers.models.BPE()), layout, word_start=False)
 
 
@@ -103,8 +113,16 @@ def compile_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Compiled:
             raise
         raise DoesNotFitError(_needed_gib(str(error)), str(error)) from error
     compile_s, cpu_s = time.time() - began, time.process_time() - cpu_began
-    return Compiled(mesh, config.batch_size, _memory(program), analyse(_text(program, lowered), mesh.size),
-                    flops.count_jaxpr(traced.jaxpr.jaxpr).total(), trace_s, compile_s, cpu_s)
+    return Compiled(
+        mesh,
+        config.batch_size,
+        _memory(program),
+        analyse(_text(program, lowered), mesh.size),
+        flops.count_jaxpr(traced.jaxpr.jaxpr).total(),
+        trace_s,
+        compile_s,
+        cpu_s,
+    )
 
 
 def _text(program: jax.stages.Compiled, lowered: jax.stages.Lowered) -> str:
@@ -126,8 +144,12 @@ def useful_flops(config: ml_collections.ConfigDict, mesh: Mesh) -> int:
     """FLOPs of one step without what is rematerialised: those that model FLOPs utilisation counts."""
     stage = planned_stage(config)
     optimizer, abstract = abstract_state(stage, mesh)
-    return step_flops(lambda model: make_step(dataclasses.replace(stage, model=model), optimizer, abstract),
-                      stage.model, abstract, abstract_batch(stage, mesh))
+    return step_flops(
+        lambda model: make_step(dataclasses.replace(stage, model=model), optimizer, abstract),
+        stage.model,
+        abstract,
+        abstract_batch(stage, mesh),
+    )
 
 
 def _trace(stage: Stage, mesh: Mesh):
@@ -138,16 +160,33 @@ def _trace(stage: Stage, mesh: Mesh):
 def abstract_batch(stage: Stage, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """A batch's shapes, and where it lies."""
     sizes, where = stage.sizes, NamedSharding(mesh, sharding.BATCH)
-    row = batch_lib.zeros(B=1, C=sizes.num_cameras, H=sizes.image_size, W=sizes.image_size, L=sizes.text_len,
-                          S=sizes.state_dim, P=sizes.horizon, A=sizes.action_dim)
-    return {name: jax.ShapeDtypeStruct((stage.config.batch_size, *value.shape[1:]), value.dtype, sharding=where)
-            for name, value in row.items()}
+    row = batch_lib.zeros(
+        B=1,
+        C=sizes.num_cameras,
+        H=sizes.image_size,
+        W=sizes.image_size,
+        L=sizes.text_len,
+        S=sizes.state_dim,
+        P=sizes.horizon,
+        A=sizes.action_dim,
+    )
+    return {
+        name: jax.ShapeDtypeStruct(
+            (stage.config.batch_size, *value.shape[1:]), value.dtype, sharding=where
+        )
+        for name, value in row.items()
+    }
 
 
 def _memory(program: jax.stages.Compiled) -> Memory:
     stats = program.memory_analysis()
-    return Memory(stats.argument_size_in_bytes, stats.output_size_in_bytes, stats.alias_size_in_bytes,
-                  stats.temp_size_in_bytes, stats.generated_code_size_in_bytes)
+    return Memory(
+        stats.argument_size_in_bytes,
+        stats.output_size_in_bytes,
+        stats.alias_size_in_bytes,
+        stats.temp_size_in_bytes,
+        stats.generated_code_size_in_bytes,
+    )
 
 
 def _needed_gib(message: str) -> float:

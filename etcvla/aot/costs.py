@@ -20,13 +20,44 @@ from typing import NamedTuple
 
 import numpy as np
 
-from etcvla.aot.hlo import Computation, Instruction, Module, arrays, groups_text, num_bytes, parse, replica_groups
+from etcvla.aot.hlo import (
+    Computation,
+    Instruction,
+    Module,
+    arrays,
+    groups_text,
+    num_bytes,
+    parse,
+    replica_groups,
+)
 
-COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute",
-               "collective-broadcast")
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
 # What moves nothing; loops and calls are entered instead.
-_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
-         "partition-id", "replica-id", "opt-barrier", "add-dependency", "iota", "scene"}
+_FREE = {
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "while",
+    "conditional",
+    "call",
+    "after-all",
+    "partition-id",
+    "replica-id",
+    "opt-barrier",
+    "add-dependency",
+    "iota",
+    "scene",
+}
 _SLICES = ("dynamic-slice", "slice", "gather")
 
 
@@ -44,7 +75,9 @@ class Costs:
     flops: float = 0.0
     hbm_bytes: float = 0.0
     wire_bytes: Counter[Collective] = dataclasses.field(default_factory=Counter)  # into each chip
-    unknown_loops: list[str] = dataclasses.field(default_factory=list)  # counted as if they turned once
+    unknown_loops: list[str] = dataclasses.field(
+        default_factory=list
+    )  # counted as if they turned once
 
     def add(self, other: Costs) -> None:
         self.flops += other.flops
@@ -70,10 +103,14 @@ class _Walk:
         for inst in body.values():
             if inst.opcode in ("dot", "convolution"):
                 costs.flops += times * _matmul_flops(inst, body)
-            elif (kind := inst.opcode.removesuffix("-start")) in COLLECTIVES and self._first_piece(inst):
+            elif (kind := inst.opcode.removesuffix("-start")) in COLLECTIVES and self._first_piece(
+                inst
+            ):
                 groups = groups_text(inst)
                 kind = "reduce-scatter" if name.startswith("all-reduce-scatter") else kind
-                costs.wire_bytes[Collective(kind, groups)] += times * self._wire_bytes(inst, kind, groups, body)
+                costs.wire_bytes[Collective(kind, groups)] += times * self._wire_bytes(
+                    inst, kind, groups, body
+                )
             if scheduled and inst.opcode not in _FREE:
                 costs.hbm_bytes += times * self._hbm_bytes(inst, body)
             costs.add(self._enter(inst, body, times, scheduled))
@@ -86,8 +123,12 @@ class _Walk:
             turns = _turns(inst, body, self.module)
             costs.unknown_loops += [inst.name] if turns is None else []
             times *= 1 if turns is None else turns
-        inside = [self.visit(name, times, scheduled=scheduled and inst.opcode in ("while", "conditional", "call"))
-                  for name in inst.called]
+        inside = [
+            self.visit(
+                name, times, scheduled=scheduled and inst.opcode in ("while", "conditional", "call")
+            )
+            for name in inst.called
+        ]
         if inst.opcode == "conditional":
             inside = [max(inside, key=lambda branch: branch.flops)]
         for part in inside:
@@ -118,7 +159,9 @@ class _Walk:
             return _copied_bytes(inst, body)
         fused = self.module.computations[inst.called[0]] if inst.opcode == "fusion" else None
         reads = sum(_read_bytes(i, name, inst, fused, body) for i, name in enumerate(inst.operands))
-        return reads + (_written_bytes(inst, body) if fused is None else _written_bytes_of_fusion(inst, fused))
+        return reads + (
+            _written_bytes(inst, body) if fused is None else _written_bytes_of_fusion(inst, fused)
+        )
 
 
 def _copied_bytes(done: Instruction, body: Computation) -> int:
@@ -130,7 +173,9 @@ def _copied_bytes(done: Instruction, body: Computation) -> int:
     return reads + num_bytes(done.shape, hbm=True)
 
 
-def _read_bytes(i: int, name: str, inst: Instruction, fused: Computation | None, body: Computation) -> int:
+def _read_bytes(
+    i: int, name: str, inst: Instruction, fused: Computation | None, body: Computation
+) -> int:
     size = num_bytes(body[name].shape, hbm=True)
     if not size:
         return 0
@@ -138,8 +183,12 @@ def _read_bytes(i: int, name: str, inst: Instruction, fused: Computation | None,
         if inst.opcode == "dynamic-update-slice" and i == 0:
             return 0
         return min(size, num_bytes(inst.shape)) if inst.opcode in _SLICES and i == 0 else size
-    parameter = next(p for p in fused.values() if p.opcode == "parameter" and p.arguments.strip() == str(i))
-    return min(size, sum(_use_bytes(user, alias, size) for user, alias in _uses(parameter.name, fused)))
+    parameter = next(
+        p for p in fused.values() if p.opcode == "parameter" and p.arguments.strip() == str(i)
+    )
+    return min(
+        size, sum(_use_bytes(user, alias, size) for user, alias in _uses(parameter.name, fused))
+    )
 
 
 def _uses(name: str, body: Computation) -> Iterator[tuple[Instruction, str]]:
@@ -174,11 +223,14 @@ def _written_bytes_of_fusion(inst: Instruction, fused: Computation) -> int:
         while result.opcode == "bitcast":
             result = fused[result.operands[0]]
         update = result.opcode == "dynamic-update-slice"
-        total += array.in_hbm * (num_bytes(fused[result.operands[1]].shape) if update else array.num_bytes)
+        total += array.in_hbm * (
+            num_bytes(fused[result.operands[1]].shape) if update else array.num_bytes
+        )
     return total
 
 
 # ---- matrix products -------------------------------------------------------------------------------------------------
+
 
 def _matmul_flops(inst: Instruction, body: Computation) -> float:
     left, right = (arrays(body[name].shape)[0].dims for name in inst.operands[:2])
@@ -187,27 +239,38 @@ def _matmul_flops(inst: Instruction, body: Computation) -> float:
         axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", inst.attributes)[1]
         return 2.0 * math.prod(out) * math.prod(left[int(axis)] for axis in axes.split(",") if axis)
     labels = re.split("_|->", inst.attribute("dim_labels"))
-    window = dict(re.findall(r"(\w+)=(\S+)", (re.search(r"window=\{([^}]*)\}", inst.attributes) or ["", ""])[1]))
-    pairs = math.prod(_window_pairs(axis, left, right, out, labels, window)
-                      for axis in range(sum(label.isdigit() for label in labels[0])))
+    window = dict(
+        re.findall(
+            r"(\w+)=(\S+)", (re.search(r"window=\{([^}]*)\}", inst.attributes) or ["", ""])[1]
+        )
+    )
+    pairs = math.prod(
+        _window_pairs(axis, left, right, out, labels, window)
+        for axis in range(sum(label.isdigit() for label in labels[0]))
+    )
     batch = left[labels[0].index("b")] // int(inst.attribute("batch_group_count") or 1)
     return 2.0 * pairs * batch * right[labels[1].index("i")] * right[labels[1].index("o")]
 
 
 def _window_pairs(axis: int, left, right, out, labels: list[str], window: Mapping[str, str]) -> int:
     """Pairs of an output place and a kernel place along a spatial axis that meet an input, and no zero between."""
+
     def option(name, default):
         return window[name].split("x")[axis] if name in window else default
 
-    size, kernel, results = (dims[label.index(str(axis))]
-                             for dims, label in zip((left, right, out), labels, strict=True))
-    stride, dilate_left, dilate_right = (int(option(name, 1)) for name in ("stride", "lhs_dilate", "rhs_dilate"))
+    size, kernel, results = (
+        dims[label.index(str(axis))] for dims, label in zip((left, right, out), labels, strict=True)
+    )
+    stride, dilate_left, dilate_right = (
+        int(option(name, 1)) for name in ("stride", "lhs_dilate", "rhs_dilate")
+    )
     low = int(str(option("pad", "0_0")).split("_")[0])
     place = np.arange(results)[:, None] * stride + np.arange(kernel)[None] * dilate_right - low
     return int(((place >= 0) & (place % dilate_left == 0) & (place // dilate_left < size)).sum())
 
 
 # ---- loops -----------------------------------------------------------------------------------------------------------
+
 
 def _turns(loop: Instruction, body: Computation, module: Module) -> int | None:
     """How often a loop turns: as the compiler says, or by its bounds where it counts up to a constant."""
@@ -231,12 +294,18 @@ def _tuple_index(name: str, body: Computation) -> int | None:
     return int(inst.attribute("index")) if inst.opcode == "get-tuple-element" else None
 
 
-def _constant(name: str, test: Computation, starts: list[Instruction], body: Computation) -> int | None:
+def _constant(
+    name: str, test: Computation, starts: list[Instruction], body: Computation
+) -> int | None:
     """An integer that a condition reads, from itself or from what the loop starts with."""
     inst = _source(test[name], test)
     if inst.opcode == "get-tuple-element":
         inst = _source(starts[int(inst.attribute("index"))], body)
-    return int(inst.arguments) if inst.opcode == "constant" and re.fullmatch(r"-?\d+", inst.arguments) else None
+    return (
+        int(inst.arguments)
+        if inst.opcode == "constant" and re.fullmatch(r"-?\d+", inst.arguments)
+        else None
+    )
 
 
 def _step(index: int | None, body: Computation) -> int | None:
@@ -252,6 +321,9 @@ def _step(index: int | None, body: Computation) -> int | None:
 
 def _source(inst: Instruction, body: Computation) -> Instruction:
     """Where a value comes from that was only copied."""
-    while inst.opcode in ("copy", "bitcast", "convert", "copy-done", "copy-start") and inst.operands[0] in body:
+    while (
+        inst.opcode in ("copy", "bitcast", "convert", "copy-done", "copy-start")
+        and inst.operands[0] in body
+    ):
         inst = body[inst.operands[0]]
     return inst

@@ -10,12 +10,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-_BITS = {"pred": 8, "token": 0, "opaque": 0, "c64": 64, "c128": 128}  # of types whose name does not say
+_BITS = {
+    "pred": 8,
+    "token": 0,
+    "opaque": 0,
+    "c64": 64,
+    "c128": 128,
+}  # of types whose name does not say
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\](\{[^}]*\})?")
-_CALLED = re.compile(r"\b(?:calls|to|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
-_GROUPS = re.compile(r"replica_groups=(mesh\[.*?\] ?\{[^}]*\}|\{\{.*?\}\}|\{\}|\[[\d,]*\]<=\[[\d,]*\](?:T\([\d,]*\))?)")
+_CALLED = re.compile(
+    r"\b(?:calls|to|body|condition|true_computation|false_computation)=%?([\w.\-]+)"
+)
+_GROUPS = re.compile(
+    r"replica_groups=(mesh\[.*?\] ?\{[^}]*\}|\{\{.*?\}\}|\{\}|\[[\d,]*\]<=\[[\d,]*\](?:T\([\d,]*\))?)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +49,9 @@ class Instruction:
     def called(self) -> list[str]:
         """Computations that it runs; those that only say how to reduce two numbers are none."""
         branches = re.search(r"branch_computations=\{([^}]*)\}", self.attributes)
-        return _CALLED.findall(self.attributes) + (re.findall(r"%?([\w.\-]+)", branches[1]) if branches else [])
+        return _CALLED.findall(self.attributes) + (
+            re.findall(r"%?([\w.\-]+)", branches[1]) if branches else []
+        )
 
 
 Computation = Mapping[str, Instruction]
@@ -68,7 +80,9 @@ def parse(text: str) -> Module:
             current = computations[header[2]] = {}
             entry = header[2] if header[1] else entry
         elif current is not None and (found := _INSTRUCTION.match(line)):
-            current[found[2]] = _instruction(found[2], bool(found[1]), re.sub(r"/\*.*?\*/", "", line[found.end():]))
+            current[found[2]] = _instruction(
+                found[2], bool(found[1]), re.sub(r"/\*.*?\*/", "", line[found.end() :])
+            )
     if not entry:
         raise ValueError("this is no HLO text: it has no ENTRY")
     return Module(computations, entry)
@@ -79,7 +93,7 @@ def _instruction(name: str, root: bool, rest: str) -> Instruction:
     shape, rest = rest[:end], rest[end:].lstrip()
     opcode, rest = rest.split("(", 1)
     end = _closing("(" + rest) - 2
-    arguments, attributes = rest[:end], rest[end + 1:]
+    arguments, attributes = rest[:end], rest[end + 1 :]
     operands = () if opcode == "constant" else tuple(re.findall(r"%([\w.\-]+)", arguments))
     return Instruction(name, opcode, shape, operands, arguments, attributes, root)
 
@@ -124,7 +138,9 @@ def replica_groups(text: str, devices: int) -> list[list[int]]:
     if text.startswith("mesh"):
         return _mesh_groups(text)
     if text.startswith("["):
-        shape, dims, order = re.fullmatch(r"\[([\d,]*)\]<=\[([\d,]*)\](?:T\(([\d,]*)\))?", text).groups()
+        shape, dims, order = re.fullmatch(
+            r"\[([\d,]*)\]<=\[([\d,]*)\](?:T\(([\d,]*)\))?", text
+        ).groups()
         ids = np.arange(devices).reshape(_ints(dims))
         return (ids.transpose(_ints(order)) if order else ids).reshape(_ints(shape)).tolist()
     groups = [_ints(group) for group in re.findall(r"\{([\d,]+)\}", text)]

@@ -40,6 +40,7 @@ FLOORS = {"rate_ratio": (">=", 1.2), "memory_ratio": ("<=", 0.3), "first_batch_r
 
 # ---- The data --------------------------------------------------------------------------------------------------------
 
+
 def write_set(folder: Path, episodes: int) -> Path:
     """The set's folder; it is written by TFDS the first time.
 
@@ -49,18 +50,35 @@ def write_set(folder: Path, episodes: int) -> Path:
     if (found / "features.json").is_file():
         return found
     import tensorflow_datasets as tfds
+
     F = tfds.features
     image = F.Image(shape=(SIZE, SIZE, 3), encoding_format="jpeg")
-    features = F.FeaturesDict({
-        "steps": F.Dataset({
-            "observation": F.FeaturesDict({**dict.fromkeys(CAMERAS, image),
-                                           "state": F.Tensor(shape=(STATE,), dtype=np.float32)}),
-            "action": F.Tensor(shape=(ACTION,), dtype=np.float32), "language_instruction": F.Text(),
-            "is_first": F.Scalar(np.bool_), "is_last": F.Scalar(np.bool_)}),
-        "episode_metadata": F.FeaturesDict({"file_path": F.Text()})})
+    features = F.FeaturesDict(
+        {
+            "steps": F.Dataset(
+                {
+                    "observation": F.FeaturesDict(
+                        {
+                            **dict.fromkeys(CAMERAS, image),
+                            "state": F.Tensor(shape=(STATE,), dtype=np.float32),
+                        }
+                    ),
+                    "action": F.Tensor(shape=(ACTION,), dtype=np.float32),
+                    "language_instruction": F.Text(),
+                    "is_first": F.Scalar(np.bool_),
+                    "is_last": F.Scalar(np.bool_),
+                }
+            ),
+            "episode_metadata": F.FeaturesDict({"file_path": F.Text()}),
+        }
+    )
     builder = tfds.dataset_builders.AdhocBuilder(
-        name=found.name, version="1.0.0", features=features, data_dir=folder / "writing",
-        split_datasets={"train": ((i, _episode(i)) for i in range(episodes))})
+        name=found.name,
+        version="1.0.0",
+        features=features,
+        data_dir=folder / "writing",
+        split_datasets={"train": ((i, _episode(i)) for i in range(episodes))},
+    )
     builder.download_and_prepare()
     Path(builder.data_path).rename(found)
     return found
@@ -69,15 +87,34 @@ def write_set(folder: Path, episodes: int) -> Path:
 def _episode(number: int) -> dict[str, Any]:
     """Pictures that move and have texture, in files of the size of LIBERO's."""
     rng = np.random.default_rng(number)
-    coarse = Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).resize((2 * SIZE, 2 * SIZE), Image.BICUBIC)
-    scene = (np.asarray(coarse) + rng.normal(0, 2, (2 * SIZE, 2 * SIZE, 3))).clip(0, 255).astype(np.uint8)
+    coarse = Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).resize(
+        (2 * SIZE, 2 * SIZE), Image.BICUBIC
+    )
+    scene = (
+        (np.asarray(coarse) + rng.normal(0, 2, (2 * SIZE, 2 * SIZE, 3)))
+        .clip(0, 255)
+        .astype(np.uint8)
+    )
     state, action = rng.normal(size=(STEPS, STATE)), rng.uniform(-1, 1, (STEPS, ACTION))
-    return {"steps": [{
-        "observation": {**{name: _jpeg(scene[t:t + SIZE, SIZE * camera // 2:][:, :SIZE])
-                           for camera, name in enumerate(CAMERAS)}, "state": state[t].astype(np.float32)},
-        "action": action[t].astype(np.float32), "language_instruction": "put the bowl on the plate",
-        "is_first": t == 0, "is_last": t == STEPS - 1} for t in range(STEPS)],
-        "episode_metadata": {"file_path": f"episode {number}"}}
+    return {
+        "steps": [
+            {
+                "observation": {
+                    **{
+                        name: _jpeg(scene[t : t + SIZE, SIZE * camera // 2 :][:, :SIZE])
+                        for camera, name in enumerate(CAMERAS)
+                    },
+                    "state": state[t].astype(np.float32),
+                },
+                "action": action[t].astype(np.float32),
+                "language_instruction": "put the bowl on the plate",
+                "is_first": t == 0,
+                "is_last": t == STEPS - 1,
+            }
+            for t in range(STEPS)
+        ],
+        "episode_metadata": {"file_path": f"episode {number}"},
+    }
 
 
 def _jpeg(pixels: np.ndarray) -> io.BytesIO:
@@ -87,6 +124,7 @@ def _jpeg(pixels: np.ndarray) -> io.BytesIO:
 
 
 # ---- The sides, each in a process of its own -------------------------------------------------------------------------
+
 
 class Side(abc.ABC):
     """Draws batches when it is asked; a subclass opens the set."""
@@ -160,15 +198,36 @@ class OurLoader(Side):
     def __init__(self, folder: str, threads: int):
         super().__init__(folder, threads)
         rng, self.assets = np.random.default_rng(0), Assets(Tokenizer.load())
-        self.assets.action_stats, self.assets.state_stats = (stats_of(rng.normal(size=(9, n))) for n in (ACTION, STATE))
+        self.assets.action_stats, self.assets.state_stats = (
+            stats_of(rng.normal(size=(9, n))) for n in (ACTION, STATE)
+        )
 
     def open(self):
         dataset = RLDSDataset(self.folder)
-        plan = Plan.make([Stream("action", "set", "action", ((0.0, 1.0),), 0)], batch_size=BATCH, steps=10**4, seed=0)
-        sizes = RowSizes(num_cameras=2, image_size=SIZE, text_len=32, max_targets=16, state_dim=STATE,
-                         horizon=HORIZON, action_dim=ACTION)
-        builder = RowBuilder(plan, {"set": StageDataset(dataset, CAMERAS)}, self.assets, sizes, extra_segment_weights={}, prompt="pi0",
-                             use_fast=False)
+        plan = Plan.make(
+            [Stream("action", "set", "action", ((0.0, 1.0),), 0)],
+            batch_size=BATCH,
+            steps=10**4,
+            seed=0,
+        )
+        sizes = RowSizes(
+            num_cameras=2,
+            image_size=SIZE,
+            text_len=32,
+            max_targets=16,
+            state_dim=STATE,
+            horizon=HORIZON,
+            action_dim=ACTION,
+        )
+        builder = RowBuilder(
+            plan,
+            {"set": StageDataset(dataset, CAMERAS)},
+            self.assets,
+            sizes,
+            extra_segment_weights={},
+            prompt="pi0",
+            use_fast=False,
+        )
         return batches(builder, start=0, threads=self.threads)
 
 
@@ -179,15 +238,20 @@ class TFData(Side):
         super().__init__(folder, threads)
         import tensorflow as tf
         import tensorflow_datasets as tfds
+
         self.tf, self.tfds, self.decoded = tf, tfds, decoded
         tf.config.set_visible_devices([], "GPU")
 
     def open(self):
         tf, parallel = self.tf, self.tf.data.AUTOTUNE
         builder = self.tfds.builder_from_directory(self.folder)
-        data = builder.as_dataset("train", shuffle_files=True, decoders={"steps": self.tfds.decode.SkipDecoding()})
+        data = builder.as_dataset(
+            "train", shuffle_files=True, decoders={"steps": self.tfds.decode.SkipDecoding()}
+        )
         data = data.repeat().map(self._chunk, num_parallel_calls=parallel)
-        data = data.interleave(tf.data.Dataset.from_tensor_slices, cycle_length=1, num_parallel_calls=parallel)
+        data = data.interleave(
+            tf.data.Dataset.from_tensor_slices, cycle_length=1, num_parallel_calls=parallel
+        )
         if self.decoded:
             data = data.map(self._decode, num_parallel_calls=parallel).shuffle(BUFFER)
         else:
@@ -210,17 +274,27 @@ class TFData(Side):
         tf, steps = self.tf, episode["steps"]
         length = tf.shape(steps["action"])[0]
         index = tf.minimum(tf.range(length)[:, None] + tf.range(HORIZON)[None], length - 1)
-        return {"images": tf.stack([steps["observation"][name] for name in CAMERAS], axis=1),
-                "state": steps["observation"]["state"], "actions": tf.gather(steps["action"], index),
-                "prompt": steps["language_instruction"]}
+        return {
+            "images": tf.stack([steps["observation"][name] for name in CAMERAS], axis=1),
+            "state": steps["observation"]["state"],
+            "actions": tf.gather(steps["action"], index),
+            "prompt": steps["language_instruction"],
+        }
 
     def _decode(self, frame):
         tf = self.tf
-        pixels = [tf.io.decode_image(frame["images"][i], expand_animations=False, dtype=tf.uint8) for i in range(2)]
-        return {**frame, "images": tf.stack([tf.ensure_shape(image, (SIZE, SIZE, 3)) for image in pixels])}
+        pixels = [
+            tf.io.decode_image(frame["images"][i], expand_animations=False, dtype=tf.uint8)
+            for i in range(2)
+        ]
+        return {
+            **frame,
+            "images": tf.stack([tf.ensure_shape(image, (SIZE, SIZE, 3)) for image in pixels]),
+        }
 
 
 # ---- The comparison --------------------------------------------------------------------------------------------------
+
 
 def compare(folder: Path, *, samples: int, threads: int, decoded: bool) -> dict[str, float]:
     """Both sides in `TURNS` turns of `samples`, after one that warms up; keys `ours_*`, `tf_*` and those of FLOORS.
@@ -230,8 +304,12 @@ def compare(folder: Path, *, samples: int, threads: int, decoded: bool) -> dict[
     """
     shutil.rmtree(folder / ".etcvla", ignore_errors=True)
     result: dict[str, float] = {}
-    with Worker("etcvla.bench.loader:OurLoader", folder=str(folder), threads=threads) as ours, \
-            Worker("etcvla.bench.loader:TFData", folder=str(folder), threads=threads, decoded=decoded) as tf:
+    with (
+        Worker("etcvla.bench.loader:OurLoader", folder=str(folder), threads=threads) as ours,
+        Worker(
+            "etcvla.bench.loader:TFData", folder=str(folder), threads=threads, decoded=decoded
+        ) as tf,
+    ):
         workers = {"ours": ours, "tf": tf}
         watch = ResourceMeter(workers)
         for name, worker in workers.items():
@@ -242,11 +320,18 @@ def compare(folder: Path, *, samples: int, threads: int, decoded: bool) -> dict[
             seconds[name] += [(run.cpu, run.result)] if turn else []
         for name, peak in watch.stop().items():
             cpu, wall = count * BATCH / np.median(seconds[name], axis=0)
-            result |= {f"{name}_rate": float(cpu), f"{name}_wall_rate": float(wall), f"{name}_memory": peak}
+            result |= {
+                f"{name}_rate": float(cpu),
+                f"{name}_wall_rate": float(wall),
+                f"{name}_memory": peak,
+            }
     ratios = np.median(np.array(seconds["tf"]) / seconds["ours"], axis=0).tolist()
-    return result | {"rate_ratio": ratios[0], "wall_rate_ratio": ratios[1],
-                     "memory_ratio": result["ours_memory"] / result["tf_memory"],
-                     "first_batch_ratio": result["ours_first_batch"] / result["tf_first_batch"]}
+    return result | {
+        "rate_ratio": ratios[0],
+        "wall_rate_ratio": ratios[1],
+        "memory_ratio": result["ours_memory"] / result["tf_memory"],
+        "first_batch_ratio": result["ours_first_batch"] / result["tf_first_batch"],
+    }
 
 
 def memory_over(folder: Path, *, samples: int, threads: int) -> dict[str, list[float]]:
@@ -263,10 +348,16 @@ def memory_over(folder: Path, *, samples: int, threads: int) -> dict[str, list[f
 def table(result: dict) -> str:
     """The numbers for people."""
     lines = [f"{'':<28}{'ours':>10}{'tf.data':>10}"]
-    for key, what in (("rate", "samples a CPU second"), ("wall_rate", "samples a second"), ("memory", "RssAnon, MB"),
-                      ("first_batch", "first batch, s")):
+    for key, what in (
+        ("rate", "samples a CPU second"),
+        ("wall_rate", "samples a second"),
+        ("memory", "RssAnon, MB"),
+        ("first_batch", "first batch, s"),
+    ):
         lines.append(f"{what:<28}{result[f'ours_{key}']:>10.2f}{result[f'tf_{key}']:>10.2f}")
     for name, (sign, floor) in FLOORS.items():
         met = result[name] >= floor if sign == ">=" else result[name] <= floor
-        lines.append(f"{name:<28}{result[name]:>10.2f}   {sign} {floor}: {'met' if met else 'MISSED'}")
+        lines.append(
+            f"{name:<28}{result[name]:>10.2f}   {sign} {floor}: {'met' if met else 'MISSED'}"
+        )
     return "\n".join(lines)

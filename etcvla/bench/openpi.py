@@ -46,19 +46,44 @@ def install(folder: Path) -> None:
         return
     print(f"installing {' '.join(REQUIREMENTS)} into {folder}", flush=True)
     shutil.rmtree(folder, ignore_errors=True)
-    pip = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps",
-                          "--target", str(folder), *REQUIREMENTS], capture_output=True, text=True)
+    pip = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+            "--target",
+            str(folder),
+            *REQUIREMENTS,
+        ],
+        capture_output=True,
+        text=True,
+    )
     if pip.returncode:
-        said = [line for line in pip.stderr.splitlines() if line.startswith("ERROR")] or [pip.stderr.strip()[-300:]]
-        raise RuntimeError(f"could not install {' and '.join(REQUIREMENTS)} into {folder}; pip says: {' '.join(said)}\n"
-                           "The comparison with openpi needs them; --only=flops runs without")
+        said = [line for line in pip.stderr.splitlines() if line.startswith("ERROR")] or [
+            pip.stderr.strip()[-300:]
+        ]
+        raise RuntimeError(
+            f"could not install {' and '.join(REQUIREMENTS)} into {folder}; pip says: {' '.join(said)}\n"
+            "The comparison with openpi needs them; --only=flops runs without"
+        )
     stamp.write_text("\n".join(REQUIREMENTS))
 
 
 def make_config(folder: Path, config: VLAConfig) -> Any:
     """openpi's `Pi0Config` of our `config`. Once a process, since it puts the sizes into openpi's modules."""
-    for name in ("torch", "torch.nn", "torch.nn.functional", "safetensors", "augmax", "beartype",
-                 "openpi.models_pytorch.pi0_pytorch"):
+    for name in (
+        "torch",
+        "torch.nn",
+        "torch.nn.functional",
+        "safetensors",
+        "augmax",
+        "beartype",
+        "openpi.models_pytorch.pi0_pytorch",
+    ):
         sys.modules[name] = types.ModuleType(name)
     sys.modules["torch"].Tensor = type("Tensor", (), {})
     sys.modules["beartype"].beartype = lambda fn: fn
@@ -66,30 +91,47 @@ def make_config(folder: Path, config: VLAConfig) -> Any:
     jaxtyping._decorator._check_dataclass_annotations = None
     jaxtyping.config.update("jaxtyping_disable", True)
     sys.path.insert(0, str(folder))
-    gemma, siglip, model, pi0_config = (importlib.import_module(f"openpi.models.{name}")
-                                        for name in ("gemma", "siglip", "model", "pi0_config"))
+    gemma, siglip, model, pi0_config = (
+        importlib.import_module(f"openpi.models.{name}")
+        for name in ("gemma", "siglip", "model", "pi0_config")
+    )
     tower, size = config.siglip, config.siglip.image_size
     streams = {"gemma_2b": config.vlm, "gemma_300m": config.expert}
-    gemma.get_config = lambda name: gemma.Config(**{
-        field: getattr(streams[name], field)
-        for field in ("width", "depth", "mlp_dim", "num_heads", "num_kv_heads", "head_dim")})
+    gemma.get_config = lambda name: gemma.Config(
+        **{
+            field: getattr(streams[name], field)
+            for field in ("width", "depth", "mlp_dim", "num_heads", "num_kv_heads", "head_dim")
+        }
+    )
     gemma.PALIGEMMA_VOCAB_SIZE = config.vocab_size
     siglip.decode_variant = lambda _: {
-        "width": tower.width, "depth": tower.depth, "mlp_dim": tower.mlp_dim, "num_heads": tower.num_heads,
-        "patch_size": (tower.patch, tower.patch)}
+        "width": tower.width,
+        "depth": tower.depth,
+        "mlp_dim": tower.mlp_dim,
+        "num_heads": tower.num_heads,
+        "patch_size": (tower.patch, tower.patch),
+    }
     model.IMAGE_RESOLUTION = (size, size)
     model.preprocess_observation.__kwdefaults__["image_resolution"] = (size, size)
-    return pi0_config.Pi0Config(dtype=config.dtype, action_dim=config.action_dim, action_horizon=config.horizon,
-                                max_token_len=ours.TEXT_LEN)
+    return pi0_config.Pi0Config(
+        dtype=config.dtype,
+        action_dim=config.action_dim,
+        action_horizon=config.horizon,
+        max_token_len=ours.TEXT_LEN,
+    )
 
 
 def rename(params: dict) -> dict:
     """Our parameters under openpi's names."""
-    return {"PaliGemma": {name: params[name] for name in ("img", "llm")},
-            **{name: value for name, value in params.items() if name not in ("img", "llm")}}
+    return {
+        "PaliGemma": {name: params[name] for name in ("img", "llm")},
+        **{name: value for name, value in params.items() if name not in ("img", "llm")},
+    }
 
 
-def train_step(state: tuple, batch: tuple, *, graph: nnx.GraphDef, optimizer: optax.GradientTransformation) -> tuple:
+def train_step(
+    state: tuple, batch: tuple, *, graph: nnx.GraphDef, optimizer: optax.GradientTransformation
+) -> tuple:
     """openpi's update without augmentation: loss, gradient, AdamW, moving average.
 
     Args:
@@ -153,28 +195,44 @@ class OpenPIPolicy:
     def _make_policy(self, model: Any) -> Any:
         for name in ("openpi.models.tokenizer", "openpi.shared.normalize"):
             sys.modules[name] = _Hollow(name)
-        transforms, aloha, policy = (importlib.import_module(f"openpi.{name}") for name in (
-            "transforms", "policies.aloha_policy", "policies.policy"))
-        stats = {name: types.SimpleNamespace(**policy_bench.stats(seed))
-                 for seed, name in enumerate(("state", "actions"))}
+        transforms, aloha, policy = (
+            importlib.import_module(f"openpi.{name}")
+            for name in ("transforms", "policies.aloha_policy", "policies.policy")
+        )
+        stats = {
+            name: types.SimpleNamespace(**policy_bench.stats(seed))
+            for seed, name in enumerate(("state", "actions"))
+        }
         return policy.Policy(
-            model, sample_kwargs={"num_steps": ours.EULER_STEPS},
-            transforms=[aloha.AlohaInputs(adapt_to_pi=False), transforms.Normalize(stats, use_quantiles=True),
-                        transforms.ResizeImages(self.size, self.size), transforms.TokenizePrompt(_Tokenizer()),
-                        transforms.PadStatesAndActions(ours.ACTION_DIM)],
-            output_transforms=[transforms.Unnormalize(stats, use_quantiles=True),
-                               aloha.AlohaOutputs(adapt_to_pi=False)])
+            model,
+            sample_kwargs={"num_steps": ours.EULER_STEPS},
+            transforms=[
+                aloha.AlohaInputs(adapt_to_pi=False),
+                transforms.Normalize(stats, use_quantiles=True),
+                transforms.ResizeImages(self.size, self.size),
+                transforms.TokenizePrompt(_Tokenizer()),
+                transforms.PadStatesAndActions(ours.ACTION_DIM),
+            ],
+            output_transforms=[
+                transforms.Unnormalize(stats, use_quantiles=True),
+                aloha.AlohaOutputs(adapt_to_pi=False),
+            ],
+        )
 
     def _infer(self, number: int, observation: dict) -> dict:
         return self.policy.infer(observation, noise=policy_bench.noise(number))
 
     def actions(self, cameras: int) -> list:
         """The first chunk, float[P, WIDTH], as nested lists."""
-        return np.asarray(self._infer(0, policy_bench.observe(cameras, 0, self.size))["actions"]).tolist()
+        return np.asarray(
+            self._infer(0, policy_bench.observe(cameras, 0, self.size))["actions"]
+        ).tolist()
 
     def infer(self, cameras: int, first: int, count: int) -> list[float]:
         """Seconds of each of `count` answers."""
-        numbered = [(i, policy_bench.observe(cameras, i, self.size)) for i in range(first, first + count)]
+        numbered = [
+            (i, policy_bench.observe(cameras, i, self.size)) for i in range(first, first + count)
+        ]
         return policy_bench.timed(lambda pair: self._infer(*pair), numbered)
 
 
@@ -203,25 +261,40 @@ class OpenPI:
     def __init__(self, folder: str, **fields: Any):
         workload = ours.Workload(**fields)
         self.config, self.rows = make_config(Path(folder), workload.config), workload.rows
-        self.batches = {(rows, cameras): self._inputs(workload.batch(rows, ours.CAMERAS), cameras)
-                        for rows in {1, self.rows} for cameras in (2, ours.CAMERAS)}
+        self.batches = {
+            (rows, cameras): self._inputs(workload.batch(rows, ours.CAMERAS), cameras)
+            for rows in {1, self.rows}
+            for cameras in (2, ours.CAMERAS)
+        }
         self.noise = jnp.asarray(workload.noise(1))
         model = self.config.load(rename(workload.params()), remove_extra_params=False)
         self.graph, params = nnx.split(model)
         del model
         optimizer = make_optimizer()
         self.state = jax.jit(functools.partial(start, optimizer), donate_argnums=0)(params)
-        self._step = jax.jit(functools.partial(train_step, graph=self.graph, optimizer=optimizer), donate_argnums=0)
-        self._sample = jax.jit(lambda params, observation, noise: nnx.merge(self.graph, params).sample_actions(
-            jax.random.key(0), observation, num_steps=ours.EULER_STEPS, noise=noise))
+        self._step = jax.jit(
+            functools.partial(train_step, graph=self.graph, optimizer=optimizer), donate_argnums=0
+        )
+        self._sample = jax.jit(
+            lambda params, observation, noise: nnx.merge(self.graph, params).sample_actions(
+                jax.random.key(0), observation, num_steps=ours.EULER_STEPS, noise=noise
+            )
+        )
 
     def _inputs(self, batch: dict[str, np.ndarray], cameras: int) -> tuple:
         observation_type = importlib.import_module("openpi.models.model").Observation
-        observation = observation_type.config_from_dict({
-            "image": {name: batch["images"][:, i] for i, name in enumerate(CAMERAS)},
-            "image_mask": {name: np.full(len(batch["images"]), i < cameras) for i, name in enumerate(CAMERAS)},
-            "state": batch["state"], "tokenized_prompt": batch["tokens"],
-            "tokenized_prompt_mask": batch["segment"] > 0})
+        observation = observation_type.config_from_dict(
+            {
+                "image": {name: batch["images"][:, i] for i, name in enumerate(CAMERAS)},
+                "image_mask": {
+                    name: np.full(len(batch["images"]), i < cameras)
+                    for i, name in enumerate(CAMERAS)
+                },
+                "state": batch["state"],
+                "tokenized_prompt": batch["tokens"],
+                "tokenized_prompt_mask": batch["segment"] > 0,
+            }
+        )
         return jax.device_put((observation, batch["actions"]))
 
     def velocity(self, cameras: int) -> list:
@@ -232,12 +305,18 @@ class OpenPI:
             model = nnx.merge(self.graph, params)
             prefix, prefix_there, prefix_ar = model.embed_prefix(observation)
             x_t = ours.TIME * noise + (1 - ours.TIME) * actions
-            suffix, suffix_there, suffix_ar, cond = model.embed_suffix(observation, x_t, jnp.full((1,), ours.TIME))
+            suffix, suffix_there, suffix_ar, cond = model.embed_suffix(
+                observation, x_t, jnp.full((1,), ours.TIME)
+            )
             there = jnp.concatenate([prefix_there, suffix_there], axis=1)
             mask = make_mask(there, jnp.concatenate([prefix_ar, suffix_ar]))
-            (_, hidden), _ = model.PaliGemma.llm([prefix, suffix], mask=mask, positions=jnp.cumsum(there, axis=1) - 1,
-                                                 adarms_cond=[None, cond])
-            return model.action_out_proj(hidden[:, -ours.HORIZON:])
+            (_, hidden), _ = model.PaliGemma.llm(
+                [prefix, suffix],
+                mask=mask,
+                positions=jnp.cumsum(there, axis=1) - 1,
+                adarms_cond=[None, cond],
+            )
+            return model.action_out_proj(hidden[:, -ours.HORIZON :])
 
         return jax.jit(predict)(self.state[1], *self.batches[1, cameras], self.noise).tolist()
 

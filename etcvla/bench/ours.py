@@ -28,9 +28,21 @@ CAMERAS, EULER_STEPS = 3, 10
 TIME = 0.7  # at which both sides' velocities are compared
 
 # openpi's optimizer. Both sides have warmed up and fall by a cosine or a line: of no consequence for speed.
-OPTIMIZER = ml_collections.ConfigDict({
-    "lr": ((0.0, 2.5e-5), (1.0, 2.5e-6)), "lr_multiple": ((".*", 1.0),), "weight_decay": ((".*", 1e-10),), "b1": 0.9,
-    "b2": 0.95, "eps": 1e-8, "clip": 1.0, "ema": 0.99, "kind": "adamw", "mu_dtype": "float32", "nu_dtype": "float32"})
+OPTIMIZER = ml_collections.ConfigDict(
+    {
+        "lr": ((0.0, 2.5e-5), (1.0, 2.5e-6)),
+        "lr_multiple": ((".*", 1.0),),
+        "weight_decay": ((".*", 1e-10),),
+        "b1": 0.9,
+        "b2": 0.95,
+        "eps": 1e-8,
+        "clip": 1.0,
+        "ema": 0.99,
+        "kind": "adamw",
+        "mu_dtype": "float32",
+        "nu_dtype": "float32",
+    }
+)
 STEPS = 30_000
 
 
@@ -48,39 +60,67 @@ class Workload:
     def config(self) -> VLAConfig:
         """pi0 in this size."""
         return variants.make_config(
-            self.size, expert="plain", vocab_size=self.vocab_size, state_dim=ACTION_DIM, action_dim=ACTION_DIM,
-            horizon=HORIZON, state="token", insulate=False, image_attends_prompt=True, dtype=self.dtype, remat="full")
+            self.size,
+            expert="plain",
+            vocab_size=self.vocab_size,
+            state_dim=ACTION_DIM,
+            action_dim=ACTION_DIM,
+            horizon=HORIZON,
+            state="token",
+            insulate=False,
+            image_attends_prompt=True,
+            dtype=self.dtype,
+            remat="full",
+        )
 
     def params(self) -> dict:
         """Noise, also where a model starts from zero: the sides' agreement would say less otherwise."""
         rng = np.random.default_rng(self.seed)
         shapes = jax.eval_shape(functools.partial(init_params, VLA(self.config)))
-        return jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape, np.float32) / 24), shapes)
+        return jax.tree.map(
+            lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape, np.float32) / 24), shapes
+        )
 
     def batch(self, rows: int, cameras: int) -> dict[str, np.ndarray]:
         """Noise, in the fields of `etcvla.batch`. Fewer cameras are the first ones of more."""
         rng, size = np.random.default_rng(self.seed), self.config.siglip.image_size
-        batch = batch_lib.zeros(B=rows, C=CAMERAS, H=size, W=size, L=TEXT_LEN, S=ACTION_DIM, P=HORIZON, A=ACTION_DIM)
+        batch = batch_lib.zeros(
+            B=rows, C=CAMERAS, H=size, W=size, L=TEXT_LEN, S=ACTION_DIM, P=HORIZON, A=ACTION_DIM
+        )
         batch |= {
             "images": rng.integers(0, 256, batch["images"].shape, np.uint8)[:, :cameras],
             "image_mask": np.ones((rows, cameras), bool),
             "tokens": rng.integers(4, self.vocab_size, batch["tokens"].shape, np.int32),
-            "segment": np.ones_like(batch["segment"]), "action_segment": np.ones_like(batch["action_segment"]),
+            "segment": np.ones_like(batch["segment"]),
+            "action_segment": np.ones_like(batch["action_segment"]),
             "state": rng.standard_normal(batch["state"].shape, np.float32),
             "actions": rng.standard_normal(batch["actions"].shape, np.float32),
-            "action_mask": np.ones_like(batch["action_mask"])}
+            "action_mask": np.ones_like(batch["action_mask"]),
+        }
         return batch
 
     def noise(self, rows: int) -> np.ndarray:
         """float32[rows, P, A]."""
-        return np.random.default_rng(self.seed + 1).standard_normal((rows, HORIZON, ACTION_DIM), np.float32)
+        return np.random.default_rng(self.seed + 1).standard_normal(
+            (rows, HORIZON, ACTION_DIM), np.float32
+        )
 
 
 def settings(*, losses: tuple[str, ...] = ("flow",), max_targets: int = 1) -> StepSettings:
     """Of a step with these losses, each with weight 1, and one noise sample a chunk."""
     points = {name: ((0.0, float(name in losses)),) for name in ("text", "fast", "flow")}
-    return StepSettings(seed=0, steps=STEPS, streams=("action",), max_targets=max_targets, noise_samples=1, shift=0, color=0.0,
-                    ema_decay=OPTIMIZER.ema, loc_offset=0, **points)
+    return StepSettings(
+        seed=0,
+        steps=STEPS,
+        streams=("action",),
+        max_targets=max_targets,
+        noise_samples=1,
+        shift=0,
+        color=0.0,
+        ema_decay=OPTIMIZER.ema,
+        loc_offset=0,
+        **points,
+    )
 
 
 def make_step(model: VLA, params: Any, options: StepSettings):
@@ -88,8 +128,12 @@ def make_step(model: VLA, params: Any, options: StepSettings):
     optimizer = make_optimizer(OPTIMIZER, STEPS, params)
 
     def start(params):
-        return TrainState(step=jnp.zeros((), jnp.int32), params=params, ema=jax.tree.map(jnp.copy, params),
-                          opt=optimizer.init(params))
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            ema=jax.tree.map(jnp.copy, params),
+            opt=optimizer.init(params),
+        )
 
     return functools.partial(train_step, model=model, optimizer=optimizer, settings=options), start
 
@@ -100,8 +144,11 @@ class OurModel:
     def __init__(self, **fields: Any):
         workload = Workload(**fields)
         self.model, self.rows = VLA(workload.config), workload.rows
-        self.batches = {(rows, cameras): jax.device_put(workload.batch(rows, cameras))
-                        for rows in {1, self.rows} for cameras in (2, CAMERAS)}
+        self.batches = {
+            (rows, cameras): jax.device_put(workload.batch(rows, cameras))
+            for rows in {1, self.rows}
+            for cameras in (2, CAMERAS)
+        }
         self.noise = jnp.asarray(workload.noise(1))
         params = workload.params()
         step, start = make_step(self.model, params, settings())
@@ -111,6 +158,7 @@ class OurModel:
 
     def velocity(self, cameras: int) -> list:
         """float[1, P, A] at `TIME`, as nested lists."""
+
         def predict(params, batch, noise):
             time = jnp.full((1, 1), TIME)
             x_t, _ = flow.interpolate(batch["actions"], noise[:, None], time)

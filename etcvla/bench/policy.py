@@ -32,21 +32,35 @@ TOLERANCE = 1e-3  # between the sides' actions, whose units are about as large a
 def observe(cameras: int, number: int, size: int) -> dict[str, Any]:
     """The `number`-th observation, with this many cameras of size x size pixels."""
     rng = np.random.default_rng(number)
-    return {"images": {name: rng.integers(0, 256, (3, size, size), np.uint8) for name in CAMERAS[:cameras]},
-            "state": rng.uniform(-1, 1, WIDTH), "prompt": PROMPT}
+    return {
+        "images": {
+            name: rng.integers(0, 256, (3, size, size), np.uint8) for name in CAMERAS[:cameras]
+        },
+        "state": rng.uniform(-1, 1, WIDTH),
+        "prompt": PROMPT,
+    }
 
 
 def noise(number: int) -> np.ndarray:
     """float32[P, A] that the `number`-th chunk is integrated from: as a policy of ours makes it from this seed."""
-    return np.random.default_rng((0, number)).standard_normal((ours.HORIZON, ours.ACTION_DIM), np.float32)
+    return np.random.default_rng((0, number)).standard_normal(
+        (ours.HORIZON, ours.ACTION_DIM), np.float32
+    )
 
 
 def stats(seed: int) -> dict[str, np.ndarray]:
     """Quantiles and moments, float32[WIDTH] each, of vectors between about -1 and 1."""
     rng = np.random.default_rng(seed)
     low, high = -rng.uniform(0.8, 1.2, WIDTH), rng.uniform(0.8, 1.2, WIDTH)
-    return {name: value.astype(np.float32) for name, value in {
-        "mean": (low + high) / 2, "std": (high - low) / 4, "q01": low, "q99": high}.items()}
+    return {
+        name: value.astype(np.float32)
+        for name, value in {
+            "mean": (low + high) / 2,
+            "std": (high - low) / 4,
+            "q01": low,
+            "q99": high,
+        }.items()
+    }
 
 
 class OurPolicy:
@@ -55,8 +69,20 @@ class OurPolicy:
     def __init__(self, **fields: Any):
         workload = ours.Workload(**fields)
         params, self.size = workload.params(), workload.config.siglip.image_size
-        self._services = {n: Service(Policy(workload.config, params, _assets(n), n, num_steps=ours.EULER_STEPS,
-                                            text_len=ours.TEXT_LEN, keep_image_cache=True)) for n in model.FLOORS}
+        self._services = {
+            n: Service(
+                Policy(
+                    workload.config,
+                    params,
+                    _assets(n),
+                    n,
+                    num_steps=ours.EULER_STEPS,
+                    text_len=ours.TEXT_LEN,
+                    keep_image_cache=True,
+                )
+            )
+            for n in model.FLOORS
+        }
 
     def actions(self, cameras: int) -> list:
         """The first chunk, float[P, WIDTH], as nested lists; with this number of cameras it must be the first."""
@@ -64,7 +90,9 @@ class OurPolicy:
 
     def infer(self, cameras: int, first: int, count: int) -> list[float]:
         """Seconds of each of `count` answers."""
-        return timed(self._services[cameras], [observe(cameras, first + i, self.size) for i in range(count)])
+        return timed(
+            self._services[cameras], [observe(cameras, first + i, self.size) for i in range(count)]
+        )
 
     def again(self, cameras: int, first: int, count: int) -> list[float]:
         """Seconds of each of `count` answers about images that were seen just before, with other words."""
@@ -88,8 +116,17 @@ def _assets(cameras: int) -> Assets:
         moments = stats(seed)
         return NormStats(**moments, min=moments["q01"], max=moments["q99"], count=1)
 
-    spec = {"action": "", "action_dim": WIDTH, "horizon": ours.HORIZON, "state": "", "state_dim": WIDTH, "rate": 50.0,
-            "cameras": list(CAMERAS[:cameras]), "prompt": "pi0", "mask_padding": False}
+    spec = {
+        "action": "",
+        "action_dim": WIDTH,
+        "horizon": ours.HORIZON,
+        "state": "",
+        "state_dim": WIDTH,
+        "rate": 50.0,
+        "cameras": list(CAMERAS[:cameras]),
+        "prompt": "pi0",
+        "mask_padding": False,
+    }
     return Assets(Tokenizer.load(), of(0), of(1), action_spec=spec)
 
 
@@ -102,8 +139,10 @@ def compare(workload: ours.Workload, folder: Path, rounds: int, calls: int) -> d
     Raises RuntimeError if the sides' actions differ.
     """
     fields = dataclasses.asdict(workload)
-    with (Worker("etcvla.bench.policy:OurPolicy", **fields) as us,
-          Worker("etcvla.bench.openpi:OpenPIPolicy", folder=str(folder), **fields) as them):
+    with (
+        Worker("etcvla.bench.policy:OurPolicy", **fields) as us,
+        Worker("etcvla.bench.openpi:OpenPIPolicy", folder=str(folder), **fields) as them,
+    ):
         sides = {"ours": us, "openpi": them}
         result = {"workload": model.describe(workload), "calls": calls}
         for n in model.FLOORS:
@@ -112,12 +151,18 @@ def compare(workload: ours.Workload, folder: Path, rounds: int, calls: int) -> d
         for i in range(rounds + 1):  # the first is for warming up
             for n in model.FLOORS:
                 for name in sorted(sides, reverse=i % 2 == 0):
-                    seconds[name, n].append(sides[name]("infer", cameras=n, first=1 + i * calls, count=calls).result)
-        again = {n: us("again", cameras=n, first=0, count=rounds * calls).result for n in model.FLOORS}
+                    seconds[name, n].append(
+                        sides[name]("infer", cameras=n, first=1 + i * calls, count=calls).result
+                    )
+        again = {
+            n: us("again", cameras=n, first=0, count=rounds * calls).result for n in model.FLOORS
+        }
     return result | summarise({key: np.array(runs[1:]) for key, runs in seconds.items()}, again)
 
 
-def summarise(seconds: Mapping[tuple[str, int], np.ndarray], again: Mapping[int, Sequence[float]]) -> dict[str, float]:
+def summarise(
+    seconds: Mapping[tuple[str, int], np.ndarray], again: Mapping[int, Sequence[float]]
+) -> dict[str, float]:
     """Numbers by name, from seconds float[rounds, calls] of each side and number of cameras."""
     result = {}
     for n in model.FLOORS:
@@ -125,8 +170,11 @@ def summarise(seconds: Mapping[tuple[str, int], np.ndarray], again: Mapping[int,
         result[f"latency_ratio_{n}cam"] = float(np.median(us / them))
         for name in ("ours", "openpi"):
             p50, p99 = np.quantile(seconds[name, n], (0.5, 0.99))
-            result |= {f"{name}_p50_ms_{n}cam": 1e3 * p50, f"{name}_p99_ms_{n}cam": 1e3 * p99,
-                       f"{name}_actions_per_second_{n}cam": ours.HORIZON / np.mean(seconds[name, n])}
+            result |= {
+                f"{name}_p50_ms_{n}cam": 1e3 * p50,
+                f"{name}_p99_ms_{n}cam": 1e3 * p99,
+                f"{name}_actions_per_second_{n}cam": ours.HORIZON / np.mean(seconds[name, n]),
+            }
         result[f"ours_same_images_p50_ms_{n}cam"] = 1e3 * np.median(again[n])
     return {name: float(value) for name, value in result.items()}
 
@@ -136,8 +184,20 @@ def table(result: Mapping[str, Any]) -> str:
     lines = [f"{'':12}{'':10}{'p50':>10}{'p99':>10}{'actions/s':>11}{'ratio':>9}{'floor':>8}"]
     for n, floor in model.FLOORS.items():
         for name in ("openpi", "ours"):
-            p50, p99, rate = (result[f"{name}_{what}_{n}cam"] for what in ("p50_ms", "p99_ms", "actions_per_second"))
+            p50, p99, rate = (
+                result[f"{name}_{what}_{n}cam"]
+                for what in ("p50_ms", "p99_ms", "actions_per_second")
+            )
             line = f"{f'{n} cameras':12}{name:10}{p50:7.1f} ms{p99:7.1f} ms{rate:11.0f}"
-            lines.append(line + (f"{result[f'latency_ratio_{n}cam']:8.3f}x{floor:7.2f}x" if name == "ours" else ""))
-        lines.append(f"{'':12}{'same images, other words':24}{result[f'ours_same_images_p50_ms_{n}cam']:.1f} ms")
+            lines.append(
+                line
+                + (
+                    f"{result[f'latency_ratio_{n}cam']:8.3f}x{floor:7.2f}x"
+                    if name == "ours"
+                    else ""
+                )
+            )
+        lines.append(
+            f"{'':12}{'same images, other words':24}{result[f'ours_same_images_p50_ms_{n}cam']:.1f} ms"
+        )
     return "\n".join(lines)

@@ -34,8 +34,12 @@ class Worker:
 
     def __init__(self, side: str, **arguments: Any):
         self.side = side
-        self.process = subprocess.Popen([sys.executable, "-m", "etcvla.bench.worker", side, json.dumps(arguments)],
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "etcvla.bench.worker", side, json.dumps(arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         self._answer()  # it stands ready
 
     def __call__(self, job: str, **arguments: Any) -> Run:
@@ -46,8 +50,10 @@ class Worker:
     def _answer(self) -> dict:
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"the benchmark's process of {self.side} stopped with code {self.process.wait()}; why "
-                               "stands above")
+            raise RuntimeError(
+                f"the benchmark's process of {self.side} stopped with code {self.process.wait()}; why "
+                "stands above"
+            )
         return json.loads(line)
 
     def __enter__(self) -> Worker:
@@ -70,8 +76,12 @@ def main(side: str, arguments: str) -> None:
         job, options = json.loads(line)
         wall, cpu = time.perf_counter(), time.process_time()
         result = getattr(worker, job)(**options)
-        run = Run(result, time.perf_counter() - wall, time.process_time() - cpu,
-                  resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+        run = Run(
+            result,
+            time.perf_counter() - wall,
+            time.process_time() - cpu,
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        )
         print(json.dumps(run._asdict()), file=answers, flush=True)
 
 

@@ -92,6 +92,7 @@ class Adapter:
     @classmethod
     def config_from_dict(cls, fields: Mapping[str, Any]) -> Adapter:
         """The inverse of `to_dict`."""
+
         def plain(value):
             return tuple(plain(v) for v in value) if isinstance(value, list) else value
 
@@ -145,8 +146,14 @@ class Adapter:
         last = np.minimum(np.arange(len(actions))[:, None] + np.arange(self.idle), len(actions) - 1)
         ahead = actions[last]
         absolute = {dim for dim, _ in self.relative}
-        moved = [np.abs(ahead[..., dim] - (ahead[:, :1, dim] if dim in absolute or dim >= self.motion else 0)) > IDLE
-                 for dim in range(actions.shape[1])]
+        moved = [
+            np.abs(
+                ahead[..., dim]
+                - (ahead[:, :1, dim] if dim in absolute or dim >= self.motion else 0)
+            )
+            > IDLE
+            for dim in range(actions.shape[1])
+        ]
         return ~np.any(moved, axis=(0, 2))
 
 
@@ -165,7 +172,9 @@ def latch(command: np.ndarray) -> np.ndarray:
 def unlatch(opened: np.ndarray) -> np.ndarray:
     """Commands float32[..., P] that lead to these states: one at the first step, then where the state changes."""
     wanted = np.where(opened > 0.5, -1.0, 1.0).astype(np.float32)
-    same = np.concatenate([np.zeros_like(wanted[..., :1], bool), wanted[..., 1:] == wanted[..., :-1]], axis=-1)
+    same = np.concatenate(
+        [np.zeros_like(wanted[..., :1], bool), wanted[..., 1:] == wanted[..., :-1]], axis=-1
+    )
     return np.where(same, np.float32(0), wanted)
 
 
@@ -187,45 +196,96 @@ def drop_no_ops(actions: np.ndarray, motion: int) -> np.ndarray:
     return still & (held | leading)
 
 
-DROPS = {"none": drop_nothing, "first_zero": drop_first_zero, "no_ops": drop_no_ops}  # of an episode's stored actions
+DROPS = {
+    "none": drop_nothing,
+    "first_zero": drop_first_zero,
+    "no_ops": drop_no_ops,
+}  # of an episode's stored actions
 
 _LIBERO = Adapter(
-    cameras={"front": "observation/image", "wrist": "observation/wrist_image"}, rate=20.0, drop="no_ops",
+    cameras={"front": "observation/image", "wrist": "observation/wrist_image"},
+    rate=20.0,
+    drop="no_ops",
     affine=((6, -0.5, 0.5),),  # -1 open, 1 closed
-    facts=FactSources(position=(STATE, 0), frame="world", opening=(STATE, 6), open=0.04, episode_id="file_path",  # a finger
-                calibration="libero_tabletop (spatial, goal), libero_floor (object)"))
+    facts=FactSources(
+        position=(STATE, 0),
+        frame="world",
+        opening=(STATE, 6),
+        open=0.04,
+        episode_id="file_path",  # a finger
+        calibration="libero_tabletop (spatial, goal), libero_floor (object)",
+    ),
+)
 _DROID = Adapter(
-    cameras={"front": "observation/exterior_image_1_left", "side": "observation/exterior_image_2_left",
-             "wrist": "observation/wrist_image_left"},
+    cameras={
+        "front": "observation/exterior_image_1_left",
+        "side": "observation/exterior_image_2_left",
+        "wrist": "observation/wrist_image_left",
+    },
     state=("observation/joint_position", "observation/gripper_position"),
     action=("action_dict/joint_velocity", "action_dict/gripper_position"),
-    instruction=(TASK, "language_instruction_2", "language_instruction_3"), rate=15.0,
-    keep=("file_path", ".*success.*"), idle=8, motion=7, affine=((7, -1.0, 1.0),),  # 0 open, 1 closed
-    facts=FactSources(position=("observation/cartesian_position", 0), opening=("observation/gripper_position", 0),
-                closed=1.0, open=0.0, episode_id="file_path", calibration="droid-dataset.github.io"))
+    instruction=(TASK, "language_instruction_2", "language_instruction_3"),
+    rate=15.0,
+    keep=("file_path", ".*success.*"),
+    idle=8,
+    motion=7,
+    affine=((7, -1.0, 1.0),),  # 0 open, 1 closed
+    facts=FactSources(
+        position=("observation/cartesian_position", 0),
+        opening=("observation/gripper_position", 0),
+        closed=1.0,
+        open=0.0,
+        episode_id="file_path",
+        calibration="droid-dataset.github.io",
+    ),
+)
 
 ADAPTERS = {
     "own": Adapter(),  # and any dataset that names things alike
     "bridge_v2": Adapter(  # the release of rail.eecs.berkeley.edu; OXE's older copy has other features
-        cameras={"front": "observation/image_0", "side": "observation/image_1", "back": "observation/image_2",
-                 "wrist": "observation/image_3"},
-        shown={"front": "has_image_0", "side": "has_image_1", "back": "has_image_2", "wrist": "has_image_3"},
-        rate=5.0, keep=("has_language", "True"), drop="first_zero",  # gripper: 1 open, 0 closed
-        facts=FactSources(position=(STATE, 0), opening=(STATE, 6), episode_id="file_path")),
+        cameras={
+            "front": "observation/image_0",
+            "side": "observation/image_1",
+            "back": "observation/image_2",
+            "wrist": "observation/image_3",
+        },
+        shown={
+            "front": "has_image_0",
+            "side": "has_image_1",
+            "back": "has_image_2",
+            "wrist": "has_image_3",
+        },
+        rate=5.0,
+        keep=("has_language", "True"),
+        drop="first_zero",  # gripper: 1 open, 0 closed
+        facts=FactSources(position=(STATE, 0), opening=(STATE, 6), episode_id="file_path"),
+    ),
     "droid": _DROID,
     "droid_joint_position": dataclasses.replace(
-        _DROID, action=("action_dict/joint_position", "action_dict/gripper_position"),
-        relative=tuple((dim, dim) for dim in range(7))),
+        _DROID,
+        action=("action_dict/joint_position", "action_dict/gripper_position"),
+        relative=tuple((dim, dim) for dim in range(7)),
+    ),
     "fractal": Adapter(  # RT-1
         cameras={"front": "observation/image"},
         state=("observation/base_pose_tool_reached", "observation/gripper_closed"),
         action=("action/world_vector", "action/rotation_delta", "action/gripper_closedness_action"),
-        instruction=("observation/natural_language_instruction",), rate=3.0, latch=(6,),
-        facts=FactSources(position=("observation/base_pose_tool_reached", 0), opening=("observation/gripper_closed", 0),
-                    closed=1.0, open=0.0)),
+        instruction=("observation/natural_language_instruction",),
+        rate=3.0,
+        latch=(6,),
+        facts=FactSources(
+            position=("observation/base_pose_tool_reached", 0),
+            opening=("observation/gripper_closed", 0),
+            closed=1.0,
+            open=0.0,
+        ),
+    ),
     "libero": _LIBERO,  # OpenVLA's modified_libero_rlds, upright already
-    "libero_raw": dataclasses.replace(_LIBERO, turned=("front", "wrist"),  # as the simulator renders
-                                      facts=dataclasses.replace(_LIBERO.facts, calibration="")),
+    "libero_raw": dataclasses.replace(
+        _LIBERO,
+        turned=("front", "wrist"),  # as the simulator renders
+        facts=dataclasses.replace(_LIBERO.facts, calibration=""),
+    ),
 }
 
 
@@ -250,7 +310,9 @@ def _over(base: dict[str, Any], given: Mapping[str, Any], file: str) -> dict[str
     for field, value in given.items():
         now = lookup(base, field, f"field in {file}")
         if isinstance(now, (dict, list, str)) and not isinstance(value, type(now)):
-            raise ValueError(f"{file}: {field} is {json.dumps(value)}, expected something like {json.dumps(now)}")
+            raise ValueError(
+                f"{file}: {field} is {json.dumps(value)}, expected something like {json.dumps(now)}"
+            )
     return base | dict(given)
 
 
@@ -269,22 +331,41 @@ class AdaptedDataset(Episodes):
         self._renamed = {f"observation/{name}": path for name, path in adapter.cameras.items()}
         self.features = self._features()
         self.cache = dataset.cache.below(adapter.digest)
-        _, (self._episodes, lengths, self._steps, self._starts_chunk) = self.cache.get("steps", self._filter)
+        _, (self._episodes, lengths, self._steps, self._starts_chunk) = self.cache.get(
+            "steps", self._filter
+        )
         self.number(lengths)
 
     def __reduce__(self):
         return AdaptedDataset, (self.dataset, self.adapter)
 
     def _features(self) -> dict[str, Feature]:
-        made = {ours: dataclasses.replace(self._find(theirs), name=ours) for ours, theirs in self._renamed.items()}
+        made = {
+            ours: dataclasses.replace(self._find(theirs), name=ours)
+            for ours, theirs in self._renamed.items()
+        }
         for ours, parts in ((STATE, self.adapter.state), (ACTION, self.adapter.action)):
             found = [self._find(part) for part in parts]
-            made[ours] = dataclasses.replace(found[0], name=ours, shape=(sum(f.width for f in found),), kind="tensor",
-                                             dtype=np.dtype(np.float32), doc="; ".join(f.doc for f in found if f.doc))
+            made[ours] = dataclasses.replace(
+                found[0],
+                name=ours,
+                shape=(sum(f.width for f in found),),
+                kind="tensor",
+                dtype=np.dtype(np.float32),
+                doc="; ".join(f.doc for f in found if f.doc),
+            )
         made[TASK] = dataclasses.replace(self._find(self.adapter.instruction[0]), name=TASK)
-        taken = {*self._renamed.values(), *self.adapter.state, *self.adapter.action, *self.adapter.instruction}
-        others = {name: feature for name, feature in self.dataset.features.items()
-                  if name not in taken and not (self.adapter.cameras and feature.kind == "image")}
+        taken = {
+            *self._renamed.values(),
+            *self.adapter.state,
+            *self.adapter.action,
+            *self.adapter.instruction,
+        }
+        others = {
+            name: feature
+            for name, feature in self.dataset.features.items()
+            if name not in taken and not (self.adapter.cameras and feature.kind == "image")
+        }
         return others | made
 
     def _find(self, name: str) -> Feature:
@@ -304,10 +385,16 @@ class AdaptedDataset(Episodes):
                 kept.append((episode, steps))
                 starts.append(~self.adapter.idle_steps(self.adapter.from_robot(stored))[steps])
         if not kept:
-            raise ValueError(f"{self.directory}, split {self.split}: the adapter's filters leave no steps")
+            raise ValueError(
+                f"{self.directory}, split {self.split}: the adapter's filters leave no steps"
+            )
         episodes, steps = zip(*kept, strict=True)
-        return {}, [np.array(episodes), np.array([len(of) for of in steps]), np.concatenate(steps),
-                    np.concatenate(starts)]
+        return {}, [
+            np.array(episodes),
+            np.array([len(of) for of in steps]),
+            np.concatenate(steps),
+            np.concatenate(starts),
+        ]
 
     def _keeps(self, episode: int) -> bool:
         if self.adapter.keep is None:
@@ -315,24 +402,41 @@ class AdaptedDataset(Episodes):
         name, pattern = self.adapter.keep
         found = self.dataset.metadata(episode)
         if name not in found:
-            raise ValueError(f"{self.directory} has no episode_metadata/{name}, by which its adapter picks episodes")
+            raise ValueError(
+                f"{self.directory} has no episode_metadata/{name}, by which its adapter picks episodes"
+            )
         return re.fullmatch(pattern, str(found[name])) is not None
 
     def _vector(self, parts: Sequence[str], episode: int, start: int, stop: int) -> np.ndarray:
         """float32[T, A] of features side by side, as stored."""
         values = self.dataset.steps(episode, start, stop, parts)
-        return np.concatenate([values[part].reshape(stop - start, -1) for part in parts], axis=1).astype(np.float32)
+        return np.concatenate(
+            [values[part].reshape(stop - start, -1) for part in parts], axis=1
+        ).astype(np.float32)
 
-    def steps(self, episode: int, start: int, stop: int, names: Sequence[str],
-              into: Mapping[str, np.ndarray] = NOTHING, later: Later | None = None) -> dict[str, np.ndarray | list]:
+    def steps(
+        self,
+        episode: int,
+        start: int,
+        stop: int,
+        names: Sequence[str],
+        into: Mapping[str, np.ndarray] = NOTHING,
+        later: Later | None = None,
+    ) -> dict[str, np.ndarray | list]:
         """As of `Episodes`; actions are not yet counted from a state, which only a chunk has."""
         at = int(self.starts[episode])
-        kept, source = self._steps[at + start:at + stop], int(self._episodes[episode])
+        kept, source = self._steps[at + start : at + stop], int(self._episodes[episode])
         first, last = int(kept[0]), int(kept[-1]) + 1
-        plain = [self._renamed.get(name, name) for name in names if name not in (STATE, ACTION, TASK)]
+        plain = [
+            self._renamed.get(name, name) for name in names if name not in (STATE, ACTION, TASK)
+        ]
         tasks = self.adapter.instruction if TASK in names else ()
-        buffers = {self._renamed.get(name, name): buffer for name, buffer in into.items()
-                   if last - first == len(kept) and name.removeprefix("observation/") not in self.adapter.turned}
+        buffers = {
+            self._renamed.get(name, name): buffer
+            for name, buffer in into.items()
+            if last - first == len(kept)
+            and name.removeprefix("observation/") not in self.adapter.turned
+        }
         read = self.dataset.steps(source, first, last, [*plain, *tasks], buffers, later)
         found = {}
         for name in names:
@@ -341,14 +445,18 @@ class AdaptedDataset(Episodes):
             elif name == ACTION:
                 found[name] = self._actions(source, first, last)[kept - first]
             elif name == TASK:
-                found[name] = [next((read[t][i] for t in tasks if read[t][i]), "") for i in kept - first]
+                found[name] = [
+                    next((read[t][i] for t in tasks if read[t][i]), "") for i in kept - first
+                ]
             else:
                 found[name] = self._turned(name, read[self._renamed.get(name, name)], kept - first)
         return found
 
     def _actions(self, episode: int, first: int, last: int) -> np.ndarray:
         if self.adapter.latch:  # what a command leads to depends on those before it
-            whole = self._vector(self.adapter.action, episode, 0, int(self.dataset.lengths[episode]))
+            whole = self._vector(
+                self.adapter.action, episode, 0, int(self.dataset.lengths[episode])
+            )
             return self.adapter.from_robot(whole)[first:last]
         return self.adapter.from_robot(self._vector(self.adapter.action, episode, first, last))
 
@@ -358,12 +466,18 @@ class AdaptedDataset(Episodes):
         camera = name.removeprefix("observation/")
         return [self.adapter.turn(camera, values[i]) for i in kept]
 
-    def windows(self, frames: Sequence[int], name: str, horizon: int) -> tuple[np.ndarray, np.ndarray]:
+    def windows(
+        self, frames: Sequence[int], name: str, horizon: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """As of `Episodes`; actions are counted from the state at the first step where the adapter says so."""
         chunks, inside = super().windows(frames, name, horizon)
         if name == ACTION and self.adapter.relative:
-            chunks = np.stack([self.adapter.relate(chunk, self.frame(frame, [STATE])[STATE])
-                               for frame, chunk in zip(frames, chunks, strict=True)])
+            chunks = np.stack(
+                [
+                    self.adapter.relate(chunk, self.frame(frame, [STATE])[STATE])
+                    for frame, chunk in zip(frames, chunks, strict=True)
+                ]
+            )
         return chunks, inside
 
     def may_start(self) -> np.ndarray:

@@ -29,7 +29,9 @@ class Assets:
     action_stats: NormStats | None = None
     fast: FAST | None = None
     norm_mode: str = "quantile"  # of `normalize`
-    action_spec: dict | None = None  # what the action vector means: docs, widths, control rate, horizon, cameras
+    action_spec: dict | None = (
+        None  # what the action vector means: docs, widths, control rate, horizon, cameras
+    )
 
     def to_json(self) -> dict:
         """JSON with nothing but plain values."""
@@ -56,15 +58,21 @@ class Assets:
 
     def check_actions(self, dataset: Episodes) -> None:
         """Raises ValueError if the dataset's vectors have other widths than those these assets were fitted to."""
-        for field, stats in (("action", self.action_stats), ("observation/state", self.state_stats)):
+        for field, stats in (
+            ("action", self.action_stats),
+            ("observation/state", self.state_stats),
+        ):
             found, expected = dataset.feature(field).width, len(stats.mean)
             if found != expected:
-                raise ValueError(f"{dataset.directory}: {field} has width {found}, but the checkpoint was trained "
-                                 f"with width {expected}; use a dataset of the same robot, or start from a checkpoint "
-                                 "without actions")
+                raise ValueError(
+                    f"{dataset.directory}: {field} has width {found}, but the checkpoint was trained "
+                    f"with width {expected}; use a dataset of the same robot, or start from a checkpoint "
+                    "without actions"
+                )
 
-    def fit_actions(self, dataset: Episodes, *, horizon: int, fast_vocab: int, mode: str,
-                    fast_path: str = "") -> None:
+    def fit_actions(
+        self, dataset: Episodes, *, horizon: int, fast_vocab: int, mode: str, fast_path: str = ""
+    ) -> None:
         """Fits statistics and FAST merges to a dataset's training split.
 
         Args:
@@ -72,17 +80,32 @@ class Assets:
           fast_path: folder of a fitted FAST tokenizer that is taken instead, in the public format.
         """
         stats = compute_norm_stats(dataset, horizon=horizon)
-        self.state_stats, self.action_stats, self.norm_mode = stats["observation/state"], stats["action"], mode
+        self.state_stats, self.action_stats, self.norm_mode = (
+            stats["observation/state"],
+            stats["action"],
+            mode,
+        )
         if fast_path:
-            self.fast = FAST.load(fast_path, horizon=horizon, action_dim=dataset.feature("action").width)
+            self.fast = FAST.load(
+                fast_path, horizon=horizon, action_dim=dataset.feature("action").width
+            )
             return
         frames = np.flatnonzero(dataset.may_start() & finite_frames(dataset))
-        picked = frames[np.linspace(0, len(frames) - 1, min(len(frames), MAX_FIT_CHUNKS)).astype(int)].tolist()
+        picked = frames[
+            np.linspace(0, len(frames) - 1, min(len(frames), MAX_FIT_CHUNKS)).astype(int)
+        ].tolist()
         chunks = np.stack([dataset.window(i, "action", horizon)[0] for i in picked])
         self.fast = FAST.fit(normalize(chunks, self.action_stats, mode), vocab_size=fast_vocab)
 
-    def describe_actions(self, dataset: Episodes, *, horizon: int, cameras: tuple[str, ...], prompt: str,
-                         mask_padding: bool = True) -> None:
+    def describe_actions(
+        self,
+        dataset: Episodes,
+        *,
+        horizon: int,
+        cameras: tuple[str, ...],
+        prompt: str,
+        mask_padding: bool = True,
+    ) -> None:
         """Notes what actions mean in the dataset that a stage acts on: statistics are inherited, this is not.
 
         Args:
@@ -90,9 +113,15 @@ class Assets:
         """
         action, state = dataset.feature("action"), dataset.feature("observation/state")
         self.action_spec = {
-            "action": action.doc, "action_dim": action.width, "horizon": horizon, "state": state.doc,
-            "state_dim": state.width, "rate": float(dataset.metadata(0).get("rate", np.nan)), "cameras": list(cameras),
-            "prompt": prompt, "mask_padding": mask_padding,
+            "action": action.doc,
+            "action_dim": action.width,
+            "horizon": horizon,
+            "state": state.doc,
+            "state_dim": state.width,
+            "rate": float(dataset.metadata(0).get("rate", np.nan)),
+            "cameras": list(cameras),
+            "prompt": prompt,
+            "mask_padding": mask_padding,
         }
         if isinstance(dataset, AdaptedDataset):
             self.action_spec["adapter"] = dataset.adapter.to_dict()

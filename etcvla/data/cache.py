@@ -63,10 +63,15 @@ class IndexCache:
                 log.info("%s cannot be kept in %s: %s", name, folder, error)
                 with contextlib.suppress(OSError):
                     partial.unlink()
-        log.warning("%s is not kept, so that it is made again next time: %s cannot be written. Pass cache_dir=.", name,
-                    " and ".join(map(str, self.folders)))
+        log.warning(
+            "%s is not kept, so that it is made again next time: %s cannot be written. Pass cache_dir=.",
+            name,
+            " and ".join(map(str, self.folders)),
+        )
 
-    def get(self, name: str, make: Callable[[], tuple[dict, list[np.ndarray]]]) -> tuple[dict, list[np.ndarray]]:
+    def get(
+        self, name: str, make: Callable[[], tuple[dict, list[np.ndarray]]]
+    ) -> tuple[dict, list[np.ndarray]]:
         """What is kept as `name`, else what `make` gives, which is kept then."""
         found = self.load(name)
         if found is None:
@@ -108,6 +113,8 @@ def _map_array(file) -> np.ndarray:
     np.lib.format.read_magic(file)
     shape, _, dtype = np.lib.format.read_array_header_1_0(file)
     offset, size = file.tell(), int(np.prod(shape)) * dtype.itemsize
-    values = np.asarray(np.memmap(file, dtype, "r", offset, shape)) if size else np.zeros(shape, dtype)
+    values = (
+        np.asarray(np.memmap(file, dtype, "r", offset, shape)) if size else np.zeros(shape, dtype)
+    )
     file.seek(offset + size)
     return values

@@ -14,7 +14,9 @@ from etcvla.data.cache import IndexCache
 from etcvla.data.files import AnyPath
 from etcvla.data.rlds_layout import Feature
 
-MAX_WIDTH = 128  # numbers a frame of a column that is kept: states and actions, not embeddings and depth
+MAX_WIDTH = (
+    128  # numbers a frame of a column that is kept: states and actions, not embeddings and depth
+)
 Later = list[Callable[[], Any]]
 NOTHING: Mapping = types.MappingProxyType({})
 
@@ -40,8 +42,15 @@ class Episodes(abc.ABC):
     cache: IndexCache
 
     @abc.abstractmethod
-    def steps(self, episode: int, start: int, stop: int, names: Sequence[str],
-              into: Mapping[str, np.ndarray] = NOTHING, later: Later | None = None) -> dict[str, np.ndarray | list]:
+    def steps(
+        self,
+        episode: int,
+        start: int,
+        stop: int,
+        names: Sequence[str],
+        into: Mapping[str, np.ndarray] = NOTHING,
+        later: Later | None = None,
+    ) -> dict[str, np.ndarray | list]:
         """Steps start .. stop of an episode: dtype[T, ...] of a tensor that is no list, else a list of T values.
 
         Args:
@@ -62,8 +71,10 @@ class Episodes(abc.ABC):
         self.num_episodes, self.num_frames = len(lengths), int(self.starts[-1])
 
     def __repr__(self) -> str:
-        return (f"{type(self).__name__}({str(self.directory)!r}, {self.split!r}): {self.num_episodes:,} episodes, "
-                f"{self.num_frames:,} frames")
+        return (
+            f"{type(self).__name__}({str(self.directory)!r}, {self.split!r}): {self.num_episodes:,} episodes, "
+            f"{self.num_frames:,} frames"
+        )
 
     def locate(self, frame: int) -> tuple[int, int]:
         """(episode, step) of a frame. Raises IndexError outside 0 .. num_frames - 1."""
@@ -82,12 +93,23 @@ class Episodes(abc.ABC):
         """The step feature `name`. Raises KeyError with the closest names if there is none."""
         if name not in self.features:
             close = difflib.get_close_matches(name, self.features, 3, 0.5)
-            raise KeyError(f"{self.directory} has no step feature {name!r}; "
-                           + (f"did you mean {' or '.join(close)}?" if close else f"it has {', '.join(self.features)}"))
+            raise KeyError(
+                f"{self.directory} has no step feature {name!r}; "
+                + (
+                    f"did you mean {' or '.join(close)}?"
+                    if close
+                    else f"it has {', '.join(self.features)}"
+                )
+            )
         return self.features[name]
 
-    def frame(self, frame: int, names: Sequence[str], into: Mapping[str, np.ndarray] = NOTHING,
-              later: Later | None = None) -> dict[str, Any]:
+    def frame(
+        self,
+        frame: int,
+        names: Sequence[str],
+        into: Mapping[str, np.ndarray] = NOTHING,
+        later: Later | None = None,
+    ) -> dict[str, Any]:
         """One step: images uint8[H, W, 3], texts str, tensors dtype[shape]; a list (or an array) where ragged.
 
         Args:
@@ -97,15 +119,37 @@ class Episodes(abc.ABC):
         episode, step = self.locate(frame)
         kept = {name: column for name in names if (column := self.kept(name)) is not None}
         rest = [name for name in names if name not in kept]
-        read = self.steps(episode, step, step + 1, rest, {name: buffer[None] for name, buffer in into.items()}, later
-                          ) if rest else {}
+        read = (
+            self.steps(
+                episode,
+                step,
+                step + 1,
+                rest,
+                {name: buffer[None] for name, buffer in into.items()},
+                later,
+            )
+            if rest
+            else {}
+        )
         return {name: kept[name][frame] if name in kept else read[name][0] for name in names}
 
-    def frames(self, frames: Sequence[int], names: Sequence[str], into: Mapping[str, Sequence[np.ndarray]] = NOTHING,
-               later: Sequence[Later] | None = None) -> list[dict[str, Any]]:
+    def frames(
+        self,
+        frames: Sequence[int],
+        names: Sequence[str],
+        into: Mapping[str, Sequence[np.ndarray]] = NOTHING,
+        later: Sequence[Later] | None = None,
+    ) -> list[dict[str, Any]]:
         """`frame` of many, for less than one after another: `into` has a buffer a frame, `later` a list a frame."""
-        return [self.frame(frame, names, {name: buffers[i] for name, buffers in into.items()}, later and later[i])
-                for i, frame in enumerate(frames)]
+        return [
+            self.frame(
+                frame,
+                names,
+                {name: buffers[i] for name, buffers in into.items()},
+                later and later[i],
+            )
+            for i, frame in enumerate(frames)
+        ]
 
     def window(self, frame: int, name: str, horizon: int) -> tuple[np.ndarray, np.ndarray]:
         """The values of `horizon` steps from `frame` on: float32[P, A], and bool[P], False past the episode's end.
@@ -115,21 +159,29 @@ class Episodes(abc.ABC):
         chunks, inside = self.windows([frame], name, horizon)
         return chunks[0], inside[0]
 
-    def windows(self, frames: Sequence[int], name: str, horizon: int) -> tuple[np.ndarray, np.ndarray]:
+    def windows(
+        self, frames: Sequence[int], name: str, horizon: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """`window` of many: float32[N, P, A] and bool[N, P]."""
         feature = self.feature(name)
         if feature.kind != "tensor" or feature.ragged:
-            raise ValueError(f"{name} of {self.directory} is {kind_of(feature)}: a window needs a tensor")
+            raise ValueError(
+                f"{name} of {self.directory} is {kind_of(feature)}: a window needs a tensor"
+            )
         episodes, steps = self.locate_all(frames)
         ahead, left = np.arange(horizon), (self.lengths[episodes] - steps)[:, None]
         column, inside = self.kept(name), ahead < left
         if column is None:
             spans = zip(episodes.tolist(), steps.tolist(), inside.sum(axis=1).tolist(), strict=True)
-            parts = [self.steps(episode, step, step + count, [name])[name].reshape(count, -1)
-                     for episode, step, count in spans]
+            parts = [
+                self.steps(episode, step, step + count, [name])[name].reshape(count, -1)
+                for episode, step, count in spans
+            ]
             chunks = np.stack([part[np.minimum(ahead, len(part) - 1)] for part in parts])
         else:
-            chunks = column[np.asarray(frames)[:, None] + np.minimum(ahead, left - 1)].reshape(len(frames), horizon, -1)
+            chunks = column[np.asarray(frames)[:, None] + np.minimum(ahead, left - 1)].reshape(
+                len(frames), horizon, -1
+            )
         return chunks.astype(np.float32), inside
 
     def column(self, name: str) -> np.ndarray | list:
@@ -140,8 +192,10 @@ class Episodes(abc.ABC):
             raise ValueError(f"{name} of {self.directory} is {kind_of(feature)}: read it by frame")
         if (column := self.kept(name)) is not None:
             return column
-        parts = [self.steps(episode, 0, int(self.lengths[episode]), [name])[name]
-                 for episode in range(self.num_episodes)]
+        parts = [
+            self.steps(episode, 0, int(self.lengths[episode]), [name])[name]
+            for episode in range(self.num_episodes)
+        ]
         if feature.kind == "tensor" and not feature.ragged:
             return self._keep(name, np.concatenate(parts))
         values = [value for part in parts for value in part]
@@ -194,6 +248,8 @@ def _share_texts(values: Iterable) -> list:
     pool: dict[str, str] = {}
 
     def share(value):
-        return pool.setdefault(value, value) if isinstance(value, str) else [share(v) for v in value]
+        return (
+            pool.setdefault(value, value) if isinstance(value, str) else [share(v) for v in value]
+        )
 
     return [share(value) for value in values]

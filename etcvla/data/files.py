@@ -80,15 +80,25 @@ class RemotePath:
     def stamp(self) -> Stamp:
         """Size, and whatever the file system says of a file's version."""
         info = self.fs.info(self._key)
-        version = next((info[key] for key in ("etag", "ETag", "md5Hash", "mtime", "LastModified", "created")
-                        if info.get(key)), "")
+        version = next(
+            (
+                info[key]
+                for key in ("etag", "ETag", "md5Hash", "mtime", "LastModified", "created")
+                if info.get(key)
+            ),
+            "",
+        )
         return Stamp(int(info["size"]), str(version))
 
     def read_spans(self, spans: Sequence[Span]) -> list[bytes]:
         """The bytes of each span, by as few requests as is cheap, all under way at once."""
         merged = merge(spans)
-        data = self.fs.cat_ranges([self._key] * len(merged), [start for start, _ in merged],
-                                  [start + size for start, size in merged], on_error="raise")
+        data = self.fs.cat_ranges(
+            [self._key] * len(merged),
+            [start for start, _ in merged],
+            [start + size for start, size in merged],
+            on_error="raise",
+        )
         parts = [(start, part) for (start, _), part in zip(merged, data, strict=True)]
         return [_cut(parts, start, size) for start, size in spans]
 
@@ -117,11 +127,13 @@ class MappedFile:
     def __init__(self, path: Path):
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115, open as long as the map is
         self.size = self._file.seek(0, 2)
-        self._view = memoryview(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) if self.size else b"")
+        self._view = memoryview(
+            mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) if self.size else b""
+        )
 
     def read(self, spans: Sequence[Span]) -> list[memoryview]:
         """The bytes of each (offset, length); shorter where the file ends."""
-        return [self._view[start:start + size] for start, size in spans]
+        return [self._view[start : start + size] for start, size in spans]
 
     def peeker(self, origin: int) -> Callable[[int], bytes]:
         """A function of a place, counted from `origin`, to the four bytes there. They are read without mapping the page
@@ -160,7 +172,7 @@ def merge(spans: Sequence[Span], gap: int = GAP) -> list[Span]:
 
 def _cut(parts: Sequence[tuple[int, bytes]], start: int, size: int) -> bytes:
     first, data = next((first, data) for first, data in reversed(parts) if first <= start)
-    return data[start - first:start - first + size]
+    return data[start - first : start - first + size]
 
 
 def allow_open_files(count: int) -> None:

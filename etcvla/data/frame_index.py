@@ -46,10 +46,15 @@ class FrameIndex:
 def files_key(shards: Sequence[AnyPath]) -> dict:
     """What tells these files, as they are now, from others; for `cache.IndexCache`."""
     stamps = map_shards(stamp, shards, workers=1 if not isinstance(shards[0], RemotePath) else None)
-    return {"version": cache.VERSION, "shards": [[path.name, *mark] for path, mark in zip(shards, stamps, strict=True)]}
+    return {
+        "version": cache.VERSION,
+        "shards": [[path.name, *mark] for path, mark in zip(shards, stamps, strict=True)],
+    }
 
 
-def load_index(shards: Sequence[Shard], kept: cache.IndexCache, *, workers: int | None = None) -> FrameIndex:
+def load_index(
+    shards: Sequence[Shard], kept: cache.IndexCache, *, workers: int | None = None
+) -> FrameIndex:
     """The index of `shards`: the kept one, else built and kept. Damaged records are left out and noted.
 
     Args:
@@ -57,15 +62,29 @@ def load_index(shards: Sequence[Shard], kept: cache.IndexCache, *, workers: int 
     """
     found = kept.load("index")
     if found is None:
-        index = _merge(map_shards(_index_shard, shards, workers=workers, size=sum(shard.size for shard in shards)))
-        kept.save("index", [index.records, index.values, index.marks], columns=index.columns, damaged=index.damaged)
+        index = _merge(
+            map_shards(
+                _index_shard, shards, workers=workers, size=sum(shard.size for shard in shards)
+            )
+        )
+        kept.save(
+            "index",
+            [index.records, index.values, index.marks],
+            columns=index.columns,
+            damaged=index.damaged,
+        )
         return index
     about, (records, values, marks) = found
     return FrameIndex(about["columns"], records, values, marks, about["damaged"])
 
 
-def map_shards(function: Callable[[Any], T], shards: Sequence[AnyPath | Shard], *, workers: int | None = None,
-               size: int = 0) -> list[T]:
+def map_shards(
+    function: Callable[[Any], T],
+    shards: Sequence[AnyPath | Shard],
+    *,
+    workers: int | None = None,
+    size: int = 0,
+) -> list[T]:
     """[function(shard) for each path or open file], by several processes (threads for remote files) where that pays.
 
     Args:
@@ -78,13 +97,20 @@ def map_shards(function: Callable[[Any], T], shards: Sequence[AnyPath | Shard], 
     if workers == 1:
         return [function(path) for path in shards]
     with _pool(workers, remote) as pool:
-        return list(pool.map(function, shards, chunksize=1 if remote else max(1, len(shards) // (8 * workers))))
+        return list(
+            pool.map(
+                function, shards, chunksize=1 if remote else max(1, len(shards) // (8 * workers))
+            )
+        )
 
 
 def _pool(workers: int, remote: bool) -> Executor:
     # Spawned, as JAX's threads do not survive a fork.
-    return (ThreadPoolExecutor(workers) if remote else
-            ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")))
+    return (
+        ThreadPoolExecutor(workers)
+        if remote
+        else ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    )
 
 
 def check_crc(shard: Shard) -> list[tuple[int, str]]:
@@ -102,7 +128,9 @@ def _index_shard(shard: Shard) -> FrameIndex:
         try:
             features = locate_features(payload, shard.peeker(place))
         except (ValueError, IndexError, KeyError) as error:
-            damage.append(RecordError(shard.path, number, place, f"not a tf.train.Example ({error})"))
+            damage.append(
+                RecordError(shard.path, number, place, f"not a tf.train.Example ({error})")
+            )
             continue
         row = {}
         for name, value in features.items():
@@ -113,18 +141,36 @@ def _index_shard(shard: Shard) -> FrameIndex:
     values = np.full((len(rows), len(columns), 5), -1, np.int64)
     for e, row in enumerate(rows):
         values[e, list(row)] = list(row.values())
-    return FrameIndex(columns, np.array(records, np.int64).reshape(-1, 4), values, np.array(marks, np.int64),
-                      [str(error) for error in damage])
+    return FrameIndex(
+        columns,
+        np.array(records, np.int64).reshape(-1, 4),
+        values,
+        np.array(marks, np.int64),
+        [str(error) for error in damage],
+    )
 
 
 def _merge(parts: Sequence[FrameIndex]) -> FrameIndex:
-    columns = {name: k for k, name in enumerate(sorted({name for part in parts for name in part.columns}))}
+    columns = {
+        name: k for k, name in enumerate(sorted({name for part in parts for name in part.columns}))
+    }
     records = np.concatenate([part.records + [shard, 0, 0, 0] for shard, part in enumerate(parts)])
     values = np.full((len(records), len(columns), 5), -1, np.int64)
     first, first_mark = 0, 0
     for part in parts:
         last = first + len(part.records)
-        values[first:last, [columns[name] for name in part.columns]] = part.values + [0, 0, 0, 0, first_mark]
+        values[first:last, [columns[name] for name in part.columns]] = part.values + [
+            0,
+            0,
+            0,
+            0,
+            first_mark,
+        ]
         first, first_mark = last, first_mark + len(part.marks)
-    return FrameIndex(columns, records, values, np.concatenate([part.marks for part in parts]),
-                      [problem for part in parts for problem in part.damaged])
+    return FrameIndex(
+        columns,
+        records,
+        values,
+        np.concatenate([part.marks for part in parts]),
+        [problem for part in parts for problem in part.damaged],
+    )

@@ -60,8 +60,15 @@ class _Batches:
         return self.builder.rows([draws[row] for row in self.wanted], memory)
 
 
-def batches(builder: RowBuilder, *, start: int, rows: Sequence[int] | None = None, threads: int = 2, workers: int = 0,
-            prefetch: int = 4) -> Iterator[dict[str, np.ndarray]]:
+def batches(
+    builder: RowBuilder,
+    *,
+    start: int,
+    rows: Sequence[int] | None = None,
+    threads: int = 2,
+    workers: int = 0,
+    prefetch: int = 4,
+) -> Iterator[dict[str, np.ndarray]]:
     """Batches of steps `start`, `start` + 1, ... as fields of `etcvla.batch.SCHEMA`.
 
     Args:
@@ -71,9 +78,15 @@ def batches(builder: RowBuilder, *, start: int, rows: Sequence[int] | None = Non
         for most; processes are worth their memory where many cores would wait for the rest of a row.
     """
     dataset = grain.MapDataset.source(_Batches(builder, rows))[start:]
-    ahead = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch))
+    ahead = dataset.to_iter_dataset(
+        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+    )
     if workers:
-        if not flags.FLAGS.is_parsed():  # outside of absl's app; grain reads a flag of its own to start processes
+        if (
+            not flags.FLAGS.is_parsed()
+        ):  # outside of absl's app; grain reads a flag of its own to start processes
             flags.FLAGS.mark_as_parsed()
-        ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch))
+        ahead = ahead.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
+        )
     return iter(ahead)

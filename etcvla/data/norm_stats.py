@@ -17,7 +17,9 @@ MIN_SPREAD = 1e-6
 log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # by identity, so that what follows from one can be remembered
+@dataclasses.dataclass(
+    frozen=True, eq=False
+)  # by identity, so that what follows from one can be remembered
 class NormStats:
     """Statistics of one vector feature over all frames; each float32[A] in the feature's own units.
 
@@ -36,26 +38,39 @@ class NormStats:
 
     def constant(self, mode: str) -> np.ndarray:
         """bool[A]: the dimensions that `mode` leaves as they are because they do not vary."""
-        spread = {"quantile": self.q99 - self.q01, "zscore": self.std, "none": np.full_like(self.mean, np.inf)}
+        spread = {
+            "quantile": self.q99 - self.q01,
+            "zscore": self.std,
+            "none": np.full_like(self.mean, np.inf),
+        }
         if mode not in spread:
             raise ValueError(f"unknown normalisation {mode!r}: choose from {', '.join(spread)}")
         return spread[mode] < MIN_SPREAD
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and numbers, for JSON; `config_from_dict` is the inverse, without loss."""
-        return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(self).items()}
+        return {
+            name: value.tolist() if isinstance(value, np.ndarray) else value
+            for name, value in vars(self).items()
+        }
 
     @classmethod
     def config_from_dict(cls, fields: dict[str, Any]) -> NormStats:
         plain = {"count": int, "transform": str}
-        return cls(**{name: plain[name](value) if name in plain else np.asarray(value, np.float32)
-                      for name, value in fields.items()})
+        return cls(
+            **{
+                name: plain[name](value) if name in plain else np.asarray(value, np.float32)
+                for name, value in fields.items()
+            }
+        )
 
 
 VECTORS = ("action", "observation/state")
 
 
-def compute_norm_stats(dataset: Episodes, names: Sequence[str] = VECTORS, *, horizon: int = 1) -> dict[str, NormStats]:
+def compute_norm_stats(
+    dataset: Episodes, names: Sequence[str] = VECTORS, *, horizon: int = 1
+) -> dict[str, NormStats]:
     """Exact statistics of the dataset's vector features as they are learnt, by name.
 
     Dimensions that do not vary are logged. Of a dataset with damaged="skip", episodes with a value that is not finite
@@ -70,19 +85,29 @@ def compute_norm_stats(dataset: Episodes, names: Sequence[str] = VECTORS, *, hor
     for name in names:
         feature = dataset.feature(name)
         if feature.kind != "tensor" or feature.ragged:
-            raise ValueError(f"{name} of {dataset.directory} is no vector: it has no norm statistics")
+            raise ValueError(
+                f"{name} of {dataset.directory} is no vector: it has no norm statistics"
+            )
     usable, stats = finite_frames(dataset, names), {}
     for name in names:
         if name == "action" and adapter and adapter.relative:
-            chunks = (dataset.window(frame, name, horizon) for frame in np.flatnonzero(usable).tolist())
+            chunks = (
+                dataset.window(frame, name, horizon) for frame in np.flatnonzero(usable).tolist()
+            )
             values = np.concatenate([chunk[present] for chunk, present in chunks])
         else:
             values = dataset.column(name).reshape(dataset.num_frames, -1)[usable]
-        stats[name] = dataclasses.replace(stats_of(values), transform=adapter.digest if adapter else "")
+        stats[name] = dataclasses.replace(
+            stats_of(values), transform=adapter.digest if adapter else ""
+        )
         still = np.flatnonzero(stats[name].constant("quantile")).tolist()
         if still:
-            log.warning("%s of %s: dimensions %s do not vary between their 1 %% and 99 %% quantiles and are not scaled",
-                        name, dataset.directory, still)
+            log.warning(
+                "%s of %s: dimensions %s do not vary between their 1 %% and 99 %% quantiles and are not scaled",
+                name,
+                dataset.directory,
+                still,
+            )
     return stats
 
 
@@ -91,7 +116,15 @@ def stats_of(values: np.ndarray) -> NormStats:
     columns = []
     for dimension in range(values.shape[1]):
         x = values[:, dimension].astype(np.float64)
-        columns.append((x.mean(), x.std(), x.min(), x.max(), *np.quantile(x, [0.01, 0.99], overwrite_input=True)))
+        columns.append(
+            (
+                x.mean(),
+                x.std(),
+                x.min(),
+                x.max(),
+                *np.quantile(x, [0.01, 0.99], overwrite_input=True),
+            )
+        )
     names = ("mean", "std", "min", "max", "q01", "q99")
     table = np.array(columns, np.float32).reshape(-1, len(names)).T
     return NormStats(**dict(zip(names, table, strict=True)), count=len(values))
@@ -112,7 +145,7 @@ def finite_frames(dataset: Episodes, names: Sequence[str] = VECTORS) -> np.ndarr
         frames = np.flatnonzero(~np.isfinite(values).all(axis=1))
         for episode in np.unique(dataset.starts.searchsorted(frames, side="right") - 1).tolist():
             dataset.skip("episodes with values that are not finite", f"{name} of episode {episode}")
-            usable[dataset.starts[episode]:dataset.starts[episode + 1]] = False
+            usable[dataset.starts[episode] : dataset.starts[episode + 1]] = False
     return usable
 
 
@@ -123,9 +156,11 @@ def check_finite(dataset: Episodes, name: str, values: np.ndarray) -> None:
         frame, dimension = bad[0].tolist()
         episode, step = dataset.locate(frame)
         file, record, _ = dataset.where(episode)
-        raise ValueError(f"{name}[{dimension}] is {values[frame, dimension]} at episode {episode}, step {step} of "
-                         f"{dataset.directory}, split {dataset.split} ({file.name}, record {record}); "
-                         f"{len({row[0] for row in bad.tolist()})} frames are not finite")
+        raise ValueError(
+            f"{name}[{dimension}] is {values[frame, dimension]} at episode {episode}, step {step} of "
+            f"{dataset.directory}, split {dataset.split} ({file.name}, record {record}); "
+            f"{len({row[0] for row in bad.tolist()})} frames are not finite"
+        )
 
 
 def normalize(x: np.ndarray, stats: NormStats, mode: str) -> np.ndarray:
@@ -151,10 +186,14 @@ def _affine(stats: NormStats, mode: str, width: int) -> tuple[np.ndarray, np.nda
     """(shift, scale), float32[W] each, of y = (x - shift) / scale."""
     size, constant = len(stats.mean), stats.constant(mode)
     if width < size:
-        raise ValueError(f"a vector of width {width} cannot be normalised by statistics of width {size}")
+        raise ValueError(
+            f"a vector of width {width} cannot be normalised by statistics of width {size}"
+        )
     shift, scale = np.zeros(width, np.float32), np.ones(width, np.float32)
     if mode != "none":
-        centre, half = {"quantile": ((stats.q01 + stats.q99) / 2, (stats.q99 - stats.q01) / 2),
-                        "zscore": (stats.mean, stats.std)}[mode]
+        centre, half = {
+            "quantile": ((stats.q01 + stats.q99) / 2, (stats.q99 - stats.q01) / 2),
+            "zscore": (stats.mean, stats.std),
+        }[mode]
         shift[:size], scale[:size] = np.where(constant, 0, centre), np.where(constant, 1, half)
     return shift, scale

@@ -46,13 +46,17 @@ class Plan:
         for stream in streams:
             schedule.check_schedule(stream.weight, f"streams.{stream.name}.weight")
         progress = np.arange(steps) / max(steps - 1, 1)
-        weights = np.stack([schedule.value_at(s.weight, progress, np) for s in streams], axis=1).astype(np.float64)
+        weights = np.stack(
+            [schedule.value_at(s.weight, progress, np) for s in streams], axis=1
+        ).astype(np.float64)
         total = weights.sum(axis=1, keepdims=True)
         if not (total > 0).all():
             raise ValueError(f"streams: all weights are 0 at step {int(np.argmin(total > 0))}")
         weights /= total
         counts = apportion(weights, batch_size)
-        return cls(tuple(streams), batch_size, seed, weights, counts, np.cumsum(counts, axis=0) - counts)
+        return cls(
+            tuple(streams), batch_size, seed, weights, counts, np.cumsum(counts, axis=0) - counts
+        )
 
     @property
     def steps(self) -> int:
@@ -85,6 +89,7 @@ class Plan:
             block = int(index_shuffle(block, max_index=blocks - 1, seed=seed, rounds=4))
         return (block * together + inside + epoch * (together > 1)) % size
 
+
 _WHOLE = 1e-9  # so far from a whole number, a quota is whole
 
 
@@ -105,18 +110,26 @@ def apportion(weights: np.ndarray, batch_size: int) -> np.ndarray:
       weights: float[steps, streams], rows sum to 1.
     Returns: int64[steps, streams], rows sum to batch_size.
     """
-    rate = weights.astype(np.longdouble)  # sums over a run of many steps must still tell a whole number
+    rate = weights.astype(
+        np.longdouble
+    )  # sums over a run of many steps must still tell a whole number
     rate *= batch_size / rate.sum(axis=1, keepdims=True)
     quota = np.cumsum(rate, axis=0)
-    floor = np.floor(quota + _WHOLE).astype(np.int64)  # sums of shares that should be whole must not fall short
+    floor = np.floor(quota + _WHOLE).astype(
+        np.int64
+    )  # sums of shares that should be whole must not fall short
     deadline = np.stack(list(map(_whole_again, quota.T, rate.T, floor.T)), axis=1)
     drawn = floor.copy()
     # Where quotas are whole, all have drawn theirs: only the steps between need one after another.
-    for step in np.flatnonzero(floor.sum(axis=1) != batch_size * np.arange(1, len(floor) + 1)).tolist():
+    for step in np.flatnonzero(
+        floor.sum(axis=1) != batch_size * np.arange(1, len(floor) + 1)
+    ).tolist():
         before = drawn[step - 1] if step else np.zeros_like(drawn[0])
         drawn[step] = np.maximum(floor[step], before)
         extra = batch_size - int((drawn[step] - before).sum())
-        closed = (drawn[step] > floor[step]) | (quota[step] < floor[step] + _WHOLE)  # rounded up, or nothing to round
+        closed = (drawn[step] > floor[step]) | (
+            quota[step] < floor[step] + _WHOLE
+        )  # rounded up, or nothing to round
         drawn[step, np.lexsort((deadline[step], closed))[:extra]] += 1
     return np.diff(drawn, axis=0, prepend=0)
 

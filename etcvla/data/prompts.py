@@ -53,13 +53,19 @@ FORMATS = {
     # openpi's three tokenizers. pi0 has the state as a token of the expert's (pi0.5 without it: nowhere).
     "pi0": Format("{task}\n"),
     "pi05": Format("Task: {task}, State: {state};\nAction: "),
-    "pi0_fast": Format("Task: {task}, State: {state};\n", opening="Action: ", closing="|", lower=True),
+    "pi0_fast": Format(
+        "Task: {task}, State: {state};\n", opening="Action: ", closing="|", lower=True
+    ),
     # pi0.5 acts on the subtask that it wrote, not on the task (arXiv 2504.16054); its question is not published: this
     # is the one that its released weights were found to answer.
-    "pi05_subtask": Format("Task: {subtask}, State: {state};\nAction: ", subtask="Task: {task}. Subtask: "),
+    "pi05_subtask": Format(
+        "Task: {subtask}, State: {state};\nAction: ", subtask="Task: {task}. Subtask: "
+    ),
     # Ours, on both: the action's prompt begins with the subtask's.
-    "subtask": Format("Task: {task}, State: {state};\nSubtask: {subtask};\nAction: ",
-                      subtask="Task: {task}, State: {state};\nSubtask: "),
+    "subtask": Format(
+        "Task: {task}, State: {state};\nSubtask: {subtask};\nAction: ",
+        subtask="Task: {task}, State: {state};\nSubtask: ",
+    ),
 }
 
 
@@ -74,8 +80,15 @@ def question(tokenizer: Tokenizer, text: str, answer: str | None = None) -> Segm
     return Segment(prompt, [] if answer is None else tokenizer.encode(answer, eos=True))
 
 
-def action(tokenizer: Tokenizer, task: str, *, prompt: str, state: np.ndarray | None = None,
-           subtask: str | None = None, fast: Sequence[int] | None = None) -> Segment:
+def action(
+    tokenizer: Tokenizer,
+    task: str,
+    *,
+    prompt: str,
+    state: np.ndarray | None = None,
+    subtask: str | None = None,
+    fast: Sequence[int] | None = None,
+) -> Segment:
     """What a robot is told and, where the backbone learns actions, their FAST tokens.
 
     Args:
@@ -87,45 +100,75 @@ def action(tokenizer: Tokenizer, task: str, *, prompt: str, state: np.ndarray | 
     Raises ValueError for an unknown format, or one that speaks of a state or a subtask that is not given.
     """
     form = find_format(prompt)
-    told = _told(tokenizer, prompt, task, subtask) if state is None else tokenizer.encode(
-        _fill(form.prompt, prompt, task, state, subtask), bos=True)
-    target = [] if fast is None else [*tokenizer.encode(form.opening), *tokenizer.action_ids(fast),
-                                      *tokenizer.encode(form.closing, eos=True)]
+    told = (
+        _told(tokenizer, prompt, task, subtask)
+        if state is None
+        else tokenizer.encode(_fill(form.prompt, prompt, task, state, subtask), bos=True)
+    )
+    target = (
+        []
+        if fast is None
+        else [
+            *tokenizer.encode(form.opening),
+            *tokenizer.action_ids(fast),
+            *tokenizer.encode(form.closing, eos=True),
+        ]
+    )
     return Segment(list(told), target)
 
 
 @functools.lru_cache(4096)  # instructions repeat at every step of an episode, and in most episodes
 def _told(tokenizer: Tokenizer, prompt: str, task: str, subtask: str | None) -> tuple[int, ...]:
-    return tuple(tokenizer.encode(_fill(find_format(prompt).prompt, prompt, task, None, subtask), bos=True))
+    return tuple(
+        tokenizer.encode(_fill(find_format(prompt).prompt, prompt, task, None, subtask), bos=True)
+    )
 
 
-def subtask(tokenizer: Tokenizer, task: str, *, prompt: str, state: np.ndarray | None = None,
-            answer: str | None = None) -> Segment:
+def subtask(
+    tokenizer: Tokenizer,
+    task: str,
+    *,
+    prompt: str,
+    state: np.ndarray | None = None,
+    answer: str | None = None,
+) -> Segment:
     """Asks what to do now, and in training says it; arguments and errors as of `action`.
 
     Raises ValueError for a format without subtasks.
     """
     form = find_format(prompt)
     if not form.subtask:
-        raise ValueError(f"prompt {prompt!r} has no subtasks; those with: "
-                         f"{', '.join(name for name, other in FORMATS.items() if other.subtask)}")
+        raise ValueError(
+            f"prompt {prompt!r} has no subtasks; those with: "
+            f"{', '.join(name for name, other in FORMATS.items() if other.subtask)}"
+        )
     text = _fill(form.subtask, prompt, task, state, None)
-    return Segment(tokenizer.encode(text, bos=True), [] if answer is None else tokenizer.encode(answer, eos=True))
+    return Segment(
+        tokenizer.encode(text, bos=True),
+        [] if answer is None else tokenizer.encode(answer, eos=True),
+    )
 
 
 def read_action(tokenizer: Tokenizer, ids: Iterable[int], *, prompt: str) -> list[int]:
     """FAST tokens of what the model wrote; [], which decodes to no chunk, where it began with something else."""
     opening, ids = tokenizer.encode(find_format(prompt).opening), list(map(int, ids))
-    if ids[:len(opening)] != opening:
+    if ids[: len(opening)] != opening:
         return []
-    return tokenizer.action_tokens(list(itertools.takewhile(tokenizer.layout.action.holds, ids[len(opening):])))
+    return tokenizer.action_tokens(
+        list(itertools.takewhile(tokenizer.layout.action.holds, ids[len(opening) :]))
+    )
 
 
 def action_vocabulary(tokenizer: Tokenizer, *, prompt: str, fast_vocab: int) -> list[int]:
     """The ids that an action's text is made of, to decode nothing else: sorted, `eos` among them."""
     form = find_format(prompt)
-    return sorted({*tokenizer.encode(form.opening), *tokenizer.encode(form.closing, eos=True),
-                   *tokenizer.action_ids(range(fast_vocab))})
+    return sorted(
+        {
+            *tokenizer.encode(form.opening),
+            *tokenizer.encode(form.closing, eos=True),
+            *tokenizer.action_ids(range(fast_vocab)),
+        }
+    )
 
 
 def state_bins(state: np.ndarray) -> str:
@@ -134,7 +177,9 @@ def state_bins(state: np.ndarray) -> str:
     return " ".join(str(i) for i in np.digitize(state, edges) - 1)
 
 
-def _fill(template: str, name: str, task: str, state: np.ndarray | None, subtask: str | None) -> str:
+def _fill(
+    template: str, name: str, task: str, state: np.ndarray | None, subtask: str | None
+) -> str:
     known = {"task": _clean(task, FORMATS[name].lower)}
     if state is not None:
         known["state"] = state_bins(state)
@@ -143,7 +188,9 @@ def _fill(template: str, name: str, task: str, state: np.ndarray | None, subtask
     try:
         return template.format(**known)
     except KeyError as error:
-        raise ValueError(f"prompt {name!r} speaks of the {error.args[0]}, and none was given") from None
+        raise ValueError(
+            f"prompt {name!r} speaks of the {error.args[0]}, and none was given"
+        ) from None
 
 
 def _clean(text: str, lower: bool) -> str:

@@ -67,7 +67,7 @@ def read_varint(buffer: Buffer, position: int) -> tuple[int, int]:
 def read_element(data: Buffer, mark: int = 0) -> Buffer:
     """The element of a list of bytes whose length prefix lies at `mark`."""
     size, start = read_varint(data, mark)
-    return data[start:start + size]
+    return data[start : start + size]
 
 
 def read_floats(data: Buffer) -> np.ndarray:
@@ -88,7 +88,9 @@ def read_ints(data: Buffer) -> np.ndarray:
     return np.bitwise_or.reduceat(bits, begins).view(np.int64)
 
 
-def locate_features(buffer: Buffer, peek: Callable[[int], bytes] | None = None) -> dict[str, Values]:
+def locate_features(
+    buffer: Buffer, peek: Callable[[int], bytes] | None = None
+) -> dict[str, Values]:
     """Where each feature of a tf.train.Example lies.
 
     Args:
@@ -116,7 +118,9 @@ def _fields(buffer: Buffer, position: int, end: int) -> Iterator[tuple[int, int,
         position += size
 
 
-def _locate(buffer: Buffer, start: int, end: int, peek: Callable[[int], bytes] | None, *, is_lengths: bool) -> Values:
+def _locate(
+    buffer: Buffer, start: int, end: int, peek: Callable[[int], bytes] | None, *, is_lengths: bool
+) -> Values:
     spans = list(_fields(buffer, start, end))
     if not spans:
         return Values(0, start, 0, 0, [])
@@ -134,11 +138,13 @@ def _locate(buffer: Buffer, start: int, end: int, peek: Callable[[int], bytes] |
     return Values(kind, start, end - start, int(count), [])
 
 
-def _element_marks(buffer: Buffer, position: int, end: int, peek: Callable[[int], bytes] | None) -> list[int]:
+def _element_marks(
+    buffer: Buffer, position: int, end: int, peek: Callable[[int], bytes] | None
+) -> list[int]:
     # The inner loop of indexing: lengths of up to three bytes, which nearly all texts and images have, without a call.
     marks, size = [], 0
     while position < end:
-        head = buffer[position:position + 4] if size < FAR or peek is None else peek(position)
+        head = buffer[position : position + 4] if size < FAR or peek is None else peek(position)
         if head[0] != 10:
             raise ValueError(f"a list of bytes holds something else at byte {position}")
         position += 1
@@ -165,5 +171,7 @@ def _packed(buffer: Buffer, start: int, end: int) -> tuple[int, int]:
         return start, end
     size, first = read_varint(buffer, start + 1)
     if buffer[start] != 10 or first + size != end:
-        raise ValueError(f"numbers at byte {start} are not one packed list, as TensorFlow writes them")
+        raise ValueError(
+            f"numbers at byte {start} are not one packed list, as TensorFlow writes them"
+        )
     return first, end

@@ -25,7 +25,16 @@ from etcvla.data.cache import IndexCache, cache_folders
 from etcvla.data.episodes import NOTHING, Episodes, Later, is_vector
 from etcvla.data.files import RemotePath, Span, allow_open_files, as_path
 from etcvla.data.frame_index import check_crc, files_key, load_index, map_shards
-from etcvla.data.records import BYTES, FLOATS, INTS, Buffer, RecordError, read_element, read_floats, read_ints
+from etcvla.data.records import (
+    BYTES,
+    FLOATS,
+    INTS,
+    Buffer,
+    RecordError,
+    read_element,
+    read_floats,
+    read_ints,
+)
 from etcvla.data.rlds_layout import Feature, find_shards, find_version, read_features, shard_lengths
 from etcvla.data.shards import open_shard
 from etcvla.names import lookup
@@ -46,8 +55,16 @@ class RLDSDataset(Episodes):
       skipped: how many records, episodes and frames were left out, by what is wrong with them.
     """
 
-    def __init__(self, directory: str | os.PathLike, split: str = "train", *, cache_dir: str | Path | None = None,
-                 verify_crc: bool = False, damaged: str = "raise", episodes: Sequence[int] | None = None):
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        split: str = "train",
+        *,
+        cache_dir: str | Path | None = None,
+        verify_crc: bool = False,
+        damaged: str = "raise",
+        episodes: Sequence[int] | None = None,
+    ):
         """Opens the split; the first time, builds its frame index and keeps it.
 
         Args:
@@ -64,7 +81,12 @@ class RLDSDataset(Episodes):
           RecordError: a record is truncated or damaged, or an episode is empty or does not match features.json.
         """
         lookup(DAMAGED, damaged, "data.on_damaged")
-        self._arguments = {"split": split, "cache_dir": cache_dir, "damaged": damaged, "episodes": episodes}
+        self._arguments = {
+            "split": split,
+            "cache_dir": cache_dir,
+            "damaged": damaged,
+            "episodes": episodes,
+        }
         self.directory, self.split, self.damaged = find_version(as_path(directory)), split, damaged
         self.features, self._metadata = read_features(self.directory)
         self._paths = find_shards(self.directory, split)
@@ -84,19 +106,37 @@ class RLDSDataset(Episodes):
             self._leave_out(~np.isin(self._records, self._bad_crc()))
         self.number(self._episode_lengths())
         whole = len(self._records) == len(self._index.records)
-        self.cache = kept if whole else kept.below(hashlib.sha256(self._records.tobytes()).hexdigest()[:16])
+        self.cache = (
+            kept if whole else kept.below(hashlib.sha256(self._records.tobytes()).hexdigest()[:16])
+        )
 
     def __reduce__(self):
-        return functools.partial(RLDSDataset, self.directory, **self._arguments, verify_crc=False), ()
+        return functools.partial(
+            RLDSDataset, self.directory, **self._arguments, verify_crc=False
+        ), ()
 
-    def steps(self, episode: int, start: int, stop: int, names: Sequence[str],
-              into: Mapping[str, np.ndarray] = NOTHING, later: Later | None = None) -> dict[str, np.ndarray | list]:
+    def steps(
+        self,
+        episode: int,
+        start: int,
+        stop: int,
+        names: Sequence[str],
+        into: Mapping[str, np.ndarray] = NOTHING,
+        later: Later | None = None,
+    ) -> dict[str, np.ndarray | list]:
         """As of `Episodes`: images uint8[H, W, 3], texts str, tensors dtype[shape]; by one look at the file."""
         features = [self.feature(name) for name in names]
-        return dict(zip(names, self._read(features, episode, start, stop, into, later), strict=True))
+        return dict(
+            zip(names, self._read(features, episode, start, stop, into, later), strict=True)
+        )
 
-    def frames(self, frames: Sequence[int], names: Sequence[str], into: Mapping[str, Sequence[np.ndarray]] = NOTHING,
-               later: Sequence[Later] | None = None) -> list[dict[str, Any]]:
+    def frames(
+        self,
+        frames: Sequence[int],
+        names: Sequence[str],
+        into: Mapping[str, Sequence[np.ndarray]] = NOTHING,
+        later: Sequence[Later] | None = None,
+    ) -> list[dict[str, Any]]:
         """As of `Episodes`; what is a vector, a text or an image is found for all frames at once."""
         kept = {name: column for name in names if (column := self.kept(name)) is not None}
         rest = [self.feature(name) for name in names if name not in kept]
@@ -105,7 +145,14 @@ class RLDSDataset(Episodes):
         episodes, steps = self.locate_all(frames)
         found = []
         for i, (frame, episode, step, *elements) in enumerate(
-                zip(frames, episodes.tolist(), steps.tolist(), *self._elements(rest, episodes, steps), strict=True)):
+            zip(
+                frames,
+                episodes.tolist(),
+                steps.tolist(),
+                *self._elements(rest, episodes, steps),
+                strict=True,
+            )
+        ):
             facts = {name: column[frame] for name, column in kept.items()}
             for feature, element in zip(rest, elements, strict=True):
                 buffer = into[feature.name][i] if feature.name in into else None
@@ -118,26 +165,37 @@ class RLDSDataset(Episodes):
             found.append(facts)
         return found
 
-    def _elements(self, features: Sequence[Feature], episodes: np.ndarray, steps: np.ndarray) -> list[list[Buffer]]:
+    def _elements(
+        self, features: Sequence[Feature], episodes: np.ndarray, steps: np.ndarray
+    ) -> list[list[Buffer]]:
         """What features that have one byte string a step hold at some steps: a list a feature."""
         records, spans = self._records[episodes], []
         for feature in features:
             kind, start, size, count, mark = self._places(feature.path, records).T
             for bad in np.flatnonzero(kind != BYTES).tolist():
-                self._read([feature], int(episodes[bad]), int(steps[bad]), int(steps[bad]) + 1)  # which says why
+                self._read(
+                    [feature], int(episodes[bad]), int(steps[bad]), int(steps[bad]) + 1
+                )  # which says why
             begin = self._index.marks[mark + steps]
             after = self._index.marks[np.minimum(mark + steps + 1, len(self._index.marks) - 1)]
             end = np.where(steps + 1 < count, after - 1, start + size)
             spans.append(np.stack([begin, end - begin], axis=1).tolist())
         shards, _, places, _ = self._index.records[records].T.tolist()
-        read = [map(read_element, self._shards[shard].read(place, of))
-                for shard, place, *of in zip(shards, places, *spans, strict=True)]
+        read = [
+            map(read_element, self._shards[shard].read(place, of))
+            for shard, place, *of in zip(shards, places, *spans, strict=True)
+        ]
         return [list(of) for of in zip(*read, strict=True)]
 
     def column(self, name: str) -> np.ndarray | list:
         """As of `Episodes`."""
         feature = self.feature(name)
-        if self.kept(name) is None and is_vector(feature) and feature.is_plain and not self.whole_records:
+        if (
+            self.kept(name) is None
+            and is_vector(feature)
+            and feature.is_plain
+            and not self.whole_records
+        ):
             places = self._places(feature.path)
             if (places[:, 0] == FLOATS).all():
                 return self._keep(name, self._all_floats(feature, places))
@@ -149,7 +207,13 @@ class RLDSDataset(Episodes):
         parts: list[Buffer] = [b""] * len(places)
         for shard in np.unique(shards).tolist():
             episodes = np.flatnonzero(shards == shard).tolist()
-            spans = list(zip((payloads + places[:, 1])[episodes].tolist(), places[episodes, 2].tolist(), strict=True))
+            spans = list(
+                zip(
+                    (payloads + places[:, 1])[episodes].tolist(),
+                    places[episodes, 2].tolist(),
+                    strict=True,
+                )
+            )
             for episode, part in zip(episodes, self._shards[shard].read(0, spans), strict=True):
                 parts[episode] = part
         return read_floats(b"".join(parts)).astype(feature.dtype).reshape(-1, *feature.shape)
@@ -157,8 +221,11 @@ class RLDSDataset(Episodes):
     def metadata(self, episode: int) -> dict[str, Any]:
         """All that is said of an episode as a whole: texts str, tensors dtype[shape], lists where ragged. Names are
         those on disk without "episode_metadata/"."""
-        return {name: self._metadatum(feature, episode) for name, feature in self._metadata.items()
-                if feature.kind != "other"}
+        return {
+            name: self._metadatum(feature, episode)
+            for name, feature in self._metadata.items()
+            if feature.kind != "other"
+        }
 
     def where(self, episode: int) -> tuple[Path, int, int]:
         """(file, record in it, byte offset) of an episode."""
@@ -168,7 +235,13 @@ class RLDSDataset(Episodes):
     def skip(self, reason: str, problem: Exception | str) -> None:
         """Counts one thing that is left out because it is damaged, once; the first of a kind is logged."""
         if not self.skipped[reason]:
-            log.warning("%s, split %s: %s are left out, the first: %s", self.directory, self.split, reason, problem)
+            log.warning(
+                "%s, split %s: %s are left out, the first: %s",
+                self.directory,
+                self.split,
+                reason,
+                problem,
+            )
         self.skipped[reason] += str(problem) not in self._known_damage
         self._known_damage.add(str(problem))
 
@@ -181,12 +254,25 @@ class RLDSDataset(Episodes):
         stored = self._values(feature, feature.count_path, episode)[3]
         count = stored if feature.list_paths or not feature.width else stored // feature.width
         if not feature.ragged and feature.width and stored != feature.width:
-            raise RecordError(*self.where(episode), f"{feature.path} has {stored} values instead of {feature.width}")
-        return self._read([feature], episode, 0, count)[0] if feature.ragged else (
-            self._read([feature], episode, 0, 1)[0][0])
+            raise RecordError(
+                *self.where(episode),
+                f"{feature.path} has {stored} values instead of {feature.width}",
+            )
+        return (
+            self._read([feature], episode, 0, count)[0]
+            if feature.ragged
+            else (self._read([feature], episode, 0, 1)[0][0])
+        )
 
-    def _read(self, features: Sequence[Feature], episode: int, start: int, stop: int,
-              into: Mapping[str, np.ndarray] = NOTHING, later: Later | None = None) -> list[np.ndarray | list]:
+    def _read(
+        self,
+        features: Sequence[Feature],
+        episode: int,
+        start: int,
+        stop: int,
+        into: Mapping[str, np.ndarray] = NOTHING,
+        later: Later | None = None,
+    ) -> list[np.ndarray | list]:
         """Entries start .. stop of the outermost list of each feature, by one look at the file.
 
         An array where the feature is a tensor and no list. Of a dataset without steps a list has all values of the one.
@@ -195,12 +281,18 @@ class RLDSDataset(Episodes):
         wanted = []
         for feature in features:
             column = self._values(feature, feature.values_path, episode)
-            bounds = [(start, stop)] if feature.is_plain else self._bounds(feature, episode, start, stop)
-            wanted.append((feature, column, bounds, self._span(feature, episode, column, *bounds[-1])))
+            bounds = (
+                [(start, stop)] if feature.is_plain else self._bounds(feature, episode, start, stop)
+            )
+            wanted.append(
+                (feature, column, bounds, self._span(feature, episode, column, *bounds[-1]))
+            )
         data = self._shards[shard].read(place, [span for *_, span in wanted])
         found = []
         for (feature, column, bounds, _), part in zip(wanted, data, strict=True):
-            values = self._parse(feature, episode, column, *bounds[-1], part, into.get(feature.name), later)
+            values = self._parse(
+                feature, episode, column, *bounds[-1], part, into.get(feature.name), later
+            )
             found.append(values if feature.is_plain else self._nest(feature, bounds, values))
         return found
 
@@ -212,41 +304,60 @@ class RLDSDataset(Episodes):
             stop = stop if feature.list_paths else stop // max(1, feature.width)
         for path in feature.list_paths:
             mark = self._values(feature, path, episode)[4]
-            found.append(self._index.marks[mark + start:mark + stop + 1].tolist())
+            found.append(self._index.marks[mark + start : mark + stop + 1].tolist())
             start, stop = found[-1][0], found[-1][-1]
         return [*found, (start, stop)]
 
     def _nest(self, feature: Feature, bounds: list, values: np.ndarray | list) -> np.ndarray | list:
         for splits in reversed(bounds[:-1]):
-            values = [values[a - splits[0]:b - splits[0]] for a, b in itertools.pairwise(splits)]
+            values = [values[a - splits[0] : b - splits[0]] for a, b in itertools.pairwise(splits)]
         return [values] if not feature.in_steps and feature.ragged and feature.is_step else values
 
-    def _span(self, feature: Feature, episode: int, column: Sequence[int], first: int, last: int) -> Span:
+    def _span(
+        self, feature: Feature, episode: int, column: Sequence[int], first: int, last: int
+    ) -> Span:
         """The bytes of the payload that hold flat values first .. last of a column, as of `_values`."""
         kind, start, size, count, mark = column
         if count and (kind == BYTES) != (feature.encoding != "none"):
-            raise RecordError(*self.where(episode), f"{feature.path} does not hold what features.json says")
+            raise RecordError(
+                *self.where(episode), f"{feature.path} does not hold what features.json says"
+            )
         if kind == BYTES and first < last:
             begin = int(self._index.marks[mark + first])
-            return begin, (int(self._index.marks[mark + last]) - 1 if last < count else start + size) - begin
+            return begin, (
+                int(self._index.marks[mark + last]) - 1 if last < count else start + size
+            ) - begin
         if kind == FLOATS and feature.width:
             return start + 4 * feature.width * first, 4 * feature.width * (last - first)
         return start, size
 
-    def _parse(self, feature: Feature, episode: int, column: Sequence[int], first: int, last: int, data: Buffer,
-               into: np.ndarray | None, later: Later | None) -> np.ndarray | list:
+    def _parse(
+        self,
+        feature: Feature,
+        episode: int,
+        column: Sequence[int],
+        first: int,
+        last: int,
+        data: Buffer,
+        into: np.ndarray | None,
+        later: Later | None,
+    ) -> np.ndarray | list:
         """Flat values first .. last of a column, from the bytes of their span; images in `into` if they fit, and
         `later` if they are known to."""
         kind, *_, mark = column
         if feature.encoding != "none":
             places = [0]
             if last - first != 1:
-                marks = self._index.marks[mark + first:mark + last]
+                marks = self._index.marks[mark + first : mark + last]
                 places = (marks - marks[:1]).tolist()
             elements = [read_element(data, place) for place in places]
             fits = into is not None and len(into) == len(elements)
-            jobs = [functools.partial(self._decode, feature, episode, first + i, element, into[i] if fits else None)
-                    for i, element in enumerate(elements)]
+            jobs = [
+                functools.partial(
+                    self._decode, feature, episode, first + i, element, into[i] if fits else None
+                )
+                for i, element in enumerate(elements)
+            ]
             if fits and later is not None and feature.shape == into.shape[1:]:
                 later += jobs
                 return into
@@ -256,10 +367,12 @@ class RLDSDataset(Episodes):
         if not feature.width:
             return feature.shaped(numbers.astype(feature.dtype))[None]
         if kind != FLOATS:
-            numbers = numbers[feature.width * first:feature.width * last]
+            numbers = numbers[feature.width * first : feature.width * last]
         return numbers.astype(feature.dtype).reshape(last - first, *feature.shape)
 
-    def _decode(self, feature: Feature, episode: int, number: int, data: Buffer, buffer: np.ndarray | None) -> Any:
+    def _decode(
+        self, feature: Feature, episode: int, number: int, data: Buffer, buffer: np.ndarray | None
+    ) -> Any:
         try:
             return feature.decode(data, buffer)
         except Exception as error:  # damaged data fails in as many ways as there are decoders
@@ -269,11 +382,17 @@ class RLDSDataset(Episodes):
     def _values(self, feature: Feature, path: str, episode: int) -> list[int]:
         """(kind, start, size, count, first mark) of a column in an episode."""
         if feature.kind == "other":
-            raise ValueError(f"{feature.path} of {self.directory} is of a structure that cannot be read")
+            raise ValueError(
+                f"{feature.path} of {self.directory} is of a structure that cannot be read"
+            )
         column = self._index.columns.get(path)
-        found = [-1] if column is None else self._index.values[self._records[episode], column].tolist()
+        found = (
+            [-1] if column is None else self._index.values[self._records[episode], column].tolist()
+        )
         if found[0] < 0:
-            raise RecordError(*self.where(episode), f"{path} is missing, though features.json has it")
+            raise RecordError(
+                *self.where(episode), f"{path} is missing, though features.json has it"
+            )
         return found
 
     def _places(self, path: str, records: np.ndarray | None = None) -> np.ndarray:
@@ -296,13 +415,22 @@ class RLDSDataset(Episodes):
                 kinds, counts = self._places(feature.count_path)[:, [0, 3]].T
                 width = 1 if feature.ragged else feature.width
                 lengths = np.where((lengths < 0) & (kinds >= 0), counts // width, lengths)
-                good &= self._demand((kinds < 0) | (counts == lengths * width), good, feature,
-                                     "disagrees with the other features' steps")
+                good &= self._demand(
+                    (kinds < 0) | (counts == lengths * width),
+                    good,
+                    feature,
+                    "disagrees with the other features' steps",
+                )
             if feature.list_paths and feature.width:
                 good &= self._check_lists(feature, good)
         for episode in np.flatnonzero(good & (lengths < 1)).tolist():
-            self._skip("empty episodes", RecordError(*self.where(episode), f"episode {episode} has no steps; leave it "
-                                                                           "out by episodes= or damaged=\"skip\""))
+            self._skip(
+                "empty episodes",
+                RecordError(
+                    *self.where(episode),
+                    f'episode {episode} has no steps; leave it out by episodes= or damaged="skip"',
+                ),
+            )
         good &= lengths > 0
         self._leave_out(good)
         if not len(self._records):
@@ -316,14 +444,22 @@ class RLDSDataset(Episodes):
             stored = lengths[:, 0] == INTS
             total = self._index.marks[np.where(stored, lengths[:, 4] + lengths[:, 3], 0)]
             width = feature.width if inner == feature.values_path else 1
-            good = good & self._demand(~stored | (entries == total * width), good, feature,
-                                       "has other values than its row lengths say")
+            good = good & self._demand(
+                ~stored | (entries == total * width),
+                good,
+                feature,
+                "has other values than its row lengths say",
+            )
         return good
 
-    def _demand(self, fits: np.ndarray, good: np.ndarray, feature: Feature, problem: str) -> np.ndarray:
+    def _demand(
+        self, fits: np.ndarray, good: np.ndarray, feature: Feature, problem: str
+    ) -> np.ndarray:
         for episode in np.flatnonzero(good & ~fits).tolist():
-            self._skip("episodes that do not fit features.json",
-                       RecordError(*self.where(episode), f"{feature.path} {problem}"))
+            self._skip(
+                "episodes that do not fit features.json",
+                RecordError(*self.where(episode), f"{feature.path} {problem}"),
+            )
         return fits
 
     def _leave_out(self, good: np.ndarray) -> None:
@@ -332,9 +468,16 @@ class RLDSDataset(Episodes):
     def _bad_crc(self) -> np.ndarray:
         """Records whose payload does not match its checksum."""
         found = map_shards(check_crc, self._shards, workers=self._near)
-        problems = {(shard, number): problem for shard, damage in enumerate(found) for number, problem in damage}
-        bad = {i: problems[key] for i, key in enumerate(map(tuple, self._index.records[:, :2].tolist()))
-               if key in problems}
+        problems = {
+            (shard, number): problem
+            for shard, damage in enumerate(found)
+            for number, problem in damage
+        }
+        bad = {
+            i: problems[key]
+            for i, key in enumerate(map(tuple, self._index.records[:, :2].tolist()))
+            if key in problems
+        }
         for problem in bad.values():
             self._skip("damaged records", problem)
         return np.array(sorted(bad), np.int64)
@@ -349,9 +492,13 @@ class RLDSDataset(Episodes):
         expected = shard_lengths(self.directory, self.split)
         found = np.bincount(self._index.records[:, 0], minlength=len(self._paths)).tolist()
         if expected not in (None, found):
-            self._skip("incomplete files", ValueError(
-                f"{self.directory}, split {self.split}: the files hold {found} episodes, dataset_info.json says "
-                f"{expected}: incomplete copy?"))
+            self._skip(
+                "incomplete files",
+                ValueError(
+                    f"{self.directory}, split {self.split}: the files hold {found} episodes, dataset_info.json says "
+                    f"{expected}: incomplete copy?"
+                ),
+            )
 
 
 def _select(total: int, episodes: Sequence[int] | None) -> np.ndarray:
@@ -359,7 +506,9 @@ def _select(total: int, episodes: Sequence[int] | None) -> np.ndarray:
         return np.arange(total)
     selected = np.asarray(episodes, np.int64).reshape(-1)
     if len(selected) and (selected.min() < 0 or selected.max() >= total):
-        raise IndexError(f"episodes {selected.min()} .. {selected.max()} asked for, the split has 0 .. {total - 1}")
+        raise IndexError(
+            f"episodes {selected.min()} .. {selected.max()} asked for, the split has 0 .. {total - 1}"
+        )
     return selected
 
 
@@ -380,7 +529,11 @@ def _brief(value: Any) -> str:
     if isinstance(value, np.ndarray) and value.ndim == 3 and value.dtype == np.uint8:
         return "mean RGB " + " ".join(f"{mean:.0f}" for mean in value.mean((0, 1)))
     value = value.item() if isinstance(value, np.generic) else value
-    text = np.array2string(value, precision=3, threshold=8) if isinstance(value, np.ndarray) else repr(value)
+    text = (
+        np.array2string(value, precision=3, threshold=8)
+        if isinstance(value, np.ndarray)
+        else repr(value)
+    )
     text = " ".join(text.split())
     return text if len(text) < 60 else text[:57] + "..."
 
@@ -389,10 +542,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Print what an RLDS dataset holds.")
     parser.add_argument("directory", help="version folder of the dataset, or its parent")
     parser.add_argument("--split", default="train")
-    parser.add_argument("--cache_dir", help="where the frame index is kept (default: beside the data)")
+    parser.add_argument(
+        "--cache_dir", help="where the frame index is kept (default: beside the data)"
+    )
     arguments = parser.parse_args()
     try:
-        print(describe(RLDSDataset(arguments.directory, arguments.split, cache_dir=arguments.cache_dir)))
+        print(
+            describe(
+                RLDSDataset(arguments.directory, arguments.split, cache_dir=arguments.cache_dir)
+            )
+        )
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error
 

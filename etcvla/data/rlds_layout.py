@@ -27,7 +27,9 @@ except ImportError:
 
 IMAGE_FORMATS = ("JPEG", "PNG")
 _JPEG = b"\xff\xd8\xff"  # how every JPEG file begins
-_SHARD = re.compile(r"(?P<prefix>.+)-(?P<split>[^-]+)\.(?:tfrecord|array_record)-(?P<shard>\d+)-of-(?P<shards>\d+)")
+_SHARD = re.compile(
+    r"(?P<prefix>.+)-(?P<split>[^-]+)\.(?:tfrecord|array_record)-(?P<shard>\d+)-of-(?P<shards>\d+)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +72,10 @@ class Feature:
     @functools.cached_property
     def list_paths(self) -> list[str]:
         """The columns of list lengths, outermost first. TFDS leaves out those of a record's outermost list."""
-        return [f"{self.path}/ragged_row_lengths_{level}" for level in range(self.levels - (not self.in_steps))]
+        return [
+            f"{self.path}/ragged_row_lengths_{level}"
+            for level in range(self.levels - (not self.in_steps))
+        ]
 
     @functools.cached_property
     def values_path(self) -> str:
@@ -105,14 +110,21 @@ def find_version(directory: AnyPath) -> AnyPath:
     if (directory / "features.json").is_file():
         return directory
     inside = directory.iterdir() if directory.is_dir() else ()
-    versions = sorted(path for path in inside
-                      if not path.name.startswith("incomplete.") and (path / "features.json").is_file())
+    versions = sorted(
+        path
+        for path in inside
+        if not path.name.startswith("incomplete.") and (path / "features.json").is_file()
+    )
     if len(versions) > 1:
-        raise FileNotFoundError(f"{directory} holds several datasets; name one: {', '.join(map(str, versions))}")
+        raise FileNotFoundError(
+            f"{directory} holds several datasets; name one: {', '.join(map(str, versions))}"
+        )
     if not versions:
         problem = "has no features.json" if directory.is_dir() else "does not exist"
-        raise FileNotFoundError(f"no dataset: {directory} {problem}. Build one with data_builders (see the "
-                                "README), or give the version folder of a TFDS dataset (.../name/1.0.0)")
+        raise FileNotFoundError(
+            f"no dataset: {directory} {problem}. Build one with data_builders (see the "
+            "README), or give the version folder of a TFDS dataset (.../name/1.0.0)"
+        )
     return versions[0]
 
 
@@ -124,20 +136,28 @@ def find_shards(directory: AnyPath, split: str) -> list[AnyPath]:
     name = _read_info(directory).get("name")
     found = [match for path in directory.iterdir() if (match := _SHARD.fullmatch(path.name))]
     found = [match for match in found if name in (None, match["prefix"])] or found
-    shards = {int(match["shard"]): directory / match.string for match in found if match["split"] == split}
+    shards = {
+        int(match["shard"]): directory / match.string for match in found if match["split"] == split
+    }
     if not shards:
-        raise FileNotFoundError(f"{directory} has no split {split!r} in TFRecord or ArrayRecord files; it has "
-                                + (", ".join(sorted({match["split"] for match in found})) or "no such files"))
+        raise FileNotFoundError(
+            f"{directory} has no split {split!r} in TFRecord or ArrayRecord files; it has "
+            + (", ".join(sorted({match["split"] for match in found})) or "no such files")
+        )
     total = next(int(match["shards"]) for match in found if match["split"] == split)
     missing = sorted(set(range(total)) - set(shards))
     if missing:
-        raise FileNotFoundError(f"{directory}, split {split}: files {missing} of {total} are missing")
+        raise FileNotFoundError(
+            f"{directory}, split {split}: files {missing} of {total} are missing"
+        )
     return [shards[number] for number in range(total)]
 
 
 def split_names(directory: AnyPath) -> list[str]:
     """The splits that have files."""
-    return sorted({match["split"] for path in directory.iterdir() if (match := _SHARD.fullmatch(path.name))})
+    return sorted(
+        {match["split"] for path in directory.iterdir() if (match := _SHARD.fullmatch(path.name))}
+    )
 
 
 def shard_lengths(directory: AnyPath, split: str) -> list[int] | None:
@@ -185,14 +205,29 @@ def _leaf(node: dict, path: str, depth: int) -> Feature:
     kind, dtype, shape, encoding = _describe(node)
     in_steps = path.startswith("steps/")
     name = path.removeprefix("steps/").removeprefix("episode_metadata/")
-    return Feature(name, path, kind, dtype, shape, depth - in_steps, in_steps, in_steps, encoding,
-                   node.get("description", ""))
+    return Feature(
+        name,
+        path,
+        kind,
+        dtype,
+        shape,
+        depth - in_steps,
+        in_steps,
+        in_steps,
+        encoding,
+        node.get("description", ""),
+    )
 
 
 def _describe(node: dict) -> tuple[str, np.dtype, tuple, str]:
     """(kind, dtype, shape, encoding) of a leaf in features.json."""
     if "image" in node:
-        return "image", np.dtype(node["image"].get("dtype", "uint8")), _shape(node["image"]), "image"
+        return (
+            "image",
+            np.dtype(node["image"].get("dtype", "uint8")),
+            _shape(node["image"]),
+            "image",
+        )
     if "text" in node:
         return "text", np.dtype(object), (), "text"
     if "classLabel" in node:
@@ -215,10 +250,15 @@ def _shape(node: dict) -> tuple[int | None, ...]:
     return tuple(None if size < 0 else size for size in sizes)
 
 
-def _decode_image(data: bytes | memoryview, shape: tuple, dtype: np.dtype, buffer: np.ndarray | None) -> np.ndarray:
+def _decode_image(
+    data: bytes | memoryview, shape: tuple, dtype: np.dtype, buffer: np.ndarray | None
+) -> np.ndarray:
     if decode_jpeg is not None and shape[-1:] == (3,) and bytes(data[:3]) == _JPEG:
         # A fresh array of this size costs a fifth of decoding into it: the kernel clears its pages each time.
-        if buffer is not None and (*(decode_jpeg_header(data)[:2] if None in shape else shape[:2]), 3) != buffer.shape:
+        if (
+            buffer is not None
+            and (*(decode_jpeg_header(data)[:2] if None in shape else shape[:2]), 3) != buffer.shape
+        ):
             buffer = None
         return _of_shape(decode_jpeg(data, colorspace="RGB", buffer=buffer), shape)
     image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)

@@ -38,8 +38,9 @@ class TFRecordShard:
     def __reduce__(self):
         return TFRecordShard, (self.path,)
 
-    def records(self, *, verify_crc: bool = False, damage: list[RecordError] | None = None
-                ) -> Iterator[tuple[int, int, Buffer]]:
+    def records(
+        self, *, verify_crc: bool = False, damage: list[RecordError] | None = None
+    ) -> Iterator[tuple[int, int, Buffer]]:
         """(number, place, payload) of each record. Sizes are checked against their CRC, payloads on request.
 
         Raises RecordError where the file is damaged; with `damage` that is noted there and the record left out. What
@@ -57,7 +58,7 @@ class TFRecordShard:
                 return
             # The next header comes with the payload: a remote file answers one request a record.
             data = self._file.read([(position + HEADER, size + FOOTER + HEADER)])[0]
-            payload, header = data[:size], data[size + FOOTER:]
+            payload, header = data[:size], data[size + FOOTER :]
             if verify_crc and masked_crc(payload) != struct.unpack_from("<I", data, size)[0]:
                 error = RecordError(self.path, number, position, "damaged payload (CRC mismatch)")
                 if damage is None:
@@ -69,15 +70,28 @@ class TFRecordShard:
 
     def _size(self, number: int, position: int, header: Buffer) -> int:
         if len(header) < HEADER:
-            raise RecordError(self.path, number, position, "the file ends inside the record's header: truncated copy?")
+            raise RecordError(
+                self.path,
+                number,
+                position,
+                "the file ends inside the record's header: truncated copy?",
+            )
         size, crc = struct.unpack("<QI", header)
         if masked_crc(header[:8]) != crc:
-            raise RecordError(self.path, number, position,
-                              "damaged header (CRC mismatch), or not an uncompressed TFRecord")
+            raise RecordError(
+                self.path,
+                number,
+                position,
+                "damaged header (CRC mismatch), or not an uncompressed TFRecord",
+            )
         need, left = HEADER + size + FOOTER, self._file.size - position
         if need > left:
-            raise RecordError(self.path, number, position,
-                              f"needs {need} bytes, the file has {left} left: truncated copy?")
+            raise RecordError(
+                self.path,
+                number,
+                position,
+                f"needs {need} bytes, the file has {left} left: truncated copy?",
+            )
         return size
 
     def peeker(self, place: int) -> Callable[[int], bytes] | None:
@@ -96,11 +110,15 @@ class ArrayRecordShard:
 
     def __init__(self, path: AnyPath):
         if isinstance(path, RemotePath):
-            raise ValueError(f"{path}: ArrayRecord files are read from local disks only; copy it, or use TFRecord")
+            raise ValueError(
+                f"{path}: ArrayRecord files are read from local disks only; copy it, or use TFRecord"
+            )
         try:
             from array_record.python.array_record_module import ArrayRecordReader
         except ImportError as error:
-            raise RuntimeError(f"{path} is an ArrayRecord file: pip install array-record") from error
+            raise RuntimeError(
+                f"{path} is an ArrayRecord file: pip install array-record"
+            ) from error
         self.path, self.size, self._reader = path, path.stat().st_size, ArrayRecordReader(str(path))
         self._kept: collections.OrderedDict[int, bytes] = collections.OrderedDict()
         self._lock = threading.Lock()
@@ -108,8 +126,9 @@ class ArrayRecordShard:
     def __reduce__(self):
         return ArrayRecordShard, (self.path,)
 
-    def records(self, *, verify_crc: bool = False, damage: list[RecordError] | None = None
-                ) -> Iterator[tuple[int, int, Buffer]]:
+    def records(
+        self, *, verify_crc: bool = False, damage: list[RecordError] | None = None
+    ) -> Iterator[tuple[int, int, Buffer]]:
         """As `TFRecordShard.records`; checksums are always checked, by the format's own reader."""
         for number in range(self._reader.num_records()):
             try:
@@ -125,7 +144,7 @@ class ArrayRecordShard:
     def read(self, place: int, spans: Sequence[Span]) -> list[Buffer]:
         """As `TFRecordShard.read`."""
         payload = memoryview(self._payload(place))
-        return [payload[start:start + size] for start, size in spans]
+        return [payload[start : start + size] for start, size in spans]
 
     def _payload(self, number: int) -> bytes:
         with self._lock:  # the reader is not safe to share, and a second thread would decode the same record again
@@ -133,7 +152,9 @@ class ArrayRecordShard:
                 try:
                     (self._kept[number],) = self._reader.read([number])
                 except (ValueError, RuntimeError, IndexError) as error:
-                    raise RecordError(self.path, number, 0, f"damaged ArrayRecord: {error}") from error
+                    raise RecordError(
+                        self.path, number, 0, f"damaged ArrayRecord: {error}"
+                    ) from error
                 if len(self._kept) > KEPT:
                     self._kept.popitem(last=False)
             self._kept.move_to_end(number)

@@ -21,21 +21,32 @@ def _key(dataset: Episodes, episode: int) -> str:
     for name in _IDS:
         if isinstance(metadata.get(name), str) and metadata[name]:
             return f"{name} {metadata[name]}"
-    vectors = [name for name, f in dataset.features.items() if f.kind == "tensor" and f.dtype.kind == "f" and
-               not f.ragged]
+    vectors = [
+        name
+        for name, f in dataset.features.items()
+        if f.kind == "tensor" and f.dtype.kind == "f" and not f.ragged
+    ]
     values = dataset.steps(episode, 0, int(dataset.lengths[episode]), sorted(vectors))
-    digest = hashlib.sha256(b"".join(np.ascontiguousarray(value).tobytes() for value in values.values()))
+    digest = hashlib.sha256(
+        b"".join(np.ascontiguousarray(value).tobytes() for value in values.values())
+    )
     return f"content {digest.hexdigest()[:16]}"
 
 
 def check_disjoint(training: Episodes, held_out: Episodes) -> None:
     """Raises ValueError naming both datasets and the first episode that is in both."""
     learnt = {key: episode for episode, key in enumerate(episode_keys(training))}
-    shared = [(learnt[key], episode, key) for episode, key in enumerate(episode_keys(held_out)) if key in learnt]
+    shared = [
+        (learnt[key], episode, key)
+        for episode, key in enumerate(episode_keys(held_out))
+        if key in learnt
+    ]
     if shared:
         first, second, key = shared[0]
         (file, record, _), (other, number, _) = training.where(first), held_out.where(second)
-        raise ValueError(f"{len(shared)} episodes are both learnt from ({training.directory}, split {training.split}) "
-                         f"and evaluated on ({held_out.directory}, split {held_out.split}); the first: {key}, "
-                         f"{file.name} record {record} and {other.name} record {number}. Split by episode, and keep "
-                         "ETC items with the split of their episode")
+        raise ValueError(
+            f"{len(shared)} episodes are both learnt from ({training.directory}, split {training.split}) "
+            f"and evaluated on ({held_out.directory}, split {held_out.split}); the first: {key}, "
+            f"{file.name} record {record} and {other.name} record {number}. Split by episode, and keep "
+            "ETC items with the split of their episode"
+        )

@@ -22,7 +22,10 @@ import tokenizers
 from etcvla.names import lookup
 
 NUM_LOC, NUM_SEG = 1024, 128
-LAYOUTS = {"disjoint": "every range keeps to itself", "openpi": "actions share ids with locations, as openpi's do"}
+LAYOUTS = {
+    "disjoint": "every range keeps to itself",
+    "openpi": "actions share ids with locations, as openpi's do",
+}
 EMBEDDED = {"tiny": Path(__file__).parent / "assets" / "tiny_tokenizer.json"}
 _FORMAT = "etcvla-tokenizer-1"
 _SPATIAL = re.compile(r"(<loc(?:0\d{3}|10[01]\d|102[0-3])>|<seg(?:0\d\d|1[01]\d|12[0-7])>)")
@@ -68,21 +71,31 @@ class TokenLayout:
         for name in ("text", "action", "loc", "seg"):
             object.__setattr__(self, name, Span(*getattr(self, name)))
         if (self.loc.count, self.seg.count) != (NUM_LOC, NUM_SEG):
-            raise ValueError(f"layout: {self.loc.count} loc and {self.seg.count} seg ids, not {NUM_LOC} and {NUM_SEG}")
+            raise ValueError(
+                f"layout: {self.loc.count} loc and {self.seg.count} seg ids, not {NUM_LOC} and {NUM_SEG}"
+            )
         if self.action.count < 1 or self.text.count < 1:
-            raise ValueError(f"layout: no room for actions {tuple(self.action)} beside text {tuple(self.text)} "
-                             "(offset, count); fewer FAST tokens fit")
+            raise ValueError(
+                f"layout: no room for actions {tuple(self.action)} beside text {tuple(self.text)} "
+                "(offset, count); fewer FAST tokens fit"
+            )
         if self.name == "openpi" and self.action.stop != self.seg.offset:
-            raise ValueError(f"layout openpi: actions end at {self.action.stop}, expected {self.seg.offset}, where "
-                             "segmentation tokens begin")
+            raise ValueError(
+                f"layout openpi: actions end at {self.action.stop}, expected {self.seg.offset}, where "
+                "segmentation tokens begin"
+            )
         self._check_disjoint()
         specials = (self.pad, self.eos, self.bos, self.unk)
         if len(set(specials)) < 4 or not all(map(self.text.holds, specials)):
-            raise ValueError(f"layout: pad, eos, bos, unk = {specials} must be four ids of text {self.text}")
+            raise ValueError(
+                f"layout: pad, eos, bos, unk = {specials} must be four ids of text {self.text}"
+            )
 
     def _check_disjoint(self) -> None:
-        ordered = sorted((item for item in self.spans.items() if self.name != "openpi" or item[0] != "action"),
-                         key=lambda item: item[1].offset)
+        ordered = sorted(
+            (item for item in self.spans.items() if self.name != "openpi" or item[0] != "action"),
+            key=lambda item: item[1].offset,
+        )
         for (name, span), (next_name, next_span) in zip(ordered, ordered[1:], strict=False):
             if span.stop > next_span.offset:
                 raise ValueError(f"layout: {name} ids {span} overlap {next_name} ids {next_span}")
@@ -113,10 +126,17 @@ class TokenLayout:
 
     def describe(self) -> str:
         """A table for the log."""
-        rows = [f"{name:<8}{span.offset:>8} ..{span.stop - 1:>8}{span.count:>9} ids"
-                for name, span in self.spans.items()]
-        return "\n".join([*rows, f"pad {self.pad}, eos {self.eos}, bos {self.bos}, unk {self.unk}; "
-                                 f"vocabulary {self.vocab_size}; layout {self.name}: {LAYOUTS[self.name]}"])
+        rows = [
+            f"{name:<8}{span.offset:>8} ..{span.stop - 1:>8}{span.count:>9} ids"
+            for name, span in self.spans.items()
+        ]
+        return "\n".join(
+            [
+                *rows,
+                f"pad {self.pad}, eos {self.eos}, bos {self.bos}, unk {self.unk}; "
+                f"vocabulary {self.vocab_size}; layout {self.name}: {LAYOUTS[self.name]}",
+            ]
+        )
 
 
 class Tokenizer:
@@ -134,13 +154,17 @@ class Tokenizer:
         self._backend.encode_special_tokens = True  # "<eos>" typed by a user is text, not the end
         self._word_start = word_start
         self.layout = layout
-        self._encode_text = functools.lru_cache(1 << 14)(self._encode_text)  # questions repeat, encoding is slow
+        self._encode_text = functools.lru_cache(1 << 14)(
+            self._encode_text
+        )  # questions repeat, encoding is slow
 
     def __reduce__(self):
         return Tokenizer.from_json, (self.to_json(),)
 
     @classmethod
-    def load(cls, name_or_path: str = "tiny", *, num_actions: int = 2048, layout: str = "disjoint") -> Tokenizer:
+    def load(
+        cls, name_or_path: str = "tiny", *, num_actions: int = 2048, layout: str = "disjoint"
+    ) -> Tokenizer:
         """Loads a tokenizer.
 
         Args:
@@ -166,20 +190,35 @@ class Tokenizer:
         except Exception as error:  # the libraries behind raise nothing narrower
             raise ValueError(f"tokenizer: cannot use {path}: {error}") from error
         if loaded.layout.name != layout:
-            raise ValueError(f"tokenizer: {path} has the layout {loaded.layout.name!r}, expected {layout!r}")
+            raise ValueError(
+                f"tokenizer: {path} has the layout {loaded.layout.name!r}, expected {layout!r}"
+            )
         return loaded
 
     @classmethod
     def _paligemma(cls, backend: tokenizers.Tokenizer, num_actions: int, layout: str) -> Tokenizer:
         # Released weights keep their ids. The rarest text ids give way to actions; the location tokens, which
         # PaliGemma was trained on and ETC answers use, do not.
-        loc, seg = (_run(backend, pattern, count) for pattern, count in (("<loc{:04d}>", NUM_LOC),
-                                                                         ("<seg{:03d}>", NUM_SEG)))
+        loc, seg = (
+            _run(backend, pattern, count)
+            for pattern, count in (("<loc{:04d}>", NUM_LOC), ("<seg{:03d}>", NUM_SEG))
+        )
         spatial = min(loc.offset, seg.offset)
-        text, stop = (spatial, seg.offset) if layout == "openpi" else (spatial - num_actions, spatial)
-        return cls(backend, TokenLayout(
-            text=Span(0, text), action=Span(stop - num_actions, num_actions), loc=loc, seg=seg, name=layout,
-            **{name: _id(backend, f"<{name}>") for name in ("pad", "eos", "bos", "unk")}), word_start=False)
+        text, stop = (
+            (spatial, seg.offset) if layout == "openpi" else (spatial - num_actions, spatial)
+        )
+        return cls(
+            backend,
+            TokenLayout(
+                text=Span(0, text),
+                action=Span(stop - num_actions, num_actions),
+                loc=loc,
+                seg=seg,
+                name=layout,
+                **{name: _id(backend, f"<{name}>") for name in ("pad", "eos", "bos", "unk")},
+            ),
+            word_start=False,
+        )
 
     def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
         """Ids of `text`; `<locNNNN>` and `<segNNN>` become their own ids, everything else text ids."""
@@ -197,7 +236,9 @@ class Tokenizer:
 
     def _pieces(self, text: str) -> list[str]:
         first, *rest = _SPATIAL.split(text)
-        if self._word_start and first and not first.startswith("\n"):  # a newline ends prompts, and is no word
+        if (
+            self._word_start and first and not first.startswith("\n")
+        ):  # a newline ends prompts, and is no word
             first = " " + first
         return [piece for piece in (first, *rest) if piece]
 
@@ -228,29 +269,44 @@ class Tokenizer:
         """Ids of FAST tokens 0 .. layout.action.count - 1; ValueError for a token outside."""
         count = self.layout.action.count
         if any(not 0 <= token < count for token in fast_tokens):
-            raise ValueError(f"FAST tokens must be in [0, {count}), got {min(fast_tokens)} .. {max(fast_tokens)}")
+            raise ValueError(
+                f"FAST tokens must be in [0, {count}), got {min(fast_tokens)} .. {max(fast_tokens)}"
+            )
         return [self.layout.action_id(int(token)) for token in fast_tokens]
 
     def action_tokens(self, ids: Sequence[int]) -> list[int]:
         """FAST tokens of action ids, the inverse of `action_ids`; ValueError for an id that is no action."""
         outside = [int(token) for token in ids if not self.layout.action.holds(token)]
         if outside:
-            raise ValueError(f"not action ids {tuple(self.layout.action)} (offset, count): {outside[:8]}")
+            raise ValueError(
+                f"not action ids {tuple(self.layout.action)} (offset, count): {outside[:8]}"
+            )
         return [self.layout.action_token(int(token)) for token in ids]
 
     def describe(self, text: str) -> str:
         """The layout's table, and the ids of a text and of the first and last of everything."""
         last = self.layout.action.count - 1
-        examples = {repr(text): self.encode(text, bos=True, eos=True),
-                    f"FAST 0 {last}": self.action_ids([0, last]),
-                    "<loc0000> <loc1023>": [self.layout.loc.offset, self.layout.loc.stop - 1],
-                    "<seg000> <seg127>": [self.layout.seg.offset, self.layout.seg.stop - 1]}
-        return "\n".join([self.layout.describe(), *(f"{what}: {ids}" for what, ids in examples.items())])
+        examples = {
+            repr(text): self.encode(text, bos=True, eos=True),
+            f"FAST 0 {last}": self.action_ids([0, last]),
+            "<loc0000> <loc1023>": [self.layout.loc.offset, self.layout.loc.stop - 1],
+            "<seg000> <seg127>": [self.layout.seg.offset, self.layout.seg.stop - 1],
+        }
+        return "\n".join(
+            [self.layout.describe(), *(f"{what}: {ids}" for what, ids in examples.items())]
+        )
 
     def to_json(self) -> str:
         """Everything that `from_json` needs: it travels inside the checkpoint."""
-        return json.dumps({"format": _FORMAT, "layout": dataclasses.asdict(self.layout), "word_start": self._word_start,
-                           "backend": json.loads(self._backend.to_str())}, ensure_ascii=False)
+        return json.dumps(
+            {
+                "format": _FORMAT,
+                "layout": dataclasses.asdict(self.layout),
+                "word_start": self._word_start,
+                "backend": json.loads(self._backend.to_str()),
+            },
+            ensure_ascii=False,
+        )
 
     @classmethod
     def from_json(cls, text: str) -> Tokenizer:
@@ -266,20 +322,26 @@ def _find(name_or_path: str) -> Path:
     """The tokenizer's file; FileNotFoundError if there is none."""
     path = EMBEDDED.get(name_or_path, Path(name_or_path))
     if path.is_dir():
-        found = [path / name for name in ("tokenizer.json", "tokenizer.model") if (path / name).exists()]
+        found = [
+            path / name for name in ("tokenizer.json", "tokenizer.model") if (path / name).exists()
+        ]
         if not found:
             raise FileNotFoundError(f"tokenizer: no tokenizer.json or tokenizer.model in {path}")
         return found[0]
     if not path.exists():
-        raise FileNotFoundError(f"tokenizer: no file {path}; give one of {sorted(EMBEDDED)} or a path to a "
-                                "tokenizer.json or tokenizer.model")
+        raise FileNotFoundError(
+            f"tokenizer: no file {path}; give one of {sorted(EMBEDDED)} or a path to a "
+            "tokenizer.json or tokenizer.model"
+        )
     return path
 
 
 def _id(backend: tokenizers.Tokenizer, token: str) -> int:
     found = backend.token_to_id(token)
     if found is None:
-        raise ValueError(f"no token {token}, so it is not PaliGemma's (plain Gemma has no location tokens)")
+        raise ValueError(
+            f"no token {token}, so it is not PaliGemma's (plain Gemma has no location tokens)"
+        )
     return found
 
 
@@ -288,7 +350,9 @@ def _run(backend: tokenizers.Tokenizer, pattern: str, count: int) -> Span:
     span = Span(_id(backend, pattern.format(0)), count)
     for i in range(count):
         if (found := _id(backend, pattern.format(i))) != span.offset + i:
-            raise ValueError(f"{pattern.format(i)} has id {found}, expected {span.offset + i}: one id after another")
+            raise ValueError(
+                f"{pattern.format(i)} has id {found}, expected {span.offset + i}: one id after another"
+            )
     return span
 
 
@@ -298,8 +362,14 @@ def _sentencepiece(path: Path) -> tokenizers.Tokenizer:
         import sentencepiece  # noqa: F401 -- transformers needs it here, and says so by asking for something else
         from transformers import GemmaTokenizerFast
     except ImportError as error:
-        raise ImportError(f"reading {path} needs transformers and sentencepiece: `pip install etcvla[hf]`; a "
-                          "tokenizer.json needs neither") from error
-    with tempfile.TemporaryDirectory() as directory:  # transformers knows the file by this name alone
+        raise ImportError(
+            f"reading {path} needs transformers and sentencepiece: `pip install etcvla[hf]`; a "
+            "tokenizer.json needs neither"
+        ) from error
+    with (
+        tempfile.TemporaryDirectory() as directory
+    ):  # transformers knows the file by this name alone
         shutil.copy(path, Path(directory) / "tokenizer.model")
-        return GemmaTokenizerFast.from_pretrained(directory, local_files_only=True).backend_tokenizer
+        return GemmaTokenizerFast.from_pretrained(
+            directory, local_files_only=True
+        ).backend_tokenizer

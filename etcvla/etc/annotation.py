@@ -15,7 +15,11 @@ import numpy as np
 
 # name -> trailing shape as axis letters; the leading axis is T. Order is the order on disk.
 STEP_FIELDS: dict[str, tuple[str | int, ...]] = {
-    "camera_matrix": ("C", 3, 4),  # base-frame metres [x, y, z, 1] -> w * [x, y, 1] of the image point
+    "camera_matrix": (
+        "C",
+        3,
+        4,
+    ),  # base-frame metres [x, y, z, 1] -> w * [x, y, 1] of the image point
     "gripper_pixel": ("C", 2),  # image point of the grasp centre; may lie outside [0, 1]
     "gripper_position": (3,),  # grasp centre, metres
     "gripper_open": (),  # 0 closed .. 1 open
@@ -76,8 +80,7 @@ class Annotation:
             setattr(self, name, value)
 
     def along(self, direction: str) -> np.ndarray:
-        """float[3]: the unit vector of the base frame that points to the robot's "front", "left" or "up"; NaN unknown.
-        """
+        """float[3]: the unit vector of the base frame that points to the robot's "front", "left" or "up"; NaN unknown."""
         opposite = {"front": "back", "left": "right", "up": "down"}[direction]
         vector = [(axis == direction) - float(axis == opposite) for axis in self.axes]
         return np.array(vector) if any(vector) else np.full(3, np.nan)
@@ -91,8 +94,10 @@ class Annotation:
         Raises ValueError if the episode has more objects than that.
         """
         if len(self.objects) > num_objects:
-            raise ValueError(f"{len(self.objects)} objects ({', '.join(self.objects)}), but the dataset holds "
-                             f"{num_objects}: raise num_objects")
+            raise ValueError(
+                f"{len(self.objects)} objects ({', '.join(self.objects)}), but the dataset holds "
+                f"{num_objects}: raise num_objects"
+            )
         missing = num_objects - len(self.objects)
         padded = {}
         for name, axes in STEP_FIELDS.items():
@@ -112,4 +117,6 @@ def project(camera_matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
     homogeneous = np.concatenate([points, np.ones_like(points[..., :1])], axis=-1)
     x, y, w = np.moveaxis(np.einsum("...ij,...j->...i", camera_matrix, homogeneous), -1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(w[..., None] > 0, np.stack([y / w, x / w], axis=-1), np.nan).astype(np.float32)
+        return np.where(w[..., None] > 0, np.stack([y / w, x / w], axis=-1), np.nan).astype(
+            np.float32
+        )

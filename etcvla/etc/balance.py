@@ -50,7 +50,9 @@ class Tally:
         """The most frequent answer, its share and the count of items, of every kind and of every question_type in words."""
         groups = {question_type: answers for (_, question_type), answers in self._answers.items()}
         for kind in {kind for kind, _ in self._answers}:
-            groups[kind] = sum((answers for (of, _), answers in self._answers.items() if of == kind), Counter())
+            groups[kind] = sum(
+                (answers for (of, _), answers in self._answers.items() if of == kind), Counter()
+            )
         return {name: _majority(answers) for name, answers in sorted(groups.items())}
 
     def unbalanced(self) -> list[str]:
@@ -58,10 +60,13 @@ class Tally:
 
         Forms whose answer the instruction gives (`Form.told`) and groups of fewer than `MIN_ITEMS` are exempt.
         """
-        return [f"{name}: {row['share']:.0%} of {row['items']} answers are {row['answer']!r} (limit {MAX_MAJORITY:.0%})"
-                for name, row in self.majorities().items()
-                if row["share"] > MAX_MAJORITY and row["items"] >= MIN_ITEMS
-                and not (name in QUESTION_TYPES and QUESTION_TYPES[name].told)]
+        return [
+            f"{name}: {row['share']:.0%} of {row['items']} answers are {row['answer']!r} (limit {MAX_MAJORITY:.0%})"
+            for name, row in self.majorities().items()
+            if row["share"] > MAX_MAJORITY
+            and row["items"] >= MIN_ITEMS
+            and not (name in QUESTION_TYPES and QUESTION_TYPES[name].told)
+        ]
 
     def blind(self) -> dict[str, dict[str, float]]:
         """By question_type, and by question_type and task, how often one is right who knows a question's exact words and nothing else.
@@ -73,7 +78,10 @@ class Tally:
         splits = {split for split, *_ in self._questions}
         learnt = {"train"} if len(splits) > 1 and "train" in splits else splits
         tried = splits - learnt or splits
-        known, asked = defaultdict(lambda: defaultdict(Counter)), defaultdict(lambda: defaultdict(Counter))
+        known, asked = (
+            defaultdict(lambda: defaultdict(Counter)),
+            defaultdict(lambda: defaultdict(Counter)),
+        )
         for (split, task, question_type, question), answers in self._questions.items():
             for name in (question_type, f"{question_type} in {task}"):
                 if split in learnt:
@@ -93,14 +101,29 @@ class Tally:
 
     def lengths(self) -> dict[str, dict[str, float]]:
         """Characters of questions and answers: mean, 99th percentile, longest."""
-        return {name: {"mean": round(float(np.mean(found)), 1), "p99": float(np.percentile(found, 99)),
-                       "max": int(max(found))} for name, found in self._lengths.items() if found}
+        return {
+            name: {
+                "mean": round(float(np.mean(found)), 1),
+                "p99": float(np.percentile(found, 99)),
+                "max": int(max(found)),
+            }
+            for name, found in self._lengths.items()
+            if found
+        }
 
     def summary(self) -> dict:
         """All of it, as plain values."""
-        return {**{f"by_{by}": self.counts(by) for by in ("grade", "kind", "question_type", "task", "split")},
-                "kinds_by_task": self.kinds_by_task(), "majority": self.majorities(), "blind": self.blind(),
-                "characters": self.lengths(), "unbalanced": self.unbalanced()}
+        return {
+            **{
+                f"by_{by}": self.counts(by)
+                for by in ("grade", "kind", "question_type", "task", "split")
+            },
+            "kinds_by_task": self.kinds_by_task(),
+            "majority": self.majorities(),
+            "blind": self.blind(),
+            "characters": self.lengths(),
+            "unbalanced": self.unbalanced(),
+        }
 
 
 def _guess(known: dict[str, Counter], questions: dict[str, Counter]) -> dict[str, float]:
@@ -114,5 +137,5 @@ def _guess(known: dict[str, Counter], questions: dict[str, Counter]) -> dict[str
 
 
 def _majority(answers: Counter) -> dict[str, float | int | str]:
-    (answer, count), = answers.most_common(1)
+    ((answer, count),) = answers.most_common(1)
     return {"answer": answer, "share": round(count / answers.total(), 3), "items": answers.total()}

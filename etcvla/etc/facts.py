@@ -58,7 +58,9 @@ class FrameView:
     def depth(self, points: np.ndarray) -> np.ndarray:
         """Metres along the optical axis, float[T, K], of base-frame points float[T, K, 3]."""
         row = self.annotation.camera_matrix[:, self._camera, 2]
-        return (np.einsum("ti,tki->tk", row[:, :3], points) + row[:, 3:]) / np.linalg.norm(row[:, :3], axis=-1)[:, None]
+        return (np.einsum("ti,tki->tk", row[:, :3], points) + row[:, 3:]) / np.linalg.norm(
+            row[:, :3], axis=-1
+        )[:, None]
 
 
 def inside(points: np.ndarray) -> np.ndarray:

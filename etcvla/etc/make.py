@@ -21,8 +21,14 @@ HOPELESS = 0.9  # share of layouts from which on what is always so is not asked 
 _ORDER = {question_type: i for i, question_type in enumerate(QUESTION_TYPES)}
 
 
-def make_items(annotation: Annotation, seed: int, *, absent: Sequence[str] = scene.ABSENT,
-               layouts: Annotation | None = None, locations: str = "loc") -> tuple[list[list[Item]], Counter]:
+def make_items(
+    annotation: Annotation,
+    seed: int,
+    *,
+    absent: Sequence[str] = scene.ABSENT,
+    layouts: Annotation | None = None,
+    locations: str = "loc",
+) -> tuple[list[list[Item]], Counter]:
     """Up to two checked items of every kind at every step; what is unknown, ambiguous or known in advance is not asked.
 
     Within an episode no answer is more than half of those to the same question (`QUESTION_TYPES[...].told` excepted), so that
@@ -49,7 +55,12 @@ def make_items(annotation: Annotation, seed: int, *, absent: Sequence[str] = sce
     found = _candidates(annotation, rng, dropped, absent)
     balance = _Balance(found)
     if layouts is not None:
-        found = balance.thin(found, _candidates(layouts, np.random.default_rng(seed), Counter(), absent), rng, dropped)
+        found = balance.thin(
+            found,
+            _candidates(layouts, np.random.default_rng(seed), Counter(), absent),
+            rng,
+            dropped,
+        )
     draw = _Draw(annotation, found, rng, locations, dropped)
     for candidate in draw.fill(balance.admits):
         balance.add(candidate)
@@ -58,18 +69,28 @@ def make_items(annotation: Annotation, seed: int, *, absent: Sequence[str] = sce
     return draw.by_step(), dropped
 
 
-def _candidates(annotation: Annotation, rng: np.random.Generator, dropped: Counter,
-                absent: Sequence[str]) -> list[Candidate]:
+def _candidates(
+    annotation: Annotation, rng: np.random.Generator, dropped: Counter, absent: Sequence[str]
+) -> list[Candidate]:
     view = FrameView(annotation)
-    return [*scene.candidates(view, rng, dropped, absent), *task.candidates(view, rng, dropped),
-            *trajectory.candidates(view, dropped)]
+    return [
+        *scene.candidates(view, rng, dropped, absent),
+        *task.candidates(view, rng, dropped),
+        *trajectory.candidates(view, dropped),
+    ]
 
 
 class _Draw:
     """Items drawn from candidates at random: at a step no question_type twice, and `ITEMS_PER_KIND` of a kind at most."""
 
-    def __init__(self, annotation: Annotation, found: Sequence[Candidate], rng: np.random.Generator, locations: str,
-                 dropped: Counter):
+    def __init__(
+        self,
+        annotation: Annotation,
+        found: Sequence[Candidate],
+        rng: np.random.Generator,
+        locations: str,
+        dropped: Counter,
+    ):
         self._annotation, self._locations, self._dropped = annotation, locations, dropped
         self._wording = rng.random(len(found)).tolist()
         self._waiting = [(found[i], i) for i in _draw_order(found, rng)]
@@ -81,8 +102,11 @@ class _Draw:
         waiting, self._waiting = self._waiting, []
         for candidate, i in waiting:
             place = candidate.t, QUESTION_TYPES[candidate.question_type].kind
-            if self._taken[place] == ITEMS_PER_KIND or (candidate.t, candidate.question_type) in self._drawn \
-                    or not admits(candidate):
+            if (
+                self._taken[place] == ITEMS_PER_KIND
+                or (candidate.t, candidate.question_type) in self._drawn
+                or not admits(candidate)
+            ):
                 self._waiting.append((candidate, i))
                 continue
             item = _write(candidate, self._wording[i], self._locations)
@@ -119,7 +143,10 @@ class _Balance:
     def __init__(self, found: Sequence[Candidate]):
         values, answers = defaultdict(set), defaultdict(set)
         for candidate in found:
-            if QUESTION_TYPES[candidate.question_type].answer == WORDS and not QUESTION_TYPES[candidate.question_type].told:
+            if (
+                QUESTION_TYPES[candidate.question_type].answer == WORDS
+                and not QUESTION_TYPES[candidate.question_type].told
+            ):
                 values[candidate.what].add(candidate.value)
                 answers[candidate.what].add(candidate.answer)
         self._changing = {what for what, seen in values.items() if len(seen) > 1}
@@ -128,8 +155,13 @@ class _Balance:
         self._constant = {what: next(iter(seen)) for what, seen in values.items() if len(seen) == 1}
         self._counts: Counter = Counter()
 
-    def thin(self, found: Sequence[Candidate], layouts: Sequence[Candidate], rng: np.random.Generator,
-             dropped: Counter) -> list[Candidate]:
+    def thin(
+        self,
+        found: Sequence[Candidate],
+        layouts: Sequence[Candidate],
+        rng: np.random.Generator,
+        dropped: Counter,
+    ) -> list[Candidate]:
         """Without those that ask what never changes here and is nearly always so; see `make_items`."""
         seen = Counter((candidate.what, candidate.value) for candidate in layouts)
         total = Counter()
@@ -149,7 +181,11 @@ class _Balance:
         """What is asked, and that with the answer, as they are counted; None where nothing can be balanced."""
         if candidate.what in self._changing:
             return candidate.question, (candidate.question, candidate.value)
-        return (candidate.what, (candidate.what, candidate.answer)) if candidate.what in self._turning else None
+        return (
+            (candidate.what, (candidate.what, candidate.answer))
+            if candidate.what in self._turning
+            else None
+        )
 
     def admits(self, candidate: Candidate) -> bool:
         """Would the answer not be ahead of all others together?"""
@@ -178,9 +214,18 @@ class _Balance:
 def _draw_order(found: Sequence[Candidate], rng: np.random.Generator) -> Iterator[int]:
     """Weighted drawing without replacement: a question_type's facts weigh the same, and so do a fact's frames."""
     frames = Counter(candidate.fact for candidate in found)
-    facts = Counter(question_type for _, question_type in {(candidate.fact, candidate.question_type) for candidate in found})
-    rarity = np.array([frames[candidate.fact] * facts[candidate.question_type] / QUESTION_TYPES[candidate.question_type].share
-                       for candidate in found])
+    facts = Counter(
+        question_type
+        for _, question_type in {(candidate.fact, candidate.question_type) for candidate in found}
+    )
+    rarity = np.array(
+        [
+            frames[candidate.fact]
+            * facts[candidate.question_type]
+            / QUESTION_TYPES[candidate.question_type].share
+            for candidate in found
+        ]
+    )
     return np.argsort(rng.exponential(size=len(found)) * rarity).tolist()
 
 
@@ -190,4 +235,9 @@ def _write(candidate: Candidate, paraphrase: float, locations: str) -> Item:
 
     slots = {name: text(value) for name, value in candidate.slots.items()}
     question = ask(candidate.question_type, paraphrase, slots)
-    return Item(QUESTION_TYPES[candidate.question_type].kind, candidate.question_type, question, text(candidate.answer))
+    return Item(
+        QUESTION_TYPES[candidate.question_type].kind,
+        candidate.question_type,
+        question,
+        text(candidate.answer),
+    )

@@ -25,24 +25,36 @@ class QuestionType:
     answer: str  # answer type
     questions: tuple[str, ...]  # paraphrases with {slots}
     share: float = 1.0  # how often it is drawn beside the kind's other question_types
-    told: bool = False  # the instruction alone gives the answer: asked for the words, no balance can be had
+    told: bool = (
+        False  # the instruction alone gives the answer: asked for the words, no balance can be had
+    )
 
 
-_IMAGE_SIDE = ("in the image, is the {a} to the left or to the right of the {b}?",
-               "in the image, where is the {a} relative to the {b}, left or right?",
-               "on which side of the {b} does the image show the {a}, left or right?")
-_HEIGHT = ("in the robot frame, is the {a} above or below the {b}?",
-           "for the robot, is the {a} higher than the {b} (above) or lower (below)?",
-           "compare the heights in the robot frame: is the {a} above or below the {b}?")
-_DEPTH = ("is the {a} nearer to the camera than the {b}, or farther?",
-          "from the camera, is the {a} nearer or farther than the {b}?",
-          "compared with the {b}, is the {a} nearer to the camera or farther?")
-_ROBOT_SIDE = ("in the robot frame, is the {a} to the left or to the right of the {b}?",
-               "seen from the robot, where is the {a} relative to the {b}, left or right?",
-               "on which side of the {b} is the {a} for the robot, left or right?")
-_ROBOT_FRONT = ("in the robot frame, is the {a} in front of or behind the {b}?",
-                "seen from the robot, is the {a} behind the {b} or in front of it?",
-                "along the robot frame, where is the {a} relative to the {b}, front or behind?")
+_IMAGE_SIDE = (
+    "in the image, is the {a} to the left or to the right of the {b}?",
+    "in the image, where is the {a} relative to the {b}, left or right?",
+    "on which side of the {b} does the image show the {a}, left or right?",
+)
+_HEIGHT = (
+    "in the robot frame, is the {a} above or below the {b}?",
+    "for the robot, is the {a} higher than the {b} (above) or lower (below)?",
+    "compare the heights in the robot frame: is the {a} above or below the {b}?",
+)
+_DEPTH = (
+    "is the {a} nearer to the camera than the {b}, or farther?",
+    "from the camera, is the {a} nearer or farther than the {b}?",
+    "compared with the {b}, is the {a} nearer to the camera or farther?",
+)
+_ROBOT_SIDE = (
+    "in the robot frame, is the {a} to the left or to the right of the {b}?",
+    "seen from the robot, where is the {a} relative to the {b}, left or right?",
+    "on which side of the {b} is the {a} for the robot, left or right?",
+)
+_ROBOT_FRONT = (
+    "in the robot frame, is the {a} in front of or behind the {b}?",
+    "seen from the robot, is the {a} behind the {b} or in front of it?",
+    "along the robot frame, where is the {a} relative to the {b}, front or behind?",
+)
 
 QUESTION_TYPES: dict[str, QuestionType] = {
     "gripper_side": QuestionType("spatial_understanding", WORDS, _IMAGE_SIDE),
@@ -50,95 +62,232 @@ QUESTION_TYPES: dict[str, QuestionType] = {
     "gripper_depth": QuestionType("spatial_understanding", WORDS, _DEPTH),
     "gripper_robot_side": QuestionType("spatial_understanding", WORDS, _ROBOT_SIDE, share=0.5),
     "gripper_robot_front": QuestionType("spatial_understanding", WORDS, _ROBOT_FRONT, share=0.5),
-    "gripper_point": QuestionType("spatial_understanding", POINT, (
-        "point to the gripper.", "mark the gripper.", "where is the gripper? answer with a point."), share=2.0),
+    "gripper_point": QuestionType(
+        "spatial_understanding",
+        POINT,
+        (
+            "point to the gripper.",
+            "mark the gripper.",
+            "where is the gripper? answer with a point.",
+        ),
+        share=2.0,
+    ),
     "object_side": QuestionType("spatial_understanding", WORDS, _IMAGE_SIDE, share=0.5),
     "object_height": QuestionType("spatial_understanding", WORDS, _HEIGHT, share=0.25),
     "object_depth": QuestionType("spatial_understanding", WORDS, _DEPTH, share=0.25),
     "object_robot_side": QuestionType("spatial_understanding", WORDS, _ROBOT_SIDE, share=0.25),
     "object_robot_front": QuestionType("spatial_understanding", WORDS, _ROBOT_FRONT, share=0.25),
     # Between views. Coordinates are the first camera's alone: another view is spoken of in words.
-    "cross_seen": QuestionType("spatial_understanding", WORDS, (
-        "is the object at {box} in the {view} view too?",
-        "does the {view} view show the object at {box}?",
-        "yes or no: what is at {box} can be seen in the {view} view."), share=0.5),
-    "cross_place": QuestionType("spatial_understanding", WORDS, (
-        "where in the {view} view is the object at {box}?",
-        "the object at {box}: in which part of the {view} view is it?",
-        "find the object at {box} in the {view} view. where is it there?"), share=0.5),
-    "cross_box": QuestionType("spatial_understanding", BOX, (
-        "locate the object that is at the {place} of the {view} view.",
-        "the {view} view shows an object at its {place}. detect it here.",
-        "which box is at the {place} of the {view} view?"), share=0.25),
-    "identify": QuestionType("goal_description", WORDS, (
-        "what is in the box {box}?", "name the object in the box {box}.", "which object is at {box}?")),
-    "locate_box": QuestionType("goal_description", BOX, (
-        "locate the {object}.", "detect the {object}.", "where is the {object}? answer with a box.")),
-    "describe": QuestionType("goal_description", WORDS, (
-        "describe the {object}.", "what color is the {object}, and where in the image?",
-        "name the color and the place of the {object}.")),
-    "describe_shape": QuestionType("goal_description", WORDS, (
-        "describe the {object} by color, shape and place.",
-        "what color and shape is the {object}, and where in the image?",
-        "name the color, the shape and the place of the {object}."), share=0.5),
-    "count": QuestionType("goal_description", WORDS, (
-        "how many of these are in the image: {objects}?", "count what you see of these: {objects}.",
-        "of {objects}, how many does the image show?"), share=0.5),
-    "present": QuestionType("goal_description", WORDS, (
-        "is the {object} in the image?", "do you see the {object}?", "yes or no: the image shows the {object}.")),
-    "grasp_point": QuestionType("affordance", POINT, (
-        "the robot should {instruction}. where should it hold the {object}?",
-        "to {instruction}, at which point should the gripper touch the {object}?",
-        "task: {instruction}. point to where to grasp the {object}.")),
-    "stable_grasp": QuestionType("affordance", WORDS, (
-        "the robot should {instruction}. is {box} a good region to grasp the {object}?",
-        "to {instruction}, should the gripper hold the {object} at {box}?",
-        "task: {instruction}. is {box} the right part of the {object} to touch?")),
-    "place_point": QuestionType("affordance", POINT, (
-        "the robot should {instruction}. where should the {object} end up?",
-        "to {instruction}, to which point should the {object} be moved?",
-        "task: {instruction}. point to where the {object} should go."), share=0.5),
-    "stable_place": QuestionType("affordance", WORDS, (
-        "the robot should {instruction}. should the {object} end up at {box}?",
-        "to {instruction}, is {box} the right region to bring the {object} to?",
-        "task: {instruction}. is {box} where the {object} should go?"), share=0.5),
-    "decompose": QuestionType("task_planning", WORDS, (
-        "the robot should {instruction}. what are the steps?",
-        "task: {instruction}. list the steps in order.",
-        "which steps does it take to {instruction}?"),
-        share=0.2, told=True),
-    "current": QuestionType("task_planning", WORDS, (
-        "the robot should {instruction}. what should it do now?",
-        "task: {instruction}. which step is in progress?",
-        "to {instruction}, which step is the robot at?")),
-    "next": QuestionType("task_planning", WORDS, (
-        "the robot should {instruction}. what comes after the current step?",
-        "task: {instruction}. which step is next?",
-        "to {instruction}, what will the robot do next?")),
-    "done": QuestionType("task_planning", WORDS, (
-        "the robot should {instruction}. is it done?",
-        "task: {instruction}. is it complete?",
-        "to {instruction}, is nothing left to do?")),
-    "outcome": QuestionType("task_planning", WORDS, (
-        "the robot was told to {instruction} and stops here. success or failure?",
-        "task: {instruction}. the robot stops now: is it a success or a failure?",
-        "judge the outcome, success or failure, if this is the end: {instruction}.")),
-    "path_subtask": QuestionType("trajectory", PATH, (
-        "the robot should {instruction}. now: {phase}. trace the path of the gripper.",
-        "to {instruction}, the robot must now {phase}. where will the gripper move?",
-        "task: {instruction}. step: {phase}. draw the path of the gripper.")),
-    "path_task": QuestionType("trajectory", PATH, (
-        "the robot should {instruction}. trace the path of the gripper to the end.",
-        "to {instruction}, where will the gripper move?",
-        "task: {instruction}. draw the whole path of the gripper.")),
+    "cross_seen": QuestionType(
+        "spatial_understanding",
+        WORDS,
+        (
+            "is the object at {box} in the {view} view too?",
+            "does the {view} view show the object at {box}?",
+            "yes or no: what is at {box} can be seen in the {view} view.",
+        ),
+        share=0.5,
+    ),
+    "cross_place": QuestionType(
+        "spatial_understanding",
+        WORDS,
+        (
+            "where in the {view} view is the object at {box}?",
+            "the object at {box}: in which part of the {view} view is it?",
+            "find the object at {box} in the {view} view. where is it there?",
+        ),
+        share=0.5,
+    ),
+    "cross_box": QuestionType(
+        "spatial_understanding",
+        BOX,
+        (
+            "locate the object that is at the {place} of the {view} view.",
+            "the {view} view shows an object at its {place}. detect it here.",
+            "which box is at the {place} of the {view} view?",
+        ),
+        share=0.25,
+    ),
+    "identify": QuestionType(
+        "goal_description",
+        WORDS,
+        (
+            "what is in the box {box}?",
+            "name the object in the box {box}.",
+            "which object is at {box}?",
+        ),
+    ),
+    "locate_box": QuestionType(
+        "goal_description",
+        BOX,
+        (
+            "locate the {object}.",
+            "detect the {object}.",
+            "where is the {object}? answer with a box.",
+        ),
+    ),
+    "describe": QuestionType(
+        "goal_description",
+        WORDS,
+        (
+            "describe the {object}.",
+            "what color is the {object}, and where in the image?",
+            "name the color and the place of the {object}.",
+        ),
+    ),
+    "describe_shape": QuestionType(
+        "goal_description",
+        WORDS,
+        (
+            "describe the {object} by color, shape and place.",
+            "what color and shape is the {object}, and where in the image?",
+            "name the color, the shape and the place of the {object}.",
+        ),
+        share=0.5,
+    ),
+    "count": QuestionType(
+        "goal_description",
+        WORDS,
+        (
+            "how many of these are in the image: {objects}?",
+            "count what you see of these: {objects}.",
+            "of {objects}, how many does the image show?",
+        ),
+        share=0.5,
+    ),
+    "present": QuestionType(
+        "goal_description",
+        WORDS,
+        (
+            "is the {object} in the image?",
+            "do you see the {object}?",
+            "yes or no: the image shows the {object}.",
+        ),
+    ),
+    "grasp_point": QuestionType(
+        "affordance",
+        POINT,
+        (
+            "the robot should {instruction}. where should it hold the {object}?",
+            "to {instruction}, at which point should the gripper touch the {object}?",
+            "task: {instruction}. point to where to grasp the {object}.",
+        ),
+    ),
+    "stable_grasp": QuestionType(
+        "affordance",
+        WORDS,
+        (
+            "the robot should {instruction}. is {box} a good region to grasp the {object}?",
+            "to {instruction}, should the gripper hold the {object} at {box}?",
+            "task: {instruction}. is {box} the right part of the {object} to touch?",
+        ),
+    ),
+    "place_point": QuestionType(
+        "affordance",
+        POINT,
+        (
+            "the robot should {instruction}. where should the {object} end up?",
+            "to {instruction}, to which point should the {object} be moved?",
+            "task: {instruction}. point to where the {object} should go.",
+        ),
+        share=0.5,
+    ),
+    "stable_place": QuestionType(
+        "affordance",
+        WORDS,
+        (
+            "the robot should {instruction}. should the {object} end up at {box}?",
+            "to {instruction}, is {box} the right region to bring the {object} to?",
+            "task: {instruction}. is {box} where the {object} should go?",
+        ),
+        share=0.5,
+    ),
+    "decompose": QuestionType(
+        "task_planning",
+        WORDS,
+        (
+            "the robot should {instruction}. what are the steps?",
+            "task: {instruction}. list the steps in order.",
+            "which steps does it take to {instruction}?",
+        ),
+        share=0.2,
+        told=True,
+    ),
+    "current": QuestionType(
+        "task_planning",
+        WORDS,
+        (
+            "the robot should {instruction}. what should it do now?",
+            "task: {instruction}. which step is in progress?",
+            "to {instruction}, which step is the robot at?",
+        ),
+    ),
+    "next": QuestionType(
+        "task_planning",
+        WORDS,
+        (
+            "the robot should {instruction}. what comes after the current step?",
+            "task: {instruction}. which step is next?",
+            "to {instruction}, what will the robot do next?",
+        ),
+    ),
+    "done": QuestionType(
+        "task_planning",
+        WORDS,
+        (
+            "the robot should {instruction}. is it done?",
+            "task: {instruction}. is it complete?",
+            "to {instruction}, is nothing left to do?",
+        ),
+    ),
+    "outcome": QuestionType(
+        "task_planning",
+        WORDS,
+        (
+            "the robot was told to {instruction} and stops here. success or failure?",
+            "task: {instruction}. the robot stops now: is it a success or a failure?",
+            "judge the outcome, success or failure, if this is the end: {instruction}.",
+        ),
+    ),
+    "path_subtask": QuestionType(
+        "trajectory",
+        PATH,
+        (
+            "the robot should {instruction}. now: {phase}. trace the path of the gripper.",
+            "to {instruction}, the robot must now {phase}. where will the gripper move?",
+            "task: {instruction}. step: {phase}. draw the path of the gripper.",
+        ),
+    ),
+    "path_task": QuestionType(
+        "trajectory",
+        PATH,
+        (
+            "the robot should {instruction}. trace the path of the gripper to the end.",
+            "to {instruction}, where will the gripper move?",
+            "task: {instruction}. draw the whole path of the gripper.",
+        ),
+    ),
 }
 
 # Forms of general image-text sets: their builders own the questions, scoring needs only how an answer is read.
 GENERAL_QUESTION_TYPES: dict[str, str] = {
-    "caption": WORDS, "color": WORDS, "shape": WORDS, "locate_box": BOX, "locate_point": POINT, "identify": WORDS,
-    "count_color": WORDS, "count_shape": WORDS, "count_all": WORDS, "exist": WORDS, "relation_side": WORDS,
-    "relation_height": WORDS, "relation_holds": WORDS, "read_text": WORDS, "describe": WORDS,
-    "vqa": WORDS, "trace": PATH,  # of sets that other people made
+    "caption": WORDS,
+    "color": WORDS,
+    "shape": WORDS,
+    "locate_box": BOX,
+    "locate_point": POINT,
+    "identify": WORDS,
+    "count_color": WORDS,
+    "count_shape": WORDS,
+    "count_all": WORDS,
+    "exist": WORDS,
+    "relation_side": WORDS,
+    "relation_height": WORDS,
+    "relation_holds": WORDS,
+    "read_text": WORDS,
+    "describe": WORDS,
+    "vqa": WORDS,
+    "trace": PATH,  # of sets that other people made
 }
 
 
@@ -167,7 +316,9 @@ def ask(question_type: str, paraphrase: float, slots: Mapping[str, str]) -> str:
 @functools.cache
 def _patterns(question_type: str) -> tuple[re.Pattern, ...]:
     escaped = (re.escape(question) for question in QUESTION_TYPES[question_type].questions)
-    return tuple(re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", question)) for question in escaped)
+    return tuple(
+        re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", question)) for question in escaped
+    )
 
 
 def read(question_type: str, question: str) -> dict[str, str] | None:

@@ -45,16 +45,28 @@ class Review:
             document = json.loads(Path(path).read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{path} is not JSON: {error}") from error
-        found = (document.get("format"), document.get("version")) if isinstance(document, dict) else None
+        found = (
+            (document.get("format"), document.get("version"))
+            if isinstance(document, dict)
+            else None
+        )
         if found != (FORMAT, VERSION):
-            raise ValueError(f"{path} is not a review: format and version are {found}, expected {FORMAT!r}, {VERSION}; "
-                             "write one with the gallery page's `save review`")
+            raise ValueError(
+                f"{path} is not a review: format and version are {found}, expected {FORMAT!r}, {VERSION}; "
+                "write one with the gallery page's `save review`"
+            )
         verdicts = {}
         for number, item in enumerate(document["items"]):
             wrong = [field for field in ItemKey._fields if field not in item]
             if wrong or item.get("verdict") not in VERDICTS:
-                raise ValueError(f"{path}, items[{number}]: " + (f"{', '.join(wrong)} missing" if wrong else
-                                 f"verdict is {item.get('verdict')!r}, expected {' or '.join(VERDICTS)}"))
+                raise ValueError(
+                    f"{path}, items[{number}]: "
+                    + (
+                        f"{', '.join(wrong)} missing"
+                        if wrong
+                        else f"verdict is {item.get('verdict')!r}, expected {' or '.join(VERDICTS)}"
+                    )
+                )
             verdicts[ItemKey(*(item[field] for field in ItemKey._fields))] = item["verdict"]
         return cls(document["dataset"], document["split"], verdicts)
 

@@ -28,7 +28,9 @@ def score(question_type: str | Item, truth: str, prediction: str) -> float:
     return measure(question_type, truth, prediction)["correct"]
 
 
-def measure(question_type: str | Item, truth: str, prediction: str, box: np.ndarray | None = None) -> dict[str, float]:
+def measure(
+    question_type: str | Item, truth: str, prediction: str, box: np.ndarray | None = None
+) -> dict[str, float]:
     """How good a prediction is.
 
     Args:
@@ -44,7 +46,9 @@ def measure(question_type: str | Item, truth: str, prediction: str, box: np.ndar
 
     Raises ValueError for an unknown question_type, or if `truth` itself cannot be read.
     """
-    question_type = question_type.question_type if isinstance(question_type, Item) else question_type
+    question_type = (
+        question_type.question_type if isinstance(question_type, Item) else question_type
+    )
     kind = answer_type(question_type)
     if kind == WORDS:
         right = {"correct": float(_normalize(truth) == _normalize(prediction))}
@@ -58,7 +62,11 @@ def measure(question_type: str | Item, truth: str, prediction: str, box: np.ndar
     distance = WORST_DISTANCE if predicted is None else path_distance(true, predicted)
     found = {"correct": float(distance <= MAX_DISTANCE), "distance": distance}
     if box is not None and question_type == ON_THING:
-        inside = predicted is not None and (box[:2] <= predicted[0]).all() and (predicted[0] <= box[2:]).all()
+        inside = (
+            predicted is not None
+            and (box[:2] <= predicted[0]).all()
+            and (predicted[0] <= box[2:]).all()
+        )
         found["inside"] = float(inside)
     return found
 
@@ -66,10 +74,15 @@ def measure(question_type: str | Item, truth: str, prediction: str, box: np.ndar
 def plan_order(truth: str, prediction: str) -> float:
     """How much of a plan, steps parted by ";", is there in its order: the longest run of steps that both have (with
     others between), twice its length over the steps of both."""
-    a, b = ([_normalize(step) for step in plan.split(";") if step.strip()] for plan in (truth, prediction))
+    a, b = (
+        [_normalize(step) for step in plan.split(";") if step.strip()]
+        for plan in (truth, prediction)
+    )
     longest = np.zeros((len(a) + 1, len(b) + 1), int)
     for i, j in np.ndindex(len(a), len(b)):
-        longest[i + 1, j + 1] = longest[i, j] + 1 if a[i] == b[j] else max(longest[i, j + 1], longest[i + 1, j])
+        longest[i + 1, j + 1] = (
+            longest[i, j] + 1 if a[i] == b[j] else max(longest[i, j + 1], longest[i + 1, j])
+        )
     return float(2 * longest[-1, -1] / max(1, len(a) + len(b)))
 
 
@@ -79,7 +92,9 @@ def read_answer(kind: str, text: str) -> np.ndarray | None:
     return found if found is not None and (kind == PATH or len(found) == 1) else None
 
 
-def majority_answers(items: Iterable[Item], by: Callable[[Item], Hashable] = lambda item: item.question_type) -> dict:
+def majority_answers(
+    items: Iterable[Item], by: Callable[[Item], Hashable] = lambda item: item.question_type
+) -> dict:
     """The constant answer to give for each question_type (or each value of `by`, which must not mix question_types).
 
     The most frequent words; the coordinate-wise median of points, boxes and paths (five points at equal arc length).
@@ -87,11 +102,15 @@ def majority_answers(items: Iterable[Item], by: Callable[[Item], Hashable] = lam
     groups = defaultdict(list)
     for item in items:
         groups[by(item)].append(item)
-    return {key: _constant(answer_type(group[0].question_type), [item.answer for item in group])
-            for key, group in groups.items()}
+    return {
+        key: _constant(answer_type(group[0].question_type), [item.answer for item in group])
+        for key, group in groups.items()
+    }
 
 
-def baseline(train_items: Iterable[Item], test_items: Iterable[Item], by: str = "question_type") -> dict[str, float]:
+def baseline(
+    train_items: Iterable[Item], test_items: Iterable[Item], by: str = "question_type"
+) -> dict[str, float]:
     """Accuracy of blind guessing by kind: what a model must beat to show that it looks.
 
     Args:

@@ -41,8 +41,12 @@ def steady(touching: np.ndarray, steps: int) -> np.ndarray:
     return out
 
 
-def segment(gripper_position: np.ndarray, gripper_open: np.ndarray, rate: float,
-            contact: np.ndarray | None = None) -> np.ndarray:
+def segment(
+    gripper_position: np.ndarray,
+    gripper_open: np.ndarray,
+    rate: float,
+    contact: np.ndarray | None = None,
+) -> np.ndarray:
     """int32[T], indices into `NAMES`; -1 where nothing is known about touching.
 
     Args:
@@ -53,8 +57,11 @@ def segment(gripper_position: np.ndarray, gripper_open: np.ndarray, rate: float,
     touching = _touching(gripper_open, rate, contact)
     if touching is None:
         return np.full(len(gripper_open), -1, np.int32)
-    speed = np.linalg.norm(np.gradient(gripper_position, axis=0), axis=-1) * rate if len(gripper_open) > 1 else \
-        np.zeros(len(gripper_open))
+    speed = (
+        np.linalg.norm(np.gradient(gripper_position, axis=0), axis=-1) * rate
+        if len(gripper_open) > 1
+        else np.zeros(len(gripper_open))
+    )
     moving = switch(speed, *MOVING)
     held_before = np.maximum.accumulate(touching)
     begun = np.concatenate([[False], touching[1:] & ~touching[:-1]])
@@ -80,7 +87,9 @@ def agreement(phase: np.ndarray, contact: np.ndarray, rate: float) -> float:
     return float(((phase[known] > 0) == touched).mean())
 
 
-def _touching(gripper_open: np.ndarray, rate: float, contact: np.ndarray | None) -> np.ndarray | None:
+def _touching(
+    gripper_open: np.ndarray, rate: float, contact: np.ndarray | None
+) -> np.ndarray | None:
     if contact is not None and np.isfinite(contact).any():
         return steady(contact == 1, _hold(rate))
     low, high = np.nanmin(gripper_open), np.nanmax(gripper_open)

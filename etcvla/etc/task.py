@@ -11,14 +11,18 @@ from etcvla.etc.annotation import Annotation, project
 from etcvla.etc.facts import Candidate, FrameView, drop, inside
 from etcvla.etc.question_types import clean
 
-MIN_GRASP_VISIBLE = 0.05  # a hand that closes in hides its target; the point to hold is still the same
+MIN_GRASP_VISIBLE = (
+    0.05  # a hand that closes in hides its target; the point to hold is still the same
+)
 REGION_SIDES = (0.1, 0.2)  # of the image: the range of a proposed region's height and width
 LARGE_SIDES = (0.4, 0.55)  # of one that says too little
 REGION_GAP = 0.02  # of the image, between a wrong region and the point
 TOO_LARGE, NEIGHBOUR = 0.15, 0.4  # shares of wrong regions; the others lie just beside the point
 MIN_CARRY = 0.05  # metres an object must have moved by the end to have a place where it goes
 MIN_LEFT = 0.05  # of the image, that it still has to go
-DECOMPOSE_EVERY = 4  # steps: the instruction gives the answer, so it must not fill where others are not asked
+DECOMPOSE_EVERY = (
+    4  # steps: the instruction gives the answer, so it must not fill where others are not asked
+)
 NUM_DONE = 2  # frames an episode, of each answer, that are asked whether the task is done
 
 
@@ -52,15 +56,23 @@ def _affordance(view: FrameView, rng: np.random.Generator, dropped: Counter) -> 
     seen = inside(point) & ~(view.visible[:, facts.target] < MIN_GRASP_VISIBLE)
     drop(dropped, "grasp_point", "not in view", ~seen)
     others = [i for i in range(len(facts.objects)) if i != facts.target]
-    yield from _point_and_region(("grasp_point", "stable_grasp"), facts, point, seen, view.center[:, others], rng,
-                                 dropped)
+    yield from _point_and_region(
+        ("grasp_point", "stable_grasp"), facts, point, seen, view.center[:, others], rng, dropped
+    )
     goal = destination(facts)
     left = np.linalg.norm(goal - view.center[:, facts.target], axis=-1)
     asked = inside(goal) & (left >= MIN_LEFT)
     drop(dropped, "place_point", "nothing to move, or unknown", ~asked)
     # The object itself is the most tempting wrong place.
-    yield from _point_and_region(("place_point", "stable_place"), facts, goal, asked,
-                                 view.center[:, [facts.target, *others]], rng, dropped)
+    yield from _point_and_region(
+        ("place_point", "stable_place"),
+        facts,
+        goal,
+        asked,
+        view.center[:, [facts.target, *others]],
+        rng,
+        dropped,
+    )
 
 
 def destination(facts: Annotation) -> np.ndarray:
@@ -74,43 +86,65 @@ def destination(facts: Annotation) -> np.ndarray:
     return project(facts.camera_matrix[:, 0], np.broadcast_to(way[-1], (len(facts), 3)))
 
 
-def _point_and_region(question_types: tuple[str, str], facts: Annotation, point: np.ndarray, asked: np.ndarray,
-                      others: np.ndarray, rng: np.random.Generator, dropped: Counter) -> Iterator[Candidate]:
-    """Where is it, float[T, 2]? And: is it here? `others` float[T, K, 2] are centres of what it could be mixed up with.
-    """
+def _point_and_region(
+    question_types: tuple[str, str],
+    facts: Annotation,
+    point: np.ndarray,
+    asked: np.ndarray,
+    others: np.ndarray,
+    rng: np.random.Generator,
+    dropped: Counter,
+) -> Iterator[Candidate]:
+    """Where is it, float[T, 2]? And: is it here? `others` float[T, K, 2] are centres of what it could be mixed up with."""
     pointing, judging = question_types
     slots = {"instruction": clean(facts.instruction), "object": facts.objects[facts.target]}
     for t in np.flatnonzero(asked).tolist():
         yield Candidate(t, pointing, pointing, None, slots, point[t])
         answer = "yes" if rng.random() < 0.5 else "no"
-        region = propose_region(point[t], True, rng) if answer == "yes" else wrong_region(point[t], others[t], rng)
+        region = (
+            propose_region(point[t], True, rng)
+            if answer == "yes"
+            else wrong_region(point[t], others[t], rng)
+        )
         if region is None:
             dropped[f"{judging}: no room"] += 1
             continue
         yield Candidate(t, judging, judging, answer, slots | {"box": region}, answer)
 
 
-def wrong_region(point: np.ndarray, others: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray | None:
+def wrong_region(
+    point: np.ndarray, others: Sequence[np.ndarray], rng: np.random.Generator
+) -> np.ndarray | None:
     """A box that one could take for a region around `point` (y, x): too large, a neighbour's, or just beside it."""
     how, known = rng.random(), [other for other in others if np.isfinite(other).all()]
     if how < TOO_LARGE:
         return propose_region(point, True, rng, sides=LARGE_SIDES)
     if how < TOO_LARGE + NEIGHBOUR and known:
         box = propose_region(known[rng.integers(len(known))], True, rng)
-        if box is not None and ((box[:2] - REGION_GAP > point) | (point > box[2:] + REGION_GAP)).any():
+        if (
+            box is not None
+            and ((box[:2] - REGION_GAP > point) | (point > box[2:] + REGION_GAP)).any()
+        ):
             return box
     return propose_region(point, False, rng)
 
 
-def propose_region(point: np.ndarray, good: bool, rng: np.random.Generator, tries: int = 8,
-                   sides: tuple[float, float] = REGION_SIDES) -> np.ndarray | None:
+def propose_region(
+    point: np.ndarray,
+    good: bool,
+    rng: np.random.Generator,
+    tries: int = 8,
+    sides: tuple[float, float] = REGION_SIDES,
+) -> np.ndarray | None:
     """A box on the image that clearly contains `point` (y, x), or one close by that clearly does not.
 
     Both come in the same sizes, so that size does not tell them apart. None if no try lies wholly on the image.
     """
     for draw in rng.random((tries, 4)):
         side = sides[0] + draw[:2] * (sides[1] - sides[0])
-        shift = 0.6 * draw[2:] - 0.3  # of the sides: the point keeps a fifth of the side from every edge
+        shift = (
+            0.6 * draw[2:] - 0.3
+        )  # of the sides: the point keeps a fifth of the side from every edge
         if not good:
             axis = int(draw[3] * 2)
             shift[axis] = np.copysign(0.75 + abs(shift[axis]), shift[axis])

@@ -11,7 +11,9 @@ import numpy as np
 from etcvla.etc.facts import Candidate, FrameView, inside
 from etcvla.etc.question_types import MAX_KEYPOINTS, clean
 
-TOLERANCE = 0.015  # of the image: a path is not bent further to follow the gripper more closely than this
+TOLERANCE = (
+    0.015  # of the image: a path is not bent further to follow the gripper more closely than this
+)
 PACE = 0.1  # weight of being behind or ahead of time against being off the line
 MIN_MOTION = 0.02  # of the image: what stays within this of its start has no path worth a question
 
@@ -24,7 +26,9 @@ def candidates(view: FrameView, dropped: Counter) -> Iterator[Candidate]:
     for t, end in enumerate(phase_ends(facts.phase).tolist()):
         phase = int(facts.phase[t])
         if phase >= 0 and (facts.success or end < final):
-            yield from _path(view, t, end, "path_subtask", slots | {"phase": facts.phases[phase]}, phase, dropped)
+            yield from _path(
+                view, t, end, "path_subtask", slots | {"phase": facts.phases[phase]}, phase, dropped
+            )
         else:
             dropped["path_subtask: unknown"] += 1
         if facts.success:
@@ -70,17 +74,28 @@ def keypoints(path: np.ndarray) -> np.ndarray:
 
 def _deviation(path: np.ndarray, keep: list[int]) -> np.ndarray:
     """float[n - 1]: how far each point but the last is from the polyline's segment over the same stretch of time."""
-    z = path[:, 0] + 1j * path[:, 1]  # one complex number a point: half the calls on arrays this small
+    z = (
+        path[:, 0] + 1j * path[:, 1]
+    )  # one complex number a point: half the calls on arrays this small
     stretch = np.diff(keep)
     span = np.repeat(z[keep[1:]] - z[keep[:-1]], stretch)
     offset = z[:-1] - np.repeat(z[keep[:-1]], stretch)
     along = (offset * span.conj()).real / np.maximum(np.abs(span) ** 2, 1e-12)
     clock = (np.arange(len(z) - 1) - np.repeat(keep[:-1], stretch)) / np.repeat(stretch, stretch)
-    return np.abs(offset - np.clip(along, 0, 1) * span) + PACE * np.abs((np.clip(along, 0, 1) - clock) * span)
+    return np.abs(offset - np.clip(along, 0, 1) * span) + PACE * np.abs(
+        (np.clip(along, 0, 1) - clock) * span
+    )
 
 
-def _path(view: FrameView, t: int, end: int, question_type: str, slots: dict[str, str], phase: int | None,
-          dropped: Counter) -> Iterator[Candidate]:
+def _path(
+    view: FrameView,
+    t: int,
+    end: int,
+    question_type: str,
+    slots: dict[str, str],
+    phase: int | None,
+    dropped: Counter,
+) -> Iterator[Candidate]:
     path = view.gripper[t : end + 1]
     if not np.isfinite(path).all():
         dropped[f"{question_type}: unknown"] += 1

@@ -17,7 +17,9 @@ from etcvla.etc.question_types import MAX_KEYPOINTS, QUESTION_TYPES, clean, read
 
 MIN_IOU = 0.9
 POINT_TOLERANCE = 1.5 / NUM_LOC
-PATH_TOLERANCE = 0.03  # of the image, mean distance of the keypoints' polyline to the gripper's motion
+PATH_TOLERANCE = (
+    0.03  # of the image, mean distance of the keypoints' polyline to the gripper's motion
+)
 MIN_CARRY = 0.045  # metres that a target moves at least to have a place where it goes
 MAX_REGION = 0.3  # of the image: a larger region says nothing about where
 Check = Callable[[Annotation, int, dict[str, str], str], str | None]
@@ -67,11 +69,13 @@ def _same_box(truth: np.ndarray, box: np.ndarray | None) -> str | None:
 
 def _relation(measure: Callable[[Annotation, int, str], float], more: str, less: str) -> Check:
     """A check of "is a `more` or `less` than b", where `measure` grows towards `more`."""
+
     def check_relation(facts: Annotation, t: int, slots: dict[str, str], answer: str) -> str | None:
         values = [measure(facts, t, slots[name]) for name in ("a", "b")]
         if not np.isfinite(values).all():
             return "fact unknown"
         return _is(more if values[0] > values[1] else less, answer)
+
     return check_relation
 
 
@@ -101,6 +105,7 @@ def _depth(facts: Annotation, t: int, noun: str) -> float:
 def _robot(direction: str) -> Callable[[Annotation, int, str], float]:
     def measure(facts: Annotation, t: int, noun: str) -> float:
         return float(_position(facts, t, noun) @ facts.along(direction))
+
     return measure
 
 
@@ -140,9 +145,15 @@ def _cross_box(facts: Annotation, t: int, slots: dict[str, str], answer: str) ->
     if slots["view"] not in facts.cameras[1:]:
         return "question cannot be read"
     camera = facts.cameras.index(slots["view"])
-    there = [i for i in range(len(facts.objects)) if np.isfinite(facts.box[t, camera, i]).all()
-             and _place(facts.box[t, camera, i]) == slots["place"]]
-    return _same_box(facts.box[t, 0, there[0]], _one(answer, 4)) if len(there) == 1 else "fact unknown"
+    there = [
+        i
+        for i in range(len(facts.objects))
+        if np.isfinite(facts.box[t, camera, i]).all()
+        and _place(facts.box[t, camera, i]) == slots["place"]
+    ]
+    return (
+        _same_box(facts.box[t, 0, there[0]], _one(answer, 4)) if len(there) == 1 else "fact unknown"
+    )
 
 
 def _gripper_point(facts: Annotation, t: int, slots: dict[str, str], answer: str) -> str | None:
@@ -171,8 +182,10 @@ def _place(box: np.ndarray) -> str | None:
         return None
     ymin, xmin, ymax, xmax = box.tolist()
     rows, columns = ("top", "", "bottom"), ("left", "", "right")
-    vertical, horizontal = (names[min(int(1.5 * (low + high)), 2)]
-                            for names, low, high in ((rows, ymin, ymax), (columns, xmin, xmax)))
+    vertical, horizontal = (
+        names[min(int(1.5 * (low + high)), 2)]
+        for names, low, high in ((rows, ymin, ymax), (columns, xmin, xmax))
+    )
     return f"{vertical} {horizontal}".strip() or "center"
 
 
@@ -227,7 +240,11 @@ def _in_region(point: np.ndarray | None, slots: dict[str, str], answer: str) -> 
         return "fact unknown"
     if box is None:
         return "question cannot be read"
-    good = (box[:2] <= point).all() and (point <= box[2:]).all() and (box[2:] - box[:2] <= MAX_REGION).all()
+    good = (
+        (box[:2] <= point).all()
+        and (point <= box[2:]).all()
+        and (box[2:] - box[:2] <= MAX_REGION).all()
+    )
     return _is("yes" if good else "no", answer)
 
 
@@ -239,7 +256,9 @@ def _target_end(facts: Annotation, t: int, noun: str) -> np.ndarray | None:
     if facts.target < 0 or noun != facts.objects[facts.target] or not facts.success:
         return None
     start, end = facts.position[[0, -1], facts.target]
-    return project(facts.camera_matrix[t, 0], end) if np.linalg.norm(end - start) > MIN_CARRY else None
+    return (
+        project(facts.camera_matrix[t, 0], end) if np.linalg.norm(end - start) > MIN_CARRY else None
+    )
 
 
 def _place_point(facts: Annotation, t: int, slots: dict[str, str], answer: str) -> str | None:
@@ -252,7 +271,11 @@ def _stable_place(facts: Annotation, t: int, slots: dict[str, str], answer: str)
 
 
 def _decompose(facts: Annotation, t: int, slots: dict[str, str], answer: str) -> str | None:
-    return None if facts.phases and tuple(answer.split("; ")) == tuple(facts.phases) else "wrong answer"
+    return (
+        None
+        if facts.phases and tuple(answer.split("; ")) == tuple(facts.phases)
+        else "wrong answer"
+    )
 
 
 def _current(facts: Annotation, t: int, slots: dict[str, str], answer: str) -> str | None:
@@ -271,8 +294,11 @@ def _done(facts: Annotation, t: int, slots: dict[str, str], answer: str) -> str 
     if facts.success and t >= len(facts) - 2:
         return _is("yes", answer)
     last = len(facts.phases) - 1
-    surely_not = not (facts.phase[: t + 1] == last).any() if last > 0 and (facts.phase == last).any() \
+    surely_not = (
+        not (facts.phase[: t + 1] == last).any()
+        if last > 0 and (facts.phase == last).any()
         else t < len(facts) // 2
+    )
     return _is("no" if surely_not else None, answer)
 
 
@@ -317,14 +343,36 @@ def _same_path(motion: np.ndarray, answer: str) -> str | None:
 
 
 CHECKS: dict[str, Check] = {
-    **{f"{subject}_{question_type}": relation for subject in ("gripper", "object") for question_type, relation in {
-        "side": _relation(_image_x, "right", "left"), "height": _relation(_height, "above", "below"),
-        "depth": _relation(_depth, "farther", "nearer"), "robot_side": _relation(_robot("left"), "left", "right"),
-        "robot_front": _relation(_robot("front"), "front", "behind")}.items()},
-    "cross_seen": _cross_seen, "cross_place": _cross_place, "cross_box": _cross_box,
-    "describe_shape": _describe_shape, "count": _count, "place_point": _place_point, "stable_place": _stable_place,
+    **{
+        f"{subject}_{question_type}": relation
+        for subject in ("gripper", "object")
+        for question_type, relation in {
+            "side": _relation(_image_x, "right", "left"),
+            "height": _relation(_height, "above", "below"),
+            "depth": _relation(_depth, "farther", "nearer"),
+            "robot_side": _relation(_robot("left"), "left", "right"),
+            "robot_front": _relation(_robot("front"), "front", "behind"),
+        }.items()
+    },
+    "cross_seen": _cross_seen,
+    "cross_place": _cross_place,
+    "cross_box": _cross_box,
+    "describe_shape": _describe_shape,
+    "count": _count,
+    "place_point": _place_point,
+    "stable_place": _stable_place,
     "outcome": _outcome,
-    "gripper_point": _gripper_point, "identify": _identify, "locate_box": _locate_box, "describe": _describe,
-    "present": _present, "grasp_point": _grasp_point, "stable_grasp": _stable_grasp, "decompose": _decompose,
-    "current": _current, "next": _next, "done": _done, "path_subtask": _path_subtask, "path_task": _path_task,
+    "gripper_point": _gripper_point,
+    "identify": _identify,
+    "locate_box": _locate_box,
+    "describe": _describe,
+    "present": _present,
+    "grasp_point": _grasp_point,
+    "stable_grasp": _stable_grasp,
+    "decompose": _decompose,
+    "current": _current,
+    "next": _next,
+    "done": _done,
+    "path_subtask": _path_subtask,
+    "path_task": _path_task,
 }

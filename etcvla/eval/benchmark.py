@@ -43,27 +43,52 @@ class Benchmark:
             Perturbation.parse(perturbation)
         most = self.suite.initial_states
         if self.trials < 1 or (most is not None and self.trials > most):
-            raise ValueError(f"{self.trials} trials: {self.suite.name} has {most or 'any number of'} initial states a "
-                             "task, each played once")
+            raise ValueError(
+                f"{self.trials} trials: {self.suite.name} has {most or 'any number of'} initial states a "
+                "task, each played once"
+            )
 
     def episodes(self) -> list[Trial]:
         """All of them."""
-        return [Trial(self.suite.scene, task, i, intervention,
-                      wrong_instruction(task, self.suite.tasks) if intervention == "wrong_instruction" else "",
-                      perturbation, video=i < self.videos)
-                for perturbation in self.perturbations for intervention in self.interventions for task in self.tasks
-                for i in range(self.trials)]
+        return [
+            Trial(
+                self.suite.scene,
+                task,
+                i,
+                intervention,
+                wrong_instruction(task, self.suite.tasks)
+                if intervention == "wrong_instruction"
+                else "",
+                perturbation,
+                video=i < self.videos,
+            )
+            for perturbation in self.perturbations
+            for intervention in self.interventions
+            for task in self.tasks
+            for i in range(self.trials)
+        ]
 
     def words(self) -> list[str]:
         """What the policy will be told."""
         told = dict(zip(self.suite.tasks, self.suite.instructions, strict=True))
-        return sorted({Perturbation.parse(trial.perturbation).say(told[trial.instruction_of or trial.task],
-                                                                  eval_seed(trial.trial))
-                       for trial in self.episodes()})
+        return sorted(
+            {
+                Perturbation.parse(trial.perturbation).say(
+                    told[trial.instruction_of or trial.task], eval_seed(trial.trial)
+                )
+                for trial in self.episodes()
+            }
+        )
 
 
-def run(workdir: str, benchmark: Benchmark, out: epath.PathLike, *, head: str | None = None,
-        python: str = sys.executable) -> dict:
+def run(
+    workdir: str,
+    benchmark: Benchmark,
+    out: epath.PathLike,
+    *,
+    head: str | None = None,
+    python: str = sys.executable,
+) -> dict:
     """Plays what is not played yet with the newest checkpoint of `workdir`, and returns what scores.json holds.
 
     Writes protocol.json, episodes.csv, scores.json and videos into `out`.
@@ -76,36 +101,74 @@ def run(workdir: str, benchmark: Benchmark, out: epath.PathLike, *, head: str | 
     policy = Policy.load(workdir, head=head)
     check_fit(policy, benchmark.suite)
     protocol, suite = benchmark.protocol, benchmark.suite
-    results_log = ResultsLog(out, {
-        "suite": suite.name, "tasks": benchmark.tasks, "interventions": benchmark.interventions,
-        "perturbations": benchmark.perturbations,
-        **record(workdir, policy, protocol, trials=benchmark.trials, scenes=(suite.scene,),
-                 fixed=suite.initial_states is not None, simulator=suite.versions)})
+    results_log = ResultsLog(
+        out,
+        {
+            "suite": suite.name,
+            "tasks": benchmark.tasks,
+            "interventions": benchmark.interventions,
+            "perturbations": benchmark.perturbations,
+            **record(
+                workdir,
+                policy,
+                protocol,
+                trials=benchmark.trials,
+                scenes=(suite.scene,),
+                fixed=suite.initial_states is not None,
+                simulator=suite.versions,
+            ),
+        },
+    )
     policy.warm_up(protocol.workers, benchmark.words())
     with rollouts.Workers(protocol.workers, python) as workers:
-        results = rollouts.evaluate(policy, benchmark.episodes(), protocol, what=f"{workdir}: {suite.name}",
-                                    results_log=results_log, workers=workers)
+        results = rollouts.evaluate(
+            policy,
+            benchmark.episodes(),
+            protocol,
+            what=f"{workdir}: {suite.name}",
+            results_log=results_log,
+            workers=workers,
+        )
     scores = {"suite": suite.name, "cells": cells(results)}
     write(epath.Path(out) / "scores.json", json.dumps(scores, indent=2) + "\n")
     return scores
 
 
-def record(workdir: str, policy: Policy, protocol: EvalProtocol, *, trials: int, scenes: Sequence[str], fixed: bool,
-           simulator: Mapping[str, str]) -> dict:
+def record(
+    workdir: str,
+    policy: Policy,
+    protocol: EvalProtocol,
+    *,
+    trials: int,
+    scenes: Sequence[str],
+    fixed: bool,
+    simulator: Mapping[str, str],
+) -> dict:
     """What protocol.json says beside the names of what is played; docs/evaluation.md explains it."""
     how = "open loop" if not protocol.replan_steps else "receding horizon"
     if protocol.ensemble is not None:
         how = f"temporal ensembling, m = {protocol.ensemble:g}"
     return {
         "trials": trials,
-        "starts": {"kind": "initial state" if fixed else "layout seed",
-                   "of": [i if fixed else EVAL_SEED_BASE + i for i in range(trials)]},
-        "max_steps": protocol.max_steps, "execution": how, "replan_steps": protocol.replan_steps or policy.config.horizon,
-        "chunk": policy.config.horizon, "seed": protocol.seed, "batch": protocol.workers,
+        "starts": {
+            "kind": "initial state" if fixed else "layout seed",
+            "of": [i if fixed else EVAL_SEED_BASE + i for i in range(trials)],
+        },
+        "max_steps": protocol.max_steps,
+        "execution": how,
+        "replan_steps": protocol.replan_steps or policy.config.horizon,
+        "chunk": policy.config.horizon,
+        "seed": protocol.seed,
+        "batch": protocol.workers,
         "cameras": {"names": policy.cameras, "image_size": protocol.image_size, "scenes": scenes},
         "policy": {"head": policy.head, "euler_steps": policy.num_steps, "subtask": policy.subtask},
         "checkpoint": {"step": Checkpoints(workdir).latest(), "sha256": checkpoint_hash(workdir)},
-        "versions": {**versions(), "python": platform.python_version(), "simulator": dict(simulator)}}
+        "versions": {
+            **versions(),
+            "python": platform.python_version(),
+            "simulator": dict(simulator),
+        },
+    }
 
 
 def check_fit(policy: Policy, suite: Suite) -> None:
@@ -113,13 +176,17 @@ def check_fit(policy: Policy, suite: Suite) -> None:
     policy.check_acting()
     lacking = sorted(set(policy.cameras) - set(suite.cameras))
     if lacking:
-        raise ValueError(f"the checkpoint looks through the cameras {', '.join(policy.cameras)}; {suite.name} has no "
-                         f"{', '.join(lacking)}, only {', '.join(suite.cameras)}")
+        raise ValueError(
+            f"the checkpoint looks through the cameras {', '.join(policy.cameras)}; {suite.name} has no "
+            f"{', '.join(lacking)}, only {', '.join(suite.cameras)}"
+        )
     spec = policy.assets.action_spec
     for name in ("state_dim", "action_dim"):
         if spec[name] != getattr(suite, name):
-            raise ValueError(f"the checkpoint's {name} is {spec[name]}, but {suite.name}'s is {getattr(suite, name)}: "
-                             "it was trained for another robot")
+            raise ValueError(
+                f"the checkpoint's {name} is {spec[name]}, but {suite.name}'s is {getattr(suite, name)}: "
+                "it was trained for another robot"
+            )
 
 
 def checkpoint_hash(workdir: str) -> str:
@@ -160,18 +227,28 @@ def cells(results: Sequence[TrialResult]) -> list[dict]:
     by_cell: dict = {}
     for result in results:
         t = result.trial
-        by_cell.setdefault((t.scene, t.intervention, t.perturbation), {}).setdefault(t.task, []).append(result)
-    return [{"scene": scene, "intervention": intervention, "perturbation": perturbation,
-             "overall": score([result for part in tasks.values() for result in part]),
-             "tasks": {task: score(part) for task, part in tasks.items()}}
-            for (scene, intervention, perturbation), tasks in by_cell.items()]
+        by_cell.setdefault((t.scene, t.intervention, t.perturbation), {}).setdefault(
+            t.task, []
+        ).append(result)
+    return [
+        {
+            "scene": scene,
+            "intervention": intervention,
+            "perturbation": perturbation,
+            "overall": score([result for part in tasks.values() for result in part]),
+            "tasks": {task: score(part) for task, part in tasks.items()},
+        }
+        for (scene, intervention, perturbation), tasks in by_cell.items()
+    ]
 
 
 def score(results: Sequence[TrialResult]) -> dict:
     """Shares of episodes with Wilson's 95 % intervals, and the mean progress."""
     out: dict = {"trials": len(results)}
-    for name, count in {"success": sum(r.success for r in results),
-                        "intention": sum(r.intention for r in results)}.items():
+    for name, count in {
+        "success": sum(r.success for r in results),
+        "intention": sum(r.intention for r in results),
+    }.items():
         low, high = wilson(count, len(results))
         out[name] = {"count": count, "rate": count / len(results), "low": low, "high": high}
     return out | {"progress": float(np.mean([r.progress for r in results]))}
@@ -186,6 +263,8 @@ def lines(found: Sequence[dict]) -> list[str]:
         for task, s in {name: cell["overall"], **by_task}.items():
             won = s["success"]
             interval = f"{won['low']:.0%}-{won['high']:.0%}"
-            out.append(f"{task[:43]:<44}{won['count']:>4}/{s['trials']:<4}  {interval:<12}{s['progress']:>9.2f}"
-                       f"{s['intention']['rate']:>10.0%}")
+            out.append(
+                f"{task[:43]:<44}{won['count']:>4}/{s['trials']:<4}  {interval:<12}{s['progress']:>9.2f}"
+                f"{s['intention']['rate']:>10.0%}"
+            )
     return out

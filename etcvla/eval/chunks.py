@@ -21,9 +21,13 @@ class Chunks:
 
     def __init__(self, replan_steps: int, ensemble: float | None = None):
         if replan_steps < 0 or (ensemble is not None and ensemble < 0):
-            raise ValueError(f"replan_steps {replan_steps} and ensemble {ensemble} must not be negative")
+            raise ValueError(
+                f"replan_steps {replan_steps} and ensemble {ensemble} must not be negative"
+            )
         self._replan_steps, self._ensemble = replan_steps, ensemble
-        self._chunks: list[tuple[int, np.ndarray]] = []  # the step that each begins at, oldest first
+        self._chunks: list[
+            tuple[int, np.ndarray]
+        ] = []  # the step that each begins at, oldest first
         self._step = self._look = 0
 
     @property
@@ -34,7 +38,9 @@ class Chunks:
     def add(self, chunk: np.ndarray) -> None:
         """float[P, A] from the present step on. Raises ValueError if it is shorter than `replan_steps`."""
         if len(chunk) < max(self._replan_steps, 1):
-            raise ValueError(f"a chunk of {len(chunk)} actions, but the next look is after replan_steps = {self._replan_steps}")
+            raise ValueError(
+                f"a chunk of {len(chunk)} actions, but the next look is after replan_steps = {self._replan_steps}"
+            )
         if self._ensemble is None:
             self._chunks.clear()
         self._chunks.append((self._step, np.asarray(chunk)))
@@ -42,7 +48,9 @@ class Chunks:
 
     def next(self) -> np.ndarray:
         """float[A], the action of the present step, which is over then."""
-        self._chunks = [(first, chunk) for first, chunk in self._chunks if self._step < first + len(chunk)]
+        self._chunks = [
+            (first, chunk) for first, chunk in self._chunks if self._step < first + len(chunk)
+        ]
         said = np.stack([chunk[self._step - first] for first, chunk in self._chunks])
         self._step += 1
         weights = np.exp(-(self._ensemble or 0.0) * np.arange(len(said)))

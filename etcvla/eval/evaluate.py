@@ -41,33 +41,57 @@ class EvaluationSpec:
     control_trials: int  # the same under other interventions
     videos: int  # trials a task, scene and intervention to video
     questions: int  # a kind and dataset
-    datasets: Mapping[str, tuple[str, tuple[str, ...]]]  # name -> path, cameras; "shapes" is the retention metric
+    datasets: Mapping[
+        str, tuple[str, tuple[str, ...]]
+    ]  # name -> path, cameras; "shapes" is the retention metric
     protocol: EvalProtocol
     seed: int
 
     def __post_init__(self):
         unknown = set(self.interventions) - set(INTERVENTIONS)
         if unknown:
-            raise ValueError(f"unknown intervention {', '.join(sorted(unknown))}; choose from {INTERVENTIONS}")
+            raise ValueError(
+                f"unknown intervention {', '.join(sorted(unknown))}; choose from {INTERVENTIONS}"
+            )
 
 
 def evaluate(workdir: str, spec: EvaluationSpec) -> dict:
     """Evaluates the newest checkpoint of `workdir` and returns what scores.json holds."""
     out = epath.Path(workdir) / "evaluation"
-    asked = json.loads(json.dumps({"step": Checkpoints(workdir).latest(), "spec": dataclasses.asdict(spec)}))
+    asked = json.loads(
+        json.dumps({"step": Checkpoints(workdir).latest(), "spec": dataclasses.asdict(spec)})
+    )
     done = out / "scores.json"
-    if done.exists() and {k: v for k, v in json.loads(done.read_text()).items() if k in asked} == asked:
+    if (
+        done.exists()
+        and {k: v for k, v in json.loads(done.read_text()).items() if k in asked} == asked
+    ):
         print(f"{workdir} is evaluated, nothing to do", flush=True)
         return json.loads(done.read_text())
     out.mkdir(parents=True, exist_ok=True)
     began, policy = time.time(), Policy.load(workdir)
     scores = {**asked, "protocol": dataclasses.asdict(spec.protocol), **_ask(policy, spec, out)}
     if spec.scenes:
-        results_log = ResultsLog(out, {**asked, **benchmark.record(
-            workdir, policy, spec.protocol, trials=spec.trials, scenes=spec.scenes, fixed=False,
-            simulator=suites.versions("metaworld", "mujoco"))}, replace=True)
+        results_log = ResultsLog(
+            out,
+            {
+                **asked,
+                **benchmark.record(
+                    workdir,
+                    policy,
+                    spec.protocol,
+                    trials=spec.trials,
+                    scenes=spec.scenes,
+                    fixed=False,
+                    simulator=suites.versions("metaworld", "mujoco"),
+                ),
+            },
+            replace=True,
+        )
         policy.warm_up(spec.protocol.workers, [TASKS[task].instructions[0] for task in spec.tasks])
-        results = rollouts.evaluate(policy, trials(spec), spec.protocol, what=f"{workdir}: acting", results_log=results_log)
+        results = rollouts.evaluate(
+            policy, trials(spec), spec.protocol, what=f"{workdir}: acting", results_log=results_log
+        )
         print("\n".join(rollouts.rates(results)), flush=True)
         scores |= {"success": rollouts.table(results), "cells": benchmark.cells(results)}
     scores["seconds"] = time.time() - began
@@ -77,22 +101,40 @@ def evaluate(workdir: str, spec: EvaluationSpec) -> dict:
 
 def trials(spec: EvaluationSpec) -> Sequence[Trial]:
     """All episodes of a spec."""
-    return [Trial(scene, task, i, intervention,
-                  wrong_instruction(task, spec.tasks) if intervention == "wrong_instruction" else "", video=i < spec.videos)
-            for intervention in spec.interventions for scene in spec.scenes for task in spec.tasks
-            for i in range(spec.trials if intervention == "right" else spec.control_trials)]
+    return [
+        Trial(
+            scene,
+            task,
+            i,
+            intervention,
+            wrong_instruction(task, spec.tasks) if intervention == "wrong_instruction" else "",
+            video=i < spec.videos,
+        )
+        for intervention in spec.interventions
+        for scene in spec.scenes
+        for task in spec.tasks
+        for i in range(spec.trials if intervention == "right" else spec.control_trials)
+    ]
 
 
 def _ask(policy: Policy, spec: EvaluationSpec, out: epath.Path) -> dict:
     """Scores of the held-out questions: {"etc": by dataset and kind, "mm": by kind}; writes examples.json."""
     scores, examples = {"etc": {}}, []
     for name, (path, cameras) in spec.datasets.items():
-        cameras = cameras[:policy.num_cameras]
+        cameras = cameras[: policy.num_cameras]
         held_out, training = open_splits(path, cameras)
-        answered = vqa.answer_all(policy, vqa.draw_questions(held_out, per_kind=spec.questions, seed=spec.seed))
+        answered = vqa.answer_all(
+            policy, vqa.draw_questions(held_out, per_kind=spec.questions, seed=spec.seed)
+        )
         by_kind = vqa.scores(answered, vqa.items_of(training))
-        print(f"{name}: " + ", ".join(f"{kind} {s['accuracy']:.0%} (majority {s['majority']:.0%})"
-                                      for kind, s in by_kind.items()), flush=True)
+        print(
+            f"{name}: "
+            + ", ".join(
+                f"{kind} {s['accuracy']:.0%} (majority {s['majority']:.0%})"
+                for kind, s in by_kind.items()
+            ),
+            flush=True,
+        )
         if name == "shapes":
             scores["mm"] = by_kind
         else:
@@ -127,7 +169,17 @@ def _write_examples(out: epath.Path, examples: Sequence[tuple[str, vqa.Question]
     for i, (name, q) in enumerate(examples):
         image = f"examples/{i:04d}.png"
         Image.fromarray(q.images[0]).save(out / image)
-        rows.append({"dataset": name, "image": image, "instruction": q.instruction, "kind": q.item.kind,
-                     "question_type": q.item.question_type, "question": q.item.question, "answer": q.item.answer,
-                     "prediction": q.prediction, "correct": q.correct})
+        rows.append(
+            {
+                "dataset": name,
+                "image": image,
+                "instruction": q.instruction,
+                "kind": q.item.kind,
+                "question_type": q.item.question_type,
+                "question": q.item.question,
+                "answer": q.item.answer,
+                "prediction": q.prediction,
+                "correct": q.correct,
+            }
+        )
     (out / "examples.json").write_text(json.dumps(rows, indent=1))

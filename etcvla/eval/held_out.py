@@ -47,11 +47,17 @@ class HeldOut:
         config = stage.config
         self._sources = _held_out(stage)
         # Streams that are left out are drawn never, but keep their places: metrics know streams by number.
-        streams = [dataclasses.replace(stream, weight=((0.0, float(stream.dataset in self._sources)),))
-                   for stream in stage.plan.streams]
-        plan = Plan.make(streams, batch_size=config.batch_size, steps=config.eval.batches, seed=config.seed)
+        streams = [
+            dataclasses.replace(stream, weight=((0.0, float(stream.dataset in self._sources)),))
+            for stream in stage.plan.streams
+        ]
+        plan = Plan.make(
+            streams, batch_size=config.batch_size, steps=config.eval.batches, seed=config.seed
+        )
         self._training, self._mesh = stage, mesh
-        self._stage = dataclasses.replace(stage, datasets={**stage.datasets, **self._sources}, plan=plan)
+        self._stage = dataclasses.replace(
+            stage, datasets={**stage.datasets, **self._sources}, plan=plan
+        )
         self._stage.row_builder()  # finds out what is lacking before anything is compiled
         settings = StepSettings.of(config, stage.assets.tokenizer.layout.loc.offset)
         everywhere = NamedSharding(mesh, PartitionSpec())
@@ -72,21 +78,32 @@ class HeldOut:
     def _losses(self, params: Any) -> dict[str, float]:
         size = self._stage.config.batch_size
         batches = self._stage.batches(0, sharding.local_rows(size, self._mesh))
-        found = [self._measure(params, sharding.put_batch(batch, self._mesh, size), step)
-                 for step, batch in enumerate(batches)]
+        found = [
+            self._measure(params, sharding.put_batch(batch, self._mesh, size), step)
+            for step, batch in enumerate(batches)
+        ]
         return means(jax.device_get(found))
 
     def _scores(self, params: Any) -> dict[str, float]:
         if not self.questions:
             return {}
         if self._policy is None:
-            self._policy = Policy(self._stage.model.config, params, self._stage.assets,
-                                  self._stage.config.data.num_cameras, head=None, mesh=self._mesh)
+            self._policy = Policy(
+                self._stage.model.config,
+                params,
+                self._stage.assets,
+                self._stage.config.data.num_cameras,
+                head=None,
+                mesh=self._mesh,
+            )
         self._policy.params, out = params, {}
         for name, (questions, train_items) in self.questions.items():
             scores = vqa.scores(vqa.answer_all(self._policy, questions), train_items)
-            out |= {f"etc/{name}/{kind}/{what}": float(score[what]) for kind, score in scores.items()
-                    for what in ("accuracy", "majority")}
+            out |= {
+                f"etc/{name}/{kind}/{what}": float(score[what])
+                for kind, score in scores.items()
+                for what in ("accuracy", "majority")
+            }
         self._policy.params = None  # the trainer's next step takes their memory back
         return out
 
@@ -110,11 +127,15 @@ def _held_out(stage: Stage) -> dict[str, StageDataset]:
         spec, directory = stage.config.datasets[name], training.dataset.directory
         if SPLIT not in split_names(directory):
             continue
-        dataset = open_dataset(spec.path, SPLIT, adapter=spec.adapter, damaged=stage.config.data.on_damaged)
+        dataset = open_dataset(
+            spec.path, SPLIT, adapter=spec.adapter, damaged=stage.config.data.on_damaged
+        )
         check_disjoint(training.dataset, dataset)
         found[name] = StageDataset(dataset, training.cameras)
     if not found:
-        raise ValueError(f"eval.at_progress are set, but no dataset has a split {SPLIT!r}: "
-                         f"{', '.join(str(source.dataset.directory) for source in stage.datasets.values())}; build one "
-                         "with it, or set eval.at_progress=()")
+        raise ValueError(
+            f"eval.at_progress are set, but no dataset has a split {SPLIT!r}: "
+            f"{', '.join(str(source.dataset.directory) for source in stage.datasets.values())}; build one "
+            "with it, or set eval.at_progress=()"
+        )
     return found

@@ -34,14 +34,25 @@ class Acting:
     Raises ValueError for a stage that does not learn to act, or for another robot, and with several hosts.
     """
 
-    def __init__(self, stage: Stage, mesh: Mesh, *, benchmark: Benchmark, python: str = sys.executable):
+    def __init__(
+        self, stage: Stage, mesh: Mesh, *, benchmark: Benchmark, python: str = sys.executable
+    ):
         if jax.process_count() > 1:
-            raise ValueError(f"acting at points is for one host, and this run has {jax.process_count()}; evaluate its "
-                             "checkpoints by launch/evaluate.py instead")
+            raise ValueError(
+                f"acting at points is for one host, and this run has {jax.process_count()}; evaluate its "
+                "checkpoints by launch/evaluate.py instead"
+            )
         self._benchmark = benchmark
         self._workers = rollouts.Workers(benchmark.protocol.workers, python)
-        self._policy = Policy(stage.model.config, None, stage.assets, stage.config.data.num_cameras, mesh=mesh,
-                              head=trained_head(stage.config.loss), max_fast=stage.config.data.max_targets)
+        self._policy = Policy(
+            stage.model.config,
+            None,
+            stage.assets,
+            stage.config.data.num_cameras,
+            mesh=mesh,
+            head=trained_head(stage.config.loss),
+            max_fast=stage.config.data.max_targets,
+        )
         check_fit(self._policy, benchmark.suite)
 
     def __call__(self, params: Any) -> dict[str, float]:
@@ -51,17 +62,30 @@ class Acting:
         """
         self._policy.params, name = params, self._benchmark.suite.name
         self._policy.warm_up(self._benchmark.protocol.workers, self._benchmark.words())
-        found = rollouts.evaluate(self._policy, self._benchmark.episodes(), self._benchmark.protocol,
-                                  what=f"acting in {name}", workers=self._workers)
+        found = rollouts.evaluate(
+            self._policy,
+            self._benchmark.episodes(),
+            self._benchmark.protocol,
+            what=f"acting in {name}",
+            workers=self._workers,
+        )
         self._policy.params = None  # the trainer's next step takes their memory back
         out = {}
         for cell in cells(found):
-            marks = [cell["intervention"]] * (cell["intervention"] != "right") + [cell["perturbation"]]
+            marks = [cell["intervention"]] * (cell["intervention"] != "right") + [
+                cell["perturbation"]
+            ]
             key = "/".join(filter(None, ("act", name, *marks)))
             overall = cell["overall"]
-            out |= {f"{key}/success": overall["success"]["rate"], f"{key}/progress": overall["progress"],
-                    f"{key}/intention": overall["intention"]["rate"]}
-            out |= {f"{key}/{task}/success": score["success"]["rate"] for task, score in cell["tasks"].items()}
+            out |= {
+                f"{key}/success": overall["success"]["rate"],
+                f"{key}/progress": overall["progress"],
+                f"{key}/intention": overall["intention"]["rate"],
+            }
+            out |= {
+                f"{key}/{task}/success": score["success"]["rate"]
+                for task, score in cell["tasks"].items()
+            }
         return out
 
 
@@ -71,7 +95,15 @@ def evaluation(stage: Stage, mesh: Mesh) -> Evaluation:
     if asked.suite:
         python = asked.simulator_python or sys.executable
         suite = suites.find(asked.suite, python)
-        protocol = EvalProtocol(suite.max_steps, min(5, stage.model.config.horizon), suite.image_size, asked.workers)
-        parts.append(Acting(stage, mesh, python=python, benchmark=Benchmark(
-            suite, suite.some(asked.tasks), asked.trials, protocol)))
+        protocol = EvalProtocol(
+            suite.max_steps, min(5, stage.model.config.horizon), suite.image_size, asked.workers
+        )
+        parts.append(
+            Acting(
+                stage,
+                mesh,
+                python=python,
+                benchmark=Benchmark(suite, suite.some(asked.tasks), asked.trials, protocol),
+            )
+        )
     return lambda params: {name: value for part in parts for name, value in part(params).items()}

@@ -30,8 +30,16 @@ from etcvla.policy import Policy
 
 BATCH = 32
 FORM = "locate_box"  # names a thing, and its answer is the thing's box
-FEATURES = ("vision", "image", "text")  # the tower's image tokens; the language model's, and those of its question
-READERS = ("question", "answer", "action")  # whose attention: the question's tokens, the one that answers, the expert's
+FEATURES = (
+    "vision",
+    "image",
+    "text",
+)  # the tower's image tokens; the language model's, and those of its question
+READERS = (
+    "question",
+    "answer",
+    "action",
+)  # whose attention: the question's tokens, the one that answers, the expert's
 MEASURES = ("iou", "distance", "inside", "order")  # of `score.measure`, beside right or wrong
 RESAMPLES = 1000  # of the bootstrap
 
@@ -63,21 +71,35 @@ class Trace:
 
 def draw_probes(source: StageDataset, count: int) -> list[Probe]:
     """Up to `count` probes, spread evenly over the split. Raises ValueError if nobody asks for a box there."""
-    names = [*source.item_features, *(f"observation/{name}" for name in source.cameras), "language_instruction",
-             "observation/state"]
+    names = [
+        *source.item_features,
+        *(f"observation/{name}" for name in source.cameras),
+        "language_instruction",
+        "observation/state",
+    ]
     pool, probes = source.candidates(ANY), []
-    for frame in pool[np.linspace(0, len(pool) - 1, min(4 * count, len(pool))).astype(int)].tolist():
+    for frame in pool[
+        np.linspace(0, len(pool) - 1, min(4 * count, len(pool))).astype(int)
+    ].tolist():
         facts = source.dataset.frame(frame, names)
         for item in source.items(facts):
             if item.question_type == FORM:
                 thing = (read(FORM, item.question) or {}).get("object", "")
-                probes.append(Probe(item.question, read_answer(BOX, item.answer)[0],
-                                    tuple(facts[f"observation/{name}"] for name in source.cameras),
-                                    facts["language_instruction"], facts["observation/state"],
-                                    bool(thing) and thing in facts["language_instruction"]))
+                probes.append(
+                    Probe(
+                        item.question,
+                        read_answer(BOX, item.answer)[0],
+                        tuple(facts[f"observation/{name}"] for name in source.cameras),
+                        facts["language_instruction"],
+                        facts["observation/state"],
+                        bool(thing) and thing in facts["language_instruction"],
+                    )
+                )
                 break
     if not probes:
-        raise ValueError(f"{source.dataset.directory}: no question of the question_type {FORM}, by which attention is probed")
+        raise ValueError(
+            f"{source.dataset.directory}: no question of the question_type {FORM}, by which attention is probed"
+        )
     return [probes[i] for i in np.linspace(0, len(probes) - 1, min(count, len(probes))).astype(int)]
 
 
@@ -88,15 +110,25 @@ def trace(policy: Policy, probes: Sequence[Probe], *, seed: int = 0) -> Trace:
     channels = np.stack([covers, np.roll(covers, 1, axis=0), np.ones_like(covers)], axis=-1)
     asked = [prompts.question(policy.assets.tokenizer, probe.question) for probe in probes]
     parts = _run(policy, probes, asked, channels, None)
-    features = {name: np.concatenate([part[name] for part in parts], axis=1)[:, :len(probes)] for name in FEATURES}
-    looks = {name: np.concatenate([part[name] for part in parts], axis=1)[:, :len(probes)]
-             for name in ("question", "answer")}
+    features = {
+        name: np.concatenate([part[name] for part in parts], axis=1)[:, : len(probes)]
+        for name in FEATURES
+    }
+    looks = {
+        name: np.concatenate([part[name] for part in parts], axis=1)[:, : len(probes)]
+        for name in ("question", "answer")
+    }
     if policy.assets.action_spec and policy.head == "flow":
         noise = np.random.default_rng(seed).standard_normal(
-            (len(probes), 1, policy.config.horizon, policy.config.action_dim), np.float32)
-        told = policy.action_prompts([probe.instruction for probe in probes], [probe.state for probe in probes])
+            (len(probes), 1, policy.config.horizon, policy.config.action_dim), np.float32
+        )
+        told = policy.action_prompts(
+            [probe.instruction for probe in probes], [probe.state for probe in probes]
+        )
         parts = _run(policy, probes, told, channels, noise)
-        looks["action"] = np.concatenate([part["action"] for part in parts], axis=1)[:, :len(probes)]
+        looks["action"] = np.concatenate([part["action"] for part in parts], axis=1)[
+            :, : len(probes)
+        ]
     return Trace(features, looks)
 
 
@@ -105,18 +137,34 @@ def _run(policy: Policy, probes, texts, channels, noise) -> list[dict[str, np.nd
     found = []
     for start in range(0, len(probes), BATCH):
         rows = np.arange(start, start + BATCH) % len(probes)
-        batch = policy.inputs([probes[i].images for i in rows], [texts[i] for i in rows],
-                              [probes[i].state for i in rows] if noise is not None else None)
-        sown = _sown(VLA(policy.config), policy.params, batch, channels[rows], None if noise is None else noise[rows])
+        batch = policy.inputs(
+            [probes[i].images for i in rows],
+            [texts[i] for i in rows],
+            [probes[i].state for i in rows] if noise is not None else None,
+        )
+        sown = _sown(
+            VLA(policy.config),
+            policy.params,
+            batch,
+            channels[rows],
+            None if noise is None else noise[rows],
+        )
         found.append(jax.tree.map(np.asarray, sown))
     return found
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _sown(model: VLA, params: Any, batch: Mapping[str, jax.Array], channels: jax.Array,
-          noise: jax.Array | None) -> dict[str, jax.Array]:
+def _sown(
+    model: VLA,
+    params: Any,
+    batch: Mapping[str, jax.Array],
+    channels: jax.Array,
+    noise: jax.Array | None,
+) -> dict[str, jax.Array]:
     """Of each layer [depth, B, ..]: the mean features by FEATURES and the attention [3] by READERS."""
-    time = None if noise is None else jnp.ones(noise.shape[:2])  # pure noise: all that is known is what is seen
+    time = (
+        None if noise is None else jnp.ones(noise.shape[:2])
+    )  # pure noise: all that is known is what is seen
     _, sown = model.apply({"params": params}, batch, None, noise, time, mutable=["intermediates"])
     layers, tower = sown["intermediates"]["llm"]["layers"], sown["intermediates"]["img"]
     tokens, (streams,) = model.config.siglip.tokens, layers["streams"]
@@ -142,15 +190,23 @@ def _sown(model: VLA, params: Any, batch: Mapping[str, jax.Array], channels: jax
     (features,) = tower["Transformer"]["encoderblock"]["tokens"]
     features = features.reshape(len(features), len(there), -1, *features.shape[2:])
     text = (streams[0] * asking[..., None]).sum(axis=2) / asking.sum(axis=1)[:, None]
-    return {"vision": features[:, :, 0].mean(axis=2), "image": streams[0][:, :, :tokens].mean(axis=2), "text": text,
-            "question": looks(0, asking), "answer": looks(0, last)}
+    return {
+        "vision": features[:, :, 0].mean(axis=2),
+        "image": streams[0][:, :, :tokens].mean(axis=2),
+        "text": text,
+        "question": looks(0, asking),
+        "answer": looks(0, last),
+    }
 
 
 def coverage(box: np.ndarray, tokens: int) -> np.ndarray:
     """float32[tokens]: the share of each patch of a square image that lies under a box (ymin, xmin, ymax, xmax)."""
     side = round(tokens**0.5)
     low, high = np.arange(side) / side, (np.arange(side) + 1) / side
-    y, x = (np.clip(np.minimum(high, box[2 + axis]) - np.maximum(low, box[axis]), 0, None) * side for axis in (0, 1))
+    y, x = (
+        np.clip(np.minimum(high, box[2 + axis]) - np.maximum(low, box[axis]), 0, None) * side
+        for axis in (0, 1)
+    )
     return np.outer(y, x).ravel().astype(np.float32)
 
 
@@ -169,16 +225,22 @@ def cka(x: np.ndarray, y: np.ndarray) -> float:
 
 def _hsic(k: np.ndarray, l: np.ndarray) -> float:  # noqa: E741, the literature's names
     n = len(k)
-    return ((k * l).sum() + k.sum() * l.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * k.sum(0) @ l.sum(0)) / (n * (n - 3))
+    return (
+        (k * l).sum() + k.sum() * l.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * k.sum(0) @ l.sum(0)
+    ) / (n * (n - 3))
 
 
 def drift(found: Trace, first: Trace) -> dict[str, list[float]]:
     """CKA with another model's features, by name of FEATURES and layer."""
-    return {name: [cka(a, b) for a, b in zip(found.features[name], first.features[name], strict=True)]
-            for name in FEATURES}
+    return {
+        name: [cka(a, b) for a, b in zip(found.features[name], first.features[name], strict=True)]
+        for name in FEATURES
+    }
 
 
-def gains(found: Trace, probes: Sequence[Probe], tokens: int, *, seed: int = 0) -> dict[str, list[dict[str, float]]]:
+def gains(
+    found: Trace, probes: Sequence[Probe], tokens: int, *, seed: int = 0
+) -> dict[str, list[dict[str, float]]]:
     """How much more than its area the thing gets of the attention to its camera, by name of READERS and layer.
 
     Returns: {"gain", "low", "high", "elsewhere"}; 1 is an even look. The interval is a bootstrap's over probes, 95 %;
@@ -189,7 +251,11 @@ def gains(found: Trace, probes: Sequence[Probe], tokens: int, *, seed: int = 0) 
     out = {}
     for name, looks in found.looks.items():
         rows = np.flatnonzero(told) if name == "action" else np.arange(len(probes))
-        out[name] = [_gain(layer[rows], area[rows], np.roll(area, 1)[rows], seed) for layer in looks if len(rows)]
+        out[name] = [
+            _gain(layer[rows], area[rows], np.roll(area, 1)[rows], seed)
+            for layer in looks
+            if len(rows)
+        ]
     return out
 
 
@@ -197,12 +263,22 @@ def _gain(looks: np.ndarray, area: np.ndarray, other: np.ndarray, seed: int) -> 
     share, elsewhere = looks[:, 0] / looks[:, 2], looks[:, 1] / looks[:, 2]
     picks = np.random.default_rng(seed).integers(0, len(area), (RESAMPLES, len(area)))
     low, high = np.percentile(share[picks].mean(axis=1) / area[picks].mean(axis=1), [2.5, 97.5])
-    return {"gain": float(share.mean() / area.mean()), "low": float(low), "high": float(high),
-            "elsewhere": float(elsewhere.mean() / other.mean())}
+    return {
+        "gain": float(share.mean() / area.mean()),
+        "low": float(low),
+        "high": float(high),
+        "elsewhere": float(elsewhere.mean() / other.mean()),
+    }
 
 
-def examine(workdirs: Sequence[str], sets: Mapping[str, tuple[StageDataset, StageDataset]], *, questions: int, probes: int,
-            seed: int) -> dict[str, dict]:
+def examine(
+    workdirs: Sequence[str],
+    sets: Mapping[str, tuple[StageDataset, StageDataset]],
+    *,
+    questions: int,
+    probes: int,
+    seed: int,
+) -> dict[str, dict]:
     """What each checkpoint knows, the first being what the others are compared with.
 
     Args:
@@ -211,28 +287,43 @@ def examine(workdirs: Sequence[str], sets: Mapping[str, tuple[StageDataset, Stag
 
     Returns: by workdir {"answers": {dataset: `vqa.scores`}, "drift": `drift`, "looks": `gains`}.
     """
-    acting = next((held_out for held_out, _ in sets.values() if "action" in held_out.dataset.features), None)
+    acting = next(
+        (held_out for held_out, _ in sets.values() if "action" in held_out.dataset.features), None
+    )
     asked = draw_probes(acting, probes) if acting and probes else []
-    drawn = {name: vqa.draw_questions(held_out, per_kind=questions, seed=seed) for name, (held_out, _) in sets.items()}
+    drawn = {
+        name: vqa.draw_questions(held_out, per_kind=questions, seed=seed)
+        for name, (held_out, _) in sets.items()
+    }
     learnt = {name: vqa.items_of(training) for name, (_, training) in sets.items()}
     found, first = {}, None
     for workdir in workdirs:
         policy = Policy.load(workdir)
-        told = {name: vqa.scores(vqa.answer_all(policy, _of_cameras(drawn[name], policy)), learnt[name])
-                for name in sets}
+        told = {
+            name: vqa.scores(vqa.answer_all(policy, _of_cameras(drawn[name], policy)), learnt[name])
+            for name in sets
+        }
         found[workdir] = {"answers": told}
         if asked:
             seen = trace(policy, asked, seed=seed)
             first = first or seen
-            found[workdir] |= {"drift": drift(seen, first),
-                               "looks": gains(seen, asked, policy.config.siglip.tokens, seed=seed)}
-        print(f"{workdir}: " + ", ".join(f"{name} {vqa.overall(by_kind):.0%}" for name, by_kind in told.items()),
-              flush=True)
+            found[workdir] |= {
+                "drift": drift(seen, first),
+                "looks": gains(seen, asked, policy.config.siglip.tokens, seed=seed),
+            }
+        print(
+            f"{workdir}: "
+            + ", ".join(f"{name} {vqa.overall(by_kind):.0%}" for name, by_kind in told.items()),
+            flush=True,
+        )
     return found
 
 
 def _of_cameras(questions: Sequence[vqa.Question], policy: Policy) -> list[vqa.Question]:
-    return [dataclasses.replace(question, images=question.images[:policy.num_cameras]) for question in questions]
+    return [
+        dataclasses.replace(question, images=question.images[: policy.num_cameras])
+        for question in questions
+    ]
 
 
 def rows_of(found: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple]:
@@ -240,27 +331,70 @@ def rows_of(found: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple]:
     for workdir, parts in found.items():
         for name, by_kind in parts["answers"].items():
             for kind, s in by_kind.items():
-                yield workdir, "accuracy", f"{name}/{kind}", "", s["accuracy"], s["low"], s["high"], s["count"]
+                yield (
+                    workdir,
+                    "accuracy",
+                    f"{name}/{kind}",
+                    "",
+                    s["accuracy"],
+                    s["low"],
+                    s["high"],
+                    s["count"],
+                )
                 for guess in ("majority", "blind"):
-                    yield workdir, f"accuracy of {guess}", f"{name}/{kind}", "", s[guess], "", "", s["count"]
+                    yield (
+                        workdir,
+                        f"accuracy of {guess}",
+                        f"{name}/{kind}",
+                        "",
+                        s[guess],
+                        "",
+                        "",
+                        s["count"],
+                    )
                 for measure in MEASURES:
                     if measure in s:
-                        yield workdir, measure, f"{name}/{kind}", "", s[measure], "", "", s[f"{measure}_count"]
+                        yield (
+                            workdir,
+                            measure,
+                            f"{name}/{kind}",
+                            "",
+                            s[measure],
+                            "",
+                            "",
+                            s[f"{measure}_count"],
+                        )
         for name, layers in parts.get("drift", {}).items():
             for i, value in enumerate(layers):
                 yield workdir, "cka", name, i, value, "", "", ""
         for name, layers in parts.get("looks", {}).items():
             for i, look in enumerate(layers):
-                yield workdir, "attention gain", name, i, look["gain"], look["low"], look["high"], ""
+                yield (
+                    workdir,
+                    "attention gain",
+                    name,
+                    i,
+                    look["gain"],
+                    look["low"],
+                    look["high"],
+                    "",
+                )
                 yield workdir, "attention gain elsewhere", name, i, look["elsewhere"], "", "", ""
 
 
 def sections(found: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """What `examine` returns, as a page's sections by title."""
-    names = {path: name.replace("_", " ") for path, name in zip(found, short_names(list(found)), strict=True)}
+    names = {
+        path: name.replace("_", " ")
+        for path, name in zip(found, short_names(list(found)), strict=True)
+    }
     colors = {name: f"C{i}" for i, name in enumerate(names.values())}
-    out = {"Answers": "<p>Held-out questions answered greedily, by kind.</p>" + charts.legend(colors)
-           + _bars(found, names, colors) + _table(found, names)}
+    out = {
+        "Answers": "<p>Held-out questions answered greedily, by kind.</p>"
+        + charts.legend(colors)
+        + _bars(found, names, colors)
+        + _table(found, names)
+    }
     if all("drift" in parts for parts in found.values()):
         out |= {"Drift": _drift(found, names, colors), "Looking": _looking(found, names, colors)}
     return out
@@ -269,45 +403,93 @@ def sections(found: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 def _bars(found, names, colors) -> str:
     text = ""
     for set_, by_kind in next(iter(found.values()))["answers"].items():
-        groups = {kind.replace("_", " "): {names[w]: estimate(parts["answers"][set_][kind])
-                                           for w, parts in found.items()} for kind in by_kind}
-        text += charts.bars({set_: groups}, colors, size=(7, 1 + 0.25 * len(names) * len(groups)),
-                            label=f"accuracy by kind, {set_}")
+        groups = {
+            kind.replace("_", " "): {
+                names[w]: estimate(parts["answers"][set_][kind]) for w, parts in found.items()
+            }
+            for kind in by_kind
+        }
+        text += charts.bars(
+            {set_: groups},
+            colors,
+            size=(7, 1 + 0.25 * len(names) * len(groups)),
+            label=f"accuracy by kind, {set_}",
+        )
     return text
 
 
 def _drift(found, names, colors) -> str:
-    panels = {part: {names[w]: [{"value": value} for value in parts["drift"][part]] for w, parts in found.items()}
-              for part in FEATURES}
-    return (f"<p>Linear CKA (without the bias of few samples) with {names[next(iter(found))]}, on the same held-out "
-            "frames: 1 is the same features up to rotation and scale, 0 unrelated ones.</p>"
-            + charts.legend(colors) + charts.by_layer(panels, colors, 0.0, size=(11, 3.2), label="CKA by layer"))
+    panels = {
+        part: {
+            names[w]: [{"value": value} for value in parts["drift"][part]]
+            for w, parts in found.items()
+        }
+        for part in FEATURES
+    }
+    return (
+        f"<p>Linear CKA (without the bias of few samples) with {names[next(iter(found))]}, on the same held-out "
+        "frames: 1 is the same features up to rotation and scale, 0 unrelated ones.</p>"
+        + charts.legend(colors)
+        + charts.by_layer(panels, colors, 0.0, size=(11, 3.2), label="CKA by layer")
+    )
 
 
 def _looking(found, names, colors) -> str:
     def chart(value, ends, label):
-        panels = {reader: {names[w]: [{"value": look[value]} | {end: look[end] for end in ends}
-                                      for look in parts["looks"][reader]]
-                           for w, parts in found.items() if parts["looks"].get(reader)} for reader in READERS}
+        panels = {
+            reader: {
+                names[w]: [
+                    {"value": look[value]} | {end: look[end] for end in ends}
+                    for look in parts["looks"][reader]
+                ]
+                for w, parts in found.items()
+                if parts["looks"].get(reader)
+            }
+            for reader in READERS
+        }
         return charts.by_layer(panels, colors, 1.0, size=(11, 3.2), label=label)
 
-    return ("<p>How much more than its share of the area the named thing's place gets of the attention to its camera; "
-            "dotted: an even look.</p>" + charts.legend(colors)
-            + chart("gain", ("low", "high"), "attention gain by layer")
-            + "<p>The same for the place of another frame's thing: what looking where things usually are gets.</p>"
-            + chart("elsewhere", (), "attention gain elsewhere by layer"))
+    return (
+        "<p>How much more than its share of the area the named thing's place gets of the attention to its camera; "
+        "dotted: an even look.</p>"
+        + charts.legend(colors)
+        + chart("gain", ("low", "high"), "attention gain by layer")
+        + "<p>The same for the place of another frame's thing: what looking where things usually are gets.</p>"
+        + chart("elsewhere", (), "attention gain elsewhere by layer")
+    )
 
 
 def _table(found: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> str:
-    head = "".join(f"<th>{name}</th>" for name in ("checkpoint", "set", "kind", "accuracy", "95 %", "majority", "blind",
-                                                   "mean IoU", "mean distance", "in the box", "plan order"))
+    head = "".join(
+        f"<th>{name}</th>"
+        for name in (
+            "checkpoint",
+            "set",
+            "kind",
+            "accuracy",
+            "95 %",
+            "majority",
+            "blind",
+            "mean IoU",
+            "mean distance",
+            "in the box",
+            "plan order",
+        )
+    )
     lines = []
     for workdir, parts in found.items():
         for set_, by_kind in parts["answers"].items():
             for kind, s in by_kind.items():
-                cells = [names[workdir], set_, kind.replace("_", " "), f"{s['accuracy']:.0%}",
-                         f"{s['low']:.0%} to {s['high']:.0%}", f"{s['majority']:.0%}", f"{s['blind']:.0%}",
-                         *(f"{s[key]:.2f}" if key in s else "" for key in MEASURES)]
+                cells = [
+                    names[workdir],
+                    set_,
+                    kind.replace("_", " "),
+                    f"{s['accuracy']:.0%}",
+                    f"{s['low']:.0%} to {s['high']:.0%}",
+                    f"{s['majority']:.0%}",
+                    f"{s['blind']:.0%}",
+                    *(f"{s[key]:.2f}" if key in s else "" for key in MEASURES),
+                ]
                 lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 

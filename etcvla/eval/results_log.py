@@ -37,8 +37,10 @@ class ResultsLog:
         if found != asked:
             if found is not None and not replace:
                 other = sorted(key for key in {*found, *asked} if found.get(key) != asked.get(key))
-                raise ValueError(f"{record} is of another protocol: {_differences(found, asked, other)}; write to "
-                                 "another folder, or ask for the same")
+                raise ValueError(
+                    f"{record} is of another protocol: {_differences(found, asked, other)}; write to "
+                    "another folder, or ask for the same"
+                )
             self._path.unlink(missing_ok=True)
             if (videos := self._folder / "videos").exists():
                 videos.rmtree()
@@ -47,7 +49,11 @@ class ResultsLog:
 
     def results(self, trials: Sequence[Trial]) -> dict[Trial, TrialResult]:
         """Those of `trials` that are done."""
-        return {trial: TrialResult.of_row(trial, self._rows[trial.key]) for trial in trials if trial.key in self._rows}
+        return {
+            trial: TrialResult.of_row(trial, self._rows[trial.key])
+            for trial in trials
+            if trial.key in self._rows
+        }
 
     def add(self, result: TrialResult) -> None:
         """Keeps a result, its video first: a line says that all of it is there."""
@@ -59,36 +65,63 @@ class ResultsLog:
 
     def finish(self, results: Sequence[TrialResult]) -> None:
         """Puts the lines into the results' order: workers end in any."""
-        write(self._path, "".join(map(_line, (COLUMNS, *(self._rows[r.trial.key].values() for r in results)))))
+        write(
+            self._path,
+            "".join(map(_line, (COLUMNS, *(self._rows[r.trial.key].values() for r in results)))),
+        )
 
     def _read(self) -> dict[tuple[str, ...], dict[str, str]]:
         """The lines by trial; a last one that was torn is taken off the file."""
         text = self._path.read_text() if self._path.exists() else ""
-        whole = text[:text.rfind("\n") + 1]
+        whole = text[: text.rfind("\n") + 1]
         header = _line(COLUMNS)
         if not whole:
             write(self._path, header)
             return {}
         if not whole.startswith(header):
-            raise ValueError(f"{self._path} has the columns {whole.splitlines()[0]}, expected {header.strip()}; it is "
-                             "of another version: write to another folder")
+            raise ValueError(
+                f"{self._path} has the columns {whole.splitlines()[0]}, expected {header.strip()}; it is "
+                "of another version: write to another folder"
+            )
         if whole != text:
             write(self._path, whole)
         rows = csv.DictReader(whole.splitlines())
-        return {(row["scene"], row["task"], row["trial"], row["intervention"], row["perturbation"]): row for row in rows}
+        return {
+            (row["scene"], row["task"], row["trial"], row["intervention"], row["perturbation"]): row
+            for row in rows
+        }
 
     def _write_video(self, result: TrialResult) -> None:
         t, ending = result.trial, "success" if result.success else "failure"
-        name = "_".join(filter(None, (t.intervention, t.scene, t.task.replace("/", "_"),
-                                      t.perturbation.replace(":", ""), str(t.trial), ending)))
+        name = "_".join(
+            filter(
+                None,
+                (
+                    t.intervention,
+                    t.scene,
+                    t.task.replace("/", "_"),
+                    t.perturbation.replace(":", ""),
+                    str(t.trial),
+                    ending,
+                ),
+            )
+        )
         folder = self._folder / "videos"
         folder.mkdir(exist_ok=True)
         first, *rest = [Image.fromarray(frame) for frame in result.frames]
-        first.save(folder / f"{name}.gif", save_all=True, append_images=rest, duration=VIDEO_FRAME_MS, loop=0)
+        first.save(
+            folder / f"{name}.gif",
+            save_all=True,
+            append_images=rest,
+            duration=VIDEO_FRAME_MS,
+            loop=0,
+        )
 
 
 def _differences(found: Mapping, asked: Mapping, keys: Sequence[str]) -> str:
-    return ", ".join(f"{key} is {_short(found.get(key))}, asked is {_short(asked.get(key))}" for key in keys)
+    return ", ".join(
+        f"{key} is {_short(found.get(key))}, asked is {_short(asked.get(key))}" for key in keys
+    )
 
 
 def _short(value: object) -> str:

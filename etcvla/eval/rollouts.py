@@ -52,8 +52,15 @@ class Workers:
         return self._workers
 
 
-def evaluate(policy: Policy, trials: Sequence[Trial], protocol: EvalProtocol, *, what: str, results_log: ResultsLog | None = None,
-             workers: Workers | None = None) -> list[TrialResult]:
+def evaluate(
+    policy: Policy,
+    trials: Sequence[Trial],
+    protocol: EvalProtocol,
+    *,
+    what: str,
+    results_log: ResultsLog | None = None,
+    workers: Workers | None = None,
+) -> list[TrialResult]:
     """Runs all trials and returns their results in the order of `trials`. `what` names the run on the progress line.
 
     Args:
@@ -64,10 +71,14 @@ def evaluate(policy: Policy, trials: Sequence[Trial], protocol: EvalProtocol, *,
     worker raised.
     """
     if protocol.replan_steps > policy.config.horizon:
-        raise ValueError(f"protocol.replan_steps {protocol.replan_steps} exceeds the policy's chunk of {policy.config.horizon}")
+        raise ValueError(
+            f"protocol.replan_steps {protocol.replan_steps} exceeds the policy's chunk of {policy.config.horizon}"
+        )
     if workers is None:
         with Workers(protocol.workers) as workers:
-            return evaluate(policy, trials, protocol, what=what, results_log=results_log, workers=workers)
+            return evaluate(
+                policy, trials, protocol, what=what, results_log=results_log, workers=workers
+            )
     results = results_log.results(trials) if results_log else {}
     parts = [[t for t in part if t not in results] for part in _split(trials, protocol.workers)]
     busy, began, shown, before = workers.begin(protocol, parts), time.time(), 0.0, len(results)
@@ -144,8 +155,10 @@ class _Worker:
         self.connection, theirs = Pipe()
         with theirs:
             self._process = subprocess.Popen(
-                [self._python, "-m", "etcvla.eval.worker", str(theirs.fileno())], pass_fds=[theirs.fileno()],
-                env=suites.environment_variables())
+                [self._python, "-m", "etcvla.eval.worker", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env=suites.environment_variables(),
+            )
 
     def receive(self) -> Any:
         try:
@@ -184,5 +197,7 @@ def rates(results: Sequence[TrialResult]) -> Iterator[str]:
         for scene, tasks in scenes.items():
             won, total = np.sum(list(tasks.values()), axis=0).tolist()
             low, high = wilson(won, total)
-            yield (f"{intervention:<18}{scene:<8} {won}/{total} = {won / total:.0%} [{low:.0%}, {high:.0%}]   "
-                   + ", ".join(f"{task} {a}/{b}" for task, (a, b) in tasks.items()))
+            yield (
+                f"{intervention:<18}{scene:<8} {won}/{total} = {won / total:.0%} [{low:.0%}, {high:.0%}]   "
+                + ", ".join(f"{task} {a}/{b}" for task, (a, b) in tasks.items())
+            )

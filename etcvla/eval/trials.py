@@ -44,12 +44,28 @@ class EvalProtocol:
 
     def __post_init__(self):
         if self.replan_steps < 0 or self.max_steps < 1 or self.workers < 1 or self.image_size < 1:
-            raise ValueError(f"protocol: max_steps, image_size and workers must be positive, replan_steps 0 or more, got "
-                             f"{self}")
+            raise ValueError(
+                f"protocol: max_steps, image_size and workers must be positive, replan_steps 0 or more, got "
+                f"{self}"
+            )
 
 
-COLUMNS = ("scene", "task", "trial", "intervention", "instruction_of", "perturbation", "seed", "initial_state",
-           "instruction", "success", "steps", "progress", "intention", "seconds")
+COLUMNS = (
+    "scene",
+    "task",
+    "trial",
+    "intervention",
+    "instruction_of",
+    "perturbation",
+    "seed",
+    "initial_state",
+    "instruction",
+    "success",
+    "steps",
+    "progress",
+    "intention",
+    "seconds",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,13 +84,33 @@ class TrialResult:
     def row(self) -> dict[str, str]:
         """Its line of episodes.csv; see docs/evaluation.md."""
         t, fixed = self.trial, "/" in self.trial.task
-        values = (t.scene, t.task, t.trial, t.intervention, t.instruction_of or t.task, t.perturbation,
-                  "" if fixed else EVAL_SEED_BASE + t.trial, t.trial if fixed else "", self.instruction,
-                  int(self.success), self.steps, f"{self.progress:.4f}", int(self.intention), f"{self.seconds:.2f}")
+        values = (
+            t.scene,
+            t.task,
+            t.trial,
+            t.intervention,
+            t.instruction_of or t.task,
+            t.perturbation,
+            "" if fixed else EVAL_SEED_BASE + t.trial,
+            t.trial if fixed else "",
+            self.instruction,
+            int(self.success),
+            self.steps,
+            f"{self.progress:.4f}",
+            int(self.intention),
+            f"{self.seconds:.2f}",
+        )
         return dict(zip(COLUMNS, map(str, values), strict=True))
 
     @classmethod
     def of_row(cls, trial: Trial, row: Mapping[str, str]) -> TrialResult:
         """What `row` wrote of this trial."""
-        return cls(trial, row["success"] == "1", int(row["steps"]), float(row["progress"]), row["intention"] == "1",
-                   row["instruction"], float(row["seconds"]))
+        return cls(
+            trial,
+            row["success"] == "1",
+            int(row["steps"]),
+            float(row["progress"]),
+            row["intention"] == "1",
+            row["instruction"],
+            float(row["seconds"]),
+        )

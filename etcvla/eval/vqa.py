@@ -28,7 +28,9 @@ class Question:
     instruction: str
     images: tuple[np.ndarray, ...]
     episode: int = 0  # of its split
-    box: np.ndarray | None = None  # float32[4] in the first image, of the thing that it names; None if unknown
+    box: np.ndarray | None = (
+        None  # float32[4] in the first image, of the thing that it names; None if unknown
+    )
     prediction: str = ""
 
     @property
@@ -49,14 +51,27 @@ def draw_questions(source: StageDataset, *, per_kind: int, seed: int) -> list[Qu
             items = [item for item in source.items(facts) if item.kind == kind]
             images = tuple(facts[f"observation/{name}"] for name in source.cameras)
             item, episode = items[rng.integers(len(items))], source.dataset.locate(int(frame))[0]
-            questions.append(Question(item, facts.get("language_instruction", ""), images, episode,
-                                      _named_box(item, source, episode, facts)))
+            questions.append(
+                Question(
+                    item,
+                    facts.get("language_instruction", ""),
+                    images,
+                    episode,
+                    _named_box(item, source, episode, facts),
+                )
+            )
     return questions
 
 
-def _named_box(item: Item, source: StageDataset, episode: int, facts: Mapping[str, Any]) -> np.ndarray | None:
+def _named_box(
+    item: Item, source: StageDataset, episode: int, facts: Mapping[str, Any]
+) -> np.ndarray | None:
     """Where the first camera sees the thing that a question names."""
-    thing = (read(item.question_type, item.question) or {}).get("object") if item.question_type in QUESTION_TYPES else None
+    thing = (
+        (read(item.question_type, item.question) or {}).get("object")
+        if item.question_type in QUESTION_TYPES
+        else None
+    )
     if thing is None or BOX not in facts:
         return None
     about = source.dataset.metadata(episode)
@@ -69,10 +84,12 @@ def answer_all(policy: Policy, questions: Sequence[Question]) -> list[Question]:
     """The questions with the policy's answers; the last batch is padded, so that one shape is compiled."""
     answered = []
     for start in range(0, len(questions), BATCH):
-        part = list(questions[start:start + BATCH])
+        part = list(questions[start : start + BATCH])
         padded = (part * BATCH)[:BATCH]
         said = policy.answer([q.images for q in padded], [q.item.question for q in padded])
-        answered += [dataclasses.replace(q, prediction=text) for q, text in zip(part, said, strict=False)]
+        answered += [
+            dataclasses.replace(q, prediction=text) for q, text in zip(part, said, strict=False)
+        ]
     return answered
 
 
@@ -80,11 +97,16 @@ def items_of(source: StageDataset, limit: int = TRAIN_ITEMS) -> list[Item]:
     """About `limit` of a split's items, from frames spread evenly over it."""
     frames = source.candidates(ANY)
     step = max(1, len(frames) * 6 // limit)
-    return [item for frame in frames[::step] for item in source.items(
-        source.dataset.frame(int(frame), source.item_features))]
+    return [
+        item
+        for frame in frames[::step]
+        for item in source.items(source.dataset.frame(int(frame), source.item_features))
+    ]
 
 
-def scores(answered: Sequence[Question], train_items: Sequence[Item]) -> dict[str, dict[str, float]]:
+def scores(
+    answered: Sequence[Question], train_items: Sequence[Item]
+) -> dict[str, dict[str, float]]:
     """By kind: accuracy, its 95 % interval and count, and what two blind guessers get on the same questions.
 
     `majority` gives one constant answer a question_type; `blind` the best constant answer to each exact question.
@@ -95,9 +117,18 @@ def scores(answered: Sequence[Question], train_items: Sequence[Item]) -> dict[st
     out = {}
     for kind in sorted({item.kind for item in items}):
         asked = [question for question in answered if question.item.kind == kind]
-        found = clustered([question.correct for question in asked], [question.episode for question in asked])
-        out[kind] = {"accuracy": found.value, "low": found.low, "high": found.high, "count": found.count,
-                     "majority": majority[kind], "blind": blind[kind], **closeness(asked)}
+        found = clustered(
+            [question.correct for question in asked], [question.episode for question in asked]
+        )
+        out[kind] = {
+            "accuracy": found.value,
+            "low": found.low,
+            "high": found.high,
+            "count": found.count,
+            "majority": majority[kind],
+            "blind": blind[kind],
+            **closeness(asked),
+        }
     return out
 
 
@@ -105,11 +136,16 @@ def closeness(answered: Sequence[Question]) -> dict[str, float]:
     """The means of what `score.measure` tells beside right or wrong, and under `.._count` of how many answers."""
     found: dict[str, list[float]] = {}
     for question in answered:
-        for name, value in measure(question.item, question.item.answer, question.prediction, question.box).items():
+        for name, value in measure(
+            question.item, question.item.answer, question.prediction, question.box
+        ).items():
             found.setdefault(name, []).append(value)
     found.pop("correct", None)
-    return {key: number for name, values in found.items()
-            for key, number in ((name, float(np.mean(values))), (f"{name}_count", len(values)))}
+    return {
+        key: number
+        for name, values in found.items()
+        for key, number in ((name, float(np.mean(values))), (f"{name}_count", len(values)))
+    }
 
 
 def overall(by_kind: Mapping[str, Mapping[str, float]]) -> float:

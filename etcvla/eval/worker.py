@@ -57,18 +57,24 @@ def environment(scene: str, task: str, image_size: int):
     """
     if "/" in task:
         from etcvla.sims.libero.environment import Libero
+
         return Libero(task, scene, image_size)
     suites.require_metaworld()
     from etcvla.sims.metaworld.environment import MetaWorld
+
     return MetaWorld(task, scene, image_size)
 
 
 def _portable(error: Exception) -> Exception:
     """An exception that another Python can read too."""
-    if type(error) is getattr(builtins, type(error).__name__, None) and not isinstance(error, ImportError):
+    if type(error) is getattr(builtins, type(error).__name__, None) and not isinstance(
+        error, ImportError
+    ):
         return error
     if isinstance(error, ImportError):
-        return RuntimeError(f"{sys.executable} lacks a package that the simulator imports: {error}; install it there")
+        return RuntimeError(
+            f"{sys.executable} lacks a package that the simulator imports: {error}; install it there"
+        )
     return RuntimeError(f"{type(error).__name__}: {error}")
 
 
@@ -84,22 +90,38 @@ def _episode(env, trial: Trial, protocol: EvalProtocol, connection: Connection) 
             observation = changed.show(env.observe(), (seed, steps))
             if trial.video:
                 frames.append(observation["images"][VIDEO_CAMERA])
-            connection.send({**_shown(observation, trial), "instruction": instruction,
-                             "seed": (seed, steps, protocol.seed), "video": trial.video})
+            connection.send(
+                {
+                    **_shown(observation, trial),
+                    "instruction": instruction,
+                    "seed": (seed, steps, protocol.seed),
+                    "video": trial.video,
+                }
+            )
             chunks.add(connection.recv())
         env.step(chunks.next())
         metrics.update()
         steps += 1
     if trial.video:
         frames.append(changed.show(env.observe(), (seed, steps))["images"][VIDEO_CAMERA])
-    return TrialResult(trial, bool(env.success), steps, metrics.progress, bool(metrics.intention), instruction,
-                  time.monotonic() - began, np.stack(frames) if frames else None)
+    return TrialResult(
+        trial,
+        bool(env.success),
+        steps,
+        metrics.progress,
+        bool(metrics.intention),
+        instruction,
+        time.monotonic() - began,
+        np.stack(frames) if frames else None,
+    )
 
 
 def _shown(observation: dict, trial: Trial) -> dict:
     if trial.intervention != "blank_image":
         return observation
-    return observation | {"images": {name: np.full_like(image, GREY) for name, image in observation["images"].items()}}
+    return observation | {
+        "images": {name: np.full_like(image, GREY) for name, image in observation["images"].items()}
+    }
 
 
 def _words(env, other: str) -> str:
@@ -112,5 +134,7 @@ def _words(env, other: str) -> str:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the parent's, whose end is heard by the pipe
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # a terminal's Ctrl-C is the parent's, whose end is heard by the pipe
     work(Connection(int(sys.argv[1])))

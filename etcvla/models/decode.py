@@ -44,23 +44,40 @@ class ImageCache:
     def repeat(self, times: int) -> ImageCache:
         """Every row `times` times, one after another: for as many prompts about each image_cache."""
         cache = self.cache and tuple(jnp.repeat(x, times, axis=1) for x in self.cache)
-        return ImageCache(jnp.repeat(self.there, times, axis=0), jnp.repeat(self.tokens, times, axis=0), cache)
+        return ImageCache(
+            jnp.repeat(self.there, times, axis=0), jnp.repeat(self.tokens, times, axis=0), cache
+        )
 
 
-def cache_images(model: VLA, params: Params, images: Array, image_mask: Bool[Array, "b c"]) -> ImageCache:
+def cache_images(
+    model: VLA, params: Params, images: Array, image_mask: Bool[Array, "b c"]
+) -> ImageCache:
     """Runs uint8[B, C, H, W, 3] through the tower and, where the masks allow it, the language model."""
     image_cache = _glance(model, params, images, image_mask)
     if model.config.image_attends_prompt:
         return image_cache
     rows = len(images)
-    no_text = {"tokens": jnp.zeros((rows, 0), jnp.int32), "segment": jnp.zeros((rows, 0), jnp.int32),
-               "target": jnp.zeros((rows, 0), bool)}
-    _, cache = model.apply({"params": params}, image_cache.tokens, image_cache.there, no_text, method=VLA.prefill)
+    no_text = {
+        "tokens": jnp.zeros((rows, 0), jnp.int32),
+        "segment": jnp.zeros((rows, 0), jnp.int32),
+        "target": jnp.zeros((rows, 0), bool),
+    }
+    _, cache = model.apply(
+        {"params": params}, image_cache.tokens, image_cache.there, no_text, method=VLA.prefill
+    )
     return image_cache.replace(cache=cache)
 
 
-def sample_actions(model: VLA, params: Params, batch: Batch, noise: Float[Array, "b p a"], num_steps: int, *,
-                   image_cache: ImageCache | None = None, guide: flow.Guide | None = None) -> Float[Array, "b p a"]:
+def sample_actions(
+    model: VLA,
+    params: Params,
+    batch: Batch,
+    noise: Float[Array, "b p a"],
+    num_steps: int,
+    *,
+    image_cache: ImageCache | None = None,
+    guide: flow.Guide | None = None,
+) -> Float[Array, "b p a"]:
     """Normalised action chunks: the prefix once, then `num_steps` Euler steps of the expert on its cache.
 
     Args:
@@ -70,11 +87,21 @@ def sample_actions(model: VLA, params: Params, batch: Batch, noise: Float[Array,
       image_cache: of the batch's images, which are then not read again.
       guide: the chunks that these go on from, if they must.
     """
-    return sample_with_image_cache(model, params, batch, noise, num_steps, image_cache=image_cache, guide=guide)[0]
+    return sample_with_image_cache(
+        model, params, batch, noise, num_steps, image_cache=image_cache, guide=guide
+    )[0]
 
 
-def sample_with_image_cache(model: VLA, params: Params, batch: Batch, noise: Float[Array, "b p a"], num_steps: int, *,
-                    image_cache: ImageCache | None = None, guide: flow.Guide | None = None) -> tuple[Float[Array, "b p a"], ImageCache]:
+def sample_with_image_cache(
+    model: VLA,
+    params: Params,
+    batch: Batch,
+    noise: Float[Array, "b p a"],
+    num_steps: int,
+    *,
+    image_cache: ImageCache | None = None,
+    guide: flow.Guide | None = None,
+) -> tuple[Float[Array, "b p a"], ImageCache]:
     """`sample_actions`, and the image_cache, for the next prompt about the same images.
 
     The look comes out in the buffers of the one that went in, if the caller donates that.
@@ -87,15 +114,29 @@ def sample_with_image_cache(model: VLA, params: Params, batch: Batch, noise: Flo
     visible, widths = expert_key_mask(image_cache.there, batch), action_dim_mask(batch)
 
     def velocity(x, time):
-        return model.apply({"params": params}, cache, visible, batch["state"], x, time, method=VLA.act) * widths
+        return (
+            model.apply({"params": params}, cache, visible, batch["state"], x, time, method=VLA.act)
+            * widths
+        )
 
     chunk = flow.integrate(velocity, noise * widths, num_steps, guide)
-    return chunk, image_cache if model.config.image_attends_prompt else image_cache.replace(cache=cache)
+    return chunk, image_cache if model.config.image_attends_prompt else image_cache.replace(
+        cache=cache
+    )
 
 
-def decode_text(model: VLA, params: Params, batch: Batch, *, max_new: int, eos: int, temperature: float = 0.0,
-                key: jax.Array | None = None, allowed: Bool[Array, " v"] | None = None,
-                image_cache: ImageCache | None = None) -> Int[Array, "b n"]:
+def decode_text(
+    model: VLA,
+    params: Params,
+    batch: Batch,
+    *,
+    max_new: int,
+    eos: int,
+    temperature: float = 0.0,
+    key: jax.Array | None = None,
+    allowed: Bool[Array, " v"] | None = None,
+    image_cache: ImageCache | None = None,
+) -> Int[Array, "b n"]:
     """Continues every row's prompt until each has written `eos`, at most `max_new` tokens; 0 after `eos`.
 
     Args:
@@ -115,7 +156,9 @@ def decode_text(model: VLA, params: Params, batch: Batch, *, max_new: int, eos: 
         logits = logits if allowed is None else jnp.where(allowed, logits, -jnp.inf)
         if temperature == 0.0:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        return jax.random.categorical(jax.random.fold_in(key, step), logits / temperature, axis=-1).astype(jnp.int32)
+        return jax.random.categorical(
+            jax.random.fold_in(key, step), logits / temperature, axis=-1
+        ).astype(jnp.int32)
 
     extend = functools.partial(model.apply, {"params": params}, method=VLA.extend)
     geometry = _geometry_of_text(model.config, image_cache, batch, max_new)
@@ -132,14 +175,21 @@ def _read(model, params, image_cache, batch) -> tuple[Float[Array, "b l d"], KVC
     """Hidden states of the batch's text, and the cache of images and text."""
     num_images = image_cache.there.shape[1]
     if image_cache.cache is None:
-        hidden, cache = model.apply({"params": params}, image_cache.tokens, image_cache.there, batch, method=VLA.prefill)
+        hidden, cache = model.apply(
+            {"params": params}, image_cache.tokens, image_cache.there, batch, method=VLA.prefill
+        )
         return hidden[:, num_images:], cache
-    positions, mask = jax.tree.map(lambda x: x[:, num_images:], prefix_positions_and_mask(model.config, image_cache.there, batch))
+    positions, mask = jax.tree.map(
+        lambda x: x[:, num_images:],
+        prefix_positions_and_mask(model.config, image_cache.there, batch),
+    )
     columns = num_images + batch["tokens"].shape[1]
     cache = image_cache.cache
     if cache[0].shape[2] != columns:
         cache = _widen(tuple(x[:, :, :num_images] for x in cache), columns - num_images)
-    return model.apply({"params": params}, batch["tokens"], positions, mask, cache, num_images, method=VLA.extend)
+    return model.apply(
+        {"params": params}, batch["tokens"], positions, mask, cache, num_images, method=VLA.extend
+    )
 
 
 def _last(batch) -> Int[Array, "b 1"]:
@@ -158,7 +208,9 @@ def _geometry_of_text(config, image_cache, batch, max_new):
 
     def of(n):
         mask = prompt | ((columns >= start) & (columns <= start + n))
-        return first + n, layer_masks(config, mask[:, None], first + n, positions, jnp.ones_like(first, bool))
+        return first + n, layer_masks(
+            config, mask[:, None], first + n, positions, jnp.ones_like(first, bool)
+        )
 
     return start, of
 

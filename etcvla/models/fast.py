@@ -55,21 +55,30 @@ class FAST:
         low, high = int(codes.min()), int(codes.max())
         alphabet = [chr(i) for i in range(high - low + 1)]
         if len(alphabet) > vocab_size:
-            raise ValueError(f"FAST.fit: {len(alphabet)} coefficient values do not fit a vocabulary of {vocab_size}: "
-                             f"raise the vocabulary or lower scale {scale}")
+            raise ValueError(
+                f"FAST.fit: {len(alphabet)} coefficient values do not fit a vocabulary of {vocab_size}: "
+                f"raise the vocabulary or lower scale {scale}"
+            )
         bpe = Tokenizer(models.BPE())
         bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         bpe.post_processor = processors.ByteLevel(trim_offsets=False)
         bpe.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(vocab_size=vocab_size, min_frequency=2, show_progress=False,
-                                      initial_alphabet=alphabet, max_token_length=10_000)
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            min_frequency=2,
+            show_progress=False,
+            initial_alphabet=alphabet,
+            max_token_length=10_000,
+        )
         bpe.train_from_iterator(("".join(map(chr, row - low)) for row in codes), trainer)
         return cls(bpe, chunks.shape[1], chunks.shape[2], scale, low)
 
     def encode(self, chunk: np.ndarray) -> list[int]:
         """float[P, A] to ids. A coefficient below the fit's range is clamped; one above may be lost (no unknown id)."""
         if chunk.shape != (self.horizon, self.action_dim):
-            raise ValueError(f"chunk {chunk.shape}, this FAST tokenizer was fitted to {self.horizon, self.action_dim}")
+            raise ValueError(
+                f"chunk {chunk.shape}, this FAST tokenizer was fitted to {self.horizon, self.action_dim}"
+            )
         codes = np.maximum(_quantize(chunk[None], self.scale).reshape(-1) - self.min_token, 0)
         return self.bpe.encode("".join(map(chr, codes))).ids
 
@@ -81,13 +90,17 @@ class FAST:
     def decode_batch(self, rows: Sequence[Sequence[int]]) -> Decoded:
         """B rows of ids, each of its own length, to B chunks and which of them are whole."""
         known = [all(0 <= token < self.vocab_size for token in row) for row in rows]
-        texts = self.bpe.decode_batch([list(map(int, row)) if ok else [] for row, ok in zip(rows, known, strict=True)])
+        texts = self.bpe.decode_batch(
+            [list(map(int, row)) if ok else [] for row, ok in zip(rows, known, strict=True)]
+        )
         size = self.horizon * self.action_dim
         ok = np.array([len(text) == size and _LOST not in text for text in texts], bool)
         codes = np.zeros((len(rows), size))
         for row in np.flatnonzero(ok):
             codes[row] = [ord(c) + self.min_token for c in texts[row]]
-        chunks = idct(codes.reshape(-1, self.horizon, self.action_dim) / self.scale, axis=1, norm="ortho")
+        chunks = idct(
+            codes.reshape(-1, self.horizon, self.action_dim) / self.scale, axis=1, norm="ortho"
+        )
         return Decoded(chunks.astype(np.float32), ok)
 
     def to_json(self) -> dict:
@@ -97,20 +110,30 @@ class FAST:
     @classmethod
     def from_json(cls, data: dict) -> FAST:
         """The inverse of `to_json`."""
-        return cls(Tokenizer.from_str(json.dumps(data["bpe"])), data["time_horizon"], data["action_dim"],
-                   data["scale"], data["min_token"])
+        return cls(
+            Tokenizer.from_str(json.dumps(data["bpe"])),
+            data["time_horizon"],
+            data["action_dim"],
+            data["scale"],
+            data["min_token"],
+        )
 
     def save(self, directory: epath.PathLike) -> None:
         """Writes the public format: the files of `UniversalActionProcessor.save_pretrained`."""
         directory = epath.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "tokenizer.json").write_text(self.bpe.to_str())
-        for name, content in {"processor_config": self._processor(), "tokenizer_config": _TOKENIZER_CONFIG,
-                              "special_tokens_map": {}}.items():
+        for name, content in {
+            "processor_config": self._processor(),
+            "tokenizer_config": _TOKENIZER_CONFIG,
+            "special_tokens_map": {},
+        }.items():
             (directory / f"{name}.json").write_text(json.dumps(content, indent=2))
 
     @classmethod
-    def load(cls, directory: epath.PathLike, *, horizon: int | None = None, action_dim: int | None = None) -> FAST:
+    def load(
+        cls, directory: epath.PathLike, *, horizon: int | None = None, action_dim: int | None = None
+    ) -> FAST:
         """Reads the public format.
 
         Args:
@@ -119,15 +142,23 @@ class FAST:
         Raises FileNotFoundError naming the missing file; ValueError for one of another kind or of other sizes.
         """
         directory = epath.Path(directory)
-        config, bpe = (_read(directory / name) for name in ("processor_config.json", "tokenizer.json"))
+        config, bpe = (
+            _read(directory / name) for name in ("processor_config.json", "tokenizer.json")
+        )
         if lacking := {"scale", "min_token", "time_horizon", "action_dim"} - config.keys():
-            raise ValueError(f"{directory}/processor_config.json has no {', '.join(sorted(lacking))}: it is not of a "
-                             f"FAST tokenizer (its processor_class is {config.get('processor_class')!r})")
+            raise ValueError(
+                f"{directory}/processor_config.json has no {', '.join(sorted(lacking))}: it is not of a "
+                f"FAST tokenizer (its processor_class is {config.get('processor_class')!r})"
+            )
         for field, asked in (("time_horizon", horizon), ("action_dim", action_dim)):
             if config[field] is None and asked is None:
-                raise ValueError(f"{directory}/processor_config.json leaves {field} open: name the size of a chunk")
+                raise ValueError(
+                    f"{directory}/processor_config.json leaves {field} open: name the size of a chunk"
+                )
             if None not in (config[field], asked) and config[field] != asked:
-                raise ValueError(f"{directory}/processor_config.json: {field} is {config[field]}, expected {asked}")
+                raise ValueError(
+                    f"{directory}/processor_config.json: {field} is {config[field]}, expected {asked}"
+                )
             config[field] = config[field] or asked
         try:
             return cls.from_json({**config, "bpe": bpe})
@@ -135,21 +166,33 @@ class FAST:
             raise ValueError(f"{directory}/tokenizer.json: {error}") from error
 
     def _processor(self) -> dict:
-        return {"processor_class": "UniversalActionProcessor", "scale": self.scale, "vocab_size": self.vocab_size,
-                "min_token": self.min_token, "time_horizon": self.horizon, "action_dim": self.action_dim}
+        return {
+            "processor_class": "UniversalActionProcessor",
+            "scale": self.scale,
+            "vocab_size": self.vocab_size,
+            "min_token": self.min_token,
+            "time_horizon": self.horizon,
+            "action_dim": self.action_dim,
+        }
 
 
 # Without a clean-up of spaces: they are coefficients.
-_TOKENIZER_CONFIG = {"added_tokens_decoder": {}, "clean_up_tokenization_spaces": False, "extra_special_tokens": {},
-                     "processor_class": "UniversalActionProcessor", "tokenizer_class": "PreTrainedTokenizerFast"}
+_TOKENIZER_CONFIG = {
+    "added_tokens_decoder": {},
+    "clean_up_tokenization_spaces": False,
+    "extra_special_tokens": {},
+    "processor_class": "UniversalActionProcessor",
+    "tokenizer_class": "PreTrainedTokenizerFast",
+}
 
 
 def _read(path: epath.Path) -> dict:
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
-        raise FileNotFoundError(f"FAST: no file {path}; expected a folder with processor_config.json and "
-                                "tokenizer.json") from None
+        raise FileNotFoundError(
+            f"FAST: no file {path}; expected a folder with processor_config.json and tokenizer.json"
+        ) from None
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
 

@@ -78,15 +78,21 @@ def _turns(eqn) -> int:
     cond, body = eqn.params["cond_jaxpr"], eqn.params["body_jaxpr"]
     num_cond, num_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     values = [v.val if isinstance(v, Literal) else None for v in eqn.invars]
-    tests, steps, carry = values[:num_cond], values[num_cond:num_cond + num_body], values[num_cond + num_body:]
+    tests, steps, carry = (
+        values[:num_cond],
+        values[num_cond : num_cond + num_body],
+        values[num_cond + num_body :],
+    )
     test, test_reads = partial_eval.dce_jaxpr(cond.jaxpr, [True])
     step, step_reads, carried = _closure(body.jaxpr, num_body, test_reads[num_cond:])
 
     def run(jaxpr, closed, reads, inputs):
         read = [value for value, use in zip(inputs, reads, strict=True) if use]
         if any(value is None for value in read):
-            raise ValueError("flops.count: a while loop has FLOPs, but how often it turns depends on data; count a "
-                             "fixed number of turns instead")
+            raise ValueError(
+                "flops.count: a while loop has FLOPs, but how often it turns depends on data; count a "
+                "fixed number of turns instead"
+            )
         return jaxpr_as_fun(ClosedJaxpr(jaxpr, closed.consts))(*read)
 
     turns = 0
@@ -97,7 +103,9 @@ def _turns(eqn) -> int:
     return turns
 
 
-def _closure(body: Jaxpr, num_consts: int, carried: list[bool]) -> tuple[Jaxpr, list[bool], list[bool]]:
+def _closure(
+    body: Jaxpr, num_consts: int, carried: list[bool]
+) -> tuple[Jaxpr, list[bool], list[bool]]:
     """The part of a loop's body that keeps the `carried` values going, what it reads, and what it carries for that."""
     while True:
         part, reads = partial_eval.dce_jaxpr(body, carried)

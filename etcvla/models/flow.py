@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-PULL = 5.0  # arXiv 2506.07339 bounds what guidance adds at both ends of the integration by this (beta)
+PULL = (
+    5.0  # arXiv 2506.07339 bounds what guidance adds at both ends of the integration by this (beta)
+)
 
 Velocity = Callable[[Float[Array, "b p a"], Float[Array, "b"]], Float[Array, "b p a"]]
 
@@ -22,7 +24,9 @@ Velocity = Callable[[Float[Array, "b p a"], Float[Array, "b"]], Float[Array, "b 
 class Guide(NamedTuple):
     """What a new chunk has to go on from: the one that is being executed (real-time chunking, arXiv 2506.07339)."""
 
-    actions: Float[Array, "b p a"]  # normalised, from the new chunk's first step on; anything where the weight is 0
+    actions: Float[
+        Array, "b p a"
+    ]  # normalised, from the new chunk's first step on; anything where the weight is 0
     weight: Float[Array, "b p"]  # how firmly each step is held, 0 not at all; see `soft_mask`
 
 
@@ -34,15 +38,17 @@ def sample_time(key: jax.Array, shape: tuple[int, ...]) -> Float[Array, ...]:
     return 0.999 * jax.random.uniform(key, shape) ** (1 / 1.5) + 0.001
 
 
-def interpolate(actions: Float[Array, "b p a"], noise: Float[Array, "b r p a"],
-                time: Float[Array, "b r"]) -> tuple[Float[Array, "b r p a"], Float[Array, "b r p a"]]:
+def interpolate(
+    actions: Float[Array, "b p a"], noise: Float[Array, "b r p a"], time: Float[Array, "b r"]
+) -> tuple[Float[Array, "b r p a"], Float[Array, "b r p a"]]:
     """(x_t, u) for R noise_samples of noise and time over each chunk."""
     t, actions = time[..., None, None], actions[:, None]
     return t * noise + (1 - t) * actions, noise - actions
 
 
-def integrate(velocity: Velocity, noise: Float[Array, "b p a"], num_steps: int,
-              guide: Guide | None = None) -> Float[Array, "b p a"]:
+def integrate(
+    velocity: Velocity, noise: Float[Array, "b p a"], num_steps: int, guide: Guide | None = None
+) -> Float[Array, "b p a"]:
     """`num_steps` Euler steps of equal length from noise (time 1) to actions (time 0), pulled to `guide` if there is
     one: a row whose weights are 0 gets the chunk that it gets without."""
     dt = -1.0 / num_steps
@@ -73,6 +79,7 @@ def _guided(velocity: Velocity, guide: Guide) -> Velocity:
 
     The paper counts time from noise to actions, so its tau is 1 - t, and its velocity is minus ours.
     """
+
     def pulled(x, time):
         def denoise(x):
             u = velocity(x, time)
@@ -80,7 +87,7 @@ def _guided(velocity: Velocity, guide: Guide) -> Velocity:
 
         actions, back, u = jax.vjp(denoise, x, has_aux=True)
         (pull,) = back((guide.actions - actions) * guide.weight[..., None])
-        strength = jnp.minimum(PULL, (time**2 + (1 - time)**2) / (time * (1 - time)))
+        strength = jnp.minimum(PULL, (time**2 + (1 - time) ** 2) / (time * (1 - time)))
         return u - strength[:, None, None] * pull
 
     return pulled

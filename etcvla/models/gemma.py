@@ -25,7 +25,9 @@ from etcvla.models.lora import LoRA, Projection, dense, make_weight
 from etcvla.models.scan import scan_layers
 
 KVCache = tuple[jax.Array, jax.Array]  # keys and values of stream 0: [depth, B, S, K, H] each
-Mask = jax.Array | tuple[jax.Array, jax.Array]  # bool[B, T, S] of all layers, or of (global, local) layers
+Mask = (
+    jax.Array | tuple[jax.Array, jax.Array]
+)  # bool[B, T, S] of all layers, or of (global, local) layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +44,12 @@ class GemmaConfig:
     query_pre_attn_scalar: int = 0  # queries are scaled by its inverse root; 0: head_dim
     attn_softcap: float = 0.0  # soft cap of attention logits; 0: none
     final_softcap: float = 0.0  # soft cap of the output's logits; 0: none
-    post_norms: bool = False  # attention and MLP outputs are normed too, before they join the residual
-    mlp_parts: int = 1  # that the MLP's width is computed in, one after another, where layers are rematerialised
+    post_norms: bool = (
+        False  # attention and MLP outputs are normed too, before they join the residual
+    )
+    mlp_parts: int = (
+        1  # that the MLP's width is computed in, one after another, where layers are rematerialised
+    )
     window: int = 0  # keys that causal tokens see in local layers (the first, third, ..); 0: no layer is local
 
     def __post_init__(self):
@@ -72,8 +78,14 @@ class RMSNorm(nn.Module):
             scale = self.param("scale", nn.initializers.zeros, (x.shape[-1],))
             return (normed * (1 + scale)).astype(self.dtype), None
         # Zero-initialised: the expert starts as plain norms with closed gates, which adaLN-Zero found to train best.
-        modulation = dense(cond.shape[-1], 3 * x.shape[-1], self.dtype, self.lora, name="Dense_0",
-                           init=nn.initializers.zeros)(cond)
+        modulation = dense(
+            cond.shape[-1],
+            3 * x.shape[-1],
+            self.dtype,
+            self.lora,
+            name="Dense_0",
+            init=nn.initializers.zeros,
+        )(cond)
         scale, shift, gate = jnp.split(modulation.astype(jnp.float32), 3, axis=-1)
         return (normed * (1 + scale) + shift).astype(self.dtype), gate.astype(self.dtype)
 
@@ -93,8 +105,10 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, xs, turns, masks, cache, write_at, gradient_scale, local):
-        q, k, v = zip(*[self._project(i, x, p) for i, (x, p) in enumerate(zip(xs, turns, strict=True))],
-                      strict=True)
+        q, k, v = zip(
+            *[self._project(i, x, p) for i, (x, p) in enumerate(zip(xs, turns, strict=True))],
+            strict=True,
+        )
         k, v = list(k), list(v)
         if cache is not None:
             k[0], v[0] = _into_cache(cache, k[0], v[0], write_at)
@@ -123,10 +137,20 @@ class Attention(nn.Module):
         if x is None:
             return None, None, None
         cfg = self.configs[stream]
-        q = self._einsum("q_einsum", stream, "btd,ndh->btnh", (cfg.num_heads, cfg.width, cfg.head_dim), 1, (0, 2))(x)
-        k, v = self._einsum("kv_einsum", stream, "bsd,kdh->bskh", (2, cfg.num_kv_heads, cfg.width, cfg.head_dim), 2,
-                            (1, 3), (0,), split=True)(x)
-        scale = (cfg.query_pre_attn_scalar or cfg.head_dim)**-0.5
+        q = self._einsum(
+            "q_einsum", stream, "btd,ndh->btnh", (cfg.num_heads, cfg.width, cfg.head_dim), 1, (0, 2)
+        )(x)
+        k, v = self._einsum(
+            "kv_einsum",
+            stream,
+            "bsd,kdh->bskh",
+            (2, cfg.num_kv_heads, cfg.width, cfg.head_dim),
+            2,
+            (1, 3),
+            (0,),
+            split=True,
+        )(x)
+        scale = (cfg.query_pre_attn_scalar or cfg.head_dim) ** -0.5
         return ops.rope(q, turn) * scale, ops.rope(k, turn), v
 
     def _merge(self, stream, heads):
@@ -135,20 +159,32 @@ class Attention(nn.Module):
         return self._einsum("attn_vec_einsum", stream, "btnh,nhd->btd", shape, (0, 1), 2)(heads)
 
     def _einsum(self, name, stream, equation, shape, *fans, split=False):
-        return Projection(equation, shape, self.dtype, self.lora, bias=False, split=split, name=_suffix(name, stream),
-                          init=nn.initializers.lecun_normal(*fans))
+        return Projection(
+            equation,
+            shape,
+            self.dtype,
+            self.lora,
+            bias=False,
+            split=split,
+            name=_suffix(name, stream),
+            init=nn.initializers.lecun_normal(*fans),
+        )
 
 
 def _mask_of_layer(mask: Mask, local: jax.Array) -> jax.Array:
     return jnp.where(local, mask[1], mask[0]) if isinstance(mask, tuple) else mask
 
 
-def _into_cache(cache: KVCache, k: jax.Array | None, v: jax.Array | None, write_at: jax.Array) -> KVCache:
+def _into_cache(
+    cache: KVCache, k: jax.Array | None, v: jax.Array | None, write_at: jax.Array
+) -> KVCache:
     """The cached keys and values of one layer, with new ones (if any) written from column `write_at` on."""
     if k is None:
         return cache
-    return tuple(jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, write_at, 0, 0))
-                 for old, new in zip(cache, (k, v), strict=True))
+    return tuple(
+        jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, write_at, 0, 0))
+        for old, new in zip(cache, (k, v), strict=True)
+    )
 
 
 class FeedForward(nn.Module):
@@ -163,13 +199,17 @@ class FeedForward(nn.Module):
         cfg, how = self.config, (self.dtype, self.lora)
         init = nn.initializers.lecun_normal(in_axis=1, out_axis=2, batch_axis=(0,))
         gating = make_weight(self, "gating_einsum", init, (2, cfg.width, cfg.mlp_dim), *how)
-        linear = make_weight(self, "linear", nn.initializers.lecun_normal(), (cfg.mlp_dim, cfg.width), *how)
+        linear = make_weight(
+            self, "linear", nn.initializers.lecun_normal(), (cfg.mlp_dim, cfg.width), *how
+        )
         if cfg.mlp_parts == 1:
             return _gated(x, gating, linear)
 
         @jax.checkpoint
         def add(y, i):
-            return y + _gated(x, gating.part("f", i, cfg.mlp_parts), linear.part("f", i, cfg.mlp_parts)), None
+            return y + _gated(
+                x, gating.part("f", i, cfg.mlp_parts), linear.part("f", i, cfg.mlp_parts)
+            ), None
 
         return jax.lax.scan(add, jnp.zeros_like(x), jnp.arange(cfg.mlp_parts))[0]
 
@@ -190,28 +230,39 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, xs, cache, local, turns, masks, conds, write_at, gradient_scale):
         normed, gates = self._norm("pre_attention_norm", xs, conds)
-        attended, cache = Attention(self.configs, self.insulate, self.dtype, self.lora, name="attn")(
-            normed, turns, masks, cache, write_at, gradient_scale, local)
+        attended, cache = Attention(
+            self.configs, self.insulate, self.dtype, self.lora, name="attn"
+        )(normed, turns, masks, cache, write_at, gradient_scale, local)
         attended = self._post_norm("post_attention_norm", attended)
-        xs = [_map(add_residual, x, y, gate) for x, y, gate in zip(xs, attended, gates, strict=True)]
+        xs = [
+            _map(add_residual, x, y, gate) for x, y, gate in zip(xs, attended, gates, strict=True)
+        ]
         normed, gates = self._norm("pre_ffw_norm", xs, conds)
-        fed = [_map(FeedForward(cfg, self.dtype, self.lora, name=_suffix("mlp", i)), y)
-               for i, (cfg, y) in enumerate(zip(self.configs, normed, strict=True))]
+        fed = [
+            _map(FeedForward(cfg, self.dtype, self.lora, name=_suffix("mlp", i)), y)
+            for i, (cfg, y) in enumerate(zip(self.configs, normed, strict=True))
+        ]
         fed = self._post_norm("post_ffw_norm", fed)
         xs = [_map(add_residual, x, y, gate) for x, y, gate in zip(xs, fed, gates, strict=True)]
         self.sow("intermediates", "streams", xs)
         return [_map(ops.split_rows, x) for x in xs], cache
 
     def _norm(self, name, xs, conds):
-        pairs = [(None, None) if x is None else
-                 RMSNorm(cfg.adaptive, self.dtype, self.lora, name=_suffix(name, i))(x, cond)
-                 for i, (cfg, x, cond) in enumerate(zip(self.configs, xs, conds, strict=True))]
+        pairs = [
+            (None, None)
+            if x is None
+            else RMSNorm(cfg.adaptive, self.dtype, self.lora, name=_suffix(name, i))(x, cond)
+            for i, (cfg, x, cond) in enumerate(zip(self.configs, xs, conds, strict=True))
+        ]
         return tuple(zip(*pairs, strict=True))
 
     def _post_norm(self, name, ys):
-        return [y if y is None or not cfg.post_norms else
-                RMSNorm(False, self.dtype, self.lora, name=_suffix(name, i))(y, None)[0]
-                for i, (cfg, y) in enumerate(zip(self.configs, ys, strict=True))]
+        return [
+            y
+            if y is None or not cfg.post_norms
+            else RMSNorm(False, self.dtype, self.lora, name=_suffix(name, i))(y, None)[0]
+            for i, (cfg, y) in enumerate(zip(self.configs, ys, strict=True))
+        ]
 
 
 def _map(fn, x, *args):
@@ -226,14 +277,19 @@ class Embedder(nn.Module):
     dtype: jnp.dtype
 
     def setup(self):
-        self.table = self.param("input_embedding", nn.initializers.normal(self.width**-0.5),
-                                (self.vocab_size, self.width))
+        self.table = self.param(
+            "input_embedding",
+            nn.initializers.normal(self.width**-0.5),
+            (self.vocab_size, self.width),
+        )
 
     def encode(self, tokens):
         return self.table.astype(self.dtype)[tokens] * jnp.asarray(self.width**0.5, self.dtype)
 
     def decode(self, x):
-        return jnp.einsum("...d,vd->...v", x, self.table.astype(self.dtype), preferred_element_type=jnp.float32)
+        return jnp.einsum(
+            "...d,vd->...v", x, self.table.astype(self.dtype), preferred_element_type=jnp.float32
+        )
 
 
 class Gemma(nn.Module):
@@ -254,17 +310,33 @@ class Gemma(nn.Module):
             raise ValueError(f"streams must agree in depth and heads, got {self.configs}")
         # Parts save memory only where they are computed again, and cost a gather where each device has a part already.
         whole = self.remat == "none" or ops.mesh_size("tensor") > 1
-        configs = [dataclasses.replace(cfg, mlp_parts=1 if whole else cfg.mlp_parts) for cfg in self.configs]
+        configs = [
+            dataclasses.replace(cfg, mlp_parts=1 if whole else cfg.mlp_parts)
+            for cfg in self.configs
+        ]
         self.embedder = Embedder(self.vocab_size, self.configs[0].width, self.dtype)
         self.layers = scan_layers(
-            Block, self.configs[0].depth, in_axes=(0, 0, *(nn.broadcast,) * 5), remat=self.remat, unroll=self.unroll,
+            Block,
+            self.configs[0].depth,
+            in_axes=(0, 0, *(nn.broadcast,) * 5),
+            remat=self.remat,
+            unroll=self.unroll,
         )(configs, self.insulate, self.dtype, self.lora)
-        self.final_norms = [RMSNorm(cfg.adaptive, self.dtype, self.lora, name=_suffix("final_norm", i))
-                            for i, cfg in enumerate(self.configs)]
+        self.final_norms = [
+            RMSNorm(cfg.adaptive, self.dtype, self.lora, name=_suffix("final_norm", i))
+            for i, cfg in enumerate(self.configs)
+        ]
 
-    def __call__(self, xs: Sequence[Array | None], positions: Sequence[Array | None], masks: Sequence[Mask | None],
-                 conds: Sequence[Array | None], cache: KVCache | None = None, write_at: Array | int = 0,
-                 gradient_scale: Array | None = None) -> tuple[list[Array | None], KVCache]:
+    def __call__(
+        self,
+        xs: Sequence[Array | None],
+        positions: Sequence[Array | None],
+        masks: Sequence[Mask | None],
+        conds: Sequence[Array | None],
+        cache: KVCache | None = None,
+        write_at: Array | int = 0,
+        gradient_scale: Array | None = None,
+    ) -> tuple[list[Array | None], KVCache]:
         """Runs the streams.
 
         Args:
@@ -279,14 +351,19 @@ class Gemma(nn.Module):
 
         Returns: per stream float[B, T, D] after its final norm, and stream 0's keys and values.
         """
-        xs, positions, masks, conds = (part[:len(self.configs)] for part in (xs, positions, masks, conds))
+        xs, positions, masks, conds = (
+            part[: len(self.configs)] for part in (xs, positions, masks, conds)
+        )
         xs = [_map(lambda x: ops.split_rows(x.astype(self.dtype)), x) for x in xs]
         local = jnp.arange(self.configs[0].depth) % 2 == 0
         turns = [_map(ops.rotations, p, self.configs[0].head_dim) for p in positions]
-        xs, cache = self.layers(xs, cache, local, turns, masks, conds, jnp.asarray(write_at, jnp.int32),
-                                gradient_scale)
-        return [_map(lambda x, n, c: n(x, c)[0], x, norm, cond)
-                for x, norm, cond in zip(xs, self.final_norms, conds, strict=True)], cache
+        xs, cache = self.layers(
+            xs, cache, local, turns, masks, conds, jnp.asarray(write_at, jnp.int32), gradient_scale
+        )
+        return [
+            _map(lambda x, n, c: n(x, c)[0], x, norm, cond)
+            for x, norm, cond in zip(xs, self.final_norms, conds, strict=True)
+        ], cache
 
     def embed(self, tokens: Array) -> Array:
         """int[...] to float[..., D], scaled by sqrt(D)."""
@@ -294,4 +371,6 @@ class Gemma(nn.Module):
 
     def logits(self, x: Array) -> Array:
         """float[..., D] to float32[..., V]."""
-        return ops.split_rows(ops.softcap(self.embedder.decode(x), self.configs[0].final_softcap), "tensor")
+        return ops.split_rows(
+            ops.softcap(self.embedder.decode(x), self.configs[0].final_softcap), "tensor"
+        )

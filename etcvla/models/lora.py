@@ -45,13 +45,17 @@ _LECUN = nn.initializers.lecun_normal()
 class LoRA:
     """Which projections have adapters; none by default. Raises ValueError for a rank that is none."""
 
-    rules: tuple[tuple[str, int], ...] = ()  # ordered (regex, rank), 0 for no adapter; the first full match wins
+    rules: tuple[
+        tuple[str, int], ...
+    ] = ()  # ordered (regex, rank), 0 for no adapter; the first full match wins
     scale: float = 1.0  # what papers call alpha / rank
 
     def __post_init__(self):
         for pattern, rank in self.rules:
             if not isinstance(rank, int) or rank < 0:
-                raise ValueError(f"model.lora: rule {pattern!r} has rank {rank!r}, expected a whole number, 0 for none")
+                raise ValueError(
+                    f"model.lora: rule {pattern!r} has rank {rank!r}, expected a whole number, 0 for none"
+                )
 
     def rank(self, path: str) -> int:
         """Of the adapter of the projection at `path`."""
@@ -74,6 +78,7 @@ class Weight:
 
     def part(self, axis: str, i: jax.Array, count: int) -> Weight:
         """The i-th of `count` equal parts along an axis."""
+
         def cut(labels, x):
             if x is None or axis not in labels:
                 return x
@@ -96,8 +101,14 @@ class Weight:
         return out + jnp.einsum(f"{inner},{b_axes}->{out_axes}", read, self.b)
 
 
-def make_weight(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...], dtype: jnp.dtype,
-                lora: LoRA) -> Weight:
+def make_weight(
+    module: nn.Module,
+    name: str,
+    init: Callable,
+    shape: tuple[int, ...],
+    dtype: jnp.dtype,
+    lora: LoRA,
+) -> Weight:
     """The parameter `name` of `module`, and those of its adapter if a rule gives it one; all as `dtype`."""
     w = module.param(name, init, shape)
     path = "/".join((*module.path, name))
@@ -114,7 +125,9 @@ def make_weight(module: nn.Module, name: str, init: Callable, shape: tuple[int, 
 
 def _multiplied(w: Any, dtype: jnp.dtype) -> jax.Array:
     """The weight as `dtype`. A quantised one is multiplied out here, in the loop over layers: one at a time."""
-    return w.qvalue.astype(dtype) * w.scale.astype(dtype) if hasattr(w, "qvalue") else w.astype(dtype)
+    return (
+        w.qvalue.astype(dtype) * w.scale.astype(dtype) if hasattr(w, "qvalue") else w.astype(dtype)
+    )
 
 
 class Projection(nn.Module):
@@ -132,18 +145,25 @@ class Projection(nn.Module):
     def __call__(self, x):
         name = "kernel" if self.bias else "w"
         weight = make_weight(self, name, self.init, self.shape, self.dtype, self.lora)
-        if self.split:  # one product would give the same, from a weight that XLA transposes first on a CPU
-            return [weight[i].einsum(self.equation, x.astype(self.dtype)) for i in range(self.shape[0])]
+        if (
+            self.split
+        ):  # one product would give the same, from a weight that XLA transposes first on a CPU
+            return [
+                weight[i].einsum(self.equation, x.astype(self.dtype)) for i in range(self.shape[0])
+            ]
         y = weight.einsum(self.equation, x.astype(self.dtype))
         if not self.bias:
             return y
         axes, x_axes = weight.axes.split(",")[0], self.equation.split(",")[0]
-        shape = tuple(size for axis, size in zip(axes, self.shape, strict=True) if axis not in x_axes)
+        shape = tuple(
+            size for axis, size in zip(axes, self.shape, strict=True) if axis not in x_axes
+        )
         return y + self.param("bias", nn.initializers.zeros, shape).astype(self.dtype)
 
 
-def dense(width: int, out_width: int, dtype: jnp.dtype, lora: LoRA, *, name: str,
-          init: Callable = _LECUN) -> Projection:
+def dense(
+    width: int, out_width: int, dtype: jnp.dtype, lora: LoRA, *, name: str, init: Callable = _LECUN
+) -> Projection:
     """float[..., width] to float[..., out_width], with a bias."""
     return Projection("...d,df->...f", (width, out_width), dtype, lora, init=init, name=name)
 
@@ -152,7 +172,9 @@ def check(lora: LoRA, params: Any) -> None:
     """Raises ValueError if a projection of `params` matches no rule, or a rule no projection."""
     paths = (rules.path_str(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0])
     if lora.rules:
-        rules.assign(lora.rules, {_projection(path): 0 for path in paths if axes_of(path)}, "model.lora")
+        rules.assign(
+            lora.rules, {_projection(path): 0 for path in paths if axes_of(path)}, "model.lora"
+        )
 
 
 def merge(params: Any, lora: LoRA) -> Any:
@@ -161,7 +183,9 @@ def merge(params: Any, lora: LoRA) -> Any:
     for a_path in [path for path in flat if path.endswith("lora_a")]:
         a, b = flat.pop(a_path), flat.pop(f"{a_path[:-1]}b")
         stem = a_path.removesuffix("lora_a")
-        path = next(p for p in (stem.removesuffix("_"), *(stem + name for name in _BARE)) if p in flat)
+        path = next(
+            p for p in (stem.removesuffix("_"), *(stem + name for name in _BARE)) if p in flat
+        )
         w_axes, a_axes, b_axes = axes_of(path).split(",")
         layer = "l" * (a.ndim - len(a_axes))
         delta = jnp.einsum(f"{layer}{a_axes},{layer}{b_axes}->{layer}{w_axes}", a, b)

@@ -17,7 +17,9 @@ from jaxtyping import Array, Bool, Float, Int
 Rotations = tuple[Float[Array, "b t d/2"], Float[Array, "b t d/2"]]
 
 ROWS = ("data", "fsdp")  # axes of the mesh over which rows are split
-MASKED = -2.3819763e38  # Gemma's: finite, so that a row with every key masked gives numbers instead of NaN
+MASKED = (
+    -2.3819763e38
+)  # Gemma's: finite, so that a row with every key masked gives numbers instead of NaN
 
 
 def split_rows(x: Float[Array, "b *t d"], last: str | None = None) -> Float[Array, "b *t d"]:
@@ -29,7 +31,7 @@ def split_rows(x: Float[Array, "b *t d"], last: str | None = None) -> Float[Arra
     if jax.sharding.get_abstract_mesh().empty:
         return x
     axes = (ROWS, *(None,) * (x.ndim - 2), last)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes[:x.ndim]))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes[: x.ndim]))
 
 
 def mesh_size(axis: str) -> int:
@@ -69,8 +71,10 @@ def scale_gradient(x: Float[Array, "*b"], share: Float[Array, ""]) -> Float[Arra
     return x
 
 
-scale_gradient.defvjp(lambda x, share: (x, share), lambda share, grad: (
-    (grad * share).astype(grad.dtype), jnp.zeros_like(share)))
+scale_gradient.defvjp(
+    lambda x, share: (x, share),
+    lambda share, grad: ((grad * share).astype(grad.dtype), jnp.zeros_like(share)),
+)
 
 
 @jax.custom_vjp
@@ -112,7 +116,9 @@ def rms_norm(x: Float[Array, "*b d"], eps: float = 1e-6) -> Float[Array, "*b d"]
 def rotations(positions: Int[Array, "b t"], width: int, base: float = 10_000.0) -> Rotations:
     """Sine and cosine by which `rope` turns heads of `width`; the same in every layer."""
     half = width // 2
-    angle = positions[..., None].astype(jnp.float32) / base ** (jnp.arange(half, dtype=jnp.float32) / half)
+    angle = positions[..., None].astype(jnp.float32) / base ** (
+        jnp.arange(half, dtype=jnp.float32) / half
+    )
     return jnp.sin(angle), jnp.cos(angle)
 
 
@@ -123,8 +129,13 @@ def rope(x: Float[Array, "b t *h d"], turn: Rotations) -> Float[Array, "b t *h d
     return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1).astype(x.dtype)
 
 
-def attend(q: Float[Array, "b t n h"], k: Float[Array, "b s k h"], v: Float[Array, "b s k e"],
-           mask: Bool[Array, "b t s"] | None = None, cap: float = 0.0) -> Float[Array, "b t n e"]:
+def attend(
+    q: Float[Array, "b t n h"],
+    k: Float[Array, "b s k h"],
+    v: Float[Array, "b s k e"],
+    mask: Bool[Array, "b t s"] | None = None,
+    cap: float = 0.0,
+) -> Float[Array, "b t n e"]:
     """Grouped-query attention; `q` comes scaled. Query head n reads key head n // G.
 
     Args:
@@ -135,19 +146,31 @@ def attend(q: Float[Array, "b t n h"], k: Float[Array, "b s k h"], v: Float[Arra
     kv_heads = k.shape[2]
     # Heads stand before tokens, so that no product of T x S numbers has to be transposed; and it is the sums of T x H
     # that are divided, not the weights. Both tell on a CPU.
-    q = q.reshape(batch, length, kv_heads, -1, width).transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, -1, width)
+    q = (
+        q.reshape(batch, length, kv_heads, -1, width)
+        .transpose(0, 2, 3, 1, 4)
+        .reshape(batch, kv_heads, -1, width)
+    )
     logits = softcap(jnp.einsum("bkqh,bskh->bkqs", q, k, preferred_element_type=jnp.float32), cap)
-    if mask is not None:  # added, not chosen: a choice would be kept, head by head, for its gradient
+    if (
+        mask is not None
+    ):  # added, not chosen: a choice would be kept, head by head, for its gradient
         hidden = jnp.where(mask, 0, MASKED)[:, None, None]
-        logits = (logits.reshape(batch, kv_heads, -1, *mask.shape[1:]) + hidden).reshape(logits.shape)
-    weights, total = _exponents(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)), v)
+        logits = (logits.reshape(batch, kv_heads, -1, *mask.shape[1:]) + hidden).reshape(
+            logits.shape
+        )
+    weights, total = _exponents(
+        logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)), v
+    )
     out = jnp.einsum("bkqs,bskh->bkqh", weights, v, preferred_element_type=jnp.float32)
     out = (out / total).astype(v.dtype)
     return out.reshape(batch, heads, length, -1).swapaxes(1, 2)
 
 
 @jax.custom_vjp
-def _exponents(x: Float[Array, "*b s"], like: Array) -> tuple[Float[Array, "*b s"], Float[Array, "*b 1"]]:
+def _exponents(
+    x: Float[Array, "*b s"], like: Array
+) -> tuple[Float[Array, "*b s"], Float[Array, "*b 1"]]:
     """exp(x) in the dtype of `like`, and its float32 sums; what is kept for the gradient is narrow too."""
     y = jnp.exp(x)
     return y.astype(like.dtype), y.sum(axis=-1, keepdims=True)
@@ -158,7 +181,9 @@ def _exponents_fwd(x, like):
     return (y, total), y
 
 
-_exponents.defvjp(_exponents_fwd, lambda y, grads: (y * (grads[0].astype(jnp.float32) + grads[1]), None))
+_exponents.defvjp(
+    _exponents_fwd, lambda y, grads: (y * (grads[0].astype(jnp.float32) + grads[1]), None)
+)
 
 
 def softcap(x: Float[Array, "*b"], cap: float) -> Float[Array, "*b"]:
@@ -184,8 +209,12 @@ def text_mask(segment: Int[Array, "b l"], target: Bool[Array, "b l"]) -> Bool[Ar
     return same & (~target[:, None, :] | (index[None, None, :] <= index[None, :, None]))
 
 
-def prefix_mask(image_mask: Bool[Array, "b i"], segment: Int[Array, "b l"], target: Bool[Array, "b l"],
-                image_attends_prompt: bool) -> Bool[Array, "b i+l i+l"]:
+def prefix_mask(
+    image_mask: Bool[Array, "b i"],
+    segment: Int[Array, "b l"],
+    target: Bool[Array, "b l"],
+    image_attends_prompt: bool,
+) -> Bool[Array, "b i+l i+l"]:
     """The whole prefix: images see images (and prompts, if asked); a text token sees the images and its segment."""
     batch, num_image = image_mask.shape
     prompt = (segment > 0) & ~target
@@ -193,11 +222,18 @@ def prefix_mask(image_mask: Bool[Array, "b i"], segment: Int[Array, "b l"], targ
     image_rows = jnp.concatenate([image_mask, to_text], axis=1)
     image_rows = jnp.broadcast_to(image_rows[:, None], (batch, num_image, image_rows.shape[1]))
     seen = jnp.broadcast_to(image_mask[:, None], (batch, segment.shape[1], num_image))
-    return jnp.concatenate([image_rows, jnp.concatenate([seen, text_mask(segment, target)], axis=2)], axis=1)
+    return jnp.concatenate(
+        [image_rows, jnp.concatenate([seen, text_mask(segment, target)], axis=2)], axis=1
+    )
 
 
-def local_mask(mask: Bool[Array, "b t s"], positions: Int[Array, "b t"], key_positions: Int[Array, "b s"],
-               causal: Bool[Array, "b t"], window: int) -> Bool[Array, "b t s"]:
+def local_mask(
+    mask: Bool[Array, "b t s"],
+    positions: Int[Array, "b t"],
+    key_positions: Int[Array, "b s"],
+    causal: Bool[Array, "b t"],
+    window: int,
+) -> Bool[Array, "b t s"]:
     """The mask of layers that look back `window` positions, the query's own included.
 
     Only causal queries do: PaliGemma 2's prefix sees itself whole in these layers too (as Hugging Face has it).
@@ -206,7 +242,9 @@ def local_mask(mask: Bool[Array, "b t s"], positions: Int[Array, "b t"], key_pos
     return mask & (near | ~causal[:, :, None])
 
 
-def prefix_positions(image_mask: Bool[Array, "b i"], segment: Int[Array, "b l"]) -> Int[Array, "b i+l"]:
+def prefix_positions(
+    image_mask: Bool[Array, "b i"], segment: Int[Array, "b l"]
+) -> Int[Array, "b i+l"]:
     """Positions that restart after the images for every segment.
 
     Only image tokens in `image_mask` take one; a segment's first token stands right after the last of them.
@@ -218,10 +256,14 @@ def prefix_positions(image_mask: Bool[Array, "b i"], segment: Int[Array, "b l"])
     return jnp.concatenate([image, index - first + image_mask.sum(axis=1, keepdims=True)], axis=1)
 
 
-def sincos(value: Float[Array, "*b"], width: int, min_period: float, max_period: float) -> Float[Array, "*b d"]:
+def sincos(
+    value: Float[Array, "*b"], width: int, min_period: float, max_period: float
+) -> Float[Array, "*b d"]:
     """Sine-cosine features of a scalar, periods geometric from min to max, both included (openpi's time embedding)."""
     if width % 2:
         raise ValueError(f"sincos width must be even, got {width}")
-    period = min_period * (max_period / min_period) ** jnp.linspace(0.0, 1.0, width // 2, dtype=jnp.float32)
+    period = min_period * (max_period / min_period) ** jnp.linspace(
+        0.0, 1.0, width // 2, dtype=jnp.float32
+    )
     angle = value[..., None].astype(jnp.float32) * (1.0 / period * 2 * jnp.pi)
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)

@@ -34,8 +34,11 @@ def quantized(params: Any, dtype: str) -> Any:
     for path, w in flat.items():
         axes = lora.axes_of(path)
         if axes and path.startswith(("img/", "llm/")):
-            flat[path] = jax.jit(functools.partial(qwix.quantize, qtype=qtype,
-                                                   channelwise_axes=_channels(axes, w.ndim)))(w)
+            flat[path] = jax.jit(
+                functools.partial(
+                    qwix.quantize, qtype=qtype, channelwise_axes=_channels(axes, w.ndim)
+                )
+            )(w)
     return unflatten_dict(flat, sep="/")
 
 
@@ -43,4 +46,7 @@ def _channels(axes: str, ndim: int) -> tuple[int, ...]:
     """Which axes of a weight its product does not sum over: those before its own are the layers."""
     w, a, b = axes.split(",")
     layers = ndim - len(w)
-    return (*range(layers), *(layers + i for i, axis in enumerate(w) if axis not in set(a) - set(b)))
+    return (
+        *range(layers),
+        *(layers + i for i, axis in enumerate(w) if axis not in set(a) - set(b)),
+    )

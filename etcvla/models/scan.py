@@ -16,7 +16,9 @@ REMAT = {
 }
 
 
-def scan_layers(block: type[nn.Module], depth: int, *, in_axes: Any, remat: str, unroll: int) -> type[nn.Module]:
+def scan_layers(
+    block: type[nn.Module], depth: int, *, in_axes: Any, remat: str, unroll: int
+) -> type[nn.Module]:
     """`block`, repeated `depth` times with parameters stacked on axis 0.
 
     Args:
@@ -29,5 +31,11 @@ def scan_layers(block: type[nn.Module], depth: int, *, in_axes: Any, remat: str,
     if (policy := lookup(REMAT, remat, "model.remat")) is not None:
         block = nn.remat(block, prevent_cse=False, policy=policy)
     axes = {"params": 0, "intermediates": 0}  # the second: what is sown, for who asks for it
-    return nn.scan(block, variable_axes=axes, split_rngs={"params": True}, in_axes=in_axes, length=depth,
-                   unroll=min(unroll, depth))
+    return nn.scan(
+        block,
+        variable_axes=axes,
+        split_rngs={"params": True},
+        in_axes=in_axes,
+        length=depth,
+        unroll=min(unroll, depth),
+    )

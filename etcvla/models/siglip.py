@@ -36,11 +36,17 @@ class SigLIPConfig:
 
     def __post_init__(self):
         if self.image_size % self.patch:
-            raise ValueError(f"siglip.image_size {self.image_size} is not a multiple of patch {self.patch}")
+            raise ValueError(
+                f"siglip.image_size {self.image_size} is not a multiple of patch {self.patch}"
+            )
         if self.width % self.num_heads:
-            raise ValueError(f"siglip.width {self.width} is not a multiple of num_heads {self.num_heads}")
+            raise ValueError(
+                f"siglip.width {self.width} is not a multiple of num_heads {self.num_heads}"
+            )
         if self.width % 4:
-            raise ValueError(f"siglip.width {self.width} is not a multiple of 4, as its position codes must be")
+            raise ValueError(
+                f"siglip.width {self.width} is not a multiple of 4, as its position codes must be"
+            )
 
 
 class MlpBlock(nn.Module):
@@ -51,7 +57,9 @@ class MlpBlock(nn.Module):
     @nn.compact
     def __call__(self, x):
         width, mlp_dim = self.config.width, self.config.mlp_dim
-        hidden = nn.gelu(dense(width, mlp_dim, self.dtype, self.lora, name="Dense_0")(x), approximate=True)
+        hidden = nn.gelu(
+            dense(width, mlp_dim, self.dtype, self.lora, name="Dense_0")(x), approximate=True
+        )
         return dense(mlp_dim, width, self.dtype, self.lora, name="Dense_1")(hidden)
 
 
@@ -68,11 +76,19 @@ class MultiHeadDotProductAttention(nn.Module):
         head_dim = width // heads
 
         def project(name, equation, shape, in_axis, out_axis):
-            return Projection(equation, shape, self.dtype, self.lora, name=name,
-                              init=nn.initializers.lecun_normal(in_axis, out_axis))
+            return Projection(
+                equation,
+                shape,
+                self.dtype,
+                self.lora,
+                name=name,
+                init=nn.initializers.lecun_normal(in_axis, out_axis),
+            )
 
-        q, k, v = (project(name, "btd,dnh->btnh", (width, heads, head_dim), 0, (1, 2))(x)
-                   for name in ("query", "key", "value"))
+        q, k, v = (
+            project(name, "btd,dnh->btnh", (width, heads, head_dim), 0, (1, 2))(x)
+            for name in ("query", "key", "value")
+        )
         read = ops.attend(q * head_dim**-0.5, k, v)
         return project("out", "btnh,nhd->btd", (heads, head_dim, width), (0, 1), 2)(read)
 
@@ -103,8 +119,13 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        block = scan_layers(EncoderBlock, self.config.depth, in_axes=nn.broadcast, remat=self.remat,
-                            unroll=self.unroll)
+        block = scan_layers(
+            EncoderBlock,
+            self.config.depth,
+            in_axes=nn.broadcast,
+            remat=self.remat,
+            unroll=self.unroll,
+        )
         x, _ = block(self.config, self.dtype, self.lora, name="encoderblock")(x, None)
         return nn.LayerNorm(dtype=self.dtype, name="encoder_norm")(x)
 
@@ -127,7 +148,11 @@ class SigLIP(nn.Module):
     def __call__(self, images: Float[Array, "m h w 3"]) -> Float[Array, "m i d"]:
         cfg = self.config
         x = PatchEmbed(cfg, self.dtype, self.lora, name="embedding")(images)
-        pos = self.param("pos_embedding", lambda _, shape: position_codes(*shape[1:])[None], (1, cfg.tokens, cfg.width))
+        pos = self.param(
+            "pos_embedding",
+            lambda _, shape: position_codes(*shape[1:])[None],
+            (1, cfg.tokens, cfg.width),
+        )
         x = ops.split_rows(x + pos.astype(self.dtype))
         x = Transformer(cfg, self.dtype, self.lora, self.remat, self.unroll, name="Transformer")(x)
         return dense(cfg.width, self.out_width, self.dtype, self.lora, name="head")(x)
@@ -140,10 +165,14 @@ def position_codes(tokens: int, width: int) -> Float[Array, "i d"]:
     """
     side = int(tokens**0.5)
     y, x = jnp.divmod(jnp.arange(tokens), side)
-    return jnp.concatenate([ops.sincos((axis + 0.5) / side, width // 2, 2 / side, 4.0) for axis in (y, x)], axis=-1)
+    return jnp.concatenate(
+        [ops.sincos((axis + 0.5) / side, width // 2, 2 / side, 4.0) for axis in (y, x)], axis=-1
+    )
 
 
-def resize_positions(table: Float[np.ndarray, "1 i d"], tokens: int) -> Float[np.ndarray, "1 tokens d"]:
+def resize_positions(
+    table: Float[np.ndarray, "1 i d"], tokens: int
+) -> Float[np.ndarray, "1 tokens d"]:
     """A learned position table for another resolution of a square image, as big_vision resamples it.
 
     That is `scipy.ndimage.zoom` of order 1: bilinear without antialiasing, the four corner patches keep their codes.
@@ -152,8 +181,10 @@ def resize_positions(table: Float[np.ndarray, "1 i d"], tokens: int) -> Float[np
     """
     old, new = (round(count**0.5) for count in (table.shape[1], tokens))
     if old**2 != table.shape[1] or new**2 != tokens:
-        raise ValueError(f"pos_embedding: cannot resize a table of {table.shape[1]} tokens to {tokens}, both must be "
-                         "squares")
+        raise ValueError(
+            f"pos_embedding: cannot resize a table of {table.shape[1]} tokens to {tokens}, both must be "
+            "squares"
+        )
     if old == new:
         return table
     import scipy.ndimage  # takes longer to import than all of this file's other imports but JAX
@@ -177,7 +208,11 @@ class PatchEmbed(nn.Module):
         weight = make_weight(self, "kernel", init, (p, p, 3, cfg.width), self.dtype, self.lora)
         bias = self.param("bias", nn.initializers.zeros, (cfg.width,))
         m, height, width, _ = images.shape
-        patches = images.astype(self.dtype).reshape(m, height // p, p, width // p, p, 3).transpose(0, 1, 3, 2, 4, 5)
+        patches = (
+            images.astype(self.dtype)
+            .reshape(m, height // p, p, width // p, p, 3)
+            .transpose(0, 1, 3, 2, 4, 5)
+        )
         patches = patches.reshape(m, -1, p, p, 3)
         return weight.einsum("miuvc,uvcd->mid", patches) + bias.astype(self.dtype)
 

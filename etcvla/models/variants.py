@@ -28,43 +28,94 @@ from etcvla.models.siglip import SigLIPConfig
 from etcvla.models.vla import VLAConfig
 from etcvla.names import lookup
 
-_SO400M_14 = SigLIPConfig(width=1152, depth=27, num_heads=16, mlp_dim=4304, patch=14, image_size=224)
+_SO400M_14 = SigLIPConfig(
+    width=1152, depth=27, num_heads=16, mlp_dim=4304, patch=14, image_size=224
+)
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {
-        "siglip": SigLIPConfig(width=128, depth=2, num_heads=1, mlp_dim=384, patch=16, image_size=96),
-        "vlm": GemmaConfig(width=128, depth=3, mlp_dim=256, num_heads=2, num_kv_heads=1, head_dim=64),
-        "expert": GemmaConfig(width=96, depth=3, mlp_dim=256, num_heads=2, num_kv_heads=1, head_dim=64, adaptive=True),
+        "siglip": SigLIPConfig(
+            width=128, depth=2, num_heads=1, mlp_dim=384, patch=16, image_size=96
+        ),
+        "vlm": GemmaConfig(
+            width=128, depth=3, mlp_dim=256, num_heads=2, num_kv_heads=1, head_dim=64
+        ),
+        "expert": GemmaConfig(
+            width=96, depth=3, mlp_dim=256, num_heads=2, num_kv_heads=1, head_dim=64, adaptive=True
+        ),
         "dtype": "float32",
         "remat": "none",
         "unroll": 4,
     },
     "small": {
-        "siglip": SigLIPConfig(width=384, depth=12, num_heads=6, mlp_dim=1536, patch=16, image_size=224),
-        "vlm": GemmaConfig(width=640, depth=12, mlp_dim=2048, num_heads=4, num_kv_heads=1, head_dim=128),
-        "expert": GemmaConfig(width=320, depth=12, mlp_dim=1280, num_heads=4, num_kv_heads=1, head_dim=128,
-                              adaptive=True),
+        "siglip": SigLIPConfig(
+            width=384, depth=12, num_heads=6, mlp_dim=1536, patch=16, image_size=224
+        ),
+        "vlm": GemmaConfig(
+            width=640, depth=12, mlp_dim=2048, num_heads=4, num_kv_heads=1, head_dim=128
+        ),
+        "expert": GemmaConfig(
+            width=320,
+            depth=12,
+            mlp_dim=1280,
+            num_heads=4,
+            num_kv_heads=1,
+            head_dim=128,
+            adaptive=True,
+        ),
         "dtype": "float32",
         "remat": "none",
         "unroll": 1,
     },
     "paligemma_3b": {
         "siglip": _SO400M_14,
-        "vlm": GemmaConfig(width=2048, depth=18, mlp_dim=16_384, num_heads=8, num_kv_heads=1, head_dim=256,
-                           mlp_parts=8),
-        "expert": GemmaConfig(width=1024, depth=18, mlp_dim=4096, num_heads=8, num_kv_heads=1, head_dim=256,
-                              adaptive=True),
+        "vlm": GemmaConfig(
+            width=2048,
+            depth=18,
+            mlp_dim=16_384,
+            num_heads=8,
+            num_kv_heads=1,
+            head_dim=256,
+            mlp_parts=8,
+        ),
+        "expert": GemmaConfig(
+            width=1024,
+            depth=18,
+            mlp_dim=4096,
+            num_heads=8,
+            num_kv_heads=1,
+            head_dim=256,
+            adaptive=True,
+        ),
         "dtype": "bfloat16",
         "remat": "full",
         "unroll": 1,
     },
     "paligemma2_3b": {
         "siglip": _SO400M_14,
-        "vlm": GemmaConfig(width=2304, depth=26, mlp_dim=9216, num_heads=8, num_kv_heads=4, head_dim=256,
-                           query_pre_attn_scalar=256, attn_softcap=50.0, final_softcap=30.0, post_norms=True,
-                           mlp_parts=4, window=4096),
-        "expert": GemmaConfig(width=1024, depth=26, mlp_dim=4096, num_heads=8, num_kv_heads=4, head_dim=256,
-                              adaptive=True),
+        "vlm": GemmaConfig(
+            width=2304,
+            depth=26,
+            mlp_dim=9216,
+            num_heads=8,
+            num_kv_heads=4,
+            head_dim=256,
+            query_pre_attn_scalar=256,
+            attn_softcap=50.0,
+            final_softcap=30.0,
+            post_norms=True,
+            mlp_parts=4,
+            window=4096,
+        ),
+        "expert": GemmaConfig(
+            width=1024,
+            depth=26,
+            mlp_dim=4096,
+            num_heads=8,
+            num_kv_heads=4,
+            head_dim=256,
+            adaptive=True,
+        ),
         "dtype": "bfloat16",
         "remat": "full",
         "unroll": 1,
@@ -72,10 +123,16 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-EXPERTS = {"adaptive": {"adaptive": True}, "plain": {"adaptive": False}, "none": None}  # of pi0.5, pi0, pi0-FAST
+EXPERTS = {
+    "adaptive": {"adaptive": True},
+    "plain": {"adaptive": False},
+    "none": None,
+}  # of pi0.5, pi0, pi0-FAST
 
 
-def make_config(size: str, *, expert: str = "adaptive", image_size: int = 0, **fields: Any) -> VLAConfig:
+def make_config(
+    size: str, *, expert: str = "adaptive", image_size: int = 0, **fields: Any
+) -> VLAConfig:
     """The named size and kind of expert with the remaining fields of `VLAConfig`.
 
     Args:
@@ -85,8 +142,10 @@ def make_config(size: str, *, expert: str = "adaptive", image_size: int = 0, **f
     """
     parts, change = lookup(SIZES, size, "model.size"), lookup(EXPERTS, expert, "model.expert")
     siglip = parts["siglip"]
-    made = {"siglip": dataclasses.replace(siglip, image_size=image_size or siglip.image_size),
-            "expert": change and dataclasses.replace(parts["expert"], **change)}
+    made = {
+        "siglip": dataclasses.replace(siglip, image_size=image_size or siglip.image_size),
+        "expert": change and dataclasses.replace(parts["expert"], **change),
+    }
     return VLAConfig(**{**parts, **made, **fields})
 
 
@@ -97,6 +156,9 @@ def config_to_dict(config: VLAConfig) -> dict:
 
 def config_from_dict(data: dict) -> VLAConfig:
     """The inverse of `config_to_dict`."""
-    parts = {"siglip": SigLIPConfig(**data["siglip"]), "vlm": GemmaConfig(**data["vlm"]),
-             "expert": data["expert"] and GemmaConfig(**data["expert"])}
+    parts = {
+        "siglip": SigLIPConfig(**data["siglip"]),
+        "vlm": GemmaConfig(**data["vlm"]),
+        "expert": data["expert"] and GemmaConfig(**data["expert"]),
+    }
     return VLAConfig(**{**data, **parts})

@@ -27,8 +27,10 @@ Batch = Mapping[str, jax.Array]
 Params = Mapping
 
 # Parameters that are read in float32 whatever the rest: scales and biases of norms, and the expert's ends.
-_FLOAT32 = (r".*([nN]orm)[^/]*/(scale|bias)|"
-            r"(state_proj|action_in_proj|action_out_proj|(action_)?time_mlp_(in|out))/.*")
+_FLOAT32 = (
+    r".*([nN]orm)[^/]*/(scale|bias)|"
+    r"(state_proj|action_in_proj|action_out_proj|(action_)?time_mlp_(in|out))/.*"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,19 +45,29 @@ class VLAConfig:
     action_dim: int  # A
     horizon: int  # P
     state: str  # "token": one continuous token before the actions (pi0); "text": in the prompt or nowhere (pi0.5)
-    insulate: bool  # stop the expert's gradient at the backbone's keys and values (arXiv 2505.23705)
-    image_attends_prompt: bool  # image tokens read the prompt, as released PaliGemma: one segment a row then
+    insulate: (
+        bool  # stop the expert's gradient at the backbone's keys and values (arXiv 2505.23705)
+    )
+    image_attends_prompt: (
+        bool  # image tokens read the prompt, as released PaliGemma: one segment a row then
+    )
     dtype: str  # of activations and matrix products; parameters are float32
     remat: str  # "none", "dots", "full"
     unroll: int  # layers a loop turn
-    count_absent_cameras: bool = False  # an absent camera's tokens take positions too (openpi's pi0-FAST; pi0 skips them)
-    lora: tuple[tuple[str, int], ...] = ()  # ordered (regex, rank) over projections; see `etcvla.models.lora`
+    count_absent_cameras: bool = (
+        False  # an absent camera's tokens take positions too (openpi's pi0-FAST; pi0 skips them)
+    )
+    lora: tuple[
+        tuple[str, int], ...
+    ] = ()  # ordered (regex, rank) over projections; see `etcvla.models.lora`
     lora_scale: float = 1.0  # of all adapters: alpha / rank
 
     def __post_init__(self):
         if self.state not in ("token", "text"):
             raise ValueError(f'model.state is {self.state!r}, expected "token" or "text"')
-        object.__setattr__(self, "lora", tuple((pattern, rank) for pattern, rank in self.lora))  # JSON has lists
+        object.__setattr__(
+            self, "lora", tuple((pattern, rank) for pattern, rank in self.lora)
+        )  # JSON has lists
 
     def check(self, batch: Mapping[str, np.ndarray]) -> None:
         """Raises ValueError naming the field of a batch on the host that the model cannot read.
@@ -63,12 +75,16 @@ class VLAConfig:
         On a device nothing would: an id beyond the table reads its last row there.
         """
         size = self.siglip.image_size
-        batch_lib.validate(batch, H=size, W=size, S=self.state_dim, P=self.horizon, A=self.action_dim)
+        batch_lib.validate(
+            batch, H=size, W=size, S=self.state_dim, P=self.horizon, A=self.action_dim
+        )
         tokens = batch["tokens"]
         outside = (tokens < 0) | (tokens >= self.vocab_size)
         if outside.any():
-            raise ValueError(f"batch['tokens'] holds id {tokens[outside][0]}, the model has ids 0 to "
-                             f"{self.vocab_size - 1}")
+            raise ValueError(
+                f"batch['tokens'] holds id {tokens[outside][0]}, the model has ids 0 to "
+                f"{self.vocab_size - 1}"
+            )
 
     @property
     def adapters(self) -> lora.LoRA:
@@ -84,9 +100,14 @@ class VLA(nn.Module):
     def setup(self):
         cfg = self.config
         dtype = jnp.dtype(cfg.dtype)
-        streams, adapters = (cfg.vlm,) if cfg.expert is None else (cfg.vlm, cfg.expert), cfg.adapters
+        streams, adapters = (
+            (cfg.vlm,) if cfg.expert is None else (cfg.vlm, cfg.expert),
+            cfg.adapters,
+        )
         self.img = SigLIP(cfg.siglip, cfg.vlm.width, dtype, adapters, cfg.remat, cfg.unroll)
-        self.llm = Gemma(streams, cfg.vocab_size, cfg.insulate, dtype, adapters, cfg.remat, cfg.unroll)
+        self.llm = Gemma(
+            streams, cfg.vocab_size, cfg.insulate, dtype, adapters, cfg.remat, cfg.unroll
+        )
         if cfg.expert is None:
             return
         width = cfg.expert.width
@@ -99,10 +120,14 @@ class VLA(nn.Module):
         self.action_out_proj = expert_end("action_out_proj", width, cfg.action_dim)
         if cfg.state == "token":
             self.state_proj = expert_end("state_proj", cfg.state_dim, width)
-        self.time_mlp = ([expert_end("time_mlp_in", width, width), expert_end("time_mlp_out", width, width)]
-                         if cfg.expert.adaptive else
-                         [expert_end("action_time_mlp_in", 2 * width, width),
-                          expert_end("action_time_mlp_out", width, width)])
+        self.time_mlp = (
+            [expert_end("time_mlp_in", width, width), expert_end("time_mlp_out", width, width)]
+            if cfg.expert.adaptive
+            else [
+                expert_end("action_time_mlp_in", 2 * width, width),
+                expert_end("action_time_mlp_out", width, width),
+            ]
+        )
 
     # ---- prefix -----------------------------------------------------------------------------------------------------
 
@@ -110,25 +135,31 @@ class VLA(nn.Module):
         """uint8[B, C, H, W, 3] to the image tokens of all cameras, one after another."""
         size = self.config.siglip.image_size
         if images.dtype != jnp.uint8 or images.shape[2:] != (size, size, 3):
-            raise ValueError(f"images are {images.dtype}{list(images.shape)}, the model reads uint8[B, C, {size}, "
-                             f"{size}, 3]")
+            raise ValueError(
+                f"images are {images.dtype}{list(images.shape)}, the model reads uint8[B, C, {size}, "
+                f"{size}, 3]"
+            )
         flat = images.reshape(-1, *images.shape[2:])
         tokens = self.img(to_float(flat, jnp.dtype(self.config.dtype)))
         return tokens.reshape(images.shape[0], -1, tokens.shape[-1])
 
-    def encode_prefix(self, images: Float[Array, "b i d"], there: Bool[Array, "b i"],
-                      batch: Batch) -> tuple[Array, Array, Mask]:
+    def encode_prefix(
+        self, images: Float[Array, "b i d"], there: Bool[Array, "b i"], batch: Batch
+    ) -> tuple[Array, Array, Mask]:
         """Tokens float[B, I + L, D], positions and mask(s) of the prefix; `there` says which image tokens are real."""
         tokens = jnp.concatenate([images, self.llm.embed(batch["tokens"])], axis=1)
         return tokens, *prefix_positions_and_mask(self.config, there, batch)
 
     # ---- suffix -----------------------------------------------------------------------------------------------------
 
-    def encode_suffix(self, state: Float[Array, "b s"], x_t: Float[Array, "b r p a"],
-                      time: Float[Array, "b r"]) -> tuple[Float[Array, "b t d"], Float[Array, "b t d"] | None]:
+    def encode_suffix(
+        self, state: Float[Array, "b s"], x_t: Float[Array, "b r p a"], time: Float[Array, "b r"]
+    ) -> tuple[Float[Array, "b t d"], Float[Array, "b t d"] | None]:
         """Expert tokens ([state,] R chunks of P actions) and, for an adaptive expert, their condition."""
         batch, noise_samples, horizon, _ = x_t.shape
-        actions, cond = self._mix_time(self.action_in_proj(x_t), ops.sincos(time, self.config.expert.width, 4e-3, 4.0))
+        actions, cond = self._mix_time(
+            self.action_in_proj(x_t), ops.sincos(time, self.config.expert.width, 4e-3, 4.0)
+        )
         tokens = actions.reshape(batch, noise_samples * horizon, -1)
         cond = None if cond is None else jnp.repeat(cond, horizon, axis=1)
         if self.config.state == "text":
@@ -145,8 +176,9 @@ class VLA(nn.Module):
         time_emb = jnp.broadcast_to(time_emb[:, :, None], actions.shape)
         return second(nn.swish(first(jnp.concatenate([actions, time_emb], axis=-1)))), None
 
-    def suffix_positions_and_mask(self, visible: Bool[Array, "b s"], steps: Bool[Array, "b p"],
-                        noise_samples: int) -> tuple[Array, Array]:
+    def suffix_positions_and_mask(
+        self, visible: Bool[Array, "b s"], steps: Bool[Array, "b p"], noise_samples: int
+    ) -> tuple[Array, Array]:
         """Positions int32[B, T] and mask bool[B, T, S + T] of the suffix over prefix columns it may read.
 
         The state sees the prefix and itself; an action sees the prefix, the state, and the actions of its own draw at
@@ -154,24 +186,37 @@ class VLA(nn.Module):
         """
         horizon = self.config.horizon
         has_state = int(self.config.state == "token")
-        draw = jnp.concatenate([jnp.zeros(has_state, jnp.int32), jnp.repeat(jnp.arange(noise_samples) + 1, horizon)])
-        order = jnp.concatenate([jnp.arange(has_state), jnp.tile(jnp.arange(horizon) + has_state, noise_samples)])
+        draw = jnp.concatenate(
+            [jnp.zeros(has_state, jnp.int32), jnp.repeat(jnp.arange(noise_samples) + 1, horizon)]
+        )
+        order = jnp.concatenate(
+            [jnp.arange(has_state), jnp.tile(jnp.arange(horizon) + has_state, noise_samples)]
+        )
         among = (draw[:, None] == draw[None, :]) | (draw[None, :] == 0)
-        real = jnp.pad(jnp.tile(steps, (1, noise_samples)), ((0, 0), (has_state, 0)), constant_values=True)
+        real = jnp.pad(
+            jnp.tile(steps, (1, noise_samples)), ((0, 0), (has_state, 0)), constant_values=True
+        )
         seen = jnp.broadcast_to(visible[:, None], (visible.shape[0], len(draw), visible.shape[1]))
         mask = jnp.concatenate([seen, among[None] & real[:, None]], axis=2)
         return visible.sum(axis=1, keepdims=True) + order[None], mask
 
     def _velocity(self, hidden, noise_samples):
         """Expert output to velocities float32[B, R, P, A]."""
-        actions = hidden[:, int(self.config.state == "token"):].astype(jnp.float32)
-        return self.action_out_proj(actions).reshape(hidden.shape[0], noise_samples, self.config.horizon, -1)
+        actions = hidden[:, int(self.config.state == "token") :].astype(jnp.float32)
+        return self.action_out_proj(actions).reshape(
+            hidden.shape[0], noise_samples, self.config.horizon, -1
+        )
 
     # ---- entry points -----------------------------------------------------------------------------------------------
 
-    def __call__(self, batch: Batch, target_positions: Int[Array, "b m"] | None, x_t: Float[Array, "b r p a"] | None,
-                 time: Float[Array, "b r"] | None,
-                 gradient_scale: Float[Array, ""] | None = None) -> tuple[Array | None, Array | None]:
+    def __call__(
+        self,
+        batch: Batch,
+        target_positions: Int[Array, "b m"] | None,
+        x_t: Float[Array, "b r p a"] | None,
+        time: Float[Array, "b r"] | None,
+        gradient_scale: Float[Array, ""] | None = None,
+    ) -> tuple[Array | None, Array | None]:
         """One pass over everything a row teaches.
 
         Args:
@@ -183,14 +228,22 @@ class VLA(nn.Module):
           where not asked for.
         """
         there = expand_image_mask(self.config, batch["image_mask"])
-        prefix, positions, mask = self.encode_prefix(self.encode_images(batch["images"]), there, batch)
+        prefix, positions, mask = self.encode_prefix(
+            self.encode_images(batch["images"]), there, batch
+        )
         suffix = suffix_positions = suffix_mask = cond = velocity = logits = None
         if x_t is not None:
             suffix, cond = self.encode_suffix(batch["state"], x_t, time)
             suffix_positions, suffix_mask = self.suffix_positions_and_mask(
-                expert_key_mask(there, batch), batch["action_mask"].any(axis=2), x_t.shape[1])
-        out, _ = self.llm([prefix, suffix], [positions, suffix_positions], [mask, suffix_mask], [None, cond],
-                          gradient_scale=gradient_scale)
+                expert_key_mask(there, batch), batch["action_mask"].any(axis=2), x_t.shape[1]
+            )
+        out, _ = self.llm(
+            [prefix, suffix],
+            [positions, suffix_positions],
+            [mask, suffix_mask],
+            [None, cond],
+            gradient_scale=gradient_scale,
+        )
         if target_positions is not None:
             before = there.shape[1] + jnp.maximum(target_positions - 1, 0)
             logits = self.llm.logits(jnp.take_along_axis(out[0], before[..., None], axis=1))
@@ -198,29 +251,49 @@ class VLA(nn.Module):
             velocity = self._velocity(out[1], x_t.shape[1])
         return logits, velocity
 
-    def prefill(self, images: Float[Array, "b i d"], there: Bool[Array, "b i"], batch: Batch) -> tuple[Array, KVCache]:
+    def prefill(
+        self, images: Float[Array, "b i d"], there: Bool[Array, "b i"], batch: Batch
+    ) -> tuple[Array, KVCache]:
         """The prefix alone: hidden float[B, I + L, D], and its keys and values."""
         prefix, positions, mask = self.encode_prefix(images, there, batch)
         out, cache = self.llm([prefix, None], [positions, None], [mask, None], [None, None])
         return out[0], cache
 
-    def extend(self, tokens: Int[Array, "b t"], positions: Int[Array, "b t"], mask: Mask, cache: KVCache,
-               column: Int[Array, ""] | int) -> tuple[Float[Array, "b t d"], KVCache]:
+    def extend(
+        self,
+        tokens: Int[Array, "b t"],
+        positions: Int[Array, "b t"],
+        mask: Mask,
+        cache: KVCache,
+        column: Int[Array, ""] | int,
+    ) -> tuple[Float[Array, "b t d"], KVCache]:
         """Writes a block of T tokens into the cache from `column` on: hidden states and the cache.
 
         `mask` (bool[B, T, S], or one of each kind of layer) says which of the cache's S columns, with the block in
         them, each token reads: a prompt reads all of itself, a written token itself and what stands before it.
         """
-        out, cache = self.llm([self.llm.embed(tokens), None], [positions, None], [mask, None], [None, None], cache,
-                              column)
+        out, cache = self.llm(
+            [self.llm.embed(tokens), None],
+            [positions, None],
+            [mask, None],
+            [None, None],
+            cache,
+            column,
+        )
         return out[0], cache
 
     def readout(self, hidden: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
         """Logits of the tokens that follow, from hidden states of `prefill` or `extend`."""
         return self.llm.logits(hidden)
 
-    def act(self, cache: KVCache, visible: Bool[Array, "b s"], state: Float[Array, "b s"], x_t: Float[Array, "b p a"],
-            time: Float[Array, " b"]) -> Float[Array, "b p a"]:
+    def act(
+        self,
+        cache: KVCache,
+        visible: Bool[Array, "b s"],
+        state: Float[Array, "b s"],
+        x_t: Float[Array, "b p a"],
+        time: Float[Array, " b"],
+    ) -> Float[Array, "b p a"]:
         """Velocity of one chunk from a cached prefix, of which the expert reads the `visible` columns."""
         suffix, cond = self.encode_suffix(state, x_t[:, None], time[:, None])
         positions, mask = self.suffix_positions_and_mask(visible, jnp.ones(x_t.shape[:2], bool), 1)
@@ -237,22 +310,33 @@ def init_params(model: VLA, seed: int = 0, loc: tuple[int, int] | None = None) -
     """
     cfg = model.config
     size = cfg.siglip.image_size
-    batch = batch_lib.zeros(B=1, C=1, H=size, W=size, L=2, S=cfg.state_dim, P=cfg.horizon, A=cfg.action_dim)
-    noisy = (None, None) if cfg.expert is None else (jnp.zeros((1, 1, cfg.horizon, cfg.action_dim)), jnp.zeros((1, 1)))
+    batch = batch_lib.zeros(
+        B=1, C=1, H=size, W=size, L=2, S=cfg.state_dim, P=cfg.horizon, A=cfg.action_dim
+    )
+    noisy = (
+        (None, None)
+        if cfg.expert is None
+        else (jnp.zeros((1, 1, cfg.horizon, cfg.action_dim)), jnp.zeros((1, 1)))
+    )
     key = jax.random.key(seed, impl="rbg")
     params = model.init(key, batch, jnp.zeros((1, 1), jnp.int32), *noisy)["params"]
     lora.check(cfg.adapters, params)
     if loc is not None:
         offset, count = loc
-        codes = ops.sincos((jnp.arange(count) + 0.5) / count, cfg.vlm.width, 2**-5, 4.0) * (2 / cfg.vlm.width) ** 0.5
-        table = params["llm"]["embedder"]["input_embedding"].at[offset:offset + count].set(codes)
+        codes = (
+            ops.sincos((jnp.arange(count) + 0.5) / count, cfg.vlm.width, 2**-5, 4.0)
+            * (2 / cfg.vlm.width) ** 0.5
+        )
+        table = params["llm"]["embedder"]["input_embedding"].at[offset : offset + count].set(codes)
         params["llm"]["embedder"]["input_embedding"] = table
     return params
 
 
 def taps(params: Params, config: VLAConfig) -> Params:
     """Zeros in the dtypes that the modules cast the parameters to; see `ops.Master`."""
-    dtypes = rules.assign([(_FLOAT32, jnp.float32), (".*", config.dtype)], params, "dtypes", all_used=False)
+    dtypes = rules.assign(
+        [(_FLOAT32, jnp.float32), (".*", config.dtype)], params, "dtypes", all_used=False
+    )
     return jax.tree.map(lambda p, dtype: jnp.zeros(p.shape, dtype), params, dtypes)
 
 
@@ -261,24 +345,39 @@ def expand_image_mask(config: VLAConfig, image_mask: Bool[Array, "b c"]) -> Bool
     return jnp.repeat(image_mask, config.siglip.tokens, axis=1)
 
 
-def prefix_positions_and_mask(config: VLAConfig, there: Bool[Array, "b i"], batch: Batch) -> tuple[Array, Mask]:
+def prefix_positions_and_mask(
+    config: VLAConfig, there: Bool[Array, "b i"], batch: Batch
+) -> tuple[Array, Mask]:
     """Positions int32[B, I + L] and mask(s) bool[B, I + L, I + L] of images and text."""
     mask = ops.prefix_mask(there, batch["segment"], batch["target"], config.image_attends_prompt)
-    positions = ops.prefix_positions(jnp.ones_like(there) if config.count_absent_cameras else there, batch["segment"])
+    positions = ops.prefix_positions(
+        jnp.ones_like(there) if config.count_absent_cameras else there, batch["segment"]
+    )
     causal = jnp.pad(batch["target"], ((0, 0), (there.shape[1], 0)))
     return positions, layer_masks(config, mask, positions, positions, causal)
 
 
-def layer_masks(config: VLAConfig, mask: Bool[Array, "b t s"], positions: Int[Array, "b t"],
-                    key_positions: Int[Array, "b s"], causal: Bool[Array, "b t"]) -> Mask:
+def layer_masks(
+    config: VLAConfig,
+    mask: Bool[Array, "b t s"],
+    positions: Int[Array, "b t"],
+    key_positions: Int[Array, "b s"],
+    causal: Bool[Array, "b t"],
+) -> Mask:
     """The mask, and beside it that of the local layers where the model has some."""
     window = config.vlm.window
-    return (mask, ops.local_mask(mask, positions, key_positions, causal, window)) if window else mask
+    return (
+        (mask, ops.local_mask(mask, positions, key_positions, causal, window)) if window else mask
+    )
 
 
 def expert_key_mask(image_mask: Bool[Array, "b i"], batch: Batch) -> Bool[Array, "b i+l"]:
     """Prefix columns that the expert reads: present images and its segment's prompt, never its FAST tokens."""
-    prompt = (batch["segment"] == batch["action_segment"][:, None]) & (batch["segment"] > 0) & ~batch["target"]
+    prompt = (
+        (batch["segment"] == batch["action_segment"][:, None])
+        & (batch["segment"] > 0)
+        & ~batch["target"]
+    )
     return jnp.concatenate([image_mask, prompt], axis=1)
 
 
@@ -287,7 +386,9 @@ def action_dim_mask(batch: Batch) -> Bool[Array, "b 1 a"]:
     return batch["action_mask"].any(axis=1, keepdims=True)
 
 
-def find_target_positions(target: Bool[Array, "b l"], count: int) -> tuple[Int[Array, "b m"], Bool[Array, "b m"]]:
+def find_target_positions(
+    target: Bool[Array, "b l"], count: int
+) -> tuple[Int[Array, "b m"], Bool[Array, "b m"]]:
     """The columns of the first `count` targets of every row, in order, and which of them are real."""
     real, target_positions = jax.lax.top_k(target.astype(jnp.int32), min(count, target.shape[1]))
     return target_positions, real > 0

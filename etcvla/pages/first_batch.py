@@ -19,7 +19,12 @@ from PIL import Image, ImageDraw, ImageFont
 from etcvla.data import prompts
 from etcvla.etc.items import parse_loc
 from etcvla.etc.question_types import BOX, PATH, POINT, QUESTION_TYPES, WORDS, read
-from etcvla.models.vla import VLAConfig, expand_image_mask, expert_key_mask, prefix_positions_and_mask
+from etcvla.models.vla import (
+    VLAConfig,
+    expand_image_mask,
+    expert_key_mask,
+    prefix_positions_and_mask,
+)
 from etcvla.pages.overlay import KIND_COLORS
 from etcvla.train.stage import Stage
 
@@ -29,10 +34,12 @@ FINE = 2  # shapes are drawn so much larger, then scaled down: Pillow's lines ar
 INK, SOFT, FAINT, PAPER = "#1d2329", "#68717a", "#e3e6ea", "#ffffff"
 SEGMENT_COLORS = (*KIND_COLORS.values(), "#0b7285", "#a61e4d", "#5c940d")
 IMAGE_COLOR, EXPERT_COLOR = "#495057", "#1d2329"
-LEGEND = ("On the first camera: what a question names is dashed, what is to be answered is drawn through. Matrix: who "
-          "(rows) reads whom (columns), images, text, then the expert's rows. Curves: the normalised chunk, -1.5 to "
-          "1.5, faint where masked; rings: the same from its FAST tokens. Strip: all tokens of the text, targets in "
-          "full colour, prompts pale, padding grey.")
+LEGEND = (
+    "On the first camera: what a question names is dashed, what is to be answered is drawn through. Matrix: who "
+    "(rows) reads whom (columns), images, text, then the expert's rows. Curves: the normalised chunk, -1.5 to "
+    "1.5, faint where masked; rings: the same from its FAST tokens. Strip: all tokens of the text, targets in "
+    "full colour, prompts pale, padding grey."
+)
 _PLACES = re.compile(r"(?:<loc\d{4}>)+|\[\d{1,4}(?:, \d{1,4})+\]")
 _ACTIONS = re.compile(r"(?:<act\d{4}>)+")
 
@@ -83,10 +90,20 @@ def read_segment_targets(row: Mapping[str, np.ndarray], stage: Stage) -> list[Se
     tokenizer, targets = stage.assets.tokenizer, []
     for number in range(1, int(row["segment"].max()) + 1):
         mine, acts = row["segment"] == number, number == row["action_segment"]
-        prompt, answer = (row["tokens"][mine & which].tolist() for which in (~row["target"], row["target"]))
-        fast = prompts.read_action(tokenizer, answer, prompt=stage.config.data.prompt) if acts else []
-        text = f"{len(fast)} FAST tokens: {' '.join(map(str, fast))}" if fast else tokenizer.decode(answer)
-        targets.append(SegmentTarget(number, tokenizer.decode(prompt).strip(), text, bool(acts), tuple(fast)))
+        prompt, answer = (
+            row["tokens"][mine & which].tolist() for which in (~row["target"], row["target"])
+        )
+        fast = (
+            prompts.read_action(tokenizer, answer, prompt=stage.config.data.prompt) if acts else []
+        )
+        text = (
+            f"{len(fast)} FAST tokens: {' '.join(map(str, fast))}"
+            if fast
+            else tokenizer.decode(answer)
+        )
+        targets.append(
+            SegmentTarget(number, tokenizer.decode(prompt).strip(), text, bool(acts), tuple(fast))
+        )
     return targets
 
 
@@ -95,8 +112,14 @@ def places(segment: SegmentTarget) -> Iterator[tuple[str, np.ndarray, bool]]:
     about and not the answer). A registered question says what its answer is; else the number of coordinates does."""
     if segment.acts:
         return
-    known = next((question_type.answer for name, question_type in QUESTION_TYPES.items()
-                  if question_type.answer != WORDS and read(name, segment.prompt) is not None), None)
+    known = next(
+        (
+            question_type.answer
+            for name, question_type in QUESTION_TYPES.items()
+            if question_type.answer != WORDS and read(name, segment.prompt) is not None
+        ),
+        None,
+    )
     for text, asked in ((segment.prompt, True), (segment.answer, False)):
         for found in _PLACES.findall(text):
             points = parse_loc(found, 2)
@@ -109,8 +132,10 @@ def places(segment: SegmentTarget) -> Iterator[tuple[str, np.ndarray, bool]]:
 
 # ---- panels ---------------------------------------------------------------------------------------------------------
 
+
 def _attention(config: VLAConfig, batch: Mapping[str, np.ndarray]):
     """bool: image columns that are there [B, I], who reads whom [B, I + L, I + L], what the expert reads [B, I + L]."""
+
     def masks(batch):
         there = expand_image_mask(config, batch["image_mask"])
         mask = prefix_positions_and_mask(config, there, batch)[1]
@@ -120,7 +145,9 @@ def _attention(config: VLAConfig, batch: Mapping[str, np.ndarray]):
     return jax.jit(masks)({name: batch[name] for name in names})
 
 
-def _camera(row: Mapping[str, np.ndarray], camera: int, targets: Sequence[SegmentTarget]) -> Image.Image:
+def _camera(
+    row: Mapping[str, np.ndarray], camera: int, targets: Sequence[SegmentTarget]
+) -> Image.Image:
     """One image with what is asked and answered on it; a crossed field where the camera is absent."""
     side = SIDE * FINE
     if not row["image_mask"][camera]:
@@ -137,7 +164,9 @@ def _camera(row: Mapping[str, np.ndarray], camera: int, targets: Sequence[Segmen
     return image.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
 
 
-def _shape(draw: ImageDraw.ImageDraw, kind: str, place: np.ndarray, color: str, asked: bool) -> None:
+def _shape(
+    draw: ImageDraw.ImageDraw, kind: str, place: np.ndarray, color: str, asked: bool
+) -> None:
     """A box, point or path, in pixels, on a pale edge that sets it off."""
     if kind == BOX:
         ymin, xmin, ymax, xmax = place[0].tolist()
@@ -153,7 +182,9 @@ def _shape(draw: ImageDraw.ImageDraw, kind: str, place: np.ndarray, color: str, 
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), color, PAPER, FINE)
 
 
-def _line(draw: ImageDraw.ImageDraw, ends: Sequence[tuple[float, float]], color: str, dashed: bool) -> None:
+def _line(
+    draw: ImageDraw.ImageDraw, ends: Sequence[tuple[float, float]], color: str, dashed: bool
+) -> None:
     (x0, y0), (x1, y1) = ends
     draw.line(ends, PAPER, 4 * FINE)
     if not dashed:
@@ -161,29 +192,40 @@ def _line(draw: ImageDraw.ImageDraw, ends: Sequence[tuple[float, float]], color:
         return
     pieces = max(1, int(np.hypot(x1 - x0, y1 - y0) / (5 * FINE)))
     for i in range(0, pieces, 2):
-        at = [(x0 + (x1 - x0) * t, y0 + (y1 - y0) * t) for t in (i / pieces, min(i + 1, pieces) / pieces)]
+        at = [
+            (x0 + (x1 - x0) * t, y0 + (y1 - y0) * t)
+            for t in (i / pieces, min(i + 1, pieces) / pieces)
+        ]
         draw.line(at, color, 2 * FINE)
 
 
-def _matrix(row: Mapping[str, np.ndarray], seen: np.ndarray, expert: np.ndarray, num_images: int) -> Image.Image:
+def _matrix(
+    row: Mapping[str, np.ndarray], seen: np.ndarray, expert: np.ndarray, num_images: int
+) -> Image.Image:
     """Who reads whom, each query in its segment's colour; the text's padding is left out."""
     used = num_images + int((row["segment"] > 0).sum())
     queries = [IMAGE_COLOR] * num_images + [_segment_color(number) for number in row["segment"]]
     rows = [(queries[i], seen[i, :used]) for i in range(used)]
     if row["action_segment"]:
         rows += [(EXPERT_COLOR, expert[:used])] * max(len(row["actions"]), used // 12)
-    pixels = np.stack([np.where(mask[:, None], _rgb(color), _rgb("#f4f5f7")) for color, mask in rows])
+    pixels = np.stack(
+        [np.where(mask[:, None], _rgb(color), _rgb("#f4f5f7")) for color, mask in rows]
+    )
     return Image.fromarray(pixels.astype(np.uint8)).resize((SIDE, SIDE), Image.Resampling.BOX)
 
 
-def _chunk(row: Mapping[str, np.ndarray], targets: Sequence[SegmentTarget], stage: Stage) -> Image.Image:
+def _chunk(
+    row: Mapping[str, np.ndarray], targets: Sequence[SegmentTarget], stage: Stage
+) -> Image.Image:
     """The chunk's curves over its steps, with FAST's values as rings."""
     side, limit = SIDE * FINE, 1.5
     image = Image.new("RGB", (side, side), "#f4f5f7")
     draw, steps = ImageDraw.Draw(image), len(row["actions"])
 
     def at(step, value):
-        return (step + 0.5) / steps * side, (0.5 - np.clip(value, -limit, limit) / (2 * limit)) * side
+        return (step + 0.5) / steps * side, (
+            0.5 - np.clip(value, -limit, limit) / (2 * limit)
+        ) * side
 
     for value, color in ((-1, FAINT), (0, "#b9c0c7"), (1, FAINT)):
         draw.line((*at(-0.5, value), *at(steps, value)), color, FINE)
@@ -191,27 +233,37 @@ def _chunk(row: Mapping[str, np.ndarray], targets: Sequence[SegmentTarget], stag
     for dim in widths:
         color, values = SEGMENT_COLORS[dim % len(SEGMENT_COLORS)], row["actions"][:, dim]
         for step in range(1, steps):
-            there = row["action_mask"][step - 1:step + 1, dim].all()
+            there = row["action_mask"][step - 1 : step + 1, dim].all()
             ends = *at(step - 1, values[step - 1]), *at(step, values[step])
             draw.line(ends, color if there else "#c9ced3", 2 * FINE)
     for step, dim, value in _fast_values(targets, stage):
         x, y = at(step, value)
-        draw.ellipse((x - 4 * FINE, y - 4 * FINE, x + 4 * FINE, y + 4 * FINE), None,
-                     SEGMENT_COLORS[dim % len(SEGMENT_COLORS)], FINE)
+        draw.ellipse(
+            (x - 4 * FINE, y - 4 * FINE, x + 4 * FINE, y + 4 * FINE),
+            None,
+            SEGMENT_COLORS[dim % len(SEGMENT_COLORS)],
+            FINE,
+        )
     return image.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
 
 
-def _fast_values(targets: Sequence[SegmentTarget], stage: Stage) -> Iterator[tuple[int, int, float]]:
+def _fast_values(
+    targets: Sequence[SegmentTarget], stage: Stage
+) -> Iterator[tuple[int, int, float]]:
     for segment in targets:
         if segment.fast:
-            for (step, dim), value in np.ndenumerate(stage.assets.fast.decode_batch([list(segment.fast)])[0][0]):
+            for (step, dim), value in np.ndenumerate(
+                stage.assets.fast.decode_batch([list(segment.fast)])[0][0]
+            ):
                 yield step, dim, value
 
 
 def _strip(row: Mapping[str, np.ndarray]) -> Image.Image:
     """The text's tokens from left to right: colour by segment, pale where they are prompts, dark where a target has no
     weight."""
-    colors = np.stack([_rgb(_segment_color(number)) for number in row["segment"]]).astype(np.float32)
+    colors = np.stack([_rgb(_segment_color(number)) for number in row["segment"]]).astype(
+        np.float32
+    )
     prompt = (row["segment"] > 0) & ~row["target"]
     colors[prompt] = 0.35 * colors[prompt] + 0.65 * 255
     colors[row["target"] & (row["weight"] == 0)] /= 3
@@ -220,19 +272,28 @@ def _strip(row: Mapping[str, np.ndarray]) -> Image.Image:
 
 def _heading(index: int, row: Mapping[str, np.ndarray], stage: Stage) -> str:
     stream = stage.plan.streams[int(row["stream"][0])].name
-    text = (f"row {index}  ·  {stream}  ·  {int((row['segment'] > 0).sum())} of {len(row['tokens'])} tokens, "
-            f"{int(row['target'].sum())} of {stage.config.data.max_targets} targets")
+    text = (
+        f"row {index}  ·  {stream}  ·  {int((row['segment'] > 0).sum())} of {len(row['tokens'])} tokens, "
+        f"{int(row['target'].sum())} of {stage.config.data.max_targets} targets"
+    )
     if row["action_segment"]:
-        text += (f"  ·  actions {int(row['action_mask'].any(1).sum())} of {len(row['actions'])} steps x "
-                 f"{int(row['action_mask'].any(0).sum())} of {row['actions'].shape[1]}  ·  state "
-                 + " ".join(f"{value:.2f}" for value in row["state"]))
+        text += (
+            f"  ·  actions {int(row['action_mask'].any(1).sum())} of {len(row['actions'])} steps x "
+            f"{int(row['action_mask'].any(0).sum())} of {row['actions'].shape[1]}  ·  state "
+            + " ".join(f"{value:.2f}" for value in row["state"])
+        )
     return text
 
 
 # ---- the page -------------------------------------------------------------------------------------------------------
 
-def _panel(heading: str, looks: Sequence[Image.Image | None], strip: Image.Image,
-           targets: Sequence[SegmentTarget]) -> Image.Image:
+
+def _panel(
+    heading: str,
+    looks: Sequence[Image.Image | None],
+    strip: Image.Image,
+    targets: Sequence[SegmentTarget],
+) -> Image.Image:
     left = len(looks) * (SIDE + GAP)
     lines = _lesson_lines(targets)
     height = 26 + max(SIDE + 16, 19 * len(lines)) + GAP
@@ -260,8 +321,12 @@ def _lesson_lines(targets: Sequence[SegmentTarget]) -> list[tuple[str, str]]:
 
 def _short(text: str) -> str:
     """On one line, with runs of locations as their numbers and runs of actions as their count."""
-    text = _ACTIONS.sub(lambda run: f"<{len(run[0]) // 9} action tokens>", text.replace("\n", " ¶ "))
-    return re.sub(r"(?:<loc\d{4}>)+", lambda run: f"<{' '.join(re.findall(r'[0-9]{4}', run[0]))}>", text)
+    text = _ACTIONS.sub(
+        lambda run: f"<{len(run[0]) // 9} action tokens>", text.replace("\n", " ¶ ")
+    )
+    return re.sub(
+        r"(?:<loc\d{4}>)+", lambda run: f"<{' '.join(re.findall(r'[0-9]{4}', run[0]))}>", text
+    )
 
 
 def _wrap(text: str, indent: str) -> list[str]:
@@ -311,4 +376,4 @@ def _segment_color(number: int) -> str:
 
 
 def _rgb(color: str) -> np.ndarray:
-    return np.array([int(color[i:i + 2], 16) for i in (1, 3, 5)], np.uint8)
+    return np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)], np.uint8)

@@ -18,7 +18,9 @@ from etcvla.etc.items import ETC_KINDS, parse_loc
 from etcvla.etc.question_types import BOX, PATH, WORDS, answer_type
 from etcvla.etc.score import read_answer
 
-KIND_COLORS = dict(zip(ETC_KINDS, ("#2f7de1", "#12a594", "#e5484d", "#8e4ec6", "#f0900c"), strict=True))
+KIND_COLORS = dict(
+    zip(ETC_KINDS, ("#2f7de1", "#12a594", "#e5484d", "#8e4ec6", "#f0900c"), strict=True)
+)
 HEIGHT = 1000  # of an overlay, in its own units
 _BOX_IN_TEXT = re.compile(r"(?:<loc\d{4}>){4}|\[\d{1,4}(?:, \d{1,4}){3}\]")
 
@@ -43,8 +45,10 @@ def look(image: np.ndarray | bytes, alt: str, draw: Callable[[float], str]) -> s
     data = _encoded(image)
     with Image.open(io.BytesIO(data)) as opened:
         aspect = opened.width / opened.height
-    return (f'<figure class="look">{picture(data, alt)}'
-            f'<svg viewBox="0 0 {HEIGHT * aspect:.0f} {HEIGHT}">{draw(aspect)}</svg></figure>')
+    return (
+        f'<figure class="look">{picture(data, alt)}'
+        f'<svg viewBox="0 0 {HEIGHT * aspect:.0f} {HEIGHT}">{draw(aspect)}</svg></figure>'
+    )
 
 
 def picture(image: np.ndarray | bytes, alt: str) -> str:
@@ -81,13 +85,20 @@ def prose(text: str) -> str:
 def _places(tokens: str) -> str:
     found = re.findall(r"[0-9]{4}", tokens)
     step = 4 if len(found) == 4 else 2
-    return f'<span title="{tokens}">' + " ".join(
-        f"<code>{' '.join(found[i:i + step])}</code>" for i in range(0, len(found), step)) + "</span>"
+    return (
+        f'<span title="{tokens}">'
+        + " ".join(
+            f"<code>{' '.join(found[i : i + step])}</code>" for i in range(0, len(found), step)
+        )
+        + "</span>"
+    )
 
 
 def asked(question: str, aspect: float) -> str:
     """The boxes that a question names, dashed."""
-    return "".join(box(parse_loc(found, 4)[0], aspect, "asked") for found in _BOX_IN_TEXT.findall(question))
+    return "".join(
+        box(parse_loc(found, 4)[0], aspect, "asked") for found in _BOX_IN_TEXT.findall(question)
+    )
 
 
 def answered(question_type: str, answer: str, aspect: float) -> str:
@@ -104,8 +115,10 @@ def answered(question_type: str, answer: str, aspect: float) -> str:
 def box(place: np.ndarray, aspect: float, name: str = "") -> str:
     """A box (ymin, xmin, ymax, xmax) in [0, 1]."""
     ymin, xmin, ymax, xmax = (value * HEIGHT for value in place.tolist())
-    return (f'<rect class="{name}" x="{xmin * aspect:.0f}" y="{ymin:.0f}" width="{(xmax - xmin) * aspect:.0f}" '
-            f'height="{ymax - ymin:.0f}" rx="4"/>')
+    return (
+        f'<rect class="{name}" x="{xmin * aspect:.0f}" y="{ymin:.0f}" width="{(xmax - xmin) * aspect:.0f}" '
+        f'height="{ymax - ymin:.0f}" rx="4"/>'
+    )
 
 
 def dot(point: np.ndarray, aspect: float) -> str:
@@ -117,5 +130,9 @@ def path(points: np.ndarray, aspect: float) -> str:
     """A line through points (y, x) with small dots at the keypoints and a ring around the end."""
     line = " ".join(f"{x * HEIGHT * aspect:.0f},{y * HEIGHT:.0f}" for y, x in points)
     dots = "".join(dot(point, aspect).replace('r="13"', 'r="9"') for point in points[:-1])
-    end = dot(points[-1], aspect).replace("<circle", '<circle class="end"').replace('r="13"', 'r="20"')
+    end = (
+        dot(points[-1], aspect)
+        .replace("<circle", '<circle class="end"')
+        .replace('r="13"', 'r="20"')
+    )
     return f'<polyline points="{line}"/>{dots}{end}'

@@ -16,7 +16,11 @@ from etils import epath
 from etcvla.stats import Estimate, mean, rate
 from etcvla.train.checkpoint import Checkpoints
 
-INTERVENTIONS = {"right": "right instruction", "wrong_instruction": "wrong instruction", "blank_image": "blank image"}
+INTERVENTIONS = {
+    "right": "right instruction",
+    "wrong_instruction": "wrong instruction",
+    "blank_image": "blank image",
+}
 CURVE_POINTS = 400  # lines of metrics.jsonl kept, about
 
 
@@ -70,7 +74,7 @@ class RunResults:
         rows = map(json.loads, path.read_text().splitlines() if path.exists() else [])
         by_step = {row["step"]: row for row in rows}
         rows = [by_step[step] for step in sorted(by_step)]
-        return rows[::1 + len(rows) // CURVE_POINTS]
+        return rows[:: 1 + len(rows) // CURVE_POINTS]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,17 +91,30 @@ class RecipeResults:
         root = epath.Path(root)
         path = root / "summary.json"
         if not path.exists():
-            raise FileNotFoundError(f"{path} is missing: launch/recipe.py writes it; is {root} a recipe's workdir?")
+            raise FileNotFoundError(
+                f"{path} is missing: launch/recipe.py writes it; is {root} a recipe's workdir?"
+            )
         summary = read_json(path)
-        return cls(summary, tuple(
-            RunResults(name, root / name, summary.get("stages", {}).get(name, {}),
-                  read_json(root / name / "evaluation/scores.json", {})) for name in summary.get("runs", [])),
-            path.stat().mtime)
+        return cls(
+            summary,
+            tuple(
+                RunResults(
+                    name,
+                    root / name,
+                    summary.get("stages", {}).get(name, {}),
+                    read_json(root / name / "evaluation/scores.json", {}),
+                )
+                for name in summary.get("runs", [])
+            ),
+            path.stat().mtime,
+        )
 
     @classmethod
     def of(cls, workdirs: Sequence[epath.PathLike]) -> RecipeResults:
         """Runs that no recipe bound together. Raises FileNotFoundError where there is none."""
-        return cls({}, tuple(map(_run, map(epath.Path, workdirs), short_names(workdirs))), time.time())
+        return cls(
+            {}, tuple(map(_run, map(epath.Path, workdirs), short_names(workdirs))), time.time()
+        )
 
     @property
     def parents(self) -> list[int | None]:
@@ -108,6 +125,7 @@ class RecipeResults:
             origin = epath.Path(stage.facts.get("init_from") or "")
             homes = (origin, stage.folder.parent / origin.name) if origin.name else ()
             return next((folders.index(home) for home in homes if home in folders), None)
+
         return [index(stage) for stage in self.stages]
 
     @property
@@ -128,7 +146,9 @@ class RecipeResults:
 
     @property
     def scenes(self) -> list[str]:
-        return union(scenes for stage in self.stages for scenes in stage.scores.get("success", {}).values())
+        return union(
+            scenes for stage in self.stages for scenes in stage.scores.get("success", {}).values()
+        )
 
     @property
     def datasets(self) -> list[str]:
@@ -140,7 +160,9 @@ def short_names(paths: Sequence[epath.PathLike]) -> list[str]:
     """The last parts of paths, as few as tell them apart."""
     parts = [epath.Path(path).parts for path in paths]
     ends = ([part[-count:] for part in parts] for count in range(1, 1 + max(map(len, parts))))
-    return ["/".join(end) for end in next((end for end in ends if len(set(end)) == len(parts)), parts)]
+    return [
+        "/".join(end) for end in next((end for end in ends if len(set(end)) == len(parts)), parts)
+    ]
 
 
 def _run(folder: epath.Path, name: str) -> RunResults:
@@ -150,9 +172,17 @@ def _run(folder: epath.Path, name: str) -> RunResults:
     checkpoints, facts = Checkpoints(folder), {}
     if (step := checkpoints.latest()) is not None:
         config = checkpoints.meta()["config"]
-        facts = {"steps": step, "init_from": config["init_from"], "config": f"{config['stage']}:{config['variant']}"}
-    return RunResults(name, folder, facts | read_json(folder / "training.json", {}),
-                 read_json(folder / "evaluation/scores.json", {}))
+        facts = {
+            "steps": step,
+            "init_from": config["init_from"],
+            "config": f"{config['stage']}:{config['variant']}",
+        }
+    return RunResults(
+        name,
+        folder,
+        facts | read_json(folder / "training.json", {}),
+        read_json(folder / "evaluation/scores.json", {}),
+    )
 
 
 def read_json(path: epath.Path, default: Any = None) -> Any:
@@ -162,7 +192,9 @@ def read_json(path: epath.Path, default: Any = None) -> Any:
     try:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}): remove it and run the recipe again") from error
+        raise ValueError(
+            f"{path} is not JSON ({error}): remove it and run the recipe again"
+        ) from error
 
 
 def union(parts: Iterable[Iterable[str]]) -> list[str]:

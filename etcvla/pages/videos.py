@@ -33,10 +33,11 @@ class VideoRecorder:
         recorded = {player: look for player, look in looks.items() if look["video"]}
         if not recorded or self._policy.cameras[0] != VIDEO_CAMERA:
             return
-        rows = (list(recorded.values()) * self._batch)[:max(self._batch, len(recorded))]
+        rows = (list(recorded.values()) * self._batch)[: max(self._batch, len(recorded))]
         said = self._policy.answer(
             [self._policy.views(row["images"]) for row in rows],
-            [ask("path_task", 0.0, {"instruction": clean(row["instruction"])}) for row in rows])
+            [ask("path_task", 0.0, {"instruction": clean(row["instruction"])}) for row in rows],
+        )
         for player, text in zip(recorded, said, strict=False):
             self._paths.setdefault(player, []).append(read_answer(PATH, text))
 
@@ -45,7 +46,9 @@ class VideoRecorder:
         paths = self._paths.pop(player, [])
         if result.frames is None:
             return result
-        seen = np.stack([self._policy.assets.adapter.turn(VIDEO_CAMERA, frame) for frame in result.frames])
+        seen = np.stack(
+            [self._policy.assets.adapter.turn(VIDEO_CAMERA, frame) for frame in result.frames]
+        )
         return dataclasses.replace(result, frames=draw_paths(seen, paths))
 
 
@@ -56,9 +59,17 @@ def draw_paths(frames: np.ndarray, paths: Sequence[np.ndarray | None]) -> np.nda
     """
     factor = max(1, -(-MIN_SIDE // min(frames.shape[1:3])))
     paths = [*paths, *[None] * len(frames)]
-    return np.stack([_draw(Image.fromarray(frame).resize(
-        (frame.shape[1] * factor, frame.shape[0] * factor), Image.Resampling.NEAREST), path)
-        for frame, path in zip(frames, paths, strict=False)])
+    return np.stack(
+        [
+            _draw(
+                Image.fromarray(frame).resize(
+                    (frame.shape[1] * factor, frame.shape[0] * factor), Image.Resampling.NEAREST
+                ),
+                path,
+            )
+            for frame, path in zip(frames, paths, strict=False)
+        ]
+    )
 
 
 def _draw(image: Image.Image, path: np.ndarray | None) -> np.ndarray:

@@ -18,7 +18,9 @@ from websockets.sync.client import connect
 from etcvla.serve import wire
 from etcvla.serve.clients import PROTOCOL
 
-Infer = Callable[[dict[str, Any]], Mapping[str, Any]]  # an observation to {"actions": float32[P, A], ..}
+Infer = Callable[
+    [dict[str, Any]], Mapping[str, Any]
+]  # an observation to {"actions": float32[P, A], ..}
 
 
 class Client:
@@ -34,13 +36,19 @@ class Client:
 
     def __init__(self, address: str, *, key: str = "", timeout: float = 60.0):
         self.timeout = timeout
-        self._connection = connect(address, compression=None, max_size=None,
-                                   additional_headers={"Authorization": f"Api-Key {key}"} if key else None)
+        self._connection = connect(
+            address,
+            compression=None,
+            max_size=None,
+            additional_headers={"Authorization": f"Api-Key {key}"} if key else None,
+        )
         self.metadata = wire.unpack(self._connection.recv(timeout))
         if self.metadata.get("protocol", PROTOCOL) != PROTOCOL:
             self.close()
-            raise ValueError(f"{address} speaks protocol {self.metadata['protocol']!r}, this client {PROTOCOL}; update "
-                             "the older of the two")
+            raise ValueError(
+                f"{address} speaks protocol {self.metadata['protocol']!r}, this client {PROTOCOL}; update "
+                "the older of the two"
+            )
 
     def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:
         """The server's answer: `actions` float32[P, A], and timing.
@@ -89,7 +97,7 @@ class RealTimeChunks:
         self._since = 0
         if self.empty or not self.guided:
             return {}
-        return {"rtc": {"prefix": self._chunk[self._at:], "delay": max(self._delays)}}
+        return {"rtc": {"prefix": self._chunk[self._at :], "delay": max(self._delays)}}
 
     def arrive(self, chunk: np.ndarray) -> None:
         """The chunk float32[P, A] that was asked for is there. Its first steps are past by now."""

@@ -30,22 +30,46 @@ class ClientFormat:
 
 CLIENTS = {
     "own": ClientFormat({}, state=("state",)),  # images/<camera>
-    "libero": ClientFormat({"observation/image": "front", "observation/wrist_image": "wrist"}, upright=True),
-    "vlabench": ClientFormat({"observation/image": "front", "observation/second_image": "side",
-                        "observation/wrist_image": "wrist"}),
+    "libero": ClientFormat(
+        {"observation/image": "front", "observation/wrist_image": "wrist"}, upright=True
+    ),
+    "vlabench": ClientFormat(
+        {
+            "observation/image": "front",
+            "observation/second_image": "side",
+            "observation/wrist_image": "wrist",
+        }
+    ),
     "simpler": ClientFormat({"observation/primary_image": "front"}),
-    "droid": ClientFormat({"observation/exterior_image_1_left": "front", "observation/exterior_image_2_left": "side",
-                     "observation/wrist_image_left": "wrist"},
-                    state=("observation/joint_position", "observation/gripper_position")),
-    "aloha": ClientFormat({"images/cam_high": "front", "images/cam_low": "low", "images/cam_left_wrist": "left_wrist",
-                     "images/cam_right_wrist": "right_wrist"}, state=("state",)),
+    "droid": ClientFormat(
+        {
+            "observation/exterior_image_1_left": "front",
+            "observation/exterior_image_2_left": "side",
+            "observation/wrist_image_left": "wrist",
+        },
+        state=("observation/joint_position", "observation/gripper_position"),
+    ),
+    "aloha": ClientFormat(
+        {
+            "images/cam_high": "front",
+            "images/cam_low": "low",
+            "images/cam_left_wrist": "left_wrist",
+            "images/cam_right_wrist": "right_wrist",
+        },
+        state=("state",),
+    ),
 }
 INSTRUCTION = ("prompt", "instruction")
 PREFIX, DELAY = "rtc/prefix", "rtc/delay"  # real-time chunking; see `etcvla.serve.client`
 
 
-def translate(message: Mapping[str, Any], cameras: Sequence[str], *, instruction: str = "",
-              turned: Sequence[str] = ()) -> dict[str, Any]:
+def translate(
+    message: Mapping[str, Any],
+    cameras: Sequence[str],
+    *,
+    instruction: str = "",
+    turned: Sequence[str] = (),
+) -> dict[str, Any]:
     """An observation as `Policy.act` takes it, from a message of any client in the table.
 
     Args:
@@ -56,14 +80,21 @@ def translate(message: Mapping[str, Any], cameras: Sequence[str], *, instruction
     """
     flat = _flatten(message)
     if flat.get("protocol", PROTOCOL) != PROTOCOL:
-        raise ValueError(f"the client speaks protocol {flat['protocol']!r}, this server speaks {PROTOCOL}; update the "
-                         "older of the two")
+        raise ValueError(
+            f"the client speaks protocol {flat['protocol']!r}, this server speaks {PROTOCOL}; update the "
+            "older of the two"
+        )
     client = _find_client(flat, cameras)
-    images = {ours: _image(theirs, flat[theirs]) for ours, theirs in _sources(client, cameras).items()}
+    images = {
+        ours: _image(theirs, flat[theirs]) for ours, theirs in _sources(client, cameras).items()
+    }
     if client.upright:
         images |= {name: np.rot90(images[name], 2) for name in turned if name in images}
-    observation = {"images": images, "state": np.concatenate([_numbers(name, flat[name]) for name in client.state]),
-                   "instruction": _instruction(flat, instruction)}
+    observation = {
+        "images": images,
+        "state": np.concatenate([_numbers(name, flat[name]) for name in client.state]),
+        "instruction": _instruction(flat, instruction),
+    }
     if PREFIX in flat:
         observation |= {"prefix": _prefix(flat[PREFIX]), "delay": _whole(DELAY, flat.get(DELAY))}
     return observation
@@ -72,7 +103,11 @@ def translate(message: Mapping[str, Any], cameras: Sequence[str], *, instruction
 def _flatten(message: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat = {}
     for name, value in message.items():
-        flat |= _flatten(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        flat |= (
+            _flatten(value, f"{prefix}{name}/")
+            if isinstance(value, dict)
+            else {f"{prefix}{name}": value}
+        )
     return flat
 
 
@@ -84,19 +119,29 @@ def _sources(client: ClientFormat, cameras: Sequence[str]) -> dict[str, str]:
 
 def _find_client(flat: Mapping[str, Any], cameras: Sequence[str]) -> ClientFormat:
     """The first line of the table all of whose names are there; an error tells what the nearest line lacks."""
-    lacking = {name: [key for key in (*_sources(client, cameras).values(), *client.state) if key not in flat]
-               for name, client in CLIENTS.items()}
+    lacking = {
+        name: [
+            key for key in (*_sources(client, cameras).values(), *client.state) if key not in flat
+        ]
+        for name, client in CLIENTS.items()
+    }
     nearest = min(lacking, key=lambda name: len(lacking[name]))
     if lacking[nearest]:
-        raise ValueError(f"the observation lacks {', '.join(lacking[nearest])}; it has {', '.join(sorted(flat))}. The "
-                         f"policy looks through {', '.join(cameras)}; the nearest kind of client is {nearest!r} of "
-                         f"{', '.join(CLIENTS)}")
+        raise ValueError(
+            f"the observation lacks {', '.join(lacking[nearest])}; it has {', '.join(sorted(flat))}. The "
+            f"policy looks through {', '.join(cameras)}; the nearest kind of client is {nearest!r} of "
+            f"{', '.join(CLIENTS)}"
+        )
     return CLIENTS[nearest]
 
 
 def _image(name: str, image: Any) -> np.ndarray:
     """uint8[H, W, 3] of it, whether its colours come first or last, and whether it counts to 255 or to 1."""
-    if not isinstance(image, np.ndarray) or image.ndim != 3 or 3 not in (image.shape[0], image.shape[2]):
+    if (
+        not isinstance(image, np.ndarray)
+        or image.ndim != 3
+        or 3 not in (image.shape[0], image.shape[2])
+    ):
         raise ValueError(f"{name} is {_kind(image)}, expected an image [H, W, 3] or [3, H, W]")
     image = image if image.shape[2] == 3 else image.transpose(1, 2, 0)
     if image.dtype == np.uint8:
@@ -118,8 +163,10 @@ def _numbers(name: str, value: Any) -> np.ndarray:
 def _instruction(flat: Mapping[str, Any], default: str) -> str:
     told = next((flat[name] for name in INSTRUCTION if name in flat), default)
     if not isinstance(told, str) or not told.strip():
-        raise ValueError(f"{INSTRUCTION[0]} is {told!r:.60}, expected words that say what to do" + (
-            "" if isinstance(told, str) else f" (text, not {_kind(told)})"))
+        raise ValueError(
+            f"{INSTRUCTION[0]} is {told!r:.60}, expected words that say what to do"
+            + ("" if isinstance(told, str) else f" (text, not {_kind(told)})")
+        )
     return told
 
 
@@ -136,4 +183,8 @@ def _whole(name: str, value: Any) -> int:
 
 
 def _kind(value: Any) -> str:
-    return f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
+    return (
+        f"{value.dtype}{list(value.shape)}"
+        if isinstance(value, np.ndarray)
+        else type(value).__name__
+    )

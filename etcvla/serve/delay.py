@@ -41,7 +41,12 @@ class _Episode:
     """One trial: an environment, its chunks, and the one that is on its way."""
 
     def __init__(self, env: Any, trial: int, instruction: str, chunks: RealTimeChunks, delay: int):
-        self.env, self.instruction, self.seed, self.delay = env, instruction, eval_seed(trial), delay
+        self.env, self.instruction, self.seed, self.delay = (
+            env,
+            instruction,
+            eval_seed(trial),
+            delay,
+        )
         env.reset(self.seed)
         self.chunks, self.steps, self._due = chunks, 0, (0, None)
 
@@ -78,22 +83,33 @@ def evaluate(policy: Policy, spec: DelaySpec) -> list[dict[str, Any]]:
     """
     longest = max(spec.delays) + spec.execute
     if longest > policy.config.horizon:
-        raise ValueError(f"a delay of {max(spec.delays)} and {spec.execute} steps between looks are {longest}, more "
-                         f"than the {policy.config.horizon} steps of a chunk")
-    rows = [{"delay": delay, "guided": guided, "tasks": dict.fromkeys(spec.tasks, 0)}
-            for delay in spec.delays for guided in (False, True)]
+        raise ValueError(
+            f"a delay of {max(spec.delays)} and {spec.execute} steps between looks are {longest}, more "
+            f"than the {policy.config.horizon} steps of a chunk"
+        )
+    rows = [
+        {"delay": delay, "guided": guided, "tasks": dict.fromkeys(spec.tasks, 0)}
+        for delay in spec.delays
+        for guided in (False, True)
+    ]
     for task in spec.tasks:
         envs = _environments(task, spec)
         for row in rows:
             row["tasks"][task] = _run(policy, spec, task, envs, row["delay"], row["guided"])
         for env in envs:
             env.close()
-        print(f"{task}: " + ", ".join(f"{_name(row)} {row['tasks'][task]}/{spec.trials}" for row in rows), flush=True)
+        print(
+            f"{task}: "
+            + ", ".join(f"{_name(row)} {row['tasks'][task]}/{spec.trials}" for row in rows),
+            flush=True,
+        )
     for row in rows:
         won, total = sum(row["tasks"].values()), spec.trials * len(spec.tasks)
         low, high = wilson(won, total)
         row |= {"successes": won, "trials": total, "rate": won / total, "low": low, "high": high}
-        print(f"{_name(row):24}{won}/{total} = {won / total:.0%} [{low:.0%}, {high:.0%}]", flush=True)
+        print(
+            f"{_name(row):24}{won}/{total} = {won / total:.0%} [{low:.0%}, {high:.0%}]", flush=True
+        )
     return rows
 
 
@@ -102,22 +118,32 @@ def _name(row: dict) -> str:
 
 
 def _environments(task: str, spec: DelaySpec) -> list[Any]:
-    from etcvla.sims.metaworld.environment import MetaWorld  # here, so that serving needs no simulator
+    from etcvla.sims.metaworld.environment import (
+        MetaWorld,
+    )  # here, so that serving needs no simulator
 
     return [MetaWorld(task, spec.scene, spec.image_size) for _ in range(spec.trials)]
 
 
-def _run(policy: Policy, spec: DelaySpec, task: str, envs: Sequence[Any], delay: int, guided: bool) -> int:
+def _run(
+    policy: Policy, spec: DelaySpec, task: str, envs: Sequence[Any], delay: int, guided: bool
+) -> int:
     """Successes of the trials of one task."""
     instruction = TASKS[task].instructions[0]
-    episodes = [_Episode(env, trial, instruction, RealTimeChunks(spec.execute, delay=delay, guided=guided), delay)
-                for trial, env in enumerate(envs)]
+    episodes = [
+        _Episode(
+            env, trial, instruction, RealTimeChunks(spec.execute, delay=delay, guided=guided), delay
+        )
+        for trial, env in enumerate(envs)
+    ]
     for _ in range(spec.max_steps):
         alive = [episode for episode in episodes if not episode.env.success]
         looks = [(episode, look) for episode in alive if (look := episode.look()) is not None]
         if looks:
-            padded = (looks * spec.trials)[:spec.trials]  # one shape is compiled
-            chunks = policy.act([look for _, look in padded], [(e.seed, e.steps) for e, _ in padded])
+            padded = (looks * spec.trials)[: spec.trials]  # one shape is compiled
+            chunks = policy.act(
+                [look for _, look in padded], [(e.seed, e.steps) for e, _ in padded]
+            )
             for (episode, _), chunk in zip(looks, chunks, strict=False):
                 episode.answer(chunk)
         for episode in alive:

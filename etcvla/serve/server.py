@@ -58,7 +58,9 @@ class Server:
       key: which clients must give as `Authorization: Api-Key ...` (openpi's `api_key`), also for the metrics; "": none.
     """
 
-    def __init__(self, answer: Answer, metadata: dict[str, Any], *, key: str = "", limits: Limits = Limits()):
+    def __init__(
+        self, answer: Answer, metadata: dict[str, Any], *, key: str = "", limits: Limits = Limits()
+    ):
         self.limits, self.metrics = limits, collections.Counter()
         self._answer, self._hello, self._key = answer, wire.pack(metadata), key
         self._open = self._busy = 0
@@ -66,11 +68,23 @@ class Server:
         self._stopping = False
         self._worker = concurrent.futures.ThreadPoolExecutor(1, "answer")
 
-    async def run(self, host: str, port: int, stop: asyncio.Event, opened: Callable[[int], None]) -> None:
+    async def run(
+        self, host: str, port: int, stop: asyncio.Event, opened: Callable[[int], None]
+    ) -> None:
         """Listens until `stop` is set, then answers what it has begun and closes. `opened` is told the port."""
         # One that sends on without reading is not read from, its farewell neither: that is not waited for long.
-        async with ws.serve(self._talk, host, port, compression=None, max_size=self.limits.message, max_queue=1,
-                            close_timeout=1, origins=[None], process_request=self._admit, server_header=None) as server:
+        async with ws.serve(
+            self._talk,
+            host,
+            port,
+            compression=None,
+            max_size=self.limits.message,
+            max_queue=1,
+            close_timeout=1,
+            origins=[None],
+            process_request=self._admit,
+            server_header=None,
+        ) as server:
             opened(server.sockets[0].getsockname()[1])
             await stop.wait()
             self._stopping, deadline = True, time.monotonic() + self.limits.stop
@@ -82,8 +96,10 @@ class Server:
         """The metrics, in Prometheus' text format."""
         lines = [f"etcvla_{name} {value}" for name, value in sorted(self.metrics.items())]
         if self._seconds:
-            lines += [f'etcvla_answer_seconds{{quantile="{q}"}} {np.quantile(self._seconds, q):.6f}'
-                      for q in (0.5, 0.99)]
+            lines += [
+                f'etcvla_answer_seconds{{quantile="{q}"}} {np.quantile(self._seconds, q):.6f}'
+                for q in (0.5, 0.99)
+            ]
         return "\n".join([f"etcvla_connections {self._open}", *lines, ""])
 
     def _admit(self, connection: ws.ServerConnection, request: ws.Request) -> ws.Response | None:
@@ -94,13 +110,17 @@ class Server:
         given = " ".join(request.headers.get_all("Authorization"))
         if self._key and not hmac.compare_digest(given.encode(), f"Api-Key {self._key}".encode()):
             self.metrics["refused_total"] += 1
-            return connection.respond(http.HTTPStatus.UNAUTHORIZED, "this server wants `Authorization: Api-Key KEY`\n")
+            return connection.respond(
+                http.HTTPStatus.UNAUTHORIZED, "this server wants `Authorization: Api-Key KEY`\n"
+            )
         if request.path == "/metrics":
             return connection.respond(http.HTTPStatus.OK, self.describe())
         if self._open >= self.limits.connections or self._stopping:
             self.metrics["refused_total"] += 1
-            return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE,
-                                      f"no more than {self.limits.connections} connections\n")
+            return connection.respond(
+                http.HTTPStatus.SERVICE_UNAVAILABLE,
+                f"no more than {self.limits.connections} connections\n",
+            )
         return None
 
     async def _talk(self, connection: ws.ServerConnection) -> None:
@@ -134,7 +154,9 @@ class Server:
                 self._busy -= 1
             if isinstance(reply, Exception):
                 log.warning("%s: %s", connection.remote_address, reply)
-                await connection.close(BUSY if isinstance(reply, TimeoutError) else REFUSED, "the text before says why")
+                await connection.close(
+                    BUSY if isinstance(reply, TimeoutError) else REFUSED, "the text before says why"
+                )
                 return
             took = time.monotonic() - began
 
@@ -164,7 +186,9 @@ class Server:
         answer = self._answer(observation)
         seconds = time.monotonic() - began
         self._seconds.append(seconds)
-        timing = {"infer_ms": 1000 * seconds} | ({} if took is None else {"prev_total_ms": 1000 * took})
+        timing = {"infer_ms": 1000 * seconds} | (
+            {} if took is None else {"prev_total_ms": 1000 * took}
+        )
         return wire.pack(answer | {"server_timing": timing})
 
     async def _send(self, connection: ws.ServerConnection, message: bytes | str) -> None:

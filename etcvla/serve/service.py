@@ -31,16 +31,27 @@ class Service:
         """What a client is told of the policy first. Raises ValueError for a checkpoint that cannot act."""
         self.policy.check_acting()
         spec = self.policy.assets.action_spec
-        return {"server": "etcvla", "protocol": PROTOCOL, "cameras": list(self.policy.cameras),
-                "clients": list(CLIENTS), "real_time_chunking": self.policy.head == "flow",
-                **{name: spec[name] for name in ("state", "state_dim", "action", "action_dim", "horizon", "rate")}}
+        return {
+            "server": "etcvla",
+            "protocol": PROTOCOL,
+            "cameras": list(self.policy.cameras),
+            "clients": list(CLIENTS),
+            "real_time_chunking": self.policy.head == "flow",
+            **{
+                name: spec[name]
+                for name in ("state", "state_dim", "action", "action_dim", "horizon", "rate")
+            },
+        }
 
     def warm_up(self) -> float:
         """Compiles all that a message can ask for, by answering such messages. Returns the seconds it took."""
         began, spec = time.monotonic(), self.policy.assets.action_spec
         size = self.policy.config.siglip.image_size
-        look = {"images": {name: np.zeros((size, size, 3), np.uint8) for name in self.policy.cameras},
-                "state": np.zeros(spec["state_dim"], np.float32), "instruction": "wait"}
+        look = {
+            "images": {name: np.zeros((size, size, 3), np.uint8) for name in self.policy.cameras},
+            "state": np.zeros(spec["state_dim"], np.float32),
+            "instruction": "wait",
+        }
         prefix = {"prefix": np.zeros((1, spec["action_dim"]), np.float32), "delay": 0}
         other = look | {"images": {name: image + 1 for name, image in look["images"].items()}}
         for extra in ({}, prefix) if self.policy.head == "flow" else ({},):
@@ -53,9 +64,14 @@ class Service:
 
         Raises ValueError for what is wrong with the message.
         """
-        observation = translate(message, self.policy.cameras, instruction=self.instruction, turned=self._turned)
+        observation = translate(
+            message, self.policy.cameras, instruction=self.instruction, turned=self._turned
+        )
         began = time.monotonic()
         decision = self.policy.decide([observation], [(self.seed, next(self._count))])
         timing = {"policy_timing": {"infer_ms": 1000 * (time.monotonic() - began)}}
-        return {"actions": decision.actions[0]} | timing | (
-            {"subtask": decision.subtasks[0]} if decision.subtasks else {})
+        return (
+            {"actions": decision.actions[0]}
+            | timing
+            | ({"subtask": decision.subtasks[0]} if decision.subtasks else {})
+        )

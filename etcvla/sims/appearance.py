@@ -28,10 +28,20 @@ class AppearanceEditor:
       table: geoms of what things stand on; room, things: geoms that tints apply to.
     """
 
-    def __init__(self, model: mujoco.MjModel, view: Renderer, *, table: np.ndarray, room: np.ndarray, things: np.ndarray):
+    def __init__(
+        self,
+        model: mujoco.MjModel,
+        view: Renderer,
+        *,
+        table: np.ndarray,
+        room: np.ndarray,
+        things: np.ndarray,
+    ):
         self._model, self._view, self._table, self._tinted = model, view, table, (room, things)
         self._own = {name: getattr(model, name).copy() for name in _FIELDS}
-        self._pictures = {texture: picture_of(model, texture).copy() for texture in textures_of(model, table)}
+        self._pictures = {
+            texture: picture_of(model, texture).copy() for texture in textures_of(model, table)
+        }
         headlight = model.vis.headlight
         self._headlight = headlight.diffuse.copy(), headlight.ambient.copy()
         self._extras, self._changed = len(view.extras), False
@@ -69,7 +79,7 @@ class AppearanceEditor:
         headlight.diffuse[:], headlight.ambient[:] = self._headlight
         for texture, picture in self._pictures.items():
             picture_of(self._model, texture)[:] = picture
-        del self._view.extras[self._extras:]
+        del self._view.extras[self._extras :]
         self._upload()
         self._changed = False
 
@@ -90,8 +100,13 @@ def extra_of(thing: AddedObject) -> Extra:
     return Extra(thing.geom, thing.size, thing.rgb, np.array([0.0, 0.0, -1.0]))
 
 
-def free_spots(rng: np.random.Generator, area: np.ndarray, taken: np.ndarray, clearance: float,
-               count: int = 1000) -> np.ndarray:
+def free_spots(
+    rng: np.random.Generator,
+    area: np.ndarray,
+    taken: np.ndarray,
+    clearance: float,
+    count: int = 1000,
+) -> np.ndarray:
     """float[K, 2]: of `count` random points of a rectangle, float[2, 2] (low, high) in x and y, those that are clear of
     boxes float[N, 2, 2]."""
     points = rng.uniform(*area, (count, 2))
@@ -99,8 +114,16 @@ def free_spots(rng: np.random.Generator, area: np.ndarray, taken: np.ndarray, cl
     return points[np.hypot(*np.moveaxis(gap, -1, 0)).min(1) > clearance]
 
 
-def scatter(extras: Sequence[Extra], heights: Sequence[float], ground: float, objects: Sequence[Tracked | Placed],
-            data: mujoco.MjData, area: np.ndarray, hand: np.ndarray, seed: int) -> None:
+def scatter(
+    extras: Sequence[Extra],
+    heights: Sequence[float],
+    ground: float,
+    objects: Sequence[Tracked | Placed],
+    data: mujoco.MjData,
+    area: np.ndarray,
+    hand: np.ndarray,
+    seed: int,
+) -> None:
     """Puts extras on the ground, clear of everything, the hand and one another. What finds no room stays unseen.
 
     Args:
@@ -108,7 +131,9 @@ def scatter(extras: Sequence[Extra], heights: Sequence[float], ground: float, ob
       area: float[2, 2] (low, high) in x and y. hand: float[3].
     """
     rng = np.random.default_rng(seed)
-    taken = [tuple(corner[:2] for corner in tracked.bounds(data)) for tracked in objects] + [(hand[:2], hand[:2])]
+    taken = [tuple(corner[:2] for corner in tracked.bounds(data)) for tracked in objects] + [
+        (hand[:2], hand[:2])
+    ]
     for extra, height in zip(extras, heights, strict=True):
         spots = free_spots(rng, area, np.array(taken), _CLEARANCE)
         if len(spots):
@@ -116,8 +141,13 @@ def scatter(extras: Sequence[Extra], heights: Sequence[float], ground: float, ob
             taken.append((spots[0], spots[0]))
 
 
-def shift_free(model: mujoco.MjModel, data: mujoco.MjData, objects: Sequence[Tracked | Placed], distance: float,
-               seed: int) -> None:
+def shift_free(
+    model: mujoco.MjModel,
+    data: mujoco.MjData,
+    objects: Sequence[Tracked | Placed],
+    distance: float,
+    seed: int,
+) -> None:
     """Moves every thing that has a free joint and stands apart from the others by `distance` metres in the plane, in a
     random direction in which it stays clear of them."""
     if not distance:
@@ -125,13 +155,17 @@ def shift_free(model: mujoco.MjModel, data: mujoco.MjData, objects: Sequence[Tra
     rng = np.random.default_rng(seed)
     for tracked in objects:
         joint = _free_joint(model, tracked)
-        others = [tuple(corner[:2] for corner in other.bounds(data)) for other in objects if other is not tracked]
+        others = [
+            tuple(corner[:2] for corner in other.bounds(data))
+            for other in objects
+            if other is not tracked
+        ]
         low, high = (corner[:2] for corner in tracked.bounds(data))
         angle = rng.uniform(0, 2 * np.pi, _DIRECTIONS)
         steps = distance * np.column_stack([np.cos(angle), np.sin(angle)])
         clear = [_gap(low + step, high + step, others) > _APART for step in steps]
         if joint is not None and _gap(low, high, others) > _APART and any(clear):
-            data.qpos[joint:joint + 2] += steps[clear.index(True)]
+            data.qpos[joint : joint + 2] += steps[clear.index(True)]
     mujoco.mj_forward(model, data)
 
 
@@ -145,7 +179,9 @@ def _free_joint(model: mujoco.MjModel, tracked: Tracked | Placed) -> int | None:
     return int(model.jnt_qposadr[joint]) if free else None
 
 
-def _gap(low: np.ndarray, high: np.ndarray, others: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+def _gap(
+    low: np.ndarray, high: np.ndarray, others: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> float:
     """Metres in the plane between a box and the nearest of others; 0 where they meet."""
     if not others:
         return np.inf

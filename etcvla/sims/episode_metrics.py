@@ -17,7 +17,9 @@ class EpisodeMetrics:
     def __init__(self, env: MetaWorld | Libero):
         self._env, self._right = env, np.array(env.right)
         self.progress = 0.0  # the farthest share of the subtasks that was reached; 1 on success
-        self.intention: bool | None = None  # was what the gripper first touched a right thing? None: touched nothing
+        self.intention: bool | None = (
+            None  # was what the gripper first touched a right thing? None: touched nothing
+        )
         self._apart = ~env.touched()  # some things touch the hand at a reset, until it leaves
 
     def update(self) -> None:
@@ -26,6 +28,8 @@ class EpisodeMetrics:
         touched = self._env.touched()
         if self.intention is None and (touched & self._apart).any():
             self.intention = bool((touched & self._apart)[self._right].any())
-        elif self.intention is None and self._env.success:  # some goals are near enough without a touch
+        elif (
+            self.intention is None and self._env.success
+        ):  # some goals are near enough without a touch
             self.intention = True
         self._apart |= ~touched

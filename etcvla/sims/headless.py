@@ -35,7 +35,9 @@ def require_egl() -> None:
         try:
             ctypes.CDLL(library)
         except OSError as error:
-            raise RuntimeError(f"{FIX}\n(the simulator renders without a display through EGL: {error})") from error
+            raise RuntimeError(
+                f"{FIX}\n(the simulator renders without a display through EGL: {error})"
+            ) from error
     _bind_mesa_to_its_llvm()
 
 
@@ -59,5 +61,7 @@ def check_rendering() -> None:
     require_egl()
     done = subprocess.run([sys.executable, "-c", _DRAW], capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"{FIX}\n(MUJOCO_GL={os.environ.get('MUJOCO_GL')} cannot draw a frame, exit code "
-                           f"{done.returncode}: {done.stderr.strip()[-500:]})")
+        raise RuntimeError(
+            f"{FIX}\n(MUJOCO_GL={os.environ.get('MUJOCO_GL')} cannot draw a frame, exit code "
+            f"{done.returncode}: {done.stderr.strip()[-500:]})"
+        )

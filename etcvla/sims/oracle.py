@@ -26,11 +26,17 @@ class Tracked:
         """Raises ValueError if the model has nothing of that description."""
         self.spec, self._model = spec, model
         self.site = model.site(spec.site).id if spec.site else None
-        self.geoms = geoms = np.array([] if spec.site else _geoms_of(model, spec.body, spec.subtree), int)
+        self.geoms = geoms = np.array(
+            [] if spec.site else _geoms_of(model, spec.body, spec.subtree), int
+        )
         drawn = geoms[(model.geom_group[geoms] < 3) & (model.geom_rgba[geoms, 3] > 0)]
-        drawn = drawn[[not spec.parts or bool(_part_names(model, geom) & set(spec.parts)) for geom in drawn]]
+        drawn = drawn[
+            [not spec.parts or bool(_part_names(model, geom) & set(spec.parts)) for geom in drawn]
+        ]
         if self.site is None and not len(drawn):
-            raise ValueError(f"object {spec.name!r}: body {spec.body!r} draws nothing, parts {spec.parts or 'all'}")
+            raise ValueError(
+                f"object {spec.name!r}: body {spec.body!r} draws nothing, parts {spec.parts or 'all'}"
+            )
         self.drawn = drawn
         self.labels = drawn if self.site is None else np.array([model.ngeom + self.site])
         self.solid = self._solid(data, geoms) if spec.parts else geoms
@@ -64,7 +70,9 @@ class Tracked:
 class Placed:
     """A named thing that is drawn only (see `render.Extra`), standing still or riding on an object that it replaces."""
 
-    def __init__(self, spec: Object, extra: Extra, half: np.ndarray, label: int, rides: Tracked | None = None):
+    def __init__(
+        self, spec: Object, extra: Extra, half: np.ndarray, label: int, rides: Tracked | None = None
+    ):
         self.spec, self._extra, self._half, self._rides = spec, extra, half, rides
         self.site, self.labels = None, np.array([label])
         self.drawn = self.solid = np.array([], int) if rides is None else rides.solid
@@ -90,19 +98,35 @@ class Placed:
 class Oracle:
     """Reads facts; knows which objects, cameras and gripper to look at."""
 
-    def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, objects: Sequence[Object], view: Renderer,
-                 cameras: Sequence[str | Orbit], gripper_body: str):
+    def __init__(
+        self,
+        model: mujoco.MjModel,
+        data: mujoco.MjData,
+        objects: Sequence[Object],
+        view: Renderer,
+        cameras: Sequence[str | Orbit],
+        gripper_body: str,
+    ):
         self._model, self._view, self._cameras = model, view, tuple(cameras)
         self.objects: list[Tracked | Placed] = [Tracked(model, data, spec) for spec in objects]
         self._gripper = _geoms_of(model, gripper_body, subtree=True)
-        for tracked in self.objects:  # to touch what bears no name of its own is to touch the part that has one
-            named = [np.array([], int), *(other.geoms for other in self.objects if other is not tracked)]
-            tracked.solid = np.union1d(tracked.solid, np.setdiff1d(tracked.geoms, np.concatenate(named)))
+        for tracked in (
+            self.objects
+        ):  # to touch what bears no name of its own is to touch the part that has one
+            named = [
+                np.array([], int),
+                *(other.geoms for other in self.objects if other is not tracked),
+            ]
+            tracked.solid = np.union1d(
+                tracked.solid, np.setdiff1d(tracked.geoms, np.concatenate(named))
+            )
         self.forget()
 
     def forget(self) -> None:
         """Call when `objects`, or what the view adds to the scene, has changed."""
-        size = self._model.ngeom + self._model.nsite + len(self._view.extras) + 1  # the last column: background
+        size = (
+            self._model.ngeom + self._model.nsite + len(self._view.extras) + 1
+        )  # the last column: background
         self._member = np.zeros((len(self.objects), size), bool)
         for row, tracked in zip(self._member, self.objects, strict=True):
             row[tracked.labels] = True
@@ -114,7 +138,9 @@ class Oracle:
             if isinstance(tracked, Placed):
                 tracked.follow(data)
 
-    def facts(self, data: mujoco.MjData, grasp_centre: np.ndarray, all_views: bool = True) -> dict[str, np.ndarray]:
+    def facts(
+        self, data: mujoco.MjData, grasp_centre: np.ndarray, all_views: bool = True
+    ) -> dict[str, np.ndarray]:
         """Every annotation field but gripper_open and phase.
 
         Visible shares are measured in the first camera. In others they are 0 where nothing of an object is seen and
@@ -130,9 +156,16 @@ class Oracle:
         grasp = np.array([tracked.grasp_point(data) for tracked in self.objects])
         box, visible = self._measure(data, all_views)
         return {
-            "camera_matrix": matrix, "gripper_pixel": project(matrix, grasp_centre), "gripper_position": grasp_centre,
-            "box": box, "visible": visible, "position": position, "contact": self.contact(data, grasp_centre),
-            "grasp_pixel": project(matrix[:, None], np.broadcast_to(grasp, (len(matrix), *grasp.shape))),
+            "camera_matrix": matrix,
+            "gripper_pixel": project(matrix, grasp_centre),
+            "gripper_position": grasp_centre,
+            "box": box,
+            "visible": visible,
+            "position": position,
+            "contact": self.contact(data, grasp_centre),
+            "grasp_pixel": project(
+                matrix[:, None], np.broadcast_to(grasp, (len(matrix), *grasp.shape))
+            ),
         }
 
     def contact(self, data: mujoco.MjData, grasp_centre: np.ndarray) -> np.ndarray:
@@ -140,10 +173,16 @@ class Oracle:
         pairs = data.contact.geom
         of_gripper = np.isin(pairs, self._gripper)
         others = pairs[of_gripper.any(1) & ~of_gripper.all(1)]
-        return np.array([
-            np.isin(others, tracked.solid).any() if tracked.site is None else
-            np.linalg.norm(data.site_xpos[tracked.site] - grasp_centre) < self._model.site_size[tracked.site, 0]
-            for tracked in self.objects], np.float32)
+        return np.array(
+            [
+                np.isin(others, tracked.solid).any()
+                if tracked.site is None
+                else np.linalg.norm(data.site_xpos[tracked.site] - grasp_centre)
+                < self._model.site_size[tracked.site, 0]
+                for tracked in self.objects
+            ],
+            np.float32,
+        )
 
     def _measure(self, data, all_views: bool) -> tuple[np.ndarray, np.ndarray]:
         """Boxes float32[C, N, 4] and visible shares float32[C, N]."""
@@ -177,8 +216,10 @@ def mask_box(mask: np.ndarray) -> np.ndarray:
     if not len(rows):
         return np.full(4, np.nan, np.float32)
     height, width = mask.shape
-    return np.array([rows[0] / height, columns[0] / width, (rows[-1] + 1) / height, (columns[-1] + 1) / width],
-                    np.float32)
+    return np.array(
+        [rows[0] / height, columns[0] / width, (rows[-1] + 1) / height, (columns[-1] + 1) / width],
+        np.float32,
+    )
 
 
 def hide_sites(model: mujoco.MjModel, keep: Sequence[str]) -> None:
@@ -201,4 +242,7 @@ def _part_names(model: mujoco.MjModel, geom: int) -> set[str]:
     """What a geom may be called by: its material, its mesh."""
     material, mesh = model.geom_matid[geom], model.geom_dataid[geom]
     is_mesh = model.geom_type[geom] == int(mujoco.mjtGeom.mjGEOM_MESH)
-    return {model.material(material).name if material >= 0 else "", model.mesh(mesh).name if is_mesh else ""} - {""}
+    return {
+        model.material(material).name if material >= 0 else "",
+        model.mesh(mesh).name if is_mesh else "",
+    } - {""}

@@ -43,8 +43,15 @@ class PhaseTracker:
         """Starts an episode."""
         self._phase, self._rest = 0, None
 
-    def update(self, step: int, *, grasp_centre: np.ndarray, grasp_point: np.ndarray,
-               bounds: tuple[np.ndarray, np.ndarray], contact: bool) -> int:
+    def update(
+        self,
+        step: int,
+        *,
+        grasp_centre: np.ndarray,
+        grasp_point: np.ndarray,
+        bounds: tuple[np.ndarray, np.ndarray],
+        contact: bool,
+    ) -> int:
         """The index of the phase in progress.
 
         Args:
@@ -57,8 +64,11 @@ class PhaseTracker:
             self._rest = centre
         if step < _SETTLING:
             return self._phase
-        now = Relation(reach=float(np.linalg.norm(grasp_centre - grasp_point)), contact=contact,
-                       moved=float(np.linalg.norm(centre - self._rest)))
+        now = Relation(
+            reach=float(np.linalg.norm(grasp_centre - grasp_point)),
+            contact=contact,
+            moved=float(np.linalg.norm(centre - self._rest)),
+        )
         while self._phase < len(self._conditions) - 1 and self._conditions[self._phase](now):
             self._phase += 1
         return self._phase

@@ -68,7 +68,9 @@ class Renderer:
         try:
             self._renderer = mujoco.Renderer(model, image_size, image_size)
         except Exception as error:  # MuJoCo and PyOpenGL raise a dozen types here
-            raise RuntimeError(f"{headless.FIX}\n(MuJoCo cannot draw without a display: {error})") from error
+            raise RuntimeError(
+                f"{headless.FIX}\n(MuJoCo cannot draw without a display: {error})"
+            ) from error
         _OPEN.add(self)
         _close_at_exit()
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
@@ -90,7 +92,10 @@ class Renderer:
     def silhouette(self, data: mujoco.MjData, camera: str | Orbit, ids: np.ndarray) -> int:
         """How many pixels the things `ids` (numbered as in `labels`) would cover with nothing before them."""
         model, first_extra = self._model, self._model.ngeom + self._model.nsite
-        geoms, sites = ids[ids < model.ngeom], ids[(ids >= model.ngeom) & (ids < first_extra)] - model.ngeom
+        geoms, sites = (
+            ids[ids < model.ngeom],
+            ids[(ids >= model.ngeom) & (ids < first_extra)] - model.ngeom,
+        )
         groups = model.geom_group[geoms], model.site_group[sites]
         model.geom_group[geoms], model.site_group[sites] = _SOLO_GROUP, _SOLO_GROUP
         extras = (ids[ids >= first_extra] - first_extra).tolist()
@@ -103,9 +108,18 @@ class Renderer:
         scene = self._renderer.scene
         for i in extras:
             extra, geom = self.extras[i], scene.geoms[scene.ngeom]
-            mujoco.mjv_initGeom(geom, extra.geom, np.array(extra.size, float), np.array(extra.position, float),
-                                np.eye(3).ravel(), np.array([*extra.rgb, 1], np.float32))
-            geom.objtype, geom.objid = int(mujoco.mjtObj.mjOBJ_GEOM), self._model.ngeom + self._model.nsite + i
+            mujoco.mjv_initGeom(
+                geom,
+                extra.geom,
+                np.array(extra.size, float),
+                np.array(extra.position, float),
+                np.eye(3).ravel(),
+                np.array([*extra.rgb, 1], np.float32),
+            )
+            geom.objtype, geom.objid = (
+                int(mujoco.mjtObj.mjOBJ_GEOM),
+                self._model.ngeom + self._model.nsite + i,
+            )
             geom.segid, geom.category = scene.ngeom, int(mujoco.mjtCatBit.mjCAT_DYNAMIC)
             scene.ngeom += 1
 
@@ -143,16 +157,16 @@ def coarsen_mesh(model: mujoco.MjModel, mesh: int, cell: float) -> None:
     Triangles are the price of software rendering. Only faces are rewired: vertices, hence collisions, stay as they are.
     """
     first, count = model.mesh_vertadr[mesh], model.mesh_vertnum[mesh]
-    cells = np.round(model.mesh_vert[first:first + count] / cell).astype(int)
+    cells = np.round(model.mesh_vert[first : first + count] / cell).astype(int)
     _, keep, merged = np.unique(cells, axis=0, return_index=True, return_inverse=True)
     start, number = model.mesh_faceadr[mesh], model.mesh_facenum[mesh]
-    faces = keep[merged.reshape(-1)][model.mesh_face[start:start + number]]
+    faces = keep[merged.reshape(-1)][model.mesh_face[start : start + number]]
     distinct = (faces != np.roll(faces, 1, axis=1)).all(1)
     _, once = np.unique(np.sort(faces, axis=1), axis=0, return_index=True)
     kept = np.intersect1d(np.flatnonzero(distinct), once)
     for table in (model.mesh_facenormal, model.mesh_facetexcoord):
-        table[start:start + len(kept)] = table[start:start + number][kept]
-    model.mesh_face[start:start + len(kept)] = faces[kept]
+        table[start : start + len(kept)] = table[start : start + number][kept]
+    model.mesh_face[start : start + len(kept)] = faces[kept]
     model.mesh_facenum[mesh] = len(kept)
 
 
@@ -163,7 +177,11 @@ def camera_matrix(model: mujoco.MjModel, data: mujoco.MjData, camera: str | Orbi
         position = np.array(camera.lookat) + camera.distance * axes[2]
     else:
         index = model.camera(camera).id
-        fovy, axes, position = model.cam_fovy[index], data.cam_xmat[index].reshape(3, 3).T, data.cam_xpos[index]
+        fovy, axes, position = (
+            model.cam_fovy[index],
+            data.cam_xmat[index].reshape(3, 3).T,
+            data.cam_xpos[index],
+        )
     focal = 0.5 / np.tan(np.deg2rad(fovy) / 2)
     # MuJoCo's camera looks along its -z with y up; the image's y points down.
     intrinsics = np.array([[focal, 0, -0.5], [0, -focal, -0.5], [0, 0, -1]])
@@ -173,13 +191,23 @@ def camera_matrix(model: mujoco.MjModel, data: mujoco.MjData, camera: str | Orbi
 def orbit_of(position: np.ndarray, backward: np.ndarray, distance: float) -> Orbit:
     """The orbit of an upright camera at `position` that looks `distance` metres against `backward`, float[3] each."""
     x, y, z = -np.asarray(backward)
-    return Orbit(tuple((position - distance * np.asarray(backward)).tolist()), distance,
-                 float(np.rad2deg(np.arctan2(y, x))), float(np.rad2deg(np.arcsin(z))))
+    return Orbit(
+        tuple((position - distance * np.asarray(backward)).tolist()),
+        distance,
+        float(np.rad2deg(np.arctan2(y, x))),
+        float(np.rad2deg(np.arcsin(z))),
+    )
 
 
 def _orbit_axes(camera: Orbit) -> np.ndarray:
     """float64[3, 3]: the camera's right, up and backward axes in the world, one a row."""
     azimuth, elevation = np.deg2rad([camera.azimuth, camera.elevation])
-    forward = np.array([np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)])
+    forward = np.array(
+        [
+            np.cos(elevation) * np.cos(azimuth),
+            np.cos(elevation) * np.sin(azimuth),
+            np.sin(elevation),
+        ]
+    )
     right = np.array([np.sin(azimuth), -np.cos(azimuth), 0])
     return np.stack([right, np.cross(right, forward), -forward])

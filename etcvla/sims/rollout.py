@@ -41,8 +41,13 @@ def encode_jpeg(image: np.ndarray, quality: int = 92) -> bytes:
     return buffer.getvalue()
 
 
-def rollout_expert(env: MetaWorld | Libero, seed: int, noise: tuple[float, float] = (0.1, 0.3), max_steps: int = 200,
-                   steps_after: int = 5) -> Episode | None:
+def rollout_expert(
+    env: MetaWorld | Libero,
+    seed: int,
+    noise: tuple[float, float] = (0.1, 0.3),
+    max_steps: int = 200,
+    steps_after: int = 5,
+) -> Episode | None:
     """One successful demonstration in the layout `seed`, or None if the expert fails within `max_steps`.
 
     Gaussian noise, its standard deviation drawn per episode from the range `noise`, moves the hand off the expert's
@@ -60,11 +65,18 @@ def rollout_expert(env: MetaWorld | Libero, seed: int, noise: tuple[float, float
         facts.append(env.facts(all_views=t % ALL_VIEWS_EVERY == 0))
     if not env.success:
         return None
-    return Episode(images, np.array(states), np.array(actions), annotate(env, instruction, facts), seed)
+    return Episode(
+        images, np.array(states), np.array(actions), annotate(env, instruction, facts), seed
+    )
 
 
-def record_expert(env: MetaWorld, seed: int, noise: tuple[float, float] = (0.1, 0.3), max_steps: int = 200,
-                  steps_after: int = 5) -> list[State] | None:
+def record_expert(
+    env: MetaWorld,
+    seed: int,
+    noise: tuple[float, float] = (0.1, 0.3),
+    max_steps: int = 200,
+    steps_after: int = 5,
+) -> list[State] | None:
     """The states of the demonstration that `rollout_expert` makes of the same arguments; no image is drawn."""
     rng, scale, _ = _start(env, seed, noise)
     states = [env.snapshot(env.phase()) for _ in _drive(env, rng, scale, max_steps, steps_after)]
@@ -86,7 +98,9 @@ def render_again(env: MetaWorld, states: Sequence[State], seed: int, stride: int
         facts.append(env.shown_facts(state))
     hands = np.array([state.hand for state in kept], np.float32)
     # The canonical instruction names no colours, which a condition may have changed.
-    annotation = dataclasses.replace(annotate(env, env.instruction(), facts), rate=env.rate / stride)
+    annotation = dataclasses.replace(
+        annotate(env, env.instruction(), facts), rate=env.rate / stride
+    )
     return Episode(images, hands, None, annotation, seed)
 
 
@@ -100,7 +114,9 @@ def layouts(env: MetaWorld, seeds: Iterable[int]) -> Annotation:
     return annotate(env, env.instruction(), facts)
 
 
-def _start(env: MetaWorld | Libero, seed: int, noise: tuple[float, float]) -> tuple[np.random.Generator, float, str]:
+def _start(
+    env: MetaWorld | Libero, seed: int, noise: tuple[float, float]
+) -> tuple[np.random.Generator, float, str]:
     """Resets, and returns the episode's random numbers, its noise and its instruction."""
     rng = np.random.default_rng([seed, zlib.crc32(env.task.instructions[0].encode())])
     scale = rng.uniform(*noise)
@@ -108,8 +124,13 @@ def _start(env: MetaWorld | Libero, seed: int, noise: tuple[float, float]) -> tu
     return rng, scale, env.instruction(rng)
 
 
-def _drive(env: MetaWorld | Libero, rng: np.random.Generator, scale: float, max_steps: int,
-           steps_after: int) -> Iterator[np.ndarray]:
+def _drive(
+    env: MetaWorld | Libero,
+    rng: np.random.Generator,
+    scale: float,
+    max_steps: int,
+    steps_after: int,
+) -> Iterator[np.ndarray]:
     """The expert's action at every step; what is carried out, after the caller has looked, is that and noise."""
     left = steps_after
     for _ in range(max_steps):
@@ -125,8 +146,15 @@ def _drive(env: MetaWorld | Libero, rng: np.random.Generator, scale: float, max_
 def annotate(env: MetaWorld | Libero, instruction: str, facts: list[dict]) -> Annotation:
     """The facts of T steps of a successful episode as an annotation."""
     return Annotation(
-        instruction=env.say(instruction), cameras=env.cameras, objects=tuple(spec.name for spec in env.objects),
+        instruction=env.say(instruction),
+        cameras=env.cameras,
+        objects=tuple(spec.name for spec in env.objects),
         colors=tuple(spec.color for spec in env.objects),
         phases=tuple(env.say(phase.text) for phase in env.task.phases),
-        target=env.target, success=True, rate=env.rate, shapes=env.shapes, axes=env.axes,
-        **{name: np.array([fact[name] for fact in facts]) for name in STEP_FIELDS})
+        target=env.target,
+        success=True,
+        rate=env.rate,
+        shapes=env.shapes,
+        axes=env.axes,
+        **{name: np.array([fact[name] for fact in facts]) for name in STEP_FIELDS},
+    )

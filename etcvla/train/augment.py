@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from etcvla.etc.items import NUM_LOC
 
 
-def augment(key: jax.Array, batch: Mapping[str, jax.Array], *, shift: int, color: float,
-            loc_offset: int) -> dict[str, jax.Array]:
+def augment(
+    key: jax.Array, batch: Mapping[str, jax.Array], *, shift: int, color: float, loc_offset: int
+) -> dict[str, jax.Array]:
     """The batch with shifted and recoloured images.
 
     Args:
@@ -32,9 +33,15 @@ def augment(key: jax.Array, batch: Mapping[str, jax.Array], *, shift: int, color
     pixels = (images.astype(jnp.float32) - 128) * (1 + gain) + 128 * (1 + bias)
     # openpi's layout lets action tokens share ids with locations: those mean no place.
     action = (batch["segment"] == batch["action_segment"][:, None]) & (batch["segment"] > 0)
-    moved = shift_locations(jnp.where(action, -1, batch["tokens"]), offsets[:, 0] / height, loc_offset)
+    moved = shift_locations(
+        jnp.where(action, -1, batch["tokens"]), offsets[:, 0] / height, loc_offset
+    )
     tokens = jnp.where(action, batch["tokens"], moved)
-    return {**batch, "images": jnp.clip(jnp.round(pixels), 0, 255).astype(jnp.uint8), "tokens": tokens}
+    return {
+        **batch,
+        "images": jnp.clip(jnp.round(pixels), 0, 255).astype(jnp.uint8),
+        "tokens": tokens,
+    }
 
 
 def _shift(image: jax.Array, offset: jax.Array, limit: int) -> jax.Array:

@@ -34,7 +34,10 @@ _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain")
 
 def versions() -> dict[str, str]:
     """Of the packages that a run's numbers depend on."""
-    return {"etcvla": etcvla.__version__, **{name: importlib.metadata.version(name) for name in _PACKAGES}}
+    return {
+        "etcvla": etcvla.__version__,
+        **{name: importlib.metadata.version(name) for name in _PACKAGES},
+    }
 
 
 class Checkpoints:
@@ -60,16 +63,25 @@ class Checkpoints:
         self._open()
 
     def _open(self) -> None:
-        options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, keep_period=self._keep_every or None,
-                                               create=False, cleanup_tmp_directories=self._keep is not None)
-        handlers = {"train": ocp.StandardCheckpointHandler(), "ema": ocp.StandardCheckpointHandler(),
-                    "meta": ocp.JsonCheckpointHandler()}
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self._keep,
+            keep_period=self._keep_every or None,
+            create=False,
+            cleanup_tmp_directories=self._keep is not None,
+        )
+        handlers = {
+            "train": ocp.StandardCheckpointHandler(),
+            "ema": ocp.StandardCheckpointHandler(),
+            "meta": ocp.JsonCheckpointHandler(),
+        }
         try:
             there = self.directory.exists()
         except Exception as error:  # a bucket's own errors are of many types
             raise OSError(f"{self.directory} cannot be reached: {error}") from error
         if there:
-            self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+            self._manager = ocp.CheckpointManager(
+                self.directory, options=options, item_handlers=handlers
+            )
 
     def latest(self) -> int | None:
         """The newest whole checkpoint's step."""
@@ -86,7 +98,9 @@ class Checkpoints:
         try:
             json.loads((folder / "meta" / "metadata").read_text())
             known = json.loads((folder / _FILES).read_text()) if (folder / _FILES).exists() else {}
-            wrong = sorted(name for name, size in known.items() if (folder / name).stat().length != size)
+            wrong = sorted(
+                name for name, size in known.items() if (folder / name).stat().length != size
+            )
         except (OSError, ValueError) as error:
             wrong = [str(error)]
         if wrong:
@@ -97,7 +111,9 @@ class Checkpoints:
 
     def _pass_over(self, step: int, why: object) -> None:
         self._damaged.add(step)
-        log.warning("%s/%d is damaged (%s); taking the checkpoint before it", self.directory, step, why)
+        log.warning(
+            "%s/%d is damaged (%s); taking the checkpoint before it", self.directory, step, why
+        )
 
     def check_writable(self, state: TrainState) -> None:
         """Tries a small file, and asks the disk for the room that a checkpoint of these shapes takes.
@@ -110,14 +126,18 @@ class Checkpoints:
             probe.write_text("written")
             probe.unlink()
         except Exception as error:  # a bucket's own errors are of many types
-            raise OSError(f"no checkpoint can be written to {self.directory}: {error}. Point --config.workdir at a "
-                          "place that can be written") from error
+            raise OSError(
+                f"no checkpoint can be written to {self.directory}: {error}. Point --config.workdir at a "
+                "place that can be written"
+            ) from error
         needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
         if "://" in str(self.directory):
             return
         if (free := shutil.disk_usage(self.directory).free) < needed:
-            raise OSError(f"a checkpoint takes {needed / 2**30:.2f} GiB, and {self.directory} has room for "
-                          f"{free / 2**30:.2f} GiB; make room there, or point --config.workdir elsewhere")
+            raise OSError(
+                f"a checkpoint takes {needed / 2**30:.2f} GiB, and {self.directory} has room for "
+                f"{free / 2**30:.2f} GiB; make room there, or point --config.workdir elsewhere"
+            )
 
     def save(self, state: TrainState, meta: dict) -> None:
         """Starts saving in the background; the previous save is awaited first.
@@ -129,12 +149,22 @@ class Checkpoints:
         if self._manager is None:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._open()
-        train = {"step": state.step, "params": state.params, "opt": state.opt, "skipped": state.skipped}
+        train = {
+            "step": state.step,
+            "params": state.params,
+            "opt": state.opt,
+            "skipped": state.skipped,
+        }
         self._saving = int(state.step)
         with self._told():
-            self._manager.save(self._saving, args=ocp.args.Composite(
-                train=ocp.args.StandardSave(train), ema=ocp.args.StandardSave(state.ema),
-                meta=ocp.args.JsonSave({"format": FORMAT, "versions": versions(), **meta})))
+            self._manager.save(
+                self._saving,
+                args=ocp.args.Composite(
+                    train=ocp.args.StandardSave(train),
+                    ema=ocp.args.StandardSave(state.ema),
+                    meta=ocp.args.JsonSave({"format": FORMAT, "versions": versions(), **meta}),
+                ),
+            )
 
     def wait(self) -> None:
         """Until everything is on disk. Raises OSError as `save` does."""
@@ -154,8 +184,10 @@ class Checkpoints:
         except Exception as error:  # orbax and tensorstore have many types for a full disk
             step, self._saving = self._saving, None
             self._open()
-            raise OSError(f"{self.directory}: the checkpoint of step {step} was not written: {error}. Those before it "
-                          "are whole: make room, or make it writable, and start again") from error
+            raise OSError(
+                f"{self.directory}: the checkpoint of step {step} was not written: {error}. Those before it "
+                "are whole: make room, or make it writable, and start again"
+            ) from error
 
     def restore(self, abstract: TrainState) -> TrainState:
         """The newest training state that can be read, placed as the abstract state's shardings say.
@@ -171,11 +203,20 @@ class Checkpoints:
         return state
 
     def _state(self, step: int, abstract: TrainState) -> TrainState:
-        train = {"step": abstract.step, "params": abstract.params, "opt": abstract.opt, "skipped": abstract.skipped}
+        train = {
+            "step": abstract.step,
+            "params": abstract.params,
+            "opt": abstract.opt,
+            "skipped": abstract.skipped,
+        }
         saved = self._manager.item_metadata(step)
         check_tree(saved["train"].tree, train, f"{self.directory}/{step}")
-        found = self._manager.restore(step, args=ocp.args.Composite(
-            train=ocp.args.StandardRestore(train), ema=ocp.args.StandardRestore(abstract.ema)))
+        found = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                train=ocp.args.StandardRestore(train), ema=ocp.args.StandardRestore(abstract.ema)
+            ),
+        )
         return TrainState(ema=found.ema, **found.train)
 
     def _first_that_reads(self, read: Callable[[int], Any]) -> Any:
@@ -206,25 +247,36 @@ class Checkpoints:
         """The newest checkpoint's JSON. Raises FileNotFoundError, or ValueError for a newer format."""
         if (step := self.latest()) is None:
             raise FileNotFoundError(f"no checkpoint in {self.directory}")
-        meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+        meta = self._manager.restore(
+            step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+        ).meta
         if meta["format"] > FORMAT:
-            raise ValueError(f"{self.directory}: checkpoint format {meta['format']} is newer than this etcvla reads "
-                             f"({FORMAT}); update etcvla")
+            raise ValueError(
+                f"{self.directory}: checkpoint format {meta['format']} is newer than this etcvla reads "
+                f"({FORMAT}); update etcvla"
+            )
         return meta
 
     def ema_shapes(self) -> Any:
         """Shapes of the newest EMA parameters, a tree of ShapeDtypeStruct."""
-        return self._first_that_reads(lambda step: jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self._manager.item_metadata(step)["ema"].tree))
+        return self._first_that_reads(
+            lambda step: jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+                self._manager.item_metadata(step)["ema"].tree,
+            )
+        )
 
     def ema(self, abstract: Any) -> Any:
         """The newest EMA parameters that can be read, placed as `abstract` (ShapeDtypeStructs with shardings) says.
 
         Raises ValueError with sorted lists where the checkpoint's tree is another one.
         """
+
         def read(step):
             check_tree(self._manager.item_metadata(step)["ema"].tree, abstract, str(self.directory))
-            return self._manager.restore(step, args=ocp.args.Composite(ema=ocp.args.StandardRestore(abstract))).ema
+            return self._manager.restore(
+                step, args=ocp.args.Composite(ema=ocp.args.StandardRestore(abstract))
+            ).ema
 
         return self._first_that_reads(read)
 
@@ -259,14 +311,21 @@ def check_tree(found: Any, expected: Any, where: str) -> None:
     found, expected = _shapes(found), _shapes(expected)
     missing = sorted(expected.keys() - found.keys())
     extra = sorted(found.keys() - expected.keys())
-    other = sorted(f"{k} {list(found[k])} instead of {list(expected[k])}" for k in found.keys() & expected.keys()
-                   if found[k] != expected[k])
+    other = sorted(
+        f"{k} {list(found[k])} instead of {list(expected[k])}"
+        for k in found.keys() & expected.keys()
+        if found[k] != expected[k]
+    )
     if missing or extra or other:
-        raise OtherModelError(f"{where} holds another model.\n  missing: {missing}\n  extra: {extra}\n  misshapen: "
-                              f"{other}")
+        raise OtherModelError(
+            f"{where} holds another model.\n  missing: {missing}\n  extra: {extra}\n  misshapen: "
+            f"{other}"
+        )
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))[0]
-    return {path_str(path): tuple(np.shape(leaf) if not hasattr(leaf, "shape") else leaf.shape)
-            for path, leaf in leaves}
+    return {
+        path_str(path): tuple(np.shape(leaf) if not hasattr(leaf, "shape") else leaf.shape)
+        for path, leaf in leaves
+    }

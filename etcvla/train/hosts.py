@@ -33,13 +33,19 @@ def connect(coordinator: str = "", num_processes: int = 0, process_id: int = -1)
 
     Raises ValueError if some of the three are given and others not.
     """
-    given = {"--coordinator": bool(coordinator), "--num_processes": num_processes > 0, "--process_id": process_id >= 0}
+    given = {
+        "--coordinator": bool(coordinator),
+        "--num_processes": num_processes > 0,
+        "--process_id": process_id >= 0,
+    }
     if all(given.values()):
         jax.distributed.initialize(coordinator, num_processes, process_id)
         return
     if any(given.values()):
         lacking = " and ".join(flag for flag, there in given.items() if not there)
-        raise ValueError(f"several processes need --coordinator, --num_processes and --process_id; {lacking} lacking")
+        raise ValueError(
+            f"several processes need --coordinator, --num_processes and --process_id; {lacking} lacking"
+        )
     try:
         jax.distributed.initialize()
     except ValueError as error:  # what JAX says where it finds no cluster
@@ -71,7 +77,9 @@ class StopSignals:
         self._shared = jax.distributed.is_initialized()
         # With a coordination service, SIGTERM is the service's.
         signals = [signal.SIGINT] if self._shared else [signal.SIGINT, signal.SIGTERM]
-        main = threading.current_thread() is threading.main_thread()  # Python lets no other handle signals
+        main = (
+            threading.current_thread() is threading.main_thread()
+        )  # Python lets no other handle signals
         self._before = {number: signal.signal(number, self._tell) for number in signals if main}
         return self
 

@@ -40,8 +40,13 @@ def initial_state(stage: Stage, optimizer: Optimizer, abstract: TrainState) -> T
     params = _complete(stage, _taken(stage, wanted) if stage.config.init_from else {}, wanted)
 
     def rest(params):
-        return TrainState(step=jnp.zeros((), jnp.int32), params=params, ema=jax.tree.map(jnp.copy, params),
-                          opt=optimizer.init(params), skipped=jnp.zeros((), jnp.int32))
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            ema=jax.tree.map(jnp.copy, params),
+            opt=optimizer.init(params),
+            skipped=jnp.zeros((), jnp.int32),
+        )
 
     return jax.jit(rest, donate_argnums=0, out_shardings=places)(unflatten_dict(params, sep="/"))
 
@@ -57,15 +62,22 @@ def _taken(stage: Stage, wanted: Flat) -> Flat:
     extra = sorted(params.keys() - wanted.keys())
     lacking = [path for path in fresh if keep[path] and not path.endswith(_ADAPTERS)]
     unwanted = [path for path in extra if keep[path]]
-    other = sorted(f"{path} {list(params[path].shape)} instead of {list(wanted[path].shape)}" for path in
-                   params.keys() & wanted.keys() if keep[path] and params[path].shape != wanted[path].shape)
+    other = sorted(
+        f"{path} {list(params[path].shape)} instead of {list(wanted[path].shape)}"
+        for path in params.keys() & wanted.keys()
+        if keep[path] and params[path].shape != wanted[path].shape
+    )
     if lacking or unwanted or other:
-        raise ValueError(f"init_from = {stage.config.init_from} does not fit the model.\n  only in the model: {lacking}"
-                         f"\n  only in the checkpoint: {unwanted}\n  misshapen: {other}\nWhat is to start anew or stay "
-                         "behind is said by init_rules, as ((\"regex\", False), (\".*\", True))")
+        raise ValueError(
+            f"init_from = {stage.config.init_from} does not fit the model.\n  only in the model: {lacking}"
+            f"\n  only in the checkpoint: {unwanted}\n  misshapen: {other}\nWhat is to start anew or stay "
+            'behind is said by init_rules, as (("regex", False), (".*", True))'
+        )
     taken = {path: params[path] for path in wanted if path not in fresh}
-    log_on_host0(f"{stage.config.stage}: {len(taken)} arrays from {stage.config.init_from}"
-          f"\n  fresh: {', '.join(fresh) or 'none'}\n  left there: {', '.join(extra) or 'none'}")
+    log_on_host0(
+        f"{stage.config.stage}: {len(taken)} arrays from {stage.config.init_from}"
+        f"\n  fresh: {', '.join(fresh) or 'none'}\n  left there: {', '.join(extra) or 'none'}"
+    )
     return taken
 
 
@@ -113,7 +125,9 @@ def _complete(stage: Stage, params: Flat, wanted: Flat) -> Flat:
     lacking = {path: x.sharding for path, x in wanted.items() if path not in params}
 
     def fresh():
-        made = flatten_dict(init_params(stage.model, stage.config.seed, stage.assets.tokenizer.layout.loc), sep="/")
+        made = flatten_dict(
+            init_params(stage.model, stage.config.seed, stage.assets.tokenizer.layout.loc), sep="/"
+        )
         return {path: made[path] for path in lacking}
 
     return params | (jax.jit(fresh, out_shardings=lacking)() if lacking else {})

@@ -26,7 +26,9 @@ from tensorboardX.record_writer import directory_check
 
 from etcvla.train.metrics import means
 
-Facts = Callable[[int, float], Mapping[str, float]]  # (step, steps a second) -> more numbers for the line
+Facts = Callable[
+    [int, float], Mapping[str, float]
+]  # (step, steps a second) -> more numbers for the line
 
 
 class Sink(Protocol):
@@ -84,8 +86,14 @@ class TensorBoard:
         self._put(step=start + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step, numbers):
-        self._put(step=step, summary=Summary(value=[Summary.Value(tag=name, simple_value=value)
-                                                    for name, value in numbers.items()]))
+        self._put(
+            step=step,
+            summary=Summary(
+                value=[
+                    Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()
+                ]
+            ),
+        )
 
     def picture(self, step, name, image):
         self._put(step=step, summary=summary.image(name, image, dataformats="HWC"))
@@ -103,8 +111,10 @@ def find_wandb() -> Any:
     try:
         import wandb
     except ImportError as error:
-        raise ImportError("--wandb needs the package wandb: `pip install etcvla[wandb]`, or leave the flag out; "
-                          "metrics.jsonl and TensorBoard have the same numbers") from error
+        raise ImportError(
+            "--wandb needs the package wandb: `pip install etcvla[wandb]`, or leave the flag out; "
+            "metrics.jsonl and TensorBoard have the same numbers"
+        ) from error
     return wandb
 
 
@@ -120,8 +130,14 @@ class WandB:
         if not known.exists():
             known.parent.mkdir(parents=True, exist_ok=True)
             known.write_text(uuid.uuid4().hex[:8])
-        self._run = self._wandb.init(project=project, name=name, dir=workdir, config=dict(config), id=known.read_text(),
-                               resume="allow")
+        self._run = self._wandb.init(
+            project=project,
+            name=name,
+            dir=workdir,
+            config=dict(config),
+            id=known.read_text(),
+            resume="allow",
+        )
 
     def write(self, step, numbers):
         self._run.log(dict(numbers), step=step)
@@ -147,15 +163,28 @@ class Logger:
       more: further sinks.
     """
 
-    def __init__(self, workdir: str, stage: str, steps: int, every: int, *, start: int = 0,
-                 facts: Facts = lambda step, rate: {}, more: Sequence[Sink] = ()):
+    def __init__(
+        self,
+        workdir: str,
+        stage: str,
+        steps: int,
+        every: int,
+        *,
+        start: int = 0,
+        facts: Facts = lambda step, rate: {},
+        more: Sequence[Sink] = (),
+    ):
         self.stage, self.steps, self.every = stage, steps, every
         self.last: dict[str, float] = {}
         self._workdir, self._start, self._facts = epath.Path(workdir), start, facts
         self._pending: list[tuple[int, Mapping[str, jax.Array]]] = []
         self._files: dict[str, JSONLines] = {}
         self._speaks = jax.process_index() == 0
-        self._sinks = [TensorBoard(os.path.join(workdir, "tensorboard"), start), *more] if self._speaks else []
+        self._sinks = (
+            [TensorBoard(os.path.join(workdir, "tensorboard"), start), *more]
+            if self._speaks
+            else []
+        )
         self._began = time.time()
         self._compiled = False
         self._restart(untimed=0)
@@ -174,8 +203,10 @@ class Logger:
         try:
             yield
         except OSError as error:
-            raise OSError(f"{self._workdir}: what the run logs was not written: {error}. Its checkpoints are whole: "
-                          "make room, or make it writable, and start again") from error
+            raise OSError(
+                f"{self._workdir}: what the run logs was not written: {error}. Its checkpoints are whole: "
+                "make room, or make it writable, and start again"
+            ) from error
 
     def waiting(self, data: Iterator) -> Iterator:
         """The same iterator; the time spent waiting for it is shown on the progress line."""
@@ -215,12 +246,21 @@ class Logger:
         if not self._pending:
             return
         steps, metrics = zip(*jax.device_get(self._pending), strict=True)
-        done = [(step, values) for step, values in zip(steps, metrics, strict=True) if not values.get("skipped")]
+        done = [
+            (step, values)
+            for step, values in zip(steps, metrics, strict=True)
+            if not values.get("skipped")
+        ]
         for step, values in done:
-            for what, value in {"loss": values["loss"], "gradient's norm": values["grad_norm"]}.items():
+            for what, value in {
+                "loss": values["loss"],
+                "gradient's norm": values["grad_norm"],
+            }.items():
                 if not np.isfinite(value):
-                    raise FloatingPointError(f"{self.stage}: the {what} is {value} at step {step}; the checkpoint "
-                                             "before it is intact. Lower optim.lr, or look at the batch of that step")
+                    raise FloatingPointError(
+                        f"{self.stage}: the {what} is {value} at step {step}; the checkpoint "
+                        "before it is intact. Lower optim.lr, or look at the batch of that step"
+                    )
         numbers = means([values for _, values in done])
         if "skipped" in metrics[0]:
             numbers["skipped"] = float(len(steps) - len(done))
@@ -231,8 +271,11 @@ class Logger:
     def held_out(self, step: int, numbers: Mapping[str, float]) -> None:
         """Writes what an evaluation found, to held_out.jsonl and the sinks."""
         self._put("held_out", step, numbers, prefix="held_out/")
-        right = {found[1] or found[2]: value for name, value in numbers.items()
-                 if (found := re.fullmatch("etc/(.+)/accuracy|act/([^/]+)/success", name))}
+        right = {
+            found[1] or found[2]: value
+            for name, value in numbers.items()
+            if (found := re.fullmatch("etc/(.+)/accuracy|act/([^/]+)/success", name))
+        }
         shown = [_losses(numbers), *(f"{name} {value:.0%}" for name, value in right.items())]
         self._print(f"{self.stage} {step}/{self.steps} | held out: {', '.join(shown)}")
 
@@ -248,15 +291,24 @@ class Logger:
 
     def _write(self, step: int, count: int, numbers: dict[str, float]) -> None:
         timed = count - self._untimed
-        seconds = time.time() - (self._since if timed else self._began)  # a line of the first step alone has no other
+        seconds = time.time() - (
+            self._since if timed else self._began
+        )  # a line of the first step alone has no other
         rate, waited = (timed or count) / seconds, self._waited / seconds
-        self.last = {**numbers, "steps_per_second": rate, "data_wait": waited, **self._facts(step, rate)}
+        self.last = {
+            **numbers,
+            "steps_per_second": rate,
+            "data_wait": waited,
+            **self._facts(step, rate),
+        }
         self._put("metrics", step, self.last)
         shown = _losses(numbers)
         if numbers.get("skipped"):
             shown += f" | {numbers['skipped']:.0f} steps skipped: not finite"
-        self._print(f"{self.stage} {step}/{self.steps} | {rate:.2f} steps/s | {format_duration((self.steps - step) / rate)} left "
-                    f"| {shown} | data wait {waited:.0%}{_usage(self.last)}")
+        self._print(
+            f"{self.stage} {step}/{self.steps} | {rate:.2f} steps/s | {format_duration((self.steps - step) / rate)} left "
+            f"| {shown} | data wait {waited:.0%}{_usage(self.last)}"
+        )
 
     def _put(self, file: str, step: int, numbers: Mapping[str, float], prefix: str = "") -> None:
         if not self._speaks:
@@ -285,12 +337,19 @@ def format_duration(seconds: float) -> str:
 
 
 def _losses(numbers: Mapping[str, float]) -> str:
-    return " ".join(f"{name.removeprefix('loss/')} {value:.3f}" for name, value in numbers.items()
-                    if name.startswith("loss"))
+    return " ".join(
+        f"{name.removeprefix('loss/')} {value:.3f}"
+        for name, value in numbers.items()
+        if name.startswith("loss")
+    )
 
 
 def _usage(numbers: Mapping[str, float]) -> str:
     """What a line says of `etcvla.train.usage`'s numbers, as far as they are there."""
-    parts = {"run/tokens_per_second": " | {:,.0f} tokens/s", "run/mfu": " | {:.1%} MFU", "run/device_gib":
-             " | {:.1f} GiB on device", "run/resident_gib": " | {:.1f} GiB resident"}
+    parts = {
+        "run/tokens_per_second": " | {:,.0f} tokens/s",
+        "run/mfu": " | {:.1%} MFU",
+        "run/device_gib": " | {:.1f} GiB on device",
+        "run/resident_gib": " | {:.1f} GiB resident",
+    }
     return "".join(text.format(numbers[name]) for name, text in parts.items() if name in numbers)

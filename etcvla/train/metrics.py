@@ -28,8 +28,9 @@ GROUPS: rules.Rules = (
 )
 
 
-def flow_errors(error: Float[Array, "b r p a"], mask: Bool[Array, "b 1 p a"],
-                time: Float[Array, "b r"]) -> dict[str, Array]:
+def flow_errors(
+    error: Float[Array, "b r p a"], mask: Bool[Array, "b 1 p a"], time: Float[Array, "b r"]
+) -> dict[str, Array]:
     """Squared velocity errors, zero where masked, summed by the flow's time and by action dimension.
 
     Returns: `flow_error/time` float32[B, 2, TIME_BINS] and `flow_error/dim` float32[B, 2, A]: each row's sums and their
@@ -37,8 +38,13 @@ def flow_errors(error: Float[Array, "b r p a"], mask: Bool[Array, "b 1 p a"],
     """
     count = jnp.broadcast_to(mask, error.shape).astype(jnp.float32)
     both = jnp.stack([error, count], axis=1)
-    bins = jax.nn.one_hot(jnp.minimum((time * TIME_BINS).astype(jnp.int32), TIME_BINS - 1), TIME_BINS)
-    return {"flow_error/time": jnp.einsum("bnr,brk->bnk", both.sum((3, 4)), bins), "flow_error/dim": both.sum((2, 3))}
+    bins = jax.nn.one_hot(
+        jnp.minimum((time * TIME_BINS).astype(jnp.int32), TIME_BINS - 1), TIME_BINS
+    )
+    return {
+        "flow_error/time": jnp.einsum("bnr,brk->bnk", both.sum((3, 4)), bins),
+        "flow_error/dim": both.sum((2, 3)),
+    }
 
 
 def quotient(both: Float[Array, "b 2 n"]) -> Float[Array, " n"]:

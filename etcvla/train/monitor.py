@@ -37,7 +37,9 @@ class MonitorOptions:
 
     wandb: str = ""  # project of Weights & Biases; "" for none
     profile: str = ""  # START:STOP, steps under the profiler
-    evaluation: Callable[[Stage, Mesh], Evaluation] | None = None  # makes what the config's eval.at_progress call for
+    evaluation: Callable[[Stage, Mesh], Evaluation] | None = (
+        None  # makes what the config's eval.at_progress call for
+    )
 
 
 class TrainingMonitor:
@@ -51,15 +53,30 @@ class TrainingMonitor:
     said how to evaluate.
     """
 
-    def __init__(self, stage: Stage, mesh: Mesh, options: MonitorOptions, *, step_of: Callable[[VLA], Callable],
-                 state: TrainState):
+    def __init__(
+        self,
+        stage: Stage,
+        mesh: Mesh,
+        options: MonitorOptions,
+        *,
+        step_of: Callable[[VLA], Callable],
+        state: TrainState,
+    ):
         config = stage.config
-        self._stage, self._mesh, self._options, self._step_of, self._state = stage, mesh, options, step_of, state
+        self._stage, self._mesh, self._options, self._step_of, self._state = (
+            stage,
+            mesh,
+            options,
+            step_of,
+            state,
+        )
         self._window = parse_window(options.profile)
         self._due = evaluations_due(config.eval.at_progress, config.steps)
         if self._due and options.evaluation is None:
-            raise ValueError("eval.at_progress are set, but train() was not told how to evaluate: pass "
-                             "MonitorOptions(evaluation=etcvla.eval.in_loop.evaluation), or set eval.at_progress=()")
+            raise ValueError(
+                "eval.at_progress are set, but train() was not told how to evaluate: pass "
+                "MonitorOptions(evaluation=etcvla.eval.in_loop.evaluation), or set eval.at_progress=()"
+            )
         self._evaluation = options.evaluation(stage, mesh) if self._due else None
         self._planned = np.cumsum(stage.plan.weights, axis=0)
         self._first: Mapping[str, np.ndarray] | None = None
@@ -80,14 +97,34 @@ class TrainingMonitor:
         """The numbers of the last line."""
         return self._logger.last
 
-    def batches(self, data: Iterator[Mapping[str, np.ndarray]], start: int) -> Iterator[Mapping[str, np.ndarray]]:
+    def batches(
+        self, data: Iterator[Mapping[str, np.ndarray]], start: int
+    ) -> Iterator[Mapping[str, np.ndarray]]:
         """The same batches, timed, counted, and the first one noted; `start` steps are done already."""
         config, tokens = self._stage.config, self._stage.model.config.siglip.tokens
-        more = [WandB(self._options.wandb, f"{config.stage}:{config.variant}", config.workdir,
-                      json.loads(config.to_json_best_effort()))
-                ] if self._options.wandb and jax.process_index() == 0 else []
-        self._logger = self._open.enter_context(Logger(
-            config.workdir, config.stage, config.steps, config.log_every, start=start, facts=self._facts, more=more))
+        more = (
+            [
+                WandB(
+                    self._options.wandb,
+                    f"{config.stage}:{config.variant}",
+                    config.workdir,
+                    json.loads(config.to_json_best_effort()),
+                )
+            ]
+            if self._options.wandb and jax.process_index() == 0
+            else []
+        )
+        self._logger = self._open.enter_context(
+            Logger(
+                config.workdir,
+                config.stage,
+                config.steps,
+                config.log_every,
+                start=start,
+                facts=self._facts,
+                more=more,
+            )
+        )
         self._profiler = self._open.enter_context(Profiler(config.workdir, self._window, start))
         return self._counted(self._logger.waiting(data), tokens)
 
@@ -125,21 +162,36 @@ class TrainingMonitor:
                 self._logger.held_out(step, self._evaluation(params))
 
     def _count_flops(self, batch: Mapping[str, np.ndarray]) -> int:
-        rows = NamedSharding(self._mesh, sharding.BATCH)  # as the step has it, or it would be traced once more
-        shapes = {name: jax.ShapeDtypeStruct((self._stage.config.batch_size, *x.shape[1:]), x.dtype, sharding=rows)
-                  for name, x in batch.items()}
+        rows = NamedSharding(
+            self._mesh, sharding.BATCH
+        )  # as the step has it, or it would be traced once more
+        shapes = {
+            name: jax.ShapeDtypeStruct(
+                (self._stage.config.batch_size, *x.shape[1:]), x.dtype, sharding=rows
+            )
+            for name, x in batch.items()
+        }
         return usage.step_flops(self._step_of, self._stage.model, self._state, shapes)
 
     def _facts(self, step: int, rate: float) -> dict[str, float]:
-        tokens, self._tokens = float(np.mean(self._tokens or [0])) * self._stage.config.batch_size, []
-        return {"run/tokens_per_second": tokens * rate, **usage.utilization(self._flops, rate),
-                **usage.memory(), **mixture(self._stage.plan, self._planned, step)}
+        tokens, self._tokens = (
+            float(np.mean(self._tokens or [0])) * self._stage.config.batch_size,
+            [],
+        )
+        return {
+            "run/tokens_per_second": tokens * rate,
+            **usage.utilization(self._flops, rate),
+            **usage.memory(),
+            **mixture(self._stage.plan, self._planned, step),
+        }
 
 
 def evaluations_due(points: Any, steps: int) -> set[int]:
     """The steps after which points of a stage's progress are reached. Raises ValueError for what is no such points."""
     if not all(isinstance(knot, (int, float)) and 0 < knot <= 1 for knot in points):
-        raise ValueError(f"eval.at_progress is {points!r}, expected shares of the stage's steps in (0, 1], as (0.5, 1.0)")
+        raise ValueError(
+            f"eval.at_progress is {points!r}, expected shares of the stage's steps in (0, 1], as (0.5, 1.0)"
+        )
     return {max(1, round(knot * steps)) for knot in points}
 
 
@@ -150,9 +202,14 @@ def mixture(plan: Plan, planned: np.ndarray, step: int) -> dict[str, float]:
     Args:
       planned: float64[steps, streams], the plan's weights, summed over the steps.
     """
-    drawn, planned = plan.before[step - 1] + plan.counts[step - 1], plan.batch_size * planned[step - 1]
+    drawn, planned = (
+        plan.before[step - 1] + plan.counts[step - 1],
+        plan.batch_size * planned[step - 1],
+    )
     out = {"mixture/rows_off": float(np.abs(drawn - planned).max())}
     for name, shares in {"drawn": drawn, "planned": planned}.items():
-        out |= {f"mixture/{stream.name}/{name}": float(share / (plan.batch_size * step))
-                for stream, share in zip(plan.streams, shares, strict=True)}
+        out |= {
+            f"mixture/{stream.name}/{name}": float(share / (plan.batch_size * step))
+            for stream, share in zip(plan.streams, shares, strict=True)
+        }
     return out

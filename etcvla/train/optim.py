@@ -34,9 +34,14 @@ def make_optimizer(config: ml_collections.ConfigDict, steps: int, params: Any) -
     lr = schedule.check_schedule(config.lr, "optim.lr")
     multiples = {rule: _knots(rule, value) for rule, value in config.lr_multiple}
     return Optimizer(
-        moments=lookup(KINDS, config.kind, "optim.kind")(config), lr=lr, clip=config.clip, steps=steps,
-        multiples=multiples, rule=rules.assign([(rule, rule) for rule in multiples], params, "optim.lr_multiple"),
-        decay=rules.assign(config.weight_decay, params, "optim.weight_decay"))
+        moments=lookup(KINDS, config.kind, "optim.kind")(config),
+        lr=lr,
+        clip=config.clip,
+        steps=steps,
+        multiples=multiples,
+        rule=rules.assign([(rule, rule) for rule in multiples], params, "optim.lr_multiple"),
+        decay=rules.assign(config.weight_decay, params, "optim.weight_decay"),
+    )
 
 
 def _knots(rule: str, value: float | schedule.Schedule) -> schedule.Schedule:
@@ -58,15 +63,21 @@ class Optimizer:
 
     def trains(self, frozen: Frozen = ()) -> Any:
         """Tree of bools: which parameters move while these rules rest."""
-        return jax.tree.map(lambda rule: _moves(self.multiples[rule]) and rule not in frozen, self.rule)
+        return jax.tree.map(
+            lambda rule: _moves(self.multiples[rule]) and rule not in frozen, self.rule
+        )
 
     def frozen_at(self, step: int) -> Frozen:
         """The rules that rest at this step: whose rate is zero there and stays so for a while, or for good."""
-        return tuple(rule for rule, points in self.multiples.items() if _rests(points, step / self.steps))
+        return tuple(
+            rule for rule, points in self.multiples.items() if _rests(points, step / self.steps)
+        )
 
     def init(self, params: Any) -> Any:
         """Every parameter's state; () for what never moves."""
-        return jax.tree.map(lambda p, moves: self.moments.init(p) if moves else (), params, self.trains())
+        return jax.tree.map(
+            lambda p, moves: self.moments.init(p) if moves else (), params, self.trains()
+        )
 
     def update(self, grads: Any, state: Any, params: Any, step: jax.Array) -> tuple[Any, Any]:
         """(parameters, state) after an update.
@@ -78,13 +89,17 @@ class Optimizer:
         grads, _ = optax.clip_by_global_norm(self.clip).update(grads, optax.EmptyState())
         progress = step / self.steps
         lr = schedule.value_at(self.lr, progress)
-        multiples = {rule: schedule.value_at(points, progress) for rule, points in self.multiples.items()}
+        multiples = {
+            rule: schedule.value_at(points, progress) for rule, points in self.multiples.items()
+        }
 
         def one(param, grad, state, rule, decay):
             if grad is None:
                 return param, state
             update, state = self.moments.update(grad, state, param)
-            return (param - lr * ((update + decay * param) * multiples[rule])).astype(param.dtype), state
+            return (param - lr * ((update + decay * param) * multiples[rule])).astype(
+                param.dtype
+            ), state
 
         both = jax.tree.map(one, params, grads, state, self.rule, self.decay)
         return tuple(jax.tree.map(lambda _, pair, i=i: pair[i], params, both) for i in range(2))
@@ -116,10 +131,17 @@ def _adafactor(config: ml_collections.ConfigDict) -> optax.GradientTransformatio
     """Adafactor (arXiv 1804.04235) as Zhai et al. train ViTs (arXiv 2106.04560): a first moment in `mu_dtype`, a
     decay of the second that rises to b2 at most, updates clipped to unit root mean square, rates not relative."""
     return optax.chain(
-        optax.scale_by_factored_rms(decay_rate_fn=lambda step, power: jnp.minimum(
-            config.b2, 1 - (jnp.asarray(step, jnp.float32) + 1) ** -power)),
-        optax.clip_by_block_rms(1.0), optax.ema(config.b1, debias=False, accumulator_dtype=config.mu_dtype))
+        optax.scale_by_factored_rms(
+            decay_rate_fn=lambda step, power: jnp.minimum(
+                config.b2, 1 - (jnp.asarray(step, jnp.float32) + 1) ** -power
+            )
+        ),
+        optax.clip_by_block_rms(1.0),
+        optax.ema(config.b1, debias=False, accumulator_dtype=config.mu_dtype),
+    )
 
 
 KINDS: dict[str, Callable[[ml_collections.ConfigDict], optax.GradientTransformation]] = {
-    "adamw": _adamw, "adafactor": _adafactor}
+    "adamw": _adamw,
+    "adafactor": _adafactor,
+}

@@ -19,7 +19,9 @@ def parse_window(text: str) -> tuple[int, int] | None:
     found = re.fullmatch(r"(\d+):(\d+)", text)
     first, last = map(int, found.groups()) if found else (0, 0)
     if not 1 <= first <= last:
-        raise ValueError(f"--profile is {text!r}, expected START:STOP, steps counted from 1, as 20:25")
+        raise ValueError(
+            f"--profile is {text!r}, expected START:STOP, steps counted from 1, as 20:25"
+        )
     return first, last
 
 
@@ -53,7 +55,10 @@ class Profiler:
             jax.profiler.stop_trace()
             self.tracing = False
             if jax.process_index() == 0:
-                print(f"profile of steps {self.window[0]} to {self.window[1]}: {self.folder}", flush=True)
+                print(
+                    f"profile of steps {self.window[0]} to {self.window[1]}: {self.folder}",
+                    flush=True,
+                )
 
     def _next(self, step: int) -> None:
         if not self.tracing and self.window and self.window[0] <= step <= self.window[1]:

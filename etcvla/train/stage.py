@@ -64,19 +64,29 @@ def build_datasets(config: ml_collections.ConfigDict) -> None:
 
     Raises FileNotFoundError naming what is missing and cannot be made, RuntimeError if a build fails.
     """
-    lacking = [f"  {field} = {path}" for field, path in missing_paths(config).items()
-               if not (field.startswith("datasets.") and config.datasets[field.split(".")[1]].build)
-               and not (field == "init_from" and config.init_config)]
+    lacking = [
+        f"  {field} = {path}"
+        for field, path in missing_paths(config).items()
+        if not (field.startswith("datasets.") and config.datasets[field.split(".")[1]].build)
+        and not (field == "init_from" and config.init_config)
+    ]
     if lacking:
-        raise FileNotFoundError(f"stage {config.stage}:{config.variant} needs what is not there:\n"
-                                + "\n".join(lacking) + "\nPut it there, or point the field elsewhere, for instance "
-                                "--config.init_from=PATH")
+        raise FileNotFoundError(
+            f"stage {config.stage}:{config.variant} needs what is not there:\n"
+            + "\n".join(lacking)
+            + "\nPut it there, or point the field elsewhere, for instance "
+            "--config.init_from=PATH"
+        )
     for dataset in config.datasets.values():
         if not has_dataset(dataset.path):
             module, *arguments = dataset.build
-            print(f"{config.stage}: {dataset.path} is missing, building it: python -m {module} {' '.join(arguments)}",
-                  flush=True)
-            if subprocess.run([sys.executable, "-m", module, *arguments]).returncode or not has_dataset(dataset.path):
+            print(
+                f"{config.stage}: {dataset.path} is missing, building it: python -m {module} {' '.join(arguments)}",
+                flush=True,
+            )
+            if subprocess.run(
+                [sys.executable, "-m", module, *arguments]
+            ).returncode or not has_dataset(dataset.path):
                 raise RuntimeError(f"{dataset.path} was not built; why stands above")
 
 
@@ -88,20 +98,34 @@ def streams_of(config: ml_collections.ConfigDict) -> list[Stream]:
     found = []
     for name, s in sorted(config.streams.items()):
         if s.dataset not in config.datasets:
-            raise ValueError(f"streams.{name}.dataset is {s.dataset!r}; datasets has {sorted(config.datasets)}")
+            raise ValueError(
+                f"streams.{name}.dataset is {s.dataset!r}; datasets has {sorted(config.datasets)}"
+            )
         if config.model.image_attends_prompt and s.extra_segments:
-            raise ValueError(f"streams.{name}.extra_segments must be 0 with model.image_attends_prompt: the images can read "
-                             "one prompt only")
-        if config.model.image_attends_prompt and s.kind == rows.ACTION and find_format(config.data.prompt).subtask:
-            raise ValueError(f"data.prompt {config.data.prompt!r} asks for a subtask beside the action, and with "
-                             "model.image_attends_prompt the images can read one prompt only")
-        found.append(Stream(name, s.dataset, s.kind, tuple(tuple(k) for k in s.weight), s.extra_segments))
+            raise ValueError(
+                f"streams.{name}.extra_segments must be 0 with model.image_attends_prompt: the images can read "
+                "one prompt only"
+            )
+        if (
+            config.model.image_attends_prompt
+            and s.kind == rows.ACTION
+            and find_format(config.data.prompt).subtask
+        ):
+            raise ValueError(
+                f"data.prompt {config.data.prompt!r} asks for a subtask beside the action, and with "
+                "model.image_attends_prompt the images can read one prompt only"
+            )
+        found.append(
+            Stream(name, s.dataset, s.kind, tuple(tuple(k) for k in s.weight), s.extra_segments)
+        )
     return found
 
 
 def make_plan(config: ml_collections.ConfigDict) -> Plan:
     """The stage's plan; it needs no dataset."""
-    return Plan.make(streams_of(config), batch_size=config.batch_size, steps=config.steps, seed=config.seed)
+    return Plan.make(
+        streams_of(config), batch_size=config.batch_size, steps=config.steps, seed=config.seed
+    )
 
 
 @dataclasses.dataclass
@@ -118,43 +142,78 @@ class Stage:
     @classmethod
     def open(cls, config: ml_collections.ConfigDict) -> Stage:
         """Opens datasets and assets. Raises FileNotFoundError or ValueError naming what is missing or does not fit."""
-        datasets = {name: rows.StageDataset(open_dataset(d.path, adapter=d.adapter, damaged=config.data.on_damaged),
-                                     tuple(d.cameras)) for name, d in config.datasets.items()}
+        datasets = {
+            name: rows.StageDataset(
+                open_dataset(d.path, adapter=d.adapter, damaged=config.data.on_damaged),
+                tuple(d.cameras),
+            )
+            for name, d in config.datasets.items()
+        }
         for name, source in datasets.items():
             if len(source.cameras) > config.data.num_cameras:
-                raise ValueError(f"datasets.{name}.cameras has {len(source.cameras)} names, rows have room for "
-                                 f"data.num_cameras {config.data.num_cameras}")
+                raise ValueError(
+                    f"datasets.{name}.cameras has {len(source.cameras)} names, rows have room for "
+                    f"data.num_cameras {config.data.num_cameras}"
+                )
         assets = inherited_assets(config)
         acting = [s for s in streams_of(config) if s.kind == rows.ACTION]
         for s in acting:
             source = datasets[s.dataset]
             if assets.fast is None:
-                assets.fit_actions(source.dataset, horizon=config.model.horizon, fast_vocab=config.data.fast_vocab,
-                                   mode=config.data.norm, fast_path=config.data.fast)
+                assets.fit_actions(
+                    source.dataset,
+                    horizon=config.model.horizon,
+                    fast_vocab=config.data.fast_vocab,
+                    mode=config.data.norm,
+                    fast_path=config.data.fast,
+                )
             assets.check_actions(source.dataset)
             check_widths(config, source.dataset)
         if acting and assets.fast.horizon != config.model.horizon:
-            raise ValueError(f"model.horizon is {config.model.horizon}, but the FAST tokenizer of {config.init_from} "
-                             f"was fitted to chunks of {assets.fast.horizon} steps; keep that horizon")
+            raise ValueError(
+                f"model.horizon is {config.model.horizon}, but the FAST tokenizer of {config.init_from} "
+                f"was fitted to chunks of {assets.fast.horizon} steps; keep that horizon"
+            )
         if acting:
             source = datasets[acting[0].dataset]
-            assets.describe_actions(source.dataset, horizon=config.model.horizon, cameras=source.cameras,
-                                    prompt=config.data.prompt, mask_padding=config.data.mask_padding)
+            assets.describe_actions(
+                source.dataset,
+                horizon=config.model.horizon,
+                cameras=source.cameras,
+                prompt=config.data.prompt,
+                mask_padding=config.data.mask_padding,
+            )
         model = make_model(config, assets)
         return cls(config, assets, datasets, make_plan(config), model, row_sizes(config, model))
 
     def row_builder(self) -> rows.RowBuilder:
         """What makes the stage's rows. Raises ValueError for a stream or a rider's kind of which there is nothing."""
         c = self.config
-        return rows.RowBuilder(self.plan, self.datasets, self.assets, self.sizes, extra_segment_weights=c.extra_segment_weights.to_dict(),
-                               prompt=c.data.prompt, use_fast=used(c.loss.fast), mask_padding=c.data.mask_padding,
-                               mean=c.loss.mean)
+        return rows.RowBuilder(
+            self.plan,
+            self.datasets,
+            self.assets,
+            self.sizes,
+            extra_segment_weights=c.extra_segment_weights.to_dict(),
+            prompt=c.data.prompt,
+            use_fast=used(c.loss.fast),
+            mask_padding=c.data.mask_padding,
+            mean=c.loss.mean,
+        )
 
-    def batches(self, start: int, rows: Sequence[int] | None = None) -> Iterator[dict[str, np.ndarray]]:
+    def batches(
+        self, start: int, rows: Sequence[int] | None = None
+    ) -> Iterator[dict[str, np.ndarray]]:
         """The batches from step `start` on: these rows of each, or all."""
         data = self.config.data
-        return batches(self.row_builder(), start=start, rows=rows, threads=data.threads, workers=data.workers,
-                       prefetch=data.prefetch)
+        return batches(
+            self.row_builder(),
+            start=start,
+            rows=rows,
+            threads=data.threads,
+            workers=data.workers,
+            prefetch=data.prefetch,
+        )
 
 
 def check_widths(config: ml_collections.ConfigDict, dataset: Episodes) -> None:
@@ -162,8 +221,10 @@ def check_widths(config: ml_collections.ConfigDict, dataset: Episodes) -> None:
     for field, size in (("action", "action_dim"), ("observation/state", "state_dim")):
         width = dataset.feature(field).width
         if width > config.model[size]:
-            raise ValueError(f"{dataset.directory}: {field} has width {width}, wider than model.{size} "
-                             f"{config.model[size]}; raise that")
+            raise ValueError(
+                f"{dataset.directory}: {field} has width {width}, wider than model.{size} "
+                f"{config.model[size]}; raise that"
+            )
 
 
 def inherited_assets(config: ml_collections.ConfigDict) -> Assets:
@@ -175,23 +236,35 @@ def inherited_assets(config: ml_collections.ConfigDict) -> Assets:
         if workdir and Checkpoints(workdir).latest() is not None:
             assets = Assets.from_json(Checkpoints(workdir).meta()["assets"])
             if (found := assets.tokenizer.layout.name) != config.data.layout:
-                raise ValueError(f"data.layout is {config.data.layout!r}, but {workdir} was trained with {found!r}: "
-                                 "its ids mean other things")
+                raise ValueError(
+                    f"data.layout is {config.data.layout!r}, but {workdir} was trained with {found!r}: "
+                    "its ids mean other things"
+                )
             return assets
-    return Assets(Tokenizer.load(config.data.tokenizer, num_actions=config.data.fast_vocab, layout=config.data.layout))
+    return Assets(
+        Tokenizer.load(
+            config.data.tokenizer, num_actions=config.data.fast_vocab, layout=config.data.layout
+        )
+    )
 
 
 def make_model(config: ml_collections.ConfigDict, assets: Assets) -> VLA:
     """The stage's model. Raises ValueError if the FAST vocabulary does not fit the token layout."""
     layout = assets.tokenizer.layout
     if config.data.fast_vocab > layout.action.count:
-        raise ValueError(f"data.fast_vocab {config.data.fast_vocab} does not fit the tokenizer's {layout.action.count} "
-                         "action ids")
+        raise ValueError(
+            f"data.fast_vocab {config.data.fast_vocab} does not fit the tokenizer's {layout.action.count} "
+            "action ids"
+        )
     if assets.fast is not None and assets.fast.vocab_size > layout.action.count:
-        raise ValueError(f"the FAST tokenizer has {assets.fast.vocab_size} tokens and the vocabulary "
-                         f"{layout.action.count} action ids; raise data.fast_vocab")
+        raise ValueError(
+            f"the FAST tokenizer has {assets.fast.vocab_size} tokens and the vocabulary "
+            f"{layout.action.count} action ids; raise data.fast_vocab"
+        )
     if config.model.expert == "none" and used(config.loss.flow):
-        raise ValueError('model.expert is "none", but loss.flow has weight: only an expert learns the flow')
+        raise ValueError(
+            'model.expert is "none", but loss.flow has weight: only an expert learns the flow'
+        )
     # Knots that vary are the step's: the model's own switch is for good.
     points = schedule.check_schedule(config.model.insulate, "model.insulate", most=1)
     insulate = all(value == 1 for _, value in points)
@@ -201,6 +274,11 @@ def make_model(config: ml_collections.ConfigDict, assets: Assets) -> VLA:
 def row_sizes(config: ml_collections.ConfigDict, model: VLA) -> rows.RowSizes:
     """The sizes of the stage's rows."""
     return rows.RowSizes(
-        num_cameras=config.data.num_cameras, image_size=model.config.siglip.image_size, text_len=config.data.text_len,
-        max_targets=config.data.max_targets, state_dim=config.model.state_dim, horizon=config.model.horizon,
-        action_dim=config.model.action_dim)
+        num_cameras=config.data.num_cameras,
+        image_size=model.config.siglip.image_size,
+        text_len=config.data.text_len,
+        max_targets=config.data.max_targets,
+        state_dim=config.model.state_dim,
+        horizon=config.model.horizon,
+        action_dim=config.model.action_dim,
+    )

@@ -36,7 +36,9 @@ class TrainState:
     params: Any  # float32 master weights
     ema: Any  # their moving average: what the next stage and the policy take
     opt: Any  # the optimizer's state
-    skipped: Any = flax.struct.field(default_factory=lambda: jnp.zeros((), jnp.int32))  # int32[], not finite
+    skipped: Any = flax.struct.field(
+        default_factory=lambda: jnp.zeros((), jnp.int32)
+    )  # int32[], not finite
 
 
 @flax.struct.dataclass
@@ -56,21 +58,41 @@ class StepSettings:
     color: float = flax.struct.field(pytree_node=False)
     loc_offset: int = flax.struct.field(pytree_node=False)
     z: schedule.Schedule = flax.struct.field(pytree_node=False, default=((0.0, 0.0),))
-    insulate: schedule.Schedule | None = flax.struct.field(pytree_node=False, default=None)  # None: as the model has it
-    microbatches: int = flax.struct.field(pytree_node=False, default=1)  # parts of a batch, one after another
-    skip: bool = flax.struct.field(pytree_node=False, default=False)  # a step that is not finite changes nothing
-    frozen: Frozen = flax.struct.field(pytree_node=False, default=())  # rules that rest at this step
+    insulate: schedule.Schedule | None = flax.struct.field(
+        pytree_node=False, default=None
+    )  # None: as the model has it
+    microbatches: int = flax.struct.field(
+        pytree_node=False, default=1
+    )  # parts of a batch, one after another
+    skip: bool = flax.struct.field(
+        pytree_node=False, default=False
+    )  # a step that is not finite changes nothing
+    frozen: Frozen = flax.struct.field(
+        pytree_node=False, default=()
+    )  # rules that rest at this step
 
     @classmethod
     def of(cls, config: ml_collections.ConfigDict, loc_offset: int) -> StepSettings:
         """From a stage's config. Raises ValueError for malformed points or an unknown name."""
-        points = {name: schedule.check_schedule(config.loss[name], f"loss.{name}") for name in LOSSES}
+        points = {
+            name: schedule.check_schedule(config.loss[name], f"loss.{name}") for name in LOSSES
+        }
         insulate = schedule.check_schedule(config.model.insulate, "model.insulate", most=1)
-        return cls(seed=config.seed, steps=config.steps, streams=tuple(sorted(config.streams)),
-                   max_targets=config.data.max_targets, noise_samples=config.loss.noise_samples, ema_decay=config.optim.ema,
-                   shift=config.augment.shift, color=config.augment.color, loc_offset=loc_offset,
-                   insulate=insulate if varies(insulate) else None, microbatches=config.optim.microbatches,
-                   skip=lookup(ON_NONFINITE, config.optim.on_nonfinite, "optim.on_nonfinite"), **points)
+        return cls(
+            seed=config.seed,
+            steps=config.steps,
+            streams=tuple(sorted(config.streams)),
+            max_targets=config.data.max_targets,
+            noise_samples=config.loss.noise_samples,
+            ema_decay=config.optim.ema,
+            shift=config.augment.shift,
+            color=config.augment.color,
+            loc_offset=loc_offset,
+            insulate=insulate if varies(insulate) else None,
+            microbatches=config.optim.microbatches,
+            skip=lookup(ON_NONFINITE, config.optim.on_nonfinite, "optim.on_nonfinite"),
+            **points,
+        )
 
 
 ON_NONFINITE = {"stop": False, "skip": True}
@@ -92,7 +114,9 @@ def active(settings: StepSettings) -> list[str]:
     return [name for name in LOSSES if used(getattr(settings, name)) and (logits or name != "z")]
 
 
-def losses(model: VLA, params: Any, batch: Batch, key: jax.Array, settings: StepSettings) -> dict[str, Any]:
+def losses(
+    model: VLA, params: Any, batch: Batch, key: jax.Array, settings: StepSettings
+) -> dict[str, Any]:
     """The unweighted losses of a batch.
 
     Returns: `text` and `fast` (mean next-token loss, nats), `z` (mean squared log of the softmax's sum), `flow` (mean
@@ -103,17 +127,23 @@ def losses(model: VLA, params: Any, batch: Batch, key: jax.Array, settings: Step
     return microbatch_losses(model, params, *targets(batch, key, settings), settings)
 
 
-def targets(batch: Batch, key: jax.Array, settings: StepSettings) -> tuple[Batch, dict[str, jax.Array]]:
+def targets(
+    batch: Batch, key: jax.Array, settings: StepSettings
+) -> tuple[Batch, dict[str, jax.Array]]:
     """The batch with what it is asked beside it (row by row), and how many tokens or numbers each loss is a mean of.
 
     Counted once for a whole batch, so that the losses of its parts add up to its own.
     """
     rows, counts = dict(batch), {}
     if {"text", "fast"} & set(active(settings)):
-        rows["target_positions"], real = find_target_positions(batch["target"], settings.max_targets)
+        rows["target_positions"], real = find_target_positions(
+            batch["target"], settings.max_targets
+        )
         rows["target_weight"] = jnp.where(real, _take(rows, "weight"), 0)
         rows["target_token"] = _take(rows, "tokens") * real
-        rows["target_fast"] = rows["target_weight"] * (_take(rows, "segment") == batch["action_segment"][:, None])
+        rows["target_fast"] = rows["target_weight"] * (
+            _take(rows, "segment") == batch["action_segment"][:, None]
+        )
         counts["fast"] = jnp.maximum(rows["target_fast"].sum(), 1)
         counts["text"] = jnp.maximum((rows["target_weight"] - rows["target_fast"]).sum(), 1)
         counts["z"] = jnp.maximum(rows["target_weight"].sum(), 1)
@@ -123,7 +153,9 @@ def targets(batch: Batch, key: jax.Array, settings: StepSettings) -> tuple[Batch
         actions = jnp.where(batch["action_mask"], batch["actions"], 0)
         shape = (actions.shape[0], settings.noise_samples, *actions.shape[1:])
         rows["time"] = flow.sample_time(time_key, shape[:2])
-        x_t, rows["velocity"] = flow.interpolate(actions, jax.random.normal(noise_key, shape), rows["time"])
+        x_t, rows["velocity"] = flow.interpolate(
+            actions, jax.random.normal(noise_key, shape), rows["time"]
+        )
         rows["x_t"] = jnp.where(action_dim_mask(batch)[:, None], x_t, 0)
         counts["flow"] = jnp.maximum(batch["action_mask"].sum() * settings.noise_samples, 1)
     return rows, counts
@@ -133,11 +165,23 @@ def _take(rows: Batch, name: str) -> jax.Array:
     return jnp.take_along_axis(rows[name], rows["target_positions"], axis=1)
 
 
-def microbatch_losses(model: VLA, params: Any, rows: Batch, counts: Mapping[str, jax.Array], settings: StepSettings,
-              gradient_scale: jax.Array | None = None) -> dict[str, Any]:
+def microbatch_losses(
+    model: VLA,
+    params: Any,
+    rows: Batch,
+    counts: Mapping[str, jax.Array],
+    settings: StepSettings,
+    gradient_scale: jax.Array | None = None,
+) -> dict[str, Any]:
     """What these rows add to the losses of their batch; see `losses` and `targets`."""
-    logits, predicted = model.apply({"params": params}, rows, rows.get("target_positions"), rows.get("x_t"), rows.get("time"),
-                                    gradient_scale)
+    logits, predicted = model.apply(
+        {"params": params},
+        rows,
+        rows.get("target_positions"),
+        rows.get("x_t"),
+        rows.get("time"),
+        gradient_scale,
+    )
     out = {}
     if logits is not None:
         out |= _token_losses(logits, rows, counts, settings)
@@ -153,8 +197,11 @@ def _token_losses(logits, rows, counts, settings):
     tokens, weight, fast = (rows[f"target_{name}"] for name in ("token", "weight", "fast"))
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, tokens)
     out = {
-        "text": (loss * (weight - fast)).sum() / counts["text"], "fast": (loss * fast).sum() / counts["fast"],
-        "token_loss": loss, "token_hit": jnp.argmax(logits, axis=-1) == tokens, "token_weight": weight,
+        "text": (loss * (weight - fast)).sum() / counts["text"],
+        "fast": (loss * fast).sum() / counts["fast"],
+        "token_loss": loss,
+        "token_hit": jnp.argmax(logits, axis=-1) == tokens,
+        "token_weight": weight,
         "token_stream": _take(rows, "stream"),
     }
     if used(settings.z):
@@ -164,66 +211,107 @@ def _token_losses(logits, rows, counts, settings):
 
 def total_loss(parts: Mapping[str, Any], progress: jax.Array, settings: StepSettings) -> jax.Array:
     """The sum of the losses, weighted by their points at this progress."""
-    return sum(schedule.value_at(getattr(settings, name), progress) * parts[name] for name in active(settings))
+    return sum(
+        schedule.value_at(getattr(settings, name), progress) * parts[name]
+        for name in active(settings)
+    )
 
 
 def metrics_of(parts: Mapping[str, Any], settings: StepSettings) -> Metrics:
     """Scalars and vectors to log; what the batch holds nothing of (a stream, a time, an action dimension) is NaN."""
     out = {f"loss/{name}": parts[name] for name in active(settings)}
-    out |= {name: metrics_lib.quotient(parts[name]) for name in parts if name.startswith("flow_error/")}
+    out |= {
+        name: metrics_lib.quotient(parts[name]) for name in parts if name.startswith("flow_error/")
+    }
     if "token_loss" not in parts:
         return out
-    weight = jax.nn.one_hot(parts["token_stream"], len(settings.streams)) * parts["token_weight"][..., None]
+    weight = (
+        jax.nn.one_hot(parts["token_stream"], len(settings.streams))
+        * parts["token_weight"][..., None]
+    )
     total = weight.sum((0, 1))
     for name, value in {"loss": parts["token_loss"], "accuracy": parts["token_hit"]}.items():
-        mean = jnp.einsum("bm,bms->s", value.astype(jnp.float32), weight) / jnp.where(total > 0, total, jnp.nan)
+        mean = jnp.einsum("bm,bms->s", value.astype(jnp.float32), weight) / jnp.where(
+            total > 0, total, jnp.nan
+        )
         out |= {f"{stream}/{name}": mean[i] for i, stream in enumerate(settings.streams)}
     return out
 
 
-def train_step(state: TrainState, batch: Batch, *, model: VLA, optimizer: Optimizer,
-               settings: StepSettings) -> tuple[TrainState, Metrics]:
+def train_step(
+    state: TrainState, batch: Batch, *, model: VLA, optimizer: Optimizer, settings: StepSettings
+) -> tuple[TrainState, Metrics]:
     """One update. All its randomness is a function of (seed, step), so a resumed run repeats it bit for bit."""
     key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
     augment_key, loss_key = jax.random.split(key)
     progress = state.step / settings.steps
-    batch = augment(augment_key, batch, shift=settings.shift, color=settings.color, loc_offset=settings.loc_offset)
+    batch = augment(
+        augment_key,
+        batch,
+        shift=settings.shift,
+        color=settings.color,
+        loc_offset=settings.loc_offset,
+    )
     rows, counts = targets(batch, loss_key, settings)
-    gradient_scale = None if settings.insulate is None else 1 - schedule.value_at(settings.insulate, progress)
+    gradient_scale = (
+        None if settings.insulate is None else 1 - schedule.value_at(settings.insulate, progress)
+    )
     # Cast where they are read, a layer at a time; gradients come in the dtype that is read, where the parameters lie.
     moves = optimizer.trains(settings.frozen)
-    trained = jax.tree.map(lambda p, tap, m: None if not m else p if p.dtype == tap.dtype else tap, state.params,
-                           constrain_params(taps(state.params, model.config)), moves)
+    trained = jax.tree.map(
+        lambda p, tap, m: None if not m else p if p.dtype == tap.dtype else tap,
+        state.params,
+        constrain_params(taps(state.params, model.config)),
+        moves,
+    )
 
     def loss_fn(trained, rows):
-        params = jax.tree.map(lambda p, t: p if t is None else t if t.dtype == p.dtype else ops.Master(p, t),
-                              state.params, trained)
+        params = jax.tree.map(
+            lambda p, t: p if t is None else t if t.dtype == p.dtype else ops.Master(p, t),
+            state.params,
+            trained,
+        )
         parts = microbatch_losses(model, params, rows, counts, settings, gradient_scale)
         return total_loss(parts, progress, settings), parts
 
-    (loss, parts), grads = accumulate_gradients(jax.value_and_grad(loss_fn, has_aux=True), trained, rows, settings.microbatches)
-    grads = constrain_params(jax.tree.map(lambda p, g: None if g is None else g.astype(p.dtype), state.params, grads))
-    metrics = {**metrics_of(parts, settings), "loss": loss, "grad_norm": optax.global_norm(grads),
-               **metrics_lib.grad_norms(grads)}
+    (loss, parts), grads = accumulate_gradients(
+        jax.value_and_grad(loss_fn, has_aux=True), trained, rows, settings.microbatches
+    )
+    grads = constrain_params(
+        jax.tree.map(lambda p, g: None if g is None else g.astype(p.dtype), state.params, grads)
+    )
+    metrics = {
+        **metrics_of(parts, settings),
+        "loss": loss,
+        "grad_norm": optax.global_norm(grads),
+        **metrics_lib.grad_norms(grads),
+    }
     return updated(state, grads, metrics, optimizer, settings)
 
 
-def updated(state: TrainState, grads: Any, metrics: Metrics, optimizer: Optimizer,
-            settings: StepSettings) -> tuple[TrainState, Metrics]:
+def updated(
+    state: TrainState, grads: Any, metrics: Metrics, optimizer: Optimizer, settings: StepSettings
+) -> tuple[TrainState, Metrics]:
     """The state after an update; one that is not finite is left out and counted, if the settings say so."""
     params, opt = optimizer.update(grads, state.opt, state.params, state.step)
     # As a step towards the parameters, so that what is frozen stays in its bits.
-    ema = jax.tree.map(lambda mean, new: mean + (1 - settings.ema_decay) * (new - mean), state.ema, params)
+    ema = jax.tree.map(
+        lambda mean, new: mean + (1 - settings.ema_decay) * (new - mean), state.ema, params
+    )
     after = TrainState(step=state.step + 1, params=params, ema=ema, opt=opt, skipped=state.skipped)
     if not settings.skip:
         return after, metrics
     fine = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
     before = state.replace(step=state.step + 1, skipped=state.skipped + 1)
-    return (jax.tree.map(lambda new, old: jnp.where(fine, new, old), after, before),
-            {**metrics, "skipped": (~fine).astype(jnp.float32)})
+    return (
+        jax.tree.map(lambda new, old: jnp.where(fine, new, old), after, before),
+        {**metrics, "skipped": (~fine).astype(jnp.float32)},
+    )
 
 
-def accumulate_gradients(grad_fn, params: Any, rows: Batch, count: int) -> tuple[tuple[jax.Array, dict], Any]:
+def accumulate_gradients(
+    grad_fn, params: Any, rows: Batch, count: int
+) -> tuple[tuple[jax.Array, dict], Any]:
     """grad_fn(params, rows) = ((loss, parts), grads), computed on `count` parts of the rows one after another.
 
     Losses, gradients and whatever else the parts hold are summed (in float32); what is named `token_..` is given row by

@@ -39,7 +39,9 @@ PEAK_FLOPS: rules.Rules = (
 
 def peak_flops(device: jax.Device) -> float | None:
     """FLOP/s that a device can do in bfloat16; None for a kind that is not in `PEAK_FLOPS`, a CPU among them."""
-    return next((peak for pattern, peak in PEAK_FLOPS if re.match(pattern, device.device_kind)), None)
+    return next(
+        (peak for pattern, peak in PEAK_FLOPS if re.match(pattern, device.device_kind)), None
+    )
 
 
 def step_flops(step_of: Callable[[VLA], Callable], model: VLA, *args) -> int:
@@ -48,7 +50,9 @@ def step_flops(step_of: Callable[[VLA], Callable], model: VLA, *args) -> int:
     Args:
       step_of: a model's training step. args: the state and the batch, as shapes; those of the whole mesh.
     """
-    if model.config.remat != "none":  # else the very function that is trained with, which JAX has traced already
+    if (
+        model.config.remat != "none"
+    ):  # else the very function that is trained with, which JAX has traced already
         model = VLA(dataclasses.replace(model.config, remat="none"))
     return count(step_of(model), *args).total()
 
@@ -62,7 +66,10 @@ def utilization(flops: int, steps_per_second: float) -> dict[str, float]:
     """
     achieved = flops * steps_per_second / jax.device_count()
     peak = peak_flops(jax.devices()[0])
-    return {"run/tflop_per_second": achieved / 1e12, **({"run/mfu": achieved / peak} if peak else {})}
+    return {
+        "run/tflop_per_second": achieved / 1e12,
+        **({"run/mfu": achieved / peak} if peak else {}),
+    }
 
 
 def memory() -> dict[str, float]:
@@ -91,4 +98,6 @@ def resident() -> int:
 
 def tokens(batch: Mapping, image_tokens: int) -> float:
     """Tokens a row of a batch that are no padding: of text, and `image_tokens` of every camera that is there."""
-    return float((batch["segment"] > 0).sum() + image_tokens * batch["image_mask"].sum()) / len(batch["segment"])
+    return float((batch["segment"] > 0).sum() + image_tokens * batch["image_mask"].sum()) / len(
+        batch["segment"]
+    )

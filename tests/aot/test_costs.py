@@ -30,7 +30,9 @@ def test_a_loop_that_counts_down_to_data_is_said_to_be_unknown():
     def until_small(x):
         return jax.lax.while_loop(lambda x: x.sum() > 1, lambda x: x @ x, x)
 
-    costs = analyse(jax.jit(until_small).lower(jax.ShapeDtypeStruct((8, 8), jnp.float32)).compile().as_text(), 1)
+    costs = analyse(
+        jax.jit(until_small).lower(jax.ShapeDtypeStruct((8, 8), jnp.float32)).compile().as_text(), 1
+    )
     assert len(costs.unknown_loops) == 1
     assert costs.flops == 2 * 8 * 8 * 8
 
@@ -54,25 +56,39 @@ def test_the_dearer_branch_counts():
 
 # ---- as libtpu writes ------------------------------------------------------------------------------------------------
 
+
 def module(entry, *others):
-    return "\n".join(["HloModule jit_step, is_scheduled=true", *others,
-                      "ENTRY %main (p: f32[4]) -> f32[4] {", *(f"  {line}" for line in entry.splitlines()), "}"])
+    return "\n".join(
+        [
+            "HloModule jit_step, is_scheduled=true",
+            *others,
+            "ENTRY %main (p: f32[4]) -> f32[4] {",
+            *(f"  {line}" for line in entry.splitlines()),
+            "}",
+        ]
+    )
 
 
 def test_a_batched_product_is_a_convolution_whose_zeros_do_not_count():
-    costs = analyse(module("""\
+    costs = analyse(
+        module("""\
 %a = bf16[4,82,152]{2,1,0:T(8,128)(2,1)} parameter(0)
 %b = bf16[4,152,64]{2,1,0:T(8,128)(2,1)} parameter(1)
 ROOT %c = f32[4,82,64]{1,2,0:T(8,128)S(1)} convolution(%a, %b), window={size=4 stride=3 lhs_dilate=4}, \
-dim_labels=0bf_0io->0bf, metadata={op_name="jit(step)/bkqs,bskh->bkqh/dot_general"}"""), 1)
+dim_labels=0bf_0io->0bf, metadata={op_name="jit(step)/bkqs,bskh->bkqh/dot_general"}"""),
+        1,
+    )
     assert costs.flops == 2 * 4 * 82 * 152 * 64
 
 
 def test_padding_of_a_convolution_does_not_count():
-    costs = analyse(module("""\
+    costs = analyse(
+        module("""\
 %x = f32[1,8,3]{2,1,0} parameter(0)
 %w = f32[3,3,5]{2,1,0} parameter(1)
-ROOT %y = f32[1,8,5]{2,1,0} convolution(%x, %w), window={size=3 pad=1_1}, dim_labels=b0f_0io->b0f"""), 1)
+ROOT %y = f32[1,8,5]{2,1,0} convolution(%x, %w), window={size=3 pad=1_1}, dim_labels=b0f_0io->b0f"""),
+        1,
+    )
     assert costs.flops == 2 * 3 * 5 * (8 * 3 - 2)
 
 
@@ -99,29 +115,60 @@ LOOP = """\
 
 @pytest.mark.parametrize(("step", "turns"), [(1, 18), (2, 9), (5, 4)])
 def test_bounds_of_a_loop_are_followed_to_where_they_come_from(step, turns):
-    costs = analyse(module("""\
+    costs = analyse(
+        module(
+            """\
 %zero = s32[]{:T(128)} constant(0)
 %start = s32[]{:T(128)} copy(%zero)
 %end = s32[]{:T(128)} constant(18)
 %x = f32[8,8]{1,0:T(8,128)} parameter(0)
 %t = (s32[]{:T(128)}, f32[8,8]{1,0:T(8,128)}, s32[]{:T(128)}) tuple(%start, %x, %end)
 ROOT %w = (s32[]{:T(128)}, f32[8,8]{1,0:T(8,128)}, s32[]{:T(128)}) while(%t), condition=%cond, body=%body""",
-                           LOOP.replace("STEP", str(step))), 1)
+            LOOP.replace("STEP", str(step)),
+        ),
+        1,
+    )
     assert costs.flops == turns * 2 * 8**3
     # A turn reads one matrix twice and writes one, and adds 1 to the counter; a test reads two numbers.
     assert costs.hbm_bytes == pytest.approx(turns * 3 * 256, rel=0.1)
 
 
-@pytest.mark.parametrize(("line", "kind", "num_bytes"), [
-    ("bf16[16,8]{1,0} all-gather(%x), channel_id=1, replica_groups=[2,4]<=[8], dimensions={0}", "all-gather", 3 * 64),
-    ("bf16[4,8]{1,0} all-reduce(%x), replica_groups={{0,1},{2,3},{4,5},{6,7}}, to_apply=%sum", "all-reduce", 64),
-    ("bf16[1,8]{1,0} reduce-scatter(%x), replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={0}", "reduce-scatter", 48),
-    ("bf16[4,8]{1,0} all-to-all(%x), replica_groups={}, dimensions={0}", "all-to-all", 56),
-    ("(bf16[4,8]{1,0}, bf16[16,8]{1,0}) all-gather-start(%x), replica_groups=[4,2]<=[2,4]T(1,0)", "all-gather", 64),
-    ("(bf16[4,8]{1,0}, bf16[4,8]{1,0}, u32[]{:S(2)}) collective-permute-start(%x), "
-     "source_target_pairs={{0,1},{1,0}}", "collective-permute", 64)])
+@pytest.mark.parametrize(
+    ("line", "kind", "num_bytes"),
+    [
+        (
+            "bf16[16,8]{1,0} all-gather(%x), channel_id=1, replica_groups=[2,4]<=[8], dimensions={0}",
+            "all-gather",
+            3 * 64,
+        ),
+        (
+            "bf16[4,8]{1,0} all-reduce(%x), replica_groups={{0,1},{2,3},{4,5},{6,7}}, to_apply=%sum",
+            "all-reduce",
+            64,
+        ),
+        (
+            "bf16[1,8]{1,0} reduce-scatter(%x), replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={0}",
+            "reduce-scatter",
+            48,
+        ),
+        ("bf16[4,8]{1,0} all-to-all(%x), replica_groups={}, dimensions={0}", "all-to-all", 56),
+        (
+            "(bf16[4,8]{1,0}, bf16[16,8]{1,0}) all-gather-start(%x), replica_groups=[4,2]<=[2,4]T(1,0)",
+            "all-gather",
+            64,
+        ),
+        (
+            "(bf16[4,8]{1,0}, bf16[4,8]{1,0}, u32[]{:S(2)}) collective-permute-start(%x), "
+            "source_target_pairs={{0,1},{1,0}}",
+            "collective-permute",
+            64,
+        ),
+    ],
+)
 def test_bytes_on_the_wire(line, kind, num_bytes):
-    costs = analyse(module(f"%x = bf16[4,8]{{1,0:T(4,128)(2,1)}} parameter(0)\nROOT %y = {line}"), 8)
+    costs = analyse(
+        module(f"%x = bf16[4,8]{{1,0:T(4,128)(2,1)}} parameter(0)\nROOT %y = {line}"), 8
+    )
     assert [(c.kind, count) for c, count in costs.wire_bytes.items()] == [(kind, num_bytes)]
 
 
@@ -138,14 +185,23 @@ def test_a_collective_in_pieces_counts_once_and_a_reduction_that_keeps_its_slice
   %i = s32[] partition-id()
   ROOT %s = f32[4,8]{1,0} dynamic-slice(%r, %i, %i), dynamic_slice_sizes={4,8}
 }"""
-    costs = analyse(module("""\
+    costs = analyse(
+        module(
+            """\
 %x = f32[4,8]{1,0} parameter(0)
 %y = f32[8,8]{1,0} fusion(%x), kind=kCustom, calls=%fused.1
 %z = f32[8,8]{1,0} fusion(%x), kind=kCustom, calls=%fused.2
 ROOT %w = f32[4,8]{1,0} fusion(%z), kind=kCustom, calls=%all-reduce-scatter.3""",
-                           piece.format(1), piece.format(2), scatter), 2)
-    assert costs.wire_bytes == {Collective("all-gather", "[1,2]<=[2]"): 128,
-                                Collective("reduce-scatter", "{{0,1}}"): 128}
+            piece.format(1),
+            piece.format(2),
+            scatter,
+        ),
+        2,
+    )
+    assert costs.wire_bytes == {
+        Collective("all-gather", "[1,2]<=[2]"): 128,
+        Collective("reduce-scatter", "{{0,1}}"): 128,
+    }
 
 
 def test_memory_counts_slices_as_slices_and_what_is_on_the_chip_not_at_all():
@@ -172,7 +228,9 @@ def test_memory_counts_slices_as_slices_and_what_is_on_the_chip_not_at_all():
 %start = (f32[8,8]{1,0:T(8,128)}, f32[8,8]{1,0:T(8,128)S(1)}, u32[]{:S(2)}) copy-start(%y)
 %out = f32[8,8]{1,0:T(8,128)} copy-done(%start)
 ROOT %t = f32[18,8,8]{2,1,0:T(8,128)} fusion(%s, %y, %i), kind=kLoop, calls=%update"""
-    assert analyse(module(entry, fused), 1).hbm_bytes == 3 * 256  # a slice read, one copied out, one written
+    assert (
+        analyse(module(entry, fused), 1).hbm_bytes == 3 * 256
+    )  # a slice read, one copied out, one written
 
 
 def test_groups_of_devices():
@@ -187,8 +245,14 @@ def test_groups_of_devices():
 
 
 def test_shapes_and_what_is_no_hlo():
-    found = arrays("(bf16[4,8]{1,0:T(8,128)(2,1)S(1)}, pred[]{:T(512)}, s4[3]{0}, f8e4m3fn[2]{0:S(0)})")
+    found = arrays(
+        "(bf16[4,8]{1,0:T(8,128)(2,1)S(1)}, pred[]{:T(512)}, s4[3]{0}, f8e4m3fn[2]{0:S(0)})"
+    )
     assert [(a.dims, a.num_bytes, a.in_hbm) for a in found] == [
-        ((4, 8), 64, False), ((), 1, True), ((3,), 2, True), ((2,), 2, True)]
+        ((4, 8), 64, False),
+        ((), 1, True),
+        ((3,), 2, True),
+        ((2,), 2, True),
+    ]
     with pytest.raises(ValueError, match="no ENTRY"):
         parse("module @jit_step {}")

@@ -27,7 +27,11 @@ def test_both_sides_give_the_same_samples(folder, monkeypatch):
     dataset = loader.RLDSDataset(folder)
     raw = {tuple(action): frame for frame, action in enumerate(dataset.column("action").round(4))}
     path = str(folder)
-    for side in (loader.OurLoader(path, 1), loader.TFData(path, 1, False), loader.TFData(path, 1, True)):
+    for side in (
+        loader.OurLoader(path, 1),
+        loader.TFData(path, 1, False),
+        loader.TFData(path, 1, True),
+    ):
         batch = next(side.open())
         own = isinstance(side, loader.OurLoader)
         assert batch["images"].shape == (loader.BATCH, 2, loader.SIZE, loader.SIZE, 3)
@@ -50,6 +54,10 @@ def test_memory_is_what_a_process_holds():
 
 
 def test_the_table_says_what_was_missed():
-    result = {f"{side}_{key}": 1.0 for side in ("ours", "tf") for key in ("rate", "wall_rate", "memory", "first_batch")}
+    result = {
+        f"{side}_{key}": 1.0
+        for side in ("ours", "tf")
+        for key in ("rate", "wall_rate", "memory", "first_batch")
+    }
     text = loader.table(result | {"rate_ratio": 1.3, "memory_ratio": 0.5, "first_batch_ratio": 0.1})
     assert [line.split()[-1] for line in text.splitlines()[-3:]] == ["met", "MISSED", "met"]

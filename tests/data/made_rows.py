@@ -11,8 +11,15 @@ from etcvla.data.rows import RowBuilder, RowSizes, StageDataset
 from etcvla.data.tokenizer import Tokenizer
 from tests.data.handmade_rlds import KINDS
 
-SIZES = {"num_cameras": 2, "image_size": 28, "text_len": 96, "max_targets": 48, "state_dim": 5, "horizon": 4,
-         "action_dim": 3}
+SIZES = {
+    "num_cameras": 2,
+    "image_size": 28,
+    "text_len": 96,
+    "max_targets": 48,
+    "state_dim": 5,
+    "horizon": 4,
+    "action_dim": 3,
+}
 MIX = dict.fromkeys(KINDS, 1.0)
 
 
@@ -20,16 +27,35 @@ def stream(name: str, kind: str, extra_segments: int = 0, weight: float = 1.0) -
     return Stream(name, "robot", kind, ((0.0, weight),), extra_segments)
 
 
-def make_builder(directory: Path, *streams: Stream, cameras=("front", "wrist"), extra_segment_weights=MIX,
-                 prompt="pi0", use_fast=True, batch_size=6, steps=20, mask_padding=True, mean="token",
-                 damaged="raise", **sizes) -> RowBuilder:
+def make_builder(
+    directory: Path,
+    *streams: Stream,
+    cameras=("front", "wrist"),
+    extra_segment_weights=MIX,
+    prompt="pi0",
+    use_fast=True,
+    batch_size=6,
+    steps=20,
+    mask_padding=True,
+    mean="token",
+    damaged="raise",
+    **sizes,
+) -> RowBuilder:
     dataset = RLDSDataset(directory, damaged=damaged)
     assets = Assets(Tokenizer.load())
     assets.fit_actions(dataset, horizon=SIZES["horizon"], fast_vocab=128, mode="quantile")
     assets.describe_actions(dataset, horizon=SIZES["horizon"], cameras=cameras, prompt=prompt)
-    return RowBuilder(Plan.make(streams, batch_size=batch_size, steps=steps, seed=0),
-                      {"robot": StageDataset(dataset, cameras)}, assets, RowSizes(**{**SIZES, **sizes}),
-                      extra_segment_weights=extra_segment_weights, prompt=prompt, use_fast=use_fast, mask_padding=mask_padding, mean=mean)
+    return RowBuilder(
+        Plan.make(streams, batch_size=batch_size, steps=steps, seed=0),
+        {"robot": StageDataset(dataset, cameras)},
+        assets,
+        RowSizes(**{**SIZES, **sizes}),
+        extra_segment_weights=extra_segment_weights,
+        prompt=prompt,
+        use_fast=use_fast,
+        mask_padding=mask_padding,
+        mean=mean,
+    )
 
 
 def where(row: dict) -> tuple[int, int]:

@@ -32,14 +32,18 @@ def spoil_action(episode):
 def test_an_image_that_does_not_decode_stops_the_run(tmp_path):
     path = write(tmp_path, spoil_image)
     builder = make_builder(tmp_path, stream("action", "action"))
-    with pytest.raises(ValueError, match=re.escape(f"{path}, record 2 ") + ".*observation/wrist, value 3"):
+    with pytest.raises(
+        ValueError, match=re.escape(f"{path}, record 2 ") + ".*observation/wrist, value 3"
+    ):
         [builder(0, n) for n in range(28)]
 
 
 def test_frames_that_do_not_decode_are_skipped_counted_and_replaced_alike(tmp_path, caplog):
     write(tmp_path, spoil_image)
     with caplog.at_level(logging.WARNING):
-        one, two = (make_builder(tmp_path, stream("action", "action"), damaged="skip") for _ in range(2))
+        one, two = (
+            make_builder(tmp_path, stream("action", "action"), damaged="skip") for _ in range(2)
+        )
         rows = [one(0, n) for n in range(28)]
     shown = [where(row) for row in rows]
     assert (2, 3) not in shown and len(set(shown)) == 27  # the one after it is shown twice
@@ -52,14 +56,23 @@ def test_frames_that_do_not_decode_are_skipped_counted_and_replaced_alike(tmp_pa
 
 def test_a_value_that_is_not_finite_stops_the_run_or_costs_its_episode(tmp_path):
     path = write(tmp_path, spoil_action)
-    with pytest.raises(ValueError, match=rf"action\[1\] is nan at episode 2, step 2 of .*\({path.name}, record 2\)"):
+    with pytest.raises(
+        ValueError, match=rf"action\[1\] is nan at episode 2, step 2 of .*\({path.name}, record 2\)"
+    ):
         StageDataset(RLDSDataset(tmp_path), ("front",)).candidates("action")
     dataset = RLDSDataset(tmp_path, damaged="skip")
-    assert StageDataset(dataset, ("front",)).candidates("action").tolist() == [*range(14), *range(21, 28)]
+    assert StageDataset(dataset, ("front",)).candidates("action").tolist() == [
+        *range(14),
+        *range(21, 28),
+    ]
     stats = compute_norm_stats(dataset, ["action"])["action"]
-    assert dataset.skipped == {"episodes with values that are not finite": 1}  # though it was met twice
+    assert dataset.skipped == {
+        "episodes with values that are not finite": 1
+    }  # though it was met twice
     assert stats.count == 21 and np.isfinite(stats.mean).all()
-    assert len(StageDataset(dataset, ("front",)).candidates("any")) == 28  # its pictures and items are sound
+    assert (
+        len(StageDataset(dataset, ("front",)).candidates("any")) == 28
+    )  # its pictures and items are sound
 
 
 def test_nothing_left_to_draw_from_is_named(tmp_path):
@@ -72,12 +85,20 @@ def test_nothing_left_to_draw_from_is_named(tmp_path):
 
 def test_an_action_stream_of_a_dataset_without_actions_is_refused(tmp_path):
     steps = {name: feature for name, feature in robot_steps().items() if name != "action"}
-    write_rlds(tmp_path, [{name: values for name, values in robot_episode(0).items() if name != "action"}], steps=steps)
-    with pytest.raises(ValueError, match=f"{tmp_path} has no actions, but an action stream draws from it"):
+    write_rlds(
+        tmp_path,
+        [{name: values for name, values in robot_episode(0).items() if name != "action"}],
+        steps=steps,
+    )
+    with pytest.raises(
+        ValueError, match=f"{tmp_path} has no actions, but an action stream draws from it"
+    ):
         StageDataset(RLDSDataset(tmp_path), ("front",)).candidates("action")
 
 
 def test_an_action_that_a_record_lacks_is_named(tmp_path):
     path = write(tmp_path, lambda episode: episode.pop("action"))
-    with pytest.raises(ValueError, match=re.escape(f"{path}, record 2 ") + ".*steps/action is missing"):
+    with pytest.raises(
+        ValueError, match=re.escape(f"{path}, record 2 ") + ".*steps/action is missing"
+    ):
         StageDataset(RLDSDataset(tmp_path), ("front",)).candidates("action")

@@ -11,8 +11,12 @@ from etcvla.data.rlds import RLDSDataset
 from etcvla.data.rows import StageDataset
 from tests.data.handmade_rlds import KINDS, robot_episode, robot_steps, write_rlds, write_robot_set
 
-ADAPTER = Adapter(cameras={"front": "observation/front"}, state=("observation/state", "action"), drop="first_zero",
-                  idle=2)
+ADAPTER = Adapter(
+    cameras={"front": "observation/front"},
+    state=("observation/state", "action"),
+    drop="first_zero",
+    idle=2,
+)
 
 
 @pytest.fixture
@@ -66,16 +70,29 @@ def test_a_column_of_changed_files_is_read_again(folder):
 def test_some_episodes_have_columns_of_their_own(folder):
     whole = RLDSDataset(folder).column("action")
     for _ in range(2):
-        np.testing.assert_array_equal(RLDSDataset(folder, episodes=[2]).column("action"), whole[14:21])
-        np.testing.assert_array_equal(RLDSDataset(folder, episodes=[3, 0]).column("action")[:7], whole[21:])
+        np.testing.assert_array_equal(
+            RLDSDataset(folder, episodes=[2]).column("action"), whole[14:21]
+        )
+        np.testing.assert_array_equal(
+            RLDSDataset(folder, episodes=[3, 0]).column("action")[:7], whole[21:]
+        )
     np.testing.assert_array_equal(RLDSDataset(folder).column("action"), whole)
 
 
 def test_wide_tensors_and_texts_are_not_kept(tmp_path):
     wide = MAX_WIDTH + 1
-    steps = {"embedding": ("tensor.Tensor", {"tensor": {"dtype": "float32", "shape": {"dimensions": [str(wide)]}}}),
-             "note": ("text.Text", {"text": {}})}
-    write_rlds(tmp_path, [{"embedding": np.arange(2 * wide, dtype=np.float32), "note": [b"a", b"b"]}], steps=steps)
+    steps = {
+        "embedding": (
+            "tensor.Tensor",
+            {"tensor": {"dtype": "float32", "shape": {"dimensions": [str(wide)]}}},
+        ),
+        "note": ("text.Text", {"text": {}}),
+    }
+    write_rlds(
+        tmp_path,
+        [{"embedding": np.arange(2 * wide, dtype=np.float32), "note": [b"a", b"b"]}],
+        steps=steps,
+    )
     dataset = RLDSDataset(tmp_path)
     assert dataset.column("embedding").shape == (2, wide) and dataset.column("note") == ["a", "b"]
     assert dataset.kept("embedding") is None and dataset.kept("note") is None
@@ -84,10 +101,16 @@ def test_wide_tensors_and_texts_are_not_kept(tmp_path):
 def test_an_adapters_filters_run_once(folder, monkeypatch):
     stored = RLDSDataset(folder)
     first = AdaptedDataset(stored, ADAPTER)
-    state, action, may_start = first.column("observation/state"), first.column("action"), first.may_start()
+    state, action, may_start = (
+        first.column("observation/state"),
+        first.column("action"),
+        first.may_start(),
+    )
     assert state.shape == (28, 5)
     np.testing.assert_array_equal(stored.column("action"), action)
-    other = AdaptedDataset(stored, Adapter(cameras={"front": "observation/front"}, affine=((0, 2.0, 0.0),)))
+    other = AdaptedDataset(
+        stored, Adapter(cameras={"front": "observation/front"}, affine=((0, 2.0, 0.0),))
+    )
     np.testing.assert_allclose(other.column("action")[:, 0], 2 * action[:, 0])
     forbid_reading(monkeypatch)
     again = pickle.loads(pickle.dumps(AdaptedDataset(RLDSDataset(folder), ADAPTER)))

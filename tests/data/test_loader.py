@@ -14,7 +14,12 @@ from tests.data.made_rows import make_builder, stream
 @pytest.fixture(scope="module")
 def builder(tmp_path_factory):
     directory = write_robot_set(tmp_path_factory.mktemp("robot"))
-    return make_builder(directory, stream("action", "action", extra_segments=1), stream("etc", "any", weight=0.7), steps=9)
+    return make_builder(
+        directory,
+        stream("action", "action", extra_segments=1),
+        stream("etc", "any", weight=0.7),
+        steps=9,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +44,9 @@ def test_a_run_has_the_plans_batches(builder, whole):
 
 
 @pytest.mark.parametrize(("start", "threads", "prefetch"), [(3, 1, 1), (8, 3, 8), (0, 4, 2)])
-def test_a_loader_started_later_goes_on_where_the_first_would_be(builder, whole, start, threads, prefetch):
+def test_a_loader_started_later_goes_on_where_the_first_would_be(
+    builder, whole, start, threads, prefetch
+):
     late = list(batches(builder, start=start, threads=threads, prefetch=prefetch))
     assert len(late) == 9 - start
     for a, b in zip(late, whole[start:], strict=True):
@@ -54,7 +61,9 @@ def test_worker_processes_give_the_same_batches(builder, whole, workers):
         assert_same(a, b)
 
 
-@pytest.mark.parametrize("parts", [[[0, 1, 2], [3, 4, 5]], [[0, 1, 4, 5], [2, 3]], [[0, 5], [1], [2, 3, 4]]])
+@pytest.mark.parametrize(
+    "parts", [[[0, 1, 2], [3, 4, 5]], [[0, 1, 4, 5], [2, 3]], [[0, 5], [1], [2, 3, 4]]]
+)
 def test_processes_rows_make_up_the_batch(builder, whole, parts):
     """However a mesh deals them out."""
     loaders = [batches(builder, start=2, rows=rows) for rows in parts]
@@ -65,9 +74,11 @@ def test_processes_rows_make_up_the_batch(builder, whole, parts):
 
 def test_the_schemas_errors_name_the_field(whole):
     batch = whole[0]
-    for change, message in (({"tokens": batch["tokens"].astype(np.int64)}, r"batch\['tokens'\] is int64\[6, 96\]"),
-                            ({"state": batch["state"][:5]}, r"batch\['state'\]: axis B has size 5, expected 6"),
-                            ({"actions": batch["actions"][0]}, r"float32\[4, 3\], expected float32\[B, P, A\]")):
+    for change, message in (
+        ({"tokens": batch["tokens"].astype(np.int64)}, r"batch\['tokens'\] is int64\[6, 96\]"),
+        ({"state": batch["state"][:5]}, r"batch\['state'\]: axis B has size 5, expected 6"),
+        ({"actions": batch["actions"][0]}, r"float32\[4, 3\], expected float32\[B, P, A\]"),
+    ):
         with pytest.raises(ValueError, match=message):
             batch_lib.validate({**batch, **change})
     with pytest.raises(ValueError, match="no field 'stream'"):
@@ -99,6 +110,9 @@ def test_batches_that_are_kept_stay_as_they_were(builder, whole):
 def test_what_a_device_holds_stays_as_it_was(builder, whole):
     """A device may take a batch's memory as it is, without a copy, and hand it on to computations of later."""
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
-    held = [put_batch(batch, mesh, len(batch["tokens"])) for batch in batches(builder, start=0, threads=2, prefetch=2)]
+    held = [
+        put_batch(batch, mesh, len(batch["tokens"]))
+        for batch in batches(builder, start=0, threads=2, prefetch=2)
+    ]
     for a, b in zip(held, whole, strict=True):
         assert_same({name: np.asarray(value) for name, value in a.items()}, b)

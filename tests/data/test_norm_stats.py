@@ -23,16 +23,27 @@ DATA = np.random.default_rng(0).normal([0, 5, -2], [1, 0.1, 30], (2000, 3)).asty
 def test_statistics_of_public_datasets_are_exact(source, tmp_path):
     dataset = RLDSDataset(shutil.copytree(source, tmp_path / source.name), "train")
     with np.load(ROOT / "rlds_tfrecord" / f"expected_{source.name}.npz") as file:
-        actions = np.concatenate([file[f"train/{e}/action"] for e in range(dataset.num_episodes)]).astype(np.float64)
+        actions = np.concatenate(
+            [file[f"train/{e}/action"] for e in range(dataset.num_episodes)]
+        ).astype(np.float64)
     stats = compute_norm_stats(dataset)
     assert set(stats) == {"action", "observation/state"}
     action = stats["action"]
     assert action.count == len(actions)
     ordered = np.sort(actions, axis=0)
     place = 0.01 * (len(actions) - 1)
-    q01 = ordered[0] + (ordered[1] - ordered[0]) * place if place < 1 else np.quantile(actions, 0.01, axis=0)
-    for got, want in [(action.mean, actions.sum(0) / len(actions)), (action.min, ordered[0]), (action.max, ordered[-1]),
-                      (action.q01, q01), (action.std, np.sqrt(((actions - actions.mean(0)) ** 2).mean(0)))]:
+    q01 = (
+        ordered[0] + (ordered[1] - ordered[0]) * place
+        if place < 1
+        else np.quantile(actions, 0.01, axis=0)
+    )
+    for got, want in [
+        (action.mean, actions.sum(0) / len(actions)),
+        (action.min, ordered[0]),
+        (action.max, ordered[-1]),
+        (action.q01, q01),
+        (action.std, np.sqrt(((actions - actions.mean(0)) ** 2).mean(0))),
+    ]:
         np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-7)
         assert got.dtype == np.float32
 
@@ -40,7 +51,9 @@ def test_statistics_of_public_datasets_are_exact(source, tmp_path):
 def test_modes_put_the_data_where_they_say():
     stats = stats_of(DATA)
     scaled = normalize(DATA, stats, "quantile")
-    np.testing.assert_allclose(np.quantile(scaled, [0.01, 0.99], axis=0), [[-1] * 3, [1] * 3], atol=1e-4)
+    np.testing.assert_allclose(
+        np.quantile(scaled, [0.01, 0.99], axis=0), [[-1] * 3, [1] * 3], atol=1e-4
+    )
     assert np.abs(scaled).max() > 1.1  # not clipped: outliers keep their order
     scaled = normalize(DATA, stats, "zscore")
     np.testing.assert_allclose(scaled.mean(0), 0, atol=1e-4)
@@ -49,8 +62,11 @@ def test_modes_put_the_data_where_they_say():
 
 
 @settings(deadline=None, max_examples=50)
-@given(hnp.arrays(np.float32, (4, 3), elements=st.floats(-100, 100, width=32)), st.sampled_from(
-    ["quantile", "zscore", "none"]), st.integers(0, 4))
+@given(
+    hnp.arrays(np.float32, (4, 3), elements=st.floats(-100, 100, width=32)),
+    st.sampled_from(["quantile", "zscore", "none"]),
+    st.integers(0, 4),
+)
 def test_unnormalize_inverts_normalize_and_leaves_padding(x, mode, padding):
     stats = stats_of(DATA)
     padded = np.pad(x, ((0, 0), (0, padding)), constant_values=7)
@@ -71,7 +87,9 @@ def test_constant_dimensions_pass_through_and_are_reported(tmp_path, caplog):
     write_rlds(tmp_path, [{"action": action.ravel()}], steps={"action": STEPS["action"]})
     stats = compute_norm_stats(RLDSDataset(tmp_path), ["action"])["action"]
     assert "dimensions [1] do not vary" in caplog.text and str(tmp_path) in caplog.text
-    assert stats.constant("quantile").tolist() == [False, True] and not stats.constant("zscore").any()
+    assert (
+        stats.constant("quantile").tolist() == [False, True] and not stats.constant("zscore").any()
+    )
     np.testing.assert_array_equal(normalize(action, stats, "quantile")[:, 1], action[:, 1])
     assert not stats.constant("none").any()
 
@@ -103,13 +121,17 @@ def test_values_that_are_not_finite_are_named(tmp_path, value):
     good, bad = np.zeros(6, np.float32), np.zeros(8, np.float32)
     bad[5] = value
     write_rlds(tmp_path, [{"action": good}, {"action": bad}], steps={"action": STEPS["action"]})
-    with pytest.raises(ValueError, match=rf"action\[1\] is {value} at episode 1, step 2 of {tmp_path}, split train"):
+    with pytest.raises(
+        ValueError, match=rf"action\[1\] is {value} at episode 1, step 2 of {tmp_path}, split train"
+    ):
         compute_norm_stats(RLDSDataset(tmp_path), ["action"])
 
 
 def test_wrong_use_is_named(tmp_path):
     stats = stats_of(DATA)
-    with pytest.raises(ValueError, match="unknown normalisation 'quantiles'.*quantile, zscore, none"):
+    with pytest.raises(
+        ValueError, match="unknown normalisation 'quantiles'.*quantile, zscore, none"
+    ):
         normalize(DATA, stats, "quantiles")
     with pytest.raises(ValueError, match="width 2 .*width 3"):
         unnormalize(DATA[:, :2], stats, "zscore")

@@ -49,8 +49,11 @@ def test_what_is_learnt_of_actions(tokenizer, name):
     fast = [0, 7, 100]
     made = prompts.action(tokenizer, TASK, prompt=name, state=STATE, subtask="grasp", fast=fast)
     ids, eos = tokenizer.action_ids(fast), tokenizer.layout.eos
-    expected = ([*tokenizer.encode("Action: "), *ids, *tokenizer.encode("|"), eos] if name == "pi0_fast" else
-                [*ids, eos])
+    expected = (
+        [*tokenizer.encode("Action: "), *ids, *tokenizer.encode("|"), eos]
+        if name == "pi0_fast"
+        else [*ids, eos]
+    )
     assert made.target == expected
     assert prompts.read_action(tokenizer, [*expected, 0, 0], prompt=name) == fast
     assert prompts.read_action(tokenizer, np.int32(expected), prompt=name) == fast
@@ -63,7 +66,10 @@ def test_what_begins_otherwise_is_no_action(tokenizer):
     for written in (ids, [*tokenizer.encode("Task: "), *ids], []):
         found = prompts.read_action(tokenizer, written, prompt="pi0_fast")
         assert found == [] and not fast.decode(found).ok
-    assert prompts.read_action(tokenizer, [*ids, *tokenizer.encode("no"), *ids], prompt="pi0") == [1, 2]
+    assert prompts.read_action(tokenizer, [*ids, *tokenizer.encode("no"), *ids], prompt="pi0") == [
+        1,
+        2,
+    ]
 
 
 def test_nothing_else_is_in_an_actions_vocabulary(tokenizer):
@@ -76,11 +82,16 @@ def test_nothing_else_is_in_an_actions_vocabulary(tokenizer):
 def test_subtasks_are_asked_for(tokenizer):
     made = prompts.subtask(tokenizer, TASK, prompt="pi05_subtask", answer="grasp the handle")
     assert tokenizer.decode(made.prompt) == "Task: Open the Door. Subtask: "
-    assert tokenizer.decode(made.target) == "grasp the handle" and made.target[-1] == tokenizer.layout.eos
+    assert (
+        tokenizer.decode(made.target) == "grasp the handle"
+        and made.target[-1] == tokenizer.layout.eos
+    )
     asked = prompts.subtask(tokenizer, TASK, prompt="subtask", state=STATE)
     assert tokenizer.decode(asked.prompt) == "Task: Open the Door, State: 0 128 255;\nSubtask: "
     told = prompts.action(tokenizer, TASK, prompt="subtask", state=STATE, subtask="grasp")
-    assert told.prompt[:len(asked.prompt) - 1] == asked.prompt[:-1]  # the last piece may join what follows
+    assert (
+        told.prompt[: len(asked.prompt) - 1] == asked.prompt[:-1]
+    )  # the last piece may join what follows
 
 
 def test_acting_asks_as_training_did(tokenizer):
@@ -93,21 +104,32 @@ def test_acting_asks_as_training_did(tokenizer):
         assert prompts.action(tokenizer, "open the door", **options) == (trained.prompt, [])
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"prompt": "pi0.5"}, "unknown data.prompt 'pi0.5', did you mean 'pi05'"),
-    ({"prompt": "pi05"}, "prompt 'pi05' speaks of the state, and none was given"),
-    ({"prompt": "subtask", "state": STATE}, "prompt 'subtask' speaks of the subtask, and none was given"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt": "pi0.5"}, "unknown data.prompt 'pi0.5', did you mean 'pi05'"),
+        ({"prompt": "pi05"}, "prompt 'pi05' speaks of the state, and none was given"),
+        (
+            {"prompt": "subtask", "state": STATE},
+            "prompt 'subtask' speaks of the subtask, and none was given",
+        ),
+    ],
+)
 def test_what_a_format_lacks_is_named(tokenizer, options, message):
     with pytest.raises(ValueError, match=message):
         prompts.action(tokenizer, "open the door", **options)
 
 
 def test_a_format_without_subtasks_is_told(tokenizer):
-    with pytest.raises(ValueError, match="prompt 'pi0' has no subtasks; those with: pi05_subtask, subtask"):
+    with pytest.raises(
+        ValueError, match="prompt 'pi0' has no subtasks; those with: pi05_subtask, subtask"
+    ):
         prompts.subtask(tokenizer, "open the door", prompt="pi0")
 
 
 def test_state_bins_are_openpis():
     # openpi: np.digitize(state, np.linspace(-1, 1, 257)[:-1]) - 1, so what lies below all edges is -1
-    assert prompts.state_bins(np.float32([-1.01, -1, -0.9922, -0.99, 0.9921875, 0.99, 5])) == "-1 0 0 1 255 254 255"
+    assert (
+        prompts.state_bins(np.float32([-1.01, -1, -0.9922, -0.99, 0.9921875, 0.99, 5]))
+        == "-1 0 0 1 255 254 255"
+    )

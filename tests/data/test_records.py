@@ -38,8 +38,12 @@ def test_ints_round_trip(values):
 
 
 @settings(deadline=None)
-@given(texts=st.lists(st.binary(max_size=300), max_size=8), floats=st.lists(st.floats(width=32), max_size=8),
-       ints=st.lists(INT64, min_size=1, max_size=8), order=st.permutations(["texts", "floats", "ints"]))
+@given(
+    texts=st.lists(st.binary(max_size=300), max_size=8),
+    floats=st.lists(st.floats(width=32), max_size=8),
+    ints=st.lists(INT64, min_size=1, max_size=8),
+    order=st.permutations(["texts", "floats", "ints"]),
+)
 def test_every_value_is_found(texts, floats, ints, order):
     floats = np.array(floats, np.float32)
     values = {"texts": texts, "floats": floats, "ints": ints}
@@ -47,9 +51,13 @@ def test_every_value_is_found(texts, floats, ints, order):
     found = locate_features(payload)
     assert list(found) == order
     assert [found[name].kind for name in ("texts", "floats", "ints")] == [BYTES, FLOATS, INTS]
-    assert [found[name].count for name in ("texts", "floats", "ints")] == [len(texts), len(floats), len(ints)]
+    assert [found[name].count for name in ("texts", "floats", "ints")] == [
+        len(texts),
+        len(floats),
+        len(ints),
+    ]
     assert [read_element(payload, mark) for mark in found["texts"].marks] == texts
-    span = {name: payload[v.start:v.start + v.size] for name, v in found.items()}
+    span = {name: payload[v.start : v.start + v.size] for name, v in found.items()}
     np.testing.assert_array_equal(read_floats(span["floats"]), floats)
     assert read_ints(span["ints"]).tolist() == ints
 
@@ -61,7 +69,7 @@ def test_element_sizes_around_varint_borders(size):
 
     def peek(place):
         peeked.append(place)
-        return payload[place:place + 4]
+        return payload[place : place + 4]
 
     marks = locate_features(payload)["image"].marks
     assert locate_features(payload, peek)["image"].marks == marks and len(peeked) == (size >= 4096)
@@ -81,13 +89,20 @@ def test_value_before_key_and_a_feature_without_a_list():
     assert (found["late"].count, found["no"].count, found["no"].kind) == (1, 0, 0)
 
 
-@pytest.mark.parametrize("bad", [
-    b"not a protobuf at all",
-    field(1, field(1, field(1, b"x") + field(2, field(3, varint(1 << 3) + varint(5))))),  # unpacked ints
-    field(1, field(1, field(1, b"x") + field(2, field(2, b"\x0d" + struct.pack("<f", 1))))),  # an unpacked float
-    example({"x": [b"abc"]})[:-1],
-    example({"x": [1, 2, 3]}) + b"\x0a",
-])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"not a protobuf at all",
+        field(
+            1, field(1, field(1, b"x") + field(2, field(3, varint(1 << 3) + varint(5))))
+        ),  # unpacked ints
+        field(
+            1, field(1, field(1, b"x") + field(2, field(2, b"\x0d" + struct.pack("<f", 1))))
+        ),  # an unpacked float
+        example({"x": [b"abc"]})[:-1],
+        example({"x": [1, 2, 3]}) + b"\x0a",
+    ],
+)
 def test_what_is_no_example_is_refused(bad):
     with pytest.raises((ValueError, IndexError)):
         locate_features(bad)
@@ -105,7 +120,9 @@ def test_payloads(three_records):
     path, payloads = three_records
     shard = TFRecordShard(path)
     read = list(shard.records(verify_crc=True))
-    assert [number for number, *_ in read] == [0, 1, 2] and [payload for *_, payload in read] == payloads
+    assert [number for number, *_ in read] == [0, 1, 2] and [
+        payload for *_, payload in read
+    ] == payloads
     for _, place, payload in read:
         assert shard.read(place, [(0, 3), (2, 4)]) == [payload[:3], payload[2:6]]
 
@@ -116,7 +133,9 @@ def test_truncation_names_file_record_and_offset(three_records, lost):
     data = path.read_bytes()
     path.write_bytes(data[:-lost])
     last = len(data) - len(payloads[2]) - 16
-    with pytest.raises(RecordError, match=re.escape(f"{path}, record 2 (byte {last})") + ".*truncated"):
+    with pytest.raises(
+        RecordError, match=re.escape(f"{path}, record 2 (byte {last})") + ".*truncated"
+    ):
         list(TFRecordShard(path).records())
     damage = []
     assert len(list(TFRecordShard(path).records(damage=damage))) == 2
@@ -142,7 +161,10 @@ def test_damaged_payload_is_noticed_on_request(three_records):
     with pytest.raises(RecordError, match="record 1 .*damaged payload"):
         list(TFRecordShard(path).records(verify_crc=True))
     damage = []
-    assert [n for n, *_ in TFRecordShard(path).records(verify_crc=True, damage=damage)] == [0, 2] and len(damage) == 1
+    assert [n for n, *_ in TFRecordShard(path).records(verify_crc=True, damage=damage)] == [
+        0,
+        2,
+    ] and len(damage) == 1
 
 
 def test_empty_file_has_no_records(tmp_path):

@@ -35,13 +35,21 @@ def png(value=0, size=4):
 
 
 def episode(steps=3, seed=0):
-    return {"action": np.arange(2 * steps, dtype=np.float32) + 10 * seed, "count": list(range(steps)),
-            "image": [png(seed + t) for t in range(steps)], "note": [f"note {seed} {t}".encode() for t in range(steps)]}
+    return {
+        "action": np.arange(2 * steps, dtype=np.float32) + 10 * seed,
+        "count": list(range(steps)),
+        "image": [png(seed + t) for t in range(steps)],
+        "note": [f"note {seed} {t}".encode() for t in range(steps)],
+    }
 
 
 def python(*arguments):
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
 
 
 # Public structures
@@ -62,7 +70,9 @@ def test_public_datasets_read_as_tfds_reads_them(public):
     folder, splits = public
     for split, episodes in splits.items():
         dataset = RLDSDataset(folder, split, verify_crc=True)
-        assert dataset.lengths.tolist() == [int(episodes[e]["num_steps"]) for e in range(len(episodes))]
+        assert dataset.lengths.tolist() == [
+            int(episodes[e]["num_steps"]) for e in range(len(episodes))
+        ]
         assert dataset.num_frames == dataset.starts[-1] == sum(dataset.lengths)
         names = {name.rsplit("/", 1)[-1]: name for name in dataset.features}
         for number, values in episodes.items():
@@ -72,10 +82,15 @@ def test_public_datasets_read_as_tfds_reads_them(public):
                 if key.startswith("episode_metadata/"):
                     assert metadata[key.removeprefix("episode_metadata/")] == value
                 elif key in names:
-                    kept = dataset.column(names[key])[first:first + dataset.lengths[number]]
-                    read = [dataset.frame(first + t, [names[key]])[names[key]] for t in range(dataset.lengths[number])]
+                    kept = dataset.column(names[key])[first : first + dataset.lengths[number]]
+                    read = [
+                        dataset.frame(first + t, [names[key]])[names[key]]
+                        for t in range(dataset.lengths[number])
+                    ]
                     np.testing.assert_array_equal(np.array(kept), np.array(read))
-                    np.testing.assert_array_equal(np.array(read), np.broadcast_to(value, np.shape(read)))
+                    np.testing.assert_array_equal(
+                        np.array(read), np.broadcast_to(value, np.shape(read))
+                    )
                 elif key.endswith("_first_islow"):
                     camera = names[key.removesuffix("_first_islow")]
                     image = dataset.frame(first, [camera])[camera]
@@ -83,7 +98,10 @@ def test_public_datasets_read_as_tfds_reads_them(public):
                     assert np.abs(image.astype(int) - value).max() <= 1
                 elif key.endswith("_mean"):
                     camera = names[key.removesuffix("_mean")]
-                    means = [dataset.frame(first + t, [camera])[camera].mean((0, 1)) for t in range(len(value))]
+                    means = [
+                        dataset.frame(first + t, [camera])[camera].mean((0, 1))
+                        for t in range(len(value))
+                    ]
                     # TFDS decodes by the fast transform, which is a grey level or so darker; the change must agree.
                     np.testing.assert_allclose(means, value, atol=2.5)
                     np.testing.assert_allclose(means - means[0], value - value[0], atol=0.5)
@@ -112,7 +130,10 @@ def test_threads_and_workers_read_the_same(public):
     expected = [dataset.frame(frame, names) for frame in frames]
     copy = pickle.loads(pickle.dumps(dataset))
     with ThreadPoolExecutor(8) as pool:
-        for read in (list(pool.map(lambda f: dataset.frame(f, names), frames)), [copy.frame(f, names) for f in frames]):
+        for read in (
+            list(pool.map(lambda f: dataset.frame(f, names), frames)),
+            [copy.frame(f, names) for f in frames],
+        ):
             for got, want in zip(read, expected, strict=True):
                 for name in names:
                     np.testing.assert_array_equal(got[name], want[name])
@@ -124,7 +145,11 @@ def test_some_episodes_alone(public):
     part = RLDSDataset(folder, "train", episodes=[1])
     start, stop = whole.starts[1:3]
     np.testing.assert_array_equal(part.column("action"), whole.column("action")[start:stop])
-    assert part.num_episodes == 1 and part.metadata(0) == whole.metadata(1) and part.where(0) == whole.where(1)
+    assert (
+        part.num_episodes == 1
+        and part.metadata(0) == whole.metadata(1)
+        and part.where(0) == whole.where(1)
+    )
     with pytest.raises(ValueError, match="no episodes"):
         RLDSDataset(folder, "train", episodes=[])
     with pytest.raises(IndexError, match="99"):
@@ -143,7 +168,9 @@ def folder(tmp_path):
 def test_index_is_kept_and_rebuilt_when_a_file_changes(folder, monkeypatch):
     built = []
     build_one = frame_index._index_shard
-    monkeypatch.setattr(frame_index, "_index_shard", lambda *args: built.append(1) or build_one(*args))
+    monkeypatch.setattr(
+        frame_index, "_index_shard", lambda *args: built.append(1) or build_one(*args)
+    )
     first = RLDSDataset(folder)
     again = RLDSDataset(folder)
     assert len(built) == 1
@@ -180,7 +207,9 @@ def test_an_index_of_data_that_cannot_be_written_lies_apart(folder, tmp_path, mo
     assert RLDSDataset(folder).num_frames == 9
     (file,) = (tmp_path / "apart").glob("*/index")
     first = file.stat().st_mtime_ns
-    assert RLDSDataset(folder).num_frames == 9 and file.stat().st_mtime_ns == first and not caplog.text
+    assert (
+        RLDSDataset(folder).num_frames == 9 and file.stat().st_mtime_ns == first and not caplog.text
+    )
 
 
 def many_files(folder, number=4):
@@ -193,8 +222,12 @@ def many_files(folder, number=4):
 def test_several_processes_make_the_same_index(tmp_path):
     shards = many_files(tmp_path / "set")
     opened = [open_shard(path) for path in shards]
-    one, two = (frame_index.load_index(opened, cache.IndexCache((tmp_path / str(n),), frame_index.files_key(shards)),
-                                       workers=n) for n in (1, 2))
+    one, two = (
+        frame_index.load_index(
+            opened, cache.IndexCache((tmp_path / str(n),), frame_index.files_key(shards)), workers=n
+        )
+        for n in (1, 2)
+    )
     assert one.columns == two.columns
     assert (tmp_path / "1" / "index").read_bytes() == (tmp_path / "2" / "index").read_bytes()
     for name in ("records", "values", "marks"):
@@ -227,7 +260,10 @@ def test_a_remote_dataset_reads_the_same(remote, monkeypatch):
             np.testing.assert_array_equal(a[name], b[name])
     np.testing.assert_array_equal(far.column("action"), near.column("action"))
     monkeypatch.setattr(frame_index, "_index_shard", None)  # the index was kept
-    assert pickle.loads(pickle.dumps(far)).window(3, "action", 4)[0].tolist() == near.window(3, "action", 4)[0].tolist()
+    assert (
+        pickle.loads(pickle.dumps(far)).window(3, "action", 4)[0].tolist()
+        == near.window(3, "action", 4)[0].tolist()
+    )
     with pytest.raises(FileNotFoundError, match="memory://far/nothing"):
         RLDSDataset("memory://far/nothing")
 
@@ -237,15 +273,22 @@ def test_a_remote_frame_is_read_by_few_requests_of_few_bytes(remote, monkeypatch
     far = RLDSDataset(url)
     asked = []
     read = far._shards[0]._file._path.fs.cat_ranges
-    monkeypatch.setattr(type(far._shards[0]._file._path.fs), "cat_ranges",
-                        lambda self, paths, starts, ends, **kw: asked.append(list(zip(starts, ends, strict=True)))
-                        or read(paths, starts, ends, **kw))
+    monkeypatch.setattr(
+        type(far._shards[0]._file._path.fs),
+        "cat_ranges",
+        lambda self, paths, starts, ends, **kw: (
+            asked.append(list(zip(starts, ends, strict=True))) or read(paths, starts, ends, **kw)
+        ),
+    )
     far.frame(0, ["image", "action", "note"])
     assert len(asked) == 1 and len(asked[0]) == 1  # neighbours within 64 kB are one request
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 500), st.integers(0, 60)), min_size=1, max_size=9), st.integers(0, 40))
+@given(
+    st.lists(st.tuples(st.integers(0, 500), st.integers(0, 60)), min_size=1, max_size=9),
+    st.integers(0, 40),
+)
 def test_merged_spans_cover_all_and_lie_apart(spans, gap):
     merged = merge(spans, gap)
     for start, size in spans:
@@ -253,8 +296,10 @@ def test_merged_spans_cover_all_and_lie_apart(spans, gap):
     for (a, length), (b, _) in zip(merged, merged[1:], strict=False):
         assert b > a + length + gap
     data = bytes(range(256)) * 3
-    parts = [(start, data[start:start + size]) for start, size in merged]
-    assert [_cut(parts, *span) for span in spans] == [data[start:start + size] for start, size in spans]
+    parts = [(start, data[start : start + size]) for start, size in merged]
+    assert [_cut(parts, *span) for span in spans] == [
+        data[start : start + size] for start, size in spans
+    ]
 
 
 # What users get wrong
@@ -296,7 +341,10 @@ def test_a_missing_file_or_episode_is_noticed(folder):
 
 
 def test_features_that_are_none(folder):
-    for text, message in (("{", "features.json is not a TFDS"), ('{"featuresDict": {"features": {}}}', "no features")):
+    for text, message in (
+        ("{", "features.json is not a TFDS"),
+        ('{"featuresDict": {"features": {}}}', "no features"),
+    ):
         (folder / "features.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             RLDSDataset(folder)
@@ -305,26 +353,37 @@ def test_features_that_are_none(folder):
 # Damaged files
 
 
-@pytest.mark.parametrize(("change", "problem"), [
-    ({"action": np.zeros(5, np.float32)}, "steps/action disagrees"),
-    ({"note": [b"one"]}, "steps/note disagrees"),
-    ({"action": np.zeros(0, np.float32), "count": [], "image": [], "note": []}, "episode 1 has no steps"),
-])
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"action": np.zeros(5, np.float32)}, "steps/action disagrees"),
+        ({"note": [b"one"]}, "steps/note disagrees"),
+        (
+            {"action": np.zeros(0, np.float32), "count": [], "image": [], "note": []},
+            "episode 1 has no steps",
+        ),
+    ],
+)
 def test_episodes_that_do_not_fit_together(tmp_path, change, problem):
     path = write_rlds(tmp_path, [episode(), {**episode(), **change}])
-    with pytest.raises(RecordError, match=re.escape(f"{path}, record 1 ") + rf"\(byte \d+\): {problem}"):
+    with pytest.raises(
+        RecordError, match=re.escape(f"{path}, record 1 ") + rf"\(byte \d+\): {problem}"
+    ):
         RLDSDataset(tmp_path)
     assert RLDSDataset(tmp_path, episodes=[0]).num_frames == 3
 
 
-@pytest.mark.parametrize(("change", "name", "problem"), [
-    ({"image": [png(), png()[:-30], png()]}, "image", "steps/image, value 1 does not decode"),
-    ({"image": [png(), b"hello", png()]}, "image", "steps/image, value 1 does not decode"),
-    ({"image": [png(), png(size=5), png()]}, "image", "shape .5, 5, 3."),
-    ({"note": [b"ok", b"\xff\xfe", b"ok"]}, "note", "steps/note, value 1 does not decode"),
-    ({"count": [b"1", b"2", b"3"]}, "count", "steps/count does not hold what"),
-    ({"image": [1, 2, 3]}, "image", "steps/image does not hold what"),
-])
+@pytest.mark.parametrize(
+    ("change", "name", "problem"),
+    [
+        ({"image": [png(), png()[:-30], png()]}, "image", "steps/image, value 1 does not decode"),
+        ({"image": [png(), b"hello", png()]}, "image", "steps/image, value 1 does not decode"),
+        ({"image": [png(), png(size=5), png()]}, "image", "shape .5, 5, 3."),
+        ({"note": [b"ok", b"\xff\xfe", b"ok"]}, "note", "steps/note, value 1 does not decode"),
+        ({"count": [b"1", b"2", b"3"]}, "count", "steps/count does not hold what"),
+        ({"image": [1, 2, 3]}, "image", "steps/image does not hold what"),
+    ],
+)
 def test_values_that_do_not_decode(tmp_path, change, name, problem):
     path = write_rlds(tmp_path, [episode(2), {**episode(), **change}])
     with pytest.raises(RecordError, match=re.escape(f"{path}, record 1 ") + f".*{problem}"):
@@ -362,7 +421,9 @@ def test_ragged_values_must_add_up(tmp_path, words):
     payload = example({"steps/count": [0, 1], "steps/words/ragged_row_lengths_0": [1, 1], **words})
     path = write_rlds(tmp_path, [], steps={"count": STEPS["count"], "words": STEPS["note"]})
     description = features_json({"count": STEPS["count"], "words": STEPS["note"]})
-    leaves = description["featuresDict"]["features"]["steps"]["sequence"]["feature"]["featuresDict"]["features"]
+    leaves = description["featuresDict"]["features"]["steps"]["sequence"]["feature"][
+        "featuresDict"
+    ]["features"]
     leaves["words"] = {"sequence": {"feature": leaves["words"]}}
     (tmp_path / "features.json").write_text(json.dumps(description))
     path.write_bytes(record(payload))
@@ -376,19 +437,30 @@ def test_more_files_than_a_process_may_open(tmp_path):
     path.unlink()
     for number in range(300):
         (tmp_path / f"handmade-train.tfrecord-{number:05d}-of-00300").write_bytes(data)
-    code = ("import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (200, r.getrlimit(r.RLIMIT_NOFILE)[1]));"
-            f"from etcvla.data.rlds import RLDSDataset; dataset = RLDSDataset({str(tmp_path)!r});"
-            "print(dataset.where(299)[1], dataset.num_frames)")
+    code = (
+        "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (200, r.getrlimit(r.RLIMIT_NOFILE)[1]));"
+        f"from etcvla.data.rlds import RLDSDataset; dataset = RLDSDataset({str(tmp_path)!r});"
+        "print(dataset.where(299)[1], dataset.num_frames)"
+    )
     assert python("-c", code).stdout.split() == ["0", "900"]
 
 
-@pytest.mark.parametrize("change", [
-    {"action": np.zeros(5, np.float32)}, {"note": [b"one"]},
-    {"action": np.zeros(0, np.float32), "count": [], "image": [], "note": []}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"action": np.zeros(5, np.float32)},
+        {"note": [b"one"]},
+        {"action": np.zeros(0, np.float32), "count": [], "image": [], "note": []},
+    ],
+)
 def test_episodes_that_do_not_fit_are_skipped_and_counted(tmp_path, change, caplog):
     write_rlds(tmp_path, [episode(2), {**episode(), **change}, episode(4, seed=9)])
     dataset = RLDSDataset(tmp_path, damaged="skip")
-    assert dataset.lengths.tolist() == [2, 4] and sum(dataset.skipped.values()) == 1 and "record 1" in caplog.text
+    assert (
+        dataset.lengths.tolist() == [2, 4]
+        and sum(dataset.skipped.values()) == 1
+        and "record 1" in caplog.text
+    )
     assert dataset.where(1)[1] == 2 and dataset.frame(2, ["note"])["note"] == "note 9 0"
 
 
@@ -396,7 +468,7 @@ def test_damaged_records_are_skipped_and_counted(tmp_path, caplog):
     path = write_rlds(tmp_path, [episode(2), episode(3), episode(4)])
     data = bytearray(path.read_bytes())
     data[-20] ^= 4
-    path.write_bytes(data[:-(len(data) // 3)])
+    path.write_bytes(data[: -(len(data) // 3)])
     with pytest.raises(RecordError, match=re.escape(f"{path}, record 2") + ".*truncated"):
         RLDSDataset(tmp_path)
     dataset = RLDSDataset(tmp_path, damaged="skip")
@@ -421,12 +493,16 @@ def test_describe_lists_every_feature(public):
     folder, splits = public
     dataset = RLDSDataset(folder)
     text = describe(dataset)
-    assert f"{dataset.num_episodes:,} episodes" in text and all(f"  {name} " in text for name in dataset.features)
+    assert f"{dataset.num_episodes:,} episodes" in text and all(
+        f"  {name} " in text for name in dataset.features
+    )
 
 
 def test_command_line(folder):
     command = ("-m", "etcvla.data.rlds", str(folder))
     good, bad = python(*command), python(*command, "--split", "x")
-    assert good.returncode == 0 and "3 episodes, 9 frames" in good.stdout and "note 0 0" in good.stdout
+    assert (
+        good.returncode == 0 and "3 episodes, 9 frames" in good.stdout and "note 0 0" in good.stdout
+    )
     assert bad.returncode == 1 and bad.stderr.startswith("error:") and "it has train" in bad.stderr
     assert "Traceback" not in bad.stderr

@@ -13,16 +13,25 @@ from data_builders.common.rlds import encode_episode, encode_items, robot_featur
 
 
 def build(directory, features, examples, file_format="tfrecord"):
-    builder = tfds.dataset_builders.AdhocBuilder(name="made_here", version="1.0.0", features=features,
-                                                 split_datasets={"train": enumerate(examples)}, data_dir=directory,
-                                                 file_format=file_format)
+    builder = tfds.dataset_builders.AdhocBuilder(
+        name="made_here",
+        version="1.0.0",
+        features=features,
+        split_datasets={"train": enumerate(examples)},
+        data_dir=directory,
+        file_format=file_format,
+    )
     builder.download_and_prepare()
     return builder.data_path
 
 
 def flatten(tree, prefix=""):
     for name, value in tree.items():
-        yield from flatten(value, f"{prefix}{name}/") if isinstance(value, dict) else [(prefix + name, value)]
+        yield from (
+            flatten(value, f"{prefix}{name}/")
+            if isinstance(value, dict)
+            else [(prefix + name, value)]
+        )
 
 
 def assert_same(got, want):
@@ -33,7 +42,9 @@ def assert_same(got, want):
         for a, b in zip(got, want, strict=True):
             assert_same(a, b)
     elif isinstance(want, bytes):
-        np.testing.assert_array_equal(got, tf.image.decode_jpeg(want, dct_method="INTEGER_ACCURATE").numpy())
+        np.testing.assert_array_equal(
+            got, tf.image.decode_jpeg(want, dct_method="INTEGER_ACCURATE").numpy()
+        )
     elif isinstance(got, str):
         assert got == want
     else:
@@ -44,14 +55,25 @@ def assert_same(got, want):
 def assert_reads_like_tfds(folder, *cameras):
     """Every value of every step and episode, through `frame`, `column` and `metadata`."""
     dataset = RLDSDataset(folder)
-    columns = {name: dataset.column(name) for name, feature in dataset.features.items() if feature.kind != "image"}
-    skip = {"steps": {"observation": {name: tfds.decode.SkipDecoding() for name in cameras}}} if cameras else None
+    columns = {
+        name: dataset.column(name)
+        for name, feature in dataset.features.items()
+        if feature.kind != "image"
+    }
+    skip = (
+        {"steps": {"observation": {name: tfds.decode.SkipDecoding() for name in cameras}}}
+        if cameras
+        else None
+    )
     frame = 0
     found = tfds.builder_from_directory(folder).as_dataset(split="train", decoders=skip)
     for number, read in enumerate(tfds.as_numpy(found)):
         metadata = dict(flatten(read["episode_metadata"]))
         assert set(metadata) == set(dataset.metadata(number))
-        assert_same(list(dataset.metadata(number).values()), [metadata[name] for name in dataset.metadata(number)])
+        assert_same(
+            list(dataset.metadata(number).values()),
+            [metadata[name] for name in dataset.metadata(number)],
+        )
         for step in read["steps"]:
             want, got = dict(flatten(step)), dataset.frame(frame, list(dataset.features))
             assert set(want) == set(got)
@@ -69,85 +91,167 @@ def test_our_own_schema_reads_as_tfds_reads_it(tmp_path):
 
     def made(number, steps, num_items):
         annotation = make_annotation(seed=number, steps=steps)
-        items = [[Item("trajectory", "path", f"where to, {t}.{i}?" * 20, f"<loc{i:04d}>") for i in range(n)]
-                 for t, n in enumerate(num_items)]
-        images = {name: rng.integers(0, 256, (steps, 32, 32, 3), np.uint8) for name in ("front", "wrist")}
-        return encode_episode(annotation, images=images, state=rng.normal(size=(steps, 5)).astype(np.float32),
-                              action=rng.normal(size=(steps, 4)).astype(np.float32), items=items, num_objects=4,
-                              episode_id=f"episode {number}", task="reach", scene="source")
+        items = [
+            [
+                Item("trajectory", "path", f"where to, {t}.{i}?" * 20, f"<loc{i:04d}>")
+                for i in range(n)
+            ]
+            for t, n in enumerate(num_items)
+        ]
+        images = {
+            name: rng.integers(0, 256, (steps, 32, 32, 3), np.uint8) for name in ("front", "wrist")
+        }
+        return encode_episode(
+            annotation,
+            images=images,
+            state=rng.normal(size=(steps, 5)).astype(np.float32),
+            action=rng.normal(size=(steps, 4)).astype(np.float32),
+            items=items,
+            num_objects=4,
+            episode_id=f"episode {number}",
+            task="reach",
+            scene="source",
+        )
 
-    features = robot_features(cameras=("front", "wrist"), image_size=32, state_doc="s", state_size=5, action_doc="a",
-                              action_size=4, num_objects=4)
-    folder = build(tmp_path, features, [made(0, 4, [2, 0, 1, 3]), made(1, 2, [0, 0]), made(2, 3, [0, 0, 5])])
+    features = robot_features(
+        cameras=("front", "wrist"),
+        image_size=32,
+        state_doc="s",
+        state_size=5,
+        action_doc="a",
+        action_size=4,
+        num_objects=4,
+    )
+    folder = build(
+        tmp_path, features, [made(0, 4, [2, 0, 1, 3]), made(1, 2, [0, 0]), made(2, 3, [0, 0, 5])]
+    )
     dataset = assert_reads_like_tfds(folder, "front", "wrist")
     assert dataset.num_episodes == 3
-    assert dataset.features["etc/question"].ragged and dataset.features["observation/front"].shape == (32, 32, 3)
+    assert dataset.features["etc/question"].ragged and dataset.features[
+        "observation/front"
+    ].shape == (32, 32, 3)
     assert dataset.features["annotation/box"].doc.startswith("(ymin, xmin, ymax, xmax)")
     assert sorted(map(len, dataset.column("etc/question"))) == [0, 0, 0, 0, 0, 1, 2, 3, 5]
 
 
 def test_image_text_schema_reads_as_tfds_reads_it(tmp_path):
-    examples = [{"steps": [{"observation": {"image": np.full((16, 16, 3), 40 * i, np.uint8)},
-                            "etc": encode_items([Item("caption", "c", "what?", f"square {i}", "oracle")] * i)}],
-                 "episode_metadata": {"episode_id": str(i)}} for i in range(3)]
-    dataset = assert_reads_like_tfds(build(tmp_path, vqa_features(image_size=16), examples), "image")
+    examples = [
+        {
+            "steps": [
+                {
+                    "observation": {"image": np.full((16, 16, 3), 40 * i, np.uint8)},
+                    "etc": encode_items(
+                        [Item("caption", "c", "what?", f"square {i}", "oracle")] * i
+                    ),
+                }
+            ],
+            "episode_metadata": {"episode_id": str(i)},
+        }
+        for i in range(3)
+    ]
+    dataset = assert_reads_like_tfds(
+        build(tmp_path, vqa_features(image_size=16), examples), "image"
+    )
     assert dataset.lengths.tolist() == [1, 1, 1]
 
 
 def test_other_peoples_features_read_as_tfds_reads_them(tmp_path):
     F = tfds.features
-    features = F.FeaturesDict({
-        "steps": F.Dataset({
-            "action": F.FeaturesDict({"gripper": F.Scalar(np.bool_), "pose": F.Tensor(shape=(2, 3), dtype=np.float64)}),
-            "box": F.BBoxFeature(),
-            "depth": F.Image(shape=(5, 7, 1), dtype=np.uint16, encoding_format="png"),
-            "label": F.ClassLabel(num_classes=300),
-            "mask": F.Tensor(shape=(3, 2), dtype=np.uint8, encoding="zlib"),
-            "flow": F.Tensor(shape=(2,), dtype=np.float32, encoding="bytes"),
-            "path": F.Sequence({"point": F.Tensor(shape=(2,), dtype=np.float32), "time": np.int32}),
-            "ticks": F.Tensor(shape=(2,), dtype=np.int64),
-            "huge": F.Scalar(np.uint64),
-            "picture": F.Image(shape=(None, None, 3), encoding_format="png"),
-        }),
-        "episode_metadata": F.FeaturesDict({
-            "nested": F.FeaturesDict({"pose": F.Tensor(shape=(3,), dtype=np.float32)}),
-            "sizes": F.Sequence(np.int32), "thumbnails": F.Sequence(F.Image(shape=(4, 4, 3), encoding_format="png")),
-        })})
+    features = F.FeaturesDict(
+        {
+            "steps": F.Dataset(
+                {
+                    "action": F.FeaturesDict(
+                        {
+                            "gripper": F.Scalar(np.bool_),
+                            "pose": F.Tensor(shape=(2, 3), dtype=np.float64),
+                        }
+                    ),
+                    "box": F.BBoxFeature(),
+                    "depth": F.Image(shape=(5, 7, 1), dtype=np.uint16, encoding_format="png"),
+                    "label": F.ClassLabel(num_classes=300),
+                    "mask": F.Tensor(shape=(3, 2), dtype=np.uint8, encoding="zlib"),
+                    "flow": F.Tensor(shape=(2,), dtype=np.float32, encoding="bytes"),
+                    "path": F.Sequence(
+                        {"point": F.Tensor(shape=(2,), dtype=np.float32), "time": np.int32}
+                    ),
+                    "ticks": F.Tensor(shape=(2,), dtype=np.int64),
+                    "huge": F.Scalar(np.uint64),
+                    "picture": F.Image(shape=(None, None, 3), encoding_format="png"),
+                }
+            ),
+            "episode_metadata": F.FeaturesDict(
+                {
+                    "nested": F.FeaturesDict({"pose": F.Tensor(shape=(3,), dtype=np.float32)}),
+                    "sizes": F.Sequence(np.int32),
+                    "thumbnails": F.Sequence(F.Image(shape=(4, 4, 3), encoding_format="png")),
+                }
+            ),
+        }
+    )
     rng = np.random.default_rng(0)
 
     def step(t):
-        return {"action": {"gripper": bool(t % 2), "pose": rng.integers(-9, 9, (2, 3)) / 4},
-                "box": F.BBox(0.0, 0.25, 0.5, 1.0), "depth": rng.integers(0, 65535, (5, 7, 1), np.uint16),
-                "label": 150 * t % 300, "mask": rng.integers(0, 255, (3, 2), np.uint8),
-                "flow": rng.normal(size=2).astype(np.float32), "ticks": np.array([-t, 2**40 * t]),
-                "huge": 2**64 - 1 - t, "path": [{"point": np.float32([i, t]), "time": i} for i in range(t)],
-                "picture": rng.integers(0, 255, (3 + t, 4, 3), np.uint8)}
+        return {
+            "action": {"gripper": bool(t % 2), "pose": rng.integers(-9, 9, (2, 3)) / 4},
+            "box": F.BBox(0.0, 0.25, 0.5, 1.0),
+            "depth": rng.integers(0, 65535, (5, 7, 1), np.uint16),
+            "label": 150 * t % 300,
+            "mask": rng.integers(0, 255, (3, 2), np.uint8),
+            "flow": rng.normal(size=2).astype(np.float32),
+            "ticks": np.array([-t, 2**40 * t]),
+            "huge": 2**64 - 1 - t,
+            "path": [{"point": np.float32([i, t]), "time": i} for i in range(t)],
+            "picture": rng.integers(0, 255, (3 + t, 4, 3), np.uint8),
+        }
 
-    examples = [{"steps": [step(t) for t in range(length)], "episode_metadata": {
-        "nested": {"pose": np.float32([1, 2, length])}, "sizes": list(range(length - 1)),
-        "thumbnails": [rng.integers(0, 255, (4, 4, 3), np.uint8)] * (length - 1)}} for length in (1, 4)]
+    examples = [
+        {
+            "steps": [step(t) for t in range(length)],
+            "episode_metadata": {
+                "nested": {"pose": np.float32([1, 2, length])},
+                "sizes": list(range(length - 1)),
+                "thumbnails": [rng.integers(0, 255, (4, 4, 3), np.uint8)] * (length - 1),
+            },
+        }
+        for length in (1, 4)
+    ]
     dataset = assert_reads_like_tfds(build(tmp_path, features, examples))
     assert dataset.window(0, "action/pose", 3)[0].shape == (3, 6)
 
 
 def nested_features():
     F = tfds.features
-    return F.FeaturesDict({
-        "steps": F.Dataset({
-            "action": F.Tensor(shape=(2,), dtype=np.float32),
-            "words": F.Sequence(F.Sequence(F.Text())),
-            "paths": F.Sequence(F.Sequence(F.Tensor(shape=(2,), dtype=np.float32))),
-            "deep": F.Sequence(F.Sequence(F.Sequence(np.int64))), "fixed": F.Sequence(np.float32, length=3),
-        }),
-        "episode_metadata": F.FeaturesDict({"tree": F.Sequence(F.Sequence(F.Text()))})})
+    return F.FeaturesDict(
+        {
+            "steps": F.Dataset(
+                {
+                    "action": F.Tensor(shape=(2,), dtype=np.float32),
+                    "words": F.Sequence(F.Sequence(F.Text())),
+                    "paths": F.Sequence(F.Sequence(F.Tensor(shape=(2,), dtype=np.float32))),
+                    "deep": F.Sequence(F.Sequence(F.Sequence(np.int64))),
+                    "fixed": F.Sequence(np.float32, length=3),
+                }
+            ),
+            "episode_metadata": F.FeaturesDict({"tree": F.Sequence(F.Sequence(F.Text()))}),
+        }
+    )
 
 
 def nested_episode(length):
-    return {"steps": [{
-        "action": np.float32([t, length]), "words": [[f"{t} {i} {j}" for j in range(i)] for i in range(t + 1)],
-        "paths": [np.full((i, 2), t, np.float32) for i in range(t)], "deep": [[[t] * i for i in range(2)]] * t,
-        "fixed": np.float32([t, t, 1])} for t in range(length)],
-        "episode_metadata": {"tree": [["a"] * i for i in range(length)]}}
+    return {
+        "steps": [
+            {
+                "action": np.float32([t, length]),
+                "words": [[f"{t} {i} {j}" for j in range(i)] for i in range(t + 1)],
+                "paths": [np.full((i, 2), t, np.float32) for i in range(t)],
+                "deep": [[[t] * i for i in range(2)]] * t,
+                "fixed": np.float32([t, t, 1]),
+            }
+            for t in range(length)
+        ],
+        "episode_metadata": {"tree": [["a"] * i for i in range(length)]},
+    }
 
 
 def plain(value):
@@ -165,7 +269,9 @@ def plain(value):
 def test_lists_of_lists_in_both_formats(tmp_path, file_format):
     folder = build(tmp_path, nested_features(), [nested_episode(3), nested_episode(2)], file_format)
     dataset = RLDSDataset(folder, verify_crc=True)
-    assert dataset.whole_records == (file_format == "array_record") and sorted(dataset.lengths.tolist()) == [2, 3]
+    assert dataset.whole_records == (file_format == "array_record") and sorted(
+        dataset.lengths.tolist()
+    ) == [2, 3]
     for number, length in enumerate(dataset.lengths.tolist()):
         want = nested_episode(length)
         assert plain(dataset.metadata(number)["tree"]) == want["episode_metadata"]["tree"]
@@ -173,22 +279,35 @@ def test_lists_of_lists_in_both_formats(tmp_path, file_format):
             got = dataset.frame(int(dataset.starts[number]) + t, list(dataset.features))
             assert {name: plain(value) for name, value in got.items()} == {
                 name: [plain(v) for v in value] if isinstance(value, list) else plain(value)
-                for name, value in want["steps"][t].items()}
+                for name, value in want["steps"][t].items()
+            }
     np.testing.assert_array_equal(dataset.window(0, "action", 2)[0][:, 0], [0, 1])
 
 
 def test_image_text_sets_without_steps(tmp_path):
     F = tfds.features
-    features = F.FeaturesDict({
-        "image": F.Image(shape=(None, None, 3), encoding_format="png"), "caption": F.Text(),
-        "questions": F.Sequence({"text": F.Text(), "answers": F.Sequence(F.Text())}),
-        "label": F.ClassLabel(num_classes=3), "boxes": F.Sequence(F.BBoxFeature()),
-        "numbers": F.Tensor(shape=(None,), dtype=np.float32)})
+    features = F.FeaturesDict(
+        {
+            "image": F.Image(shape=(None, None, 3), encoding_format="png"),
+            "caption": F.Text(),
+            "questions": F.Sequence({"text": F.Text(), "answers": F.Sequence(F.Text())}),
+            "label": F.ClassLabel(num_classes=3),
+            "boxes": F.Sequence(F.BBoxFeature()),
+            "numbers": F.Tensor(shape=(None,), dtype=np.float32),
+        }
+    )
     rng = np.random.default_rng(0)
-    examples = [{"image": rng.integers(0, 256, (4 + i, 5, 3), np.uint8), "caption": f"picture {i}", "label": i,
-                 "questions": [{"text": f"{i} {q}", "answers": ["yes"] * q} for q in range(i)],
-                 "boxes": [F.BBox(0.0, 0.25, 0.5, 1.0)] * i, "numbers": np.arange(i + 1, dtype=np.float32)}
-                for i in range(3)]
+    examples = [
+        {
+            "image": rng.integers(0, 256, (4 + i, 5, 3), np.uint8),
+            "caption": f"picture {i}",
+            "label": i,
+            "questions": [{"text": f"{i} {q}", "answers": ["yes"] * q} for q in range(i)],
+            "boxes": [F.BBox(0.0, 0.25, 0.5, 1.0)] * i,
+            "numbers": np.arange(i + 1, dtype=np.float32),
+        }
+        for i in range(3)
+    ]
     dataset = RLDSDataset(build(tmp_path, features, examples))
     assert dataset.lengths.tolist() == [1, 1, 1] and dataset.metadata(0) == {}
     for frame in range(3):

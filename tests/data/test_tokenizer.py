@@ -31,9 +31,29 @@ def test_sizes_that_models_are_built_for():
     assert LAYOUT.vocab_size == 2688
 
 
-PIECES = st.one_of(st.text(max_size=12), st.sampled_from(
-    ["<loc0000>", "<loc1023>", "<loc1024>", "<loc12>", "<seg000>", "<seg127>", "<seg128>", "<eos>", "<pad>",
-     "<act0001>", "\n", " ", "  ", "left", " drawer", "12"]))
+PIECES = st.one_of(
+    st.text(max_size=12),
+    st.sampled_from(
+        [
+            "<loc0000>",
+            "<loc1023>",
+            "<loc1024>",
+            "<loc12>",
+            "<seg000>",
+            "<seg127>",
+            "<seg128>",
+            "<eos>",
+            "<pad>",
+            "<act0001>",
+            "\n",
+            " ",
+            "  ",
+            "left",
+            " drawer",
+            "12",
+        ]
+    ),
+)
 
 
 @given(st.lists(PIECES, max_size=6).map("".join))
@@ -60,7 +80,12 @@ def test_specials_frame_a_text_and_are_skipped_in_decoding():
 
 def test_locations_are_single_ids_in_order():
     ids = TINY.encode("<loc0000><loc0512><loc1023><seg005>")
-    assert ids == [LAYOUT.loc.offset, LAYOUT.loc.offset + 512, LAYOUT.loc.offset + 1023, LAYOUT.seg.offset + 5]
+    assert ids == [
+        LAYOUT.loc.offset,
+        LAYOUT.loc.offset + 512,
+        LAYOUT.loc.offset + 1023,
+        LAYOUT.seg.offset + 5,
+    ]
 
 
 def test_an_answer_is_the_word_of_the_question():
@@ -85,11 +110,27 @@ def _words(texts):
     return {word.strip(".,?:;()") for text in texts for word in text.split() if "{" not in word}
 
 
-@pytest.mark.parametrize("texts", [
-    [question for question_type in QUESTION_TYPES.values() for question in question_type.questions],
-    [question for question_type in SHAPES_FORMS.values() for question in question_type.questions],
-    [text for task in TASKS.values() for text in (*task.instructions, *(phase.text for phase in task.phases))],
-], ids=["etc", "shapes", "instructions"])
+@pytest.mark.parametrize(
+    "texts",
+    [
+        [
+            question
+            for question_type in QUESTION_TYPES.values()
+            for question in question_type.questions
+        ],
+        [
+            question
+            for question_type in SHAPES_FORMS.values()
+            for question in question_type.questions
+        ],
+        [
+            text
+            for task in TASKS.values()
+            for text in (*task.instructions, *(phase.text for phase in task.phases))
+        ],
+    ],
+    ids=["etc", "shapes", "instructions"],
+)
 def test_the_words_that_the_models_read_are_one_token_each(texts):
     words = _words(texts)
     split = {word for word in words if len(TINY.encode(word)) > 1}
@@ -123,7 +164,9 @@ def test_an_id_outside_the_vocabulary_is_refused():
 
 
 def test_it_travels_as_json_and_by_pickle():
-    text = "the robot should open the drawer. is <loc0001><loc0002><loc0003><loc0004> a good region?"
+    text = (
+        "the robot should open the drawer. is <loc0001><loc0002><loc0003><loc0004> a good region?"
+    )
     for copy in (Tokenizer.from_json(TINY.to_json()), pickle.loads(pickle.dumps(TINY))):
         assert copy.layout == LAYOUT
         assert copy.encode(text) == TINY.encode(text)
@@ -134,16 +177,19 @@ def test_it_travels_as_json_and_by_pickle():
 # --- layouts -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"action": (1000, 512)}, "text ids .* overlap action ids"),
-    ({"loc": (2000, 1024)}, "overlap"),
-    ({"loc": (1536, 1000)}, "1000 loc"),
-    ({"eos": 0}, "must be four ids"),
-    ({"bos": 1024}, "must be four ids"),
-    ({"action": (1024, 0)}, "no room for actions"),
-    ({"name": "openpy"}, "unknown token layout 'openpy', did you mean 'openpi'"),
-    ({"name": "openpi"}, "layout openpi: actions end at 1536, expected 2560"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"action": (1000, 512)}, "text ids .* overlap action ids"),
+        ({"loc": (2000, 1024)}, "overlap"),
+        ({"loc": (1536, 1000)}, "1000 loc"),
+        ({"eos": 0}, "must be four ids"),
+        ({"bos": 1024}, "must be four ids"),
+        ({"action": (1024, 0)}, "no room for actions"),
+        ({"name": "openpy"}, "unknown token layout 'openpy', did you mean 'openpi'"),
+        ({"name": "openpi"}, "layout openpi: actions end at 1536, expected 2560"),
+    ],
+)
 def test_a_layout_that_overlaps_is_refused(change, message):
     fields = {"text": (0, 1024), "action": (1024, 512), "loc": (1536, 1024), "seg": (2560, 128)}
     with pytest.raises(ValueError, match=message):
@@ -152,14 +198,27 @@ def test_a_layout_that_overlaps_is_refused(change, message):
 
 def test_a_layout_describes_itself():
     table = LAYOUT.describe().splitlines()
-    assert [line.split() for line in table[:2]] == [["text", "0", "..", "1023", "1024", "ids"],
-                                                    ["action", "1024", "..", "1535", "512", "ids"]]
+    assert [line.split() for line in table[:2]] == [
+        ["text", "0", "..", "1023", "1024", "ids"],
+        ["action", "1024", "..", "1535", "512", "ids"],
+    ]
     assert "vocabulary 2688" in table[-1] and "layout disjoint" in table[-1]
-    assert [LAYOUT.kind(token) for token in (0, 1024, 1536, 2560)] == ["text", "action", "loc", "seg"]
+    assert [LAYOUT.kind(token) for token in (0, 1024, 1536, 2560)] == [
+        "text",
+        "action",
+        "loc",
+        "seg",
+    ]
 
 
 def test_a_command_prints_the_ids(paligemma):
-    run = [sys.executable, "launch/tokens.py", f"--tokenizer={paligemma}", "--num_actions=8", "--text=mug <loc0001>"]
+    run = [
+        sys.executable,
+        "launch/tokens.py",
+        f"--tokenizer={paligemma}",
+        "--num_actions=8",
+        "--text=mug <loc0001>",
+    ]
     printed = subprocess.run(run, capture_output=True, text=True, check=True).stdout
     expected = Tokenizer.load(str(paligemma), num_actions=8)
     assert printed.strip() == expected.describe("mug <loc0001>")
@@ -176,14 +235,26 @@ def _gemma(vocabulary: int = 400, spatial: bool = True) -> tokenizers.Tokenizer:
     backend = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     backend.normalizer = normalizers.Replace(" ", "▁")
     backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
-    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
     byte_tokens = [f"<0x{value:02X}>" for value in range(256)]
-    backend.train_from_iterator(["detect the red mug", "open the drawer"] * 3, trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=["<pad>", "<eos>", "<bos>", "<unk>", *byte_tokens], show_progress=False))
+    backend.train_from_iterator(
+        ["detect the red mug", "open the drawer"] * 3,
+        trainers.BpeTrainer(
+            vocab_size=vocabulary,
+            special_tokens=["<pad>", "<eos>", "<bos>", "<unk>", *byte_tokens],
+            show_progress=False,
+        ),
+    )
     backend.add_tokens([f"<unused{i}>" for i in range(8)])
     if spatial:
-        backend.add_tokens([f"<loc{i:04d}>" for i in range(1024)] + [f"<seg{i:03d}>" for i in range(128)])
-        backend.add_special_tokens(["<image>"])  # as Hugging Face has it, past the ids of the SentencePiece file
+        backend.add_tokens(
+            [f"<loc{i:04d}>" for i in range(1024)] + [f"<seg{i:03d}>" for i in range(128)]
+        )
+        backend.add_special_tokens(
+            ["<image>"]
+        )  # as Hugging Face has it, past the ids of the SentencePiece file
     return backend
 
 
@@ -191,9 +262,19 @@ def _gemma(vocabulary: int = 400, spatial: bool = True) -> tokenizers.Tokenizer:
 def paligemma(tmp_path):
     """A directory as Hugging Face has it."""
     _gemma().save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({
-        "tokenizer_class": "GemmaTokenizer", "add_bos_token": True, "add_eos_token": False, "bos_token": "<bos>",
-        "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "GemmaTokenizer",
+                "add_bos_token": True,
+                "add_eos_token": False,
+                "bos_token": "<bos>",
+                "eos_token": "<eos>",
+                "pad_token": "<pad>",
+                "unk_token": "<unk>",
+            }
+        )
+    )
     return tmp_path
 
 
@@ -201,12 +282,19 @@ def test_paligemma_keeps_its_ids(paligemma):
     backend = tokenizers.Tokenizer.from_file(str(paligemma / "tokenizer.json"))
     loaded = Tokenizer.load(str(paligemma), num_actions=8)
     loc = backend.token_to_id("<loc0000>")
-    assert loaded.layout == TokenLayout(text=Span(0, loc - 8), action=Span(loc - 8, 8), loc=Span(loc, 1024),
-                                        seg=Span(loc + 1024, 128))
+    assert loaded.layout == TokenLayout(
+        text=Span(0, loc - 8),
+        action=Span(loc - 8, 8),
+        loc=Span(loc, 1024),
+        seg=Span(loc + 1024, 128),
+    )
     text = "detect the red mug\n"
     assert loaded.encode(text, bos=True) == [2, *backend.encode(text, add_special_tokens=False).ids]
     assert loaded.encode("<loc0007> mug")[0] == loc + 7
-    assert loaded.decode(loaded.encode(f"{text}<loc0007> mug <seg003>")) == f"{text}<loc0007> mug <seg003>"
+    assert (
+        loaded.decode(loaded.encode(f"{text}<loc0007> mug <seg003>"))
+        == f"{text}<loc0007> mug <seg003>"
+    )
 
 
 def test_paligemma_text_never_becomes_an_action(paligemma):
@@ -228,22 +316,38 @@ def test_paligemma_reads_as_transformers_reads(paligemma):
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoTokenizer.from_pretrained(str(paligemma))
     ours = Tokenizer.load(str(paligemma), num_actions=1)
-    assert (theirs.pad_token_id, theirs.eos_token_id, theirs.bos_token_id) == (0, 1, 2) == (
-        ours.layout.pad, ours.layout.eos, ours.layout.bos)
-    for text in ("detect the red mug\n", "Task: open the drawer, State: 0 128 255;\nAction: ", "größer 東京 \U0001f916",
-                 "<loc0001><loc1023> mug ; <seg005>", "  two  spaces"):
+    assert (
+        (theirs.pad_token_id, theirs.eos_token_id, theirs.bos_token_id)
+        == (0, 1, 2)
+        == (ours.layout.pad, ours.layout.eos, ours.layout.bos)
+    )
+    for text in (
+        "detect the red mug\n",
+        "Task: open the drawer, State: 0 128 255;\nAction: ",
+        "größer 東京 \U0001f916",
+        "<loc0001><loc1023> mug ; <seg005>",
+        "  two  spaces",
+    ):
         assert ours.encode(text) == theirs(text, add_special_tokens=False)["input_ids"]
 
 
 def test_openpis_layout_counts_down_over_the_locations(paligemma):
     loaded = Tokenizer.load(str(paligemma), num_actions=1100, layout="openpi")
-    size = tokenizers.Tokenizer.from_file(str(paligemma / "tokenizer.json")).token_to_id("<seg127>") + 1
-    assert loaded.layout.vocab_size == size  # of the SentencePiece file, to which openpi's numbers refer
+    size = (
+        tokenizers.Tokenizer.from_file(str(paligemma / "tokenizer.json")).token_to_id("<seg127>")
+        + 1
+    )
+    assert (
+        loaded.layout.vocab_size == size
+    )  # of the SentencePiece file, to which openpi's numbers refer
     tokens = [0, 1, 1099]
     assert loaded.action_ids(tokens) == [size - 1 - 128 - token for token in tokens]
     assert loaded.action_tokens(loaded.action_ids(tokens)) == tokens
     assert loaded.encode("<loc1023><seg000>") == [loaded.action_ids([0])[0], size - 128]
-    for text in ("<loc1023> mug <loc0000>", "<unused7>"):  # which is an action too, but as text it is itself
+    for text in (
+        "<loc1023> mug <loc0000>",
+        "<unused7>",
+    ):  # which is an action too, but as text it is itself
         assert loaded.decode(loaded.encode(text)) == text
 
 
@@ -253,18 +357,35 @@ def test_a_sentencepiece_file_gives_its_own_ids(tmp_path, renamed):
     pytest.importorskip("transformers")
     texts = train_tokenizer.general_sentences(300, np.random.default_rng(0))
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts), model_prefix=str(tmp_path / "tokenizer"), vocab_size=700, model_type="bpe",
-        byte_fallback=True, split_digits=True, add_dummy_prefix=False, remove_extra_whitespaces=False, pad_id=0,
-        eos_id=1, bos_id=2, unk_id=3, pad_piece="<pad>", eos_piece="<eos>", bos_piece="<bos>", minloglevel=2,
-        normalization_rule_name="identity", hard_vocab_limit=False)
+        sentence_iterator=iter(texts),
+        model_prefix=str(tmp_path / "tokenizer"),
+        vocab_size=700,
+        model_type="bpe",
+        byte_fallback=True,
+        split_digits=True,
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        pad_id=0,
+        eos_id=1,
+        bos_id=2,
+        unk_id=3,
+        pad_piece="<pad>",
+        eos_piece="<eos>",
+        bos_piece="<bos>",
+        minloglevel=2,
+        normalization_rule_name="identity",
+        hard_vocab_limit=False,
+    )
     path = tmp_path / "tokenizer.model"
     path.write_bytes(_with_locations(path.read_bytes()))
     path = path.rename(tmp_path / "paligemma_tokenizer.model") if renamed else path
     reference = sentencepiece.SentencePieceProcessor(model_file=str(path))
     loaded = Tokenizer.load(str(path if renamed else tmp_path), num_actions=1)
     for text in [*texts, "  two  spaces\n", "größer 東京 12345", "<loc0001><loc1023> mug"]:
-        assert loaded.encode(text) == [token if token != loaded.layout.action.offset else loaded.layout.unk
-                                       for token in reference.encode(text)]
+        assert loaded.encode(text) == [
+            token if token != loaded.layout.action.offset else loaded.layout.unk
+            for token in reference.encode(text)
+        ]
 
 
 def _with_locations(model: bytes) -> bytes:
@@ -287,10 +408,13 @@ def test_a_missing_file_is_named(tmp_path):
         Tokenizer.load(str(tmp_path))
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"layout": "disjont"}, "unknown token layout 'disjont', did you mean 'disjoint'"),
-    ({"num_actions": 300_000}, r"no room for actions .* beside text .*fewer FAST tokens fit"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layout": "disjont"}, "unknown token layout 'disjont', did you mean 'disjoint'"),
+        ({"num_actions": 300_000}, r"no room for actions .* beside text .*fewer FAST tokens fit"),
+    ],
+)
 def test_what_paligemmas_vocabulary_cannot_hold(paligemma, options, message):
     with pytest.raises(ValueError, match=message):
         Tokenizer.load(str(paligemma), **options)
@@ -303,7 +427,9 @@ def test_the_embedded_tokenizer_has_one_layout():
 
 def test_locations_out_of_order_are_refused(tmp_path):
     backend = _gemma(spatial=False)
-    backend.add_tokens(["<loc0000>", "<loc0002>", "<loc0001>", *(f"<loc{i:04d}>" for i in range(3, 1024))])
+    backend.add_tokens(
+        ["<loc0000>", "<loc0002>", "<loc0001>", *(f"<loc{i:04d}>" for i in range(3, 1024))]
+    )
     first = backend.token_to_id("<loc0000>")
     backend.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ValueError, match=f"<loc0001> has id {first + 2}, expected {first + 1}"):
@@ -340,7 +466,10 @@ def test_training_is_deterministic():
 
 
 def test_any_corpus_gives_the_same_sizes():
-    for texts in (["open the door"], train_tokenizer.general_sentences(500, np.random.default_rng(1))):
+    for texts in (
+        ["open the door"],
+        train_tokenizer.general_sentences(500, np.random.default_rng(1)),
+    ):
         tokenizer = train_tokenizer.train(texts)
         assert tokenizer.layout == LAYOUT
         assert tokenizer.decode(tokenizer.encode("never seen: Ωmega 42")) == "never seen: Ωmega 42"
@@ -359,5 +488,7 @@ def test_made_up_episodes_ask_every_form():
 
 
 def test_the_report_counts_tokens():
-    table = train_tokenizer.describe(TINY, {"some": ["open the door", "<loc0001><loc0002>", "yes"]}).splitlines()
+    table = train_tokenizer.describe(
+        TINY, {"some": ["open the door", "<loc0001><loc0002>", "yes"]}
+    ).splitlines()
     assert table[1].split() == ["some", "3", "2.0", "3", "3", "4", "4"]

@@ -23,8 +23,12 @@ def run_command(module, *arguments):
 @contextlib.contextmanager
 def _without_ours():
     """Takes away the flags that other tests' imports of commands left, some of them required."""
-    away = [(of, flag) for of, found in flags.FLAGS.flags_by_module_dict().items() if of.startswith(OURS)
-            for flag in found]
+    away = [
+        (of, flag)
+        for of, found in flags.FLAGS.flags_by_module_dict().items()
+        if of.startswith(OURS)
+        for flag in found
+    ]
     for _, flag in away:
         delattr(flags.FLAGS, flag.name)
     try:

@@ -11,9 +11,17 @@ from tests.data_builders.toy_robot import CAMERA, STEPS, describe, episode
 TASK = b"Put the cup on the plate."
 SIZE = 32
 # Of the vectors that are not one number; gripper_position and the like are.
-WIDTHS = {"observation/state": 8, "action": 7, "observation/base_pose_tool_reached": 7, "action/world_vector": 3,
-          "action/rotation_delta": 3, "observation/cartesian_position": 6, "observation/joint_position": 7,
-          "action_dict/joint_velocity": 7, "action_dict/joint_position": 7}
+WIDTHS = {
+    "observation/state": 8,
+    "action": 7,
+    "observation/base_pose_tool_reached": 7,
+    "action/world_vector": 3,
+    "action/rotation_delta": 3,
+    "observation/cartesian_position": 6,
+    "observation/joint_position": 7,
+    "action_dict/joint_velocity": 7,
+    "action_dict/joint_position": 7,
+}
 
 
 def picture(number, camera):
@@ -26,13 +34,34 @@ def picture(number, camera):
 def write_public(folder, name):
     """A dataset of two episodes as the line `name` has it, cameras.json beside it; returns its version folder."""
     adapter = ADAPTERS[name]
-    vectors = dict.fromkeys([*adapter.state, *adapter.action, adapter.facts.position[0], adapter.facts.opening[0]])
-    steps = {**dict.fromkeys(adapter.cameras.values(), ("image_feature.Image", {"image": {
-                 "dtype": "uint8", "shape": {"dimensions": [str(SIZE), str(SIZE), "3"]}}})),
-             **{vector: ("tensor_feature.Tensor", {"tensor": {"dtype": "float32", "shape": {
-                 "dimensions": [str(WIDTHS.get(vector, 1))]}}}) for vector in vectors},
-             **dict.fromkeys([*adapter.instruction, f"{METADATA}file_path", f"{METADATA}has_language"],
-                             ("text_feature.Text", {"text": {}}))}
+    vectors = dict.fromkeys(
+        [*adapter.state, *adapter.action, adapter.facts.position[0], adapter.facts.opening[0]]
+    )
+    steps = {
+        **dict.fromkeys(
+            adapter.cameras.values(),
+            (
+                "image_feature.Image",
+                {"image": {"dtype": "uint8", "shape": {"dimensions": [str(SIZE), str(SIZE), "3"]}}},
+            ),
+        ),
+        **{
+            vector: (
+                "tensor_feature.Tensor",
+                {
+                    "tensor": {
+                        "dtype": "float32",
+                        "shape": {"dimensions": [str(WIDTHS.get(vector, 1))]},
+                    }
+                },
+            )
+            for vector in vectors
+        },
+        **dict.fromkeys(
+            [*adapter.instruction, f"{METADATA}file_path", f"{METADATA}has_language"],
+            ("text_feature.Text", {"text": {}}),
+        ),
+    }
     directory = folder / f"{name}_set" / "1.0.0"
     write_rlds(directory, [_episode(adapter, steps, number) for number in range(2)], steps=steps)
     describe(directory, {"train": 2})
@@ -49,12 +78,24 @@ def _episode(adapter, steps, number):
             camera = [*adapter.cameras.values()].index(feature)
             values[feature] = [png(picture(number, camera))] * STEPS
         elif kind.startswith("tensor"):
-            values[feature] = np.random.default_rng(number).normal(size=(STEPS, WIDTHS.get(feature, 1)))
-    (position, at), (opening, dim), facts = adapter.facts.position, adapter.facts.opening, adapter.facts
-    values[position][:, at:at + 3] = toy[:, :3]
+            values[feature] = np.random.default_rng(number).normal(
+                size=(STEPS, WIDTHS.get(feature, 1))
+            )
+    (position, at), (opening, dim), facts = (
+        adapter.facts.position,
+        adapter.facts.opening,
+        adapter.facts,
+    )
+    values[position][:, at : at + 3] = toy[:, :3]
     values[opening][:, dim] = facts.closed + toy[:, 3] * (facts.open - facts.closed)
     for feature in list(values):
         if isinstance(values[feature], np.ndarray):
             values[feature] = values[feature].astype(np.float32).ravel()
-    return values | dict.fromkeys(adapter.instruction, [TASK] * STEPS) | {
-        f"{METADATA}file_path": [f"success/{number}".encode()], f"{METADATA}has_language": [b"True"]}
+    return (
+        values
+        | dict.fromkeys(adapter.instruction, [TASK] * STEPS)
+        | {
+            f"{METADATA}file_path": [f"success/{number}".encode()],
+            f"{METADATA}has_language": [b"True"],
+        }
+    )

@@ -28,8 +28,13 @@ def folder(tmp_path_factory):
 def _annotator(folder, *, calibrated=True, **options):
     dataset = RLDSDataset(folder / "toy_robot", "train")
     calibrations = Calibrations(folder / "cameras.json") if calibrated else None
-    return Annotator(dataset, fit(find_adapter(str(folder / "adapter.json")), dataset), num_objects=6,
-                     calibrations=calibrations, **options)
+    return Annotator(
+        dataset,
+        fit(find_adapter(str(folder / "adapter.json")), dataset),
+        num_objects=6,
+        calibrations=calibrations,
+        **options,
+    )
 
 
 def _sources(labelled):
@@ -39,11 +44,19 @@ def _sources(labelled):
 def test_paths_are_the_projected_gripper(folder):
     annotation = _annotator(folder)(0).annotation
     # The camera looks straight down from (0.15, 0.2, 1.2): x to the right, y up in the image.
-    np.testing.assert_allclose(annotation.gripper_pixel[0, 0], [0.5 + 30 * 0.1 / 0.9 / 32, 0.5 - 30 * 0.15 / 0.9 / 32],
-                               atol=1e-5)
+    np.testing.assert_allclose(
+        annotation.gripper_pixel[0, 0],
+        [0.5 + 30 * 0.1 / 0.9 / 32, 0.5 - 30 * 0.15 / 0.9 / 32],
+        atol=1e-5,
+    )
     assert seen_share(annotation) == 1
     assert annotation.phases == (
-        "move to the object", "grasp the object", "carry the object", "release the object", "move away")
+        "move to the object",
+        "grasp the object",
+        "carry the object",
+        "release the object",
+        "move away",
+    )
     assert annotation.gripper_open[[0, 30, 59]].tolist() == pytest.approx([1, 0.3, 1])
     assert annotation.rate == 5
 
@@ -56,7 +69,9 @@ def test_items_follow_from_the_annotation_and_claim_no_unknown_success(folder):
         question_types = {item.question_type for _, item in items}
         assert ("path_task" in question_types) == ("outcome" in question_types) == success
         assert labelled.annotation.success is (True if success else None)
-        assert {"gripper_point", "current", "decompose", "path_subtask"} <= {item.question_type for _, item in items}
+        assert {"gripper_point", "current", "decompose", "path_subtask"} <= {
+            item.question_type for _, item in items
+        }
         assert {item.source for _, item in items} == {"oracle"}
         assert labelled.episode_id == f"robot/episode_{episode}.npy"
 
@@ -79,7 +94,7 @@ def test_an_endpoint_names_what_the_state_shows(folder, tmp_path):
     # Until it is held, the cup's grasp point is where the gripper came to hold it.
     held = int(np.flatnonzero(annotation.phase == 2)[0])
     np.testing.assert_allclose(annotation.grasp_pixel[5, 0, 0], annotation.gripper_pixel[held, 0])
-    assert np.isnan(annotation.grasp_pixel[held + 1:, 0, 0]).all()
+    assert np.isnan(annotation.grasp_pixel[held + 1 :, 0, 0]).all()
     datasets = _sources(named)
     assert datasets["gripper_point"] == "oracle"
     assert datasets["current"] == datasets["grasp_point"] == "model:seer"
@@ -113,7 +128,9 @@ def test_a_detector_fills_boxes_and_a_track(folder):
     assert np.isfinite(annotation.box[[0, 10, 59], 0, 0]).all()
     assert np.isnan(annotation.box[5]).all()
     assert np.isnan(annotation.box[:, :, 1]).all()
-    np.testing.assert_allclose(annotation.gripper_pixel[:, 0], np.tile([0.5, 0.6], (STEPS, 1)), atol=1e-6)
+    np.testing.assert_allclose(
+        annotation.gripper_pixel[:, 0], np.tile([0.5, 0.6], (STEPS, 1)), atol=1e-6
+    )
     assert detector.seen == 7
     assert labelled.dropped["detector: object not found, or found twice"] == 7
     datasets = _sources(labelled)
@@ -123,7 +140,9 @@ def test_a_detector_fills_boxes_and_a_track(folder):
 
 def test_a_detector_does_not_replace_a_calibration(folder):
     labelled = _annotator(folder, detector=FixedDetector(), objects=("cup",))(0)
-    np.testing.assert_array_equal(labelled.annotation.gripper_pixel, _annotator(folder)(0).annotation.gripper_pixel)
+    np.testing.assert_array_equal(
+        labelled.annotation.gripper_pixel, _annotator(folder)(0).annotation.gripper_pixel
+    )
     assert labelled.annotation.objects == ("cup",)
     assert _sources(labelled)["gripper_point"] == "oracle"
 
@@ -131,29 +150,51 @@ def test_a_detector_does_not_replace_a_calibration(folder):
 def test_an_adapter_without_cameras_takes_all(folder):
     dataset = RLDSDataset(folder / "toy_robot")
     assert fit(ADAPTERS["own"], dataset).cameras == {"front": "observation/front"}
-    with pytest.raises(ValueError, match="facts.position names 'observation/stat'.*did you mean 'observation/state'"):
+    with pytest.raises(
+        ValueError,
+        match="facts.position names 'observation/stat'.*did you mean 'observation/state'",
+    ):
         fit(Adapter(facts=FactSources(position=("observation/stat", 0))), dataset)
 
 
-@pytest.mark.parametrize(("instruction", "nouns"), [
-    ("Pick up the black bowl and place it on the plate.", ("black bowl", "plate")),
-    ("put a carrot in the sink", ("carrot", "sink")), ("open the middle drawer", ("middle drawer",)),
-    ("move it to the left of the pot", ("pot",)), ("fold towel", ()), ("", ()),
-])
+@pytest.mark.parametrize(
+    ("instruction", "nouns"),
+    [
+        ("Pick up the black bowl and place it on the plate.", ("black bowl", "plate")),
+        ("put a carrot in the sink", ("carrot", "sink")),
+        ("open the middle drawer", ("middle drawer",)),
+        ("move it to the left of the pot", ("pot",)),
+        ("fold towel", ()),
+        ("", ()),
+    ],
+)
 def test_nouns_stand_after_articles(instruction, nouns):
     assert nouns_of(instruction) == nouns
 
 
 def test_an_item_is_credited_to_every_model_behind_it():
     datasets = {"gripper": "oracle", "boxes": "owl", "names": "seer", "phases": "seer"}
-    made = {question_type: credit(Item("k", question_type, "q", "a"), datasets).source
-            for question_type in ("gripper_point", "locate_box", "current", "of a question_type to come")}
-    assert made == {"gripper_point": "oracle", "locate_box": "model:owl+seer", "current": "model:seer",
-                    "of a question_type to come": "model:owl+seer"}
+    made = {
+        question_type: credit(Item("k", question_type, "q", "a"), datasets).source
+        for question_type in (
+            "gripper_point",
+            "locate_box",
+            "current",
+            "of a question_type to come",
+        )
+    }
+    assert made == {
+        "gripper_point": "oracle",
+        "locate_box": "model:owl+seer",
+        "current": "model:seer",
+        "of a question_type to come": "model:owl+seer",
+    }
 
 
 def test_without_an_instruction_no_item_speaks_of_a_task(folder):
     annotator = _annotator(folder)
-    annotator = dataclasses.replace(annotator, adapter=dataclasses.replace(annotator.adapter, instruction=()))
+    annotator = dataclasses.replace(
+        annotator, adapter=dataclasses.replace(annotator.adapter, instruction=())
+    )
     labelled = annotator(0)
     assert set(_sources(labelled)) == {"gripper_point"}

@@ -17,7 +17,9 @@ def run(monkeypatch):
         assert function is measure.try_expert
         for trial in trials:
             tried.append((trial.task, trial.state))
-            yield dataclasses.replace(trial, success=1 - trial.state % 2, steps=100 + trial.state, grasps=1)
+            yield dataclasses.replace(
+                trial, success=1 - trial.state % 2, steps=100 + trial.state, grasps=1
+            )
 
     monkeypatch.setattr(measure.pool, "run", one_by_one)
     return tried
@@ -33,18 +35,27 @@ def test_a_measurement_goes_on_where_it_was_stopped(tmp_path, run):
     for _ in range(3):
         next(started)
     started.close()
-    assert [(trial.state, trial.success) for trial in measure.read_trials(path)] == [(0, 1), (1, 0), (2, 1)]
+    assert [(trial.state, trial.success) for trial in measure.read_trials(path)] == [
+        (0, 1),
+        (1, 0),
+        (2, 1),
+    ]
     run.clear()
     assert len(list(measure.measure(trials, path, 1))) == 5
     assert run == [("suite/a", 3)] + [("suite/b", state) for state in range(4)]
     assert not list(measure.measure(trials, path, 1))
     assert [(trial.task, trial.state) for trial in measure.read_trials(path)] == [
-        (trial.task, trial.state) for trial in trials]
+        (trial.task, trial.state) for trial in trials
+    ]
 
 
 def test_the_table_has_tasks_and_suites_with_intervals():
-    trials = [ExpertTrial("suite/a", state, success=int(state < 9), steps=100 + state, grasps=1 + (state == 0))
-              for state in range(10)] + [ExpertTrial("other/b", 0)]
+    trials = [
+        ExpertTrial(
+            "suite/a", state, success=int(state < 9), steps=100 + state, grasps=1 + (state == 0)
+        )
+        for state in range(10)
+    ] + [ExpertTrial("other/b", 0)]
     rows = {line.split()[0]: line.split()[1:] for line in measure.table(trials).splitlines()[1:]}
     assert list(rows) == ["suite/a", "other/b", "suite", "other"]
     assert rows["suite/a"] == rows["suite"] == ["9/10", "90%", "[", "60%,", "98%]", "104", "8"]
@@ -53,7 +64,10 @@ def test_the_table_has_tasks_and_suites_with_intervals():
 
 def test_another_table_is_refused(tmp_path):
     (tmp_path / "a.csv").write_text("task,score\nx,1\n")
-    with pytest.raises(ValueError, match=r"a.csv: columns \['task', 'score'\], expected \['task', 'state', 'success'"):
+    with pytest.raises(
+        ValueError,
+        match=r"a.csv: columns \['task', 'score'\], expected \['task', 'state', 'success'",
+    ):
         measure.read_trials(tmp_path / "a.csv")
 
 

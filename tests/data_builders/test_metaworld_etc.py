@@ -25,7 +25,13 @@ from etcvla.sims.metaworld.tasks import NUM_OBJECTS, TASKS
 from etcvla.train.stage import Stage
 from tests.train.nano import nano_config
 
-BUILD = ("--tasks=drawer-open,drawer-close", "--episodes=2", "--held_out=0.5", "--image_size=48", "--workers=1")
+BUILD = (
+    "--tasks=drawer-open,drawer-close",
+    "--episodes=2",
+    "--held_out=0.5",
+    "--image_size=48",
+    "--workers=1",
+)
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess:
@@ -48,7 +54,11 @@ def splits(built):
 
 def test_the_command_prints_the_path_and_says_how_far_it_is(built):
     path, log = built
-    assert path.parts[-3:] == ("metaworld_etc", "source_drawer-open+drawer-close_2ep_1val_48px", "1.0.0")
+    assert path.parts[-3:] == (
+        "metaworld_etc",
+        "source_drawer-open+drawer-close_2ep_1val_48px",
+        "1.0.0",
+    )
     assert "6/6" in log
     assert " s left" in log
     assert "drawer-open: 3 episodes from 3 tries" in log
@@ -61,8 +71,9 @@ def test_splits_are_exact_and_share_no_episode(splits):
     found = {}
     for split, dataset in splits.items():
         about = [dataset.metadata(episode) for episode in range(dataset.num_episodes)]
-        assert Counter(row["task"] for row in about) == dict.fromkeys(["drawer-open", "drawer-close"],
-                                                                      {"train": 2, "val": 1}[split])
+        assert Counter(row["task"] for row in about) == dict.fromkeys(
+            ["drawer-open", "drawer-close"], {"train": 2, "val": 1}[split]
+        )
         assert {row["scene"] for row in about} == {"source"}
         assert all(row["success"] for row in about)
         found[split] = {row["episode_id"] for row in about}
@@ -72,20 +83,44 @@ def test_splits_are_exact_and_share_no_episode(splits):
 def test_an_episode_is_well_formed(splits):
     dataset = splits["train"]
     for episode in range(dataset.num_episodes):
-        about, start, length = dataset.metadata(episode), int(dataset.starts[episode]), int(dataset.lengths[episode])
-        names = ["observation/front", "observation/wrist", "observation/state", "action", "reward", "is_first",
-                 "is_last", "is_terminal", "language_instruction", "annotation/box"]
+        about, start, length = (
+            dataset.metadata(episode),
+            int(dataset.starts[episode]),
+            int(dataset.lengths[episode]),
+        )
+        names = [
+            "observation/front",
+            "observation/wrist",
+            "observation/state",
+            "action",
+            "reward",
+            "is_first",
+            "is_last",
+            "is_terminal",
+            "language_instruction",
+            "annotation/box",
+        ]
         frames = [dataset.frame(start + step, names) for step in range(length)]
         assert 15 < length <= 200
-        assert frames[0]["observation/front"].shape == frames[0]["observation/wrist"].shape == (48, 48, 3)
+        assert (
+            frames[0]["observation/front"].shape
+            == frames[0]["observation/wrist"].shape
+            == (48, 48, 3)
+        )
         assert frames[0]["observation/front"].std() > 20
         assert frames[0]["observation/state"].shape == frames[0]["action"].shape == (4,)
         assert np.abs([frame["action"] for frame in frames]).max() <= 1
         assert frames[0]["annotation/box"].shape == (2, NUM_OBJECTS, 4)
-        marked = {field: np.flatnonzero([frame[field] for frame in frames]).tolist()
-                  for field in ("is_first", "is_last", "is_terminal", "reward")}
-        assert marked == {"is_first": [0]} | dict.fromkeys(("is_last", "is_terminal", "reward"), [length - 1])
-        assert {frame["language_instruction"] for frame in frames} <= set(TASKS[about["task"]].instructions)
+        marked = {
+            field: np.flatnonzero([frame[field] for frame in frames]).tolist()
+            for field in ("is_first", "is_last", "is_terminal", "reward")
+        }
+        assert marked == {"is_first": [0]} | dict.fromkeys(
+            ("is_last", "is_terminal", "reward"), [length - 1]
+        )
+        assert {frame["language_instruction"] for frame in frames} <= set(
+            TASKS[about["task"]].instructions
+        )
 
 
 def test_items_of_every_kind_follow_from_the_annotation_on_disk(splits):
@@ -95,7 +130,9 @@ def test_items_of_every_kind_follow_from_the_annotation_on_disk(splits):
             annotation, start = read_annotation(dataset, episode), int(dataset.starts[episode])
             assert len(annotation) == dataset.lengths[episode]
             assert annotation.objects == tuple(spec.name for spec in TASKS["drawer-open"].objects)
-            job = rollouts.MetaWorldJob(dataset.metadata(episode)["task"], "source", "", 0, 48, (0, 0))
+            job = rollouts.MetaWorldJob(
+                dataset.metadata(episode)["task"], "source", "", 0, 48, (0, 0)
+            )
             assert dataset.metadata(episode)["episode_id"].startswith(job.episode_id[:-5])
             made, _ = make_items(annotation, 0)
             for step, items in enumerate(made):
@@ -121,7 +158,9 @@ def test_the_report_tells_what_was_built(built):
 
 
 def test_a_build_says_which_answers_can_be_guessed(tmp_path, monkeypatch, capsys):
-    item = Item("spatial_understanding", "gripper_height", "is the gripper above or below the mug?", "above")
+    item = Item(
+        "spatial_understanding", "gripper_height", "is the gripper above or below the mug?", "above"
+    )
 
     def fake(roll, jobs, workers):
         for job in jobs[:1]:
@@ -134,28 +173,54 @@ def test_a_build_says_which_answers_can_be_guessed(tmp_path, monkeypatch, capsys
 
 
 def test_a_condition_makes_a_dataset_without_actions(tmp_path):
-    run = _run(f"--out={tmp_path}", "--tasks=reach", "--episodes=1", "--held_out=0", "--image_size=32", "--workers=1",
-               "--condition=clutter,cube_for_it")
+    run = _run(
+        f"--out={tmp_path}",
+        "--tasks=reach",
+        "--episodes=1",
+        "--held_out=0",
+        "--image_size=32",
+        "--workers=1",
+        "--condition=clutter,cube_for_it",
+    )
     assert run.returncode == 0, run.stderr
     dataset = RLDSDataset(run.stdout.strip(), "train")
     assert "action" not in dataset.features
-    assert {dataset.metadata(episode)["scene"] for episode in range(2)} == {"source+clutter", "source+cube_for_it"}
+    assert {dataset.metadata(episode)["scene"] for episode in range(2)} == {
+        "source+clutter",
+        "source+cube_for_it",
+    }
     assert "source_reach_1ep_0val_32px_ood_clutter+cube_for_it" in run.stdout
 
 
 def test_held_out_looks_cannot_be_trained_on(tmp_path):
-    config = MetaWorldConfig(tasks=("reach",), episodes=4, held_out=0.5, conditions=("night", "high_camera"))
-    assert [(job.condition, job.split) for job in config.jobs()] == \
-        [(condition, "val") for condition in ("night", "high_camera") for _ in range(2)]
+    config = MetaWorldConfig(
+        tasks=("reach",), episodes=4, held_out=0.5, conditions=("night", "high_camera")
+    )
+    assert [(job.condition, job.split) for job in config.jobs()] == [
+        (condition, "val") for condition in ("night", "high_camera") for _ in range(2)
+    ]
     shown = {job.index for job in config.jobs()}
-    learnt = {job.index for job in MetaWorldConfig(tasks=("reach",), episodes=4, held_out=0.5).jobs()
-              if job.split == "train"}
+    learnt = {
+        job.index
+        for job in MetaWorldConfig(tasks=("reach",), episodes=4, held_out=0.5).jobs()
+        if job.split == "train"
+    }
     assert shown and not shown & learnt
-    run = _run(f"--out={tmp_path}", "--tasks=reach", "--episodes=1", "--held_out=1", "--image_size=32", "--workers=1",
-               "--condition=night")
+    run = _run(
+        f"--out={tmp_path}",
+        "--tasks=reach",
+        "--episodes=1",
+        "--held_out=1",
+        "--image_size=32",
+        "--workers=1",
+        "--condition=night",
+    )
     assert run.returncode == 0, run.stderr
     stage = nano_config(run.stdout.strip(), tmp_path / "run")
-    with pytest.raises(FileNotFoundError, match="source_reach_1ep_1val_32px_ood_night.* no split 'train' .*it has val"):
+    with pytest.raises(
+        FileNotFoundError,
+        match="source_reach_1ep_1val_32px_ood_night.* no split 'train' .*it has val",
+    ):
         Stage.open(stage)
 
 
@@ -164,7 +229,9 @@ def test_building_again_keeps_what_is_there(built):
     run = _run(f"--out={built[0].parents[2]}", *BUILD)
     assert run.returncode == 0
     assert "already built" in run.stderr
-    assert {file: file.stat().st_mtime_ns for file in built[0].glob("*") if file.is_file()} == before
+    assert {
+        file: file.stat().st_mtime_ns for file in built[0].glob("*") if file.is_file()
+    } == before
 
 
 def test_a_wrong_argument_ends_in_one_line(tmp_path):
@@ -175,15 +242,21 @@ def test_a_wrong_argument_ends_in_one_line(tmp_path):
     assert "Traceback" not in run.stderr
 
 
-@pytest.mark.parametrize(("setting", "message"), [
-    ({"scene": "taget"}, "unknown scene 'taget', did you mean 'target'"),
-    ({"episodes": -1}, "episodes -1 must be at least 1"),
-    ({"image_size": 8}, "image_size 8 at least 16"),
-    ({"noise": (0.3, 0.1)}, "noise .* an ascending range"),
-    ({"locations": "pixels"}, "unknown locations 'pixels'"),
-    ({"conditions": ("evening", "night")}, "must not meet in one dataset"),
-    ({"conditions": ("night",), "held_out": 0.0}, "night are shown of validation episodes alone"),
-])
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"scene": "taget"}, "unknown scene 'taget', did you mean 'target'"),
+        ({"episodes": -1}, "episodes -1 must be at least 1"),
+        ({"image_size": 8}, "image_size 8 at least 16"),
+        ({"noise": (0.3, 0.1)}, "noise .* an ascending range"),
+        ({"locations": "pixels"}, "unknown locations 'pixels'"),
+        ({"conditions": ("evening", "night")}, "must not meet in one dataset"),
+        (
+            {"conditions": ("night",), "held_out": 0.0},
+            "night are shown of validation episodes alone",
+        ),
+    ],
+)
 def test_wrong_settings_are_named(setting, message):
     with pytest.raises(ValueError, match=message):
         MetaWorldConfig(**setting)
@@ -207,11 +280,17 @@ def test_the_name_says_what_differs_from_the_default():
     assert MetaWorldConfig(scene="target").name == "target"
     assert MetaWorldConfig(scene="target", episodes=10).name == "target"
     assert MetaWorldConfig(tasks=tuple(TASKS), noise=(0.0, 0.1)).name == "source_mt50_noise0.0to0.1"
-    names = {MetaWorldConfig(image_size=size, episodes=episodes).name for size in (64, 96) for episodes in (30, 50)}
+    names = {
+        MetaWorldConfig(image_size=size, episodes=episodes).name
+        for size in (64, 96)
+        for episodes in (30, 50)
+    }
     assert len(names) == 4
 
 
-@pytest.mark.parametrize(("episodes", "held_out", "val"), [(30, 0.12, 4), (10, 0.12, 2), (5, 0, 0), (1, 1, 1)])
+@pytest.mark.parametrize(
+    ("episodes", "held_out", "val"), [(30, 0.12, 4), (10, 0.12, 2), (5, 0, 0), (1, 1, 1)]
+)
 def test_held_out_episodes_are_counted_exactly_and_spread(episodes, held_out, val):
     config = MetaWorldConfig(episodes=episodes, held_out=held_out)
     splits = [job.split for job in config.jobs() if job.task == "reach"]
@@ -234,7 +313,9 @@ class _Stub:
 
     def __call__(self, env, seed, noise):
         self.seeds.append(seed)
-        return None if len(self.seeds) <= self.failures else type("Episode", (), {"annotation": None})
+        return (
+            None if len(self.seeds) <= self.failures else type("Episode", (), {"annotation": None})
+        )
 
 
 @pytest.mark.parametrize("failures", [0, 3])
@@ -252,7 +333,9 @@ def test_a_failed_layout_is_replaced_by_the_next(monkeypatch, failures):
 def test_an_expert_that_never_succeeds_is_an_error(monkeypatch):
     monkeypatch.setattr(rollouts, "_environment", lambda *key: None)
     monkeypatch.setattr(rollouts, "rollout_expert", _Stub(1000))
-    with pytest.raises(RuntimeError, match="metaworld/source/reach/00007: the expert failed in 20 layouts"):
+    with pytest.raises(
+        RuntimeError, match="metaworld/source/reach/00007: the expert failed in 20 layouts"
+    ):
         rollouts.roll(rollouts.MetaWorldJob("reach", "source", "train", 7, 96, (0, 0)))
 
 
@@ -263,7 +346,13 @@ def test_workers_do_not_run_the_main_script_again(tmp_path):
         "from data_builders.metaworld_etc.rollouts import MetaWorldJob, roll\n"
         "from data_builders.common.pool import run\n"
         "results = run(roll, [MetaWorldJob('drawer-close', 'source', 'train', i, 32, (0, 0)) for i in range(2)], 1)\n"
-        "print([result.job.index for result in results], __import__('sys').modules['__main__'].__file__)\n")
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True,
-                          env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])})
+        "print([result.job.index for result in results], __import__('sys').modules['__main__'].__file__)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
     assert done.stdout.splitlines() == ["main runs", f"[0, 1] {script}"]

@@ -42,18 +42,34 @@ def _talk(*texts):
 
 
 ENTRIES = [
-    {"id": "a", "image": "a.jpg", "conversations": _talk("<image>\nWhere is the cup?", "[100, 200, 300, 400]")},
-    {"id": "b", "image": "b.png", "conversations": _talk("<image>\nWhat is it?", "a cup", "And its color?", "blue")},
+    {
+        "id": "a",
+        "image": "a.jpg",
+        "conversations": _talk("<image>\nWhere is the cup?", "[100, 200, 300, 400]"),
+    },
+    {
+        "id": "b",
+        "image": "b.png",
+        "conversations": _talk("<image>\nWhat is it?", "a cup", "And its color?", "blue"),
+    },
     {"id": "c", "image": "a.jpg", "conversations": _talk("Point to it.\n<image>", "(500, 250)")},
     {"id": "d", "image": "missing.jpg", "conversations": _talk("What?", "that")},
     {"id": "e", "conversations": _talk("How are you?", "well")},
     {"id": "f", "image": ["a.jpg", "b.png"], "conversations": _talk("Compare.", "alike")},
     {"id": "g", "image": "broken.jpg", "conversations": _talk("What?", "that")},
     {"id": "h", "image": "a.jpg", "conversations": _talk("What?", "that", "And?")},
-    {"id": "i", "image": "a.jpg", "conversations": _talk("<image>", "a cup", "Where is the dish?", "[1, 2, 3000, 4]")},
+    {
+        "id": "i",
+        "image": "a.jpg",
+        "conversations": _talk("<image>", "a cup", "Where is the dish?", "[1, 2, 3000, 4]"),
+    },
     {"id": "j", "image": "a.jpg"},
-    {"id": "k", "image": "a.jpg", "type": "trajectory", "conversations": _talk(
-        "Trace the path.", "[[0, 1000], [500, 500], [250, 125]]")},
+    {
+        "id": "k",
+        "image": "a.jpg",
+        "type": "trajectory",
+        "conversations": _talk("Trace the path.", "[[0, 1000], [500, 500], [250, 125]]"),
+    },
 ]
 
 
@@ -65,8 +81,15 @@ def built(tmp_path_factory):
     (folder / "b.png").write_bytes(_file((0, 0, 255, 128), (2000, 500), "PNG", "RGBA"))
     (folder / "broken.jpg").write_bytes(_file("red")[:200])
     (folder / "talks.json").write_text(json.dumps(ENTRIES))
-    config = mm_llava.LlavaConfig(name="", json=str(folder / "talks.json"), images=str(folder), val=0.0,
-                                  kind_field="type", locations="xy1000", source="human")
+    config = mm_llava.LlavaConfig(
+        name="",
+        json=str(folder / "talks.json"),
+        images=str(folder),
+        val=0.0,
+        kind_field="type",
+        locations="xy1000",
+        source="human",
+    )
     said = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.stderr", said)
@@ -75,10 +98,15 @@ def built(tmp_path_factory):
 
 
 def _items(dataset):
-    return [(image, tuple(item)) for frame in range(dataset.num_frames)
-            for values in [dataset.frame(frame, ["etc/question_type", "etc/question", "etc/answer", "etc/kind"])]
-            for image in [dataset.metadata(frame)["episode_id"].split("/")[0]]
-            for item in zip(*values.values(), strict=True)]
+    return [
+        (image, tuple(item))
+        for frame in range(dataset.num_frames)
+        for values in [
+            dataset.frame(frame, ["etc/question_type", "etc/question", "etc/answer", "etc/kind"])
+        ]
+        for image in [dataset.metadata(frame)["episode_id"].split("/")[0]]
+        for item in zip(*values.values(), strict=True)
+    ]
 
 
 def test_every_turn_is_an_item_with_its_locations(built):
@@ -89,22 +117,44 @@ def test_every_turn_is_an_item_with_its_locations(built):
         ("b", ("vqa", "And its color?", "blue", "vqa")),
         ("b", ("vqa", "What is it?", "a cup", "vqa")),
         ("c", ("locate_point", "Point to it.", "<loc0256><loc0512>", "vqa")),
-        ("k", ("trace", "Trace the path.", "<loc1023><loc0000><loc0512><loc0512><loc0128><loc0256>", "trajectory")),
+        (
+            "k",
+            (
+                "trace",
+                "Trace the path.",
+                "<loc1023><loc0000><loc0512><loc0512><loc0128><loc0256>",
+                "trajectory",
+            ),
+        ),
     ]
     assert {source for datasets in dataset.column("etc/source") for source in datasets} == {"human"}
-    assert all(answer_type(question_type) for question_types in dataset.column("etc/question_type") for question_type in question_types)
+    assert all(
+        answer_type(question_type)
+        for question_types in dataset.column("etc/question_type")
+        for question_type in question_types
+    )
 
 
 def test_images_are_jpeg_of_bounded_size(built):
     dataset = RLDSDataset(built[0])
-    shapes = {dataset.frame(i, ["observation/image"])["observation/image"].shape for i in range(dataset.num_frames)}
+    shapes = {
+        dataset.frame(i, ["observation/image"])["observation/image"].shape
+        for i in range(dataset.num_frames)
+    }
     assert shapes == {(30, 40, 3), (160, 640, 3)}
 
 
 def test_bad_entries_are_counted_by_reason(built):
     said = built[1]
-    for reason in ("image file missing: 1", "no image: 1", "several images: 1", "the image does not decode: 1",
-                   "not human and model in turns: 1", "no conversation: 1", "no turn left: 1"):
+    for reason in (
+        "image file missing: 1",
+        "no image: 1",
+        "several images: 1",
+        "the image does not decode: 1",
+        "not human and model in turns: 1",
+        "no conversation: 1",
+        "no turn left: 1",
+    ):
         assert f"left out, {reason}" in said
     assert "turn left out, empty question or answer: 1" in said
     assert "turn left out, a location beyond 1000: 1" in said
@@ -117,8 +167,15 @@ def test_such_a_set_is_a_stream_of_any_kind(built):
     assert source.candidates(ANY).tolist() == [0, 1, 2, 3]
     plan = Plan.make([Stream("mm", "talks", ANY, ((0.0, 1.0),), 0)], batch_size=4, steps=1, seed=0)
     tokenizer = Tokenizer.load()
-    rows = RowBuilder(plan, {"talks": source}, types.SimpleNamespace(tokenizer=tokenizer),
-                      RowSizes(1, 28, 64, 32, 4, 2, 4), extra_segment_weights={}, prompt="pi0", use_fast=False)
+    rows = RowBuilder(
+        plan,
+        {"talks": source},
+        types.SimpleNamespace(tokenizer=tokenizer),
+        RowSizes(1, 28, 64, 32, 4, 2, 4),
+        extra_segment_weights={},
+        prompt="pi0",
+        use_fast=False,
+    )
     row = rows(*plan.row(0, 0))
     assert row["image_mask"].tolist() == [True]
     assert row["images"][0].std() == 0 or row["images"].shape == (1, 28, 28, 3)
@@ -149,18 +206,46 @@ def test_broken_json_names_the_entry(tmp_path):
 
 # As the paper's set is told to be: llava's conversations, a kind each, locations as integers.
 COUPLED = [
-    {"id": "0", "image": "a.jpg", "task_type": "Spatial Understanding", "conversations": _talk(
-        "<image>\nIs the gripper to the left or to the right of the mug?", "left")},
-    {"id": "1", "image": "a.jpg", "task_type": "goal-description", "conversations": _talk(
-        "<image>\nLocate the mug.", "[200, 100, 400, 300]")},
-    {"id": "2", "image": "a.jpg", "task_type": "affordance", "conversations": _talk(
-        "<image>\nWhere to grasp the mug?", "[500, 250]")},
-    {"id": "3", "image": "a.jpg", "task_type": "task_planning", "conversations": _talk(
-        "<image>\nWhat comes next?", "lift the mug")},
-    {"id": "4", "image": "a.jpg", "task_type": "trajectory_prediction", "conversations": _talk(
-        "<image>\nWhere will the gripper go?", "[[500, 500], [250, 500]]")},
-    {"id": "5", "image": "a.jpg", "task_type": "trajectory_prediction", "conversations": _talk(
-        "<image>\nWhere will the gripper go?", "[0, 0, 10, 20, 20, 40, 30, 60, 1000, 1000]")},
+    {
+        "id": "0",
+        "image": "a.jpg",
+        "task_type": "Spatial Understanding",
+        "conversations": _talk(
+            "<image>\nIs the gripper to the left or to the right of the mug?", "left"
+        ),
+    },
+    {
+        "id": "1",
+        "image": "a.jpg",
+        "task_type": "goal-description",
+        "conversations": _talk("<image>\nLocate the mug.", "[200, 100, 400, 300]"),
+    },
+    {
+        "id": "2",
+        "image": "a.jpg",
+        "task_type": "affordance",
+        "conversations": _talk("<image>\nWhere to grasp the mug?", "[500, 250]"),
+    },
+    {
+        "id": "3",
+        "image": "a.jpg",
+        "task_type": "task_planning",
+        "conversations": _talk("<image>\nWhat comes next?", "lift the mug"),
+    },
+    {
+        "id": "4",
+        "image": "a.jpg",
+        "task_type": "trajectory_prediction",
+        "conversations": _talk("<image>\nWhere will the gripper go?", "[[500, 500], [250, 500]]"),
+    },
+    {
+        "id": "5",
+        "image": "a.jpg",
+        "task_type": "trajectory_prediction",
+        "conversations": _talk(
+            "<image>\nWhere will the gripper go?", "[0, 0, 10, 20, 20, 40, 30, 60, 1000, 1000]"
+        ),
+    },
     {"id": "6", "image": "a.jpg", "conversations": _talk("<image>\nHow many?", "two")},
 ]
 
@@ -168,23 +253,39 @@ COUPLED = [
 def _build(folder, entries, name, **options):
     (folder / "a.jpg").write_bytes(_file("red"))
     (folder / f"{name}.json").write_text(json.dumps(entries))
-    config = mm_llava.LlavaConfig(name="", json=str(folder / f"{name}.json"), images=str(folder), val=0.0, **options)
+    config = mm_llava.LlavaConfig(
+        name="", json=str(folder / f"{name}.json"), images=str(folder), val=0.0, **options
+    )
     dataset = RLDSDataset(prepare(mm_llava.Builder, config, str(folder / "out")))
     fields = ["etc/grade", "etc/kind", "etc/question_type", "etc/answer"]
-    return dataset, {dataset.metadata(i)["episode_id"].split("/")[0]: tuple(
-        values[0] for values in dataset.frame(i, fields).values()) for i in range(dataset.num_frames)}
+    return dataset, {
+        dataset.metadata(i)["episode_id"].split("/")[0]: tuple(
+            values[0] for values in dataset.frame(i, fields).values()
+        )
+        for i in range(dataset.num_frames)
+    }
 
 
 def test_etc_of_other_people_keeps_its_kinds(tmp_path):
     dataset, found = _build(tmp_path, COUPLED, "etc", kind_field="task_type", locations="yx1000")
     assert found == {
         "0": ("scene_grounding", "spatial_understanding", "vqa", "left"),
-        "1": ("scene_grounding", "goal_description", "locate_box", "<loc0204><loc0102><loc0409><loc0307>"),
+        "1": (
+            "scene_grounding",
+            "goal_description",
+            "locate_box",
+            "<loc0204><loc0102><loc0409><loc0307>",
+        ),
         "2": ("task_oriented", "affordance", "locate_point", "<loc0512><loc0256>"),
         "3": ("task_oriented", "task_planning", "vqa", "lift the mug"),
         "4": ("action_aligned", "trajectory", "trace", "<loc0512><loc0512><loc0256><loc0512>"),
-        "5": ("action_aligned", "trajectory", "trace", "<loc0000><loc0000><loc0010><loc0020><loc0020><loc0040>"
-              "<loc0030><loc0061><loc1023><loc1023>"),
+        "5": (
+            "action_aligned",
+            "trajectory",
+            "trace",
+            "<loc0000><loc0000><loc0010><loc0020><loc0020><loc0040>"
+            "<loc0030><loc0061><loc1023><loc1023>",
+        ),
         "6": ("general", "vqa", "vqa", "two"),
     }
     assert set(dataset.column("etc/source")[0]) == {"unknown"}  # nobody said whose words these are
@@ -195,7 +296,9 @@ def test_etc_of_other_people_keeps_its_kinds(tmp_path):
 
 
 def test_a_files_name_says_the_kind_of_what_names_none(tmp_path):
-    _, found = _build(tmp_path, [COUPLED[0], COUPLED[6]], "task_planning_train", kind_field="task_type")
+    _, found = _build(
+        tmp_path, [COUPLED[0], COUPLED[6]], "task_planning_train", kind_field="task_type"
+    )
     assert [found[i][1] for i in "06"] == ["spatial_understanding", "task_planning"]
     _, found = _build(tmp_path, COUPLED[6:], "affordance", kind="counting")
     assert found["6"][:2] == ("general", "counting")
@@ -225,11 +328,16 @@ def get_config():
 
 def test_the_plan_shows_an_mm_stream(stage, tmp_path):
     root = pathlib.Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "launch/plan.py", f"--config={stage}", f"--png={tmp_path / 'plan.png'}"],
-                          capture_output=True, text=True, check=False, cwd=root,
-                          env=os.environ | {"PYTHONPATH": str(root)})  # the config's own imports
+    done = subprocess.run(
+        [sys.executable, "launch/plan.py", f"--config={stage}", f"--png={tmp_path / 'plan.png'}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(root)},
+    )  # the config's own imports
     assert not done.returncode, done.stderr
-    row, = (line.split() for line in done.stdout.splitlines() if line.split()[:1] == ["mm"])
+    (row,) = (line.split() for line in done.stdout.splitlines() if line.split()[:1] == ["mm"])
     assert row[1:4] == ["talks", "9.1%", "28.6%"] and row[5] == "4"  # of four frames
     assert Image.open(tmp_path / "plan.png").size[0] > 100
 
@@ -237,7 +345,9 @@ def test_the_plan_shows_an_mm_stream(stage, tmp_path):
 def test_a_stage_trains_on_an_mm_stream(stage):
     config = runpy.run_path(str(stage))["get_config"]()
     assert train(config)["steps"] == 3
-    lines = list(map(json.loads, (pathlib.Path(config.workdir) / "metrics.jsonl").read_text().splitlines()))
+    lines = list(
+        map(json.loads, (pathlib.Path(config.workdir) / "metrics.jsonl").read_text().splitlines())
+    )
     assert [line["step"] for line in lines] == [1, 2, 3]
     drawn = [line["mm/loss"] for line in lines if "mm/loss" in line]
     assert drawn and np.isfinite(drawn).all()
@@ -245,33 +355,56 @@ def test_a_stage_trains_on_an_mm_stream(stage):
 
 def test_rejected_talks_are_left_out_and_the_rest_is_shown(built, tmp_path, capsys):
     path, _, folder = built
-    arguments = ["data_builders.mm_llava", f"--json={folder / 'talks.json'}", f"--images={folder}", "--val=0",
-                 f"--out={folder / 'out'}", "--kind_field=type", "--locations=xy1000", "--source=human"]
+    arguments = [
+        "data_builders.mm_llava",
+        f"--json={folder / 'talks.json'}",
+        f"--images={folder}",
+        "--val=0",
+        f"--out={folder / 'out'}",
+        "--kind_field=type",
+        "--locations=xy1000",
+        "--source=human",
+    ]
     run_command(*arguments, f"--gallery={tmp_path / 'page.html'}")
     assert capsys.readouterr().out.strip() == str(path)
     page = (tmp_path / "page.html").read_text()
     keys = json.loads(page.split('id="reviewed">')[1].split("</script>")[0])
     bad = next(key for key in keys["keys"] if "blue" in key)
     names = ("episode_id", "step", "question_type", "question", "answer")
-    (tmp_path / "review.json").write_text(json.dumps({
-        "format": "etcvla-review", "version": 1, "dataset": keys["dataset"], "split": keys["split"],
-        "items": [dict(zip(names, bad, strict=True)) | {"verdict": "reject"}]}))
+    (tmp_path / "review.json").write_text(
+        json.dumps(
+            {
+                "format": "etcvla-review",
+                "version": 1,
+                "dataset": keys["dataset"],
+                "split": keys["split"],
+                "items": [dict(zip(names, bad, strict=True)) | {"verdict": "reject"}],
+            }
+        )
+    )
     run_command(*arguments, f"--review={tmp_path / 'review.json'}")
     left = RLDSDataset(capsys.readouterr().out.strip())
     assert sorted(item[2] for _, item in _items(left)) == sorted(
-        item[2] for _, item in _items(RLDSDataset(path)) if item[2] != "blue")
+        item[2] for _, item in _items(RLDSDataset(path)) if item[2] != "blue"
+    )
 
 
-@pytest.mark.parametrize(("text", "locations", "expected"), [
-    ("at [100, 200, 300, 400]", "text", "at [100, 200, 300, 400]"),
-    ("at [100, 200, 300, 400]", "yx1000", "at <loc0102><loc0204><loc0307><loc0409>"),
-    ("[[0, 0, 500, 500], [500, 500, 1000, 1000]]", "xy1000",
-     "<loc0000><loc0000><loc0512><loc0512><loc0512><loc0512><loc1023><loc1023>"),
-    ("<loc0001><loc1023>", "loc", "<loc0001><loc1023>"),
-    ("[512, 1023]", "integers", "<loc0512><loc1023>"),
-    ("of [1, 2, 3] these", "yx1000", "of [1, 2, 3] these"),
-    ("in [3] ways (see 1, 2 and 3)", "xy1000", "in [3] ways (see 1, 2 and 3)"),
-])
+@pytest.mark.parametrize(
+    ("text", "locations", "expected"),
+    [
+        ("at [100, 200, 300, 400]", "text", "at [100, 200, 300, 400]"),
+        ("at [100, 200, 300, 400]", "yx1000", "at <loc0102><loc0204><loc0307><loc0409>"),
+        (
+            "[[0, 0, 500, 500], [500, 500, 1000, 1000]]",
+            "xy1000",
+            "<loc0000><loc0000><loc0512><loc0512><loc0512><loc0512><loc1023><loc1023>",
+        ),
+        ("<loc0001><loc1023>", "loc", "<loc0001><loc1023>"),
+        ("[512, 1023]", "integers", "<loc0512><loc1023>"),
+        ("of [1, 2, 3] these", "yx1000", "of [1, 2, 3] these"),
+        ("in [3] ways (see 1, 2 and 3)", "xy1000", "in [3] ways (see 1, 2 and 3)"),
+    ],
+)
 def test_locations_become_tokens(text, locations, expected):
     assert to_loc(text, locations) == expected
 
@@ -283,10 +416,16 @@ def test_our_own_integers_come_back_as_they_went():
     np.testing.assert_allclose(parse_loc(text.removeprefix("go "), 2), values, atol=1 / 1024)
 
 
-@pytest.mark.parametrize(("text", "locations", "reason"), [
-    ("[1, 2, 3, 1001]", "xy1000", "beyond 1000"), ("[5, 5, 5, 9]", "xy1000", "empty box"),
-    ("[1, 1024]", "integers", "beyond 1023"), ("<loc1024>", "loc", "malformed"), ("<loc12>", "loc", "malformed"),
-])
+@pytest.mark.parametrize(
+    ("text", "locations", "reason"),
+    [
+        ("[1, 2, 3, 1001]", "xy1000", "beyond 1000"),
+        ("[5, 5, 5, 9]", "xy1000", "empty box"),
+        ("[1, 1024]", "integers", "beyond 1023"),
+        ("<loc1024>", "loc", "malformed"),
+        ("<loc12>", "loc", "malformed"),
+    ],
+)
 def test_impossible_locations_are_left_out(text, locations, reason):
     with pytest.raises(BadEntry, match=reason):
         make_item("where?", text, kind="vqa", locations=locations, source="human")
@@ -309,7 +448,10 @@ def test_a_small_jpeg_is_kept_as_it_is():
 def test_a_set_without_a_usable_entry_is_refused(tmp_path):
     (tmp_path / "talks.json").write_text(json.dumps(ENTRIES[4:6]))
     config = mm_llava.LlavaConfig(name="", json=str(tmp_path / "talks.json"), images=str(tmp_path))
-    with pytest.raises(ValueError, match="no entry could be used .*left out, no image: 1, left out, several images: 1"):
+    with pytest.raises(
+        ValueError,
+        match="no entry could be used .*left out, no image: 1, left out, several images: 1",
+    ):
         prepare(mm_llava.Builder, config, str(tmp_path / "out"))
     assert not list(tmp_path.rglob("dataset_info.json"))
 
@@ -327,30 +469,47 @@ class ToyCaptions(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self):
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({
-            "picture": tfds.features.Image(), "asked": tfds.features.Text(),
-            "said": {"answers": tfds.features.Sequence(tfds.features.Text())}}))
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(
+                {
+                    "picture": tfds.features.Image(),
+                    "asked": tfds.features.Text(),
+                    "said": {"answers": tfds.features.Sequence(tfds.features.Text())},
+                }
+            ),
+        )
 
     def _split_generators(self, dl_manager):
         return {"train": self._generate_examples()}
 
     def _generate_examples(self):
         for i, answers in enumerate((["a cup", "a mug", "a mug"], ["a dish"], [])):
-            yield i, {"picture": np.full((8, 9, 3), 40 * i, np.uint8), "asked": f"what is {i}?",
-                      "said": {"answers": answers}}
+            yield (
+                i,
+                {
+                    "picture": np.full((8, 9, 3), 40 * i, np.uint8),
+                    "asked": f"what is {i}?",
+                    "said": {"answers": answers},
+                },
+            )
 
 
 def test_a_tfds_set_is_read_by_a_map_of_its_fields(tmp_path, capsys):
     builder = ToyCaptions(data_dir=tmp_path)
     builder.download_and_prepare()
     data = str(builder.data_dir)
-    config = mm_tfds.TfdsConfig(name="", data=data, image="picture", question="asked", answer="said/answers", val=0.0)
+    config = mm_tfds.TfdsConfig(
+        name="", data=data, image="picture", question="asked", answer="said/answers", val=0.0
+    )
     dataset = RLDSDataset(prepare(mm_tfds.Builder, config, str(tmp_path / "out")))
     assert dataset.directory.parts[-3:] == ("mm_tfds", "toy_captions", "1.0.0")
     found = {tuple(item[1:3]) for _, item in _items(dataset)}
     assert found == {("what is 0?", "a mug"), ("what is 1?", "a dish")}
     assert "left out, no answer: 1" in capsys.readouterr().err
-    captions = mm_tfds.TfdsConfig(name="captions", data=data, image="picture", answer="asked", val=0.0)
+    captions = mm_tfds.TfdsConfig(
+        name="captions", data=data, image="picture", answer="asked", val=0.0
+    )
     dataset = RLDSDataset(prepare(mm_tfds.Builder, captions, str(tmp_path / "out")))
     assert {item[1] for _, item in _items(dataset)} == {"describe the image."}
     wrong = mm_tfds.TfdsConfig(name="wrong", data=data, image="image", val=0.0)

@@ -45,39 +45,63 @@ def published(built, tmp_path_factory):
     copy = tmp_path_factory.mktemp("published") / "1.0.0"
     shutil.copytree(built, copy)
     made = json.loads((copy / "metadata.json").read_text())
-    (copy / "metadata.json").write_text(json.dumps(made | {"found": {"lift": {"tries": 4, "kept": 3}}}))
+    (copy / "metadata.json").write_text(
+        json.dumps(made | {"found": {"lift": {"tries": 4, "kept": 3}}})
+    )
     assert publish(copy, frames=5) == copy
     return copy
 
 
 def records(directory, split):
-    file, = directory.glob(f"*-{split}.tfrecord*")
+    (file,) = directory.glob(f"*-{split}.tfrecord*")
     return list(tf.data.TFRecordDataset(str(file)).as_numpy_iterator())
 
 
 def all_items(directory, split="train"):
     dataset = RLDSDataset(directory, split)
-    return [ItemKey(dataset.metadata(episode)["episode_id"], step, item.question_type, item.question, item.answer)
-            for episode in range(dataset.num_episodes) for step in range(STEPS)
-            for item in read_items(dataset, int(dataset.starts[episode]) + step)]
+    return [
+        ItemKey(
+            dataset.metadata(episode)["episode_id"],
+            step,
+            item.question_type,
+            item.question,
+            item.answer,
+        )
+        for episode in range(dataset.num_episodes)
+        for step in range(STEPS)
+        for item in read_items(dataset, int(dataset.starts[episode]) + step)
+    ]
 
 
 def write_review(path, keys, dataset=NAME):
     items = [key._asdict() | {"verdict": verdict} for key, verdict in keys.items()]
-    path.write_text(json.dumps({"format": "etcvla-review", "version": 1, "dataset": dataset, "split": "train",
-                                "items": items}))
+    path.write_text(
+        json.dumps(
+            {
+                "format": "etcvla-review",
+                "version": 1,
+                "dataset": dataset,
+                "split": "train",
+                "items": items,
+            }
+        )
+    )
     return path
 
 
 BUILDERS = {
     "meta-world": lambda data: metaworld.Builder(config="source", data_dir=data),
     "meta-world, other looks": lambda data: metaworld.Builder(
-        config=metaworld.MetaWorldConfig(tasks=("reach",), conditions=("clutter",)), data_dir=data),
+        config=metaworld.MetaWorldConfig(tasks=("reach",), conditions=("clutter",)), data_dir=data
+    ),
     "libero": lambda data: libero.Builder(config="libero_object_rlds", data_dir=data),
     "shapes": lambda data: shapes_vqa.Builder(data_dir=data),
     "llava": lambda data: mm_llava.Builder(
-        config=mm_llava.LlavaConfig(name="", json="talks.json", license="CC0-1.0"), data_dir=data),
-    "tfds": lambda data: mm_tfds.Builder(config=mm_tfds.TfdsConfig(name="", data=str(data)), data_dir=data.parent),
+        config=mm_llava.LlavaConfig(name="", json="talks.json", license="CC0-1.0"), data_dir=data
+    ),
+    "tfds": lambda data: mm_tfds.Builder(
+        config=mm_tfds.TfdsConfig(name="", data=str(data)), data_dir=data.parent
+    ),
 }
 
 
@@ -90,7 +114,9 @@ def test_every_builder_says_what_it_writes_and_whose_that_is(built, make):
                 yield from walk(child, f"{path}/{name}")
         elif isinstance(feature, (tfds.features.Dataset, tfds.features.Sequence)):
             inner = feature.feature
-            children = inner.items() if isinstance(inner, tfds.features.FeaturesDict) else [("[]", inner)]
+            children = (
+                inner.items() if isinstance(inner, tfds.features.FeaturesDict) else [("[]", inner)]
+            )
             for name, child in children:
                 yield from walk(child, f"{path}/{name}")
 
@@ -105,9 +131,18 @@ def test_every_builder_says_what_it_writes_and_whose_that_is(built, make):
 
 def test_what_add_etc_adds_says_what_it_is(tmp_path):
     steps, episode = new_features(num_cameras=2, num_objects=3)
-    (tmp_path / "features.json").write_text(json.dumps({"featuresDict": {"features": {
-        "steps": {"sequence": {"feature": {"featuresDict": {"features": steps}}}},
-        "episode_metadata": {"featuresDict": {"features": episode}}}}}))
+    (tmp_path / "features.json").write_text(
+        json.dumps(
+            {
+                "featuresDict": {
+                    "features": {
+                        "steps": {"sequence": {"feature": {"featuresDict": {"features": steps}}}},
+                        "episode_metadata": {"featuresDict": {"features": episode}},
+                    }
+                }
+            }
+        )
+    )
     of_steps, of_episodes = read_features(tmp_path)
     assert {"etc/answer", "annotation/box"} <= set(of_steps)
     assert not [name for name, feature in (of_steps | of_episodes).items() if not feature.doc]
@@ -124,8 +159,14 @@ for episode in builder.as_dataset("train"):
 assert not [name for name in sys.modules if name.startswith(("etcvla", "data_builders"))]
 """
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    run = subprocess.run([sys.executable, "-c", script, built], capture_output=True, text=True, cwd="/",
-                         env=environment, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", script, built],
+        capture_output=True,
+        text=True,
+        cwd="/",
+        env=environment,
+        check=False,
+    )
     assert run.returncode == 0, run.stderr
     ours = RLDSDataset(built)
     for episode, line in enumerate(run.stdout.splitlines()):
@@ -147,8 +188,14 @@ def test_statistics_are_exact(published):
     assert train["episodes_by_task"] == {"stack|lift": 3}
     for name in ("action", "observation/state"):
         values, row = dataset.column(name).astype(np.float64), train["features"][name]
-        want = {"mean": values.mean(0), "std": values.std(0), "min": values.min(0), "max": values.max(0),
-                "q01": np.quantile(values, 0.01, axis=0), "q99": np.quantile(values, 0.99, axis=0)}
+        want = {
+            "mean": values.mean(0),
+            "std": values.std(0),
+            "min": values.min(0),
+            "max": values.max(0),
+            "q01": np.quantile(values, 0.01, axis=0),
+            "q99": np.quantile(values, 0.99, axis=0),
+        }
         for key, value in want.items():
             np.testing.assert_allclose(row[key], value, rtol=1e-6, atol=1e-7, err_msg=key)
         assert row["count"] == 3 * STEPS
@@ -158,7 +205,9 @@ def test_statistics_are_exact(published):
 
 def test_a_dataset_without_actions_is_published_as_well(tmp_path):
     croissant = pytest.importorskip("mlcroissant")
-    folder = publish(prepare(Builder, TinyConfig(name="seen", count=2, acted=False), str(tmp_path)), frames=3)
+    folder = publish(
+        prepare(Builder, TinyConfig(name="seen", count=2, acted=False), str(tmp_path)), frames=3
+    )
     statistics = json.loads((folder / "statistics.json").read_text())
     assert set(statistics["splits"]["train"]["features"]) == {"observation/state"}
     text = (folder / "README.md").read_text()
@@ -167,7 +216,9 @@ def test_a_dataset_without_actions_is_published_as_well(tmp_path):
     rows = pq.read_table(folder / "preview" / "train.parquet").to_pylist()
     assert {tuple(row["action"]) for row in rows} == {()}
     records = croissant.Dataset(jsonld=folder / "croissant.json").records("preview_train")
-    assert [record["preview_train/question"].decode() for record in records] == [row["question"] for row in rows]
+    assert [record["preview_train/question"].decode() for record in records] == [
+        row["question"] for row in rows
+    ]
 
 
 def test_the_hash_tells_features_apart(published, monkeypatch):
@@ -192,7 +243,10 @@ def test_the_card_states_counts_and_provenance(published):
     assert "the episode's index" in body
     items = all_items(published) + all_items(published, "val")
     assert f"Who stands behind the answers: oracle ({len(items):,})" in body
-    assert "<details><summary>Found</summary>\n\n| found | tries | kept |\n|---|---|---|\n| lift | 4 | 3 |\n" in body
+    assert (
+        "<details><summary>Found</summary>\n\n| found | tries | kept |\n|---|---|---|\n| lift | 4 | 3 |\n"
+        in body
+    )
     assert "| `episode_metadata/rate` | tensor | - | Control steps a second; NaN unknown. |" in body
     assert "builder_from_directory" in body
     assert (published / "CITATION.bib").read_text().startswith("@misc{made")
@@ -208,11 +262,15 @@ def test_the_preview_shows_frames_with_their_items(published):
     assert {ItemKey(*(row[field] for field in ItemKey._fields)) for row in rows} <= known
     first = rows[0]
     episode = next(e for e in range(3) if dataset.metadata(e)["episode_id"] == first["episode_id"])
-    values = dataset.frame(int(dataset.starts[episode]) + first["step"], ["action", "observation/camera0"])
+    values = dataset.frame(
+        int(dataset.starts[episode]) + first["step"], ["action", "observation/camera0"]
+    )
     assert first["action"] == values["action"].tolist()
     shown = np.asarray(Image.open(io.BytesIO(first["image"]["bytes"])), int)
     assert np.abs(shown - values["observation/camera0"]).mean() < 12
-    assert json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]["image"] == {"_type": "Image"}
+    assert json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]["image"] == {
+        "_type": "Image"
+    }
 
 
 def test_croissant_is_valid_and_reads_the_preview(published):
@@ -222,16 +280,24 @@ def test_croissant_is_valid_and_reads_the_preview(published):
     rows = pq.read_table(published / "preview" / "val.parquet").to_pylist()
     found = list(dataset.records("preview_val"))
     assert len(found) == len(rows)
-    assert [record["preview_val/answer"].decode() for record in found] == [row["answer"] for row in rows]
+    assert [record["preview_val/answer"].decode() for record in found] == [
+        row["answer"] for row in rows
+    ]
     assert found[0]["preview_val/image"].size == (32, 32)
 
 
 def test_every_file_has_its_sum(published):
     document = json.loads((published / "croissant.json").read_text())
     sums = {file["@id"]: file["sha256"] for file in document["distribution"]}
-    assert sums == {name: hashlib.sha256((published / name).read_bytes()).hexdigest() for name in sums}
-    there = {str(file.relative_to(published)) for file in published.rglob("*") if file.is_file()
-             and not any(part.startswith(".") for part in file.relative_to(published).parts)}
+    assert sums == {
+        name: hashlib.sha256((published / name).read_bytes()).hexdigest() for name in sums
+    }
+    there = {
+        str(file.relative_to(published))
+        for file in published.rglob("*")
+        if file.is_file()
+        and not any(part.startswith(".") for part in file.relative_to(published).parts)
+    }
     assert there - set(sums) == {"README.md", "CITATION.bib", "croissant.json"}
 
 
@@ -242,9 +308,12 @@ def test_a_damaged_copy_is_found_by_its_sums(published, built, tmp_path, monkeyp
     main()
     assert "every file is as it was published" in capsys.readouterr().out
     (copy / "statistics.json").unlink()
-    shard, = copy.glob("*-train.tfrecord*")
+    (shard,) = copy.glob("*-train.tfrecord*")
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
-    with pytest.raises(SystemExit, match=rf"error: .*statistics.json is missing; .*{shard.name} has SHA-256 .*, not "):
+    with pytest.raises(
+        SystemExit,
+        match=rf"error: .*statistics.json is missing; .*{shard.name} has SHA-256 .*, not ",
+    ):
         main()
     monkeypatch.setattr(sys, "argv", ["publish", str(built), "--check"])
     with pytest.raises(SystemExit, match="croissant.json is missing: .*publish"):
@@ -254,7 +323,9 @@ def test_a_damaged_copy_is_found_by_its_sums(published, built, tmp_path, monkeyp
 def test_a_review_leaves_out_what_was_rejected(built, tmp_path):
     items = all_items(built)
     bad = [items[0], items[5], items[-1]]
-    review = write_review(tmp_path / "review.json", dict.fromkeys(bad, "reject") | {items[1]: "accept"})
+    review = write_review(
+        tmp_path / "review.json", dict.fromkeys(bad, "reject") | {items[1]: "accept"}
+    )
     before = {file.name: file.read_bytes() for file in built.iterdir() if file.is_file()}
     reviewed = apply_review(built, review)
     assert reviewed.parts[-2].startswith("tiny_reviewed-")
@@ -268,19 +339,35 @@ def test_a_review_leaves_out_what_was_rejected(built, tmp_path):
     for name in ("action", "annotation/box", "language_instruction"):
         np.testing.assert_array_equal(ours.column(name), theirs.column(name))
     camera = "observation/camera1"
-    np.testing.assert_array_equal(ours.frame(7, [camera])[camera], theirs.frame(7, [camera])[camera])
+    np.testing.assert_array_equal(
+        ours.frame(7, [camera])[camera], theirs.frame(7, [camera])[camera]
+    )
     assert apply_review(built, review) == reviewed
     episodes = list(tfds.builder_from_directory(str(reviewed)).as_dataset("train"))
-    assert sum(len(step["etc"]["question_type"]) for e in episodes for step in e["steps"].as_numpy_iterator()) == len(items) - 3
+    assert (
+        sum(
+            len(step["etc"]["question_type"])
+            for e in episodes
+            for step in e["steps"].as_numpy_iterator()
+        )
+        == len(items) - 3
+    )
 
 
 def test_a_reviewed_copy_has_no_card_of_its_source(published, tmp_path):
     source = tmp_path / NAME
     shutil.copytree(published, source)
-    reviewed = apply_review(source, write_review(tmp_path / "review.json", {all_items(source)[0]: "reject"}))
+    reviewed = apply_review(
+        source, write_review(tmp_path / "review.json", {all_items(source)[0]: "reject"})
+    )
     left = {file.name for file in reviewed.iterdir() if file.is_file()}
-    assert left == {"LICENSE", "dataset_info.json", "features.json", "metadata.json", *(
-        file.name for file in source.glob("*.tfrecord*"))}
+    assert left == {
+        "LICENSE",
+        "dataset_info.json",
+        "features.json",
+        "metadata.json",
+        *(file.name for file in source.glob("*.tfrecord*")),
+    }
     assert not (reviewed / "preview").exists()
 
 
@@ -288,7 +375,9 @@ def test_a_review_that_does_not_fit_is_refused(built, tmp_path):
     other = write_review(tmp_path / "other.json", {}, dataset="another/1.0.0")
     with pytest.raises(ValueError, match=f"other.json reviews another/1.0.0, not {NAME}"):
         apply_review(built, other)
-    stale = write_review(tmp_path / "stale.json", {all_items(built)[0]._replace(answer="else"): "reject"})
+    stale = write_review(
+        tmp_path / "stale.json", {all_items(built)[0]._replace(answer="else"): "reject"}
+    )
     with pytest.raises(ValueError, match="rejects 1 items that .* does not have.*built anew"):
         apply_review(built, stale)
     assert not list(built.parents[1].glob("*/incomplete.*"))

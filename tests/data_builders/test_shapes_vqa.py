@@ -24,7 +24,13 @@ def _run(*arguments: str) -> subprocess.CompletedProcess:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     out = tmp_path_factory.mktemp("datasets")
-    run = _run(f"--out={out}", "--train=12", "--val=5", "--image_size=48", f"--gallery={out}/page/shapes.html")
+    run = _run(
+        f"--out={out}",
+        "--train=12",
+        "--val=5",
+        "--image_size=48",
+        f"--gallery={out}/page/shapes.html",
+    )
     assert run.returncode == 0, run.stderr
     return out, run
 
@@ -49,14 +55,20 @@ def test_every_image_is_a_one_step_episode(episodes):
 
 def test_what_is_on_disk_is_what_was_made(episodes):
     for split, found in episodes.items():
-        made = {name: (image, items) for name, image, _, items in
-                (make_image(split, i, seed=0, image_size=48) for i in range(getattr(CONFIG, split)))}
+        made = {
+            name: (image, items)
+            for name, image, _, items in (
+                make_image(split, i, seed=0, image_size=48) for i in range(getattr(CONFIG, split))
+            )
+        }
         assert {name for name, _ in found} == set(made)
         for name, (step,) in found:
             image, items = made[name]
             etc = step["etc"]
             for field in ("kind", "question_type", "question", "answer", "source"):
-                assert [text.decode() for text in etc[field]] == [getattr(item, field) for item in items]
+                assert [text.decode() for text in etc[field]] == [
+                    getattr(item, field) for item in items
+                ]
             assert {text.decode() for text in etc["grade"]} == {GENERAL}
             decoded = np.asarray(Image.open(io.BytesIO(step["observation"]["image"])), np.float32)
             assert decoded.shape == (48, 48, 3)
@@ -64,7 +76,10 @@ def test_what_is_on_disk_is_what_was_made(episodes):
 
 
 def test_splits_share_no_image(episodes):
-    images = {split: {steps[0]["observation"]["image"] for _, steps in found} for split, found in episodes.items()}
+    images = {
+        split: {steps[0]["observation"]["image"] for _, steps in found}
+        for split, found in episodes.items()
+    }
     assert len(images["train"]) == 12
     assert not images["train"] & images["val"]
 
@@ -74,7 +89,17 @@ def test_images_depend_on_seed_split_and_index_alone():
         return make_image(split, index, seed=seed, image_size=32)[1].tobytes()
 
     assert pixels("train", 3, 0) == pixels("train", 3, 0)
-    assert len({pixels("train", 3, 0), pixels("train", 4, 0), pixels("val", 3, 0), pixels("train", 3, 1)}) == 4
+    assert (
+        len(
+            {
+                pixels("train", 3, 0),
+                pixels("train", 4, 0),
+                pixels("val", 3, 0),
+                pixels("train", 3, 1),
+            }
+        )
+        == 4
+    )
 
 
 def test_the_command_shows_progress_and_prints_the_path_alone(built):
@@ -103,7 +128,9 @@ def test_a_build_that_breaks_off_leaves_no_dataset(tmp_path, monkeypatch):
     def breaks_off(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("data_builders.shapes_vqa.shapes_vqa_dataset_builder.make_image", breaks_off)
+    monkeypatch.setattr(
+        "data_builders.shapes_vqa.shapes_vqa_dataset_builder.make_image", breaks_off
+    )
     with pytest.raises(OSError, match=r"building .*shapes_vqa.* failed.*: .*No space left"):
         build.prepare(Builder, CONFIG, str(tmp_path))
     assert not list(tmp_path.rglob("*.tfrecord*"))
@@ -125,7 +152,9 @@ def test_an_item_that_does_not_follow_stops_the_build(monkeypatch):
         make_image("train", 7, seed=0, image_size=32)
 
 
-@pytest.mark.parametrize(("field", "value"), [("train", 0), ("val", 0), ("image_size", 16), ("seed", -1)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("train", 0), ("val", 0), ("image_size", 16), ("seed", -1)]
+)
 def test_a_number_that_is_too_small_is_named(field, value):
     with pytest.raises(ValueError, match=f"{field} must be at least"):
         ShapesConfig(**{field: value})
@@ -140,7 +169,9 @@ def test_names_tell_configs_apart():
 def test_the_default_config_can_be_prepared(tmp_path, monkeypatch):
     """TFDS refuses a config object that bears the name of a registered one."""
     prepared = []
-    monkeypatch.setattr(Builder, "download_and_prepare", lambda self, **_: prepared.append(self.builder_config))
+    monkeypatch.setattr(
+        Builder, "download_and_prepare", lambda self, **_: prepared.append(self.builder_config)
+    )
     monkeypatch.setattr(tfds.core.DatasetInfo, "splits", {})
     build.prepare(Builder, ShapesConfig(), str(tmp_path))
     assert prepared == [ShapesConfig()]
@@ -149,11 +180,18 @@ def test_the_default_config_can_be_prepared(tmp_path, monkeypatch):
 def test_the_command_names_a_bad_flag(tmp_path):
     run = _run(f"--out={tmp_path}", "--image_size=8")
     assert run.returncode == 1
-    assert run.stderr.strip().splitlines()[-1] == "error: shapes_vqa: image_size must be at least 32, got 8"
+    assert (
+        run.stderr.strip().splitlines()[-1]
+        == "error: shapes_vqa: image_size must be at least 32, got 8"
+    )
 
 
 def test_progress_counts_and_passes_on(capsys):
     assert list(build.progress("abc", total=3, what="letters", every=0)) == ["a", "b", "c"]
     lines = capsys.readouterr().err.splitlines()
-    assert [line.split(",")[0] for line in lines] == ["letters: 1/3", "letters: 2/3", "letters: 3/3"]
+    assert [line.split(",")[0] for line in lines] == [
+        "letters: 1/3",
+        "letters: 2/3",
+        "letters: 3/3",
+    ]
     assert lines[-1].endswith("/s, 0 s left")

@@ -7,32 +7,64 @@ import numpy as np
 from tests.data.handmade_rlds import METADATA, png, write_rlds
 
 STEPS = 60
-CAMERA = {"size": [32, 32], "intrinsics": [30, 30, 16, 16], "pose": [0.15, 0.2, 1.2, np.pi, 0, 0]}  # looks down
-ADAPTER = {"base": "bridge_v2", "cameras": {"front": "observation/front"}, "rate": 5,
-           "facts": {"opening": ["observation/state", 3]}}
-ANSWER = json.dumps({"objects": [{"name": "cup", "color": "blue"}, {"name": "plate", "color": ""}], "target": "cup",
-                     "subtasks": ["reach for the cup", "take the cup", "bring it to the plate", "let go", "withdraw"]})
+CAMERA = {
+    "size": [32, 32],
+    "intrinsics": [30, 30, 16, 16],
+    "pose": [0.15, 0.2, 1.2, np.pi, 0, 0],
+}  # looks down
+ADAPTER = {
+    "base": "bridge_v2",
+    "cameras": {"front": "observation/front"},
+    "rate": 5,
+    "facts": {"opening": ["observation/state", 3]},
+}
+ANSWER = json.dumps(
+    {
+        "objects": [{"name": "cup", "color": "blue"}, {"name": "plate", "color": ""}],
+        "target": "cup",
+        "subtasks": [
+            "reach for the cup",
+            "take the cup",
+            "bring it to the plate",
+            "let go",
+            "withdraw",
+        ],
+    }
+)
 
 
 def _vector(width):
-    return "tensor_feature.Tensor", {"tensor": {"dtype": "float32", "shape": {"dimensions": [str(width)]}}}
+    return "tensor_feature.Tensor", {
+        "tensor": {"dtype": "float32", "shape": {"dimensions": [str(width)]}}
+    }
 
 
 _PICTURE = {"image": {"dtype": "uint8", "shape": {"dimensions": ["32", "32", "3"]}}}
 _TEXT = "text_feature.Text", {"text": {}}
 FEATURES = {
     "observation/front": ("image_feature.Image", _PICTURE),
-    "observation/state": _vector(4), "action": _vector(2),
+    "observation/state": _vector(4),
+    "action": _vector(2),
     "reward": ("scalar.Scalar", {"tensor": {"dtype": "float32", "shape": {}}}),
-    "language_instruction": _TEXT, f"{METADATA}file_path": _TEXT,
+    "language_instruction": _TEXT,
+    f"{METADATA}file_path": _TEXT,
 }
 
 
 def episode(number):
     """A pick and place; the success of the odd ones is not stated."""
     time = np.arange(STEPS)
-    position = np.stack([np.interp(time, [0, 17, 23, 42, 48, 59], values) for values in (
-        [0, 0.3, 0.3, 0.1, 0.1, 0.2], [0.1, 0.2, 0.2, 0.4, 0.4, 0.1], [0.3, 0, 0, 0.1, 0.1, 0.4])], -1)
+    position = np.stack(
+        [
+            np.interp(time, [0, 17, 23, 42, 48, 59], values)
+            for values in (
+                [0, 0.3, 0.3, 0.1, 0.1, 0.2],
+                [0.1, 0.2, 0.2, 0.4, 0.4, 0.1],
+                [0.3, 0, 0, 0.1, 0.1, 0.4],
+            )
+        ],
+        -1,
+    )
     opening = np.interp(time, [18, 22, 43, 47], [1, 0.3, 0.3, 1])
     image = np.full((32, 32, 3), 20 * number, np.uint8)
     return {
@@ -50,9 +82,19 @@ def describe(directory, episodes):
     described = json.loads((directory / "features.json").read_text())
     described["featuresDict"]["features"]["steps"]["sequence"]["length"] = "-1"  # any, to TFDS
     (directory / "features.json").write_text(json.dumps(described))
-    (directory / "dataset_info.json").write_text(json.dumps({
-        "name": "handmade", "version": "1.0.0", "description": "Toy.", "splits": [
-            {"name": split, "shardLengths": [str(count)], "numBytes": "1"} for split, count in episodes.items()]}))
+    (directory / "dataset_info.json").write_text(
+        json.dumps(
+            {
+                "name": "handmade",
+                "version": "1.0.0",
+                "description": "Toy.",
+                "splits": [
+                    {"name": split, "shardLengths": [str(count)], "numBytes": "1"}
+                    for split, count in episodes.items()
+                ],
+            }
+        )
+    )
 
 
 def write_toy_robot(folder):

@@ -9,8 +9,17 @@ import urllib.request
 
 import pytest
 
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--disable-extensions", "--remote-debugging-port=0")
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-extensions",
+    "--remote-debugging-port=0",
+)
 PATIENCE = 120  # seconds, of a machine that does much else
 
 
@@ -21,7 +30,9 @@ class Browser:
     """
 
     def __init__(self, page, folder, size=(1400, 1000)):
-        self.binary = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+        self.binary = next(
+            filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+        )
         if not self.binary:
             pytest.skip("no Chromium")
         self.connect = pytest.importorskip("websockets.sync.client").connect
@@ -33,11 +44,18 @@ class Browser:
         # The process group is ended with it: Chromium has children.
         self.process = subprocess.Popen(
             [self.binary, *FLAGS, self.size, f"--user-data-dir={self.profile}", self.page.as_uri()],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         port = wait_for(lambda: (self.profile / "DevToolsActivePort").read_text().split()[0])
         here = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        address = wait_for(lambda: next(tab["webSocketDebuggerUrl"] for tab in json.load(
-            here.open(f"http://127.0.0.1:{port}/json")) if tab["type"] == "page"))
+        address = wait_for(
+            lambda: next(
+                tab["webSocketDebuggerUrl"]
+                for tab in json.load(here.open(f"http://127.0.0.1:{port}/json"))
+                if tab["type"] == "page"
+            )
+        )
         self.socket = self.connect(address, max_size=None, proxy=None, open_timeout=PATIENCE)
         self.downloads.mkdir(exist_ok=True)
         self.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(self.downloads))
@@ -60,8 +78,13 @@ class Browser:
 
     def run(self, script):
         """The value of a JavaScript expression; a promise is awaited."""
-        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True,
-                           userGesture=True)
+        answer = self.call(
+            "Runtime.evaluate",
+            expression=script,
+            returnByValue=True,
+            awaitPromise=True,
+            userGesture=True,
+        )
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 

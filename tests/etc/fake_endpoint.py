@@ -21,7 +21,9 @@ class FakeEndpoint:
     def serve(self):
         """The base URL, while the server runs."""
         server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        threading.Thread(
+            target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        ).start()
         try:
             yield f"http://127.0.0.1:{server.server_port}/v1"
         finally:
@@ -40,13 +42,19 @@ class FakeEndpoint:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self):  # noqa: N802
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                action = fake._take(body | {"path": self.path, "key": self.headers.get("Authorization")})
+                action = fake._take(
+                    body | {"path": self.path, "key": self.headers.get("Authorization")}
+                )
                 action = action() if callable(action) else action
                 if action == TIMEOUT:
                     time.sleep(0.6)
                     return
                 status = action if isinstance(action, int) else 200
-                reply = action if isinstance(action, dict) else {"choices": [{"message": {"content": action}}]}
+                reply = (
+                    action
+                    if isinstance(action, dict)
+                    else {"choices": [{"message": {"content": action}}]}
+                )
                 self.send_response(status)
                 for name, value in fake.headers.items():
                     self.send_header(name, value)

@@ -22,29 +22,57 @@ def camera_matrix(eye=(0.5, -0.9, 0.8), target=(0.0, 0.0, 0.1), focal=1.1):
 def make_annotation(seed=0, steps=60, num_cameras=2, **changes):
     """An `Annotation` of `steps` steps in a layout drawn by `seed`; `changes` replace fields."""
     rng = np.random.default_rng(seed)
-    start, cup, goal = (np.array(point) + rng.uniform(-0.05, 0.05, 3) * [1, 1, 0]
-                        for point in ([-0.25, -0.1, 0.3], [0.0, 0.1, 0.05], [0.25, 0.0, 0.2]))
+    start, cup, goal = (
+        np.array(point) + rng.uniform(-0.05, 0.05, 3) * [1, 1, 0]
+        for point in ([-0.25, -0.1, 0.3], [0.0, 0.1, 0.05], [0.25, 0.0, 0.2])
+    )
     jar = np.array([-0.2, 0.25, 0.12]) + rng.uniform(-0.04, 0.04, 3)
     points = np.array([0, 0.4, 0.55, 0.75, 1.0]) * (steps - 1)
     stops = np.stack([start, cup, cup, (cup + goal) / 2 + [0, 0, 0.15], goal])
-    gripper = np.stack([np.interp(np.arange(steps), points, stops[:, i]) for i in range(3)], axis=-1)
+    gripper = np.stack(
+        [np.interp(np.arange(steps), points, stops[:, i]) for i in range(3)], axis=-1
+    )
     phase = np.searchsorted(points[1:3], np.arange(steps))
     held = (phase == 2)[:, None]
-    position = np.stack([np.tile(jar, (steps, 1)), np.tile(goal + [0, 0.15, 0], (steps, 1)),
-                         np.where(held, gripper, cup)], axis=1)
+    position = np.stack(
+        [
+            np.tile(jar, (steps, 1)),
+            np.tile(goal + [0, 0.15, 0], (steps, 1)),
+            np.where(held, gripper, cup),
+        ],
+        axis=1,
+    )
     matrices = np.stack([camera_matrix(eye=(0.5 - c, -0.9, 0.8)) for c in range(num_cameras)])
     center = np.stack([project(matrix, position) for matrix in matrices], axis=1)
     half = rng.uniform(0.03, 0.06, (3, 2))
-    box, visible = np.concatenate([center - half, center + half], axis=-1), np.ones((steps, num_cameras, 3))
-    box[steps // 2:, 1:, 0], visible[steps // 2:, 1:, 0] = np.nan, 0  # the jar leaves the other views
+    box, visible = (
+        np.concatenate([center - half, center + half], axis=-1),
+        np.ones((steps, num_cameras, 3)),
+    )
+    box[steps // 2 :, 1:, 0], visible[steps // 2 :, 1:, 0] = (
+        np.nan,
+        0,
+    )  # the jar leaves the other views
     facts = {
-        "instruction": "Put the cup near the drawer handle.", "phases": PHASES, "target": 2, "success": True,
-        "rate": 20, "cameras": tuple(f"camera{c}" for c in range(num_cameras)), "objects": OBJECTS,
-        "colors": ("green", "", "blue"), "shapes": ("round", "", "cylinder"), "axes": ("front", "left", "up"),
-        "camera_matrix": np.tile(matrices, (steps, 1, 1, 1)), "gripper_position": gripper,
+        "instruction": "Put the cup near the drawer handle.",
+        "phases": PHASES,
+        "target": 2,
+        "success": True,
+        "rate": 20,
+        "cameras": tuple(f"camera{c}" for c in range(num_cameras)),
+        "objects": OBJECTS,
+        "colors": ("green", "", "blue"),
+        "shapes": ("round", "", "cylinder"),
+        "axes": ("front", "left", "up"),
+        "camera_matrix": np.tile(matrices, (steps, 1, 1, 1)),
+        "gripper_position": gripper,
         "gripper_pixel": np.stack([project(matrix, gripper) for matrix in matrices], axis=1),
-        "gripper_open": np.where(held[:, 0], 0.2, 1.0), "box": box,
-        "visible": visible, "position": position, "grasp_pixel": center + [-0.02, 0.01],
-        "contact": np.zeros((steps, 3)), "phase": phase,
+        "gripper_open": np.where(held[:, 0], 0.2, 1.0),
+        "box": box,
+        "visible": visible,
+        "position": position,
+        "grasp_pixel": center + [-0.02, 0.01],
+        "contact": np.zeros((steps, 3)),
+        "phase": phase,
     }
     return Annotation(**facts | changes)

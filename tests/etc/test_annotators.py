@@ -48,18 +48,24 @@ def test_points_turn_with_the_image(tmp_path):
 
 
 def test_an_episode_overrides_fields_of_the_dataset(tmp_path):
-    found = _calibrations(tmp_path, cameras={"front": _camera()}, episodes={"7": {"front": {"pose": [0] * 6}}})
+    found = _calibrations(
+        tmp_path, cameras={"front": _camera()}, episodes={"7": {"front": {"pose": [0] * 6}}}
+    )
     assert found.of("7", "front").pose.tolist() == np.eye(4).tolist()
     assert found.of("7", "front").intrinsics[0].tolist() == [500, 0, 320]
     assert found.of("8", "front").pose[0, 3] == 0.5
     assert found.of("8", "wrist") is None
 
 
-@pytest.mark.parametrize(("camera", "problem"), [
-    ({"size": [640, 480]}, "camera front of episode 3: intrinsics, pose missing"),
-    (_camera(pose=[1, 2]), r"pose of shape \(2,\), expected \(4, 4\)"),
-    (_camera(intrinsics=[[1]]), r"intrinsics of shape \(1, 1\)"), (_camera(size=640), "episode 3"),
-])
+@pytest.mark.parametrize(
+    ("camera", "problem"),
+    [
+        ({"size": [640, 480]}, "camera front of episode 3: intrinsics, pose missing"),
+        (_camera(pose=[1, 2]), r"pose of shape \(2,\), expected \(4, 4\)"),
+        (_camera(intrinsics=[[1]]), r"intrinsics of shape \(1, 1\)"),
+        (_camera(size=640), "episode 3"),
+    ],
+)
 def test_a_malformed_calibration_is_named(tmp_path, camera, problem):
     with pytest.raises(ValueError, match=problem):
         _calibrations(tmp_path, cameras={"front": camera}).of("3", "front")
@@ -68,8 +74,17 @@ def test_a_malformed_calibration_is_named(tmp_path, camera, problem):
 def _pick_and_place(*, pauses=(20, 45), steps=60):
     """Moves, stands still at the first pause and closes, carries, stands still at the second and opens, leaves."""
     points = [0, pauses[0] - 3, pauses[0] + 3, pauses[1] - 3, pauses[1] + 3, steps - 1]
-    position = np.stack([np.interp(np.arange(steps), points, values) for values in (
-        [0, 0.3, 0.3, 0.0, 0.0, 0.2], [0, 0.1, 0.1, 0.4, 0.4, 0.1], [0.3, 0, 0, 0.1, 0.1, 0.4])], -1)
+    position = np.stack(
+        [
+            np.interp(np.arange(steps), points, values)
+            for values in (
+                [0, 0.3, 0.3, 0.0, 0.0, 0.2],
+                [0, 0.1, 0.1, 0.4, 0.4, 0.1],
+                [0.3, 0, 0, 0.1, 0.1, 0.4],
+            )
+        ],
+        -1,
+    )
     times = [pauses[0] - 2, pauses[0] + 2, pauses[1] - 2, pauses[1] + 2]
     return np.interp(np.arange(steps), times, [1, 0.3, 0.3, 1]), position
 
@@ -79,7 +94,12 @@ def test_a_pick_and_place_has_five_phases():
     assert segments.kinds == ("approach", "grasp", "carry", "release", "leave")
     assert segments.starts.tolist() == [0, 18, 22, 43, 47]
     assert segments.texts("cup") == (
-        "move to the cup", "grasp the cup", "carry the cup", "release the cup", "move away")
+        "move to the cup",
+        "grasp the cup",
+        "carry the cup",
+        "release the cup",
+        "move away",
+    )
     phase = segments.phase(60)
     assert [phase[t] for t in (0, 17, 18, 30, 44, 59)] == [0, 0, 1, 2, 3, 4]
     assert tracks.grasp_step(segments) == 22
@@ -103,7 +123,9 @@ def test_phases_agree_with_a_simulators_contacts():
     simulator: of its three phases the last two begin by touch and by the object's motion."""
     truth = np.load(pathlib.Path(__file__).with_name("metaworld_pick_place.npz"))
     ends = np.cumsum(truth["lengths"])
-    for at in (slice(end - length, end) for end, length in zip(ends, truth["lengths"], strict=True)):
+    for at in (
+        slice(end - length, end) for end, length in zip(ends, truth["lengths"], strict=True)
+    ):
         segments = tracks.segment(truth["gripper_open"][at], truth["gripper_position"][at])
         assert segments.kinds == ("approach", "grasp", "carry")
         touched = int(truth["contact"][at].argmax())
@@ -113,13 +135,17 @@ def test_phases_agree_with_a_simulators_contacts():
 
 def test_two_grasps_are_told_apart():
     one, two = _pick_and_place(), _pick_and_place()
-    segments = tracks.segment(np.concatenate([one[0], two[0]]), np.concatenate([one[1], two[1] + one[1][-1]]))
+    segments = tracks.segment(
+        np.concatenate([one[0], two[0]]), np.concatenate([one[1], two[1] + one[1][-1]])
+    )
     assert segments.kinds.count("grasp") == 2
     assert len(set(segments.texts())) == len(segments.kinds)
     assert tracks.grasp_step(segments) is None
 
 
-@pytest.mark.parametrize("opening", [np.full(60, np.nan), np.full(60, 0.5), np.linspace(0.5, 0.4, 60)])
+@pytest.mark.parametrize(
+    "opening", [np.full(60, np.nan), np.full(60, 0.5), np.linspace(0.5, 0.4, 60)]
+)
 def test_unknown_stays_unknown(opening):
     segments = tracks.segment(opening, _pick_and_place()[1])
     assert segments.kinds == ()
@@ -142,13 +168,29 @@ FRAMES = [0, 10, 20, 30, 39]
 def _parse(answer, segments=NOTHING):
     dropped = Counter()
     text = answer if isinstance(answer, str) else json.dumps(answer)
-    return semantics.parse(text, steps=40, frames=FRAMES, segments=segments, dropped=dropped), dropped
+    return semantics.parse(
+        text, steps=40, frames=FRAMES, segments=segments, dropped=dropped
+    ), dropped
 
 
 def test_a_good_answer_is_believed():
-    said, dropped = _parse("Here it is:\n```json\n" + json.dumps({
-        "objects": [{"name": "Red Cup", "color": "red"}, {"name": "plate", "color": "mauve"}], "target": "red cup",
-        "subtasks": [{"text": "Move to the cup.", "start": 0}, {"text": "lift the cup", "start": 20}]}) + "\n```")
+    said, dropped = _parse(
+        "Here it is:\n```json\n"
+        + json.dumps(
+            {
+                "objects": [
+                    {"name": "Red Cup", "color": "red"},
+                    {"name": "plate", "color": "mauve"},
+                ],
+                "target": "red cup",
+                "subtasks": [
+                    {"text": "Move to the cup.", "start": 0},
+                    {"text": "lift the cup", "start": 20},
+                ],
+            }
+        )
+        + "\n```"
+    )
     assert (said.objects, said.colors, said.target) == (("red cup", "plate"), ("red", ""), 0)
     assert said.phases == ("move to the cup", "lift the cup")
     # The border lies somewhere after frame 10, the last that was shown of the first subtask.
@@ -156,17 +198,31 @@ def test_a_good_answer_is_believed():
     assert not dropped
 
 
-@pytest.mark.parametrize(("answer", "reason"), [
-    ("I cannot see any robot.", "no JSON"), ('{"objects": [', "no JSON"), ("[1, 2]", "no JSON"),
-    ({"objects": [{"name": "a thing that has far too many words"}]}, "no object's name"),
-    ({"objects": [{"name": "robot arm"}]}, "no object's name"),
-    ({"objects": [{"name": "cup"}, {"name": "Cup"}]}, "object named twice"),
-    ({"objects": [{"name": "cup"}], "target": "bowl"}, "target is not among the objects"),
-    ({"subtasks": [{"text": "go", "start": 0}, {"text": "go", "start": 10}]}, "no list of distinct imperatives"),
-    ({"subtasks": [{"text": "go", "start": 10}]}, "do not begin in order"),
-    ({"subtasks": [{"text": "go", "start": 0}, {"text": "lift", "start": 11}]}, "do not begin in order"),
-    ({"subtasks": [{"text": "go", "start": 0}, {"text": "lift", "start": "20"}]}, "do not begin in order"),
-])
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("I cannot see any robot.", "no JSON"),
+        ('{"objects": [', "no JSON"),
+        ("[1, 2]", "no JSON"),
+        ({"objects": [{"name": "a thing that has far too many words"}]}, "no object's name"),
+        ({"objects": [{"name": "robot arm"}]}, "no object's name"),
+        ({"objects": [{"name": "cup"}, {"name": "Cup"}]}, "object named twice"),
+        ({"objects": [{"name": "cup"}], "target": "bowl"}, "target is not among the objects"),
+        (
+            {"subtasks": [{"text": "go", "start": 0}, {"text": "go", "start": 10}]},
+            "no list of distinct imperatives",
+        ),
+        ({"subtasks": [{"text": "go", "start": 10}]}, "do not begin in order"),
+        (
+            {"subtasks": [{"text": "go", "start": 0}, {"text": "lift", "start": 11}]},
+            "do not begin in order",
+        ),
+        (
+            {"subtasks": [{"text": "go", "start": 0}, {"text": "lift", "start": "20"}]},
+            "do not begin in order",
+        ),
+    ],
+)
 def test_what_is_malformed_is_unknown_and_counted(answer, reason):
     said, dropped = _parse(answer)
     assert [name for name in dropped if reason in name], dropped
@@ -176,7 +232,13 @@ def test_what_is_malformed_is_unknown_and_counted(answer, reason):
 
 def test_phases_that_the_gripper_shows_are_only_named():
     segments = tracks.segment(*_pick_and_place())
-    names = ["reach for the cup", "take the cup", "bring the cup to the plate", "let go", "withdraw"]
+    names = [
+        "reach for the cup",
+        "take the cup",
+        "bring the cup to the plate",
+        "let go",
+        "withdraw",
+    ]
     said, dropped = _parse({"subtasks": names}, segments)
     assert (said.phases, said.phase) == (tuple(names), None)
     said, dropped = _parse({"subtasks": names[:3]}, segments)

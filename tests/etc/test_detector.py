@@ -12,12 +12,19 @@ BOX = [0.1, 0.2, 0.5, 0.6]
 
 
 def test_the_best_box_is_taken():
-    assert best_box(np.array([[0.5, *BOX], [0.9, 0.1, 0.2, 0.5, 0.7], [0.3, 0.7, 0.7, 0.9, 0.9]])).tolist() == [
-        0.1, 0.2, 0.5, 0.7]
+    assert best_box(
+        np.array([[0.5, *BOX], [0.9, 0.1, 0.2, 0.5, 0.7], [0.3, 0.7, 0.7, 0.9, 0.9]])
+    ).tolist() == [0.1, 0.2, 0.5, 0.7]
 
 
-@pytest.mark.parametrize("found", [
-    np.zeros((0, 5)), np.array([[0.9, *BOX], [0.8, 0.7, 0.7, 0.9, 0.9]]), np.array([[0.9, 0.5, 0.2, 0.5, 0.6]])])
+@pytest.mark.parametrize(
+    "found",
+    [
+        np.zeros((0, 5)),
+        np.array([[0.9, *BOX], [0.8, 0.7, 0.7, 0.9, 0.9]]),
+        np.array([[0.9, 0.5, 0.2, 0.5, 0.6]]),
+    ],
+)
 def test_nothing_two_places_and_no_area_are_unknown(found):
     assert np.isnan(best_box(found)).all()
 
@@ -29,17 +36,39 @@ def model(tmp_path_factory):
     transformers = pytest.importorskip("transformers")
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     # OWL-ViT takes a query that begins with token 0 for padding.
-    tokens = ["!", "<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
-    tokenizer = transformers.CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[],
-                                           model_max_length=16)
-    sizes = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 1, "num_attention_heads": 4}
+    tokens = [
+        "!",
+        "<|startoftext|>",
+        "<|endoftext|>",
+        *letters,
+        *(letter + "</w>" for letter in letters),
+    ]
+    tokenizer = transformers.CLIPTokenizer(
+        vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=16
+    )
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 37,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+    }
     config = transformers.OwlViTConfig(
-        text_config={**sizes, "vocab_size": len(tokens), "max_position_embeddings": 16, "bos_token_id": 1,
-                     "eos_token_id": 2, "pad_token_id": 2},
-        vision_config={**sizes, "image_size": 32, "patch_size": 16}, projection_dim=32)
+        text_config={
+            **sizes,
+            "vocab_size": len(tokens),
+            "max_position_embeddings": 16,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": 2,
+        },
+        vision_config={**sizes, "image_size": 32, "patch_size": 16},
+        projection_dim=32,
+    )
     path = tmp_path_factory.mktemp("owlvit")
     transformers.OwlViTForObjectDetection(config).save_pretrained(path)
-    images = transformers.OwlViTImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False)
+    images = transformers.OwlViTImageProcessor(
+        size={"height": 32, "width": 32}, do_center_crop=False
+    )
     transformers.OwlViTProcessor(images, tokenizer).save_pretrained(path)
     return path
 

@@ -20,12 +20,15 @@ def test_a_question_goes_out_as_openai_has_it(tmp_path):
     fake = FakeEndpoint("a cup")
     with fake.serve() as url:
         assert _endpoint(url + "/", tmp_path).ask("what is it?", [b"first", b"second"]) == "a cup"
-    request, = fake.requests
+    (request,) = fake.requests
     assert (request["path"], request["key"]) == ("/v1/chat/completions", "Bearer secret")
     assert (request["model"], request["temperature"]) == ("seer-7b", 0)
     text, *images = request["messages"][0]["content"]
     assert text == {"type": "text", "text": "what is it?"}
-    decoded = [base64.b64decode(image["image_url"]["url"].removeprefix("data:image/jpeg;base64,")) for image in images]
+    decoded = [
+        base64.b64decode(image["image_url"]["url"].removeprefix("data:image/jpeg;base64,"))
+        for image in images
+    ]
     assert decoded == [b"first", b"second"]
 
 
@@ -52,7 +55,9 @@ def test_a_lost_connection_is_tried_again_and_then_named(tmp_path):
     with FakeEndpoint("never").serve() as url:
         pass
     endpoint = _endpoint(url, tmp_path, retries=2)
-    with pytest.raises(EndpointError, match=r"chat/completions failed 3 times, at last with: .*onnection"):
+    with pytest.raises(
+        EndpointError, match=r"chat/completions failed 3 times, at last with: .*onnection"
+    ):
         endpoint.ask("q")
     assert endpoint.sent == 3
 
@@ -75,7 +80,10 @@ def test_a_refusal_is_not_tried_again_and_not_kept(tmp_path):
 
 def test_a_reply_that_is_not_openais_is_named(tmp_path):
     fake = FakeEndpoint({"result": "hello"})
-    with fake.serve() as url, pytest.raises(EndpointError, match='not OpenAI-compatible: it answers {"result": "hel'):
+    with (
+        fake.serve() as url,
+        pytest.raises(EndpointError, match='not OpenAI-compatible: it answers {"result": "hel'),
+    ):
         _endpoint(url, tmp_path).ask("q")
 
 
@@ -127,8 +135,11 @@ def test_no_second_has_more_requests_than_the_rate(tmp_path, monkeypatch):
 
 
 def test_the_environment_names_the_endpoint(tmp_path):
-    made = Endpoint.from_environment(AnswerCache(tmp_path), environ={"OPENAI_BASE_URL": "http://x/v1", "OPENAI_MODEL": "m"},
-                                     rate=3.0)
+    made = Endpoint.from_environment(
+        AnswerCache(tmp_path),
+        environ={"OPENAI_BASE_URL": "http://x/v1", "OPENAI_MODEL": "m"},
+        rate=3.0,
+    )
     assert (made.base_url, made.model, made.key, made.rate) == ("http://x/v1", "m", "", 3.0)
     with pytest.raises(ValueError, match="OPENAI_MODEL is not set"):
         Endpoint.from_environment(AnswerCache(tmp_path), environ={"OPENAI_BASE_URL": "http://x/v1"})

@@ -11,7 +11,15 @@ from hypothesis.extra.numpy import arrays
 from etcvla.etc import make_items, shapes
 from etcvla.etc.geometry import iou, path_distance, resample
 from etcvla.etc.items import NUM_LOC, Item, format_loc, parse_loc
-from etcvla.etc.question_types import GENERAL_QUESTION_TYPES, QUESTION_TYPES, WORDS, answer_type, ask, clean, read
+from etcvla.etc.question_types import (
+    GENERAL_QUESTION_TYPES,
+    QUESTION_TYPES,
+    WORDS,
+    answer_type,
+    ask,
+    clean,
+    read,
+)
 from etcvla.etc.score import baseline, majority_answers, measure, read_answer, score
 from tests.etc.synthetic_annotation import make_annotation
 
@@ -40,16 +48,36 @@ def test_locations_off_the_image_are_clipped_to_its_border(point):
 def test_what_is_no_location():
     with pytest.raises(ValueError, match="finite"):
         format_loc([0.5, math.nan])
-    for text in ("", "<loc0001>", "<loc0001><loc1024>", "<loc1><loc2>", "x<loc0001><loc0002>", "<loc0001><loc0002>."):
+    for text in (
+        "",
+        "<loc0001>",
+        "<loc0001><loc1024>",
+        "<loc1><loc2>",
+        "x<loc0001><loc0002>",
+        "<loc0001><loc0002>.",
+    ):
         assert parse_loc(text, 2) is None
 
 
-@given(st.sampled_from(sorted(QUESTION_TYPES)), unit, st.sampled_from(["cup", "drawer handle", "sugar jar"]),
-       st.sampled_from(["open the drawer", "push the puck to the goal", "close it, then stop"]))
+@given(
+    st.sampled_from(sorted(QUESTION_TYPES)),
+    unit,
+    st.sampled_from(["cup", "drawer handle", "sugar jar"]),
+    st.sampled_from(["open the drawer", "push the puck to the goal", "close it, then stop"]),
+)
 def test_questions_round_trip(question_type, paraphrase, noun, instruction):
     box = format_loc([0.1, 0.2, 0.3, 0.4])
-    target_positions = {"a": "gripper", "b": noun, "object": noun, "instruction": instruction, "phase": f"move to the {noun}",
-             "box": box, "view": "wrist", "place": "top left", "objects": f"{noun}, mug, door"}
+    target_positions = {
+        "a": "gripper",
+        "b": noun,
+        "object": noun,
+        "instruction": instruction,
+        "phase": f"move to the {noun}",
+        "box": box,
+        "view": "wrist",
+        "place": "top left",
+        "objects": f"{noun}, mug, door",
+    }
     found = read(question_type, ask(question_type, paraphrase, target_positions))
     assert found == {name: target_positions[name] for name in found}
     assert len(QUESTION_TYPES[question_type].questions) >= 3
@@ -84,7 +112,9 @@ def test_point():
     truth = format_loc([0.5, 0.5])
     assert score("gripper_point", truth, format_loc([0.55, 0.55])) == 1
     assert score("gripper_point", truth, format_loc([0.56, 0.56])) == 0
-    assert measure("grasp_point", truth, format_loc([0.5, 0.6]))["distance"] == pytest.approx(0.1, abs=1e-3)
+    assert measure("grasp_point", truth, format_loc([0.5, 0.6]))["distance"] == pytest.approx(
+        0.1, abs=1e-3
+    )
 
 
 def test_path_is_judged_by_its_course_not_by_its_keypoints():
@@ -98,15 +128,30 @@ def test_path_is_judged_by_its_course_not_by_its_keypoints():
 
 def test_a_grasp_point_lies_on_what_it_names_or_not():
     truth, box = format_loc([0.5, 0.5]), np.array([0.4, 0.4, 0.6, 0.8], np.float32)
-    assert [measure("grasp_point", truth, said, box)["inside"] for said in (
-        truth, format_loc([0.5, 0.79]), format_loc([0.5, 0.9]), "nowhere")] == [1, 1, 0, 0]
-    assert "inside" not in measure("grasp_point", truth, truth) | measure("place_point", truth, truth, box)
+    assert [
+        measure("grasp_point", truth, said, box)["inside"]
+        for said in (truth, format_loc([0.5, 0.79]), format_loc([0.5, 0.9]), "nowhere")
+    ] == [1, 1, 0, 0]
+    assert "inside" not in measure("grasp_point", truth, truth) | measure(
+        "place_point", truth, truth, box
+    )
 
 
-@pytest.mark.parametrize("question_type", [question_type for question_type in QUESTION_TYPES if QUESTION_TYPES[question_type].answer != WORDS])
-@pytest.mark.parametrize("prediction", ["", "left", "<loc0001>", "<loc0001><loc0002><loc0003>", "<loc0001> <loc9999>"])
+@pytest.mark.parametrize(
+    "question_type",
+    [
+        question_type
+        for question_type in QUESTION_TYPES
+        if QUESTION_TYPES[question_type].answer != WORDS
+    ],
+)
+@pytest.mark.parametrize(
+    "prediction", ["", "left", "<loc0001>", "<loc0001><loc0002><loc0003>", "<loc0001> <loc9999>"]
+)
 def test_unreadable_predictions_are_wrong_by_the_worst_measure(question_type, prediction):
-    truth = format_loc([0.1, 0.1, 0.2, 0.2] if QUESTION_TYPES[question_type].answer == "box" else [0.1, 0.1])
+    truth = format_loc(
+        [0.1, 0.1, 0.2, 0.2] if QUESTION_TYPES[question_type].answer == "box" else [0.1, 0.1]
+    )
     result = measure(question_type, truth, prediction)
     assert result["correct"] == 0 and result.get("iou", 0) == 0
     assert result.get("distance", math.sqrt(2)) == pytest.approx(math.sqrt(2))
@@ -140,8 +185,12 @@ def test_general_forms_are_registered_with_how_they_are_read():
 
 def test_majority_answers_by_type():
     items = [item("present", answer) for answer in ("yes", "no", "no")]
-    items += [item("gripper_point", format_loc(point)) for point in ([0.1, 0.9], [0.2, 0.5], [0.9, 0.1])]
-    items += [item("path_task", format_loc(path)) for path in ([0, 0, 0, 0.8], [0, 0, 0, 0.4, 0, 0.8])]
+    items += [
+        item("gripper_point", format_loc(point)) for point in ([0.1, 0.9], [0.2, 0.5], [0.9, 0.1])
+    ]
+    items += [
+        item("path_task", format_loc(path)) for path in ([0, 0, 0, 0.8], [0, 0, 0, 0.4, 0, 0.8])
+    ]
     constant = majority_answers(items)
     assert constant["present"] == "no"
     assert constant["gripper_point"] == format_loc([0.2, 0.5])
@@ -150,10 +199,21 @@ def test_majority_answers_by_type():
 
 
 def test_baseline_by_form_and_by_question():
-    train = [item("present", "no", "cup?"), item("present", "no", "cup?"), item("present", "yes", "jar?")]
-    test = [item("present", "no", "cup?"), item("present", "yes", "jar?"), item("present", "no", "new?"),
-            item("gripper_point", format_loc([0.5, 0.5]))]
-    assert baseline(train, test) == {"goal_description": pytest.approx(2 / 3), "spatial_understanding": 0.0}
+    train = [
+        item("present", "no", "cup?"),
+        item("present", "no", "cup?"),
+        item("present", "yes", "jar?"),
+    ]
+    test = [
+        item("present", "no", "cup?"),
+        item("present", "yes", "jar?"),
+        item("present", "no", "new?"),
+        item("gripper_point", format_loc([0.5, 0.5])),
+    ]
+    assert baseline(train, test) == {
+        "goal_description": pytest.approx(2 / 3),
+        "spatial_understanding": 0.0,
+    }
     assert baseline(train, test, by="question")["goal_description"] == 1.0
 
 
@@ -179,7 +239,9 @@ def test_resampling_keeps_the_ends(path):
 
 def test_resampling_is_even_along_the_arc():
     corner = np.array([[0, 0], [0, 0.3], [0.1, 0.3]])
-    np.testing.assert_allclose(resample(corner, 5), [[0, 0], [0, 0.1], [0, 0.2], [0, 0.3], [0.1, 0.3]], atol=1e-12)
+    np.testing.assert_allclose(
+        resample(corner, 5), [[0, 0], [0, 0.1], [0, 0.2], [0, 0.3], [0.1, 0.3]], atol=1e-12
+    )
 
 
 def test_iou():
@@ -192,5 +254,7 @@ def test_a_plan_is_as_good_as_what_stands_in_order():
     plan = "move to the mug; grasp the mug; lift the mug"
     assert measure("decompose", plan, plan) == {"correct": 1.0, "order": 1.0}
     assert measure("decompose", plan, "Grasp the mug ; lift the mug")["order"] == pytest.approx(0.8)
-    assert measure("decompose", plan, "lift the mug; grasp the mug; move to the mug")["order"] == pytest.approx(1 / 3)
+    assert measure("decompose", plan, "lift the mug; grasp the mug; move to the mug")[
+        "order"
+    ] == pytest.approx(1 / 3)
     assert measure("decompose", plan, "")["order"] == 0

@@ -46,8 +46,10 @@ def _plain(*things: ShapesObject) -> ShapesScene:
 
 
 LEFT_RED, RIGHT_RED, BLUE = (
-    ShapesObject("circle", "red", "large", (0.1, 0.1, 0.4, 0.4)), ShapesObject("circle", "red", "small", (0.1, 0.7, 0.3, 0.9)),
-    ShapesObject("square", "blue", "large", (0.6, 0.1, 0.9, 0.4)))
+    ShapesObject("circle", "red", "large", (0.1, 0.1, 0.4, 0.4)),
+    ShapesObject("circle", "red", "small", (0.1, 0.7, 0.3, 0.9)),
+    ShapesObject("square", "blue", "large", (0.6, 0.1, 0.9, 0.4)),
+)
 THREE = _plain(LEFT_RED, RIGHT_RED, BLUE)
 
 
@@ -79,8 +81,10 @@ def test_a_text_fills_its_box():
         np.testing.assert_allclose(drawn, thing.box, atol=2.5 / 192)
 
 
-@pytest.mark.parametrize(("name", "share"), [("circle", np.pi / 4), ("ring", np.pi / 4 * 0.75), ("square", None),
-                                             ("diamond", 0.5)])
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [("circle", np.pi / 4), ("ring", np.pi / 4 * 0.75), ("square", None), ("diamond", 0.5)],
+)
 def test_a_shape_has_its_area(name, share):
     box = (0.2, 0.2, 0.8, 0.2 + 0.6 * (0.62 if name == "diamond" else 1))
     thing = ShapesObject(name, "white", "large", box)
@@ -128,8 +132,12 @@ def test_every_form_and_paraphrase_occurs(corpus):
         for item in items:
             question_type = SHAPES_QUESTIONS[item.question_type]
             assert item.kind == question_type.kind
-            asked[item.question_type] |= {q for q in question_type.questions if shapes._pattern(q).fullmatch(item.question)}
-    assert asked == {name: set(question_type.questions) for name, question_type in SHAPES_QUESTIONS.items()}
+            asked[item.question_type] |= {
+                q for q in question_type.questions if shapes._pattern(q).fullmatch(item.question)
+            }
+    assert asked == {
+        name: set(question_type.questions) for name, question_type in SHAPES_QUESTIONS.items()
+    }
 
 
 def test_scoring_knows_every_form_and_accepts_the_truth(corpus):
@@ -170,47 +178,82 @@ def test_a_shifted_box_is_caught(corpus):
                 assert check(dataclasses.replace(item, answer=format_loc(box + 0.01)), scene)
 
 
-@pytest.mark.parametrize(("question_type", "question", "answer"), [
-    ("locate_box", "locate the red circle.", "<loc0102><loc0102><loc0409><loc0409>"),  # there are two
-    ("locate_box", "locate the green circle.", "<loc0102><loc0102><loc0409><loc0409>"),  # there is none
-    ("relation_height", "is the large red circle above or below the small red circle?", "above"),  # level
-    ("relation_side", "is the circle to the left or to the right of the blue square?", "right"),  # which?
-    ("describe", "describe the circle.", "red circle, top left"),  # which?
-    ("read_text", "read the text.", ""),  # no text
-    ("identify", "which object is at <loc0000><loc0000><loc0100><loc0100>?", "red circle"),  # nothing there
-    ("count_all", "how many shapes are there, roughly?", "3"),  # not our words
-    ("caption", "what is the blue shape?", "square"),  # another question_type's
-    ("no_form", "what is in the image?", "square"),
-])
+@pytest.mark.parametrize(
+    ("question_type", "question", "answer"),
+    [
+        (
+            "locate_box",
+            "locate the red circle.",
+            "<loc0102><loc0102><loc0409><loc0409>",
+        ),  # there are two
+        (
+            "locate_box",
+            "locate the green circle.",
+            "<loc0102><loc0102><loc0409><loc0409>",
+        ),  # there is none
+        (
+            "relation_height",
+            "is the large red circle above or below the small red circle?",
+            "above",
+        ),  # level
+        (
+            "relation_side",
+            "is the circle to the left or to the right of the blue square?",
+            "right",
+        ),  # which?
+        ("describe", "describe the circle.", "red circle, top left"),  # which?
+        ("read_text", "read the text.", ""),  # no text
+        (
+            "identify",
+            "which object is at <loc0000><loc0000><loc0100><loc0100>?",
+            "red circle",
+        ),  # nothing there
+        ("count_all", "how many shapes are there, roughly?", "3"),  # not our words
+        ("caption", "what is the blue shape?", "square"),  # another question_type's
+        ("no_form", "what is in the image?", "square"),
+    ],
+)
 def test_a_question_without_one_answer_is_caught(question_type, question, answer):
     kind = SHAPES_QUESTIONS[question_type].kind if question_type in SHAPES_QUESTIONS else "caption"
     assert check(Item(kind, question_type, question, answer), THREE)
 
 
-@pytest.mark.parametrize(("question_type", "question", "answer"), [
-    ("caption", "what is in the image?", "red circle, blue square, red circle"),
-    ("describe", "describe the square.", "blue square, bottom left"),
-    ("color", "what color is the square?", "blue"),
-    ("shape", "what is the blue shape?", "square"),
-    ("locate_box", "detect the small red circle.", "<loc0102><loc0716><loc0307><loc0921>"),
-    ("locate_point", "point to the blue square.", "<loc0768><loc0256>"),
-    ("identify", "what is in the box <loc0614><loc0102><loc0921><loc0409>?", "blue square"),
-    ("count_color", "count the red shapes.", "2"),
-    ("count_shape", "how many stars are there?", "0"),
-    ("count_all", "count the shapes.", "3"),
-    ("exist", "do you see a red square?", "no"),
-    ("exist", "is a red circle in the image?", "yes"),
-    ("relation_side", "is the small red circle to the left or to the right of the blue square?", "right"),
-    ("relation_height", "is the blue square above or below the large red circle?", "below"),
-    ("relation_holds", "is the large red circle to the left of the small red circle?", "yes"),
-    ("relation_holds", "is the blue square above the large red circle?", "no"),
-    ("read_text", "what does the text say?", "a7"),
-])
+@pytest.mark.parametrize(
+    ("question_type", "question", "answer"),
+    [
+        ("caption", "what is in the image?", "red circle, blue square, red circle"),
+        ("describe", "describe the square.", "blue square, bottom left"),
+        ("color", "what color is the square?", "blue"),
+        ("shape", "what is the blue shape?", "square"),
+        ("locate_box", "detect the small red circle.", "<loc0102><loc0716><loc0307><loc0921>"),
+        ("locate_point", "point to the blue square.", "<loc0768><loc0256>"),
+        ("identify", "what is in the box <loc0614><loc0102><loc0921><loc0409>?", "blue square"),
+        ("count_color", "count the red shapes.", "2"),
+        ("count_shape", "how many stars are there?", "0"),
+        ("count_all", "count the shapes.", "3"),
+        ("exist", "do you see a red square?", "no"),
+        ("exist", "is a red circle in the image?", "yes"),
+        (
+            "relation_side",
+            "is the small red circle to the left or to the right of the blue square?",
+            "right",
+        ),
+        ("relation_height", "is the blue square above or below the large red circle?", "below"),
+        ("relation_holds", "is the large red circle to the left of the small red circle?", "yes"),
+        ("relation_holds", "is the blue square above the large red circle?", "no"),
+        ("read_text", "what does the text say?", "a7"),
+    ],
+)
 def test_answers_of_a_known_scene(question_type, question, answer):
     text = ShapesObject(TEXT, "white", "small", (0.7, 0.7, 0.8, 0.8), text="A7")
     scene = _plain(BLUE, LEFT_RED, RIGHT_RED, text)
-    assert check(Item(SHAPES_QUESTIONS[question_type].kind, question_type, question, answer), scene) is None
-    assert check(Item(SHAPES_QUESTIONS[question_type].kind, question_type, question, answer + "x"), scene)
+    assert (
+        check(Item(SHAPES_QUESTIONS[question_type].kind, question_type, question, answer), scene)
+        is None
+    )
+    assert check(
+        Item(SHAPES_QUESTIONS[question_type].kind, question_type, question, answer + "x"), scene
+    )
 
 
 def test_an_unknown_noun_is_an_error():
@@ -218,7 +261,9 @@ def test_an_unknown_noun_is_an_error():
         THREE.find("red mug")
 
 
-@pytest.mark.parametrize("question_type", ["exist", "relation_holds", "relation_side", "relation_height"])
+@pytest.mark.parametrize(
+    "question_type", ["exist", "relation_holds", "relation_side", "relation_height"]
+)
 def test_two_way_answers_are_balanced(answers, question_type):
     assert len(answers[question_type]) == 2
     counts = list(answers[question_type].values())
@@ -233,8 +278,12 @@ def test_no_count_dominates(answers, question_type):
 
 def test_absent_things_share_a_word_with_present_ones(corpus):
     """Else "is there an X?" could be answered from the colour or the shape alone."""
-    absent = [(scene, item) for scene, items in corpus for item in items
-              if item.question_type == "exist" and item.answer == "no"]
+    absent = [
+        (scene, item)
+        for scene, items in corpus
+        for item in items
+        if item.question_type == "exist" and item.answer == "no"
+    ]
     for scene, item in absent:
         color, name = SHAPES_QUESTIONS["exist"].parse(item.question)["a"].split()[1:]
         assert scene.find(f"{color} shape") or scene.find(name)

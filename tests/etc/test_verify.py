@@ -14,25 +14,58 @@ from tests.etc.synthetic_annotation import make_annotation
 
 ANNOTATION = make_annotation()
 EVERY_FORM = pytest.mark.parametrize("question_type", QUESTION_TYPES)
-OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above", "nearer": "farther",
-            "farther": "nearer", "yes": "no", "no": "yes", "front": "behind", "behind": "front", "success": "failure",
-            "failure": "success"}
+OPPOSITE = {
+    "left": "right",
+    "right": "left",
+    "above": "below",
+    "below": "above",
+    "nearer": "farther",
+    "farther": "nearer",
+    "yes": "no",
+    "no": "yes",
+    "front": "behind",
+    "behind": "front",
+    "success": "failure",
+    "failure": "success",
+}
 # What each question_type's truth rests on: without it nothing can be confirmed.
 FACTS = {
-    "gripper_side": "gripper_pixel", "gripper_height": "position", "gripper_depth": "camera_matrix",
-    "gripper_point": "gripper_pixel", "object_side": "box", "identify": "box", "locate_box": "box", "describe": "box",
-    "grasp_point": "grasp_pixel", "stable_grasp": "grasp_pixel", "current": "phase", "next": "phase",
-    "path_subtask": "gripper_pixel", "path_task": "gripper_pixel", "gripper_robot_side": "position",
-    "object_robot_front": "position", "object_height": "position", "cross_seen": "box", "cross_place": "box",
-    "cross_box": "box", "describe_shape": "box", "place_point": "position", "stable_place": "position",
+    "gripper_side": "gripper_pixel",
+    "gripper_height": "position",
+    "gripper_depth": "camera_matrix",
+    "gripper_point": "gripper_pixel",
+    "object_side": "box",
+    "identify": "box",
+    "locate_box": "box",
+    "describe": "box",
+    "grasp_point": "grasp_pixel",
+    "stable_grasp": "grasp_pixel",
+    "current": "phase",
+    "next": "phase",
+    "path_subtask": "gripper_pixel",
+    "path_task": "gripper_pixel",
+    "gripper_robot_side": "position",
+    "object_robot_front": "position",
+    "object_height": "position",
+    "cross_seen": "box",
+    "cross_place": "box",
+    "cross_box": "box",
+    "describe_shape": "box",
+    "place_point": "position",
+    "stable_place": "position",
 }
 
 
 @functools.cache
 def examples(question_type):
     """[(t, item)]: every item of a question_type in four drawings of the episode."""
-    return [(t, item) for seed in range(4) for t, step in enumerate(make_items(ANNOTATION, seed)[0])
-            for item in step if item.question_type == question_type]
+    return [
+        (t, item)
+        for seed in range(4)
+        for t, step in enumerate(make_items(ANNOTATION, seed)[0])
+        for item in step
+        if item.question_type == question_type
+    ]
 
 
 def wrong_answers(item):
@@ -42,25 +75,45 @@ def wrong_answers(item):
         if item.answer in OPPOSITE:
             return [OPPOSITE[item.answer], "maybe"]
         others = {other.answer for _, other in examples(item.question_type)} - {item.answer}
-        return [*others, *({"; ".join(reversed(item.answer.split("; ")))} - {item.answer}), item.answer + " now", ""]
+        return [
+            *others,
+            *({"; ".join(reversed(item.answer.split("; ")))} - {item.answer}),
+            item.answer + " now",
+            "",
+        ]
     found = parse_loc(item.answer, 2)
     moved = found + np.where(found > 0.5, -0.1, 0.1)
-    answers = [format_loc(moved.ravel()), item.answer[:-9], item.answer[:-1], item.answer + "<loc0001>", "there", ""]
+    answers = [
+        format_loc(moved.ravel()),
+        item.answer[:-9],
+        item.answer[:-1],
+        item.answer + "<loc0001>",
+        "there",
+        "",
+    ]
     if np.ptp(found, axis=1).max() > 0.05:
         answers.append(format_loc(found[:, ::-1].ravel()))  # x before y
     if kind == PATH:
         end = found.copy()
         end[-1] = moved[-1]
-        detour = np.concatenate([found[:1], found[:1] + 0.2 * np.sign(0.5 - found[:1]) * [[1, -1]], found[-1:]])
-        answers += [format_loc(end.ravel()), format_loc(found[::-1].ravel()), format_loc(detour.ravel()),
-                    format_loc(found[[0] * 3 + [-1] * 3].ravel())]
+        detour = np.concatenate(
+            [found[:1], found[:1] + 0.2 * np.sign(0.5 - found[:1]) * [[1, -1]], found[-1:]]
+        )
+        answers += [
+            format_loc(end.ravel()),
+            format_loc(found[::-1].ravel()),
+            format_loc(detour.ravel()),
+            format_loc(found[[0] * 3 + [-1] * 3].ravel()),
+        ]
     return answers
 
 
 @EVERY_FORM
 def test_true_items_pass(question_type):
     assert examples(question_type)
-    assert [check(item, ANNOTATION, t) for t, item in examples(question_type)] == [None] * len(examples(question_type))
+    assert [check(item, ANNOTATION, t) for t, item in examples(question_type)] == [None] * len(
+        examples(question_type)
+    )
 
 
 @EVERY_FORM
@@ -74,9 +127,15 @@ def test_corrupted_answers_fail(question_type):
 def test_corrupted_questions_fail(question_type):
     t, item = examples(question_type)[0]
     for question in ("", item.question + " please", item.question[1:]):
-        assert check(dataclasses.replace(item, question=question), ANNOTATION, t) == "question cannot be read"
+        assert (
+            check(dataclasses.replace(item, question=question), ANNOTATION, t)
+            == "question cannot be read"
+        )
     assert check(dataclasses.replace(item, kind="other"), ANNOTATION, t) == "form of another kind"
-    assert check(dataclasses.replace(item, question_type="other"), ANNOTATION, t) == "unknown question_type"
+    assert (
+        check(dataclasses.replace(item, question_type="other"), ANNOTATION, t)
+        == "unknown question_type"
+    )
     if item.grade != "scene_grounding":
         other = dataclasses.replace(ANNOTATION, instruction="wash the cup")
         assert check(item, other, t) == "another instruction"
@@ -93,14 +152,26 @@ def test_unknown_facts_confirm_nothing(question_type):
 
 def test_another_object_in_the_question_fails():
     for question_type in ("locate_box", "describe", "grasp_point"):
-        t, item = next((t, item) for t, item in examples(question_type) if "cup." in item.question or "cup?" in item.question)
+        t, item = next(
+            (t, item)
+            for t, item in examples(question_type)
+            if "cup." in item.question or "cup?" in item.question
+        )
         for noun in ("sugar jar", "unicorn"):
             head, tail = item.question.rsplit("cup", 1)
-            assert check(dataclasses.replace(item, question=head + noun + tail), ANNOTATION, t), (question_type, noun)
+            assert check(dataclasses.replace(item, question=head + noun + tail), ANNOTATION, t), (
+                question_type,
+                noun,
+            )
 
 
 def test_items_of_another_time_fail():
-    moving = [(t, item) for question_type in ("gripper_point", "path_task") for t, item in examples(question_type) if t < 20]
+    moving = [
+        (t, item)
+        for question_type in ("gripper_point", "path_task")
+        for t, item in examples(question_type)
+        if t < 20
+    ]
     assert moving
     assert all(check(item, ANNOTATION, t + 3) for t, item in moving)
 

@@ -17,12 +17,16 @@ def act(chunks, steps, length=4):
     return looks, np.array(actions)
 
 
-@pytest.mark.parametrize(("replan_steps", "looks"), [(0, [0, 4, 8]), (3, [0, 3, 6, 9]), (1, list(range(10)))])
+@pytest.mark.parametrize(
+    ("replan_steps", "looks"), [(0, [0, 4, 8]), (3, [0, 3, 6, 9]), (1, list(range(10)))]
+)
 def test_the_newest_chunk_is_acted_on(replan_steps, looks):
     looked, actions = act(Chunks(replan_steps), 10)
     assert looked == looks
     assert actions[:, 1].tolist() == list(range(10))
-    assert actions[:, 0].tolist() == [max(look for look in looks if look <= step) for step in range(10)]
+    assert actions[:, 0].tolist() == [
+        max(look for look in looks if look <= step) for step in range(10)
+    ]
 
 
 def test_an_ensemble_weighs_old_chunks_most():
@@ -47,5 +51,7 @@ def test_what_cannot_be_is_refused():
         Chunks(-1)
     with pytest.raises(ValueError, match="must not be negative"):
         Chunks(1, ensemble=-0.1)
-    with pytest.raises(ValueError, match="a chunk of 2 actions, but the next look is after replan_steps = 3"):
+    with pytest.raises(
+        ValueError, match="a chunk of 2 actions, but the next look is after replan_steps = 3"
+    ):
         Chunks(3).add(np.zeros((2, 1)))

@@ -7,7 +7,9 @@ from tests.data.handmade_rlds import robot_episode, robot_steps, write_rlds
 
 
 def _write(directory, split, numbers):
-    write_rlds(directory, [robot_episode(number) for number in numbers], steps=robot_steps(), split=split)
+    write_rlds(
+        directory, [robot_episode(number) for number in numbers], steps=robot_steps(), split=split
+    )
 
 
 def test_questions_are_of_the_split_that_was_not_learnt(tmp_path):

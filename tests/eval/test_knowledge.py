@@ -31,14 +31,27 @@ def policy(tmp_path_factory):
 
 
 def probes_of(boxes, *, told=True):
-    return [Probe("locate the mug.", np.array(box, np.float32), tuple(RNG.integers(0, 256, (2, 20, 20, 3), np.uint8)),
-                  "push the mug", RNG.normal(size=3).astype(np.float32), told) for box in boxes]
+    return [
+        Probe(
+            "locate the mug.",
+            np.array(box, np.float32),
+            tuple(RNG.integers(0, 256, (2, 20, 20, 3), np.uint8)),
+            "push the mug",
+            RNG.normal(size=3).astype(np.float32),
+            told,
+        )
+        for box in boxes
+    ]
 
 
 def test_a_patch_is_covered_by_as_much_of_it_as_lies_in_the_box():
     np.testing.assert_allclose(coverage(np.array([0, 0, 1, 1]), 16), np.ones(16))
-    np.testing.assert_allclose(coverage(np.array([0.25, 0.5, 0.375, 1]), 16).reshape(4, 4)[1], [0, 0, 0.5, 0.5])
-    assert coverage(np.array([0.1, 0.2, 0.7, 0.6]), 256).mean() == pytest.approx(0.6 * 0.4, rel=1e-5)
+    np.testing.assert_allclose(
+        coverage(np.array([0.25, 0.5, 0.375, 1]), 16).reshape(4, 4)[1], [0, 0, 0.5, 0.5]
+    )
+    assert coverage(np.array([0.1, 0.2, 0.7, 0.6]), 256).mean() == pytest.approx(
+        0.6 * 0.4, rel=1e-5
+    )
 
 
 def test_cka_knows_rotations_and_unrelated_features():
@@ -55,22 +68,34 @@ def test_attention_is_what_the_model_attends_with(policy):
     """Shares of boxes that make up the image add up; they are those of a softmax written out."""
     left, right, whole = [0, 0, 1, 0.5], [0, 0.5, 1, 1], [0, 0, 1, 1]
     (probe,) = probes_of([left])
-    seen = trace(policy, [dataclasses.replace(probe, box=np.array(box, np.float32)) for box in (left, right, whole)])
+    seen = trace(
+        policy,
+        [dataclasses.replace(probe, box=np.array(box, np.float32)) for box in (left, right, whole)],
+    )
     assert set(seen.looks) == set(knowledge.READERS)
-    for looks in (seen.looks["question"], seen.looks["answer"]):  # each row acts from noise of its own
+    for looks in (
+        seen.looks["question"],
+        seen.looks["answer"],
+    ):  # each row acts from noise of its own
         own, _, camera = np.moveaxis(looks, -1, 0)
         np.testing.assert_allclose(own[:, 0] + own[:, 1], camera[:, 0], rtol=1e-4)
         np.testing.assert_allclose(own[:, 2], camera[:, 2], rtol=1e-4)
         assert np.abs(own[0, 0] - own[0, 1]) > 1e-2 and (camera < 1).all()
-        np.testing.assert_allclose(looks[:, 0, 1], own[:, 2], rtol=1e-4)  # another's box: here that of the last probe
-    np.testing.assert_allclose(seen.looks["answer"][0, 0, 0], softmax_share(policy, probe), rtol=1e-3)
+        np.testing.assert_allclose(
+            looks[:, 0, 1], own[:, 2], rtol=1e-4
+        )  # another's box: here that of the last probe
+    np.testing.assert_allclose(
+        seen.looks["answer"][0, 0, 0], softmax_share(policy, probe), rtol=1e-3
+    )
 
 
 def softmax_share(policy, probe):
     """Attention of the last token of the question to the left half of the first image in the first layer, by hand."""
     asked = [knowledge.prompts.question(policy.assets.tokenizer, probe.question)]
     batch = policy.inputs([probe.images], asked)
-    _, sown = VLA(policy.config).apply({"params": policy.params}, batch, None, None, None, mutable=["intermediates"])
+    _, sown = VLA(policy.config).apply(
+        {"params": policy.params}, batch, None, None, None, mutable=["intermediates"]
+    )
     q, k, mask = sown["intermediates"]["llm"]["layers"]["attn"]["reads_0"][0]
     patches = policy.config.siglip.tokens
     last = 2 * patches + len(asked[0].prompt) - 1
@@ -79,7 +104,9 @@ def softmax_share(policy, probe):
     weights = np.exp(np.einsum("nh,snh->ns", q, k)) * mask
     weights /= weights.sum(axis=1, keepdims=True)
     side = int(patches**0.5)
-    return weights[:, :patches].reshape(len(q), side, side)[:, :, :side // 2].sum(axis=(1, 2)).mean()
+    return (
+        weights[:, :patches].reshape(len(q), side, side)[:, :, : side // 2].sum(axis=(1, 2)).mean()
+    )
 
 
 def test_nothing_is_sown_for_who_does_not_ask(policy):
@@ -87,7 +114,9 @@ def test_nothing_is_sown_for_who_does_not_ask(policy):
         return sample_actions(VLA(policy.config), params, batch, noise, 2)
 
     (probe,) = probes_of([[0, 0, 1, 1]])
-    batch = policy.inputs([probe.images], policy.action_prompts(["push"], [probe.state]), [probe.state])
+    batch = policy.inputs(
+        [probe.images], policy.action_prompts(["push"], [probe.state]), [probe.state]
+    )
     noise = np.zeros((1, policy.config.horizon, policy.config.action_dim), np.float32)
     assert jax.eval_shape(act, policy.params, batch, noise).shape == noise.shape
 
@@ -97,7 +126,9 @@ def test_gains_count_only_what_the_instruction_speaks_of():
     probes = probes_of(boxes[:2]) + probes_of(boxes[2:], told=False)
     looks = np.array([[[0.3, 0.1, 0.4], [0.3, 0.1, 0.4], [0.1, 0.1, 0.4], [0.1, 0.1, 0.4]]])
     found = gains(knowledge.Trace({}, {"question": looks, "action": looks}), probes, 16)
-    assert found["question"][0]["gain"] == pytest.approx(2) and found["action"][0]["gain"] == pytest.approx(3)
+    assert found["question"][0]["gain"] == pytest.approx(2) and found["action"][0][
+        "gain"
+    ] == pytest.approx(3)
     assert found["question"][0]["low"] < 2 < found["question"][0]["high"]
     assert found["action"][0]["elsewhere"] == pytest.approx(1)
     untold = gains(knowledge.Trace({}, {"action": looks}), probes_of(boxes, told=False), 16)
@@ -107,10 +138,18 @@ def test_gains_count_only_what_the_instruction_speaks_of():
 def test_a_model_has_not_drifted_from_itself_but_from_another(policy):
     probes = probes_of(np.sort(RNG.random((12, 2, 2)), axis=1).reshape(12, 4))
     first = trace(policy, probes)
-    other = type(policy)(policy.config, jax.tree.map(lambda x: x + 0.3 * RNG.normal(size=x.shape).astype(np.float32),
-                                                     policy.params), policy.assets, policy.num_cameras)
+    other = type(policy)(
+        policy.config,
+        jax.tree.map(
+            lambda x: x + 0.3 * RNG.normal(size=x.shape).astype(np.float32), policy.params
+        ),
+        policy.assets,
+        policy.num_cameras,
+    )
     np.testing.assert_allclose(np.concatenate(list(drift(first, first).values())), 1, rtol=1e-6)
-    assert all(value < 0.99 for layers in drift(trace(other, probes), first).values() for value in layers)
+    assert all(
+        value < 0.99 for layers in drift(trace(other, probes), first).values() for value in layers
+    )
 
 
 def test_probes_are_frames_with_a_box_and_need_one(tmp_path):
@@ -120,15 +159,35 @@ def test_probes_are_frames_with_a_box_and_need_one(tmp_path):
 
 
 def test_the_page_and_the_table_say_all(tmp_path):
-    kind = {"accuracy": 0.5, "low": 0.3, "high": 0.7, "count": 20, "majority": 0.2, "blind": 0.4, "iou": 0.6,
-            "iou_count": 9}
+    kind = {
+        "accuracy": 0.5,
+        "low": 0.3,
+        "high": 0.7,
+        "count": 20,
+        "majority": 0.2,
+        "blind": 0.4,
+        "iou": 0.6,
+        "iou_count": 9,
+    }
     look = {"gain": 1.5, "low": 1.1, "high": 1.9, "elsewhere": 0.9}
-    found = {f"runs/{name}": {"answers": {"source": {"goal_description": kind}}, "drift": {
-        part: [1.0, 0.5] for part in knowledge.FEATURES}, "looks": {"question": [look], "answer": [look], "action": []}}
-        for name in ("one", "two")}
+    found = {
+        f"runs/{name}": {
+            "answers": {"source": {"goal_description": kind}},
+            "drift": {part: [1.0, 0.5] for part in knowledge.FEATURES},
+            "looks": {"question": [look], "answer": [look], "action": []},
+        }
+        for name in ("one", "two")
+    }
     text = "".join(knowledge.sections(json.loads(json.dumps(found))).values())
-    assert text.count("<svg") == 4 and "<td>0.60</td>" in text and "runs/one" not in text and "two" in text
+    assert (
+        text.count("<svg") == 4
+        and "<td>0.60</td>" in text
+        and "runs/one" not in text
+        and "two" in text
+    )
     knowledge.write_csv(tmp_path / "k.csv", found)
     lines = list(csv.DictReader((tmp_path / "k.csv").read_text().splitlines()))
     assert len(lines) == 2 * (4 + 6 + 4)
-    assert [line["value"] for line in lines if line["what"] == "cka" and line["of"] == "text"][:2] == ["1.0", "0.5"]
+    assert [line["value"] for line in lines if line["what"] == "cka" and line["of"] == "text"][
+        :2
+    ] == ["1.0", "0.5"]

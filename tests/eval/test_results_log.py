@@ -14,8 +14,18 @@ TRIALS = [Trial("source", "reach", i) for i in range(3)]
 
 
 def result(trial, **changes):
-    return TrialResult(trial, **{"success": True, "steps": 30, "progress": 0.5, "intention": False,
-                            "instruction": "Reach the marker, please.", "seconds": 1.25} | changes)
+    return TrialResult(
+        trial,
+        **{
+            "success": True,
+            "steps": 30,
+            "progress": 0.5,
+            "intention": False,
+            "instruction": "Reach the marker, please.",
+            "seconds": 1.25,
+        }
+        | changes,
+    )
 
 
 def lines(folder):
@@ -28,8 +38,10 @@ def test_what_was_played_is_not_played_again(tmp_path):
     results_log.add(result(TRIALS[2]))
     results_log.add(result(TRIALS[0], success=False, intention=True))
     again = ResultsLog(tmp_path, PROTOCOL)
-    assert again.results(TRIALS) == {TRIALS[0]: result(TRIALS[0], success=False, intention=True),
-                                     TRIALS[2]: result(TRIALS[2])}
+    assert again.results(TRIALS) == {
+        TRIALS[0]: result(TRIALS[0], success=False, intention=True),
+        TRIALS[2]: result(TRIALS[2]),
+    }
     again.add(result(TRIALS[1]))
     again.finish([result(trial) for trial in TRIALS])
     assert [line["trial"] for line in lines(tmp_path)] == ["0", "1", "2"]
@@ -52,8 +64,13 @@ def test_a_torn_line_is_taken_off(tmp_path, cut):
 
 def test_another_protocol_is_refused_or_replaces(tmp_path):
     ResultsLog(tmp_path, PROTOCOL).add(result(TRIALS[0], frames=np.zeros((2, 8, 8, 3), np.uint8)))
-    assert [path.name for path in (tmp_path / "videos").iterdir()] == ["right_source_reach_0_success.gif"]
-    with pytest.raises(ValueError, match="is of another protocol: replan_steps is 5, asked is 6; write to another folder"):
+    assert [path.name for path in (tmp_path / "videos").iterdir()] == [
+        "right_source_reach_0_success.gif"
+    ]
+    with pytest.raises(
+        ValueError,
+        match="is of another protocol: replan_steps is 5, asked is 6; write to another folder",
+    ):
         ResultsLog(tmp_path, PROTOCOL | {"replan_steps": 6})
     assert len(lines(tmp_path)) == 1
     assert ResultsLog(tmp_path, PROTOCOL | {"replan_steps": 6}, replace=True).results(TRIALS) == {}

@@ -38,7 +38,10 @@ class Rules:
 
     def act(self, observations, seeds):
         self.seen += observations
-        actions = [np.random.default_rng(seed).uniform(-1, 1, 4) if self.noisy else [0, 0, 1, 0] for seed in seeds]
+        actions = [
+            np.random.default_rng(seed).uniform(-1, 1, 4) if self.noisy else [0, 0, 1, 0]
+            for seed in seeds
+        ]
         return np.tile(np.array(actions, np.float32)[:, None], (1, 10, 1))
 
 
@@ -50,18 +53,29 @@ def test_the_number_of_workers_changes_nothing():
     steps = []
     for workers in (1, 2):
         policy = Rules(noisy=True)
-        results = evaluate(policy, TWO, EvalProtocol(max_steps=20, replan_steps=5, image_size=32, workers=workers), what="test")
-        assert [r.trial for r in results] == TWO and all(r.steps == 20 and not r.success for r in results)
-        shown = sorted((o["seed"], o["state"].tobytes(), o["images"]["front"].tobytes()) for o in policy.seen)
+        results = evaluate(
+            policy,
+            TWO,
+            EvalProtocol(max_steps=20, replan_steps=5, image_size=32, workers=workers),
+            what="test",
+        )
+        assert [r.trial for r in results] == TWO and all(
+            r.steps == 20 and not r.success for r in results
+        )
+        shown = sorted(
+            (o["seed"], o["state"].tobytes(), o["images"]["front"].tobytes()) for o in policy.seen
+        )
         steps.append(list(dict.fromkeys(shown)))
     assert steps[0] == steps[1] and len(steps[0]) == 2 * 20 // 5
 
 
 def test_conditions_change_what_the_policy_is_shown_and_nothing_else():
     policy = Rules()
-    shown = [Trial("source", "drawer-close", 0, video=True),
-             Trial("source", "drawer-close", 0, "wrong_instruction", "drawer-open"),
-             Trial("source", "drawer-close", 0, "blank_image")]
+    shown = [
+        Trial("source", "drawer-close", 0, video=True),
+        Trial("source", "drawer-close", 0, "wrong_instruction", "drawer-open"),
+        Trial("source", "drawer-close", 0, "blank_image"),
+    ]
     results = evaluate(policy, shown, PROTOCOL, what="test")
     words = {o["instruction"] for o in policy.seen}
     assert len(words) == 2 and any("close" in w for w in words) and any("open" in w for w in words)
@@ -69,9 +83,16 @@ def test_conditions_change_what_the_policy_is_shown_and_nothing_else():
     assert len({o["seed"] for o in blank}) == 4 and (blank[0]["images"]["wrist"] == GREY).all()
     *video, end = results[0].frames  # small frames are enlarged; a path at every look
     assert len(video) == 4 and end.shape == (192, 192, 3) and results[1].frames is None
-    assert all((frame[96, 96] == LINE).all() for frame in video) and not (end == LINE).all(axis=-1).any()
+    assert (
+        all((frame[96, 96] == LINE).all() for frame in video)
+        and not (end == LINE).all(axis=-1).any()
+    )
     assert table(results)["blank_image"] == {"source": {"drawer-close": [0, 1]}}
-    assert [result.row()["instruction_of"] for result in results] == ["drawer-close", "drawer-open", "drawer-close"]
+    assert [result.row()["instruction_of"] for result in results] == [
+        "drawer-close",
+        "drawer-open",
+        "drawer-close",
+    ]
 
 
 class Interrupted(Rules):
@@ -89,20 +110,37 @@ def rows(folder):
 
 
 def test_two_runs_and_an_interrupted_one_give_the_same_rows(tmp_path):
-    played = [Trial("source", task, i, perturbation=name) for task in ("drawer-close", "reach") for i in range(2)
-              for name in ("", "language:2")]
+    played = [
+        Trial("source", task, i, perturbation=name)
+        for task in ("drawer-close", "reach")
+        for i in range(2)
+        for name in ("", "language:2")
+    ]
     with Workers(PROTOCOL.workers) as workers:
         for name in ("a", "b"):
-            evaluate(Rules(noisy=True), played, PROTOCOL, what="test", results_log=ResultsLog(tmp_path / name, {}),
-                     workers=workers)
+            evaluate(
+                Rules(noisy=True),
+                played,
+                PROTOCOL,
+                what="test",
+                results_log=ResultsLog(tmp_path / name, {}),
+                workers=workers,
+            )
     with pytest.raises(KeyboardInterrupt):
-        evaluate(Interrupted(noisy=True), played, PROTOCOL, what="test", results_log=ResultsLog(tmp_path / "c", {}))
+        evaluate(
+            Interrupted(noisy=True),
+            played,
+            PROTOCOL,
+            what="test",
+            results_log=ResultsLog(tmp_path / "c", {}),
+        )
     assert 0 < len(rows(tmp_path / "c")) < len(played)
     policy = Rules(noisy=True)
     evaluate(policy, played, PROTOCOL, what="test", results_log=ResultsLog(tmp_path / "c", {}))
     assert rows(tmp_path / "a") == rows(tmp_path / "b") == rows(tmp_path / "c")
     assert [(row["task"], row["perturbation"]) for row in rows(tmp_path / "a")] == [
-        (trial.task, trial.perturbation) for trial in played]
+        (trial.task, trial.perturbation) for trial in played
+    ]
     assert len({row["instruction"] for row in rows(tmp_path / "a")}) > 2
 
 
@@ -124,8 +162,13 @@ def test_a_worker_that_dies_is_an_error_and_not_a_hang(tmp_path, dead, monkeypat
     python.write_text("#!/bin/sh\nexit 3\n")
     python.chmod(0o755)
     start = _Worker._start
-    monkeypatch.setattr(_Worker, "_start", lambda worker: (start(worker), worker._process.wait() if dead else None))
-    with Workers(1, str(python)) as workers, pytest.raises(RuntimeError, match="a simulator worker died"):
+    monkeypatch.setattr(
+        _Worker, "_start", lambda worker: (start(worker), worker._process.wait() if dead else None)
+    )
+    with (
+        Workers(1, str(python)) as workers,
+        pytest.raises(RuntimeError, match="a simulator worker died"),
+    ):
         evaluate(Rules(), TWO, EvalProtocol(workers=1), what="test", workers=workers)
 
 
@@ -138,9 +181,18 @@ def test_the_wrong_instruction_is_the_opposite_where_there_is_one():
 
 
 def test_a_spec_lists_every_trial_once():
-    spec = EvaluationSpec(tasks=("drawer-open", "drawer-close"), scenes=("source", "target"),
-                interventions=("right", "wrong_instruction"), trials=3, control_trials=2, videos=1, questions=1,
-                datasets={}, protocol=PROTOCOL, seed=0)
+    spec = EvaluationSpec(
+        tasks=("drawer-open", "drawer-close"),
+        scenes=("source", "target"),
+        interventions=("right", "wrong_instruction"),
+        trials=3,
+        control_trials=2,
+        videos=1,
+        questions=1,
+        datasets={},
+        protocol=PROTOCOL,
+        seed=0,
+    )
     listed = trials(spec)
     assert len(listed) == len(set(listed)) == 2 * 2 * (3 + 2)
     assert sum(t.video for t in listed) == 2 * 2 * 2
@@ -148,8 +200,14 @@ def test_a_spec_lists_every_trial_once():
         EvaluationSpec(**{**vars(spec), "interventions": ("dark",)})
 
 
-@pytest.mark.parametrize(("module", "others"), [("etcvla.eval.worker", "jax"), ("etcvla.eval.benchmark", "mujoco"),
-                                                ("etcvla.eval.worker", "mujoco")])
+@pytest.mark.parametrize(
+    ("module", "others"),
+    [
+        ("etcvla.eval.worker", "jax"),
+        ("etcvla.eval.benchmark", "mujoco"),
+        ("etcvla.eval.worker", "mujoco"),
+    ],
+)
 def test_policy_and_simulator_need_not_be_installed_together(module, others):
     code = f"import sys, {module}; sys.exit({others!r} in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, env=suites.environment_variables())
@@ -158,5 +216,8 @@ def test_policy_and_simulator_need_not_be_installed_together(module, others):
 def test_a_package_that_a_simulator_lacks_is_named_with_its_python():
     told = _portable(ModuleNotFoundError("No module named 'matplotlib'"))
     assert type(told) is RuntimeError
-    assert str(told) == f"{sys.executable} lacks a package that the simulator imports: No module named 'matplotlib'; " \
-                        "install it there"
+    assert (
+        str(told)
+        == f"{sys.executable} lacks a package that the simulator imports: No module named 'matplotlib'; "
+        "install it there"
+    )

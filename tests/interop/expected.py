@@ -23,12 +23,20 @@ def main() -> None:
     for name, stats in compute_norm_stats(dataset).items():
         found |= {f"mean {name}": stats.mean, f"std {name}": stats.std}
     answers = dataset.column("etc/answer")
-    found |= {"lengths": dataset.lengths, "directory": str(dataset.directory),
-              "items": [len(step) for step in answers], "answers": [answer for step in answers for answer in step],
-              "brightness": [dataset.frame(frame, ["observation/front"])["observation/front"].mean((0, 1))
-                             for frame in range(dataset.num_frames)],
-              "instructions": dataset.column("language_instruction"),
-              "episode_ids": [dataset.metadata(episode)["episode_id"] for episode in range(dataset.num_episodes)]}
+    found |= {
+        "lengths": dataset.lengths,
+        "directory": str(dataset.directory),
+        "items": [len(step) for step in answers],
+        "answers": [answer for step in answers for answer in step],
+        "brightness": [
+            dataset.frame(frame, ["observation/front"])["observation/front"].mean((0, 1))
+            for frame in range(dataset.num_frames)
+        ],
+        "instructions": dataset.column("language_instruction"),
+        "episode_ids": [
+            dataset.metadata(episode)["episode_id"] for episode in range(dataset.num_episodes)
+        ],
+    }
     np.savez(arguments.file, **{name: np.asarray(value) for name, value in found.items()})
 
 

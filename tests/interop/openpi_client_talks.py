@@ -23,20 +23,31 @@ def picture(seed):
 
 
 def libero():
-    return {"observation/image": picture(0), "observation/wrist_image": picture(1),
-            "observation/state": np.linspace(0, 0.1, STATE_DIM), "prompt": "open the drawer"}
+    return {
+        "observation/image": picture(0),
+        "observation/wrist_image": picture(1),
+        "observation/state": np.linspace(0, 0.1, STATE_DIM),
+        "prompt": "open the drawer",
+    }
 
 
 def droid():
-    return {"observation/exterior_image_1_left": picture(0), "observation/wrist_image_left": picture(1),
-            "observation/joint_position": np.linspace(0, 0.1, STATE_DIM)[:-1],
-            "observation/gripper_position": np.linspace(0, 0.1, STATE_DIM)[-1:], "prompt": "open the drawer"}
+    return {
+        "observation/exterior_image_1_left": picture(0),
+        "observation/wrist_image_left": picture(1),
+        "observation/joint_position": np.linspace(0, 0.1, STATE_DIM)[:-1],
+        "observation/gripper_position": np.linspace(0, 0.1, STATE_DIM)[-1:],
+        "prompt": "open the drawer",
+    }
 
 
 def aloha():
     pictures = (picture(i).transpose(2, 0, 1) for i in range(2))
-    return {"state": np.linspace(0, 0.1, STATE_DIM), "images": dict(zip(CAMERAS, pictures, strict=True)),
-            "prompt": "open the drawer"}
+    return {
+        "state": np.linspace(0, 0.1, STATE_DIM),
+        "images": dict(zip(CAMERAS, pictures, strict=True)),
+        "prompt": "open the drawer",
+    }
 
 
 def check_metadata():
@@ -48,7 +59,10 @@ def check_every_client_is_understood():
     client = connect()
     for message in (libero(), droid(), aloha()):
         answer = client.infer(message)
-        assert answer["actions"].shape == (HORIZON, ACTION_DIM) and np.isfinite(answer["actions"]).all()
+        assert (
+            answer["actions"].shape == (HORIZON, ACTION_DIM)
+            and np.isfinite(answer["actions"]).all()
+        )
         assert answer["server_timing"]["infer_ms"] > 0 and answer["policy_timing"]["infer_ms"] > 0
 
 
@@ -61,9 +75,11 @@ def check_one_action_at_a_time():
 
 def check_an_error_is_told_and_others_go_on():
     other, client = connect(), connect()
-    for change, word in (({"observation/state": np.full(STATE_DIM, np.nan)}, "finite"),
-                         ({"prompt": 3}, "expected words"),
-                         ({"observation/image": picture(0)[..., 0]}, "expected an image")):
+    for change, word in (
+        ({"observation/state": np.full(STATE_DIM, np.nan)}, "finite"),
+        ({"prompt": 3}, "expected words"),
+        ({"observation/image": picture(0)[..., 0]}, "expected an image"),
+    ):
         try:
             client.infer({**libero(), **change})
             raise AssertionError("no error")
@@ -82,7 +98,9 @@ def main():
             print(f"  same  {check.__name__.removeprefix('check_')}")
         except Exception as error:  # a check that breaks off must not hide the others
             failed += 1
-            print(f"  DIFFERS  {check.__name__.removeprefix('check_')}: {type(error).__name__}: {error}")
+            print(
+                f"  DIFFERS  {check.__name__.removeprefix('check_')}: {type(error).__name__}: {error}"
+            )
     print(f"interop with openpi-client: {len(checks) - failed} passed, {failed} failed")
     return int(failed > 0)
 

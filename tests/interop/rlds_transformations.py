@@ -28,23 +28,34 @@ class Comparison:
         ends = np.cumsum(self.want["lengths"])
         self.spans = list(zip(ends - self.want["lengths"], ends, strict=True))
         # Batches cannot hold the ragged items, so transformations that batch are given the vectors.
-        self.vectors = self.episodes.map(lambda episode: {**episode, "steps": episode["steps"].map(self.pick)})
+        self.vectors = self.episodes.map(
+            lambda episode: {**episode, "steps": episode["steps"].map(self.pick)}
+        )
 
     @staticmethod
     def pick(step):
-        return {"observation": {"state": step["observation"]["state"]},
-                **{key: step[key] for key in ("action", "reward", "is_first", "is_last", "is_terminal")}}
+        return {
+            "observation": {"state": step["observation"]["state"]},
+            **{
+                key: step[key] for key in ("action", "reward", "is_first", "is_last", "is_terminal")
+            },
+        }
 
     def columns(self, name):
         return [self.want[name][start:stop] for start, stop in self.spans]
 
     def windows(self):
-        return [column[i:i + HORIZON] for column in self.columns("action")
-                for i in range(len(column) - HORIZON + 1)]
+        return [
+            column[i : i + HORIZON]
+            for column in self.columns("action")
+            for i in range(len(column) - HORIZON + 1)
+        ]
 
 
 def same(found, want, tolerance=0.0):
-    np.testing.assert_allclose(np.asarray(found, np.float64), np.asarray(want, np.float64), rtol=0, atol=tolerance)
+    np.testing.assert_allclose(
+        np.asarray(found, np.float64), np.asarray(want, np.float64), rtol=0, atol=tolerance
+    )
 
 
 def actions(steps):
@@ -61,9 +72,16 @@ def check_builder_from_directory(data):
             items.append(len(step["etc"]["answer"]))
             answers += [answer.decode() for answer in step["etc"]["answer"]]
             brightness.append(step["observation"]["front"].mean((0, 1)))
-    for name, found in {"episode_ids": ids, "instructions": instructions, "answers": answers, "items": items}.items():
+    for name, found in {
+        "episode_ids": ids,
+        "instructions": instructions,
+        "answers": answers,
+        "items": items,
+    }.items():
         assert found == data.want[name].tolist(), name
-    same(brightness, data.want["brightness"], 2.0)  # of 255: TensorFlow decodes JPEG by its fast transform
+    same(
+        brightness, data.want["brightness"], 2.0
+    )  # of 255: TensorFlow decodes JPEG by its fast transform
 
 
 def check_episode_length(data):
@@ -78,13 +96,20 @@ def check_final_step(data):
 
 
 def check_batch(data):
-    found = [batch["action"] for episode in data.vectors for batch in
-             rt.batch(episode["steps"], size=HORIZON, shift=1, drop_remainder=True).as_numpy_iterator()]
+    found = [
+        batch["action"]
+        for episode in data.vectors
+        for batch in rt.batch(
+            episode["steps"], size=HORIZON, shift=1, drop_remainder=True
+        ).as_numpy_iterator()
+    ]
     same(found, data.windows())
 
 
 def check_pattern_map(data):
-    patterns = rt.pattern_map_from_transform(data.vectors, lambda step: {"action": step[rlds.ACTION][-HORIZON:]})
+    patterns = rt.pattern_map_from_transform(
+        data.vectors, lambda step: {"action": step[rlds.ACTION][-HORIZON:]}
+    )
     same([pattern["action"] for pattern in patterns.as_numpy_iterator()], data.windows())
 
 
@@ -96,9 +121,12 @@ def check_map_nested_steps(data):
 
 def check_truncate_after_condition(data):
     """Up to and with the first step of the second subtask."""
-    for episode, phase, column in zip(data.episodes, data.columns("annotation/phase"), data.columns("action"),
-                                      strict=True):
-        cut = rt.truncate_after_condition(episode["steps"], lambda step: step["annotation"]["phase"] >= 1)
+    for episode, phase, column in zip(
+        data.episodes, data.columns("annotation/phase"), data.columns("action"), strict=True
+    ):
+        cut = rt.truncate_after_condition(
+            episode["steps"], lambda step: step["annotation"]["phase"] >= 1
+        )
         kept = actions(cut)
         stop = int(np.argmax(phase >= 1)) + 1 if (phase >= 1).any() else len(phase)
         assert 1 < stop < len(phase)
@@ -111,8 +139,9 @@ def check_concatenate(data):
 
 
 def check_concat_if_terminal(data):
-    for episode, terminal, column in zip(data.vectors, data.columns("is_terminal"), data.columns("action"),
-                                         strict=True):
+    for episode, terminal, column in zip(
+        data.vectors, data.columns("is_terminal"), data.columns("action"), strict=True
+    ):
         longer = rt.concat_if_terminal(episode["steps"], rt_absorbing)
         assert terminal[-1]
         same(actions(longer), np.concatenate([column, np.zeros_like(column[:1])]))
@@ -128,17 +157,23 @@ def check_shift_keys(data):
 
 
 def check_sum_nested_steps(data):
-    same(rt.sum_nested_steps(data.vectors, lambda step: step[rlds.REWARD]), data.want["reward"].sum())
+    same(
+        rt.sum_nested_steps(data.vectors, lambda step: step[rlds.REWARD]), data.want["reward"].sum()
+    )
 
 
 def check_mean_and_std(data):
     def fields(step):
-        return ({"action": step[rlds.ACTION], "state": step[rlds.OBSERVATION]["state"]},
-                {"action": True, "state": True})
+        return (
+            {"action": step[rlds.ACTION], "state": step[rlds.OBSERVATION]["state"]},
+            {"action": True, "state": True},
+        )
 
     mean, std = rt.mean_and_std(data.vectors, fields)
     count = data.want["lengths"].sum()
-    sample = np.sqrt(count / (count - 1))  # theirs is a sample's standard deviation, ours that of all frames
+    sample = np.sqrt(
+        count / (count - 1)
+    )  # theirs is a sample's standard deviation, ours that of all frames
     for ours, theirs in {"action": "action", "observation/state": "state"}.items():
         same(mean[theirs], data.want[f"mean {ours}"], 1e-5)
         same(std[theirs], data.want[f"std {ours}"] * sample, 1e-5)
@@ -147,14 +182,18 @@ def check_mean_and_std(data):
 def main() -> int:
     data, failed = Comparison(sys.argv[1]), 0
     checks = [check for name, check in globals().items() if name.startswith("check_")]
-    print(f"{data.want['directory']}: {len(data.spans)} episodes, {data.want['lengths'].sum()} steps")
+    print(
+        f"{data.want['directory']}: {len(data.spans)} episodes, {data.want['lengths'].sum()} steps"
+    )
     for check in checks:
         try:
             check(data)
             print(f"  same  {check.__name__.removeprefix('check_')}")
         except Exception as error:  # a check that breaks off must not hide the others
             failed += 1
-            print(f"  DIFFERS  {check.__name__.removeprefix('check_')}: {type(error).__name__}: {error}")
+            print(
+                f"  DIFFERS  {check.__name__.removeprefix('check_')}: {type(error).__name__}: {error}"
+            )
     print(f"interop: {len(checks) - failed} passed, {failed} failed")
     return int(failed > 0)
 

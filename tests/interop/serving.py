@@ -28,8 +28,10 @@ def write_checkpoint(folder: Path) -> Stage:
     stage = Stage.open(nano_config(write_robot_set(folder / "robot"), folder / "run"))
     checkpoints = Checkpoints(stage.config.workdir, keep=1)
     params = random_params(stage.model, scale=0.5)
-    checkpoints.save(TrainState(step=np.int32(1), params={}, ema=params, opt={"count": np.zeros(1)}),
-                     checkpoint_meta(stage))
+    checkpoints.save(
+        TrainState(step=np.int32(1), params={}, ema=params, opt={"count": np.zeros(1)}),
+        checkpoint_meta(stage),
+    )
     checkpoints.wait()
     return stage
 
@@ -37,13 +39,25 @@ def write_checkpoint(folder: Path) -> Stage:
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         spec = write_checkpoint(Path(folder)).assets.action_spec
-        server = subprocess.Popen([sys.executable, "launch/serve.py", f"--workdir={folder}/run", "--port=0"], text=True,
-                                  stdout=subprocess.PIPE, env=os.environ | {"ETCVLA_API_KEY": KEY, "PYTHONPATH": "."})
+        server = subprocess.Popen(
+            [sys.executable, "launch/serve.py", f"--workdir={folder}/run", "--port=0"],
+            text=True,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"ETCVLA_API_KEY": KEY, "PYTHONPATH": "."},
+        )
         try:
             address = next(line for line in server.stdout if line.startswith("listening"))
             sizes = [str(spec[name]) for name in ("state_dim", "horizon", "action_dim")]
-            talk = subprocess.run([sys.argv[1], Path(__file__).with_name("openpi_client_talks.py"),
-                                   address.rsplit(":", 1)[1].strip(), KEY, ",".join(spec["cameras"]), *sizes])
+            talk = subprocess.run(
+                [
+                    sys.argv[1],
+                    Path(__file__).with_name("openpi_client_talks.py"),
+                    address.rsplit(":", 1)[1].strip(),
+                    KEY,
+                    ",".join(spec["cameras"]),
+                    *sizes,
+                ]
+            )
         finally:
             server.send_signal(signal.SIGINT)
             stopped = server.wait(30)

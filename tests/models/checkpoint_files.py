@@ -20,15 +20,23 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     header = json.loads(data[8:start])
     header.pop("__metadata__", None)
     assert {entry["dtype"] for entry in header.values()} == {"F32"}
-    return {name: np.frombuffer(data[start:][slice(*entry["data_offsets"])], "<f4").reshape(entry["shape"])
-            for name, entry in header.items()}
+    return {
+        name: np.frombuffer(data[start:][slice(*entry["data_offsets"])], "<f4").reshape(
+            entry["shape"]
+        )
+        for name, entry in header.items()
+    }
 
 
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
     """float32 tensors."""
     header, data = {}, b""
     for name, tensor in tensors.items():
-        header[name] = {"dtype": "F32", "shape": tensor.shape, "data_offsets": [len(data), len(data) + tensor.nbytes]}
+        header[name] = {
+            "dtype": "F32",
+            "shape": tensor.shape,
+            "data_offsets": [len(data), len(data) + tensor.nbytes],
+        }
         data += tensor.tobytes()
     encoded = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(encoded)) + encoded + data)
@@ -94,7 +102,9 @@ class OpenPi:
         return dict(np.load(self.folder / "params.npz"))
 
     def write(self, tensors, directory):
-        tree = unflatten_dict({f"params/{name}/value": tensor for name, tensor in tensors.items()}, sep="/")
+        tree = unflatten_dict(
+            {f"params/{name}/value": tensor for name, tensor in tensors.items()}, sep="/"
+        )
         ocp.PyTreeCheckpointer().save((directory / "params").resolve(), tree)
         return directory
 
@@ -105,6 +115,8 @@ def is_gemma2(folder: Path) -> bool:
 
 
 # One of each kind that the fixtures' folder has.
-HUGGING_FACE = [HuggingFace(folder) for folder in models("paligemma_hf") if not is_gemma2(folder)][:1]
+HUGGING_FACE = [HuggingFace(folder) for folder in models("paligemma_hf") if not is_gemma2(folder)][
+    :1
+]
 BIG_VISION = [BigVision(folder) for folder in models("paligemma_bv")][:1]
 OPENPI = [OpenPi(folder) for folder in models("pi0")][:1]

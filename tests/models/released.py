@@ -14,7 +14,13 @@ from etcvla.models.siglip import SigLIPConfig
 from etcvla.models.vla import VLA, VLAConfig
 from tests.golden_dir import ROOT, kind_of
 
-SWITCHES = {"insulate": False, "image_attends_prompt": True, "dtype": "float32", "remat": "none", "unroll": 8}
+SWITCHES = {
+    "insulate": False,
+    "image_attends_prompt": True,
+    "dtype": "float32",
+    "remat": "none",
+    "unroll": 8,
+}
 
 
 def load_openpi(folder: str | Path) -> SimpleNamespace:
@@ -29,11 +35,16 @@ def load_openpi(folder: str | Path) -> SimpleNamespace:
     cameras = [key.removeprefix("image/") for key in inputs if key.startswith("image/")]
     images = np.stack([inputs[f"image/{camera}"] for camera in cameras], axis=1)
     batch = make_batch(images, inputs["tokenized_prompt"], inputs["tokenized_prompt_mask"], config)
-    batch |= {"image_mask": np.stack([inputs[f"image_mask/{camera}"] for camera in cameras], axis=1),
-              "action_segment": np.ones(len(images), np.int32), "state": inputs["state"], "actions": inputs["actions"],
-              "action_mask": np.ones(inputs["actions"].shape, bool)}
-    return SimpleNamespace(folder=folder, model=VLA(config), params=params, batch=batch, inputs=inputs,
-                           outputs=outputs)
+    batch |= {
+        "image_mask": np.stack([inputs[f"image_mask/{camera}"] for camera in cameras], axis=1),
+        "action_segment": np.ones(len(images), np.int32),
+        "state": inputs["state"],
+        "actions": inputs["actions"],
+        "action_mask": np.ones(inputs["actions"].shape, bool),
+    }
+    return SimpleNamespace(
+        folder=folder, model=VLA(config), params=params, batch=batch, inputs=inputs, outputs=outputs
+    )
 
 
 def load_paligemma(folder: str | Path) -> SimpleNamespace:
@@ -52,8 +63,15 @@ def load_paligemma(folder: str | Path) -> SimpleNamespace:
     batch = make_batch(images[:, None], text, present, config) | {"target": suffix}
     prompt = present & ~suffix
     prompt_batch = make_batch(images[:, None], text * prompt, prompt, config)
-    return SimpleNamespace(folder=folder, model=VLA(config), params=params, batch=batch, prompt_batch=prompt_batch,
-                           inputs=inputs, outputs=outputs)
+    return SimpleNamespace(
+        folder=folder,
+        model=VLA(config),
+        params=params,
+        batch=batch,
+        prompt_batch=prompt_batch,
+        inputs=inputs,
+        outputs=outputs,
+    )
 
 
 def arrays(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -61,29 +79,54 @@ def arrays(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     return dict(np.load(folder / "inputs.npz")), dict(np.load(folder / "outputs.npz"))
 
 
-def make_batch(images: np.ndarray, text: np.ndarray, present: np.ndarray, cfg: VLAConfig) -> dict[str, np.ndarray]:
+def make_batch(
+    images: np.ndarray, text: np.ndarray, present: np.ndarray, cfg: VLAConfig
+) -> dict[str, np.ndarray]:
     """One segment a row: float[B, C, H, W, 3] in [-1, 1], int[B, L], bool[B, L]."""
     b, c, h, w, _ = images.shape
-    batch = batch_lib.zeros(B=b, C=c, H=h, W=w, L=text.shape[1], S=cfg.state_dim, P=cfg.horizon, A=cfg.action_dim)
+    batch = batch_lib.zeros(
+        B=b, C=c, H=h, W=w, L=text.shape[1], S=cfg.state_dim, P=cfg.horizon, A=cfg.action_dim
+    )
     pixels = np.round((images + 1) * 127.5).astype(np.uint8)
-    return batch | {"images": pixels, "image_mask": np.ones((b, c), bool), "tokens": text.astype(np.int32),
-                    "segment": present.astype(np.int32)}
+    return batch | {
+        "images": pixels,
+        "image_mask": np.ones((b, c), bool),
+        "tokens": text.astype(np.int32),
+        "segment": present.astype(np.int32),
+    }
 
 
 def openpi_config(folder: Path) -> VLAConfig:
     """The model of an openpi fixture's config.json; where that has no expert, one stands in that is never run."""
     c = json.loads((folder / "config.json").read_text())
-    tower = SigLIPConfig(**{name: c["siglip"][name] for name in ("width", "depth", "num_heads", "mlp_dim")},
-                         patch=c["siglip"]["patch_size"][0], image_size=c["image_resolution"])
+    tower = SigLIPConfig(
+        **{name: c["siglip"][name] for name in ("width", "depth", "num_heads", "mlp_dim")},
+        patch=c["siglip"]["patch_size"][0],
+        image_size=c["image_resolution"],
+    )
     expert = GemmaConfig(**c.get("action_expert", c["vlm"]), adaptive=c["model"] == "pi05")
-    return VLAConfig(tower, GemmaConfig(**c["vlm"]), expert, c["vocab_size"], c["action_dim"], c["action_dim"],
-                     c["action_horizon"], state="token" if c["model"] == "pi0" else "text", **SWITCHES)
+    return VLAConfig(
+        tower,
+        GemmaConfig(**c["vlm"]),
+        expert,
+        c["vocab_size"],
+        c["action_dim"],
+        c["action_dim"],
+        c["action_horizon"],
+        state="token" if c["model"] == "pi0" else "text",
+        **SWITCHES,
+    )
 
 
 def openpi_arrays(folder: Path) -> dict:
     """params.npz, openpi's parameters under openpi's names, as a tree of ours."""
-    return unflatten_dict({name.removeprefix("PaliGemma/"): value
-                           for name, value in np.load(folder / "params.npz").items()}, sep="/")
+    return unflatten_dict(
+        {
+            name.removeprefix("PaliGemma/"): value
+            for name, value in np.load(folder / "params.npz").items()
+        },
+        sep="/",
+    )
 
 
 def weights_of(folder: Path) -> Path:
@@ -94,11 +137,32 @@ def weights_of(folder: Path) -> Path:
 def paligemma_config(folder: Path) -> VLAConfig:
     """The model of a PaliGemma fixture, with an expert that is never run."""
     checkpoint = pretrained.find(weights_of(folder))
-    tower, vlm = ({field.split(".")[1]: value for field, value in checkpoint.sizes.items() if field.startswith(part)}
-                  for part in ("siglip.", "vlm."))
-    images = next(value for name, value in np.load(folder / "inputs.npz").items()
-                  if name in ("image", "pixel_values_nhwc"))
-    table = next(tensor for name, tensor in checkpoint.tensors.items()
-                 if name.endswith(("input_embedding", "embed_tokens.weight")))
-    return VLAConfig(SigLIPConfig(**tower | {"image_size": images.shape[1]}), GemmaConfig(**vlm), GemmaConfig(**vlm),
-                     table.shape[0], 1, 1, 1, state="text", **SWITCHES)
+    tower, vlm = (
+        {
+            field.split(".")[1]: value
+            for field, value in checkpoint.sizes.items()
+            if field.startswith(part)
+        }
+        for part in ("siglip.", "vlm.")
+    )
+    images = next(
+        value
+        for name, value in np.load(folder / "inputs.npz").items()
+        if name in ("image", "pixel_values_nhwc")
+    )
+    table = next(
+        tensor
+        for name, tensor in checkpoint.tensors.items()
+        if name.endswith(("input_embedding", "embed_tokens.weight"))
+    )
+    return VLAConfig(
+        SigLIPConfig(**tower | {"image_size": images.shape[1]}),
+        GemmaConfig(**vlm),
+        GemmaConfig(**vlm),
+        table.shape[0],
+        1,
+        1,
+        1,
+        state="text",
+        **SWITCHES,
+    )

@@ -14,9 +14,20 @@ from etcvla.models.vla import VLA, VLAConfig, init_params
 CONFIG = VLAConfig(
     siglip=SigLIPConfig(width=16, depth=2, num_heads=2, mlp_dim=24, patch=14, image_size=28),
     vlm=GemmaConfig(width=24, depth=2, mlp_dim=32, num_heads=2, num_kv_heads=1, head_dim=8),
-    expert=GemmaConfig(width=16, depth=2, mlp_dim=24, num_heads=2, num_kv_heads=1, head_dim=8, adaptive=True),
-    vocab_size=64, state_dim=3, action_dim=5, horizon=4, state="token", insulate=False, image_attends_prompt=False,
-    dtype="float32", remat="none", unroll=8)
+    expert=GemmaConfig(
+        width=16, depth=2, mlp_dim=24, num_heads=2, num_kv_heads=1, head_dim=8, adaptive=True
+    ),
+    vocab_size=64,
+    state_dim=3,
+    action_dim=5,
+    horizon=4,
+    state="token",
+    insulate=False,
+    image_attends_prompt=False,
+    dtype="float32",
+    remat="none",
+    unroll=8,
+)
 ROWS = 3
 PROMPTS = [[2, 11, 12, 3], [2, 20, 21, 22, 23, 24, 3], [2, 3]]
 SIZES = {"C": 2, "H": 28, "W": 28, "L": 32, "S": 3, "P": 4, "A": 5}
@@ -30,7 +41,9 @@ def random_params(model: VLA, seed: int = 0, scale: float = 0.25) -> dict:
     """Noise everywhere: with the zeros of `init_params` (norms, gates) half the model would do nothing."""
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(lambda: init_params(model))
-    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, scale, leaf.shape), jnp.float32), shapes)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(0, scale, leaf.shape), jnp.float32), shapes
+    )
     params["llm"]["embedder"]["input_embedding"] *= 0.25 / scale
     return params
 
@@ -52,13 +65,15 @@ def random_rows(rng: np.random.Generator, rows: int) -> dict[str, np.ndarray]:
     }
 
 
-def write_segment(batch: dict, row: int, at: int, number: int, prompt: list[int], target: list[int]) -> slice:
+def write_segment(
+    batch: dict, row: int, at: int, number: int, prompt: list[int], target: list[int]
+) -> slice:
     """Puts a segment into a row's text and returns its columns."""
     columns = slice(at, at + len(prompt) + len(target))
     batch["tokens"][row, columns] = prompt + target
     batch["segment"][row, columns] = number
-    batch["target"][row, at + len(prompt):columns.stop] = True
-    batch["weight"][row, at + len(prompt):columns.stop] = 1
+    batch["target"][row, at + len(prompt) : columns.stop] = True
+    batch["weight"][row, at + len(prompt) : columns.stop] = 1
     return columns
 
 
@@ -76,5 +91,7 @@ def acting_rows(rng, *, segments):
 
 def noise_and_time(rng, noise_samples):
     """R noisy chunks a row and their flow times."""
-    return (rng.normal(size=(ROWS, noise_samples, SIZES["P"], SIZES["A"])).astype(np.float32),
-            rng.uniform(0.1, 1, (ROWS, noise_samples)).astype(np.float32))
+    return (
+        rng.normal(size=(ROWS, noise_samples, SIZES["P"], SIZES["A"])).astype(np.float32),
+        rng.uniform(0.1, 1, (ROWS, noise_samples)).astype(np.float32),
+    )

@@ -29,8 +29,10 @@ ACTION = [2, 13, 3]
 def prompts_only(batch, prompts):
     """The batch's looks with other prompts, one a row."""
     length = batch["tokens"].shape[1]
-    batch = batch | {name: np.zeros((len(batch["images"]), length), batch[name].dtype)
-                     for name in ("tokens", "segment", "target", "weight")}
+    batch = batch | {
+        name: np.zeros((len(batch["images"]), length), batch[name].dtype)
+        for name in ("tokens", "segment", "target", "weight")
+    }
     for row, prompt in enumerate(prompts):
         write_segment(batch, row, 0, 1, list(prompt), [])
     return batch
@@ -48,8 +50,17 @@ def full_pass(model, params, *args):
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def decode(model, params, batch, eos, temperature=0.0, key=None, image_cache=None, allowed=None):
-    return decode_text(model, params, batch, max_new=NEW, eos=eos, temperature=temperature, key=key, image_cache=image_cache,
-                       allowed=allowed)
+    return decode_text(
+        model,
+        params,
+        batch,
+        max_new=NEW,
+        eos=eos,
+        temperature=temperature,
+        key=key,
+        image_cache=image_cache,
+        allowed=allowed,
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -101,35 +112,66 @@ def test_logits_from_a_cache_equal_one_pass(plain):
     batch = asked()
     targets = np.random.default_rng(4).integers(4, 64, (ROWS, NEW))
     expected = full_logits(model, params, batch, PROMPTS, targets)
-    run = jax.jit(lambda method, *args: model.apply({"params": params}, *args, method=method), static_argnums=0)
+    run = jax.jit(
+        lambda method, *args: model.apply({"params": params}, *args, method=method),
+        static_argnums=0,
+    )
     image_cache = look_at(model, params, batch)
     num_images, width = image_cache.there.shape[1], max(map(len, PROMPTS))
     start = num_images + width
-    cache = tuple(jnp.pad(x, ((0, 0), (0, 0), (0, width + NEW), (0, 0), (0, 0))) for x in image_cache.cache)
-    prompt = np.concatenate([image_cache.there, batch["segment"][:, :width] > 0, np.zeros((ROWS, NEW), bool)], axis=1)
+    cache = tuple(
+        jnp.pad(x, ((0, 0), (0, 0), (0, width + NEW), (0, 0), (0, 0))) for x in image_cache.cache
+    )
+    prompt = np.concatenate(
+        [image_cache.there, batch["segment"][:, :width] > 0, np.zeros((ROWS, NEW), bool)], axis=1
+    )
     position = image_cache.there.sum(1, keepdims=True) + np.arange(width)
-    hidden, cache = run(VLA.extend, batch["tokens"][:, :width], position, prompt[:, None].repeat(width, 1), cache,
-                        num_images)
+    hidden, cache = run(
+        VLA.extend,
+        batch["tokens"][:, :width],
+        position,
+        prompt[:, None].repeat(width, 1),
+        cache,
+        num_images,
+    )
     last = np.stack([hidden[row, len(prompt) - 1] for row, prompt in enumerate(PROMPTS)])
     found, position = [run(VLA.readout, last)], prompt.sum(1, keepdims=True)
     for i in range(NEW - 1):
         visible = prompt | (np.arange(start + NEW) >= start) & (np.arange(start + NEW) <= start + i)
-        hidden, cache = run(VLA.extend, targets[:, i:i + 1], position + i, visible[:, None], cache, start + i)
+        hidden, cache = run(
+            VLA.extend, targets[:, i : i + 1], position + i, visible[:, None], cache, start + i
+        )
         found.append(run(VLA.readout, hidden[:, 0]))
     np.testing.assert_allclose(np.stack(found, 1), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("changes", [
-    {}, {"image_attends_prompt": True}, {"count_absent_cameras": True},
-    {"vlm": dataclasses.replace(CONFIG.vlm, window=3, post_norms=True, attn_softcap=5.0, final_softcap=9.0)}],
-    ids=["pi0", "image-attends-prompt", "pi0-fast-positions", "gemma-2"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"image_attends_prompt": True},
+        {"count_absent_cameras": True},
+        {
+            "vlm": dataclasses.replace(
+                CONFIG.vlm, window=3, post_norms=True, attn_softcap=5.0, final_softcap=9.0
+            )
+        },
+    ],
+    ids=["pi0", "image-attends-prompt", "pi0-fast-positions", "gemma-2"],
+)
 def test_greedy_text_from_a_cache_equals_recomputation(changes):
     model, params = small_writer(**changes)
     written = np.asarray(decode(model, params, asked(), -1))
-    np.testing.assert_array_equal(jnp.argmax(full_logits(model, params, asked(), PROMPTS, written), -1), written)
-    assert len({tuple(row) for row in written.tolist()}) == ROWS  # rows do read their own prompts and images
+    np.testing.assert_array_equal(
+        jnp.argmax(full_logits(model, params, asked(), PROMPTS, written), -1), written
+    )
+    assert (
+        len({tuple(row) for row in written.tolist()}) == ROWS
+    )  # rows do read their own prompts and images
     if model.config.vlm.window or model.config.count_absent_cameras:
-        np.testing.assert_array_equal(decode(model, params, asked(), -1, image_cache=look_at(model, params, asked())), written)
+        np.testing.assert_array_equal(
+            decode(model, params, asked(), -1, image_cache=look_at(model, params, asked())), written
+        )
 
 
 def test_sampled_text_is_drawn_from_the_same_logits(plain):
@@ -138,7 +180,9 @@ def test_sampled_text_is_drawn_from_the_same_logits(plain):
     written = np.asarray(decode(model, params, asked(), -1, 0.7, first))
     logits = full_logits(model, params, asked(), PROMPTS, written)
     for step in range(NEW):
-        drawn = jax.random.categorical(jax.random.fold_in(first, step), logits[:, step] / 0.7, axis=-1)
+        drawn = jax.random.categorical(
+            jax.random.fold_in(first, step), logits[:, step] / 0.7, axis=-1
+        )
         np.testing.assert_array_equal(drawn, written[:, step])
     assert (decode(model, params, asked(), -1, 0.7, other) != written).any()
 
@@ -157,8 +201,8 @@ def test_text_ends_with_eos(plain):
 def test_a_row_does_not_depend_on_the_others_nor_on_padding(plain):
     model, params = plain
     together, row = decode(model, params, asked(), -1), 2
-    one = {name: value[row:row + 1] for name, value in asked().items()}
-    one |= {name: one[name][:, :len(PROMPTS[row])] for name in ("tokens", "segment", "target")}
+    one = {name: value[row : row + 1] for name, value in asked().items()}
+    one |= {name: one[name][:, : len(PROMPTS[row])] for name in ("tokens", "segment", "target")}
     np.testing.assert_array_equal(decode(model, params, one, -1)[0], together[row])
 
 
@@ -175,11 +219,15 @@ def test_only_allowed_ids_are_written(plain):
 # Actions
 
 
-@pytest.fixture(scope="module", params=[("text", True), ("token", False)], ids=["text-adaptive", "token-plain"])
+@pytest.fixture(
+    scope="module", params=[("text", True), ("token", False)], ids=["text-adaptive", "token-plain"]
+)
 def expert(request):
     """(model, params)."""
     state, adaptive = request.param
-    model = make_model(unroll=1, state=state, expert=dataclasses.replace(CONFIG.expert, adaptive=adaptive))
+    model = make_model(
+        unroll=1, state=state, expert=dataclasses.replace(CONFIG.expert, adaptive=adaptive)
+    )
     return model, random_params(model)
 
 
@@ -197,14 +245,19 @@ def test_actions_from_a_cache_equal_full_passes(expert):
     """The training pass's rows hold FAST targets and a question that the expert must not see."""
     model, params = expert
     noise, _ = noise_and_time(np.random.default_rng(1), 1)
-    taught, plain = (acting_rows(np.random.default_rng(2), segments=segments) for segments in (True, False))
-    np.testing.assert_allclose(sample(model, params, plain, noise[:, 0]), euler(model, params, taught, noise),
-                               atol=1e-5)
+    taught, plain = (
+        acting_rows(np.random.default_rng(2), segments=segments) for segments in (True, False)
+    )
+    np.testing.assert_allclose(
+        sample(model, params, plain, noise[:, 0]), euler(model, params, taught, noise), atol=1e-5
+    )
 
 
 def test_noise_of_another_shape_is_named():
     model = make_model()
-    with pytest.raises(ValueError, match=r"noise is \[3, 4, 2\], expected \[B, P, A\] = \[3, 4, 5\]"):
+    with pytest.raises(
+        ValueError, match=r"noise is \[3, 4, 2\], expected \[B, P, A\] = \[3, 4, 5\]"
+    ):
         sample_actions(model, {}, asked(), np.zeros((ROWS, SIZES["P"], 2)), STEPS)
 
 
@@ -220,8 +273,11 @@ def test_a_subtask_is_written_first_and_acted_on(writer):
     subtask = decode(model, params, without_images(batch), -1, image_cache=image_cache)
     np.testing.assert_array_equal(subtask, decode(model, params, batch, -1))
     told = prompts_only(batch, [ACTION + row for row in np.asarray(subtask).tolist()])
-    np.testing.assert_allclose(sample(model, params, without_images(told), noise[:, 0], image_cache),
-                               euler(model, params, told, noise), atol=1e-5)
+    np.testing.assert_allclose(
+        sample(model, params, without_images(told), noise[:, 0], image_cache),
+        euler(model, params, told, noise),
+        atol=1e-5,
+    )
 
 
 def test_several_questions_and_an_action_share_a_look(writer):
@@ -230,21 +286,32 @@ def test_several_questions_and_an_action_share_a_look(writer):
     batch, (noise, _) = asked(), noise_and_time(np.random.default_rng(5), 1)
     image_cache = look_at(model, params, batch)
     others = [[2, 40, 41, 3], [2, 42, 3], [2, 43, 44, 45, 3]]
-    apart = np.stack([decode(model, params, prompts_only(batch, prompts), -1) for prompts in (PROMPTS, others)], axis=1)
+    apart = np.stack(
+        [decode(model, params, prompts_only(batch, prompts), -1) for prompts in (PROMPTS, others)],
+        axis=1,
+    )
     twice = {name: value.repeat(2, axis=0) for name, value in batch.items()}
-    both = prompts_only(twice, [prompt for pair in zip(PROMPTS, others, strict=True) for prompt in pair])
+    both = prompts_only(
+        twice, [prompt for pair in zip(PROMPTS, others, strict=True) for prompt in pair]
+    )
     together = decode(model, params, without_images(both), -1, image_cache=image_cache.repeat(2))
     np.testing.assert_array_equal(together, apart.reshape(2 * ROWS, NEW))
     packed = acting_rows(np.random.default_rng(3), segments=not model.config.image_attends_prompt)
-    np.testing.assert_allclose(sample(model, params, without_images(packed), noise[:, 0], image_cache),
-                               sample(model, params, packed, noise[:, 0]), atol=1e-5)
+    np.testing.assert_allclose(
+        sample(model, params, without_images(packed), noise[:, 0], image_cache),
+        sample(model, params, packed, noise[:, 0]),
+        atol=1e-5,
+    )
 
 
 def test_what_acting_saw_serves_the_next_prompt(writer):
     """The look that an action leaves, its columns of text overwritten, acts as a fresh one; also a second time."""
     model, params = writer
     batch, (noise, _) = asked(), noise_and_time(np.random.default_rng(5), 1)
-    act = jax.jit(functools.partial(sample_with_image_cache, model, num_steps=STEPS), donate_argnames="image_cache")
+    act = jax.jit(
+        functools.partial(sample_with_image_cache, model, num_steps=STEPS),
+        donate_argnames="image_cache",
+    )
     _, image_cache = act(params, batch, noise[:, 0])
     for prompts in ([[2, 40, 41, 3], [2, 42, 3], [2, 43, 44, 45, 3]], PROMPTS):
         told = prompts_only(batch, prompts)

@@ -9,7 +9,15 @@ import pytest
 
 from etcvla.models import flow
 from etcvla.rules import path_str
-from tests.models.small import CONFIG, ROWS, acting_rows, is_backbone, make_model, noise_and_time, random_params
+from tests.models.small import (
+    CONFIG,
+    ROWS,
+    acting_rows,
+    is_backbone,
+    make_model,
+    noise_and_time,
+    random_params,
+)
 
 
 @pytest.mark.parametrize("insulate", [True, False])
@@ -22,7 +30,9 @@ def test_insulation_stops_the_flows_gradient_at_the_backbone(insulate):
 
     grads = jax.tree_util.tree_flatten_with_path(jax.jit(jax.grad(loss))(random_params(model)))[0]
     largest = {path_str(path): float(np.abs(grad).max()) for path, grad in grads}
-    unused = {"llm/final_norm/scale"}  # norms the language model's own output, which the expert does not read
+    unused = {
+        "llm/final_norm/scale"
+    }  # norms the language model's own output, which the expert does not read
     for name, value in largest.items():
         if is_backbone(name) and insulate or name in unused:
             assert value == 0, name
@@ -39,7 +49,9 @@ def test_how_layers_are_run_changes_no_gradient():
         model = make_model(**how)
 
         def loss(params):
-            logits, velocity = model.apply({"params": params}, batch, jnp.full((ROWS, 1), 3), x_t, time)
+            logits, velocity = model.apply(
+                {"params": params}, batch, jnp.full((ROWS, 1), 3), x_t, time
+            )
             return jnp.square(velocity).sum() + jnp.square(logits).sum()
 
         return jax.jit(jax.grad(loss))(random_params(model))
@@ -55,21 +67,32 @@ def test_half_precision_is_near():
     found = {}
     for dtype in ("float32", "bfloat16"):
         model = make_model(dtype=dtype)
-        run = jax.jit(lambda params, model=model: model.apply({"params": params}, batch, columns, x_t, time))
+        run = jax.jit(
+            lambda params, model=model: model.apply({"params": params}, batch, columns, x_t, time)
+        )
         found[dtype] = run(random_params(model))
     for exact, near in zip(found["float32"], found["bfloat16"], strict=True):
         assert near.dtype == jnp.float32  # logits and velocities leave in full precision
         assert 0 < np.abs(near - exact).max() < 0.05 * np.abs(exact).max()
 
 
-@pytest.fixture(scope="module", params=[("token", True), ("text", True), ("token", False)],
-                ids=["token-adaptive", "text-adaptive", "token-plain"])
+@pytest.fixture(
+    scope="module",
+    params=[("token", True), ("text", True), ("token", False)],
+    ids=["token-adaptive", "text-adaptive", "token-plain"],
+)
 def expert(request):
     """(model, params, jitted velocity of a full pass)."""
     state, adaptive = request.param
     model = make_model(state=state, expert=dataclasses.replace(CONFIG.expert, adaptive=adaptive))
     params = random_params(model)
-    return model, params, jax.jit(lambda batch, x_t, time: model.apply({"params": params}, batch, None, x_t, time)[1])
+    return (
+        model,
+        params,
+        jax.jit(
+            lambda batch, x_t, time: model.apply({"params": params}, batch, None, x_t, time)[1]
+        ),
+    )
 
 
 def test_noise_draws_in_a_row_equal_rows_of_their_own(expert):
@@ -78,7 +101,7 @@ def test_noise_draws_in_a_row_equal_rows_of_their_own(expert):
     batch, (x_t, time) = acting_rows(rng, segments=True), noise_and_time(rng, 3)
     together = velocity(batch, x_t, time)
     for draw in range(3):
-        alone = velocity(batch, x_t[:, draw:draw + 1], time[:, draw:draw + 1])
+        alone = velocity(batch, x_t[:, draw : draw + 1], time[:, draw : draw + 1])
         np.testing.assert_allclose(together[:, draw], alone[:, 0], atol=1e-5)
 
 

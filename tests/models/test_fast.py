@@ -19,15 +19,19 @@ def folder(request):
 @pytest.fixture
 def fixture(folder):
     tokens = json.loads((folder / "tokens.json").read_text())
-    return FAST.load(folder / "tokenizer"), dict(np.load(folder / "chunks.npz")), tokens, dict(
-        np.load(folder / "decoded.npz"))
+    return (
+        FAST.load(folder / "tokenizer"),
+        dict(np.load(folder / "chunks.npz")),
+        tokens,
+        dict(np.load(folder / "decoded.npz")),
+    )
 
 
 @pytest.mark.parametrize("part", ["fit", "eval", "edge", "oov"])
 def test_encode_matches_reference(fixture, part):
     fast, chunks, tokens, _ = fixture
     expected = tokens["fit_first_16" if part == "fit" else part]
-    assert [fast.encode(c) for c in chunks[f"{part}_chunks"][:len(expected)]] == expected
+    assert [fast.encode(c) for c in chunks[f"{part}_chunks"][: len(expected)]] == expected
 
 
 def test_decode_matches_reference(fixture):
@@ -54,7 +58,14 @@ def test_what_is_called_whole_is_what_the_reference_decodes(fixture, part):
 
 def test_undecodable_is_reported_not_raised(fixture):
     fast, _, tokens, _ = fixture
-    bad = [*tokens["undecodable"], [], [-1], [fast.vocab_size], [2**40], list(np.int32(tokens["eval"][0][:-1]))]
+    bad = [
+        *tokens["undecodable"],
+        [],
+        [-1],
+        [fast.vocab_size],
+        [2**40],
+        list(np.int32(tokens["eval"][0][:-1])),
+    ]
     for ids in bad:
         chunk, ok = fast.decode(ids)
         assert not ok and not chunk.any() and chunk.shape == (fast.horizon, fast.action_dim)
@@ -90,7 +101,9 @@ def test_transformers_reads_what_is_saved(fixture, tmp_path):
     fast, chunks, tokens, _ = fixture
     FAST.fit(chunks["fit_chunks"], vocab_size=fast.vocab_size, scale=fast.scale).save(tmp_path)
     public = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    codes = np.maximum(chunks["eval_dct_int"].astype(int) - fast.min_token, 0).reshape(len(tokens["eval"]), -1)
+    codes = np.maximum(chunks["eval_dct_int"].astype(int) - fast.min_token, 0).reshape(
+        len(tokens["eval"]), -1
+    )
     texts = ["".join(map(chr, row)) for row in codes]
     assert public(texts)["input_ids"] == tokens["eval"]
     assert [public.decode(ids) for ids in tokens["eval"]] == texts
@@ -101,11 +114,15 @@ def test_sizes_that_a_file_leaves_open(fixture, tmp_path):
     fast, chunks, tokens, _ = fixture
     fast.save(tmp_path)
     config = json.loads((tmp_path / "processor_config.json").read_text())
-    (tmp_path / "processor_config.json").write_text(json.dumps(config | {"time_horizon": None, "action_dim": None}))
+    (tmp_path / "processor_config.json").write_text(
+        json.dumps(config | {"time_horizon": None, "action_dim": None})
+    )
     with pytest.raises(ValueError, match="leaves time_horizon open"):
         FAST.load(tmp_path)
     loaded = FAST.load(tmp_path, horizon=fast.horizon, action_dim=fast.action_dim)
-    np.testing.assert_array_equal(loaded.decode_batch(tokens["eval"]).chunk, fast.decode_batch(tokens["eval"]).chunk)
+    np.testing.assert_array_equal(
+        loaded.decode_batch(tokens["eval"]).chunk, fast.decode_batch(tokens["eval"]).chunk
+    )
 
 
 def test_bad_input_is_named(fixture, tmp_path):
@@ -116,16 +133,22 @@ def test_bad_input_is_named(fixture, tmp_path):
         FAST.fit(chunks["fit_chunks"], vocab_size=8)
     with pytest.raises(ValueError, match="NaN"):
         FAST.fit(chunks["fit_chunks"] * np.nan, vocab_size=512)
-    with pytest.raises(FileNotFoundError, match=r"no file .*processor_config.json; expected a folder with"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no file .*processor_config.json; expected a folder with"
+    ):
         FAST.load(tmp_path)
     fast.save(tmp_path)
-    with pytest.raises(ValueError, match=f"time_horizon is {fast.horizon}, expected {fast.horizon + 1}"):
+    with pytest.raises(
+        ValueError, match=f"time_horizon is {fast.horizon}, expected {fast.horizon + 1}"
+    ):
         FAST.load(tmp_path, horizon=fast.horizon + 1)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match=f"{tmp_path}/tokenizer.json: "):
         FAST.load(tmp_path)
     (tmp_path / "processor_config.json").write_text('{"processor_class": "PaliGemmaProcessor"}')
-    with pytest.raises(ValueError, match="no action_dim, min_token, .* processor_class is 'PaliGemmaProcessor'"):
+    with pytest.raises(
+        ValueError, match="no action_dim, min_token, .* processor_class is 'PaliGemmaProcessor'"
+    ):
         FAST.load(tmp_path)
     (tmp_path / "processor_config.json").write_text("no json")
     with pytest.raises(ValueError, match="processor_config.json is not JSON"):

@@ -17,8 +17,13 @@ def layers(x, w, *, length, wrap):
 
 
 def test_batched_product():
-    q, k = jax.ShapeDtypeStruct((2, 3, 5, 7), jnp.bfloat16), jax.ShapeDtypeStruct((2, 3, 11, 7), jnp.bfloat16)
-    assert count(lambda q, k: jnp.einsum("bhtd,bhsd->bhts", q, k), q, k) == {"dot_general": 2 * 2 * 3 * 5 * 11 * 7}
+    q, k = (
+        jax.ShapeDtypeStruct((2, 3, 5, 7), jnp.bfloat16),
+        jax.ShapeDtypeStruct((2, 3, 11, 7), jnp.bfloat16),
+    )
+    assert count(lambda q, k: jnp.einsum("bhtd,bhsd->bhts", q, k), q, k) == {
+        "dot_general": 2 * 2 * 3 * 5 * 11 * 7
+    }
 
 
 def test_scan_multiplies():
@@ -34,12 +39,19 @@ def test_gradient_of_a_scan(wrap, products):
 
 def test_nested_loops_multiply():
     inner = lambda x, w: lax.scan(lambda x, _: (x @ w, None), x, length=3)[0]  # noqa: E731
-    assert count(lambda x, w: lax.scan(lambda x, _: (inner(x, w), None), x, length=5)[0], X, W).total() == 15 * PRODUCT
+    assert (
+        count(lambda x, w: lax.scan(lambda x, _: (inner(x, w), None), x, length=5)[0], X, W).total()
+        == 15 * PRODUCT
+    )
 
 
 def test_while_turns_are_found():
-    def euler(x, w):  # time falls from 1 in steps of a tenth; another value rides along, unread by the condition
-        return lax.while_loop(lambda c: c[1] >= 0.05, lambda c: (c[0] @ w, c[1] - c[2], c[2]), (x, 1.0, 0.1))[0]
+    def euler(
+        x, w
+    ):  # time falls from 1 in steps of a tenth; another value rides along, unread by the condition
+        return lax.while_loop(
+            lambda c: c[1] >= 0.05, lambda c: (c[0] @ w, c[1] - c[2], c[2]), (x, 1.0, 0.1)
+        )[0]
 
     assert count(euler, X, W).total() == 10 * PRODUCT
 
@@ -50,7 +62,9 @@ def test_while_that_depends_on_data():
 
     with pytest.raises(ValueError, match="depends on data"):
         count(loop, X, W)
-    assert count(lambda x: lax.while_loop(lambda x: x.sum() > 0, lambda x: x - 1, x), X).total() == 0
+    assert (
+        count(lambda x: lax.while_loop(lambda x: x.sum() > 0, lambda x: x - 1, x), X).total() == 0
+    )
 
 
 def test_convolution_and_its_weight_gradient():
@@ -59,7 +73,9 @@ def test_convolution_and_its_weight_gradient():
     kernel = jax.ShapeDtypeStruct((14, 14, 3, 16), jnp.float32)
 
     def embed(images, kernel):
-        return lax.conv_general_dilated(images, kernel, (14, 14), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return lax.conv_general_dilated(
+            images, kernel, (14, 14), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
 
     product = 2 * (2 * 2 * 2) * (14 * 14 * 3) * 16
     assert count(embed, images, kernel) == {"conv_general_dilated": product}
@@ -73,6 +89,12 @@ def test_cond_is_its_dearer_branch_and_custom_rules_are_followed():
         return x @ w
 
     f.defvjp(lambda x, w: (x @ w, (x, w)), lambda res, g: (g @ res[1].T, res[0].T @ g @ res[1]))
-    assert count(lambda p, x, w: lax.cond(p, lambda: f(x, w), lambda: x @ w @ w), True, X, W).total() == 2 * PRODUCT
+    assert (
+        count(lambda p, x, w: lax.cond(p, lambda: f(x, w), lambda: x @ w @ w), True, X, W).total()
+        == 2 * PRODUCT
+    )
     weight = 2 * 8 * 4 * 8 + 2 * 8 * 8 * 8  # the made-up gradient has a product more
-    assert count(jax.grad(lambda x, w: f(x, w).sum(), argnums=(0, 1)), X, W).total() == 2 * PRODUCT + weight
+    assert (
+        count(jax.grad(lambda x, w: f(x, w).sum(), argnums=(0, 1)), X, W).total()
+        == 2 * PRODUCT + weight
+    )

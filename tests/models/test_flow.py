@@ -22,10 +22,17 @@ def test_soft_mask_by_hand():
     assert flow.soft_mask(7, 2, 5).dtype == np.float32
 
 
-@pytest.mark.parametrize(("delay", "left", "held"), [(0, 3, 0), (4, 4, 4), (6, 4, 4), (5, 4, 4), (9, 7, 7)])
+@pytest.mark.parametrize(
+    ("delay", "left", "held"), [(0, 3, 0), (4, 4, 4), (6, 4, 4), (5, 4, 4), (9, 7, 7)]
+)
 def test_soft_mask_holds_what_will_be_executed(delay, left, held):
     mask = flow.soft_mask(7, delay, left)
-    assert np.isfinite(mask).all() and (mask[:held] == 1).all() and (mask[held:] < 1).all() and (mask[left:] == 0).all()
+    assert (
+        np.isfinite(mask).all()
+        and (mask[:held] == 1).all()
+        and (mask[held:] < 1).all()
+        and (mask[left:] == 0).all()
+    )
 
 
 def test_nothing_to_go_on_from_changes_nothing():
@@ -44,7 +51,11 @@ def test_one_step_by_the_papers_formula():
     time = np.array([1 - tau])
 
     def estimate(x):
-        return x + (1 - tau) * -np.asarray(bent(jnp.asarray(x[None], jnp.float32), jnp.asarray(time)), np.float64)[0]
+        return (
+            x
+            + (1 - tau)
+            * -np.asarray(bent(jnp.asarray(x[None], jnp.float32), jnp.asarray(time)), np.float64)[0]
+        )
 
     error, step = (old - estimate(x)) * weight[:, None], 1e-2
     pull = np.zeros_like(x)
@@ -52,15 +63,18 @@ def test_one_step_by_the_papers_formula():
         bump = np.zeros_like(x)
         bump[i] = step
         pull[i] = (error * (estimate(x + bump) - estimate(x - bump)) / (2 * step)).sum()
-    r2 = (1 - tau)**2 / (tau**2 + (1 - tau)**2)
+    r2 = (1 - tau) ** 2 / (tau**2 + (1 - tau) ** 2)
     strength = min(flow.PULL, (1 - tau) / (tau * r2))
     v = -np.asarray(bent(NOISE[:1], jnp.asarray(time)))[0] + strength * pull
-    guided = flow._guided(bent, flow.Guide(OLD[:1], weight[None]))(NOISE[:1], jnp.asarray(time, jnp.float32))
+    guided = flow._guided(bent, flow.Guide(OLD[:1], weight[None]))(
+        NOISE[:1], jnp.asarray(time, jnp.float32)
+    )
     np.testing.assert_allclose(-guided[0], v, atol=2e-3)
 
 
 def test_steps_that_are_held_come_back_and_later_ones_are_free():
     """Of a model that knows one chunk for certain far less can be changed; this one would go anywhere."""
+
     def still(x, time):
         return jnp.zeros_like(x)
 

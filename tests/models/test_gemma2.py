@@ -16,8 +16,10 @@ PROMPT, TARGET, WINDOW = [2, 11, 12, 13, 14, 3], [40, 41, 42, 1], 3
 
 def gemma2(depth=2, **fields):
     """The small model with these fields of the language model, and as many layers."""
-    return make_model(vlm=dataclasses.replace(CONFIG.vlm, depth=depth, **fields),
-                      expert=dataclasses.replace(CONFIG.expert, depth=depth))
+    return make_model(
+        vlm=dataclasses.replace(CONFIG.vlm, depth=depth, **fields),
+        expert=dataclasses.replace(CONFIG.expert, depth=depth),
+    )
 
 
 def one_row():
@@ -29,7 +31,9 @@ def one_row():
 def logits_of(model):
     """(params, batch) -> logits [L, V] of the one row."""
     columns = jnp.arange(SIZES["L"])[None]
-    run = jax.jit(lambda params, batch: model.apply({"params": params}, batch, columns, None, None)[0][0])
+    run = jax.jit(
+        lambda params, batch: model.apply({"params": params}, batch, columns, None, None)[0][0]
+    )
     return lambda *args: np.asarray(run(*args))
 
 
@@ -50,19 +54,38 @@ def plain_logits():
     return logits_of(gemma2())
 
 
-@pytest.mark.parametrize("fields", [
-    {"attn_softcap": 0.5}, {"post_norms": True}, {"query_pre_attn_scalar": 2}, {"final_softcap": 2.0}, {"window": 3}],
-    ids=lambda fields: next(iter(fields)))
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"attn_softcap": 0.5},
+        {"post_norms": True},
+        {"query_pre_attn_scalar": 2},
+        {"final_softcap": 2.0},
+        {"window": 3},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
 def test_every_field_acts(plain_logits, fields):
     batch, other = one_row(), gemma2(**fields)
     params = random_params(other)
-    base = {**params, "llm": {**params["llm"], "layers": {
-        name: value for name, value in params["llm"]["layers"].items() if not name.startswith("post_")}}}
+    base = {
+        **params,
+        "llm": {
+            **params["llm"],
+            "layers": {
+                name: value
+                for name, value in params["llm"]["layers"].items()
+                if not name.startswith("post_")
+            },
+        },
+    }
     before, after = plain_logits(base, batch), logits_of(other)(params, batch)
     assert np.abs(before[1:10] - after[1:10]).max() > 1e-3
     if "final_softcap" in fields:
         np.testing.assert_allclose(after, 2 * np.tanh(before / 2), atol=1e-5)
-    if "window" in fields:  # the prefix sees itself whole: what predicts the first target has not changed
+    if (
+        "window" in fields
+    ):  # the prefix sees itself whole: what predicts the first target has not changed
         np.testing.assert_allclose(before[1:7], after[1:7], atol=1e-6)
 
 
@@ -76,13 +99,15 @@ def test_causal_tokens_of_local_layers_look_back_a_window(depth, reach):
         other = {**batch, "tokens": batch["tokens"].copy()}
         other["tokens"][0, column] = 60
         moved = np.abs(run(params, other) - base).max(axis=1) > 1e-6
-        for query in range(len(PROMPT), len(PROMPT) + len(TARGET) - 1):  # its logits are those of the next column
+        for query in range(
+            len(PROMPT), len(PROMPT) + len(TARGET) - 1
+        ):  # its logits are those of the next column
             sees = column <= query and (reach is None or column > query - reach)
             assert moved[query + 1] == sees, (column, query)
     dark = {**batch, "images": 255 - batch["images"]}
     moved = np.abs(run(params, dark) - base).max(axis=1) > 1e-6
-    assert moved[:len(PROMPT) + 1].all()
-    assert (moved[len(PROMPT) + 1:len(PROMPT) + len(TARGET)] == (reach is None)).all()
+    assert moved[: len(PROMPT) + 1].all()
+    assert (moved[len(PROMPT) + 1 : len(PROMPT) + len(TARGET)] == (reach is None)).all()
 
 
 def test_streams_that_do_not_fit_are_named():

@@ -33,11 +33,19 @@ def run():
     for row in range(2):
         write_segment(batch, row, 0, 1, [2, 11, 12, 3], [50, 51, 1])
     batch["action_segment"][:] = 1
-    columns, x_t = jnp.broadcast_to(jnp.arange(8), (2, 8)), rng.normal(size=(2, 1, 4, 5)).astype(np.float32)
+    columns, x_t = (
+        jnp.broadcast_to(jnp.arange(8), (2, 8)),
+        rng.normal(size=(2, 1, 4, 5)).astype(np.float32),
+    )
     models = {False: make_model(), True: make_model(lora=EVERYWHERE, lora_scale=SCALE)}
-    passes = {adapted: jax.jit(lambda params, model=model: model.apply({"params": params}, batch, columns, x_t,
-                                                                       np.full((2, 1), 0.3, np.float32)))
-              for adapted, model in models.items()}
+    passes = {
+        adapted: jax.jit(
+            lambda params, model=model: model.apply(
+                {"params": params}, batch, columns, x_t, np.full((2, 1), 0.3, np.float32)
+            )
+        )
+        for adapted, model in models.items()
+    }
     return models, lambda adapted, params: jax.tree.map(np.asarray, passes[adapted](params))
 
 
@@ -45,15 +53,37 @@ def test_every_projection_can_have_one(run):
     models, _ = run
     base, adapted = shapes(models[False]), shapes(models[True])
     assert {path: adapted[path] for path in base} == base
-    matrices = {path for path, shape in base.items()
-                if not path.endswith(("bias", "scale", "pos_embedding", "input_embedding"))}
+    matrices = {
+        path
+        for path, shape in base.items()
+        if not path.endswith(("bias", "scale", "pos_embedding", "input_embedding"))
+    }
     added = adapted.keys() - base.keys()
-    assert len(added) == 2 * len(matrices) and all(path.endswith(("lora_a", "lora_b")) for path in added)
+    assert len(added) == 2 * len(matrices) and all(
+        path.endswith(("lora_a", "lora_b")) for path in added
+    )
     # openpi's names and axes: rank 2 on the language model, 3 on the expert
-    gemma = {name: adapted[f"llm/layers/{name}"][1:] for name in (
-        "attn/q_einsum/lora_a", "attn/q_einsum/lora_b", "attn/kv_einsum/lora_b", "attn/attn_vec_einsum_1/lora_a",
-        "attn/attn_vec_einsum_1/lora_b", "mlp/gating_einsum_lora_a", "mlp_1/linear_lora_b")}
-    assert list(gemma.values()) == [(2, 24, 2), (2, 2, 8), (2, 1, 2, 8), (2, 8, 3), (2, 3, 16), (2, 24, 2), (3, 16)]
+    gemma = {
+        name: adapted[f"llm/layers/{name}"][1:]
+        for name in (
+            "attn/q_einsum/lora_a",
+            "attn/q_einsum/lora_b",
+            "attn/kv_einsum/lora_b",
+            "attn/attn_vec_einsum_1/lora_a",
+            "attn/attn_vec_einsum_1/lora_b",
+            "mlp/gating_einsum_lora_a",
+            "mlp_1/linear_lora_b",
+        )
+    }
+    assert list(gemma.values()) == [
+        (2, 24, 2),
+        (2, 2, 8),
+        (2, 1, 2, 8),
+        (2, 8, 3),
+        (2, 3, 16),
+        (2, 24, 2),
+        (3, 16),
+    ]
 
 
 def test_fresh_adapters_change_nothing(run):
@@ -71,7 +101,9 @@ def test_merged_weights_do_what_adapters_did(run):
     params = random_params(models[True], scale=0.2)
     merged = merge(params, models[True].config.adapters)
     assert shapes_of(merged) == shapes(models[False])
-    plain = {path: leaf for path, leaf in flatten_dict(params, sep="/").items() if "lora" not in path}
+    plain = {
+        path: leaf for path, leaf in flatten_dict(params, sep="/").items() if "lora" not in path
+    }
     plain = unflatten_dict(plain, sep="/")
     found, expected, without = outputs(False, merged), outputs(True, params), outputs(False, plain)
     for a, b, c in zip(found, expected, without, strict=True):
@@ -81,29 +113,45 @@ def test_merged_weights_do_what_adapters_did(run):
 
 def test_a_slice_of_a_weight_is_adapted_as_it_was():
     rng = np.random.default_rng(0)
-    w, a, b, x = (rng.normal(size=shape).astype(np.float32)
-                  for shape in ((2, 5, 7), (2, 5, 3), (2, 3, 7), (4, 6, 5)))
+    w, a, b, x = (
+        rng.normal(size=shape).astype(np.float32)
+        for shape in ((2, 5, 7), (2, 5, 3), (2, 3, 7), (4, 6, 5))
+    )
     for i, weight in enumerate(Weight("cdf,cdr,crf", w, a, b)[i] for i in range(2)):
-        np.testing.assert_allclose(weight.einsum("btd,df->btf", x), x @ (w[i] + a[i] @ b[i]), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            weight.einsum("btd,df->btf", x), x @ (w[i] + a[i] @ b[i]), rtol=1e-4, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("lora", [LoRA(), LoRA(((".*", 3),), SCALE)])
 def test_an_mlp_in_parts_is_the_whole(lora):
     x = jax.random.normal(jax.random.key(0), (2, 3, 24))
-    whole, parts = (FeedForward(dataclasses.replace(CONFIG.vlm, mlp_parts=n), jnp.float32, lora) for n in (1, 4))
+    whole, parts = (
+        FeedForward(dataclasses.replace(CONFIG.vlm, mlp_parts=n), jnp.float32, lora) for n in (1, 4)
+    )
     shapes = jax.eval_shape(whole.init, jax.random.key(0), x)
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.25, leaf.shape), jnp.float32), shapes)
-    found, expected = (jax.jit(jax.value_and_grad(lambda p, x, m=m: jnp.square(m.apply(p, x)).sum(), (0, 1)))(params, x)
-                       for m in (parts, whole))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(0, 0.25, leaf.shape), jnp.float32), shapes
+    )
+    found, expected = (
+        jax.jit(jax.value_and_grad(lambda p, x, m=m: jnp.square(m.apply(p, x)).sum(), (0, 1)))(
+            params, x
+        )
+        for m in (parts, whole)
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected
+    )
 
 
 def test_output_adapters_add_up_heads_as_openpis_do():
     """openpi's equation for them sums the heads of `lora_b` apart from those of `lora_a`."""
     rng = np.random.default_rng(0)
-    w, a, b, x = (rng.normal(size=shape).astype(np.float32)
-                  for shape in ((2, 8, 6), (2, 8, 3), (2, 3, 6), (1, 4, 2, 8)))
+    w, a, b, x = (
+        rng.normal(size=shape).astype(np.float32)
+        for shape in ((2, 8, 6), (2, 8, 3), (2, 3, 6), (1, 4, 2, 8))
+    )
     found = Weight("nhd,nhr,Nrd", w, a, b).einsum("btnh,nhd->btd", x)
     expected = np.einsum("btnh,nhd->btd", x, w) + np.einsum("btnh,nhr->btr", x, a) @ b.sum(0)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
@@ -112,12 +160,22 @@ def test_output_adapters_add_up_heads_as_openpis_do():
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("rules", "message"), [
-    ((("llm/.*", 2), ("img/.*", 0)), "^model.lora: no rule matches action_in_proj, action_out_proj, state_proj, time_"),
-    (((".*", 2), ("llm/.*", 0)), "^model.lora: no parameter matches 'llm/.*'"),
-    ((("llm/layers/attn/q_einsum/w", 2), (".*", 0)), "^model.lora: no parameter matches 'llm/layers/attn/q_einsum/w'"),
-    (((".*", -1),), "^model.lora: rule '..' has rank -1, expected a whole number"),
-    (((".*", 0.5),), "^model.lora: rule '..' has rank 0.5, expected a whole number")])
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        (
+            (("llm/.*", 2), ("img/.*", 0)),
+            "^model.lora: no rule matches action_in_proj, action_out_proj, state_proj, time_",
+        ),
+        (((".*", 2), ("llm/.*", 0)), "^model.lora: no parameter matches 'llm/.*'"),
+        (
+            (("llm/layers/attn/q_einsum/w", 2), (".*", 0)),
+            "^model.lora: no parameter matches 'llm/layers/attn/q_einsum/w'",
+        ),
+        (((".*", -1),), "^model.lora: rule '..' has rank -1, expected a whole number"),
+        (((".*", 0.5),), "^model.lora: rule '..' has rank 0.5, expected a whole number"),
+    ],
+)
 def test_a_rule_that_does_not_fit_is_named(rules, message):
     with pytest.raises(ValueError, match=message):
         shapes(make_model(lora=rules))

@@ -25,7 +25,9 @@ def exact():
 
 
 def shapes(tree):
-    return {path_str(path): leaf.shape for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+    return {
+        path_str(path): leaf.shape for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    }
 
 
 # Flow matching: openpi
@@ -57,17 +59,22 @@ def test_velocity_loss_and_gradients(openpi):
         return error.mean(), (x_t[:, 0], target[:, 0], velocity[:, 0], error)
 
     grads, found = jax.jit(jax.grad(loss, has_aux=True))(openpi.params)
-    for name, value, tolerance in zip(("x_t", "u_t", "v_t", "loss_per_element"), found, (1e-6, 1e-6, 5e-4, 2e-3),
-                                      strict=True):
+    for name, value, tolerance in zip(
+        ("x_t", "u_t", "v_t", "loss_per_element"), found, (1e-6, 1e-6, 5e-4, 2e-3), strict=True
+    ):
         np.testing.assert_allclose(value, outputs[name], atol=tolerance, err_msg=name)
     assert_norms(grads, openpi.folder)
 
 
 def assert_norms(grads, folder):
-    expected = {name.removeprefix("PaliGemma/"): norm
-                for name, norm in json.loads((folder / "grad_l2.json").read_text()).items()}
-    norms = {path_str(path): np.linalg.norm(grad)
-             for path, grad in jax.tree_util.tree_flatten_with_path(grads)[0]}
+    expected = {
+        name.removeprefix("PaliGemma/"): norm
+        for name, norm in json.loads((folder / "grad_l2.json").read_text()).items()
+    }
+    norms = {
+        path_str(path): np.linalg.norm(grad)
+        for path, grad in jax.tree_util.tree_flatten_with_path(grads)[0]
+    }
     assert norms.keys() == expected.keys()
     for name, norm in norms.items():
         assert norm == pytest.approx(expected[name], rel=2e-3, abs=1e-5), name
@@ -75,7 +82,11 @@ def assert_norms(grads, folder):
 
 def test_samples(openpi):
     steps = len(openpi.outputs["sample_times"])
-    sample = jax.jit(lambda params: sample_actions(openpi.model, params, openpi.batch, openpi.inputs["noise"], steps))
+    sample = jax.jit(
+        lambda params: sample_actions(
+            openpi.model, params, openpi.batch, openpi.inputs["noise"], steps
+        )
+    )
     np.testing.assert_allclose(sample(openpi.params), openpi.outputs["sample_actions"], atol=1e-3)
 
 
@@ -89,23 +100,35 @@ def paligemma(request):
 
 def test_parameters_are_big_visions(paligemma):
     ours = shapes(jax.eval_shape(lambda: init_params(paligemma.model)))
-    assert shapes(paligemma.params) == {name: shape for name, shape in ours.items() if is_backbone(name)}
+    assert shapes(paligemma.params) == {
+        name: shape for name, shape in ours.items() if is_backbone(name)
+    }
 
 
 def test_image_features(paligemma):
     batch = paligemma.batch
-    features = jax.jit(lambda params: paligemma.model.apply({"params": params}, batch["images"],
-                                                            method=VLA.encode_images))(paligemma.params)
+    features = jax.jit(
+        lambda params: paligemma.model.apply(
+            {"params": params}, batch["images"], method=VLA.encode_images
+        )
+    )(paligemma.params)
     np.testing.assert_allclose(features, paligemma.outputs["image_features"], atol=1e-4)
 
 
 def test_logits_of_prompt_and_suffix(paligemma):
     batch = paligemma.batch
-    columns = jnp.broadcast_to(jnp.arange(1, batch["tokens"].shape[1]), batch["tokens"][:, 1:].shape)
-    logits, _ = jax.jit(lambda params: paligemma.model.apply({"params": params}, batch, columns, None, None))(
-        paligemma.params)
-    read = batch["segment"][:, :-1] > 0  # logits of column i come from column i - 1, which must be no padding
-    np.testing.assert_allclose(logits[read], paligemma.outputs["text_logits"][:, :-1][read], atol=1e-4)
+    columns = jnp.broadcast_to(
+        jnp.arange(1, batch["tokens"].shape[1]), batch["tokens"][:, 1:].shape
+    )
+    logits, _ = jax.jit(
+        lambda params: paligemma.model.apply({"params": params}, batch, columns, None, None)
+    )(paligemma.params)
+    read = (
+        batch["segment"][:, :-1] > 0
+    )  # logits of column i come from column i - 1, which must be no padding
+    np.testing.assert_allclose(
+        logits[read], paligemma.outputs["text_logits"][:, :-1][read], atol=1e-4
+    )
     if "example_loss" in paligemma.outputs:
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["tokens"][:, 1:])
         mean = np.average(loss, axis=1, weights=batch["target"][:, 1:])
@@ -115,8 +138,11 @@ def test_logits_of_prompt_and_suffix(paligemma):
 def test_greedy_decoding(paligemma):
     outputs = paligemma.outputs
     expected = outputs["decode_tokens"] if "decode_tokens" in outputs else outputs["generated_ids"]
-    decode = jax.jit(lambda params: decode_text(paligemma.model, params, paligemma.prompt_batch,
-                                                max_new=expected.shape[1], eos=-1))
+    decode = jax.jit(
+        lambda params: decode_text(
+            paligemma.model, params, paligemma.prompt_batch, max_new=expected.shape[1], eos=-1
+        )
+    )
     np.testing.assert_array_equal(decode(paligemma.params), expected)
 
 
@@ -129,7 +155,9 @@ def test_openpis_autoregressive_training(fast):
     """pi0-FAST: absent cameras take positions there."""
     model = VLA(dataclasses.replace(fast.model.config, count_absent_cameras=True))
     batch = fast.batch | {"target": fast.inputs["token_loss_mask"]}
-    columns = jnp.broadcast_to(jnp.arange(1, batch["tokens"].shape[1]), batch["tokens"][:, 1:].shape)
+    columns = jnp.broadcast_to(
+        jnp.arange(1, batch["tokens"].shape[1]), batch["tokens"][:, 1:].shape
+    )
 
     def loss(params):
         logits, _ = model.apply({"params": params}, batch, columns, None, None)
@@ -148,8 +176,13 @@ def test_openpis_autoregressive_training(fast):
 def test_openpis_autoregressive_decoding(fast):
     """pi0-FAST with positions that go on without a gap, as everything else here counts them, and all cameras there."""
     prompt = fast.batch["segment"] * (fast.inputs["token_ar_mask"] == 0)
-    batch = fast.batch | {"segment": prompt, "tokens": fast.batch["tokens"] * prompt,
-                          "image_mask": np.ones_like(fast.batch["image_mask"])}
+    batch = fast.batch | {
+        "segment": prompt,
+        "tokens": fast.batch["tokens"] * prompt,
+        "image_mask": np.ones_like(fast.batch["image_mask"]),
+    }
     expected = fast.outputs["sample_tokens_contiguous_positions"]
-    decode = jax.jit(lambda params: decode_text(fast.model, params, batch, max_new=expected.shape[1], eos=-1))
+    decode = jax.jit(
+        lambda params: decode_text(fast.model, params, batch, max_new=expected.shape[1], eos=-1)
+    )
     np.testing.assert_array_equal(decode(fast.params), expected)

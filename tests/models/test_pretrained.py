@@ -31,7 +31,13 @@ from tests.models.checkpoint_files import (
 from tests.models.released import load_openpi, load_paligemma, openpi_config
 from tests.models.small import CONFIG, is_backbone, make_model, random_params
 
-GEMMA2 = {"post_norms": True, "attn_softcap": 4.0, "final_softcap": 5.0, "window": 3, "query_pre_attn_scalar": 5}
+GEMMA2 = {
+    "post_norms": True,
+    "attn_softcap": 4.0,
+    "final_softcap": 5.0,
+    "window": 3,
+    "query_pre_attn_scalar": 5,
+}
 
 
 def name_of(question_type):
@@ -59,8 +65,10 @@ def hf_params(hf):
 
 
 def assert_same(found, expected):
-    found, expected = (tree if "img/pos_embedding" in tree else flatten_dict(tree, sep="/")
-                       for tree in (found, expected))
+    found, expected = (
+        tree if "img/pos_embedding" in tree else flatten_dict(tree, sep="/")
+        for tree in (found, expected)
+    )
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
@@ -68,9 +76,14 @@ def assert_same(found, expected):
 
 def vlm(config, **changes):
     """The config with another language model; the expert follows where both must agree."""
-    shared = {name: value for name, value in changes.items() if name in ("depth", "num_heads", "head_dim")}
-    return dataclasses.replace(config, vlm=dataclasses.replace(config.vlm, **changes),
-                               expert=dataclasses.replace(config.expert, **shared))
+    shared = {
+        name: value for name, value in changes.items() if name in ("depth", "num_heads", "head_dim")
+    }
+    return dataclasses.replace(
+        config,
+        vlm=dataclasses.replace(config.vlm, **changes),
+        expert=dataclasses.replace(config.expert, **shared),
+    )
 
 
 # Hugging Face: names, shards, tied tables
@@ -104,18 +117,25 @@ def test_shards(hf, hf_params, tmp_path):
     for i, name in enumerate(hf.arrays()):
         where[name] = f"model-{i % 3 + 1:05d}-of-00003.safetensors"
     for file in set(where.values()):
-        write_safetensors(path / file, {name: hf.arrays()[name] for name in where if where[name] == file})
+        write_safetensors(
+            path / file, {name: hf.arrays()[name] for name in where if where[name] == file}
+        )
     (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
     assert_same(pretrained.load(path, hf.config)[0], hf_params)
     (path / "model-00002-of-00003.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="names model-00002-of-00003.safetensors, which .*hf does not have"):
+    with pytest.raises(
+        FileNotFoundError, match="names model-00002-of-00003.safetensors, which .*hf does not have"
+    ):
         pretrained.load(path, hf.config)
 
 
 def test_the_output_layer_is_the_embedding_table(hf, hf_params, tmp_path):
     tensors, table = hf.arrays(), "language_model.model.embed_tokens.weight"
     head = tensors[table]
-    for name, held in (("both", tensors), ("head", {n: t for n, t in tensors.items() if n != table})):
+    for name, held in (
+        ("both", tensors),
+        ("head", {n: t for n, t in tensors.items() if n != table}),
+    ):
         path = hf.write(held | {"lm_head.weight": head}, tmp_path / name)
         assert_same(pretrained.load(path, hf.config)[0], hf_params)
     other = hf.write(tensors | {"lm_head.weight": head + 1}, tmp_path / "other")
@@ -126,28 +146,47 @@ def test_the_output_layer_is_the_embedding_table(hf, hf_params, tmp_path):
 def test_rows_that_pad_the_vocabulary_are_left_out(hf, hf_params):
     rows = hf.config.vocab_size
     params, found = pretrained.load(hf.folder, dataclasses.replace(hf.config, vocab_size=rows - 64))
-    np.testing.assert_array_equal(params["llm"]["embedder"]["input_embedding"],
-                                  hf_params["llm/embedder/input_embedding"][:-64])
+    np.testing.assert_array_equal(
+        params["llm"]["embedder"]["input_embedding"],
+        hf_params["llm/embedder/input_embedding"][:-64],
+    )
     assert "embed_tokens.weight): its last 64 rows" in str(found)
     with pytest.raises(pretrained.MismatchError) as error:
         pretrained.load(hf.folder, dataclasses.replace(hf.config, vocab_size=rows - 63))
     width = hf.config.vlm.width
-    assert error.value.misshapen == ["llm/embedder/input_embedding (language_model.model.embed_tokens.weight): "
-                                     f"[{rows}, {width}] instead of [{rows - 63}, {width}]"]
+    assert error.value.misshapen == [
+        "llm/embedder/input_embedding (language_model.model.embed_tokens.weight): "
+        f"[{rows}, {width}] instead of [{rows - 63}, {width}]"
+    ]
 
 
 def test_heads_are_compared_though_no_shape_shows_them(hf):
-    other = vlm(hf.config, num_heads=hf.config.vlm.num_heads * 2, head_dim=hf.config.vlm.head_dim // 2)
-    other = dataclasses.replace(other, vlm=dataclasses.replace(other.vlm, num_kv_heads=2),
-                                expert=dataclasses.replace(other.expert, num_kv_heads=2))
-    with pytest.raises(pretrained.MismatchError, match=f"vlm.head_dim {hf.config.vlm.head_dim} instead of") as error:
+    other = vlm(
+        hf.config, num_heads=hf.config.vlm.num_heads * 2, head_dim=hf.config.vlm.head_dim // 2
+    )
+    other = dataclasses.replace(
+        other,
+        vlm=dataclasses.replace(other.vlm, num_kv_heads=2),
+        expert=dataclasses.replace(other.expert, num_kv_heads=2),
+    )
+    with pytest.raises(
+        pretrained.MismatchError, match=f"vlm.head_dim {hf.config.vlm.head_dim} instead of"
+    ) as error:
         pretrained.load(hf.folder, other)
     assert error.value.missing == error.value.extra == error.value.misshapen == []
 
 
-@pytest.mark.parametrize("folder", filter(is_gemma2, models("paligemma_hf")), ids=lambda folder: folder.name)
+@pytest.mark.parametrize(
+    "folder", filter(is_gemma2, models("paligemma_hf")), ids=lambda folder: folder.name
+)
 def test_gemma_2_is_not_gemma_1(folder):
-    gemma1 = {"post_norms": False, "attn_softcap": 0.0, "final_softcap": 0.0, "window": 0, "query_pre_attn_scalar": 0}
+    gemma1 = {
+        "post_norms": False,
+        "attn_softcap": 0.0,
+        "final_softcap": 0.0,
+        "window": 0,
+        "query_pre_attn_scalar": 0,
+    }
     config = load_paligemma(folder).model.config
     with pytest.raises(pretrained.MismatchError) as error:
         pretrained.load(folder, vlm(config, **gemma1))
@@ -161,13 +200,19 @@ def test_gemma_2_is_not_gemma_1(folder):
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("question_type", BIG_VISION, ids=name_of)
 def test_big_visions_dtypes_with_and_without_prefix(question_type, dtype, tmp_path):
-    arrays = {name.removeprefix("params/"): value.astype(dtype) for name, value in question_type.arrays().items()}
+    arrays = {
+        name.removeprefix("params/"): value.astype(dtype)
+        for name, value in question_type.arrays().items()
+    }
     expected = {name: value.astype(np.float32) for name, value in arrays.items()}
     if dtype is ml_dtypes.bfloat16:
         arrays = {name: value.view("V2") for name, value in arrays.items()}
     arrays["img/head/kernel"] = np.asfortranarray(arrays["img/head/kernel"])
     for prefix in ("", "params/"):
-        path = question_type.write({prefix + name: value for name, value in arrays.items()}, tmp_path / (prefix[:-1] or "bare"))
+        path = question_type.write(
+            {prefix + name: value for name, value in arrays.items()},
+            tmp_path / (prefix[:-1] or "bare"),
+        )
         params, _ = pretrained.load(path, question_type.config)
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
         assert_same(params, expected)
@@ -175,8 +220,11 @@ def test_big_visions_dtypes_with_and_without_prefix(question_type, dtype, tmp_pa
     assert_same(params, {name: value.astype(jnp.bfloat16) for name, value in expected.items()})
 
 
-@pytest.mark.parametrize("path", [params for folder in models("pi0", "pi05") for params in folder.rglob("params")],
-                         ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path",
+    [params for folder in models("pi0", "pi05") for params in folder.rglob("params")],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
 def test_openpis_trees(path):
     folder = next(parent for parent in path.parents if (parent / "config.json").exists())
     assert_same(pretrained.load(path, openpi_config(folder))[0], load_openpi(folder).params)
@@ -185,24 +233,42 @@ def test_openpis_trees(path):
 
 def test_a_checkpoint_without_expert_leaves_it_fresh(question_type, tmp_path):
     """PaliGemma, and pi0-FAST in openpi's format."""
-    backbone = {name: value for name, value in question_type.arrays().items()
-                if question_type not in OPENPI or is_backbone(name.removeprefix("PaliGemma/"))}
+    backbone = {
+        name: value
+        for name, value in question_type.arrays().items()
+        if question_type not in OPENPI or is_backbone(name.removeprefix("PaliGemma/"))
+    }
     config = question_type.config
     params, found = pretrained.load(question_type.write(backbone, tmp_path / "checkpoint"), config)
     shapes = pretrained.parameter_shapes(config)
-    assert flatten_dict(params, sep="/").keys() == found.loaded.keys() == set(filter(is_backbone, shapes))
+    assert (
+        flatten_dict(params, sep="/").keys()
+        == found.loaded.keys()
+        == set(filter(is_backbone, shapes))
+    )
     assert found.loaded.keys() | found.fresh.keys() == shapes.keys()
     fresh = sum(math.prod(shape) for name, shape in shapes.items() if not is_backbone(name))
     assert f"{fresh:,} parameters in {len(found.fresh)} arrays: action_in_proj, " in str(found)
 
 
 @pytest.mark.parametrize("size", [100, 3000])
-def test_files_are_read_and_written_in_pieces_of_any_size(question_type, size, tmp_path, monkeypatch):
-    expected, _ = pretrained.load(question_type.write(question_type.arrays(), tmp_path / "checkpoint"), question_type.config)
+def test_files_are_read_and_written_in_pieces_of_any_size(
+    question_type, size, tmp_path, monkeypatch
+):
+    expected, _ = pretrained.load(
+        question_type.write(question_type.arrays(), tmp_path / "checkpoint"), question_type.config
+    )
     monkeypatch.setattr(layout, "CHUNK", size)
-    assert_same(pretrained.load(question_type.write(question_type.arrays(), tmp_path / "again"), question_type.config)[0], expected)
+    assert_same(
+        pretrained.load(
+            question_type.write(question_type.arrays(), tmp_path / "again"), question_type.config
+        )[0],
+        expected,
+    )
     if question_type in HUGGING_FACE:
-        config = dataclasses.replace(question_type.config, vocab_size=question_type.config.vocab_size - 64)
+        config = dataclasses.replace(
+            question_type.config, vocab_size=question_type.config.vocab_size - 64
+        )
         params, _ = pretrained.load(question_type.folder, config)
         pretrained.export_hugging_face(params, config, tmp_path / "out")
         assert_same(pretrained.load(tmp_path / "out", config)[0], params)
@@ -214,17 +280,26 @@ def test_files_are_read_and_written_in_pieces_of_any_size(question_type, size, t
 def test_what_is_missing_extra_or_misshapen_is_listed(question_type, tmp_path):
     tensors = question_type.arrays()
     del tensors[question_type.dropped]
-    prefix = question_type.dropped.split("/")[0] + "/" if question_type.dropped.startswith("params/") else ""
-    tensors |= {f"{prefix}zzz": np.zeros(3, np.float32), f"{prefix}aaa": np.zeros(3, np.float32),
-                question_type.reshaped: tensors[question_type.reshaped][..., :-1]}
+    prefix = (
+        question_type.dropped.split("/")[0] + "/"
+        if question_type.dropped.startswith("params/")
+        else ""
+    )
+    tensors |= {
+        f"{prefix}zzz": np.zeros(3, np.float32),
+        f"{prefix}aaa": np.zeros(3, np.float32),
+        question_type.reshaped: tensors[question_type.reshaped][..., :-1],
+    }
     with pytest.raises(pretrained.MismatchError) as error:
         pretrained.load(question_type.write(tensors, tmp_path / "checkpoint"), question_type.config)
     found = error.value
     assert [name.split(" ")[0] for name in found.missing] == [question_type.paths[0]]
     assert question_type.dropped.rsplit(".", 1)[-1] in found.missing[0]
     assert found.extra == [f"{prefix}aaa", f"{prefix}zzz"]
-    assert found.misshapen == [f"{question_type.paths[1]} ({question_type.reshaped}): {list(tensors[question_type.reshaped].shape)} instead of "
-                               f"{list(question_type.arrays()[question_type.reshaped].shape)}"]
+    assert found.misshapen == [
+        f"{question_type.paths[1]} ({question_type.reshaped}): {list(tensors[question_type.reshaped].shape)} instead of "
+        f"{list(question_type.arrays()[question_type.reshaped].shape)}"
+    ]
     for line in (*found.missing, *found.extra, *found.misshapen):
         assert line in str(found)
 
@@ -233,18 +308,23 @@ def test_another_architecture_says_which_sizes(question_type, tmp_path):
     path = question_type.write(question_type.arrays(), tmp_path / "checkpoint")
     config = question_type.config
     deeper = vlm(config, depth=config.vlm.depth + 1)
-    wider = dataclasses.replace(config, siglip=dataclasses.replace(config.siglip, width=config.siglip.width * 2))
+    wider = dataclasses.replace(
+        config, siglip=dataclasses.replace(config.siglip, width=config.siglip.width * 2)
+    )
     for other, message in (
-            (deeper, f"vlm.depth {config.vlm.depth} instead of {config.vlm.depth + 1}"),
-            (wider, f"siglip.width {config.siglip.width} instead of {config.siglip.width * 2}"),
-            (vlm(config, mlp_dim=7), f"vlm.mlp_dim {config.vlm.mlp_dim} instead of 7")):
+        (deeper, f"vlm.depth {config.vlm.depth} instead of {config.vlm.depth + 1}"),
+        (wider, f"siglip.width {config.siglip.width} instead of {config.siglip.width * 2}"),
+        (vlm(config, mlp_dim=7), f"vlm.mlp_dim {config.vlm.mlp_dim} instead of 7"),
+    ):
         with pytest.raises(pretrained.MismatchError, match=message):
             pretrained.load(path, other)
 
 
 def test_an_action_width_above_the_checkpoints(openpi):
     config = dataclasses.replace(openpi.config, action_dim=openpi.config.action_dim + 1)
-    with pytest.raises(pretrained.MismatchError, match=f"action_dim {config.action_dim - 1} instead of"):
+    with pytest.raises(
+        pretrained.MismatchError, match=f"action_dim {config.action_dim - 1} instead of"
+    ):
         pretrained.load(openpi.folder / "checkpoint", config)
 
 
@@ -254,7 +334,9 @@ def test_positions_of_another_resolution_are_resized(question_type, tmp_path):
     larger = dataclasses.replace(tower, image_size=tower.image_size + 2 * tower.patch)
     params, found = pretrained.load(path, dataclasses.replace(question_type.config, siglip=larger))
     same = pretrained.load(path, question_type.config)[0]["img"]["pos_embedding"]
-    np.testing.assert_array_equal(params["img"]["pos_embedding"], resize_positions(same, larger.tokens))
+    np.testing.assert_array_equal(
+        params["img"]["pos_embedding"], resize_positions(same, larger.tokens)
+    )
     assert f"resized from {tower.tokens} to {larger.tokens} image tokens" in str(found)
 
 
@@ -263,18 +345,25 @@ def test_a_file_that_is_no_checkpoint_is_named(hf, tmp_path):
         pretrained.load(tmp_path / "nowhere", CONFIG)
     path = hf.write(hf.arrays(), tmp_path / "hf") / "model.safetensors"
     data = path.read_bytes()
-    for content, message in ((data[:-9], f"has {len(data) - 9} bytes where its header speaks of {len(data)}"),
-                             (b"version https://git-lfs.github.com/spec/v1\n", "no safetensors file"),
-                             (data[:8] + b"x" * 9999, "its header is no JSON"), (b"", "no safetensors file")):
+    for content, message in (
+        (data[:-9], f"has {len(data) - 9} bytes where its header speaks of {len(data)}"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "no safetensors file"),
+        (data[:8] + b"x" * 9999, "its header is no JSON"),
+        (b"", "no safetensors file"),
+    ):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=f"model.safetensors.* {message}"):
             pretrained.load(path.parent, hf.config)
     (tmp_path / "x.npz").write_bytes(b"no archive")
     with pytest.raises(ValueError, match=r"x.npz is no .npz"):
         pretrained.load(tmp_path / "x.npz", CONFIG)
-    for config, message in (({"model_type": "llama"}, "describes a 'llama' model .*, expected 'paligemma'"),
-                            ({"model_type": "paligemma", "text_config": {"rope_parameters": {"rope_theta": 1e6}}},
-                             "text_config.rope_theta is 1000000.0, expected 10000.0")):
+    for config, message in (
+        ({"model_type": "llama"}, "describes a 'llama' model .*, expected 'paligemma'"),
+        (
+            {"model_type": "paligemma", "text_config": {"rope_parameters": {"rope_theta": 1e6}}},
+            "text_config.rope_theta is 1000000.0, expected 10000.0",
+        ),
+    ):
         (path.parent / "config.json").write_text(json.dumps(config))
         with pytest.raises(ValueError, match=f"config.json:? {message}"):
             pretrained.load(path.parent, hf.config)
@@ -286,24 +375,32 @@ def test_a_file_that_is_no_checkpoint_is_named(hf, tmp_path):
 def test_the_export_has_the_released_files_tensors(tmp_path):
     """Of PaliGemma 1 and 2: names, shapes and numbers are those of the fixture that the parameters came from."""
     for number, folder in enumerate(models("paligemma_hf")):
-        expected = {released_names(name): tensor for name, tensor in
-                    read_safetensors(folder / "model.safetensors").items()}
+        expected = {
+            released_names(name): tensor
+            for name, tensor in read_safetensors(folder / "model.safetensors").items()
+        }
         table = "language_model.model.embed_tokens.weight"
         config = load_paligemma(folder).model.config
         config = dataclasses.replace(config, vocab_size=config.vocab_size - 64)
         params, _ = pretrained.load(folder, config)
         pretrained.export_hugging_face(params, config, tmp_path / f"{number}")
         found = read_safetensors(tmp_path / f"{number}" / "model.safetensors")
-        np.testing.assert_allclose(found[table][-64:], expected[table][:-64].mean(0)[None].repeat(64, 0), atol=1e-6)
+        np.testing.assert_allclose(
+            found[table][-64:], expected[table][:-64].mean(0)[None].repeat(64, 0), atol=1e-6
+        )
         assert found.keys() == expected.keys()
         for name, tensor in expected.items():
             assert found[name].shape == tensor.shape
             end = -64 if name == table else None
             np.testing.assert_array_equal(found[name][:end], tensor[:end], err_msg=name)
-        theirs, ours = (json.loads((f / "config.json").read_text()) for f in (folder, tmp_path / f"{number}"))
+        theirs, ours = (
+            json.loads((f / "config.json").read_text()) for f in (folder, tmp_path / f"{number}")
+        )
         for part in ("text_config", "vision_config"):
             shared = ours[part].keys() & theirs[part].keys()
-            assert {key: ours[part][key] for key in shared} == {key: theirs[part][key] for key in shared}
+            assert {key: ours[part][key] for key in shared} == {
+                key: theirs[part][key] for key in shared
+            }
 
 
 @pytest.mark.parametrize("fields", [{}, GEMMA2], ids=["gemma", "gemma2"])
@@ -312,14 +409,27 @@ def test_an_export_in_shards_comes_back(fields, tmp_path):
     params = random_params(model)
     tokenizer = tmp_path / "tokenizer"
     tokenizer.mkdir()
-    for name in ("tokenizer.json", "preprocessor_config.json", "tokenizer.model", "model.safetensors", "config.json"):
+    for name in (
+        "tokenizer.json",
+        "preprocessor_config.json",
+        "tokenizer.model",
+        "model.safetensors",
+        "config.json",
+    ):
         (tokenizer / name).write_text(name)
-    pretrained.export_hugging_face(params, model.config, tmp_path / "hf", tokenizer, shard_bytes=10_000)
+    pretrained.export_hugging_face(
+        params, model.config, tmp_path / "hf", tokenizer, shard_bytes=10_000
+    )
     files = {path.name for path in (tmp_path / "hf").iterdir()}
     assert {"tokenizer.json", "preprocessor_config.json", "tokenizer.model"} < files
-    assert "model.safetensors" not in files and "model-00002-of-" in str(files) and "paligemma" in (
-        tmp_path / "hf" / "config.json").read_text()
-    backbone = {name: leaf for name, leaf in flatten_dict(params, sep="/").items() if is_backbone(name)}
+    assert (
+        "model.safetensors" not in files
+        and "model-00002-of-" in str(files)
+        and "paligemma" in (tmp_path / "hf" / "config.json").read_text()
+    )
+    backbone = {
+        name: leaf for name, leaf in flatten_dict(params, sep="/").items() if is_backbone(name)
+    }
     assert_same(pretrained.load(tmp_path / "hf", model.config)[0], backbone)
 
 
@@ -330,23 +440,42 @@ def test_transformers_computes_the_same_from_an_export(fields, tmp_path):
     params = random_params(model)
     pretrained.export_hugging_face(params, model.config, tmp_path / "hf", shard_bytes=10_000)
     theirs, report = transformers.PaliGemmaForConditionalGeneration.from_pretrained(
-        tmp_path / "hf", output_loading_info=True, attn_implementation="eager")
-    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
+        tmp_path / "hf", output_loading_info=True, attn_implementation="eager"
+    )
+    assert (
+        not report["missing_keys"]
+        and not report["unexpected_keys"]
+        and not report["mismatched_keys"]
+    )
     rng, images, length = np.random.default_rng(0), CONFIG.siglip.tokens, 9
     text = rng.integers(3, CONFIG.vocab_size, (2, length))
     target = np.arange(length)[None].repeat(2, 0) >= 4
-    pixels = rng.integers(0, 256, (2, 1, CONFIG.siglip.image_size, CONFIG.siglip.image_size, 3)).astype(np.uint8)
-    batch = {"images": pixels, "image_mask": np.ones((2, 1), bool), "tokens": text, "target": target,
-             "segment": np.ones_like(text)}
+    pixels = rng.integers(
+        0, 256, (2, 1, CONFIG.siglip.image_size, CONFIG.siglip.image_size, 3)
+    ).astype(np.uint8)
+    batch = {
+        "images": pixels,
+        "image_mask": np.ones((2, 1), bool),
+        "tokens": text,
+        "target": target,
+        "segment": np.ones_like(text),
+    }
     with jax.default_matmul_precision("highest"):
-        ours, _ = model.apply({"params": params}, batch, np.arange(1, length)[None].repeat(2, 0), None, None)
+        ours, _ = model.apply(
+            {"params": params}, batch, np.arange(1, length)[None].repeat(2, 0), None, None
+        )
     ids = np.concatenate([np.full((2, images), CONFIG.vocab_size), text], axis=1)
     types = np.concatenate([np.zeros((2, images), int), target], axis=1)
     with torch.no_grad():
-        found = theirs(input_ids=torch.from_numpy(ids), token_type_ids=torch.from_numpy(types),
-                       attention_mask=torch.ones(ids.shape, dtype=torch.long),
-                       pixel_values=torch.from_numpy(pixels[:, 0].transpose(0, 3, 1, 2) / np.float32(127.5) - 1))
-    np.testing.assert_allclose(found.logits[:, images:-1, :CONFIG.vocab_size], ours, atol=2e-4)
+        found = theirs(
+            input_ids=torch.from_numpy(ids),
+            token_type_ids=torch.from_numpy(types),
+            attention_mask=torch.ones(ids.shape, dtype=torch.long),
+            pixel_values=torch.from_numpy(
+                pixels[:, 0].transpose(0, 3, 1, 2) / np.float32(127.5) - 1
+            ),
+        )
+    np.testing.assert_allclose(found.logits[:, images:-1, : CONFIG.vocab_size], ours, atol=2e-4)
 
 
 def test_a_model_that_hugging_face_does_not_have(tmp_path):
@@ -362,15 +491,23 @@ def test_openpi_gets_its_own_tree_back(folder, tmp_path):
     theirs = pretrained.find(folder / "checkpoint")
     assets = next((folder / "checkpoint").rglob("norm_stats.json"))
     stats = json.loads(assets.read_text())["norm_stats"]
-    pretrained.export_openpi(openpi.params, openpi.model.config, tmp_path / "out", {assets.parent.name: stats})
+    pretrained.export_openpi(
+        openpi.params, openpi.model.config, tmp_path / "out", {assets.parent.name: stats}
+    )
     assert_same(pretrained.load(tmp_path / "out", openpi.model.config)[0], openpi.params)
     written = pretrained.find(tmp_path / "out")
     assert written.path == tmp_path / "out" / "params"
-    assert {tensor.path for tensor in written.tensors.values()} == {t.path for t in theirs.tensors.values()}
-    copy = json.loads((tmp_path / "out" / "assets" / assets.parent.name / "norm_stats.json").read_text())
+    assert {tensor.path for tensor in written.tensors.values()} == {
+        t.path for t in theirs.tensors.values()
+    }
+    copy = json.loads(
+        (tmp_path / "out" / "assets" / assets.parent.name / "norm_stats.json").read_text()
+    )
     assert copy["norm_stats"].keys() == stats.keys()
     for name, fields in stats.items():
-        assert copy["norm_stats"][name] == {key: fields[key] for key in ("mean", "std", "q01", "q99")}
+        assert copy["norm_stats"][name] == {
+            key: fields[key] for key in ("mean", "std", "q01", "q99")
+        }
 
 
 def test_adapters_are_merged(tmp_path):
@@ -385,7 +522,9 @@ def test_adapters_are_merged(tmp_path):
     backbone = {name: leaf for name, leaf in merged.items() if is_backbone(name)}
     assert_same(pretrained.load(tmp_path / "hf", bare)[0], backbone)
     found = pretrained.load(tmp_path / "openpi", model.config)[1]  # and new adapters are fresh
-    assert found.fresh.keys() == flatten_dict(params, sep="/").keys() - merged.keys() and found.fresh
+    assert (
+        found.fresh.keys() == flatten_dict(params, sep="/").keys() - merged.keys() and found.fresh
+    )
 
 
 def test_a_model_that_openpi_does_not_have(tmp_path):
@@ -415,9 +554,12 @@ def test_an_export_is_whole_or_not_there(tmp_path, monkeypatch):
 # Memory
 
 BIG = dataclasses.replace(
-    CONFIG, vocab_size=40_000, state="text",
+    CONFIG,
+    vocab_size=40_000,
+    state="text",
     vlm=dataclasses.replace(CONFIG.vlm, width=768, mlp_dim=4096, depth=4, head_dim=64),
-    expert=dataclasses.replace(CONFIG.expert, width=384, mlp_dim=2048, depth=4, head_dim=64))
+    expert=dataclasses.replace(CONFIG.expert, width=384, mlp_dim=2048, depth=4, head_dim=64),
+)
 MEASURE = """
 import jax
 from etcvla.models import pretrained
@@ -440,8 +582,14 @@ print((status("VmHWM") - before) / sum(leaf.nbytes for leaf in jax.tree.leaves(p
 def big(tmp_path_factory):
     """A folder with checkpoints of 300 MB and more in every format, and their parameters."""
     folder, rng = tmp_path_factory.mktemp("big"), np.random.default_rng(0)
-    params = {name: rng.random(shape, np.float32) for name, shape in pretrained.parameter_shapes(BIG).items()}
-    np.savez(folder / "big_vision.npz", **{name: leaf for name, leaf in params.items() if is_backbone(name)})
+    params = {
+        name: rng.random(shape, np.float32)
+        for name, shape in pretrained.parameter_shapes(BIG).items()
+    }
+    np.savez(
+        folder / "big_vision.npz",
+        **{name: leaf for name, leaf in params.items() if is_backbone(name)},
+    )
     pretrained.export_hugging_face(unflatten_dict(params, sep="/"), BIG, folder / "hugging_face")
     pretrained.export_openpi(unflatten_dict(params, sep="/"), BIG, folder / "openpi")
     yield folder

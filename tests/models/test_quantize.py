@@ -19,15 +19,21 @@ def both():
 
 
 def weights(small):
-    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(
-        small, is_leaf=lambda x: isinstance(x, qwix.QArray))[0]}
+    return {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_flatten_with_path(
+            small, is_leaf=lambda x: isinstance(x, qwix.QArray)
+        )[0]
+    }
 
 
 def test_every_projection_but_the_experts_ends(both):
     _, params, small = both
     made = {path for path, leaf in weights(small).items() if isinstance(leaf, qwix.QArray)}
     assert len(made) > 15 and all(path.startswith(("['img']", "['llm']")) for path in made)
-    assert not any(word in path for path in made for word in ("embedder", "bias", "pos_embedding", "'scale'"))
+    assert not any(
+        word in path for path in made for word in ("embedder", "bias", "pos_embedding", "'scale'")
+    )
     kept = weights(params)
     for path, leaf in weights(small).items():
         if path in made:
@@ -41,8 +47,11 @@ def test_every_projection_but_the_experts_ends(both):
 def test_a_scale_for_each_layer_and_output(both):
     """The layers of a stack, and what a product does not sum over, each have their own; the rest share one."""
     _, _, small = both
-    shapes = {path.split("'")[-4]: leaf.scale.shape for path, leaf in weights(small).items()
-              if isinstance(leaf, qwix.QArray) and "llm" in path and "_1" not in path}
+    shapes = {
+        path.split("'")[-4]: leaf.scale.shape
+        for path, leaf in weights(small).items()
+        if isinstance(leaf, qwix.QArray) and "llm" in path and "_1" not in path
+    }
     assert shapes["q_einsum"] == (2, 2, 1, 8) and shapes["kv_einsum"] == (2, 2, 1, 1, 8)
     assert shapes["attn_vec_einsum"] == (2, 1, 1, 24)
 
@@ -61,5 +70,7 @@ def test_it_acts_almost_alike(both):
 
 
 def test_unknown_types_are_named():
-    with pytest.raises(ValueError, match="unknown type of quantised weights 'int7', did you mean 'int8'"):
+    with pytest.raises(
+        ValueError, match="unknown type of quantised weights 'int7', did you mean 'int8'"
+    ):
         quantized({}, "int7")

@@ -12,7 +12,11 @@ from etcvla.train.step import StepSettings, losses, total_loss
 from tests.models.small import SIZES, make_model, random_params, random_rows, write_segment
 
 ROWS, DRAWS = 4, 2
-TEXTS = [([2, 11, 12, 13, 3], [40, 41, 1]), ([2, 20, 3], [50, 51, 52, 1]), ([2, 30, 31, 32, 33, 3], [60, 1])]
+TEXTS = [
+    ([2, 11, 12, 13, 3], [40, 41, 1]),
+    ([2, 20, 3], [50, 51, 52, 1]),
+    ([2, 30, 31, 32, 33, 3], [60, 1]),
+]
 JUNK = (0.0, -3.0, 1e30, np.inf, np.nan)
 few = settings(max_examples=15, deadline=None)
 lengths = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 3)), min_size=3, max_size=3)
@@ -32,7 +36,10 @@ def run(model):
     def loss(params, batch, x_t, time, row_weight):
         columns = jnp.broadcast_to(jnp.arange(SIZES["L"]), (ROWS, SIZES["L"]))
         logits, velocity = model.apply({"params": params}, batch, columns, x_t, time)
-        text = optax.softmax_cross_entropy_with_integer_labels(logits, batch["tokens"]) * batch["weight"]
+        text = (
+            optax.softmax_cross_entropy_with_integer_labels(logits, batch["tokens"])
+            * batch["weight"]
+        )
         flow = jnp.where(batch["action_mask"][:, None], velocity**2, 0)
         return (row_weight * (text.sum(1) + flow.sum((1, 2, 3)))).sum(), (logits, velocity)
 
@@ -49,20 +56,36 @@ def train(model):
     """batch -> the training step's losses and the gradient of their sum."""
     model, params = model
     one = ((0.0, 1.0),)
-    options = StepSettings(seed=0, steps=1, streams=("only",), max_targets=10, noise_samples=DRAWS, text=one, fast=one, flow=one,
-                       ema_decay=0.9, shift=0, color=0.0, loc_offset=999)
+    options = StepSettings(
+        seed=0,
+        steps=1,
+        streams=("only",),
+        max_targets=10,
+        noise_samples=DRAWS,
+        text=one,
+        fast=one,
+        flow=one,
+        ema_decay=0.9,
+        shift=0,
+        color=0.0,
+        loc_offset=999,
+    )
 
     def loss(params, batch):
         parts = losses(model, params, batch, jax.random.key(7), options)
-        return total_loss(parts, jnp.float32(0), options), {name: parts[name] for name in ("text", "fast", "flow")}
+        return total_loss(parts, jnp.float32(0), options), {
+            name: parts[name] for name in ("text", "fast", "flow")
+        }
 
     step = jax.jit(jax.grad(loss, has_aux=True))
     return lambda batch: jax.tree.map(np.asarray, step(params, batch))
 
 
 def noise(rng):
-    return (rng.normal(size=(ROWS, DRAWS, SIZES["P"], SIZES["A"])).astype(np.float32),
-            rng.uniform(0.1, 1, (ROWS, DRAWS)).astype(np.float32))
+    return (
+        rng.normal(size=(ROWS, DRAWS, SIZES["P"], SIZES["A"])).astype(np.float32),
+        rng.uniform(0.1, 1, (ROWS, DRAWS)).astype(np.float32),
+    )
 
 
 def same_look(batch):
@@ -72,19 +95,31 @@ def same_look(batch):
 
 
 def assert_close(a, b):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5 * max(1, np.abs(x).max())), a, b)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(
+            x, y, rtol=1e-5, atol=1e-5 * max(1, np.abs(x).max())
+        ),
+        a,
+        b,
+    )
 
 
 @few
-@given(lengths=lengths, order=st.permutations(range(3)), acting=st.integers(0, 3), masked=st.booleans(),
-       gaps=st.lists(st.integers(0, 1), min_size=6, max_size=6), seed=st.integers(0, 99))
+@given(
+    lengths=lengths,
+    order=st.permutations(range(3)),
+    acting=st.integers(0, 3),
+    masked=st.booleans(),
+    gaps=st.lists(st.integers(0, 1), min_size=6, max_size=6),
+    seed=st.integers(0, 99),
+)
 def test_a_packed_row_equals_its_segments_apart(run, lengths, order, acting, masked, gaps, seed):
     """Row 0 packs three segments, one of which (or, at 3, none) drives the expert; rows 1 to 3 hold one each."""
     rng = np.random.default_rng(seed)
     batch, (x_t, time) = random_rows(rng, ROWS), noise(rng)
     batch["tokens"][:] = rng.integers(4, 64, batch["tokens"].shape)  # also where there is padding
     batch["image_mask"][:, 1] = not masked
-    batch["action_mask"][:, rng.integers(1, 5):] = False
+    batch["action_mask"][:, rng.integers(1, 5) :] = False
     same_look(batch)
     x_t, time = x_t[:1].repeat(ROWS, 0), time[:1].repeat(ROWS, 0)
     texts = [[rng.integers(4, 64, count).tolist() for count in counts] for counts in lengths]
@@ -94,7 +129,9 @@ def test_a_packed_row_equals_its_segments_apart(run, lengths, order, acting, mas
         at = packed[text].stop
         if text == acting:
             batch["action_segment"][[0, text + 1]] = number, 1
-    alone = {text: write_segment(batch, text + 1, gaps[text + 3], 1, *texts[text]) for text in range(3)}
+    alone = {
+        text: write_segment(batch, text + 1, gaps[text + 3], 1, *texts[text]) for text in range(3)
+    }
     # Only one row stands for the packed row's action.
     batch["action_mask"][[row for row in range(ROWS) if row not in (0, acting + 1)]] = False
     batch["action_mask"][0] &= acting < 3
@@ -110,8 +147,13 @@ def test_a_packed_row_equals_its_segments_apart(run, lengths, order, acting, mas
 
 
 @few
-@given(steps=st.integers(0, 4), widths=st.integers(1, 5), junk=st.sampled_from(JUNK), seed=st.integers(0, 99),
-       token=st.sampled_from((5, 63, 64, 2**31 - 1, -(2**31))))
+@given(
+    steps=st.integers(0, 4),
+    widths=st.integers(1, 5),
+    junk=st.sampled_from(JUNK),
+    seed=st.integers(0, 99),
+    token=st.sampled_from((5, 63, 64, 2**31 - 1, -(2**31))),
+)
 def test_what_is_masked_changes_nothing(train, steps, widths, junk, token, seed):
     """An absent camera's pixels, padding tokens, widths and steps that are not there: in losses and gradients."""
     rng = np.random.default_rng(seed)
@@ -153,7 +195,12 @@ def test_steps_past_the_end_are_read_by_nobody(run, cut, seed):
     assert_close((value, grads, velocity[:, :, :cut]), (values, others, found[:, :, :cut]))
     batch["action_mask"][:] = True
     if cut < SIZES["P"]:  # the converse: where they are there, they matter
-        assert np.abs(run(batch, x_t, time, ones)[3] - run(batch, other, time, ones)[3])[:, :, :cut].max() > 1e-3
+        assert (
+            np.abs(run(batch, x_t, time, ones)[3] - run(batch, other, time, ones)[3])[
+                :, :, :cut
+            ].max()
+            > 1e-3
+        )
 
 
 def test_draws_in_a_row_equal_rows_of_their_own(run):
@@ -180,8 +227,11 @@ def test_a_wide_model_with_padding_is_a_narrow_one():
         write_segment(batch, row, 0, 1, *TEXTS[0])
     batch["action_segment"][:] = 1
     batch["state"][:, 2:], batch["action_mask"][:, :, 3:], x_t[..., 3:] = 0, False, 0
-    less = batch | {"state": batch["state"][:, :2], "actions": batch["actions"][:, :, :3],
-                    "action_mask": batch["action_mask"][:, :, :3]}
+    less = batch | {
+        "state": batch["state"][:, :2],
+        "actions": batch["actions"][:, :, :3],
+        "action_mask": batch["action_mask"][:, :, :3],
+    }
 
     def loss(params, model, batch, x_t):
         velocity = model.apply({"params": params}, batch, None, x_t, time)[1]
@@ -195,15 +245,22 @@ def test_a_wide_model_with_padding_is_a_narrow_one():
 
 def _ends(params, state, action):
     """The parameters that know widths, by what takes these slices of them."""
-    return {"action_in_proj": {"kernel": params["action_in_proj"]["kernel"][action]},
-            "action_out_proj": {"kernel": params["action_out_proj"]["kernel"][:, action],
-                                "bias": params["action_out_proj"]["bias"][action]},
-            "state_proj": {"kernel": params["state_proj"]["kernel"][state]}}
+    return {
+        "action_in_proj": {"kernel": params["action_in_proj"]["kernel"][action]},
+        "action_out_proj": {
+            "kernel": params["action_out_proj"]["kernel"][:, action],
+            "bias": params["action_out_proj"]["bias"][action],
+        },
+        "state_proj": {"kernel": params["state_proj"]["kernel"][state]},
+    }
 
 
 def narrowed(params):
     """Parameters of a model of two state widths and three action widths."""
-    return {name: {**value, **_ends(params, slice(2), slice(3)).get(name, {})} for name, value in params.items()}
+    return {
+        name: {**value, **_ends(params, slice(2), slice(3)).get(name, {})}
+        for name, value in params.items()
+    }
 
 
 def rest_of(params):
@@ -232,6 +289,8 @@ def test_segments_and_draws_do_see_what_they_should(run):
     assert moved(1, 5) and moved(2, 5) and not moved(3, 5) and not moved(3, 6) and moved(3, 7)
     assert moved(2, 2)  # a prompt is seen both ways: its second token reads the third
     changed = np.abs(velocity - velocity[:1]).max((1, 2, 3))
-    assert changed[1] > 1e-3 and changed[2] > 1e-3 and changed[3] == 0  # the expert never sees targets
+    assert (
+        changed[1] > 1e-3 and changed[2] > 1e-3 and changed[3] == 0
+    )  # the expert never sees targets
     later = run(batch, x_t, time * 0.5, ones)[3]
     assert np.abs(later - velocity).max() > 1e-3

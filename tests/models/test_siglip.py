@@ -16,7 +16,9 @@ def test_attention_is_flaxs_in_parameters_and_numbers():
     ours = MultiHeadDotProductAttention(CONFIG, np.float32, LoRA())
     flaxs = nn.MultiHeadDotProductAttention(num_heads=CONFIG.num_heads, deterministic=True)
     for impl in ("threefry2x32", "rbg"):
-        params, expected = (module.init(jax.random.key(0, impl=impl), x) for module in (ours, flaxs))
+        params, expected = (
+            module.init(jax.random.key(0, impl=impl), x) for module in (ours, flaxs)
+        )
         jax.tree.map(np.testing.assert_array_equal, params, expected)
     params = jax.tree.map(lambda leaf: leaf + 0.1, params)
     np.testing.assert_allclose(ours.apply(params, x), flaxs.apply(params, x), atol=2e-6)
@@ -24,6 +26,7 @@ def test_attention_is_flaxs_in_parameters_and_numbers():
 
 def test_positions_are_resized_between_fixed_corners():
     """Bilinear: codes that are linear in row and column stay so, from the first patch to the last."""
+
     def codes(side):
         y, x = np.divmod(np.arange(side * side), side) / np.float32(side - 1)
         return np.stack([3 * x - y, 2 + y, x * y], axis=-1)[None].astype(np.float32)
@@ -41,14 +44,20 @@ def test_positions_are_resized_between_fixed_corners():
 
 @pytest.mark.parametrize(("old", "new"), [(15, 16), (16, 20)])
 def test_a_table_that_is_no_square_is_named(old, new):
-    with pytest.raises(ValueError, match=f"pos_embedding: cannot resize a table of {old} tokens to {new}"):
+    with pytest.raises(
+        ValueError, match=f"pos_embedding: cannot resize a table of {old} tokens to {new}"
+    ):
         resize_positions(np.zeros((1, old, 4), np.float32), new)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"image_size": 30}, "siglip.image_size 30 is not a multiple of patch 14"),
-    ({"num_heads": 5}, "siglip.width 24 is not a multiple of num_heads 5"),
-    ({"width": 18}, "siglip.width 18 is not a multiple of 4")])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": 30}, "siglip.image_size 30 is not a multiple of patch 14"),
+        ({"num_heads": 5}, "siglip.width 24 is not a multiple of num_heads 5"),
+        ({"width": 18}, "siglip.width 18 is not a multiple of 4"),
+    ],
+)
 def test_sizes_that_do_not_fit_are_named(change, message):
     sizes = {"width": 24, "depth": 1, "num_heads": 3, "mlp_dim": 8, "patch": 14, "image_size": 28}
     with pytest.raises(ValueError, match=message):

@@ -18,18 +18,38 @@ from etcvla.train.step import StepSettings, TrainState, train_step
 from tests.models.small import is_backbone
 
 PALIGEMMA_IDS = 257_152
-TABLE = [[cell.strip() for cell in line.split("|")[1:-1]] for line in variants.__doc__.splitlines() if line[:1] == "|"]
+TABLE = [
+    [cell.strip() for cell in line.split("|")[1:-1]]
+    for line in variants.__doc__.splitlines()
+    if line[:1] == "|"
+]
 
 
 def model_of(size, vocab_size=PALIGEMMA_IDS):
-    return VLA(make_config(size, vocab_size=vocab_size, state_dim=32, action_dim=32, horizon=50, state="text",
-                           insulate=True, image_attends_prompt=False))
+    return VLA(
+        make_config(
+            size,
+            vocab_size=vocab_size,
+            state_dim=32,
+            action_dim=32,
+            horizon=50,
+            state="text",
+            insulate=True,
+            image_attends_prompt=False,
+        )
+    )
 
 
-@pytest.mark.parametrize(("size", "vocab_size", "backbone", "expert"), TABLE[2:], ids=lambda cell: cell)
+@pytest.mark.parametrize(
+    ("size", "vocab_size", "backbone", "expert"), TABLE[2:], ids=lambda cell: cell
+)
 def test_parameters_are_as_many_as_the_docstring_says(size, vocab_size, backbone, expert):
-    params = jax.eval_shape(functools.partial(init_params, model_of(size, int(vocab_size.replace(",", "")))))
-    counts = {path_str(path): leaf.size for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
+    params = jax.eval_shape(
+        functools.partial(init_params, model_of(size, int(vocab_size.replace(",", ""))))
+    )
+    counts = {
+        path_str(path): leaf.size for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
+    }
     found = sum(count for path, count in counts.items() if is_backbone(path))
     assert (f"{found:,}", f"{sum(counts.values()) - found:,}") == (backbone, expert)
 
@@ -43,17 +63,36 @@ def test_a_training_step_at_full_size_by_shapes(size):
     model, config = model_of(size), common.base("objective_bridge", "paligemma_3b")
     with config.unlocked():
         config.streams.action = common.stream("robot", "action", 1.0, extra_segments=0)
-    config.loss.fast, config.loss.flow, config.steps = common.constant(1.0), common.constant(1.0), 10
+    config.loss.fast, config.loss.flow, config.steps = (
+        common.constant(1.0),
+        common.constant(1.0),
+        10,
+    )
     params = jax.eval_shape(functools.partial(init_params, model))
     optimizer = make_optimizer(config.optim, config.steps, params)
-    state = TrainState(step=jax.ShapeDtypeStruct((), jnp.int32), params=params, ema=params,
-                       opt=jax.eval_shape(optimizer.init, params))
+    state = TrainState(
+        step=jax.ShapeDtypeStruct((), jnp.int32),
+        params=params,
+        ema=params,
+        opt=jax.eval_shape(optimizer.init, params),
+    )
     batch = batch_lib.zeros(B=2, C=3, H=224, W=224, L=config.data.text_len, S=32, P=50, A=32)
-    step = functools.partial(train_step, model=model, optimizer=optimizer, settings=StepSettings.of(config, loc_offset=9))
+    step = functools.partial(
+        train_step, model=model, optimizer=optimizer, settings=StepSettings.of(config, loc_offset=9)
+    )
     after, metrics = jax.eval_shape(step, state, batch)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), state
+    )
     assert {leaf.dtype for leaf in jax.tree.leaves(after.params)} == {jnp.dtype("float32")}
-    assert metrics.keys() >= {"loss", "loss/text", "loss/fast", "loss/flow", "action/accuracy", "grad_norm"}
+    assert metrics.keys() >= {
+        "loss",
+        "loss/text",
+        "loss/fast",
+        "loss/flow",
+        "action/accuracy",
+        "grad_norm",
+    }
     assert {value.dtype for value in metrics.values()} == {jnp.dtype("float32")}
     lines = {name: value.shape for name, value in metrics.items() if value.shape}
     assert lines == {"flow_error/dim": (32,), "flow_error/time": (5,)}
@@ -65,14 +104,29 @@ def test_a_size_survives_its_description():
 
 
 def test_an_unknown_size_is_named():
-    with pytest.raises(ValueError, match="unknown model.size 'paligema_3b', did you mean 'paligemma_3b'"):
+    with pytest.raises(
+        ValueError, match="unknown model.size 'paligema_3b', did you mean 'paligemma_3b'"
+    ):
         make_config("paligema_3b")
 
 
 def test_a_size_at_another_resolution():
-    config = make_config("paligemma_3b", image_size=448, **{
-        name: getattr(model_of("paligemma_3b").config, name) for name in (
-            "vocab_size", "state_dim", "action_dim", "horizon", "state", "insulate", "image_attends_prompt")})
+    config = make_config(
+        "paligemma_3b",
+        image_size=448,
+        **{
+            name: getattr(model_of("paligemma_3b").config, name)
+            for name in (
+                "vocab_size",
+                "state_dim",
+                "action_dim",
+                "horizon",
+                "state",
+                "insulate",
+                "image_attends_prompt",
+            )
+        },
+    )
     assert config.siglip.tokens == 1024 and config.siglip.width == 1152
     with pytest.raises(ValueError, match="siglip.image_size 230 is not a multiple of patch 14"):
         make_config("paligemma_3b", image_size=230)

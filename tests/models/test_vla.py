@@ -10,15 +10,31 @@ from etcvla.models.vla import VLA, init_params
 from tests.models.small import CONFIG, make_model, random_rows
 
 
-@pytest.mark.parametrize(("field", "change", "message"), [
-    ("images", lambda x: x[:, :, :14], r"batch\['images'\]: axis H has size 14, expected 28"),
-    ("images", lambda x: x.astype(np.float32), r"batch\['images'\] is float32\[2, 2, 28, 28, 3\], expected uint8"),
-    ("images", lambda x: x[..., 0], r"batch\['images'\] is uint8\[2, 2, 28, 28\], expected uint8\[B, C, H, W, 3\]"),
-    ("tokens", lambda x: x + 64, r"batch\['tokens'\] holds id 64, the model has ids 0 to 63"),
-    ("tokens", lambda x: x - 1, r"batch\['tokens'\] holds id -1, the model has ids 0 to 63"),
-    ("actions", lambda x: np.pad(x, ((0, 0), (0, 0), (0, 2))), r"batch\['actions'\]: axis A has size 7, expected 5"),
-    ("state", lambda x: x[:, :2], r"batch\['state'\]: axis S has size 2, expected 3"),
-    ("actions", lambda x: x[:, :1], r"batch\['actions'\]: axis P has size 1, expected 4")])
+@pytest.mark.parametrize(
+    ("field", "change", "message"),
+    [
+        ("images", lambda x: x[:, :, :14], r"batch\['images'\]: axis H has size 14, expected 28"),
+        (
+            "images",
+            lambda x: x.astype(np.float32),
+            r"batch\['images'\] is float32\[2, 2, 28, 28, 3\], expected uint8",
+        ),
+        (
+            "images",
+            lambda x: x[..., 0],
+            r"batch\['images'\] is uint8\[2, 2, 28, 28\], expected uint8\[B, C, H, W, 3\]",
+        ),
+        ("tokens", lambda x: x + 64, r"batch\['tokens'\] holds id 64, the model has ids 0 to 63"),
+        ("tokens", lambda x: x - 1, r"batch\['tokens'\] holds id -1, the model has ids 0 to 63"),
+        (
+            "actions",
+            lambda x: np.pad(x, ((0, 0), (0, 0), (0, 2))),
+            r"batch\['actions'\]: axis A has size 7, expected 5",
+        ),
+        ("state", lambda x: x[:, :2], r"batch\['state'\]: axis S has size 2, expected 3"),
+        ("actions", lambda x: x[:, :1], r"batch\['actions'\]: axis P has size 1, expected 4"),
+    ],
+)
 def test_a_batch_that_does_not_fit_is_named(field, change, message):
     batch = random_rows(np.random.default_rng(0), 2)
     CONFIG.check(batch)
@@ -26,11 +42,18 @@ def test_a_batch_that_does_not_fit_is_named(field, change, message):
         CONFIG.check(batch | {field: change(batch[field])})
 
 
-@pytest.mark.parametrize("images", [np.zeros((1, 1, 56, 56, 3), np.uint8), np.zeros((1, 1, 28, 28, 3), np.float32)])
+@pytest.mark.parametrize(
+    "images", [np.zeros((1, 1, 56, 56, 3), np.uint8), np.zeros((1, 1, 28, 28, 3), np.float32)]
+)
 def test_images_are_checked_where_nothing_was_checked_before(images):
     params = jax.eval_shape(lambda: init_params(make_model()))
-    with pytest.raises(ValueError, match=r"images are .*, the model reads uint8\[B, C, 28, 28, 3\]"):
-        jax.eval_shape(lambda params: make_model().apply({"params": params}, images, method=VLA.encode_images), params)
+    with pytest.raises(
+        ValueError, match=r"images are .*, the model reads uint8\[B, C, 28, 28, 3\]"
+    ):
+        jax.eval_shape(
+            lambda params: make_model().apply({"params": params}, images, method=VLA.encode_images),
+            params,
+        )
 
 
 def test_a_switch_that_there_is_not_is_named():

@@ -5,7 +5,13 @@ import pytest
 
 from etcvla.etc.question_types import BOX, PATH, POINT
 from etcvla.pages import first_batch
-from etcvla.pages.first_batch import SegmentTarget, choose_rows, draw_batch, places, read_segment_targets
+from etcvla.pages.first_batch import (
+    SegmentTarget,
+    choose_rows,
+    draw_batch,
+    places,
+    read_segment_targets,
+)
 from etcvla.train.stage import Stage
 from tests.data.handmade_rlds import INSTRUCTIONS, write_robot_set
 from tests.train.nano import nano_config
@@ -26,17 +32,27 @@ def test_lessons_are_what_the_dataset_says(stage, batch):
     asked = 0
     for row in range(len(batch["tokens"])):
         targets = read_segment_targets({name: value[row] for name, value in batch.items()}, stage)
-        assert [segment.number for segment in targets] == list(range(1, int(batch["segment"][row].max()) + 1))
+        assert [segment.number for segment in targets] == list(
+            range(1, int(batch["segment"][row].max()) + 1)
+        )
         for segment in targets:
             if segment.acts:
-                assert segment.prompt in INSTRUCTIONS and segment.number == batch["action_segment"][row]
+                assert (
+                    segment.prompt in INSTRUCTIONS
+                    and segment.number == batch["action_segment"][row]
+                )
                 chunk = stage.assets.fast.decode_batch([list(segment.fast)])[0][0]
                 there = batch["action_mask"][row, :, :2]
-                np.testing.assert_allclose(chunk[there], batch["actions"][row, :, :2][there], atol=0.2)
+                np.testing.assert_allclose(
+                    chunk[there], batch["actions"][row, :, :2][there], atol=0.2
+                )
             else:
                 # "where is the affordance 1 of 2 at 3?" is answered by "<loc0203><loc0001>"
                 _, number, _, episode, _, step = segment.prompt.rstrip("?").split()[-6:]
-                assert segment.answer == f"<loc{100 * int(episode) + int(step):04d}><loc{int(number):04d}>"
+                assert (
+                    segment.answer
+                    == f"<loc{100 * int(episode) + int(step):04d}><loc{int(number):04d}>"
+                )
                 asked += 1
     assert asked > 4
 
@@ -48,20 +64,34 @@ def test_rows_of_every_stream_come_first():
     assert choose_rows({"stream": streams}, 99) == list(range(6))
 
 
-@pytest.mark.parametrize(("prompt", "answer", "expected"), [
-    ("detect the door.", "<loc0000><loc0256><loc0512><loc1023>", [(BOX, False)]),
-    ("task: open it. draw the whole path of the gripper.", "<loc0000><loc0256><loc0512><loc1023>", [(PATH, False)]),
-    ("point to the gripper.", "<loc0000><loc0256>", [(POINT, False)]),
-    ("what is in the box <loc0000><loc0256><loc0512><loc1023>?", "a door", [(BOX, True)]),
-    ("what is in the box [0, 256, 512, 1023]?", "a door", [(BOX, True)]),
-    ("someone's own words", "<loc0000><loc0256> and [1, 2, 3, 4, 5, 6]", [(POINT, False), (PATH, False)]),
-    ("is it done?", "<loc0000><loc0256><loc0512>", [])])
+@pytest.mark.parametrize(
+    ("prompt", "answer", "expected"),
+    [
+        ("detect the door.", "<loc0000><loc0256><loc0512><loc1023>", [(BOX, False)]),
+        (
+            "task: open it. draw the whole path of the gripper.",
+            "<loc0000><loc0256><loc0512><loc1023>",
+            [(PATH, False)],
+        ),
+        ("point to the gripper.", "<loc0000><loc0256>", [(POINT, False)]),
+        ("what is in the box <loc0000><loc0256><loc0512><loc1023>?", "a door", [(BOX, True)]),
+        ("what is in the box [0, 256, 512, 1023]?", "a door", [(BOX, True)]),
+        (
+            "someone's own words",
+            "<loc0000><loc0256> and [1, 2, 3, 4, 5, 6]",
+            [(POINT, False), (PATH, False)],
+        ),
+        ("is it done?", "<loc0000><loc0256><loc0512>", []),
+    ],
+)
 def test_places_are_read_as_their_question_says(prompt, answer, expected):
     found = list(places(SegmentTarget(1, prompt, answer, acts=False, fast=())))
     assert [(kind, asked) for kind, _, asked in found] == expected
     if expected and expected[0][0] == BOX:
         np.testing.assert_allclose(found[0][1][0], (np.array([0, 256, 512, 1023]) + 0.5) / 1024)
-    assert not list(places(SegmentTarget(1, prompt, answer, acts=True, fast=())))  # ids of actions mean no place
+    assert not list(
+        places(SegmentTarget(1, prompt, answer, acts=True, fast=()))
+    )  # ids of actions mean no place
 
 
 def test_a_box_is_drawn_where_it_is(stage, batch):
@@ -69,8 +99,12 @@ def test_a_box_is_drawn_where_it_is(stage, batch):
     row = {name: value[0].copy() for name, value in batch.items()}
     row["images"][:] = 255
     row["image_mask"][:] = True
-    segment = SegmentTarget(2, "detect the door.", "<loc0256><loc0256><loc0768><loc0768>", acts=False, fast=())
-    first, second = (np.asarray(first_batch._camera(row, camera, [segment])).astype(int) for camera in (0, 1))
+    segment = SegmentTarget(
+        2, "detect the door.", "<loc0256><loc0256><loc0768><loc0768>", acts=False, fast=()
+    )
+    first, second = (
+        np.asarray(first_batch._camera(row, camera, [segment])).astype(int) for camera in (0, 1)
+    )
     color = first_batch._rgb(segment.color).astype(int)
     drawn = np.argwhere(np.abs(first - color).sum(axis=2) < 60)
     side = first_batch.SIDE

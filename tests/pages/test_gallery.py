@@ -36,8 +36,12 @@ class Page(HTMLParser):
         self.words += data if self._open not in ("script", "style") else ""
 
     def find(self, name, **attrs):
-        return [found for tag, found in self.tags if tag == name
-                and all(found.get(key.rstrip("_"), "") == value for key, value in attrs.items())]
+        return [
+            found
+            for tag, found in self.tags
+            if tag == name
+            and all(found.get(key.rstrip("_"), "") == value for key, value in attrs.items())
+        ]
 
 
 @pytest.fixture
@@ -47,6 +51,7 @@ def gallery(tmp_path):
         write_gallery(path, frames, title)
         text = path.read_text(encoding="utf-8")
         return Page(text), text
+
     return write
 
 
@@ -67,21 +72,48 @@ def test_images_are_inside_and_nothing_is_fetched(gallery):
 
 def test_every_item_has_its_row_and_its_shapes(gallery):
     items = [
-        Item("goal_description", "identify", f"what is in the box {format_loc([0.1, 0.2, 0.5, 0.6])}?", "cup"),
-        Item("spatial_understanding", "gripper_point", "point to the gripper.", format_loc([0.5, 0.25])),
-        Item("trajectory", "path_task", "to go, where will the gripper move?", format_loc([0, 0, 0.5, 0.5, 0.5, 0.9])),
-        Item("locate", "locate_box", "locate the star.", format_loc([0.2, 0.2, 0.4, 0.4]), source="model:x"),
+        Item(
+            "goal_description",
+            "identify",
+            f"what is in the box {format_loc([0.1, 0.2, 0.5, 0.6])}?",
+            "cup",
+        ),
+        Item(
+            "spatial_understanding",
+            "gripper_point",
+            "point to the gripper.",
+            format_loc([0.5, 0.25]),
+        ),
+        Item(
+            "trajectory",
+            "path_task",
+            "to go, where will the gripper move?",
+            format_loc([0, 0, 0.5, 0.5, 0.5, 0.9]),
+        ),
+        Item(
+            "locate",
+            "locate_box",
+            "locate the star.",
+            format_loc([0.2, 0.2, 0.4, 0.4]),
+            source="model:x",
+        ),
     ]
     page, _ = gallery(GalleryEntry(IMAGE, items, "go", "there, step 3"))
     rows = [row for row in page.find("li") if "data-item" in row]
-    assert [(row["data-kind"], row["data-grade"]) for row in rows] == [(item.kind, item.grade) for item in items]
+    assert [(row["data-kind"], row["data-grade"]) for row in rows] == [
+        (item.kind, item.grade) for item in items
+    ]
     headings = [row["data-grade"] for row in page.find("li", class_="grade")]
     assert headings == ["scene_grounding", "action_aligned", "general"]
-    asked, = page.find("rect", class_="asked")
-    assert [float(asked[key]) for key in ("x", "y", "width", "height")] == pytest.approx([300, 100, 600, 400], abs=2)
+    (asked,) = page.find("rect", class_="asked")
+    assert [float(asked[key]) for key in ("x", "y", "width", "height")] == pytest.approx(
+        [300, 100, 600, 400], abs=2
+    )
     point = page.find("circle")[0]
     assert (float(point["cx"]), float(point["cy"])) == pytest.approx((375, 500), abs=2)
-    line = [tuple(map(float, pair.split(","))) for pair in page.find("polyline")[0]["points"].split()]
+    line = [
+        tuple(map(float, pair.split(","))) for pair in page.find("polyline")[0]["points"].split()
+    ]
     np.testing.assert_allclose(line, [(0, 0), (750, 500), (1350, 500)], atol=2)
     assert len(page.find("rect")) == 2 and len(page.find("circle")) == 4
     for word in ("go", "there, step 3", "model:x", "point to the gripper.", "locate the star."):
@@ -103,7 +135,9 @@ def test_a_path_reads_point_by_point(gallery):
     _, text = gallery(GalleryEntry(IMAGE, [path, located]))
     answers = [row.split("</span>")[0] for row in text.split('<p class="answer">')[1:]]
     assert [answer.split(">", 1)[1] for answer in answers] == [
-        "<code>0000 0256</code> <code>0512 0512</code> <code>0512 0768</code>", "<code>0000 0256 0512 0512</code>"]
+        "<code>0000 0256</code> <code>0512 0512</code> <code>0512 0768</code>",
+        "<code>0000 0256 0512 0512</code>",
+    ]
 
 
 def test_facts_are_drawn_if_given(gallery):
@@ -118,7 +152,9 @@ def test_facts_are_drawn_if_given(gallery):
 
 def test_words_are_escaped(gallery):
     evil = "</script><img src=x onerror=alert(1)>"
-    page, _ = gallery(GalleryEntry(IMAGE, [Item("caption", "caption", evil, evil, evil)], evil, evil), title=evil)
+    page, _ = gallery(
+        GalleryEntry(IMAGE, [Item("caption", "caption", evil, evil, evil)], evil, evil), title=evil
+    )
     assert len(page.find("img")) == 1 and not any("onerror" in attrs for _, attrs in page.tags)
     assert page.words.count(evil) >= 5
 
@@ -126,11 +162,18 @@ def test_words_are_escaped(gallery):
 def test_report_counts_and_balance(gallery):
     items = [item for step in make_items(make_annotation(), 0)[0] for item in step]
     numbers = report(items, {"current: ambiguous": 3})
-    assert numbers["items"] == len(items) == sum(numbers["by_kind"].values()) == sum(numbers["by_grade"].values())
+    assert (
+        numbers["items"]
+        == len(items)
+        == sum(numbers["by_kind"].values())
+        == sum(numbers["by_grade"].values())
+    )
     present = [item.answer for item in items if item.question_type == "present"]
     row = numbers["by_question_type"]["present"]
     assert row["count"] == len(present) and row["answers"] == 2
-    assert row["majority_share"] == pytest.approx(max(map(present.count, ("yes", "no"))) / len(present))
+    assert row["majority_share"] == pytest.approx(
+        max(map(present.count, ("yes", "no"))) / len(present)
+    )
     assert numbers["question_chars"]["max"] == max(len(item.question) for item in items)
     assert numbers["by_source"] == {"oracle": len(items)}
     assert numbers["dropped"] == {"current: ambiguous": 3}

@@ -20,18 +20,22 @@ class Tracer:
 
     def __init__(self, turns=0):
         self.asked = []
-        self.assets = SimpleNamespace(adapter=SimpleNamespace(turn=lambda camera, image: np.rot90(image, turns)))
+        self.assets = SimpleNamespace(
+            adapter=SimpleNamespace(turn=lambda camera, image: np.rot90(image, turns))
+        )
 
     def views(self, images):
         return list(images.values())
 
     def answer(self, images, questions):
         self.asked += questions
-        return ["<loc0100><loc0512><loc0900><loc0512>", "no path"][:len(questions)]
+        return ["<loc0100><loc0512><loc0900><loc0512>", "no path"][: len(questions)]
 
 
 def test_a_path_is_drawn_where_it_was_said():
-    plain, drawn = draw_paths(np.zeros((2, 96, 96, 3), np.uint8), [None, np.array([[0.1, 0.25], [0.9, 0.25]])])
+    plain, drawn = draw_paths(
+        np.zeros((2, 96, 96, 3), np.uint8), [None, np.array([[0.1, 0.25], [0.9, 0.25]])]
+    )
     assert plain.shape == (192, 192, 3) and not plain.any()
     assert (drawn[60, 48] == LINE).all() and not drawn[60, 100].any() and not drawn[:10, 48].any()
 

@@ -8,9 +8,12 @@ import numpy as np
 
 from etcvla.serve.server import Server
 
-MESSAGE = {"observation/image": np.full((8, 8, 3), 7, np.uint8),
-           "observation/wrist_image": np.zeros((8, 8, 3), np.uint8),
-           "observation/state": np.arange(8.0), "prompt": "open the drawer"}
+MESSAGE = {
+    "observation/image": np.full((8, 8, 3), 7, np.uint8),
+    "observation/wrist_image": np.zeros((8, 8, 3), np.uint8),
+    "observation/state": np.arange(8.0),
+    "prompt": "open the drawer",
+}
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ def test_every_action_is_the_one_for_its_step(delay, guided):
             looked = step
             asked.append(step)
             if step and guided:
-                np.testing.assert_array_equal(extra["rtc"]["prefix"], plan(step)[:HORIZON - 5])
+                np.testing.assert_array_equal(extra["rtc"]["prefix"], plan(step)[: HORIZON - 5])
                 assert extra["rtc"]["delay"] == (0 if len(asked) == 2 else delay)
             else:
                 assert extra == {}
@@ -79,7 +79,9 @@ def test_acting_goes_on_while_a_chunk_is_made():
     release.set()
     while not robot._pending.done():
         time.sleep(0.01)
-    assert robot.act({"step": 8}) == 8 and robot.chunks._at == 5  # of the chunk that was looked for at 4
+    assert (
+        robot.act({"step": 8}) == 8 and robot.chunks._at == 5
+    )  # of the chunk that was looked for at 4
     robot.close()
 
 
@@ -154,10 +156,16 @@ def test_success_by_delay(monkeypatch):
     spec = delays.DelaySpec(("reach",), trials=2, delays=(0, 3))
     rows = delays.evaluate(planner, spec)
     assert [(row["delay"], row["guided"], row["successes"]) for row in rows] == [
-        (0, False, 2), (0, True, 2), (3, False, 2), (3, True, 2)]
+        (0, False, 2),
+        (0, True, 2),
+        (3, False, 2),
+        (3, True, 2),
+    ]
     assert walks[0].looks == [0, 5, 10, 15, 20] and set(planner.prefixes) == {(0, 5), (3, 5)}
     assert rows[0]["rate"] == 1 and rows[0]["low"] < 0.5
-    with pytest.raises(ValueError, match="a delay of 6 and 5 steps between looks are 11, more than the 10 steps"):
+    with pytest.raises(
+        ValueError, match="a delay of 6 and 5 steps between looks are 11, more than the 10 steps"
+    ):
         delays.evaluate(planner, delays.DelaySpec(("reach",), trials=1, delays=(6,)))
     with pytest.raises(ValueError, match="delays must be 0 or more"):
         delays.DelaySpec(("reach",), trials=1, delays=(-1,))

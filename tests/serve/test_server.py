@@ -42,7 +42,10 @@ def test_metadata_first_then_actions_with_their_timing():
         assert client.metadata == {"robot": "none"}
         first, second = client.infer(MESSAGE), client.infer(MESSAGE)
         np.testing.assert_array_equal(first["actions"], np.full((2, 3), 15))
-        assert set(first["server_timing"]) == {"infer_ms"} and second["server_timing"]["prev_total_ms"] > 0
+        assert (
+            set(first["server_timing"]) == {"infer_ms"}
+            and second["server_timing"]["prev_total_ms"] > 0
+        )
         client.close()
 
 
@@ -58,20 +61,30 @@ def said(port, message):
 
 
 def test_an_error_is_a_text_and_the_others_go_on(caplog):
-    with running(lambda message: echo(message) if message.get("prompt") != "crash" else 1 / 0) as (port, _):
+    with running(lambda message: echo(message) if message.get("prompt") != "crash" else 1 / 0) as (
+        port,
+        _,
+    ):
         other = Client(address(port))
         assert said(port, wire.pack({"x": 1})) == ("no prompt", 1011)
         text, code = said(port, b"\xc1")
         assert "no msgpack as openpi's client packs it: FormatError" in text and code == 1011
         assert said(port, "hello") == ("a text message, expected bytes of msgpack", 1011)
         text, code = said(port, wire.pack({"prompt": "crash"}))
-        assert "the server failed" in text and "division" not in text and "ZeroDivisionError" in caplog.text
+        assert (
+            "the server failed" in text
+            and "division" not in text
+            and "ZeroDivisionError" in caplog.text
+        )
         assert other.infer(MESSAGE)["actions"].shape == (2, 3)
         with pytest.raises(RuntimeError, match="the server refuses: no prompt"):
             other.infer({"x": 1})
         metrics = get(port, "/metrics")[1]
         assert "etcvla_messages_total 6" in metrics and "etcvla_bad_messages_total 4" in metrics
-        assert "etcvla_errors_total 1" in metrics and 'etcvla_answer_seconds{quantile="0.99"}' in metrics
+        assert (
+            "etcvla_errors_total 1" in metrics
+            and 'etcvla_answer_seconds{quantile="0.99"}' in metrics
+        )
 
 
 def test_a_message_too_large_closes_its_connection_alone():

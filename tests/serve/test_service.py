@@ -10,10 +10,17 @@ from tests.interop.serving import write_checkpoint
 from tests.serve.running import running
 from tests.serve.test_clients import FRONT, WRIST
 
-MESSAGE = {"observation/image": FRONT, "observation/wrist_image": WRIST, "observation/state": np.linspace(-1, 1, 3),
-           "prompt": "press the button"}
-OBSERVATION = {"images": {"front": FRONT, "wrist": WRIST}, "state": np.linspace(-1, 1, 3, dtype=np.float32),
-               "instruction": "press the button"}
+MESSAGE = {
+    "observation/image": FRONT,
+    "observation/wrist_image": WRIST,
+    "observation/state": np.linspace(-1, 1, 3),
+    "prompt": "press the button",
+}
+OBSERVATION = {
+    "images": {"front": FRONT, "wrist": WRIST},
+    "state": np.linspace(-1, 1, 3, dtype=np.float32),
+    "instruction": "press the button",
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +41,9 @@ def test_a_client_gets_what_the_policy_does(policy):
             client.infer(MESSAGE | {"observation/state": np.array([0, np.nan, 0])})
     assert answers[0]["policy_timing"]["infer_ms"] > 0
     for n, answer in enumerate(answers):
-        np.testing.assert_allclose(answer["actions"], policy.act([OBSERVATION], [(3, n)])[0], atol=1e-5)
+        np.testing.assert_allclose(
+            answer["actions"], policy.act([OBSERVATION], [(3, n)])[0], atol=1e-5
+        )
 
 
 def test_nothing_is_compiled_while_clients_wait(policy):
@@ -42,7 +51,12 @@ def test_nothing_is_compiled_while_clients_wait(policy):
     service.warm_up()
     compiled = policy._sample._cache_size()
     prefix = {"rtc": {"prefix": np.zeros((2, 2), np.float32), "delay": 1}}
-    for change in ({}, {"prompt": "open the drawer, and then close it"}, {"observation/image": 255 - FRONT}, prefix):
+    for change in (
+        {},
+        {"prompt": "open the drawer, and then close it"},
+        {"observation/image": 255 - FRONT},
+        prefix,
+    ):
         service(MESSAGE | change)
     assert policy._sample._cache_size() == compiled > 1
     with pytest.raises(ValueError, match="a prompt has .* tokens, more than the 64"):
@@ -59,5 +73,7 @@ def test_a_chunk_goes_on_from_the_one_under_way(policy):
     far, near = (np.abs(chunk[:2] - prefix[:2]).max() for chunk in (free, held))
     assert near < 0.6 * far
     for wrong in (np.zeros((5, 2)), np.zeros((0, 2)), np.zeros((2, 3)), np.full((2, 2), np.inf)):
-        with pytest.raises(ValueError, match="observation prefix .*: expected 1 to 4 actions of 2 finite numbers"):
+        with pytest.raises(
+            ValueError, match="observation prefix .*: expected 1 to 4 actions of 2 finite numbers"
+        ):
             service(MESSAGE | {"rtc": {"prefix": wrong, "delay": 1}})

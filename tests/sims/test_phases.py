@@ -5,14 +5,23 @@ import numpy as np
 from etcvla.sims.metaworld.tasks import Phase
 from etcvla.sims.phases import PhaseTracker
 
-PHASES = (Phase("move to the puck", "touch"), Phase("grasp the puck", "moved"), Phase("carry the puck"))
+PHASES = (
+    Phase("move to the puck", "touch"),
+    Phase("grasp the puck", "moved"),
+    Phase("carry the puck"),
+)
 HALF = 0.02
 
 
 def _update(tracker, step, centre, grasp_centre=(1, 1, 1), contact=False):
     centre = np.array(centre, float)
-    return tracker.update(step, grasp_centre=np.array(grasp_centre, float), grasp_point=centre,
-                          bounds=(centre - HALF, centre + HALF), contact=contact)
+    return tracker.update(
+        step,
+        grasp_centre=np.array(grasp_centre, float),
+        grasp_point=centre,
+        bounds=(centre - HALF, centre + HALF),
+        contact=contact,
+    )
 
 
 def _settled():
@@ -38,7 +47,9 @@ def test_nearness_is_as_good_as_contact():
 
 def test_motion_counts_beside_the_gripper_only():
     tracker = _settled()
-    for step, drift in enumerate((0.01, 0.02, 0.03), 12):  # swings by itself while the gripper is far
+    for step, drift in enumerate(
+        (0.01, 0.02, 0.03), 12
+    ):  # swings by itself while the gripper is far
         assert _update(tracker, step, (0, 0, drift)) == 0
     assert _update(tracker, 15, (0, 0, 0.035), grasp_centre=(0, 0.1, 0)) == 0
     assert _update(tracker, 16, (0, 0, 0.045), grasp_centre=(0, 0.1, 0)) == 1
@@ -46,8 +57,10 @@ def test_motion_counts_beside_the_gripper_only():
 
 def test_what_happens_while_the_scene_settles_does_not_count():
     tracker = PhaseTracker(PHASES)
-    phases = [_update(tracker, step, (0, 0, 0.12 - 0.01 * step), grasp_centre=(0, 0, 0.1), contact=True)
-              for step in range(12)]
+    phases = [
+        _update(tracker, step, (0, 0, 0.12 - 0.01 * step), grasp_centre=(0, 0, 0.1), contact=True)
+        for step in range(12)
+    ]
     assert phases == [0] * 12
     assert _update(tracker, 12, (0, 0, 0.01), grasp_centre=(0, 0, 0.1)) == 0
 
@@ -55,7 +68,9 @@ def test_what_happens_while_the_scene_settles_does_not_count():
 def test_an_unknown_grasp_point_is_no_touch():
     tracker = _settled()
     at = np.zeros(3)
-    phase = tracker.update(12, grasp_centre=at, grasp_point=at * np.nan, bounds=(at - HALF, at + HALF), contact=False)
+    phase = tracker.update(
+        12, grasp_centre=at, grasp_point=at * np.nan, bounds=(at - HALF, at + HALF), contact=False
+    )
     assert phase == 0
 
 

@@ -37,8 +37,11 @@ def scene():
 def test_points_project_to_where_they_are_drawn(scene, camera):
     model, data, view = scene
     labels, matrix = view.labels(data, camera), camera_matrix(model, data, camera)
-    places = {model.geom("ball").id: data.geom("ball").xpos, model.geom("far").id: data.geom("far").xpos,
-              model.ngeom + model.site("marker").id: data.site("marker").xpos}
+    places = {
+        model.geom("ball").id: data.geom("ball").xpos,
+        model.geom("far").id: data.geom("far").xpos,
+        model.ngeom + model.site("marker").id: data.site("marker").xpos,
+    }
     for label, place in places.items():
         box = mask_box(labels == label)
         centre = (box[:2] + box[2:]) / 2
@@ -57,8 +60,13 @@ def test_a_silhouette_ignores_what_stands_before_it():
     </worldbody></mujoco>""")
     data, ids = mujoco.MjData(model), np.array([model.geom("box").id])
     mujoco.mj_forward(model, data)
-    view, camera = Renderer(model, SIZE), Orbit(lookat=(0, 0, 0), distance=1.5, azimuth=90, elevation=0)
-    seen, hidden = [(view.labels(data, camera) == model.geom(name).id).sum() for name in ("box", "ball")]
+    view, camera = (
+        Renderer(model, SIZE),
+        Orbit(lookat=(0, 0, 0), distance=1.5, azimuth=90, elevation=0),
+    )
+    seen, hidden = [
+        (view.labels(data, camera) == model.geom(name).id).sum() for name in ("box", "ball")
+    ]
     assert min(seen, hidden) > 0
     assert view.silhouette(data, camera, ids) == seen + hidden
     assert (view.labels(data, camera) == ids[0]).sum() == seen  # and the scene is as it was
@@ -75,7 +83,7 @@ def test_masks_have_tight_boxes():
 def test_coarse_meshes_look_alike_and_collide_the_same():
     angles = np.linspace(0, 2 * np.pi, 200, endpoint=False)
     ring = [f"{0.2 * np.cos(a)} {0.2 * np.sin(a)} {z}" for z in (0, 0.1) for a in angles]
-    xml = f"""<mujoco><asset><mesh name="drum" vertex="{' '.join(ring)}"/></asset>
+    xml = f"""<mujoco><asset><mesh name="drum" vertex="{" ".join(ring)}"/></asset>
               <worldbody><geom type="mesh" mesh="drum"/></worldbody></mujoco>"""
     sizes, vertices, faces = [], [], []
     for cell in (None, 0.01):

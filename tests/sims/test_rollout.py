@@ -27,7 +27,10 @@ class Line:
 
     def observe(self):
         image = np.full((16, 16, 3), 100, np.uint8)
-        return {"images": {"front": image, "wrist": image}, "state": np.array([self.x, 0, 0, 1], np.float32)}
+        return {
+            "images": {"front": image, "wrist": image},
+            "state": np.array([self.x, 0, 0, 1], np.float32),
+        }
 
     def expert_action(self):
         return np.array([np.clip(self.goal - self.x, -1, 1), 0, 0, 0.5], np.float32)
@@ -46,7 +49,10 @@ class Line:
 
     def facts(self, all_views=True):
         sizes = {"C": 2, "N": 2}
-        facts = {name: np.zeros([sizes.get(axis, axis) for axis in axes]) for name, axes in STEP_FIELDS.items()}
+        facts = {
+            name: np.zeros([sizes.get(axis, axis) for axis in axes])
+            for name, axes in STEP_FIELDS.items()
+        }
         return {**facts, "gripper_position": np.array([self.x, 0, 0])}
 
 
@@ -56,7 +62,7 @@ def test_the_recorded_action_is_the_experts_in_the_state_it_was_pushed_to():
     executed = np.array(env.executed)
     expected = np.clip(env.goal - episode.state[:, 0], -1, 1)
     np.testing.assert_allclose(episode.action[:, 0], expected, atol=1e-5)
-    pushed = executed - episode.action[:len(executed)]
+    pushed = executed - episode.action[: len(executed)]
     assert 0.05 < pushed[:, :3].std() < 0.5
     assert (pushed[:, 3] == 0).all()  # the fingers are left alone
 
@@ -65,10 +71,15 @@ def test_all_parts_have_the_same_steps_and_images_are_jpeg():
     episode = rollout_expert(Line(), seed=1)
     steps = len(episode.action)
     assert steps == len(episode.state) == len(episode.annotation)
-    assert {name: len(frames) for name, frames in episode.images.items()} == {"front": steps, "wrist": steps}
+    assert {name: len(frames) for name, frames in episode.images.items()} == {
+        "front": steps,
+        "wrist": steps,
+    }
     image = Image.open(io.BytesIO(episode.images["front"][0]))
     assert (image.format, image.size) == ("JPEG", (16, 16))
-    np.testing.assert_allclose(episode.annotation.gripper_position[:, 0], episode.state[:, 0], atol=1e-6)
+    np.testing.assert_allclose(
+        episode.annotation.gripper_position[:, 0], episode.state[:, 0], atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("after", [0, 5])

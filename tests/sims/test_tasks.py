@@ -26,7 +26,9 @@ def test_a_row_is_consistent(name):
     assert len(set(task.instructions)) >= 4
     assert len(task.phases) >= 2
     assert all(phase.until in PHASE_CONDITIONS for phase in task.phases)
-    assert [phase.until == "never" for phase in task.phases] == [False] * (len(task.phases) - 1) + [True]
+    assert [phase.until == "never" for phase in task.phases] == [False] * (len(task.phases) - 1) + [
+        True
+    ]
     assert all(bool(spec.body) != bool(spec.site) for spec in task.objects)
 
 

@@ -22,11 +22,18 @@ META = {"config": {"seed": 0}}
 def state(step):
     rng = np.random.default_rng(step)
     tree = {"a": {"w": jnp.asarray(rng.normal(size=(64, 64)), jnp.float32)}, "b": jnp.float32(step)}
-    return TrainState(step=jnp.int32(step), params=tree, ema=tree, opt={"a": {"w": ()}, "b": {"mu": jnp.ones(3)}},
-                      skipped=jnp.int32(0))
+    return TrainState(
+        step=jnp.int32(step),
+        params=tree,
+        ema=tree,
+        opt={"a": {"w": ()}, "b": {"mu": jnp.ones(3)}},
+        skipped=jnp.int32(0),
+    )
 
 
-ABSTRACT = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state(0))
+ABSTRACT = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state(0)
+)
 
 
 def saved(workdir, *steps, **options):
@@ -44,7 +51,10 @@ def assert_same(found, expected):
 
 def files(folder):
     """The data of a checkpoint, largest first."""
-    return sorted((path for path in folder.rglob("d/*") if path.is_file()), key=lambda path: -path.stat().st_size)
+    return sorted(
+        (path for path in folder.rglob("d/*") if path.is_file()),
+        key=lambda path: -path.stat().st_size,
+    )
 
 
 def cut(folder):
@@ -75,7 +85,10 @@ def test_the_one_before_is_taken_where_the_newest_is_damaged(tmp_path, caplog, d
     with caplog.at_level(logging.WARNING):
         checkpoints = Checkpoints(tmp_path, keep=3)
         assert_same(checkpoints.restore(ABSTRACT), state(4))
-    assert "/checkpoints/6 is damaged (" in caplog.text and "taking the checkpoint before it" in caplog.text
+    assert (
+        "/checkpoints/6 is damaged (" in caplog.text
+        and "taking the checkpoint before it" in caplog.text
+    )
     assert checkpoints.latest() == 4 and checkpoints.meta()["config"] == META["config"]
     checkpoints.save(state(5), META)  # its step, and those before it, can be saved again
     checkpoints.save(state(6), META)
@@ -113,23 +126,30 @@ def test_a_full_disk_costs_the_save_and_nothing_else(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_named_before_training(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="no checkpoint can be written to .*/file/run/checkpoints.*--config.workdir"):
+    with pytest.raises(
+        OSError, match="no checkpoint can be written to .*/file/run/checkpoints.*--config.workdir"
+    ):
         Checkpoints(tmp_path / "file" / "run", keep=1).check_writable(ABSTRACT)
     checkpoints = Checkpoints(tmp_path / "run", keep=1)
     checkpoints.check_writable(ABSTRACT)
     assert not any((tmp_path / "run" / "checkpoints").iterdir())
     monkeypatch.setattr(shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(1000))
-    with pytest.raises(OSError, match="a checkpoint takes 0.00 GiB, and .*/run/checkpoints has room for 0.00 GiB"):
+    with pytest.raises(
+        OSError, match="a checkpoint takes 0.00 GiB, and .*/run/checkpoints has room for 0.00 GiB"
+    ):
         checkpoints.check_writable(ABSTRACT)
 
 
 def test_a_bucket_that_does_not_answer_is_named(monkeypatch):
     """Its filesystem's own error says of no place; and it is no local folder of that name."""
+
     def silent(self):
         raise ConnectionError("Cannot connect to host storage.googleapis.com:443")
 
     monkeypatch.setattr(type(epath.Path("gs://no-bucket")), "exists", silent)
-    with pytest.raises(OSError, match="^gs://no-bucket/run/checkpoints cannot be reached: Cannot connect to host"):
+    with pytest.raises(
+        OSError, match="^gs://no-bucket/run/checkpoints cannot be reached: Cannot connect to host"
+    ):
         Checkpoints("gs://no-bucket/run")
 
 
@@ -137,7 +157,10 @@ def test_a_newer_versions_checkpoint_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "FORMAT", 2)
     saved(tmp_path, 1)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match=r"checkpoint format 2 is newer than this etcvla reads \(1\); update etcvla"):
+    with pytest.raises(
+        ValueError,
+        match=r"checkpoint format 2 is newer than this etcvla reads \(1\); update etcvla",
+    ):
         Checkpoints(tmp_path).meta()
 
 
@@ -152,5 +175,8 @@ def test_sizes_are_noted_beside_what_was_written(tmp_path):
     saved(tmp_path, 1)
     folder = tmp_path / "checkpoints" / "1"
     known = json.loads((folder / "files.json").read_text())
-    assert known == {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*")
-                     if path.is_file() and path.name != "files.json"}
+    assert known == {
+        str(path.relative_to(folder)): path.stat().st_size
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "files.json"
+    }

@@ -56,8 +56,13 @@ def dataset(tmp_path_factory):
 
 def start(code, *arguments):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], env=environment, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def lines(workdir):
@@ -68,7 +73,10 @@ def lines(workdir):
 def saved(config):
     _, abstract = abstract_state(Stage.open(config), sharding.make_mesh(config.mesh))
     found = Checkpoints(config.workdir).restore(abstract)
-    return {path_str(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(found)[0]}
+    return {
+        path_str(path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(found)[0]
+    }
 
 
 def test_hosts_come_and_go(dataset, tmp_path):
@@ -92,7 +100,9 @@ def test_hosts_come_and_go(dataset, tmp_path):
     for step, line in expected.items():
         for name, value in line.items():
             if "loss" in name or name == "grad_norm":
-                np.testing.assert_allclose(found[step][name], value, rtol=1e-5, err_msg=f"{name} at {step}")
+                np.testing.assert_allclose(
+                    found[step][name], value, rtol=1e-5, err_msg=f"{name} at {step}"
+                )
     ended = saved(config)
     for name, value in saved(alone).items():
         np.testing.assert_allclose(ended[name], value, atol=1e-4, err_msg=name)

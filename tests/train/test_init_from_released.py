@@ -38,18 +38,27 @@ def step_zero(config):
     return state
 
 
-def test_the_backbone_is_the_checkpoints_and_the_expert_is_fresh(dataset, released, tmp_path, capsys):
+def test_the_backbone_is_the_checkpoints_and_the_expert_is_fresh(
+    dataset, released, tmp_path, capsys
+):
     path, expected = released
     config = nano_config(dataset, tmp_path, init_from=path)
     assert missing_paths(config) == {}
     state, fresh = step_zero(config), step_zero(nano_config(dataset, tmp_path))
     for tree in (state.params, state.ema):
-        for (name, leaf), new in zip(flatten_dict(tree, sep="/").items(), jax.tree.leaves(fresh.params), strict=True):
-            np.testing.assert_array_equal(leaf, expected[name] if is_backbone(name) else new, err_msg=name)
+        for (name, leaf), new in zip(
+            flatten_dict(tree, sep="/").items(), jax.tree.leaves(fresh.params), strict=True
+        ):
+            np.testing.assert_array_equal(
+                leaf, expected[name] if is_backbone(name) else new, err_msg=name
+            )
     loaded = sum(leaf.size for name, leaf in expected.items() if is_backbone(name))
     rest = sum(leaf.size for name, leaf in expected.items() if not is_backbone(name))
     told = capsys.readouterr().out
-    assert f"objective_bridge: {path} (Hugging Face PaliGemma): {loaded:,} parameters in 32 arrays loaded" in told
+    assert (
+        f"objective_bridge: {path} (Hugging Face PaliGemma): {loaded:,} parameters in 32 arrays loaded"
+        in told
+    )
     assert f"fresh, as this kind of checkpoint never has them: {rest:,} parameters in " in told
 
 
@@ -57,8 +66,12 @@ def test_it_trains_and_remembers_where_it_came_from(dataset, released, tmp_path)
     config = nano_config(dataset, tmp_path, init_from=released[0])
     train(config, until=1)
     assert Checkpoints(config.workdir).meta()["lineage"] == [{"released": released[0]}]
-    state = Checkpoints(config.workdir).restore(abstract_state(Stage.open(config), sharding.make_mesh(config.mesh))[1])
-    moved = np.abs(state.params["llm"]["final_norm"]["scale"] - released[1]["llm/final_norm/scale"]).max()
+    state = Checkpoints(config.workdir).restore(
+        abstract_state(Stage.open(config), sharding.make_mesh(config.mesh))[1]
+    )
+    moved = np.abs(
+        state.params["llm"]["final_norm"]["scale"] - released[1]["llm/final_norm/scale"]
+    ).max()
     assert 0 < moved < 0.1  # one step from there
 
 

@@ -20,7 +20,9 @@ def test_flow_errors_are_means_over_what_is_not_masked():
     error = rng.random((ROWS, DRAWS, STEPS, WIDTH)).astype(np.float32) * mask
     time = rng.uniform(0, 0.79, (ROWS, DRAWS)).astype(np.float32)  # nothing in the last bin
     time[0, 0] = 0.0
-    found = {name: np.asarray(quotient(both)) for name, both in flow_errors(error, mask, time).items()}
+    found = {
+        name: np.asarray(quotient(both)) for name, both in flow_errors(error, mask, time).items()
+    }
     by_time, by_dim = ([[] for _ in range(n)] for n in (TIME_BINS, WIDTH))
     for row, draw, step, dim in np.ndindex(error.shape):
         if mask[row, 0, step, dim]:
@@ -33,15 +35,21 @@ def test_flow_errors_are_means_over_what_is_not_masked():
 
 
 def test_the_noisiest_time_is_in_the_last_bin():
-    both = flow_errors(jnp.ones((1, 1, 2, 2)), jnp.ones((1, 1, 2, 2), bool), jnp.ones((1, 1)))["flow_error/time"]
+    both = flow_errors(jnp.ones((1, 1, 2, 2)), jnp.ones((1, 1, 2, 2), bool), jnp.ones((1, 1)))[
+        "flow_error/time"
+    ]
     assert both.tolist() == [[[0, 0, 0, 0, 4], [0, 0, 0, 0, 4]]]
 
 
 @pytest.mark.parametrize("changes", [{}, {"expert": None}, {"lora": ((".*", 2),)}])
 def test_every_parameter_has_its_group(changes):
     params = jax.eval_shape(lambda: init_params(make_model(**changes)))
-    groups = jax.tree_util.tree_flatten_with_path(assign(GROUPS, params, "groups", all_used=False))[0]
-    expected = {"vision_tower", "embeddings", "language_model"} | ({"expert"} if "expert" not in changes else set())
+    groups = jax.tree_util.tree_flatten_with_path(assign(GROUPS, params, "groups", all_used=False))[
+        0
+    ]
+    expected = {"vision_tower", "embeddings", "language_model"} | (
+        {"expert"} if "expert" not in changes else set()
+    )
     assert {group for _, group in groups} == expected
     for path, group in groups:
         path = path_str(path)
@@ -50,17 +58,33 @@ def test_every_parameter_has_its_group(changes):
 
 
 def test_gradient_norms_by_group():
-    grads = {"img": {"w": jnp.array([3.0, 4.0])}, "llm": {"layers": {"mlp": {"linear": jnp.array([2.0])}, "mlp_1": {
-        "linear": jnp.array([[6.0]])}}, "final_norm": None}, "state_proj": {"kernel": jnp.array([8.0])},
-        "novel": jnp.array([1.0])}  # None: frozen
+    grads = {
+        "img": {"w": jnp.array([3.0, 4.0])},
+        "llm": {
+            "layers": {
+                "mlp": {"linear": jnp.array([2.0])},
+                "mlp_1": {"linear": jnp.array([[6.0]])},
+            },
+            "final_norm": None,
+        },
+        "state_proj": {"kernel": jnp.array([8.0])},
+        "novel": jnp.array([1.0]),
+    }  # None: frozen
     found = {name: float(value) for name, value in grad_norms(grads).items()}
-    assert found == {"grad_norm/vision_tower": 5, "grad_norm/language_model": 2, "grad_norm/expert": 10,
-                     "grad_norm/other": 1}
+    assert found == {
+        "grad_norm/vision_tower": 5,
+        "grad_norm/language_model": 2,
+        "grad_norm/expert": 10,
+        "grad_norm/other": 1,
+    }
 
 
 def test_means_leave_out_what_is_absent():
     nan = np.nan
-    rows = [{"a": 1.0, "b": nan, "v": np.array([nan, 2.0, nan])}, {"a": 2.0, "b": nan, "v": np.array([4.0, 4.0, nan])}]
+    rows = [
+        {"a": 1.0, "b": nan, "v": np.array([nan, 2.0, nan])},
+        {"a": 2.0, "b": nan, "v": np.array([4.0, 4.0, nan])},
+    ]
     assert means(rows) == {"a": 1.5, "v_0": 4.0, "v_1": 3.0}
     assert list(means([{"v": np.arange(11.0)}]))[::10] == ["v_00", "v_10"]
     assert means([]) == {}

@@ -28,8 +28,19 @@ from tests.train.nano import optim_config
 
 ROWS, DRAWS = 4, 2
 SETTINGS = StepSettings(
-    seed=0, steps=10, streams=("act", "ask", "never"), max_targets=8, noise_samples=DRAWS, text=((0.0, 1.0), (1.0, 3.0)),
-    fast=((0.0, 0.5),), flow=((0.0, 2.0),), ema_decay=0.9, shift=0, color=0.0, loc_offset=999)
+    seed=0,
+    steps=10,
+    streams=("act", "ask", "never"),
+    max_targets=8,
+    noise_samples=DRAWS,
+    text=((0.0, 1.0), (1.0, 3.0)),
+    fast=((0.0, 0.5),),
+    flow=((0.0, 2.0),),
+    ema_decay=0.9,
+    shift=0,
+    color=0.0,
+    loc_offset=999,
+)
 KEY = jax.random.key(7)
 
 
@@ -65,7 +76,9 @@ def run(model):
 def test_next_token_losses_are_means_over_their_tokens(model, run, batch):
     module, params = model
     columns = jnp.broadcast_to(jnp.arange(32), batch["tokens"].shape)
-    logits, _ = jax.jit(functools.partial(module.apply, {"params": params}))(batch, columns, None, None)
+    logits, _ = jax.jit(functools.partial(module.apply, {"params": params}))(
+        batch, columns, None, None
+    )
     loss = np.asarray(optax.softmax_cross_entropy_with_integer_labels(logits, batch["tokens"]))
     fast = batch["target"] & (batch["segment"] == batch["action_segment"][:, None])
     parts = run(batch)
@@ -78,8 +91,12 @@ def test_next_token_losses_are_means_over_their_tokens(model, run, batch):
         np.testing.assert_allclose(metrics[f"{stream}/loss"], loss[chosen].mean(), rtol=1e-5)
         np.testing.assert_allclose(metrics[f"{stream}/accuracy"], hits[chosen].mean(), rtol=1e-5)
     assert np.isnan(metrics["never/loss"]) and np.isnan(metrics["never/accuracy"])
-    half = batch | {"weight": batch["weight"] * np.where(batch["tokens"] == 1, 0, 1).astype(np.float32)}
-    np.testing.assert_allclose(run(half)["fast"], loss[fast & (batch["tokens"] != 1)].mean(), rtol=1e-5)
+    half = batch | {
+        "weight": batch["weight"] * np.where(batch["tokens"] == 1, 0, 1).astype(np.float32)
+    }
+    np.testing.assert_allclose(
+        run(half)["fast"], loss[fast & (batch["tokens"] != 1)].mean(), rtol=1e-5
+    )
 
 
 def test_flow_loss_is_the_mean_over_what_is_not_masked(model, run, batch):
@@ -89,9 +106,13 @@ def test_flow_loss_is_the_mean_over_what_is_not_masked(model, run, batch):
     noise = jax.random.normal(noise_key, (ROWS, DRAWS, *batch["actions"].shape[1:]))
     x_t, target = flow.interpolate(batch["actions"], noise, time)
     x_t = x_t.at[..., 4:].set(0).at[2:].set(0)
-    _, velocity = jax.jit(functools.partial(module.apply, {"params": params}))(batch, None, x_t, time)
+    _, velocity = jax.jit(functools.partial(module.apply, {"params": params}))(
+        batch, None, x_t, time
+    )
     mask = np.broadcast_to(batch["action_mask"][:, None], velocity.shape)
-    np.testing.assert_allclose(run(batch)["flow"], np.square(velocity - target)[mask].mean(), rtol=1e-5)
+    np.testing.assert_allclose(
+        run(batch)["flow"], np.square(velocity - target)[mask].mean(), rtol=1e-5
+    )
 
 
 def test_padding_of_the_chunk_changes_nothing(run, batch):
@@ -114,7 +135,9 @@ def test_acting_keeps_padded_widths_as_training_showed_them(model, batch):
 
 
 def test_nothing_to_learn_is_zero_not_nan(run, batch):
-    empty = batch | {name: np.zeros_like(batch[name]) for name in ("target", "weight", "action_mask")}
+    empty = batch | {
+        name: np.zeros_like(batch[name]) for name in ("target", "weight", "action_mask")
+    }
     parts = run(empty)
     assert parts["text"] == parts["fast"] == parts["flow"] == 0
 
@@ -122,8 +145,11 @@ def test_nothing_to_learn_is_zero_not_nan(run, batch):
 def test_the_total_follows_its_knots(run, batch):
     parts = run(batch)
     for progress, text in ((0.0, 1.0), (0.25, 1.5), (1.0, 3.0)):
-        np.testing.assert_allclose(total_loss(parts, jnp.float32(progress), SETTINGS),
-                                   text * parts["text"] + 0.5 * parts["fast"] + 2 * parts["flow"], rtol=1e-6)
+        np.testing.assert_allclose(
+            total_loss(parts, jnp.float32(progress), SETTINGS),
+            text * parts["text"] + 0.5 * parts["fast"] + 2 * parts["flow"],
+            rtol=1e-6,
+        )
 
 
 def test_both_action_objectives_train_in_one_row(batch):
@@ -139,10 +165,14 @@ def test_both_action_objectives_train_in_one_row(batch):
         return jax.grad(loss)(params)
 
     params = random_params(module)
-    both, fast, flow = (jax.tree_util.tree_flatten_with_path(grads(params, *weights))[0]
-                        for weights in ((0.5, 2.0), (1.0, 0.0), (0.0, 1.0)))
+    both, fast, flow = (
+        jax.tree_util.tree_flatten_with_path(grads(params, *weights))[0]
+        for weights in ((0.5, 2.0), (1.0, 0.0), (0.0, 1.0))
+    )
     for (path, total), (_, of_fast), (_, of_flow) in zip(both, fast, flow, strict=True):
-        np.testing.assert_allclose(total, 0.5 * of_fast + 2 * of_flow, atol=1e-5 * max(1, np.abs(total).max()))
+        np.testing.assert_allclose(
+            total, 0.5 * of_fast + 2 * of_flow, atol=1e-5 * max(1, np.abs(total).max())
+        )
         name = path_str(path)
         if is_backbone(name):
             assert not of_flow.any() and (of_fast.any() or "key/bias" in name), name
@@ -177,7 +207,12 @@ def test_a_steps_randomness_is_a_function_of_seed_and_step(batch):
     optimizer = make_optimizer(optim_config(), SETTINGS.steps, params)
 
     def step(number, seed):
-        state = TrainState(step=jnp.int32(number), params=params, ema={"w": jnp.float32(2)}, opt=optimizer.init(params))
+        state = TrainState(
+            step=jnp.int32(number),
+            params=params,
+            ema={"w": jnp.float32(2)},
+            opt=optimizer.init(params),
+        )
         settings = SETTINGS.replace(seed=seed, text=off, fast=off)
         return train_step(state, batch, model=Line(), optimizer=optimizer, settings=settings)
 
@@ -192,7 +227,9 @@ def one_step(module, params, batch, optim=None, **fields):
     """State and metrics after a step whose size tells gradients apart, jitted."""
     optimizer = make_optimizer(optim_config(eps=1.0, **(optim or {})), SETTINGS.steps, params)
     state = TrainState(step=jnp.int32(3), params=params, ema=params, opt=optimizer.init(params))
-    step = functools.partial(train_step, model=module, optimizer=optimizer, settings=SETTINGS.replace(**fields))
+    step = functools.partial(
+        train_step, model=module, optimizer=optimizer, settings=SETTINGS.replace(**fields)
+    )
     return jax.jit(step)(state, batch)
 
 
@@ -200,24 +237,35 @@ def test_parts_of_a_batch_add_up_to_it(model, batch):
     """Row by row, in turn: rows that differ in what they teach, so that a mean of the parts' means would be another."""
     module, params = model
     z = ((0.0, 0.1),)
-    (whole, expected), (parts, found) = (one_step(module, params, batch, microbatches=n, z=z) for n in (1, ROWS))
+    (whole, expected), (parts, found) = (
+        one_step(module, params, batch, microbatches=n, z=z) for n in (1, ROWS)
+    )
     assert found.keys() == expected.keys() >= {"loss/z", "act/accuracy"}
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=2e-5, err_msg=name)
-    for a, b, start in zip(*map(jax.tree.leaves, (whole.params, parts.params, params)), strict=True):
-        np.testing.assert_allclose(b - start, a - start, atol=2e-6 * max(1, np.abs(a - start).max()))
+    for a, b, start in zip(
+        *map(jax.tree.leaves, (whole.params, parts.params, params)), strict=True
+    ):
+        np.testing.assert_allclose(
+            b - start, a - start, atol=2e-6 * max(1, np.abs(a - start).max())
+        )
 
 
 def test_z_is_the_mean_squared_log_of_the_softmaxs_sum(model, batch):
     module, params = model
     columns = jnp.broadcast_to(jnp.arange(32), batch["tokens"].shape)
-    logits, _ = jax.jit(functools.partial(module.apply, {"params": params}))(batch, columns, None, None)
+    logits, _ = jax.jit(functools.partial(module.apply, {"params": params}))(
+        batch, columns, None, None
+    )
     squares = np.square(jax.nn.logsumexp(logits, axis=-1))
     settings = SETTINGS.replace(z=((0.0, 0.1),), flow=((0.0, 0.0),))
     parts = jax.jit(functools.partial(losses, module, settings=settings))(params, batch, KEY)
     np.testing.assert_allclose(parts["z"], squares[batch["target"]].mean(), rtol=1e-5)
-    np.testing.assert_allclose(total_loss(parts, 0.0, settings), parts["text"] + 0.5 * parts["fast"] + 0.1 * parts["z"],
-                               rtol=1e-6)
+    np.testing.assert_allclose(
+        total_loss(parts, 0.0, settings),
+        parts["text"] + 0.5 * parts["fast"] + 0.1 * parts["z"],
+        rtol=1e-6,
+    )
 
 
 def test_insulation_may_change_by_degrees(model, batch):
@@ -229,20 +277,30 @@ def test_insulation_may_change_by_degrees(model, batch):
     @functools.partial(jax.jit, static_argnums=0)
     def backbone(insulate, gradient_scale=None):
         def loss(params):
-            return microbatch_losses(make_model(insulate=insulate), params, rows, counts, settings, gradient_scale)["flow"]
+            return microbatch_losses(
+                make_model(insulate=insulate), params, rows, counts, settings, gradient_scale
+            )["flow"]
 
         return jax.grad(loss)(params)["llm"]["layers"]["mlp"]["linear"]
 
     free = backbone(False)
     assert free.any() and not backbone(True).any()
     for gradient_scale in (0.0, 0.5, 1.0):
-        np.testing.assert_allclose(backbone(False, jnp.float32(gradient_scale)), gradient_scale * free, atol=1e-7)
+        np.testing.assert_allclose(
+            backbone(False, jnp.float32(gradient_scale)), gradient_scale * free, atol=1e-7
+        )
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(batch):
     params, off = {"w": jnp.float32(0.5)}, ((0.0, 0.0),)
-    (state, metrics), (bad, told) = (one_step(Line(), params, made, skip=True, text=off, fast=off) for made in (
-        batch, batch | {"actions": batch["actions"] * np.where(np.arange(4)[:, None, None], 1, np.nan)}))
+    (state, metrics), (bad, told) = (
+        one_step(Line(), params, made, skip=True, text=off, fast=off)
+        for made in (
+            batch,
+            batch
+            | {"actions": batch["actions"] * np.where(np.arange(4)[:, None, None], 1, np.nan)},
+        )
+    )
     assert state.params["w"] != 0.5 and state.skipped == 0 and metrics["skipped"] == 0
     assert np.isnan(told["loss"]) and told["skipped"] == 1 and (bad.step, bad.skipped) == (4, 1)
     assert bad.params == bad.ema == params and bad.opt["w"].count == 0
@@ -254,12 +312,26 @@ def test_what_rests_is_not_differentiated(model, batch):
     optim = {"lr_multiple": (("img/.*", ((0.0, 0.0), (0.5, 0.0), (0.6, 1.0))), (".*", 1.0))}
     optimizer = make_optimizer(optim_config(**optim), SETTINGS.steps, params)
     state = TrainState(step=jnp.int32(0), params=params, ema=params, opt=optimizer.init(params))
-    rests, moves = (flops.count(functools.partial(
-        train_step, model=module, optimizer=optimizer, settings=SETTINGS.replace(frozen=optimizer.frozen_at(step))),
-        state, batch).total() for step in (0, 9))
-    tower = flops.count(lambda images: module.apply({"params": params}, images, method="encode_images"),
-                        batch["images"]).total()
-    assert moves - rests > tower  # a weight's and an input's product less, but for the first layer's input
+    rests, moves = (
+        flops.count(
+            functools.partial(
+                train_step,
+                model=module,
+                optimizer=optimizer,
+                settings=SETTINGS.replace(frozen=optimizer.frozen_at(step)),
+            ),
+            state,
+            batch,
+        ).total()
+        for step in (0, 9)
+    )
+    tower = flops.count(
+        lambda images: module.apply({"params": params}, images, method="encode_images"),
+        batch["images"],
+    ).total()
+    assert (
+        moves - rests > tower
+    )  # a weight's and an input's product less, but for the first layer's input
 
 
 def test_gradients_of_masters_are_those_of_the_cast_parameters(batch):
@@ -270,20 +342,39 @@ def test_gradients_of_masters_are_those_of_the_cast_parameters(batch):
     rows, _ = targets(batch, KEY, SETTINGS)
 
     def total(params):
-        logits, velocity = module.apply({"params": params}, rows, rows["target_positions"], rows["x_t"], rows["time"])
+        logits, velocity = module.apply(
+            {"params": params}, rows, rows["target_positions"], rows["x_t"], rows["time"]
+        )
         return jnp.square(logits).sum() + jnp.square(velocity).sum()
 
     cast = jax.tree.map(lambda p, tap: p.astype(tap.dtype), params, narrow)
-    exact = {"compiler_options": {"xla_allow_excess_precision": False}}  # or XLA leaves roundings out
+    exact = {
+        "compiler_options": {"xla_allow_excess_precision": False}
+    }  # or XLA leaves roundings out
     of_cast = jax.jit(jax.grad(total), **exact)(cast)
     trained = jax.tree.map(lambda p, tap: p if p.dtype == tap.dtype else tap, params, narrow)
-    of_taps = jax.jit(jax.grad(lambda trained: total(jax.tree.map(
-        lambda p, t: t if t.dtype == p.dtype else ops.Master(p, t), params, trained))), **exact)(trained)
+    of_taps = jax.jit(
+        jax.grad(
+            lambda trained: total(
+                jax.tree.map(
+                    lambda p, t: t if t.dtype == p.dtype else ops.Master(p, t), params, trained
+                )
+            )
+        ),
+        **exact,
+    )(trained)
     for a, b in zip(jax.tree.leaves(of_taps), jax.tree.leaves(of_cast), strict=True):
         eps = 10 * float(jnp.finfo(b.dtype).eps) * max(1, float(jnp.abs(b).max()))
         np.testing.assert_allclose(a.astype(np.float32), b.astype(np.float32), atol=eps)
-    dtypes = {path_str(path): leaf.dtype for path, leaf in jax.tree_util.tree_flatten_with_path(of_taps)[0]}
-    assert dtypes["llm/layers/mlp/gating_einsum"] == dtypes["llm/layers/pre_ffw_norm_1/Dense_0/bias"] == jnp.bfloat16
+    dtypes = {
+        path_str(path): leaf.dtype
+        for path, leaf in jax.tree_util.tree_flatten_with_path(of_taps)[0]
+    }
+    assert (
+        dtypes["llm/layers/mlp/gating_einsum"]
+        == dtypes["llm/layers/pre_ffw_norm_1/Dense_0/bias"]
+        == jnp.bfloat16
+    )
     assert dtypes["llm/layers/pre_ffw_norm/scale"] == dtypes["action_in_proj/kernel"] == jnp.float32
 
 
@@ -291,6 +382,10 @@ def test_slots_are_the_first_targets_in_order():
     target = np.zeros((2, 7), bool)
     target[0, [5, 2, 3]] = target[1, 6] = True
     target_positions, real = find_target_positions(target, 2)
-    assert target_positions[0].tolist() == [2, 3] and real.tolist() == [[True, True], [True, False]] and target_positions[1, 0] == 6
+    assert (
+        target_positions[0].tolist() == [2, 3]
+        and real.tolist() == [[True, True], [True, False]]
+        and target_positions[1, 0] == 6
+    )
     target_positions, real = find_target_positions(target, 99)
     assert target_positions.shape == (2, 7) and real.sum() == 4

@@ -27,15 +27,31 @@ def test_what_is_rematerialised_is_no_model_flop():
         return ours.make_step(model, params, ours.settings(losses=("flow",)))[0]
 
     needed = usage.step_flops(step_of, model, *args)
-    assert needed == count(step_of(VLA(CONFIG)), *args).total() < count(step_of(model), *args).total()
+    assert (
+        needed == count(step_of(VLA(CONFIG)), *args).total() < count(step_of(model), *args).total()
+    )
     assert needed == usage.step_flops(step_of, VLA(CONFIG), *args)
 
 
-@pytest.mark.parametrize(("kind", "peak"), [
-    ("TPU v4", 275e12), ("TPU v5 lite", 197e12), ("TPU v5e", 197e12), ("TPU v5p", 459e12), ("TPU v5", 459e12),
-    ("TPU v6 lite", 918e12), ("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA H100 80GB HBM3", 989e12),
-    ("NVIDIA H100 PCIe", 756e12), ("NVIDIA L4", 121e12), ("NVIDIA L40S", 362e12), ("Tesla T4", 65e12),
-    ("TPU v4 lite", None), ("cpu", None)])
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [
+        ("TPU v4", 275e12),
+        ("TPU v5 lite", 197e12),
+        ("TPU v5e", 197e12),
+        ("TPU v5p", 459e12),
+        ("TPU v5", 459e12),
+        ("TPU v6 lite", 918e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40S", 362e12),
+        ("Tesla T4", 65e12),
+        ("TPU v4 lite", None),
+        ("cpu", None),
+    ],
+)
 def test_peaks_by_kind(kind, peak):
     assert usage.peak_flops(SimpleNamespace(device_kind=kind)) == peak
 
@@ -50,11 +66,16 @@ def test_utilization_is_the_formula(monkeypatch):
 
 def test_memory_of_the_fullest_device_and_of_children(monkeypatch):
     stats = [{"bytes_in_use": 2**30, "peak_bytes_in_use": 2**31}, None, {"bytes_in_use": 3 * 2**30}]
-    monkeypatch.setattr(jax, "local_devices", lambda: [SimpleNamespace(memory_stats=lambda s=s: s) for s in stats])
+    monkeypatch.setattr(
+        jax, "local_devices", lambda: [SimpleNamespace(memory_stats=lambda s=s: s) for s in stats]
+    )
     before = usage.memory()
     assert before["run/device_gib"] == 3 and before["run/device_peak_gib"] == 2
-    child = subprocess.Popen([sys.executable, "-c", "x = b'x' * 3 * 10**8; print(flush=True); input()"],
-                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    child = subprocess.Popen(
+        [sys.executable, "-c", "x = b'x' * 3 * 10**8; print(flush=True); input()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     child.stdout.readline()
     grown = usage.memory()["run/resident_gib"] - before["run/resident_gib"]
     child.communicate(b"\n")
@@ -62,5 +83,8 @@ def test_memory_of_the_fullest_device_and_of_children(monkeypatch):
 
 
 def test_tokens_a_row_are_those_that_are_there():
-    batch = {"segment": np.array([[1, 1, 2, 0], [1, 0, 0, 0]]), "image_mask": np.array([[True, True], [True, False]])}
+    batch = {
+        "segment": np.array([[1, 1, 2, 0], [1, 0, 0, 0]]),
+        "image_mask": np.array([[True, True], [True, False]]),
+    }
     assert usage.tokens(batch, 10) == (4 + 3 * 10) / 2

@@ -33,7 +33,9 @@ def publish(directory: str | Path, *, review: str | Path | None = None, frames: 
     Raises what `RLDSDataset`, `apply_review` and `compute_norm_stats` do.
     """
     if review:
-        from data_builders.tools.publish.reviewed import apply_review  # which needs TensorFlow; nothing else here does
+        from data_builders.tools.publish.reviewed import (
+            apply_review,
+        )  # which needs TensorFlow; nothing else here does
 
         directory = apply_review(directory, review)
     facts = DatasetFacts.gather(directory)
@@ -42,9 +44,12 @@ def publish(directory: str | Path, *, review: str | Path | None = None, frames: 
     for split, file in previews.items():
         with _whole_file(file) as made:
             write_preview(made, facts.splits[split], frames)
-    texts = {STATISTICS: lambda: json.dumps(statistics, indent=1), CITATION: lambda: citation(facts),
-             CARD: lambda: card(facts, statistics, previews),
-             CROISSANT: lambda: json.dumps(croissant.describe(facts, previews), indent=1)}
+    texts = {
+        STATISTICS: lambda: json.dumps(statistics, indent=1),
+        CITATION: lambda: citation(facts),
+        CARD: lambda: card(facts, statistics, previews),
+        CROISSANT: lambda: json.dumps(croissant.describe(facts, previews), indent=1),
+    }
     for name, text in texts.items():
         with _whole_file(facts.directory / name) as made:
             made.write_text(text(), encoding="utf-8")
@@ -67,8 +72,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make a dataset ready to be given away.")
     parser.add_argument("directory", help="version folder of the dataset, or its parent")
     parser.add_argument("--review", help=REVIEW_HELP)
-    parser.add_argument("--frames", type=int, default=64, help="frames of each split in the preview, about")
-    parser.add_argument("--check", action="store_true", help="write nothing; compare every file with its SHA-256")
+    parser.add_argument(
+        "--frames", type=int, default=64, help="frames of each split in the preview, about"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; compare every file with its SHA-256"
+    )
     arguments = parser.parse_args()
     try:
         if arguments.check:

@@ -13,8 +13,14 @@ from etcvla.data.rlds_layout import read_features
 from etcvla.etc.items import ETC_KINDS
 
 # The Hub's names of size: https://huggingface.co/docs/hub/datasets-cards
-_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"),
-          (10_000_000, "1M<n<10M"), (100_000_000, "10M<n<100M"))
+_SIZES = (
+    (1_000, "n<1K"),
+    (10_000, "1K<n<10K"),
+    (100_000, "10K<n<100K"),
+    (1_000_000, "100K<n<1M"),
+    (10_000_000, "1M<n<10M"),
+    (100_000_000, "10M<n<100M"),
+)
 OUR_CITATION = """@article{twobridges,
   title={Two Bridges, One Pathway},
   journal={arXiv preprint arXiv:2606.08520},
@@ -23,7 +29,12 @@ OUR_CITATION = """@article{twobridges,
 
 def citation(facts: DatasetFacts) -> str:
     """BibTeX: of the data's source, if the builder states one, and of the method behind the items."""
-    return "\n\n".join(filter(None, [facts.info.get("citation", "").strip(), OUR_CITATION * facts.has_items])) + "\n"
+    return (
+        "\n\n".join(
+            filter(None, [facts.info.get("citation", "").strip(), OUR_CITATION * facts.has_items])
+        )
+        + "\n"
+    )
 
 
 def card(facts: DatasetFacts, statistics: dict[str, Any], previews: dict[str, Path]) -> str:
@@ -34,38 +45,61 @@ def card(facts: DatasetFacts, statistics: dict[str, Any], previews: dict[str, Pa
       previews: split -> Parquet file inside the dataset's folder.
     """
     sections = [
-        ("", facts.info.get("description", "").strip()), ("Counts", _counts(statistics)), ("Items", _items(statistics)),
-        ("Where it comes from", _provenance(facts)), ("Features", _features(facts)), ("Loading it", _loading(facts)),
-        ("Files", _FILES), ("Licence", facts.license or "Not stated by the dataset's builder; ask its authors."),
-        ("Citation", f"```bibtex\n{citation(facts)}```")]
-    body = "\n\n".join(f"## {title}\n\n{text}" if title else text for title, text in sections if text)
+        ("", facts.info.get("description", "").strip()),
+        ("Counts", _counts(statistics)),
+        ("Items", _items(statistics)),
+        ("Where it comes from", _provenance(facts)),
+        ("Features", _features(facts)),
+        ("Loading it", _loading(facts)),
+        ("Files", _FILES),
+        ("Licence", facts.license or "Not stated by the dataset's builder; ask its authors."),
+        ("Citation", f"```bibtex\n{citation(facts)}```"),
+    ]
+    body = "\n\n".join(
+        f"## {title}\n\n{text}" if title else text for title, text in sections if text
+    )
     return f"{_head(facts, statistics, previews)}\n# {facts.name}\n\n{body}\n"
 
 
 def _head(facts: DatasetFacts, statistics: dict[str, Any], previews: dict[str, Path]) -> str:
     frames = sum(split["frames"] for split in statistics["splits"].values())
     size = next((name for limit, name in _SIZES if frames < limit), "100M<n<1B")
-    tasks = ["robotics"] * ("action" in facts.any_split.features) + ["visual-question-answering"] * facts.has_items
+    tasks = ["robotics"] * ("action" in facts.any_split.features) + [
+        "visual-question-answering"
+    ] * facts.has_items
     # The Hub's licence names are SPDX's in lower case; it knows "other" for the rest.
     known = re.fullmatch(r"(apache|mit|bsd|cc|gpl|lgpl)[a-z0-9.-]*", facts.license.lower())
-    lines = ["---", f"pretty_name: {facts.name}", f"license: {known[0] if known else 'other'}", "language: [en]",
-             f"task_categories: [{', '.join(tasks)}]", "tags: [rlds, tfds, embodied, croissant]",
-             f"size_categories: ['{size}']", "configs:", "- config_name: preview", "  data_files:"]
+    lines = [
+        "---",
+        f"pretty_name: {facts.name}",
+        f"license: {known[0] if known else 'other'}",
+        "language: [en]",
+        f"task_categories: [{', '.join(tasks)}]",
+        "tags: [rlds, tfds, embodied, croissant]",
+        f"size_categories: ['{size}']",
+        "configs:",
+        "- config_name: preview",
+        "  data_files:",
+    ]
     for split, file in previews.items():
         lines += [f"  - split: {split}", f"    path: {file.relative_to(facts.directory)}"]
     return "\n".join([*lines, "---", ""])
 
 
 def _counts(statistics: dict[str, Any]) -> str:
-    rows = [(split, f"{row['episodes']:,}", f"{row['frames']:,}", f"{row['items'].get('items', 0):,}")
-            for split, row in statistics["splits"].items()]
+    rows = [
+        (split, f"{row['episodes']:,}", f"{row['frames']:,}", f"{row['items'].get('items', 0):,}")
+        for split, row in statistics["splits"].items()
+    ]
     text = _table(("split", "episodes", "frames", "items"), rows)
     for key, what in (("episodes_by_domain", "scene"), ("episodes_by_task", "task")):
         counts = {split: row[key] for split, row in statistics["splits"].items() if key in row}
         names = dict.fromkeys(name for found in counts.values() for name in found)
         if names:
-            text += "\n\n" + _table((f"episodes by {what}", *counts),
-                                    [(name, *(str(found.get(name, 0)) for found in counts.values())) for name in names])
+            text += "\n\n" + _table(
+                (f"episodes by {what}", *counts),
+                [(name, *(str(found.get(name, 0)) for found in counts.values())) for name in names],
+            )
     return text
 
 
@@ -75,10 +109,16 @@ def _items(statistics: dict[str, Any]) -> str:
         return ""
     kinds = dict.fromkeys(kind for found in splits.values() for kind in found["by_kind"])
     ordered = sorted(kinds, key=lambda kind: [*ETC_KINDS, kind].index(kind))
-    return _table(("kind", *splits), [
-        (kind, *(f"{found['by_kind'].get(kind, 0):,}" for found in splits.values())) for kind in ordered]) + (
+    return _table(
+        ("kind", *splits),
+        [
+            (kind, *(f"{found['by_kind'].get(kind, 0):,}" for found in splits.values()))
+            for kind in ordered
+        ],
+    ) + (
         f"\n\nWho stands behind the answers: {_sources(splits.values())}. Per question_type, with the best constant answer and "
-        "text lengths: `statistics.json`.")
+        "text lengths: `statistics.json`."
+    )
 
 
 def _sources(reports: Iterable[dict[str, Any]]) -> str:
@@ -93,8 +133,12 @@ def _provenance(facts: DatasetFacts) -> str:
     rows = [(f"version of {name}", version) for name, version in made.pop("versions", {}).items()]
     rows += [(f"config: {name}", _plain(value)) for name, value in made.pop("config", {}).items()]
     tables = {name: made.pop(name) for name in list(made) if isinstance(made[name], dict)}
-    return "\n\n".join([_table(("what", "value"), [*made.items(), *rows]),
-                        *(_folded(name, table) for name, table in tables.items() if table)])
+    return "\n\n".join(
+        [
+            _table(("what", "value"), [*made.items(), *rows]),
+            *(_folded(name, table) for name, table in tables.items() if table),
+        ]
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -105,15 +149,25 @@ def _folded(title: str, table: dict[str, Any]) -> str:
     """A table to open: a row a key, and a column a field where the values have some."""
     first = next(iter(table.values()))
     fields = tuple(first) if isinstance(first, dict) else ()
-    rows = [(key, *(row[field] for field in fields)) if fields else (key, row) for key, row in table.items()]
+    rows = [
+        (key, *(row[field] for field in fields)) if fields else (key, row)
+        for key, row in table.items()
+    ]
     text = _table((title, *(fields or ("count",))), rows)
     return f"<details><summary>{title.capitalize()}</summary>\n\n{text}\n\n</details>"
 
 
 def _features(facts: DatasetFacts) -> str:
-    rows = [(f"`{feature.path}`", f"{feature.kind}{' list' * feature.ragged}",
-             "x".join("?" if size is None else str(size) for size in feature.shape) or "-", feature.doc)
-            for group in read_features(facts.directory) for feature in group.values()]
+    rows = [
+        (
+            f"`{feature.path}`",
+            f"{feature.kind}{' list' * feature.ragged}",
+            "x".join("?" if size is None else str(size) for size in feature.shape) or "-",
+            feature.doc,
+        )
+        for group in read_features(facts.directory)
+        for feature in group.values()
+    ]
     return _table(("feature", "kind", "shape", "meaning"), rows)
 
 
@@ -141,6 +195,10 @@ _FILES = """- `*.tfrecord-*`, `features.json`, `dataset_info.json`: the dataset 
 
 def _table(head: tuple[str, ...], rows: list[tuple]) -> str:
     def line(cells: tuple) -> str:
-        return "| " + " | ".join(str(cell).replace("|", r"\|").replace("\n", " ") for cell in cells) + " |"
+        return (
+            "| "
+            + " | ".join(str(cell).replace("|", r"\|").replace("\n", " ") for cell in cells)
+            + " |"
+        )
 
     return "\n".join([line(head), "|" + "---|" * len(head), *map(line, rows)])

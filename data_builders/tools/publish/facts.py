@@ -36,8 +36,13 @@ class DatasetFacts:
         found = find_version(Path(directory))
         info = json.loads((found / "dataset_info.json").read_text())
         made = found / "metadata.json"
-        return cls(found, full_name(found), info, json.loads(made.read_text()) if made.exists() else {},
-                   {split["name"]: RLDSDataset(found, split["name"]) for split in info["splits"]})
+        return cls(
+            found,
+            full_name(found),
+            info,
+            json.loads(made.read_text()) if made.exists() else {},
+            {split["name"]: RLDSDataset(found, split["name"]) for split in info["splits"]},
+        )
 
     @property
     def license(self) -> str:
@@ -47,7 +52,9 @@ class DatasetFacts:
     @property
     def url(self) -> str:
         """The dataset's page as its builder states it, else the paper of the method."""
-        return next(iter(self.info.get("location", {}).get("urls", [])), "https://arxiv.org/abs/2606.08520")
+        return next(
+            iter(self.info.get("location", {}).get("urls", [])), "https://arxiv.org/abs/2606.08520"
+        )
 
     @property
     def any_split(self) -> RLDSDataset:
@@ -60,36 +67,67 @@ class DatasetFacts:
 
     def vectors(self) -> list[str]:
         """Names of the step features that statistics are made of: the action and what is observed in numbers."""
-        return [name for name, feature in self.any_split.features.items()
-                if feature.kind == "tensor" and not feature.ragged and feature.dtype.kind == "f"
-                and (name == "action" or name.startswith("observation/"))]
+        return [
+            name
+            for name, feature in self.any_split.features.items()
+            if feature.kind == "tensor"
+            and not feature.ragged
+            and feature.dtype.kind == "f"
+            and (name == "action" or name.startswith("observation/"))
+        ]
 
     def transform(self) -> dict[str, Any]:
         """Which values the statistics speak of, in words and as a hash: who transforms otherwise has another hash."""
         features = self.any_split.features
-        stored = {name: {"dtype": str(features[name].dtype), "shape": features[name].shape, "doc": features[name].doc}
-                  for name in self.vectors()}
+        stored = {
+            name: {
+                "dtype": str(features[name].dtype),
+                "shape": features[name].shape,
+                "doc": features[name].doc,
+            }
+            for name in self.vectors()
+        }
         document = {"values": "as stored, every step of every episode", "features": stored}
-        return document | {"sha256": hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()}
+        return document | {
+            "sha256": hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+        }
 
     def statistics(self) -> dict[str, Any]:
         """What statistics.json holds: exact numbers for each feature and split, and counts of items.
 
         Raises ValueError, naming file, record and step, where a value is not finite.
         """
-        return {"dataset": self.name, "transform": self.transform(),
-                "splits": {split: self._split_statistics(dataset) for split, dataset in self.splits.items()}}
+        return {
+            "dataset": self.name,
+            "transform": self.transform(),
+            "splits": {
+                split: self._split_statistics(dataset) for split, dataset in self.splits.items()
+            },
+        }
 
     def _split_statistics(self, dataset: RLDSDataset) -> dict[str, Any]:
-        numbers = {name: stats.to_dict() for name, stats in compute_norm_stats(dataset, self.vectors()).items()}
+        numbers = {
+            name: stats.to_dict()
+            for name, stats in compute_norm_stats(dataset, self.vectors()).items()
+        }
         about = [dataset.metadata(episode) for episode in range(dataset.num_episodes)]
-        counts = {f"episodes_by_{key}": dict(Counter(str(row[key]) for row in about).most_common())
-                  for key in ("task", "scene") if key in about[0]}
+        counts = {
+            f"episodes_by_{key}": dict(Counter(str(row[key]) for row in about).most_common())
+            for key in ("task", "scene")
+            if key in about[0]
+        }
         items = report(_all_items(dataset)) if self.has_items else {}
-        return {"episodes": dataset.num_episodes, "frames": dataset.num_frames, **counts, "features": numbers,
-                "items": items}
+        return {
+            "episodes": dataset.num_episodes,
+            "frames": dataset.num_frames,
+            **counts,
+            "features": numbers,
+            "items": items,
+        }
 
 
 def _all_items(dataset: RLDSDataset) -> list[Item]:
     columns = [dataset.column(f"etc/{field}") for field in ITEM_FIELDS]
-    return [Item(*texts) for step in zip(*columns, strict=True) for texts in zip(*step, strict=True)]
+    return [
+        Item(*texts) for step in zip(*columns, strict=True) for texts in zip(*step, strict=True)
+    ]

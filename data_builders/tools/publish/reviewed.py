@@ -42,17 +42,23 @@ def apply_review(directory: str | Path, review: str | Path) -> Path:
     if not (target / "dataset_info.json").exists():
         with whole(target) as made:
             _copy(source, made, judged, info | {"configName": config})
-    print(f"{full_name(target)}: items left out: {json.loads((target / 'metadata.json').read_text())['dropped']}",
-          file=sys.stderr)
+    print(
+        f"{full_name(target)}: items left out: {json.loads((target / 'metadata.json').read_text())['dropped']}",
+        file=sys.stderr,
+    )
     return target
 
 
 def _copy(source: Path, target: Path, review: Review, info: dict) -> None:
     shards = find_shards(source, review.split)
     if ".array_record-" in shards[0].name:
-        raise ValueError(f"{shards[0]}: items are left out of TFRecord files alone; let add_etc or TFDS write some")
+        raise ValueError(
+            f"{shards[0]}: items are left out of TFRecord files alone; let add_etc or TFDS write some"
+        )
     for file in source.iterdir():
-        if file.is_file() and file not in shards and file.name not in FILES:  # those speak of the source
+        if (
+            file.is_file() and file not in shards and file.name not in FILES
+        ):  # those speak of the source
             shutil.copyfile(file, target / file.name)
     left, size = set(review.rejected()), 0
     for shard in shards:
@@ -63,17 +69,26 @@ def _copy(source: Path, target: Path, review: Review, info: dict) -> None:
                 size += len(record)
                 writer.write(record)
     if left:
-        raise ValueError(f"the review rejects {len(left)} items that {source}, split {review.split}, does not have; "
-                         f"one of them: {min(left)}. Was the dataset built anew?")
+        raise ValueError(
+            f"the review rejects {len(left)} items that {source}, split {review.split}, does not have; "
+            f"one of them: {min(left)}. Was the dataset built anew?"
+        )
     for split in info["splits"]:
         if split["name"] == review.split:
             split["numBytes"] = str(size)
     (target / "dataset_info.json").write_text(json.dumps(info, indent=2))
     metadata = source / "metadata.json"
     known = json.loads(metadata.read_text()) if metadata.exists() else {}
-    (target / "metadata.json").write_text(json.dumps(known | {
-        "reviewed_from": review.dataset, "dropped": {REASON: len(review.rejected())},
-        "accepted": list(review.verdicts.values()).count("accept")}))
+    (target / "metadata.json").write_text(
+        json.dumps(
+            known
+            | {
+                "reviewed_from": review.dataset,
+                "dropped": {REASON: len(review.rejected())},
+                "accepted": list(review.verdicts.values()).count("accept"),
+            }
+        )
+    )
 
 
 def _without(record: bytes, rejected: Set[ItemKey]) -> tuple[bytes, set[ItemKey]]:
@@ -93,16 +108,22 @@ def _without(record: bytes, rejected: Set[ItemKey]) -> tuple[bytes, set[ItemKey]
         else:
             steps = len(features[name].int64_list.value)
             features[name].int64_list.value[:] = [lengths[step] for step in range(steps)]
-    return example.SerializeToString(deterministic=True), {key for key, out in zip(found, drop, strict=True) if out}
+    return example.SerializeToString(deterministic=True), {
+        key for key, out in zip(found, drop, strict=True) if out
+    }
 
 
 def _keys(features) -> Iterator[ItemKey]:
     """Every item of an episode, in the order on disk."""
     stored = features["episode_metadata/episode_id"]
-    episode, = [text.decode() for text in stored.bytes_list.value] or map(str, stored.int64_list.value)
+    (episode,) = [text.decode() for text in stored.bytes_list.value] or map(
+        str, stored.int64_list.value
+    )
     lengths = features[f"{_ETC}question_type/ragged_row_lengths_0"].int64_list.value
     steps = [step for step, length in enumerate(lengths) for _ in range(length)]
-    columns = [features[f"{_ETC}{field}/ragged_flat_values"].bytes_list.value
-               for field in ("question_type", "question", "answer")]
+    columns = [
+        features[f"{_ETC}{field}/ragged_flat_values"].bytes_list.value
+        for field in ("question_type", "question", "answer")
+    ]
     for step, *texts in zip(steps, *columns, strict=True):
         yield ItemKey(episode, step, *(text.decode() for text in texts))

@@ -53,16 +53,27 @@ class Endpoint:
         self._lock, self._next = threading.Lock(), 0.0
 
     @classmethod
-    def from_environment(cls, cache: AnswerCache, *, environ: Mapping[str, str] = os.environ, **options) -> Endpoint:
+    def from_environment(
+        cls, cache: AnswerCache, *, environ: Mapping[str, str] = os.environ, **options
+    ) -> Endpoint:
         """OPENAI_BASE_URL, OPENAI_MODEL and, where the endpoint wants one, OPENAI_API_KEY.
 
         Raises ValueError that names what is not set.
         """
-        if missing := [name for name in ("OPENAI_BASE_URL", "OPENAI_MODEL") if not environ.get(name)]:
-            raise ValueError(f"a vision endpoint was asked for, but {' and '.join(missing)} is not set; for instance "
-                             f"OPENAI_BASE_URL=http://localhost:8000/v1 OPENAI_MODEL=qwen2.5-vl-7b")
-        return cls(environ["OPENAI_BASE_URL"], environ["OPENAI_MODEL"], environ.get("OPENAI_API_KEY", ""), cache,
-                   **options)
+        if missing := [
+            name for name in ("OPENAI_BASE_URL", "OPENAI_MODEL") if not environ.get(name)
+        ]:
+            raise ValueError(
+                f"a vision endpoint was asked for, but {' and '.join(missing)} is not set; for instance "
+                f"OPENAI_BASE_URL=http://localhost:8000/v1 OPENAI_MODEL=qwen2.5-vl-7b"
+            )
+        return cls(
+            environ["OPENAI_BASE_URL"],
+            environ["OPENAI_MODEL"],
+            environ.get("OPENAI_API_KEY", ""),
+            cache,
+            **options,
+        )
 
     def ask(self, prompt: str, images: Sequence[bytes] = ()) -> str:
         """The model's answer to `prompt` about JPEG files, in order.
@@ -78,9 +89,15 @@ class Endpoint:
 
     def _request(self, prompt: str, images: Sequence[bytes]) -> dict:
         urls = (f"data:image/jpeg;base64,{base64.b64encode(image).decode()}" for image in images)
-        content = [{"type": "text", "text": prompt}, *({"type": "image_url", "image_url": {"url": url}}
-                                                       for url in urls)]
-        return {"model": self.model, "temperature": 0, "messages": [{"role": "user", "content": content}]}
+        content = [
+            {"type": "text", "text": prompt},
+            *({"type": "image_url", "image_url": {"url": url}} for url in urls),
+        ]
+        return {
+            "model": self.model,
+            "temperature": 0,
+            "messages": [{"role": "user", "content": content}],
+        }
 
     def _send(self, request: dict) -> str:
         import requests
@@ -94,7 +111,10 @@ class Endpoint:
                 reply = requests.post(url, json=request, headers=headers, timeout=self.timeout)
                 if reply.ok:
                     return _content(reply, url)
-                problem, wait = f"{reply.status_code} {_brief(reply.text)}", reply.headers.get("Retry-After")
+                problem, wait = (
+                    f"{reply.status_code} {_brief(reply.text)}",
+                    reply.headers.get("Retry-After"),
+                )
                 if reply.status_code not in RETRIED:
                     raise EndpointError(f"{url} refuses: {problem}")
             except (requests.ConnectionError, requests.Timeout) as error:
@@ -107,9 +127,11 @@ class Endpoint:
         """Waits for this request's place in the rate and takes it from the budget."""
         with self._lock:
             if self.sent >= self.budget:
-                raise BudgetError(f"the budget of {self.budget} requests to {self.model} is used up"
-                                  + (f" (last problem: {problem})" if problem else "")
-                                  + "; answers are kept: raise the budget and run again")
+                raise BudgetError(
+                    f"the budget of {self.budget} requests to {self.model} is used up"
+                    + (f" (last problem: {problem})" if problem else "")
+                    + "; answers are kept: raise the budget and run again"
+                )
             self.sent += 1
             start = max(self._next, time.monotonic())
             self._next = start + 1 / self.rate
@@ -119,7 +141,9 @@ class Endpoint:
         try:
             wait = float(asked)
         except (TypeError, ValueError):  # none given, or a date
-            wait = self.backoff * 2 ** attempt * random.uniform(0.75, 1.25)  # or all threads come back at once
+            wait = (
+                self.backoff * 2**attempt * random.uniform(0.75, 1.25)
+            )  # or all threads come back at once
         return min(wait, MAX_WAIT)
 
 
@@ -127,7 +151,9 @@ def _content(reply, url: str) -> str:
     try:
         content = reply.json()["choices"][0]["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise EndpointError(f"{url} is not OpenAI-compatible: it answers {_brief(reply.text)}") from error
+        raise EndpointError(
+            f"{url} is not OpenAI-compatible: it answers {_brief(reply.text)}"
+        ) from error
     return content if isinstance(content, str) else ""
 
 

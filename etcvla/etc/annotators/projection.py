@@ -59,12 +59,16 @@ class Calibrations:
             found = json.loads(self._path.read_text())
             self._cameras, self._episodes = found.get("cameras", {}), found.get("episodes", {})
         except (AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is not a calibration file ({error}); see etcvla/etc/annotators/projection.py") \
-                from error
+            raise ValueError(
+                f"{path} is not a calibration file ({error}); see etcvla/etc/annotators/projection.py"
+            ) from error
 
     def of(self, episode_id: str, camera: str) -> Calibration | None:
         """None where the file does not know this camera. Raises ValueError for a field that is missing or malformed."""
-        entry = {**self._cameras.get(camera, {}), **self._episodes.get(episode_id, {}).get(camera, {})}
+        entry = {
+            **self._cameras.get(camera, {}),
+            **self._episodes.get(episode_id, {}).get(camera, {}),
+        }
         if not entry:
             return None
         where = f"{self._path}, camera {camera} of episode {episode_id}"
@@ -72,7 +76,9 @@ class Calibrations:
             raise ValueError(f"{where}: {', '.join(missing)} missing")
         try:
             width, height = map(float, entry["size"])
-            return Calibration((width, height), _intrinsics(entry["intrinsics"]), _pose(entry["pose"]))
+            return Calibration(
+                (width, height), _intrinsics(entry["intrinsics"]), _pose(entry["pose"])
+            )
         except (TypeError, ValueError) as error:
             raise ValueError(f"{where}: {error}") from error
 
@@ -94,5 +100,7 @@ def _pose(value: Sequence) -> np.ndarray:
         pose[:3, 3], pose[:3, :3] = value[:3], Rotation.from_euler("xyz", value[3:]).as_matrix()
         return pose
     if value.shape != (4, 4):
-        raise ValueError(f"pose of shape {value.shape}, expected (4, 4) or [x, y, z, roll, pitch, yaw]")
+        raise ValueError(
+            f"pose of shape {value.shape}, expected (4, 4) or [x, y, z, roll, pitch, yaw]"
+        )
     return value

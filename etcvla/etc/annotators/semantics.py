@@ -17,7 +17,20 @@ import numpy as np
 
 from etcvla.etc.annotators.tracks import Segments
 
-COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "gray", "silver")
+COLORS = (
+    "red",
+    "orange",
+    "yellow",
+    "green",
+    "blue",
+    "purple",
+    "pink",
+    "brown",
+    "black",
+    "white",
+    "gray",
+    "silver",
+)
 MAX_WORDS, MAX_OBJECTS, MAX_SUBTASKS = 4, 8, 8
 MAX_TEXT_WORDS = 14
 _NOUN = re.compile(r"[a-z][a-z0-9' -]*")
@@ -46,11 +59,15 @@ def prompt(instruction: str, frames: Sequence[int], segments: Segments) -> str:
     """The question. With segments their wording is asked for, else subtasks and where they begin."""
     if segments.kinds:
         named = "; ".join(f"{i + 1}. {text}" for i, text in enumerate(segments.texts()))
-        subtasks = (f'"subtasks": exactly {len(segments.kinds)} short imperatives, one for each of the phases that the '
-                    f'gripper shows, in this order: {named}')
+        subtasks = (
+            f'"subtasks": exactly {len(segments.kinds)} short imperatives, one for each of the phases that the '
+            f"gripper shows, in this order: {named}"
+        )
     else:
-        subtasks = (f'"subtasks": a list of {{"text": a short imperative, "start": the number of the first frame of '
-                    f'this subtask}}, at most {MAX_SUBTASKS}, in order, the first from frame {frames[0]}')
+        subtasks = (
+            f'"subtasks": a list of {{"text": a short imperative, "start": the number of the first frame of '
+            f"this subtask}}, at most {MAX_SUBTASKS}, in order, the first from frame {frames[0]}"
+        )
     return (
         f"A robot was told: {instruction or 'nothing that is known'}.\n"
         f"The images are frames {', '.join(map(str, frames))} of the episode, in order.\n"
@@ -58,10 +75,13 @@ def prompt(instruction: str, frames: Sequence[int], segments: Segments) -> str:
         f'"objects": a list of {{"name": a noun of at most {MAX_WORDS} words without article, "color": one of '
         f'{", ".join(COLORS)}, or ""}}, of what the task is about and what stands beside it, at most {MAX_OBJECTS}, no '
         f'name twice, not the robot;\n"target": the name of the object that the robot takes hold of or touches first, '
-        f'or "";\n{subtasks}.\nLeave out what you cannot see.')
+        f'or "";\n{subtasks}.\nLeave out what you cannot see.'
+    )
 
 
-def parse(answer: str, *, steps: int, frames: Sequence[int], segments: Segments, dropped: Counter) -> Semantics:
+def parse(
+    answer: str, *, steps: int, frames: Sequence[int], segments: Segments, dropped: Counter
+) -> Semantics:
     """What of `answer` holds; the rest is counted in `dropped` by reason."""
     found = _json_object(answer)
     if found is None:
@@ -80,7 +100,7 @@ def _json_object(answer: str) -> dict | None:
     """The outermost {...}: models wrap JSON into words and fences."""
     first, last = answer.find("{"), answer.rfind("}")
     try:
-        found = json.loads(answer[first:last + 1])
+        found = json.loads(answer[first : last + 1])
     except json.JSONDecodeError:
         return None
     return found if isinstance(found, dict) else None
@@ -92,9 +112,16 @@ def _text(value: Any) -> str:
 
 def _objects(found: Any, dropped: Counter) -> tuple[tuple[str, ...], tuple[str, ...]]:
     kept: dict[str, str] = {}
-    entries = [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+    entries = (
+        [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+    )
     for name, color in ((_text(entry.get("name")), _text(entry.get("color"))) for entry in entries):
-        if not _NOUN.fullmatch(name) or len(name.split()) > MAX_WORDS or "gripper" in name or "robot" in name:
+        if (
+            not _NOUN.fullmatch(name)
+            or len(name.split()) > MAX_WORDS
+            or "gripper" in name
+            or "robot" in name
+        ):
             dropped["endpoint: no object's name"] += 1
         elif name in kept:
             dropped["endpoint: object named twice"] += 1
@@ -104,13 +131,19 @@ def _objects(found: Any, dropped: Counter) -> tuple[tuple[str, ...], tuple[str, 
     return tuple(kept), tuple(kept.values())
 
 
-def _phases(found: Any, steps: int, frames: Sequence[int], segments: Segments,
-            dropped: Counter) -> tuple[tuple[str, ...], np.ndarray | None]:
+def _phases(
+    found: Any, steps: int, frames: Sequence[int], segments: Segments, dropped: Counter
+) -> tuple[tuple[str, ...], np.ndarray | None]:
     entries = found if isinstance(found, list) else []
-    texts = tuple(_text(entry.get("text") if isinstance(entry, dict) else entry) for entry in entries)
+    texts = tuple(
+        _text(entry.get("text") if isinstance(entry, dict) else entry) for entry in entries
+    )
     if not texts:
         return (), None
-    sound = all(re.search("[a-z]", text) and len(text.split()) <= MAX_TEXT_WORDS and ";" not in text for text in texts)
+    sound = all(
+        re.search("[a-z]", text) and len(text.split()) <= MAX_TEXT_WORDS and ";" not in text
+        for text in texts
+    )
     if not sound or len(set(texts)) < len(texts) or len(texts) > MAX_SUBTASKS:
         dropped["endpoint: subtasks are no list of distinct imperatives"] += 1
         return (), None
@@ -120,8 +153,11 @@ def _phases(found: Any, steps: int, frames: Sequence[int], segments: Segments,
             return (), None
         return texts, None
     starts = [entry.get("start") if isinstance(entry, dict) else None for entry in entries]
-    if not all(isinstance(start, int) and start in frames for start in starts) or starts[0] != frames[0] \
-            or any(a >= b for a, b in zip(starts, starts[1:], strict=False)):
+    if (
+        not all(isinstance(start, int) and start in frames for start in starts)
+        or starts[0] != frames[0]
+        or any(a >= b for a, b in zip(starts, starts[1:], strict=False))
+    ):
         dropped["endpoint: subtasks do not begin in order at frames shown"] += 1
         return texts, np.full(steps, -1, np.int32)
     return texts, _between(starts, frames, steps)
@@ -132,5 +168,5 @@ def _between(starts: Sequence[int], frames: Sequence[int], steps: int) -> np.nda
     phase = (np.searchsorted(starts, np.arange(steps), side="right") - 1).astype(np.int32)
     for start in starts[1:]:
         shown = frames[list(frames).index(start) - 1]
-        phase[shown + 1:start] = -1
+        phase[shown + 1 : start] = -1
     return phase

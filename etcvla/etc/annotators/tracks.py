@@ -15,8 +15,13 @@ STILL = 0.5  # of the episode's brisk speed (90th percentile), below which a han
 MIN_WAY = 0.02  # metres that a hand has come to take hold
 SETTLED = 0.03  # of the gripper's range in the episode, a step: it moves no more
 APPROACH, GRASP, CARRY, RELEASE, LEAVE = "approach", "grasp", "carry", "release", "leave"
-_WORDS = {APPROACH: "move to the {object}", GRASP: "grasp the {object}", CARRY: "carry the {object}",
-          RELEASE: "release the {object}", LEAVE: "move away"}
+_WORDS = {
+    APPROACH: "move to the {object}",
+    GRASP: "grasp the {object}",
+    CARRY: "carry the {object}",
+    RELEASE: "release the {object}",
+    LEAVE: "move away",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +38,10 @@ class Segments:
     def texts(self, target: str = "object") -> tuple[str, ...]:
         """The segments as imperatives; of several grasps, each from the second on is numbered."""
         grasps = np.cumsum([kind == APPROACH for kind in self.kinds])
-        return tuple(_WORDS[kind].format(object=target) + (f", time {grasp}" if grasp > 1 else "")
-                     for kind, grasp in zip(self.kinds, grasps, strict=True))
+        return tuple(
+            _WORDS[kind].format(object=target) + (f", time {grasp}" if grasp > 1 else "")
+            for kind, grasp in zip(self.kinds, grasps, strict=True)
+        )
 
 
 def segment(gripper_open: np.ndarray, position: np.ndarray) -> Segments:
@@ -44,15 +51,21 @@ def segment(gripper_open: np.ndarray, position: np.ndarray) -> Segments:
       gripper_open: float[T], 0 closed .. 1 open. position: float[T, 3] metres.
     """
     nothing = Segments(np.zeros(0, np.int64), ())
-    if len(gripper_open) < 3 or not (np.isfinite(gripper_open).all() and np.isfinite(position).all()):
+    if len(gripper_open) < 3 or not (
+        np.isfinite(gripper_open).all() and np.isfinite(position).all()
+    ):
         return nothing
     speed = _smooth(np.linalg.norm(np.gradient(position, axis=0), axis=1))
     brisk = np.percentile(speed, 90)
     marks: list[tuple[int, str]] = []
     for begin, end, reopen in _grips(gripper_open):
-        if speed[:begin].sum() < MIN_WAY or speed[begin:end + 1].min() >= STILL * brisk:
+        if speed[:begin].sum() < MIN_WAY or speed[begin : end + 1].min() >= STILL * brisk:
             continue
-        marks += [(marks[-1][0] if marks and marks[-1][1] == LEAVE else 0, APPROACH), (begin, GRASP), (end, CARRY)]
+        marks += [
+            (marks[-1][0] if marks and marks[-1][1] == LEAVE else 0, APPROACH),
+            (begin, GRASP),
+            (end, CARRY),
+        ]
         if reopen is not None:
             marks += [(reopen[0], RELEASE), (reopen[1], LEAVE)]
     if not marks:
@@ -78,7 +91,11 @@ def _grips(gripper_open: np.ndarray) -> list[tuple[int, int, tuple[int, int] | N
         begin = _back(change, close, -1)
         settled = next((s for s in range(close, stop) if abs(change[s]) < SETTLED), stop)
         if close > 0 and settled > begin:
-            reopen = None if half_open is None else (_back(change, half_open, 1), _forth(change, half_open))
+            reopen = (
+                None
+                if half_open is None
+                else (_back(change, half_open, 1), _forth(change, half_open))
+            )
             grips.append((begin, settled, reopen))
         if half_open is None:
             break
@@ -102,8 +119,14 @@ def _forth(change: np.ndarray, t: int) -> int:
 def _tidy(marks: list[tuple[int, str]], steps: int) -> Segments:
     """Without segments that are empty, or begin beyond the end."""
     starts = [start for start, _ in marks] + [steps]
-    keep = [(start, kind) for (start, kind), end in zip(marks, starts[1:], strict=True) if start < min(end, steps)]
-    return Segments(np.array([start for start, _ in keep], np.int64), tuple(kind for _, kind in keep))
+    keep = [
+        (start, kind)
+        for (start, kind), end in zip(marks, starts[1:], strict=True)
+        if start < min(end, steps)
+    ]
+    return Segments(
+        np.array([start for start, _ in keep], np.int64), tuple(kind for _, kind in keep)
+    )
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
@@ -113,7 +136,11 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 def grasp_step(segments: Segments) -> int | None:
     """The step at which the first grasp holds; None without a grasp, and where there are several (of what?)."""
-    holds = [int(start) for start, kind in zip(segments.starts, segments.kinds, strict=True) if kind == CARRY]
+    holds = [
+        int(start)
+        for start, kind in zip(segments.starts, segments.kinds, strict=True)
+        if kind == CARRY
+    ]
     return holds[0] if len(holds) == 1 else None
 
 
@@ -130,5 +157,5 @@ def link(points: np.ndarray, *, max_gap: int, max_speed: float) -> np.ndarray:
     for a, b in zip(known, known[1:], strict=False):
         if b - a <= max_gap and np.linalg.norm(points[b] - points[a]) <= max_speed * (b - a):
             share = (np.arange(a, b + 1) - a)[:, None] / (b - a)
-            track[a:b + 1] = (1 - share) * points[a] + share * points[b]
+            track[a : b + 1] = (1 - share) * points[a] + share * points[b]
     return track

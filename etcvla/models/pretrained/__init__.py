@@ -34,13 +34,21 @@ _SHOWN = 20  # names of a list in an error
 class MismatchError(ValueError):
     """A checkpoint that does not fit the model; `missing`, `extra` and `misshapen` are the whole sorted lists."""
 
-    def __init__(self, checkpoint: Checkpoint, sizes: list[str], missing: list[str], extra: list[str],
-                 misshapen: list[str]):
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        sizes: list[str],
+        missing: list[str],
+        extra: list[str],
+        misshapen: list[str],
+    ):
         self.missing, self.extra, self.misshapen = missing, extra, misshapen
         lines = [f"{checkpoint.path} ({checkpoint.format}) does not fit the model."]
         lines += [f"  sizes: {', '.join(sizes)}"] if sizes else []
-        lines += [f"  {name}: {_shown(found)}" for name, found in
-                  (("missing", missing), ("extra", extra), ("misshapen", misshapen))]
+        lines += [
+            f"  {name}: {_shown(found)}"
+            for name, found in (("missing", missing), ("extra", extra), ("misshapen", misshapen))
+        ]
         super().__init__("\n".join(lines))
 
 
@@ -63,8 +71,10 @@ class Found:
         lines = [f"{self.path} ({self.format}): {_count(self.loaded)} loaded"]
         if self.fresh:
             modules = sorted({path.rsplit("/", 1)[0] for path in self.fresh})
-            lines.append(f"fresh, as this kind of checkpoint never has them: {_count(self.fresh)}: "
-                         f"{', '.join(modules)}")
+            lines.append(
+                f"fresh, as this kind of checkpoint never has them: {_count(self.fresh)}: "
+                f"{', '.join(modules)}"
+            )
         return "\n  ".join([*lines, *self.notes])
 
 
@@ -99,8 +109,10 @@ def load(path: epath.PathLike, config: VLAConfig, dtype: Any = np.float32) -> tu
     """
     checkpoint = find(path)
     if checkpoint is None:
-        raise FileNotFoundError(f"{path} holds no released checkpoint: expected a directory with "
-                                f"{hugging_face.MODEL} (or its index), an .npz, or openpi's params")
+        raise FileNotFoundError(
+            f"{path} holds no released checkpoint: expected a directory with "
+            f"{hugging_face.MODEL} (or its index), an .npz, or openpi's params"
+        )
     shapes = parameter_shapes(config)
     entries = checkpoint.entries(shapes)
     notes = _check(checkpoint, entries, shapes, config)
@@ -108,7 +120,13 @@ def load(path: epath.PathLike, config: VLAConfig, dtype: Any = np.float32) -> tu
     for entry in sorted(entries, key=lambda entry: -math.prod(shapes[entry.path])):
         _read(checkpoint, entry, leaves, shapes, np.dtype(dtype))
     fresh = {path: shape for path, shape in shapes.items() if path not in leaves}
-    found = Found(str(checkpoint.path), checkpoint.format, {path: shapes[path] for path in leaves}, fresh, notes)
+    found = Found(
+        str(checkpoint.path),
+        checkpoint.format,
+        {path: shapes[path] for path in leaves},
+        fresh,
+        notes,
+    )
     log.info("%s", found)
     return unflatten_dict(leaves, sep="/"), found
 
@@ -119,7 +137,9 @@ def parameter_shapes(config: VLAConfig) -> dict[str, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in flatten_dict(tree, sep="/").items()}
 
 
-def _check(checkpoint: Checkpoint, entries: list[ParamEntry], shapes: Shapes, config: VLAConfig) -> tuple[str, ...]:
+def _check(
+    checkpoint: Checkpoint, entries: list[ParamEntry], shapes: Shapes, config: VLAConfig
+) -> tuple[str, ...]:
     """Raises MismatchError unless all is there, nothing else is, and shapes are as expected; returns what is not."""
     tensors, names = checkpoint.tensors, {entry.name for entry in entries}
     notes, misshapen = [], []
@@ -131,11 +151,17 @@ def _check(checkpoint: Checkpoint, entries: list[ParamEntry], shapes: Shapes, co
         note = _fits(entry.path, found, expected, checkpoint.padding)
         (notes if note else misshapen).append(
             f"{entry.path} ({checkpoint.actual.get(entry.name, entry.name)}): "
-            + (note or f"{list(found)} instead of {list(expected)}"))
-    missing = sorted(f"{entry.path} ({entry.name})" for entry in entries if entry.name not in tensors)
+            + (note or f"{list(found)} instead of {list(expected)}")
+        )
+    missing = sorted(
+        f"{entry.path} ({entry.name})" for entry in entries if entry.name not in tensors
+    )
     extra = sorted(checkpoint.actual.get(name, name) for name in tensors.keys() - names)
-    other = [f"{field} {value} instead of {_size(config, field)}" for field, value in checkpoint.sizes.items()
-             if value != _size(config, field) and field != "siglip.image_size"]
+    other = [
+        f"{field} {value} instead of {_size(config, field)}"
+        for field, value in checkpoint.sizes.items()
+        if value != _size(config, field) and field != "siglip.image_size"
+    ]
     if missing or extra or misshapen or other:
         raise MismatchError(checkpoint, other, missing, extra, sorted(misshapen))
     return tuple(notes)
@@ -143,7 +169,9 @@ def _check(checkpoint: Checkpoint, entries: list[ParamEntry], shapes: Shapes, co
 
 def _size(config: VLAConfig, field: str) -> float | None:
     """A field of the config, "vlm.width"; None where the model has no such part."""
-    value = functools.reduce(lambda part, name: part and getattr(part, name), field.split("."), config)
+    value = functools.reduce(
+        lambda part, name: part and getattr(part, name), field.split("."), config
+    )
     return config.vlm.head_dim if field == "vlm.query_pre_attn_scalar" and not value else value
 
 
@@ -153,12 +181,21 @@ def _fits(path: str, found: tuple[int, ...], expected: tuple[int, ...], padding:
         return f"its last {padding} rows, which pad the vocabulary, were left out"
     if path == _POSITIONS and found[-1:] == expected[-1:] and len(found) == len(expected):
         tokens = found[-2]
-        return f"resized from {tokens} to {expected[-2]} image tokens" if math.isqrt(tokens) ** 2 == tokens else ""
+        return (
+            f"resized from {tokens} to {expected[-2]} image tokens"
+            if math.isqrt(tokens) ** 2 == tokens
+            else ""
+        )
     return ""
 
 
-def _read(checkpoint: Checkpoint, entry: ParamEntry, leaves: dict[str, np.ndarray], shapes: Shapes,
-          dtype: np.dtype) -> None:
+def _read(
+    checkpoint: Checkpoint,
+    entry: ParamEntry,
+    leaves: dict[str, np.ndarray],
+    shapes: Shapes,
+    dtype: np.dtype,
+) -> None:
     tensor, shape = checkpoint.tensors[entry.name], shapes[entry.path]
     if entry.path == _POSITIONS:
         found = np.empty((1, *tensor.shape[-2:]), dtype)
@@ -170,8 +207,14 @@ def _read(checkpoint: Checkpoint, entry: ParamEntry, leaves: dict[str, np.ndarra
     tensor.read_into(entry.view(leaves[entry.path]))
 
 
-def export_hugging_face(params: Mapping, config: VLAConfig, directory: epath.PathLike,
-                        tokenizer_dir: epath.PathLike | None = None, *, shard_bytes: int = 5 << 30) -> None:
+def export_hugging_face(
+    params: Mapping,
+    config: VLAConfig,
+    directory: epath.PathLike,
+    tokenizer_dir: epath.PathLike | None = None,
+    *,
+    shard_bytes: int = 5 << 30,
+) -> None:
     """Writes the vision-language model as a directory that transformers' PaliGemmaForConditionalGeneration loads.
 
     Args:
@@ -182,12 +225,21 @@ def export_hugging_face(params: Mapping, config: VLAConfig, directory: epath.Pat
     Raises FileExistsError if the directory is there.
     """
     with _new_directory(directory) as folder:
-        hugging_face.export(merge(params, config.adapters), config, folder,
-                            tokenizer_dir and epath.Path(tokenizer_dir), shard_bytes)
+        hugging_face.export(
+            merge(params, config.adapters),
+            config,
+            folder,
+            tokenizer_dir and epath.Path(tokenizer_dir),
+            shard_bytes,
+        )
 
 
-def export_openpi(params: Mapping, config: VLAConfig, directory: epath.PathLike,
-                  norm_stats: Mapping[str, Mapping[str, Mapping]] | None = None) -> None:
+def export_openpi(
+    params: Mapping,
+    config: VLAConfig,
+    directory: epath.PathLike,
+    norm_stats: Mapping[str, Mapping[str, Mapping]] | None = None,
+) -> None:
     """Writes a checkpoint that openpi's pi0 (or pi0.5) takes: `params`, and `assets/<name>/norm_stats.json`.
 
     Args:
@@ -204,7 +256,9 @@ def export_openpi(params: Mapping, config: VLAConfig, directory: epath.PathLike,
 def _new_directory(directory: epath.PathLike) -> Iterator[epath.Path]:
     """A directory that is there whole or not at all."""
     target = epath.Path(directory).expanduser()
-    target = target if "://" in str(target) else target.resolve()  # which would make a local path of a bucket's
+    target = (
+        target if "://" in str(target) else target.resolve()
+    )  # which would make a local path of a bucket's
     if target.exists():
         raise FileExistsError(f"{target} is there already; remove it or give another directory")
     partial = target.with_name(f"{target.name}.partial")

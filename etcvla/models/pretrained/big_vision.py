@@ -19,10 +19,18 @@ FORMAT = "big_vision npz"
 def open_checkpoint(path: epath.Path) -> Checkpoint:
     """Reads the headers. Raises ValueError if it is no .npz of plain arrays."""
     with _open_zip(path) as archive:
-        tensors = {name.removesuffix(".npy"): _tensor(path, archive, name) for name in archive.namelist()}
+        tensors = {
+            name.removesuffix(".npy"): _tensor(path, archive, name) for name in archive.namelist()
+        }
     prefix = "params/" if any(name.startswith("params/") for name in tensors) else ""
     sizes = sizes_of({name.removeprefix(prefix): tensor.shape for name, tensor in tensors.items()})
-    return Checkpoint(path, FORMAT, tensors, sizes, lambda shapes: [ParamEntry(prefix + p, p) for p in backbone(shapes)])
+    return Checkpoint(
+        path,
+        FORMAT,
+        tensors,
+        sizes,
+        lambda shapes: [ParamEntry(prefix + p, p) for p in backbone(shapes)],
+    )
 
 
 def _tensor(path: epath.Path, archive: zipfile.ZipFile, name: str) -> DecoderLayout:
@@ -43,7 +51,11 @@ def _open_zip(path: epath.Path) -> zipfile.ZipFile:
 def _read_header(file: BinaryIO, what: str) -> tuple[tuple[int, ...], bool, np.dtype]:
     try:
         version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        read = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
         shape, fortran, dtype = read(file)
     except ValueError as error:
         raise ValueError(f"{what} is no array: {error}") from error

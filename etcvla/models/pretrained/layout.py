@@ -128,7 +128,7 @@ def pieces(view: np.ndarray, itemsize: int):
         return
     rows = len(view) * CHUNK // (view.size * itemsize)
     for start in range(0, len(view), max(rows, 1)):
-        yield from [view[start:start + rows]] if rows else pieces(view[start], itemsize)
+        yield from [view[start : start + rows]] if rows else pieces(view[start], itemsize)
 
 
 def write(view: np.ndarray, file: BinaryIO) -> None:
@@ -138,20 +138,36 @@ def write(view: np.ndarray, file: BinaryIO) -> None:
 
 
 # Where the sizes of a model show in its parameters: (field of the config, parameter, axis).
-_GEMMA = (("width", "attn/q_einsum{}/w", 2), ("depth", "attn/q_einsum{}/w", 0), ("mlp_dim", "mlp{}/linear", 1),
-          ("num_heads", "attn/q_einsum{}/w", 1), ("num_kv_heads", "attn/kv_einsum{}/w", 2),
-          ("head_dim", "attn/q_einsum{}/w", 3))
+_GEMMA = (
+    ("width", "attn/q_einsum{}/w", 2),
+    ("depth", "attn/q_einsum{}/w", 0),
+    ("mlp_dim", "mlp{}/linear", 1),
+    ("num_heads", "attn/q_einsum{}/w", 1),
+    ("num_kv_heads", "attn/kv_einsum{}/w", 2),
+    ("head_dim", "attn/q_einsum{}/w", 3),
+)
 _BLOCK = "img/Transformer/encoderblock"
 _SIZES = (
-    ("siglip.width", "img/embedding/kernel", 3), ("siglip.depth", f"{_BLOCK}/LayerNorm_0/scale", 0),
+    ("siglip.width", "img/embedding/kernel", 3),
+    ("siglip.depth", f"{_BLOCK}/LayerNorm_0/scale", 0),
     ("siglip.num_heads", f"{_BLOCK}/MultiHeadDotProductAttention_0/query/kernel", 2),
-    ("siglip.mlp_dim", f"{_BLOCK}/MlpBlock_0/Dense_0/kernel", 2), ("siglip.patch", "img/embedding/kernel", 0),
-    *((f"{stream}.{field}", "llm/layers/" + path.format(suffix), axis)
-      for stream, suffix in (("vlm", ""), ("expert", "_1")) for field, path, axis in _GEMMA),
-    ("vocab_size", "llm/embedder/input_embedding", 0), ("state_dim", "state_proj/kernel", 0),
-    ("action_dim", "action_out_proj/kernel", 1))
+    ("siglip.mlp_dim", f"{_BLOCK}/MlpBlock_0/Dense_0/kernel", 2),
+    ("siglip.patch", "img/embedding/kernel", 0),
+    *(
+        (f"{stream}.{field}", "llm/layers/" + path.format(suffix), axis)
+        for stream, suffix in (("vlm", ""), ("expert", "_1"))
+        for field, path, axis in _GEMMA
+    ),
+    ("vocab_size", "llm/embedder/input_embedding", 0),
+    ("state_dim", "state_proj/kernel", 0),
+    ("action_dim", "action_out_proj/kernel", 1),
+)
 
 
 def sizes_of(shapes: Shapes) -> dict[str, int]:
     """The fields of a `VLAConfig` that the shapes of (some of) its parameters tell, `vlm.width` and the like."""
-    return {field: shapes[path][axis] for field, path, axis in _SIZES if len(shapes.get(path, ())) > axis}
+    return {
+        field: shapes[path][axis]
+        for field, path, axis in _SIZES
+        if len(shapes.get(path, ())) > axis
+    }

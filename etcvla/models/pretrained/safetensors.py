@@ -17,9 +17,21 @@ from etils import epath
 
 from etcvla.models.pretrained.layout import DecoderLayout, write
 
-DTYPES = {name: np.dtype(dtype) for name, dtype in {
-    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16, "I64": "<i8", "I32": "<i4", "I16": "<i2",
-    "I8": "i1", "U8": "u1", "BOOL": "?"}.items()}
+DTYPES = {
+    name: np.dtype(dtype)
+    for name, dtype in {
+        "F64": "<f8",
+        "F32": "<f4",
+        "F16": "<f2",
+        "BF16": ml_dtypes.bfloat16,
+        "I64": "<i8",
+        "I32": "<i4",
+        "I16": "<i2",
+        "I8": "i1",
+        "U8": "u1",
+        "BOOL": "?",
+    }.items()
+}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -30,7 +42,9 @@ def read(path: epath.Path) -> dict[str, DecoderLayout]:
         file.seek(0)
         length = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))[0]
         if not 0 < length <= size - 8:
-            raise ValueError(f"{path} is no safetensors file, or was not fetched whole ({size} bytes)")
+            raise ValueError(
+                f"{path} is no safetensors file, or was not fetched whole ({size} bytes)"
+            )
         try:
             header = json.loads(file.read(length))
         except ValueError as error:
@@ -38,15 +52,22 @@ def read(path: epath.Path) -> dict[str, DecoderLayout]:
     header.pop("__metadata__", None)
     end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if end > size:
-        raise ValueError(f"{path} has {size} bytes where its header speaks of {end}: fetch it again")
+        raise ValueError(
+            f"{path} has {size} bytes where its header speaks of {end}: fetch it again"
+        )
     return {name: _tensor(path, name, entry, 8 + length) for name, entry in header.items()}
 
 
 def _tensor(path: epath.Path, name: str, entry: Mapping, start: int) -> DecoderLayout:
     if entry["dtype"] not in DTYPES:
-        raise ValueError(f"{path}: {name} has dtype {entry['dtype']}, expected one of {sorted(DTYPES)}")
-    return DecoderLayout(tuple(entry["shape"]), DTYPES[entry["dtype"]],
-                  functools.partial(_open_at, path, start + entry["data_offsets"][0]))
+        raise ValueError(
+            f"{path}: {name} has dtype {entry['dtype']}, expected one of {sorted(DTYPES)}"
+        )
+    return DecoderLayout(
+        tuple(entry["shape"]),
+        DTYPES[entry["dtype"]],
+        functools.partial(_open_at, path, start + entry["data_offsets"][0]),
+    )
 
 
 def _open_at(path: epath.Path, offset: int) -> BinaryIO:
@@ -55,12 +76,18 @@ def _open_at(path: epath.Path, offset: int) -> BinaryIO:
     return file
 
 
-def save(path: epath.Path, tensors: Mapping[str, tuple[Sequence[int], Sequence[np.ndarray]]]) -> None:
+def save(
+    path: epath.Path, tensors: Mapping[str, tuple[Sequence[int], Sequence[np.ndarray]]]
+) -> None:
     """Writes tensors: name -> (shape, arrays whose elements, one after another, are the tensor's)."""
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for name, (shape, parts) in tensors.items():
         start, end = end, end + sum(part.nbytes for part in parts)
-        header[name] = {"dtype": _NAMES[parts[0].dtype], "shape": list(shape), "data_offsets": [start, end]}
+        header[name] = {
+            "dtype": _NAMES[parts[0].dtype],
+            "shape": list(shape),
+            "data_offsets": [start, end],
+        }
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
     with path.open("wb") as file:

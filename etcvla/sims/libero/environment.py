@@ -64,14 +64,24 @@ class Libero:
         self._mirrored = lookup(SCENES, scene, "scene")
         self.suite, self.name = libero_files.resolve(task)
         self._control = ControlEnv(
-            bddl_file_name=str(libero_files.bddl_file(self.suite, self.name)), has_offscreen_renderer=False,
-            use_camera_obs=False, hard_reset=False, ignore_done=True)
+            bddl_file_name=str(libero_files.bddl_file(self.suite, self.name)),
+            has_offscreen_renderer=False,
+            use_camera_obs=False,
+            hard_reset=False,
+            ignore_done=True,
+        )
         self._env = self._control.env
-        for observable in self._env._observables.values():  # nobody reads them, and they cost as much as the physics
+        for observable in (
+            self._env._observables.values()
+        ):  # nobody reads them, and they cost as much as the physics
             observable.set_enabled(False)
         self._model, self._data = self._env.sim.model._model, self._env.sim.data._data
-        problem = self._env.parsed_problem | {"language_instruction": self._control.language_instruction}
-        spelt = libero_tasks.file_instruction(self.name) if self.suite in libero_tasks.SUITES else ""
+        problem = self._env.parsed_problem | {
+            "language_instruction": self._control.language_instruction
+        }
+        spelt = (
+            libero_tasks.file_instruction(self.name) if self.suite in libero_tasks.SUITES else ""
+        )
         self.task = libero_tasks.describe(problem, spelt)
         self.target = [spec.name for spec in self.task.objects].index(self.task.target)
         self.rate, self.cameras, self.axes = float(self._env.control_freq), CAMERAS, AXES
@@ -80,29 +90,58 @@ class Libero:
         self._goal, self._inside = instances.index(goal) if goal else -1, verb == "in"
         self._phases, self._blank = PickPlace(), self._env.model.get_xml()
         self._see(image_size)
-        self._scene = GraspScene(self._drawn, self._data, [tracked.drawn for tracked in self._oracle.objects])
+        self._scene = GraspScene(
+            self._drawn, self._data, [tracked.drawn for tracked in self._oracle.objects]
+        )
 
     def _see(self, image_size: int) -> None:
         """Makes the model that is drawn, which shares the state of the one that moves."""
         self._drawn = copy.copy(self._model)
-        self._drawn.geom_group[self._model.geom_group == 0] = HIDDEN_GROUP  # robosuite's collision shapes
-        hide_sites(self._drawn, [site for name in self._env.visualization_sites_list for site, _ in
-                                 self._env.get_object(name).object_properties["vis_site_names"].values()])
+        self._drawn.geom_group[self._model.geom_group == 0] = (
+            HIDDEN_GROUP  # robosuite's collision shapes
+        )
+        hide_sites(
+            self._drawn,
+            [
+                site
+                for name in self._env.visualization_sites_list
+                for site, _ in self._env.get_object(name)
+                .object_properties["vis_site_names"]
+                .values()
+            ],
+        )
         for mesh in range(self._drawn.nmesh):
             coarsen_mesh(self._drawn, mesh, _MESH_CELL)
         self._view = Renderer(self._drawn, image_size)
         self._front: str | Orbit = _CAMERAS[0]
-        self._drawn.vis.global_.fovy = self._drawn.camera(_CAMERAS[0]).fovy[0]  # of a front camera that is moved
-        self._oracle = Oracle(self._drawn, self._data, self.task.objects, self._view, _CAMERAS,
-                              gripper_body="gripper0_right_gripper")
+        self._drawn.vis.global_.fovy = self._drawn.camera(_CAMERAS[0]).fovy[
+            0
+        ]  # of a front camera that is moved
+        self._oracle = Oracle(
+            self._drawn,
+            self._data,
+            self.task.objects,
+            self._view,
+            _CAMERAS,
+            gripper_body="gripper0_right_gripper",
+        )
         self._appearance = AppearanceEditor(self._drawn, self._view, **self._parts())
 
     def _parts(self) -> dict[str, np.ndarray]:
         """Geoms of what things stand on, of the room and of the things, for `Looks`."""
-        model, things = self._drawn, np.unique(np.concatenate([tracked.drawn for tracked in self._oracle.objects]))
-        of_robot = [model.body(body).name.startswith(("robot0", "gripper0")) for body in model.geom_bodyid]
-        room = np.setdiff1d(np.flatnonzero((model.geom_group < HIDDEN_GROUP) & ~np.array(of_robot)), things)
-        called = {geom: f"{model.geom(geom).name} {_material(model, geom)}" for geom in room.tolist()}
+        model, things = (
+            self._drawn,
+            np.unique(np.concatenate([tracked.drawn for tracked in self._oracle.objects])),
+        )
+        of_robot = [
+            model.body(body).name.startswith(("robot0", "gripper0")) for body in model.geom_bodyid
+        ]
+        room = np.setdiff1d(
+            np.flatnonzero((model.geom_group < HIDDEN_GROUP) & ~np.array(of_robot)), things
+        )
+        called = {
+            geom: f"{model.geom(geom).name} {_material(model, geom)}" for geom in room.tolist()
+        }
         table = [geom for geom, name in called.items() if "table" in name and "leg" not in name]
         table = table or [geom for geom, name in called.items() if "floor" in name]
         return {"table": np.array(table, int), "room": room, "things": things}
@@ -111,7 +150,10 @@ class Libero:
     def orbit(self) -> Orbit:
         """Where the front camera stands by default, about the middle of the things."""
         camera = self._model.camera(_CAMERAS[0]).id
-        position, backward = self._data.cam_xpos[camera], self._data.cam_xmat[camera].reshape(3, 3)[:, 2]
+        position, backward = (
+            self._data.cam_xpos[camera],
+            self._data.cam_xmat[camera].reshape(3, 3)[:, 2],
+        )
         middle = np.mean([tracked.position(self._data) for tracked in self._oracle.objects], axis=0)
         return orbit_of(position, backward, float(np.dot(position - middle, backward)))
 
@@ -124,8 +166,16 @@ class Libero:
         corners = np.array([tracked.bounds(self._data) for tracked in self._oracle.objects])
         middle = corners[..., :2].mean((0, 1))
         area = np.stack([middle - _AROUND, middle + _AROUND])
-        scatter(added, [thing.half[2] for thing in condition.added], corners[:, 0, 2].min(), self._oracle.objects,
-                self._data, area, self.grip_site, seed)
+        scatter(
+            added,
+            [thing.half[2] for thing in condition.added],
+            corners[:, 0, 2].min(),
+            self._oracle.objects,
+            self._data,
+            area,
+            self.grip_site,
+            seed,
+        )
 
     @property
     def language_instruction(self) -> str:
@@ -151,7 +201,9 @@ class Libero:
         if index >= 0:
             states = self.initial_states()
             if index >= len(states):
-                raise ValueError(f"{self.suite}/{self.name}: initial state {index}, but there are {len(states)}")
+                raise ValueError(
+                    f"{self.suite}/{self.name}: initial state {index}, but there are {len(states)}"
+                )
             self._set_state(states[index])
         shift_free(self._model, self._data, self._oracle.objects, shift, seed)
         for _ in range(SETTLE_STEPS):
@@ -188,7 +240,9 @@ class Libero:
                 with contextlib.suppress(RandomizationError):
                     self._env.reset()
                     return
-        raise RuntimeError(f"{self.suite}/{self.name}: no room for its things in {_MAX_LAYOUTS} layouts")
+        raise RuntimeError(
+            f"{self.suite}/{self.name}: no room for its things in {_MAX_LAYOUTS} layouts"
+        )
 
     def _begin(self) -> None:
         self.success = False
@@ -199,8 +253,10 @@ class Libero:
     def _set_state(self, state: np.ndarray) -> None:
         expected = 1 + self._model.nq + self._model.nv
         if np.shape(state) != (expected,):
-            raise ValueError(f"{self.suite}/{self.name}: a state of shape {np.shape(state)}, expected ({expected},): "
-                             f"time, {self._model.nq} positions, {self._model.nv} velocities")
+            raise ValueError(
+                f"{self.suite}/{self.name}: a state of shape {np.shape(state)}, expected ({expected},): "
+                f"time, {self._model.nq} positions, {self._model.nv} velocities"
+            )
         self._env.sim.set_state_from_flattened(np.asarray(state, np.float64))
         self._env.sim.forward()
         self._env._post_process()
@@ -210,8 +266,10 @@ class Libero:
         bodies = {body.get("name"): body for body in ET.fromstring(model_xml).iter("body")}
         for fixture in self._env.fixtures_dict.values():
             if fixture.root_body not in bodies:
-                raise ValueError(f"{self.suite}/{self.name}: the recorded model has no {fixture.root_body!r}; it is of "
-                                 f"another task")
+                raise ValueError(
+                    f"{self.suite}/{self.name}: the recorded model has no {fixture.root_body!r}; it is of "
+                    f"another task"
+                )
             index = self._model.body(fixture.root_body).id
             place = bodies[fixture.root_body]
             self._model.body_pos[index] = np.array(place.get("pos", "0 0 0").split(), float)
@@ -220,16 +278,19 @@ class Libero:
     def observe(self) -> dict:
         """{"images": {camera: uint8[H, W, 3]}, "state": float32[S]}; see STATE_DOC and SCENES."""
         self._drawn.site_rgba[:] = self._model.site_rgba  # a stove that is on glows
-        images = {name: self._view.rgb(self._data, camera)
-                  for name, camera in zip(CAMERAS, (self._front, *_CAMERAS[1:]), strict=True)}
+        images = {
+            name: self._view.rgb(self._data, camera)
+            for name, camera in zip(CAMERAS, (self._front, *_CAMERAS[1:]), strict=True)
+        }
         if self._mirrored:
             images = {name: np.ascontiguousarray(image[:, ::-1]) for name, image in images.items()}
         return {"images": images, "state": self.state()}
 
     def state(self) -> np.ndarray:
         """float32[S] proprioception alone; see STATE_DOC."""
-        return np.concatenate([self.grip_site, axis_angle(self._data.body("robot0_right_hand").xquat),
-                               self._fingers]).astype(np.float32)
+        return np.concatenate(
+            [self.grip_site, axis_angle(self._data.body("robot0_right_hand").xquat), self._fingers]
+        ).astype(np.float32)
 
     @property
     def grip_site(self) -> np.ndarray:
@@ -267,8 +328,10 @@ class Libero:
         """
         if self._expert is None:
             if not self.task.phases:
-                raise ValueError(f"{self.suite}/{self.name}: the expert only knows how to put one thing on or in "
-                                 f"another; the goal is {self._env.parsed_problem['goal_state']}")
+                raise ValueError(
+                    f"{self.suite}/{self.name}: the expert only knows how to put one thing on or in "
+                    f"another; the goal is {self._env.parsed_problem['goal_state']}"
+                )
             self._expert = Expert(self._scene, self.target, self._goal, inside=self._inside)
         action = self._expert.act(self.success)
         if self._expert.reaching:
@@ -296,8 +359,11 @@ class Libero:
         touched = self.touched()
         if self.task.phases:
             return self._phase(bool(touched[self.target])) / len(self.task.phases)
-        self._reached |= {i for i, fact in enumerate(self._env.parsed_problem["goal_state"])
-                          if self._env._eval_predicate(fact)}
+        self._reached |= {
+            i
+            for i, fact in enumerate(self._env.parsed_problem["goal_state"])
+            if self._env._eval_predicate(fact)
+        }
         self._reached |= {"touch"} if self._reached or touched[self.right].any() else set()
         return len(self._reached) / (1 + len(self._env.parsed_problem["goal_state"]))
 
@@ -306,8 +372,12 @@ class Libero:
         """The objects that the goal's conditions are about."""
         about = [fact[1] for fact in self._env.parsed_problem["goal_state"]]
         instances = [spec.body.removesuffix("_main") for spec in self.task.objects]
-        return [n for n, name in enumerate(instances) if n == self.target or any(
-            thing == name or thing.startswith(f"{name}_") for thing in about)]
+        return [
+            n
+            for n, name in enumerate(instances)
+            if n == self.target
+            or any(thing == name or thing.startswith(f"{name}_") for thing in about)
+        ]
 
     @property
     def objects(self) -> list[Object]:
@@ -317,7 +387,10 @@ class Libero:
     @property
     def shapes(self) -> tuple[str, ...]:
         """Their shape words, "" unknown."""
-        return tuple(libero_tasks.SHAPES.get(libero_tasks.category_of(spec), "") for spec in self.task.objects)
+        return tuple(
+            libero_tasks.SHAPES.get(libero_tasks.category_of(spec), "")
+            for spec in self.task.objects
+        )
 
     def say(self, text: str) -> str:
         """A text about the task in the words of the scene as it is shown, which are the task's."""
@@ -336,13 +409,19 @@ class Libero:
         base = self._data.body("robot0_base")
         facts = to_base_frame(facts, base.xmat.reshape(3, 3), base.xpos)
         facts = mirror(facts) if self._mirrored else facts
-        return {**facts, "gripper_open": np.clip(-np.diff(self._fingers)[0] / _MAX_OPENING, 0, 1), "phase": phase}
+        return {
+            **facts,
+            "gripper_open": np.clip(-np.diff(self._fingers)[0] / _MAX_OPENING, 0, 1),
+            "phase": phase,
+        }
 
     def hold_here(self) -> bool:
         """If the gripper is lifting the target, says that this is where it is to be held. Returns whether it is."""
         tracked = self._oracle.objects[self.target]
         risen = tracked.position(self._data)[2] - self._start[self.target, 2]
-        lifting = risen > LIFTED and bool(self._oracle.contact(self._data, self.grip_site)[self.target])
+        lifting = risen > LIFTED and bool(
+            self._oracle.contact(self._data, self.grip_site)[self.target]
+        )
         if lifting:
             self.hold = self._to_target(self.grip_site)
         return lifting
@@ -357,7 +436,9 @@ class Libero:
         pixels = np.full((len(_CAMERAS), len(self.task.objects), 2), np.nan, np.float32)
         if self.hold is not None:
             body = self._data.body(self.task.objects[self.target].body)
-            pixels[:, self.target] = project(camera_matrix, body.xmat.reshape(3, 3) @ self.hold + body.xpos)
+            pixels[:, self.target] = project(
+                camera_matrix, body.xmat.reshape(3, 3) @ self.hold + body.xpos
+            )
         return pixels
 
     def _phase(self, touched: bool) -> int:
@@ -367,7 +448,9 @@ class Libero:
         low, high = self._oracle.objects[self.target].bounds(self._data)
         place = self._oracle.objects[self._goal].position(self._data)
         grip = self.grip_site
-        return self._phases.update(Moment((low + high) / 2, place, touched, bool(((grip > low) & (grip < high)).all())))
+        return self._phases.update(
+            Moment((low + high) / 2, place, touched, bool(((grip > low) & (grip < high)).all()))
+        )
 
     def _forget_places(self, facts: dict[str, np.ndarray]) -> None:
         """A thing that is called by its place has no name once it is moved: it is no longer spoken of."""

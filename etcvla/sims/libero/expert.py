@@ -35,11 +35,13 @@ _GAIN = 0.8  # of the remaining way a step, before the limit of the action
 _STEP, _TURN = 0.05, 0.5  # metres and radians of a full action
 # Boxes around the open hand, in its frame (across the fingers, along the closing axis, up), metres from the grasp
 # centre: the two fingers, and the palm above them. (low, high)
-_HAND = np.array([
-    [[-0.011, _HALF_OPENING, -_REACH_DOWN], [0.011, _HALF_OPENING + 0.015, 0.045]],
-    [[-0.011, -_HALF_OPENING - 0.015, -_REACH_DOWN], [0.011, -_HALF_OPENING, 0.045]],
-    [[-0.033, -0.105, 0.045], [0.033, 0.105, 0.14]],
-])
+_HAND = np.array(
+    [
+        [[-0.011, _HALF_OPENING, -_REACH_DOWN], [0.011, _HALF_OPENING + 0.015, 0.045]],
+        [[-0.011, -_HALF_OPENING - 0.015, -_REACH_DOWN], [0.011, -_HALF_OPENING, 0.045]],
+        [[-0.033, -0.105, 0.045], [0.033, 0.105, 0.14]],
+    ]
+)
 
 
 class GraspScene:
@@ -49,13 +51,19 @@ class GraspScene:
         """`geoms`: the visible geoms of each object."""
         self.data = data
         rng = np.random.default_rng(0)
-        self._local = [[(geom, _surface(model, geom, rng)) for geom in group.tolist()] for group in geoms]
+        self._local = [
+            [(geom, _surface(model, geom, rng)) for geom in group.tolist()] for group in geoms
+        ]
 
     def points(self, index: int) -> np.ndarray:
         """float64[n, 3] on the surface of an object, in the world."""
         data = self.data
-        return np.concatenate([local @ data.geom_xmat[geom].reshape(3, 3).T + data.geom_xpos[geom]
-                               for geom, local in self._local[index]])
+        return np.concatenate(
+            [
+                local @ data.geom_xmat[geom].reshape(3, 3).T + data.geom_xpos[geom]
+                for geom, local in self._local[index]
+            ]
+        )
 
     def others(self, index: int) -> np.ndarray:
         """float64[n, 3] on all objects but one."""
@@ -81,10 +89,13 @@ def _surface(model: mujoco.MjModel, geom: int, rng: np.random.Generator) -> np.n
     mesh = model.geom_dataid[geom]
     if mesh >= 0:
         first, start = model.mesh_vertadr[mesh], model.mesh_faceadr[mesh]
-        vertices = model.mesh_vert[first:first + model.mesh_vertnum[mesh]]
-        corners = vertices[model.mesh_face[start:start + model.mesh_facenum[mesh]]]
+        vertices = model.mesh_vert[first : first + model.mesh_vertnum[mesh]]
+        corners = vertices[model.mesh_face[start : start + model.mesh_facenum[mesh]]]
     else:
-        low, high = model.geom_aabb[geom, :3] - model.geom_aabb[geom, 3:], model.geom_aabb[geom].reshape(2, 3).sum(0)
+        low, high = (
+            model.geom_aabb[geom, :3] - model.geom_aabb[geom, 3:],
+            model.geom_aabb[geom].reshape(2, 3).sum(0),
+        )
         corners = _box_triangles(low, high)
     edges = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
     area = np.linalg.norm(np.cross(*edges), axis=-1) / 2
@@ -97,9 +108,14 @@ def _surface(model: mujoco.MjModel, geom: int, rng: np.random.Generator) -> np.n
 
 def _box_triangles(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """float64[12, 3, 3]: the sides of a box, two triangles each."""
-    unit = np.array([[[0, 0, s], [1, 0, s], [1, 1, s]] for s in (0, 1)] + [[[0, 0, s], [0, 1, s], [1, 1, s]]
-                                                                          for s in (0, 1)], float)
-    return low + (high - low) * np.concatenate([np.roll(unit, shift, axis=-1) for shift in range(3)])
+    unit = np.array(
+        [[[0, 0, s], [1, 0, s], [1, 1, s]] for s in (0, 1)]
+        + [[[0, 0, s], [0, 1, s], [1, 1, s]] for s in (0, 1)],
+        float,
+    )
+    return low + (high - low) * np.concatenate(
+        [np.roll(unit, shift, axis=-1) for shift in range(3)]
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +139,9 @@ def grasps(own: np.ndarray, others: np.ndarray, yaw_now: float) -> list[Grasp]:
     for point, yaw, width in filter(None, candidates):
         clearance = min(_clearance(others, point, yaw), _clearance(own, point, yaw))
         turn = abs(_half_turn(yaw - yaw_now))
-        found.append(Grasp(point, yaw, min(clearance, _ENOUGH) - _TURN_COST * turn - _WIDTH_COST * width))
+        found.append(
+            Grasp(point, yaw, min(clearance, _ENOUGH) - _TURN_COST * turn - _WIDTH_COST * width)
+        )
     return sorted(found, key=lambda grasp: -grasp.score)
 
 
@@ -131,7 +149,9 @@ def _is_hollow(own: np.ndarray) -> bool:
     """Is there nothing at the height of the rim over the middle of a thing too wide for the gripper?"""
     low, high = own.min(0), own.max(0)
     middle = np.linalg.norm(own[:, :2] - (low + high)[:2] / 2, axis=-1) < 0.02
-    return (high - low)[:2].min() > _MAX_WIDTH and own[middle, 2].max(initial=low[2]) < high[2] - 0.015
+    return (high - low)[:2].min() > _MAX_WIDTH and own[middle, 2].max(initial=low[2]) < high[
+        2
+    ] - 0.015
 
 
 def _rim(own: np.ndarray) -> list[tuple[np.ndarray, float, float]]:
@@ -280,7 +300,9 @@ class Expert:
         cloud = self._scene.others(self._target)
         way = end - start
         share = np.clip((cloud[:, :2] - start) @ way / max(way @ way, 1e-9), 0, 1)
-        passed = np.linalg.norm(cloud[:, :2] - start - share[:, None] * way, axis=-1) < radius + 0.02
+        passed = (
+            np.linalg.norm(cloud[:, :2] - start - share[:, None] * way, axis=-1) < radius + 0.02
+        )
         top = max(cloud[passed, 2].max(initial=-np.inf), others[:, 2].max(), self._rest)
         return top + _CARRY + self._scene.grip[2] - own[:, 2].min()
 
@@ -321,7 +343,9 @@ class Expert:
         if self._inside:  # neither the thing nor the hand may hit the rim
             down = min(own[:, 2].min() - place[:, 2].min() - 0.03, grip - place[:, 2].max() - 0.02)
         else:
-            middle = np.linalg.norm(place[:, :2] - (place.min(0) + place.max(0))[:2] / 2, axis=-1) < 0.04
+            middle = (
+                np.linalg.norm(place[:, :2] - (place.min(0) + place.max(0))[:2] / 2, axis=-1) < 0.04
+            )
             down = own[:, 2].min() - place[middle, 2].max(initial=place[:, 2].min()) - 0.004
         if down < 0.006 or self._since > 30:
             self._go(self._release)

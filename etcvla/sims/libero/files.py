@@ -32,7 +32,9 @@ def root() -> Path:
 @functools.cache
 def suites() -> dict[str, tuple[str, ...]]:
     """{suite: names of its tasks in LIBERO's order}, LIBERO-PRO's perturbed suites among them."""
-    table = runpy.run_path(str(root() / "benchmark" / "libero_suite_task_map.py"))["libero_task_map"]
+    table = runpy.run_path(str(root() / "benchmark" / "libero_suite_task_map.py"))[
+        "libero_task_map"
+    ]
     return {suite: tuple(tasks) for suite, tasks in table.items()}
 
 
@@ -74,5 +76,7 @@ def init_states(suite: str, name: str) -> np.ndarray:
 
 def _existing(path: Path) -> Path:
     if not path.exists():
-        raise FileNotFoundError(f"{path}: not in the installed LIBERO package; take another suite, or {FIX}")
+        raise FileNotFoundError(
+            f"{path}: not in the installed LIBERO package; take another suite, or {FIX}"
+        )
     return path

@@ -26,7 +26,9 @@ def mirror(facts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return flipped
 
 
-def to_base_frame(facts: dict[str, np.ndarray], rotation: np.ndarray, origin: np.ndarray) -> dict[str, np.ndarray]:
+def to_base_frame(
+    facts: dict[str, np.ndarray], rotation: np.ndarray, origin: np.ndarray
+) -> dict[str, np.ndarray]:
     """Facts in world coordinates as facts in the frame of the robot's base.
 
     Args:
@@ -69,8 +71,12 @@ class PickPlace:
         if self.phase in (1, 2) and self._apart >= _DROPPED and not lifted:
             self.phase, self._steps, self._rest = 0, 0, now.thing
             return self.phase
-        held = (now.touched or now.within, now.touched and lifted,
-                bool(np.linalg.norm((now.thing - now.place)[:2]) < _OVER), False)[self.phase]
+        held = (
+            now.touched or now.within,
+            now.touched and lifted,
+            bool(np.linalg.norm((now.thing - now.place)[:2]) < _OVER),
+            False,
+        )[self.phase]
         self._steps = self._steps + 1 if held else 0
         if self._steps >= _STEADY:
             self.phase, self._steps = self.phase + 1, 0

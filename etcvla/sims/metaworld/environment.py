@@ -21,7 +21,14 @@ import mujoco  # noqa: E402
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS  # noqa: E402
 from metaworld.policies import ENV_POLICY_MAP  # noqa: E402
 
-from etcvla.sims.appearance import AppearanceEditor, extra_of, free_spots, light_scene, scatter, shift_free  # noqa: E402
+from etcvla.sims.appearance import (
+    AppearanceEditor,
+    extra_of,
+    free_spots,
+    light_scene,
+    scatter,
+    shift_free,
+)  # noqa: E402
 from etcvla.sims.conditions import CONDITIONS, SWAPPABLE, AddedObject, Condition, paint_table  # noqa: E402
 from etcvla.sims.metaworld.tasks import SHAPES, TASKS, Object, Task  # noqa: E402
 from etcvla.sims.oracle import Oracle, Placed, hide_sites  # noqa: E402
@@ -29,16 +36,33 @@ from etcvla.sims.phases import PhaseTracker  # noqa: E402
 from etcvla.sims.render import HIDDEN_GROUP, Orbit, Renderer, camera_matrix, coarsen_mesh  # noqa: E402
 from etcvla.sims.seeds import EVAL_SEED_BASE, demo_seed, eval_seed  # noqa: E402, F401  a part of the interface
 
-warnings.filterwarnings("ignore", "Constant", module="metaworld.policies")  # we clip, as the environment does
+warnings.filterwarnings(
+    "ignore", "Constant", module="metaworld.policies"
+)  # we clip, as the environment does
 CAMERAS = ("front", "wrist")
 STATE_DOC = "Hand x, y, z in metres, robot base frame; gripper opening, 0 closed .. 1 open (10 cm between the fingers)."
 ACTION_DOC = "Hand displacement x, y, z in [-1, 1] of 1 cm a step, robot base frame; gripper -1 open .. 1 close."
 STATE_SIZE = ACTION_SIZE = 4
-AXES = ("right", "front", "up")  # where x, y, z of the base frame point for the robot, which stands at y = 0
+AXES = (
+    "right",
+    "front",
+    "up",
+)  # where x, y, z of the base frame point for the robot, which stands at y = 0
 
 # Parts of the arm that are off-screen or far from the work, and cost more to draw than all the rest.
-_UNSEEN_BODIES = ("head", "screen", "right_arm_base_link", "pedestal", "pedestal_feet", "controller_box", "torso",
-                  "right_l0", "right_l1", "right_l2", "right_l3")
+_UNSEEN_BODIES = (
+    "head",
+    "screen",
+    "right_arm_base_link",
+    "pedestal",
+    "pedestal_feet",
+    "controller_box",
+    "torso",
+    "right_l0",
+    "right_l1",
+    "right_l2",
+    "right_l3",
+)
 _FINE_MESHES = ("l4", "l5", "l6", "eGripperBase")  # nine tenths of the triangles that remain
 _MESH_CELL = 0.005  # metres; below a pixel at the usual sizes
 _MARKER_RADIUS = 0.03  # Meta-World's 2 cm are two pixels at 96
@@ -57,8 +81,12 @@ class SceneVariant:
 
 SCENES = {
     "source": SceneVariant(Orbit(lookat=(0, 0.72, 0.1), distance=1.2, azimuth=160, elevation=-40)),
-    "target": SceneVariant(Orbit(lookat=(0, 0.72, 0.08), distance=1.15, azimuth=178, elevation=-55),
-                     table=(0.42, 0.5, 0.62), light=(1.25, 1.1, 0.8), ambient=0.75),
+    "target": SceneVariant(
+        Orbit(lookat=(0, 0.72, 0.08), distance=1.15, azimuth=178, elevation=-55),
+        table=(0.42, 0.5, 0.62),
+        light=(1.25, 1.1, 0.8),
+        ambient=0.75,
+    ),
 }
 
 
@@ -96,7 +124,11 @@ class MetaWorld:
         self._env = _make_env(task)
         self._policy = ENV_POLICY_MAP[f"{task}-v3"]()
         self._model, self._data = self._env.model, self._env.data
-        self._pristine = self._model.body_pos.copy(), self._model.body_quat.copy(), self._model.site_pos.copy()
+        self._pristine = (
+            self._model.body_pos.copy(),
+            self._model.body_quat.copy(),
+            self._model.site_pos.copy(),
+        )
         self._hand_start, table = self._env.hand_init_pos.copy(), _table(self._model)
         _dress(self._model, self.task, self.scene)
         if self.condition:
@@ -105,15 +137,25 @@ class MetaWorld:
         self._view = Renderer(self._model, image_size)
         self._cameras = {"front": self._front(), "wrist": "gripperPOV"}
         mujoco.mj_forward(self._model, self._data)
-        self._oracle = Oracle(self._model, self._data, self.task.objects, self._view, tuple(self._cameras.values()),
-                              gripper_body="right_hand")
+        self._oracle = Oracle(
+            self._model,
+            self._data,
+            self.task.objects,
+            self._view,
+            tuple(self._cameras.values()),
+            gripper_body="right_hand",
+        )
         self.target = [spec.name for spec in self.task.objects].index(self.task.target)
         self.rate, self.cameras, self.axes = 1 / self._env.dt, CAMERAS, AXES
         self._phases = PhaseTracker(self.task.phases)
-        self._names = {spec.name: spec.name for spec in self.task.objects}  # swapped things get others
+        self._names = {
+            spec.name: spec.name for spec in self.task.objects
+        }  # swapped things get others
         if self.condition:
             self._change(self.condition)
-        self._appearance = AppearanceEditor(self._model, self._view, **_parts(self._model, self._oracle, table))
+        self._appearance = AppearanceEditor(
+            self._model, self._view, **_parts(self._model, self._oracle, table)
+        )
 
     def reset(self, seed: int, hand: np.ndarray | None = None, shift: float = 0.0) -> None:
         """A fresh layout: the same seed gives the same state and images, whatever happened before.
@@ -124,7 +166,11 @@ class MetaWorld:
         """
         self._env.hand_init_pos = self._hand_start + (0 if hand is None else hand)
         body_pos, body_quat, site_pos = self._pristine
-        self._model.body_pos[:], self._model.body_quat[:], self._model.site_pos[:] = body_pos, body_quat, site_pos
+        self._model.body_pos[:], self._model.body_quat[:], self._model.site_pos[:] = (
+            body_pos,
+            body_quat,
+            site_pos,
+        )
         self._env.seed(seed)
         self._env.curr_path_length = 0
         mujoco.mj_resetData(self._model, self._data)
@@ -132,7 +178,9 @@ class MetaWorld:
         for name, value in self.task.joints:
             self._data.joint(name).qpos[:], self._data.joint(name).qvel[:] = value, 0
         for spec in self.task.objects:
-            if spec.site:  # some tasks move the marker's shadow in `data` alone, which the next step undoes
+            if (
+                spec.site
+            ):  # some tasks move the marker's shadow in `data` alone, which the next step undoes
                 self._model.site(spec.site).pos = self._env._target_pos
         mujoco.mj_forward(self._model, self._data)
         shift_free(self._model, self._data, self._oracle.objects, shift, seed)
@@ -148,18 +196,30 @@ class MetaWorld:
 
     def set_appearance(self, condition: Condition | None, seed: int) -> None:
         """Shows the scene, which was just reset, under a condition (all but what it swaps), or as it is by default."""
-        self._cameras["front"] = condition.camera if condition and condition.camera else self._front()
+        self._cameras["front"] = (
+            condition.camera if condition and condition.camera else self._front()
+        )
         added = self._appearance.put(condition)
         if not added:
             return
         area = np.transpose(_TABLE)
-        scatter(added, [thing.half[2] for thing in condition.added], 0.0, self._oracle.objects, self._data, area,
-                self._env.tcp_center, seed)
+        scatter(
+            added,
+            [thing.half[2] for thing in condition.added],
+            0.0,
+            self._oracle.objects,
+            self._data,
+            area,
+            self._env.tcp_center,
+            seed,
+        )
 
     def observe(self) -> dict:
         """{"images": {camera: uint8[H, W, 3]}, "state": float32[S]}; see STATE_DOC."""
         self._oracle.follow(self._data)
-        images = {name: self._view.rgb(self._data, camera) for name, camera in self._cameras.items()}
+        images = {
+            name: self._view.rgb(self._data, camera) for name, camera in self._cameras.items()
+        }
         return {"images": images, "state": self.state()}
 
     def state(self) -> np.ndarray:
@@ -198,8 +258,12 @@ class MetaWorld:
         """The subtask in progress, as in `facts`, which calls this."""
         tcp, target = self._env.tcp_center, self._oracle.objects[self.target]
         return self._phases.update(
-            self._env.curr_path_length, grasp_centre=tcp, grasp_point=target.grasp_point(self._data),
-            bounds=target.bounds(self._data), contact=self._oracle.contact(self._data, tcp)[self.target] == 1)
+            self._env.curr_path_length,
+            grasp_centre=tcp,
+            grasp_point=target.grasp_point(self._data),
+            bounds=target.bounds(self._data),
+            contact=self._oracle.contact(self._data, tcp)[self.target] == 1,
+        )
 
     def touched(self) -> np.ndarray:
         """bool[N]: the objects that the gripper touches now."""
@@ -213,9 +277,13 @@ class MetaWorld:
     def right(self) -> list[int]:
         """The objects that the task is about: the target, what it is a part of, and parts of the same body."""
         objects, target = self.task.objects, self._oracle.objects[self.target]
-        return [n for n, spec in enumerate(objects) if n == self.target or (
-            len(target.geoms) and np.isin(target.geoms, self._oracle.objects[n].geoms).all())
-            or spec.body == target.spec.body != ""]
+        return [
+            n
+            for n, spec in enumerate(objects)
+            if n == self.target
+            or (len(target.geoms) and np.isin(target.geoms, self._oracle.objects[n].geoms).all())
+            or spec.body == target.spec.body != ""
+        ]
 
     @property
     def objects(self) -> list[Object]:
@@ -225,8 +293,11 @@ class MetaWorld:
     @property
     def shapes(self) -> tuple[str, ...]:
         """Their shape words, "" unknown."""
-        things = (self.condition.added + ((self.condition.swapped,) if self.condition.swapped else ())) \
-            if self.condition else ()
+        things = (
+            (self.condition.added + ((self.condition.swapped,) if self.condition.swapped else ()))
+            if self.condition
+            else ()
+        )
         known = SHAPES | {thing.noun: thing.shape for thing in things}
         return tuple(known.get(spec.name, "") for spec in self.objects)
 
@@ -241,15 +312,23 @@ class MetaWorld:
         size = mujoco.mj_stateSize(self._model, mujoco.mjtState.mjSTATE_INTEGRATION)
         physics = np.empty(size)
         mujoco.mj_getState(self._model, self._data, physics, mujoco.mjtState.mjSTATE_INTEGRATION)
-        layout = self._model.body_pos.copy(), self._model.body_quat.copy(), self._model.site_pos.copy()
+        layout = (
+            self._model.body_pos.copy(),
+            self._model.body_quat.copy(),
+            self._model.site_pos.copy(),
+        )
         return State(physics, layout, np.array(self._obs[:4]), phase)
 
     def show(self, state: State) -> None:
         """Puts the scene into a recorded state, of the same task under whatever look; `reset` before acting again."""
         self._model.body_pos[:], self._model.body_quat[:], self._model.site_pos[:] = state.layout
-        mujoco.mj_setState(self._model, self._data, state.physics, mujoco.mjtState.mjSTATE_INTEGRATION)
+        mujoco.mj_setState(
+            self._model, self._data, state.physics, mujoco.mjtState.mjSTATE_INTEGRATION
+        )
         mujoco.mj_forward(self._model, self._data)
-        self._obs = np.concatenate([state.hand, self._obs[4:]]) if hasattr(self, "_obs") else state.hand
+        self._obs = (
+            np.concatenate([state.hand, self._obs[4:]]) if hasattr(self, "_obs") else state.hand
+        )
 
     def shown_facts(self, state: State) -> dict[str, np.ndarray]:
         """`facts` of a state that `show` put up: the phase is the recorded one."""
@@ -266,7 +345,10 @@ class MetaWorld:
         taken = []  # (low, high) corners in x and y
         for state in states:
             self.show(state)
-            own = [tracked.bounds(self._data) for tracked in self._oracle.objects[:len(self.task.objects)]]
+            own = [
+                tracked.bounds(self._data)
+                for tracked in self._oracle.objects[: len(self.task.objects)]
+            ]
             taken += [(low[:2], high[:2]) for low, high in own] + [(state.hand[:2], state.hand[:2])]
         for extra, thing in zip(self._view.extras, self.condition.added, strict=True):
             spot = self._free_spot(np.array(taken), thing, rng)
@@ -274,18 +356,24 @@ class MetaWorld:
             taken.append((spot, spot))
         self._oracle.forget()
 
-    def _free_spot(self, taken: np.ndarray, thing: AddedObject, rng: np.random.Generator) -> np.ndarray:
+    def _free_spot(
+        self, taken: np.ndarray, thing: AddedObject, rng: np.random.Generator
+    ) -> np.ndarray:
         """float[2] on the table that is in view and clear of boxes float[K, 2, 2]."""
         spots = free_spots(rng, np.transpose(_TABLE), taken, _CLEARANCE)
-        seen = project(camera_matrix(self._model, self._data, self._cameras["front"]),
-                       np.column_stack([spots, np.full(len(spots), thing.half[2])]))
+        seen = project(
+            camera_matrix(self._model, self._data, self._cameras["front"]),
+            np.column_stack([spots, np.full(len(spots), thing.half[2])]),
+        )
         free = (np.abs(seen - 0.5) < 0.5 - _BORDER).all(-1)
         if not free.any():
             raise NoRoom(f"no room on the table for a {thing.noun}")
         return spots[free][0]
 
     def _front(self) -> Orbit:
-        return self.condition.camera if self.condition and self.condition.camera else self.scene.camera
+        return (
+            self.condition.camera if self.condition and self.condition.camera else self.scene.camera
+        )
 
     def _change(self, condition: Condition) -> None:
         """Recolours, adds and swaps; the oracle's names and colours follow."""
@@ -296,7 +384,9 @@ class MetaWorld:
             extra = extra_of(thing)
             self._view.extras.append(extra)
             spec = Object(thing.noun, thing.color)
-            self._oracle.objects.append(Placed(spec, extra, thing.half, first + len(self._view.extras) - 1))
+            self._oracle.objects.append(
+                Placed(spec, extra, thing.half, first + len(self._view.extras) - 1)
+            )
         if condition.swapped:
             self._swap(condition.swapped, first)
         self._oracle.forget()
@@ -307,7 +397,11 @@ class MetaWorld:
             word, rgb = colors[n % len(colors)]
             if tracked.site is not None or tracked.spec.color in tracked.spec.name.split():
                 continue
-            parts = [other.drawn for other in objects if other is not tracked and len(other.drawn) < len(tracked.drawn)]
+            parts = [
+                other.drawn
+                for other in objects
+                if other is not tracked and len(other.drawn) < len(tracked.drawn)
+            ]
             own = np.setdiff1d(tracked.drawn, np.concatenate([*parts, np.array([], int)]))
             self._model.geom_matid[own], self._model.geom_rgba[own] = -1, (*rgb, 1)
             tracked.spec = dataclasses.replace(tracked.spec, color=word)
@@ -317,12 +411,16 @@ class MetaWorld:
         objects = self._oracle.objects
         chosen = [n for n, tracked in enumerate(objects) if tracked.spec.name in SWAPPABLE]
         if not chosen:
-            raise ValueError(f"task with {', '.join(self._names)}: none of {', '.join(SWAPPABLE)} to swap")
+            raise ValueError(
+                f"task with {', '.join(self._names)}: none of {', '.join(SWAPPABLE)} to swap"
+            )
         old, extra = objects[chosen[0]], extra_of(thing)
         self._model.geom_group[old.drawn] = HIDDEN_GROUP
         self._view.extras.append(extra)
         spec = dataclasses.replace(old.spec, name=thing.noun, color=thing.color)
-        objects[chosen[0]] = Placed(spec, extra, thing.half, first + len(self._view.extras) - 1, rides=old)
+        objects[chosen[0]] = Placed(
+            spec, extra, thing.half, first + len(self._view.extras) - 1, rides=old
+        )
         self._names[old.spec.name] = thing.noun
 
     def close(self) -> None:
