@@ -17,7 +17,7 @@ from absl import app, flags, logging
 from etils import epath
 
 from configs import common as fields
-from etcvla.eval.in_loop import evaluation
+from etcvla.eval.in_loop import make_evaluation
 from etcvla.names import lookup
 from etcvla.pages.first_batch import draw_batch
 from etcvla.pages.plan import plot_plan
@@ -28,7 +28,7 @@ from etcvla.train.plan_table import plan_table
 from etcvla.train.stage import build_datasets, make_plan, missing_paths
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SHOWN = MonitorOptions(evaluation=evaluation, draw_first_batch=draw_batch)
+SHOWN = MonitorOptions(evaluation=make_evaluation, draw_first_batch=draw_batch)
 USER_ERRORS = (
     FileNotFoundError,
     ValueError,

@@ -18,7 +18,7 @@ import numpy as np
 from etils import epath
 
 from etcvla.data import prompts
-from etcvla.data.rows import ANY, StageDataset
+from etcvla.data.stage_dataset import ANY_KIND, StageDataset
 from etcvla.etc.question_types import BOX, read
 from etcvla.etc.score import read_answer
 from etcvla.eval import vqa
@@ -75,7 +75,7 @@ def draw_probes(source: StageDataset, count: int) -> list[Probe]:
         "language_instruction",
         "observation/state",
     ]
-    pool, probes = source.candidates(ANY), []
+    pool, probes = source.candidates(ANY_KIND), []
     for frame in pool[
         np.linspace(0, len(pool) - 1, min(4 * count, len(pool))).astype(int)
     ].tolist():
@@ -241,8 +241,8 @@ def gains(
 ) -> dict[str, list[dict[str, float]]]:
     """How much more than its area the thing gets of the attention to its camera, by name of READERS and layer.
 
-    Returns: {"gain", "low", "high", "elsewhere"}; 1 is an even look. The interval is a bootstrap's over probes, 95 %;
-    "elsewhere" is the gain of a box from another frame. Actions count probes whose instruction speaks of the thing.
+    Returns: {"gain", "low", "high", "other_box_gain"}; 1 is an even look. The interval is a bootstrap's over probes, 95 %;
+    "other_box_gain" is the gain of a box from another frame. Actions count probes whose instruction speaks of the thing.
     """
     area = np.stack([coverage(probe.box, tokens) for probe in probes]).mean(axis=1)
     told = np.array([probe.told for probe in probes])
@@ -265,11 +265,11 @@ def _gain(looks: np.ndarray, area: np.ndarray, other: np.ndarray, seed: int) -> 
         "gain": float(share.mean() / area.mean()),
         "low": float(low),
         "high": float(high),
-        "elsewhere": float(elsewhere.mean() / other.mean()),
+        "other_box_gain": float(elsewhere.mean() / other.mean()),
     }
 
 
-def examine(
+def compare_checkpoints(
     workdirs: Sequence[str],
     sets: Mapping[str, tuple[StageDataset, StageDataset]],
     *,
@@ -283,7 +283,7 @@ def examine(
       sets: name -> what is asked, and what could be learnt by heart.
       questions: a kind and dataset. probes: frames of the first dataset with actions.
 
-    Returns: by workdir {"answers": {dataset: `vqa.scores`}, "drift": `drift`, "attention": `gains`}.
+    Returns: by workdir {"answers": {dataset: `vqa.scores`}, "cka": `drift`, "attention": `gains`}.
     """
     acting = next(
         (held_out for held_out, _ in sets.values() if "action" in held_out.dataset.features), None
@@ -306,12 +306,14 @@ def examine(
             seen = trace(policy, asked, seed=seed)
             first = first or seen
             found[workdir] |= {
-                "drift": drift(seen, first),
+                "cka": drift(seen, first),
                 "attention": gains(seen, asked, policy.config.siglip.tokens, seed=seed),
             }
         print(
             f"{workdir}: "
-            + ", ".join(f"{name} {vqa.overall(by_kind):.0%}" for name, by_kind in told.items()),
+            + ", ".join(
+                f"{name} {vqa.mean_accuracy(by_kind):.0%}" for name, by_kind in told.items()
+            ),
             flush=True,
         )
     return found
@@ -325,7 +327,7 @@ def _of_cameras(questions: Sequence[vqa.Question], policy: Policy) -> list[vqa.Q
 
 
 def rows_of(found: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple]:
-    """Lines (checkpoint, what, of, layer, value, low, high, count) of what `examine` returns."""
+    """Lines (checkpoint, what, of, layer, value, low, high, count) of what `compare_checkpoints` returns."""
     for workdir, parts in found.items():
         for name, by_kind in parts["answers"].items():
             for kind, s in by_kind.items():
@@ -362,7 +364,7 @@ def rows_of(found: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple]:
                             "",
                             s[f"{measure}_count"],
                         )
-        for name, layers in parts.get("drift", {}).items():
+        for name, layers in parts.get("cka", {}).items():
             for i, value in enumerate(layers):
                 yield workdir, "cka", name, i, value, "", "", ""
         for name, layers in parts.get("attention", {}).items():
@@ -377,7 +379,16 @@ def rows_of(found: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple]:
                     look["high"],
                     "",
                 )
-                yield workdir, "attention gain elsewhere", name, i, look["elsewhere"], "", "", ""
+                yield (
+                    workdir,
+                    "attention gain elsewhere",
+                    name,
+                    i,
+                    look["other_box_gain"],
+                    "",
+                    "",
+                    "",
+                )
 
 
 def write_csv(path: epath.PathLike, found: Mapping[str, Mapping[str, Any]]) -> None:

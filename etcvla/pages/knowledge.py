@@ -26,7 +26,7 @@ def sections(found: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         + _bars(found, names, colors)
         + _table(found, names)
     }
-    if all("drift" in parts for parts in found.values()):
+    if all("cka" in parts for parts in found.values()):
         out |= {"Drift": _drift(found, names, colors), "Looking": _looking(found, names, colors)}
     return out
 
@@ -52,7 +52,7 @@ def _bars(found, names, colors) -> str:
 def _drift(found, names, colors) -> str:
     panels = {
         part: {
-            names[w]: [{"value": value} for value in parts["drift"][part]]
+            names[w]: [{"value": value} for value in parts["cka"][part]]
             for w, parts in found.items()
         }
         for part in FEATURES
@@ -86,7 +86,7 @@ def _looking(found, names, colors) -> str:
         + charts.legend(colors)
         + chart("gain", ("low", "high"), "attention gain by layer")
         + "<p>The same for the place of another frame's thing: what looking where things usually are gets.</p>"
-        + chart("elsewhere", (), "attention gain elsewhere by layer")
+        + chart("other_box_gain", (), "attention gain elsewhere by layer")
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from etcvla.data.rlds import RLDSDataset
-from etcvla.data.rows import StageDataset
+from etcvla.data.stage_dataset import StageDataset
 from etcvla.eval import knowledge
 from etcvla.eval.knowledge import Probe, cka, coverage, drift, gains, trace
 from etcvla.models.decode import sample_actions
@@ -129,7 +129,7 @@ def test_gains_count_only_what_the_instruction_speaks_of():
         "gain"
     ] == pytest.approx(3)
     assert found["question"][0]["low"] < 2 < found["question"][0]["high"]
-    assert found["action"][0]["elsewhere"] == pytest.approx(1)
+    assert found["action"][0]["other_box_gain"] == pytest.approx(1)
     untold = gains(knowledge.Trace({}, {"action": looks}), probes_of(boxes, told=False), 16)
     assert untold["action"] == []
 
@@ -168,11 +168,11 @@ def test_write_csv_has_a_row_for_each_number(tmp_path):
         "iou": 0.6,
         "iou_count": 9,
     }
-    gain = {"gain": 1.5, "low": 1.1, "high": 1.9, "elsewhere": 0.9}
+    gain = {"gain": 1.5, "low": 1.1, "high": 1.9, "other_box_gain": 0.9}
     results = {
         f"runs/{name}": {
             "answers": {"source": {"goal_description": kind}},
-            "drift": {part: [1.0, 0.5] for part in knowledge.FEATURES},
+            "cka": {part: [1.0, 0.5] for part in knowledge.FEATURES},
             "attention": {"question": [gain], "answer": [gain], "action": []},
         }
         for name in ("one", "two")

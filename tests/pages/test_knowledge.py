@@ -16,11 +16,11 @@ def test_page_shows_all_sections_with_short_names_of_checkpoints():
         "iou": 0.6,
         "iou_count": 9,
     }
-    gain = {"gain": 1.5, "low": 1.1, "high": 1.9, "elsewhere": 0.9}
+    gain = {"gain": 1.5, "low": 1.1, "high": 1.9, "other_box_gain": 0.9}
     results = {
         f"runs/{name}": {
             "answers": {"source": {"goal_description": kind}},
-            "drift": {part: [1.0, 0.5] for part in ("vision", "image", "text")},
+            "cka": {part: [1.0, 0.5] for part in ("vision", "image", "text")},
             "attention": {"question": [gain], "answer": [gain], "action": []},
         }
         for name in ("one", "two")
