@@ -17,7 +17,7 @@ from etcvla.data.episodes import Episodes, Later
 from etcvla.data.norm_stats import finite_frames, normalize
 from etcvla.data.plan import Plan, Stream
 from etcvla.data.records import RecordError
-from etcvla.etc.items import ETC_KINDS, Item
+from etcvla.etc.items import ETC_KINDS, ITEM_FIELDS, Item
 from etcvla.names import lookup
 
 ACTION, ANY = "action", "any"
@@ -26,7 +26,6 @@ READ_TOGETHER = 4  # draws of one episode in a row, where a frame costs reading 
 PHASE = "annotation/phase"  # the feature that says which of the episode's subtasks is in progress
 MEANS = {"token": "of all tokens alike", "segment": "of segments, each the mean of its tokens"}
 Row = dict[str, np.ndarray]  # the fields of `etcvla.batch.SCHEMA`, without the batch axis
-_ITEM = ("kind", "question_type", "question", "answer", "source")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +108,8 @@ class StageDataset:
         if "etc/kind" not in frame:
             return []
         return [
-            Item(*values) for values in zip(*(frame[f"etc/{name}"] for name in _ITEM), strict=True)
+            Item(*values)
+            for values in zip(*(frame[f"etc/{name}"] for name in ITEM_FIELDS), strict=True)
         ]
 
     def subtask(self, frame: int, facts: Mapping) -> str | None:
@@ -123,7 +123,9 @@ class StageDataset:
 
     @property
     def item_features(self) -> list[str]:
-        return [f"etc/{name}" for name in _ITEM] if "etc/kind" in self.dataset.features else []
+        return (
+            [f"etc/{name}" for name in ITEM_FIELDS] if "etc/kind" in self.dataset.features else []
+        )
 
 
 @dataclasses.dataclass(frozen=True)
