@@ -35,7 +35,7 @@ class VideoRecorder:
             return
         rows = (list(recorded.values()) * self._batch)[: max(self._batch, len(recorded))]
         said = self._policy.answer(
-            [self._policy.views(row["images"]) for row in rows],
+            [self._policy.camera_images(row["images"]) for row in rows],
             [
                 format_question(
                     "path_task", 0.0, {"instruction": clean_instruction(row["instruction"])}
@@ -52,7 +52,7 @@ class VideoRecorder:
         if result.frames is None:
             return result
         seen = np.stack(
-            [self._policy.assets.adapter.turn(VIDEO_CAMERA, frame) for frame in result.frames]
+            [self._policy.assets.adapter.rotate(VIDEO_CAMERA, frame) for frame in result.frames]
         )
         return dataclasses.replace(result, frames=draw_paths(seen, paths))
 
