@@ -19,7 +19,7 @@ from etcvla import batch as batch_lib
 from etcvla.data import prompts, rows
 from etcvla.data.assets import Assets
 from etcvla.data.norm_stats import normalize, unnormalize
-from etcvla.etc.question_types import clean
+from etcvla.etc.question_types import clean_instruction
 from etcvla.models import flow
 from etcvla.models.decode import ImageCache, cache_images, decode_text, sample_with_image_cache
 from etcvla.models.lora import merge
@@ -315,7 +315,9 @@ class Policy:
         tokenizer, prompt = self.assets.tokenizer, self.assets.action_spec["prompt"]
         if self.subtask is not None:
             asked = [
-                prompts.question(tokenizer, self.subtask.replace("{instruction}", clean(task)))
+                prompts.question(
+                    tokenizer, self.subtask.replace("{instruction}", clean_instruction(task))
+                )
                 for task in tasks
             ]
         elif prompts.find_format(prompt).subtask:

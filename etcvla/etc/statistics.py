@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from etcvla.etc.items import Item
-from etcvla.etc.score import majority_answers, score
+from etcvla.etc.score import is_correct, majority_answers
 
 
 def item_statistics(
@@ -26,7 +26,7 @@ def item_statistics(
       "by_grade", "by_kind", "by_source": counts.
       "by_question_type": question type -> {"count", "answers": number of different answers,
         "majority_answer": best constant answer, "majority_share": share of the items that it
-        answers correctly by the rules of `score`}. A general question of the same name counts too.
+        answers correctly by the rules of `is_correct`}. A general question of the same name counts too.
       "question_chars", "answer_chars": {"mean", "max"} length.
       "dropped": as given.
     """
@@ -50,7 +50,7 @@ def item_statistics(
 
 
 def _type_statistics(items: Sequence[Item], constant_answer: str) -> dict[str, Any]:
-    scores = [score(item, item.answer, constant_answer) for item in items]
+    scores = [is_correct(item, item.answer, constant_answer) for item in items]
     return {
         "count": len(items),
         "answers": len({item.answer for item in items}),

@@ -19,8 +19,8 @@ from etils import epath
 
 from etcvla.data import prompts
 from etcvla.data.stage_dataset import ANY_KIND, StageDataset
-from etcvla.etc.question_types import BOX, read
-from etcvla.etc.score import read_answer
+from etcvla.etc.question_types import BOX, parse_question
+from etcvla.etc.score import parse_answer
 from etcvla.eval import vqa
 from etcvla.models import ops
 from etcvla.models.vla import VLA
@@ -38,7 +38,7 @@ READERS = (
     "answer",
     "action",
 )  # whose attention: the question's tokens, the one that answers, the expert's
-MEASURES = ("iou", "distance", "inside", "order")  # of `score.measure`, beside right or wrong
+MEASURES = ("iou", "distance", "inside", "order")  # of `score.score_answer`, beside right or wrong
 RESAMPLES = 1000  # of the bootstrap
 
 
@@ -82,11 +82,11 @@ def draw_probes(source: StageDataset, count: int) -> list[Probe]:
         facts = source.dataset.frame(frame, names)
         for item in source.items(facts):
             if item.question_type == FORM:
-                thing = (read(FORM, item.question) or {}).get("object", "")
+                thing = (parse_question(FORM, item.question) or {}).get("object", "")
                 probes.append(
                     Probe(
                         item.question,
-                        read_answer(BOX, item.answer)[0],
+                        parse_answer(BOX, item.answer)[0],
                         tuple(facts[f"observation/{name}"] for name in source.cameras),
                         facts["language_instruction"],
                         facts["observation/state"],

@@ -19,7 +19,7 @@ from etils import epath
 
 from etcvla.etc.annotation import Annotation
 from etcvla.etc.items import ETC_KINDS, GRADES, Item
-from etcvla.etc.review import FORMAT, VERSION, ItemKey, file_name
+from etcvla.etc.review import FORMAT, VERSION, ItemKey, review_file_name
 from etcvla.etc.statistics import item_statistics
 from etcvla.pages.overlay import (
     HEIGHT,
@@ -112,7 +112,7 @@ def _reviewed(frames: Sequence[GalleryEntry], dataset: str, split: str) -> dict:
         "split": split,
         "fields": ItemKey._fields,
         "keys": keys,
-        "file": file_name(dataset, split),
+        "file": review_file_name(dataset, split),
     }
 
 

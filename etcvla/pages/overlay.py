@@ -16,7 +16,7 @@ from PIL import Image
 
 from etcvla.etc.items import parse_loc
 from etcvla.etc.question_types import BOX, PATH, WORDS, answer_type
-from etcvla.etc.score import read_answer
+from etcvla.etc.score import parse_answer
 
 HEIGHT = 1000  # of an overlay, in its own units
 _BOX_IN_TEXT = re.compile(r"(?:<loc\d{4}>){4}|\[\d{1,4}(?:, \d{1,4}){3}\]")
@@ -101,7 +101,7 @@ def asked(question: str, aspect: float) -> str:
 def answered(question_type: str, answer: str, aspect: float) -> str:
     """The box, point or path of an answer; "" where it is words, or cannot be read."""
     kind = answer_type(question_type)
-    place = read_answer(kind, answer) if kind != WORDS else None
+    place = parse_answer(kind, answer) if kind != WORDS else None
     if place is None:
         return ""
     if kind == PATH:
