@@ -21,7 +21,7 @@ class Tracer:
     def __init__(self, turns=0):
         self.asked = []
         self.assets = SimpleNamespace(
-            adapter=SimpleNamespace(turn=lambda camera, image: np.rot90(image, turns))
+            adapter=SimpleNamespace(rotate=lambda camera, image: np.rot90(image, turns))
         )
 
     def camera_images(self, images):
