@@ -20,7 +20,7 @@ from etcvla import schedule
 from etcvla.data import prompts, rows
 from etcvla.data.assets import Assets
 from etcvla.data.norm_stats import normalize, unnormalize
-from etcvla.etc.question_types import clean
+from etcvla.etc.question_types import clean_instruction
 from etcvla.models import flow
 from etcvla.models.decode import ImageCache, cache_images, decode_text, sample_with_image_cache
 from etcvla.models.lora import merge
@@ -37,7 +37,7 @@ _BUCKET = (
 log = logging.getLogger(__name__)
 
 
-class Decision(NamedTuple):
+class PolicyOutput(NamedTuple):
     """What a policy does about B observations."""
 
     actions: np.ndarray  # float32[B, P, A] as the dataset has stored them
@@ -102,7 +102,7 @@ class Policy:
             )
         # A released embedding table may have rows that mean nothing.
         self._known = np.zeros(config.vocab_size, bool)
-        for span in assets.tokenizer.layout.spans.values():
+        for span in assets.tokenizer.layout.ranges.values():
             self._known[span.offset : span.stop] = True
         model, everywhere = VLA(config), mesh and NamedSharding(mesh, PartitionSpec())
         self._cache_images = jax.jit(functools.partial(cache_images, model))
@@ -177,7 +177,7 @@ class Policy:
         them from now on.
 
         With one shape there is one program, so that an action never depends on what else is in the batch.
-        Raises as `decide`.
+        Raises as `infer`.
         """
         self.check_acting()
         state = np.full(
@@ -196,14 +196,14 @@ class Policy:
             "state": state,
             "instruction": max(instructions, key=len),
         }
-        self.decide([blank] * batch_size, range(batch_size))
+        self.infer([blank] * batch_size, range(batch_size))
 
     def act(self, observations: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> np.ndarray:
-        """`decide`'s actions alone. FAST tokens that make no chunk are logged, and act as the normalised zero.
+        """`infer`'s actions alone. FAST tokens that make no chunk are logged, and act as the normalised zero.
 
-        So they do in openpi's pi0-FAST. Who would rather wait there than move on calls `decide`, which tells.
+        So they do in openpi's pi0-FAST. Who would rather wait there than move on calls `infer`, which tells.
         """
-        decision = self.decide(observations, seeds)
+        decision = self.infer(observations, seeds)
         if not decision.valid.all():
             log.warning(
                 "%d of %d sequences of FAST tokens make no whole chunk; in their place stands the normalised "
@@ -213,7 +213,9 @@ class Policy:
             )
         return decision.actions
 
-    def decide(self, observations: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> Decision:
+    def infer(
+        self, observations: Sequence[Mapping[str, Any]], seeds: Sequence[int]
+    ) -> PolicyOutput:
         """Action chunks, whether they could be read, and the subtasks that they are for.
 
         Args:
@@ -233,7 +235,8 @@ class Policy:
                 f"{len(observations)} observations and {len(seeds)} seeds, expected one or more of each"
             )
         batch = self._images(
-            [self.views(_get(observation, "images")) for observation in observations], acting=True
+            [self.camera_images(_get(observation, "images")) for observation in observations],
+            acting=True,
         )
         states = [self._state(_get(observation, "state")) for observation in observations]
         tasks = [_words(_get(observation, "instruction")) for observation in observations]
@@ -249,7 +252,7 @@ class Policy:
         told = np.stack(
             [np.asarray(observation["state"], np.float32) for observation in observations]
         )
-        return Decision(self.assets.adapter.to_robot(chunks, told), valid, subtasks)
+        return PolicyOutput(self.assets.adapter.to_robot(chunks, told), valid, subtasks)
 
     def answer(
         self, images: Sequence[Sequence[np.ndarray]], questions: Sequence[str], *, max_new: int = 48
@@ -312,7 +315,9 @@ class Policy:
         tokenizer, prompt = self.assets.tokenizer, self.assets.action_spec["prompt"]
         if self.subtask is not None:
             asked = [
-                prompts.question(tokenizer, self.subtask.replace("{instruction}", clean(task)))
+                prompts.question(
+                    tokenizer, self.subtask.replace("{instruction}", clean_instruction(task))
+                )
                 for task in tasks
             ]
         elif prompts.find_format(prompt).subtask:
@@ -412,7 +417,7 @@ class Policy:
                 f"actions of {width} finite numbers"
             )
         adapter = self.assets.adapter
-        told = adapter.relate(adapter.from_robot(actions), np.asarray(state, np.float32))
+        told = adapter.to_relative(adapter.from_robot(actions), np.asarray(state, np.float32))
         return normalize(told, self.assets.action_stats, self.assets.norm_mode)
 
     def _fast(self, batch, image_cache) -> tuple[np.ndarray, np.ndarray]:
@@ -443,15 +448,15 @@ class Policy:
                 f"stage before it did, say how to act: Policy.load(workdir, head=...), one of {HEADS}"
             )
 
-    def views(self, images: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """An observation's images as the model was shown them in training. Raises ValueError as `decide`."""
+    def camera_images(self, images: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """An observation's images as the model was shown them in training. Raises ValueError as `infer`."""
         lacking = [name for name in self.cameras if name not in images]
         if lacking:
             raise ValueError(
                 f"observation has no camera {', '.join(lacking)}; it has {sorted(images)}"
             )
         return [
-            self.assets.adapter.turn(name, _image(f"observation image {name!r}", images[name]))
+            self.assets.adapter.rotate(name, _image(f"observation image {name!r}", images[name]))
             for name in self.cameras
         ]
 

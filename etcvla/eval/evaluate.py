@@ -16,8 +16,8 @@ from PIL import Image
 
 from etcvla.data.rlds import RLDSDataset
 from etcvla.data.rlds_layout import split_names
-from etcvla.data.rows import StageDataset
 from etcvla.data.splits import check_disjoint
+from etcvla.data.stage_dataset import StageDataset
 from etcvla.eval import benchmark, rollouts, vqa
 from etcvla.eval.benchmark import wrong_instruction
 from etcvla.eval.results_log import ResultsLog, write
@@ -76,7 +76,7 @@ def evaluate(workdir: str, spec: EvaluationSpec) -> dict:
             out,
             {
                 **asked,
-                **benchmark.record(
+                **benchmark.describe_protocol(
                     workdir,
                     policy,
                     spec.protocol,
@@ -93,7 +93,7 @@ def evaluate(workdir: str, spec: EvaluationSpec) -> dict:
             policy, trials(spec), spec.protocol, what=f"{workdir}: acting", results_log=results_log
         )
         print("\n".join(rollouts.rates(results)), flush=True)
-        scores |= {"success": rollouts.table(results), "cells": benchmark.cells(results)}
+        scores |= {"success": rollouts.table(results), "groups": benchmark.score_groups(results)}
     scores["seconds"] = time.time() - began
     write(done, json.dumps(scores, indent=2))
     return scores

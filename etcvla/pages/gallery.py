@@ -19,8 +19,8 @@ from etils import epath
 
 from etcvla.etc.annotation import Annotation
 from etcvla.etc.items import ETC_KINDS, GRADES, Item
-from etcvla.etc.review import FORMAT, VERSION, ItemKey, file_name
-from etcvla.etc.score import majority_answers, score
+from etcvla.etc.review import FORMAT, VERSION, ItemKey, review_file_name
+from etcvla.etc.score import is_correct, majority_answers
 from etcvla.pages.overlay import (
     HEIGHT,
     KIND_COLORS,
@@ -111,7 +111,7 @@ def report(items: Sequence[Item], dropped: Mapping[str, int] | None = None) -> d
             "answers": len({item.answer for item in group}),
             "majority_answer": constant[question_type],
             "majority_share": float(
-                np.mean([score(item, item.answer, constant[question_type]) for item in group])
+                np.mean([is_correct(item, item.answer, constant[question_type]) for item in group])
             ),
         }
         for question_type, group in question_types.items()
@@ -155,7 +155,7 @@ def _reviewed(frames: Sequence[GalleryEntry], dataset: str, split: str) -> dict:
         "split": split,
         "fields": ItemKey._fields,
         "keys": keys,
-        "file": file_name(dataset, split),
+        "file": review_file_name(dataset, split),
     }
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from etcvla.etc.items import ETC_KINDS, parse_loc
 from etcvla.etc.question_types import BOX, PATH, WORDS, answer_type
-from etcvla.etc.score import read_answer
+from etcvla.etc.score import parse_answer
 
 KIND_COLORS = dict(
     zip(ETC_KINDS, ("#2f7de1", "#12a594", "#e5484d", "#8e4ec6", "#f0900c"), strict=True)
@@ -104,7 +104,7 @@ def asked(question: str, aspect: float) -> str:
 def answered(question_type: str, answer: str, aspect: float) -> str:
     """The box, point or path of an answer; "" where it is words, or cannot be read."""
     kind = answer_type(question_type)
-    place = read_answer(kind, answer) if kind != WORDS else None
+    place = parse_answer(kind, answer) if kind != WORDS else None
     if place is None:
         return ""
     if kind == PATH:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from etcvla.etc.question_types import PATH, ask, clean
-from etcvla.etc.score import read_answer
+from etcvla.etc.question_types import PATH, clean_instruction, format_question
+from etcvla.etc.score import parse_answer
 from etcvla.eval.trials import VIDEO_CAMERA
 from etcvla.policy import Policy
 
@@ -35,11 +35,16 @@ class VideoRecorder:
             return
         rows = (list(recorded.values()) * self._batch)[: max(self._batch, len(recorded))]
         said = self._policy.answer(
-            [self._policy.views(row["images"]) for row in rows],
-            [ask("path_task", 0.0, {"instruction": clean(row["instruction"])}) for row in rows],
+            [self._policy.camera_images(row["images"]) for row in rows],
+            [
+                format_question(
+                    "path_task", 0.0, {"instruction": clean_instruction(row["instruction"])}
+                )
+                for row in rows
+            ],
         )
         for player, text in zip(recorded, said, strict=False):
-            self._paths.setdefault(player, []).append(read_answer(PATH, text))
+            self._paths.setdefault(player, []).append(parse_answer(PATH, text))
 
     def finish(self, player: Hashable, result: Any) -> Any:
         """The player's result (a dataclass with `frames`) with its paths drawn in, where it was recorded."""
@@ -47,7 +52,7 @@ class VideoRecorder:
         if result.frames is None:
             return result
         seen = np.stack(
-            [self._policy.assets.adapter.turn(VIDEO_CAMERA, frame) for frame in result.frames]
+            [self._policy.assets.adapter.rotate(VIDEO_CAMERA, frame) for frame in result.frames]
         )
         return dataclasses.replace(result, frames=draw_paths(seen, paths))
 
