@@ -177,7 +177,7 @@ def _sown(
             # What attention reads of such values is its own sum over the columns that they mark.
             return ops.attend(q, keys, values, mask, model.config.vlm.attn_softcap).mean(axis=2)
 
-        read = jax.vmap(of_layer)(*layers["attn"][f"reads_{stream}"][0])
+        read = jax.vmap(of_layer)(*layers["attn"][f"attention_inputs_{stream}"][0])
         return (read * rows[..., None]).sum(axis=2) / rows.sum(axis=1)[:, None]
 
     if noise is not None:

@@ -21,7 +21,7 @@ from etcvla.train import sharding, usage
 from etcvla.train.log import Logger, WandB, find_wandb
 from etcvla.train.profiler import Profiler, parse_window
 from etcvla.train.stage import Stage
-from etcvla.train.step import TrainState
+from etcvla.train.state import TrainState
 
 
 class Evaluation(Protocol):

@@ -95,7 +95,7 @@ def softmax_share(policy, probe):
     _, sown = VLA(policy.config).apply(
         {"params": policy.params}, batch, None, None, None, mutable=["intermediates"]
     )
-    q, k, mask = sown["intermediates"]["llm"]["layers"]["attn"]["reads_0"][0]
+    q, k, mask = sown["intermediates"]["llm"]["layers"]["attn"]["attention_inputs_0"][0]
     patches = policy.config.siglip.tokens
     last = 2 * patches + len(asked[0].prompt) - 1
     q, k, mask = np.asarray(q)[0, 0, last], np.asarray(k)[0, 0], np.asarray(mask)[0, 0, last]
