@@ -16,7 +16,7 @@ from PIL import Image
 
 from data_builders.common.build import prepare
 from data_builders.common.mm_items import BadEntry, MMConfig, as_jpeg, make_item, split_of, to_loc
-from data_builders.mm_llava import llava
+from data_builders.mm_llava import entries
 from data_builders.mm_llava import mm_llava_dataset_builder as mm_llava
 from data_builders.mm_tfds import mm_tfds_dataset_builder as mm_tfds
 from etcvla.data.plan import Plan, Stream
@@ -187,21 +187,21 @@ def test_such_a_set_is_a_stream_of_any_kind(built):
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
 @pytest.mark.parametrize("lines", [False, True])
 def test_json_streams_in_pieces_of_any_size(tmp_path, monkeypatch, chunk, lines):
-    monkeypatch.setattr(llava, "CHUNK", chunk)
+    monkeypatch.setattr(entries, "CHUNK", chunk)
     path = tmp_path / "talks.json"
     path.write_text("\n".join(map(json.dumps, ENTRIES)) if lines else json.dumps(ENTRIES, indent=1))
-    assert list(llava.read_entries(path)) == ENTRIES
+    assert list(entries.read_entries(path)) == ENTRIES
 
 
 def test_broken_json_names_the_entry(tmp_path):
     path = tmp_path / "talks.json"
     path.write_text(json.dumps(ENTRIES)[:-40])
     with pytest.raises(ValueError, match=rf"talks.json, entry {len(ENTRIES) - 1}: not JSON"):
-        list(llava.read_entries(path))
+        list(entries.read_entries(path))
     with pytest.raises(FileNotFoundError, match="no JSON file"):
-        list(llava.read_entries(tmp_path / "none.json"))
+        list(entries.read_entries(tmp_path / "none.json"))
     path.write_text("[]")
-    assert list(llava.read_entries(path)) == []
+    assert list(entries.read_entries(path)) == []
 
 
 # As the paper's set is told to be: llava's conversations, a kind each, locations as integers.

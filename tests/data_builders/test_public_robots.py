@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from data_builders.add_etc.add import add_etc, find_calibration, shipped_calibrations
+from data_builders.add_etc.converter import add_etc, find_calibration, shipped_calibrations
 from data_builders.tools.gallery import dataset_gallery, read_entry
-from data_builders.tools.publish.reviewed import apply_review
 from data_builders.tools.report import dataset_report
+from data_builders.tools.review import apply_review
 from etcvla.data.adapters import ADAPTERS, open_dataset
 from etcvla.data.rlds import RLDSDataset
 from etcvla.data.rows import StageDataset

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from data_builders.add_etc.annotate import Annotator, credit, nouns_of, seen_share
-from data_builders.add_etc.fit import fit
+from data_builders.add_etc.adapter import fit
+from data_builders.add_etc.episodes import Annotator, credit, nouns_of, seen_share
 from etcvla.data.adapters import ADAPTERS, Adapter, FactSources, find_adapter
 from etcvla.data.rlds import RLDSDataset
 from etcvla.etc.annotators.cache import AnswerCache

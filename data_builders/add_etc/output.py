@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 from google.protobuf import json_format
 
-from data_builders.add_etc.annotate import Labelled
+from data_builders.add_etc.episodes import Labelled
 from data_builders.common.build import progress, provenance, tf
-from data_builders.common.rlds import encode_items, robot_features
+from data_builders.common.rlds_schema import encode_items, robot_features
 from etcvla.data.adapters import TASK
 from etcvla.data.rlds import RLDSDataset
 from etcvla.data.shards import open_shard

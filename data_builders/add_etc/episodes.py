@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image
 
-from data_builders.add_etc.fit import IMAGES
+from data_builders.add_etc.adapter import IMAGES
 from etcvla.data.adapters import Adapter
 from etcvla.data.rlds import RLDSDataset
 from etcvla.etc import make_items

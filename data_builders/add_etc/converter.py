@@ -9,9 +9,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from data_builders.add_etc import shards
-from data_builders.add_etc.annotate import Annotator, seen_share
-from data_builders.add_etc.fit import fit
+from data_builders.add_etc import output
+from data_builders.add_etc.adapter import fit
+from data_builders.add_etc.episodes import Annotator, seen_share
 from data_builders.common.build import alone
 from etcvla.data.adapters import find_adapter
 from etcvla.data.rlds import RLDSDataset
@@ -62,11 +62,11 @@ def add_etc(
         "endpoint": endpoint,
         "calibrations": Calibrations(calibration) if calibration else None,
     }
-    found = fit(find_adapter(adapter), RLDSDataset(source, shards.splits(source)[0]))
-    features, added = shards.extend_features(
+    found = fit(find_adapter(adapter), RLDSDataset(source, output.splits(source)[0]))
+    features, added = output.extend_features(
         json.loads((source / "features.json").read_text()), len(found.cameras), num_objects
     )
-    recipe = shards.CopySettings(
+    recipe = output.CopySettings(
         source=_named(source / "dataset_info.json", "/".join(_place(source))),
         adapter=found.to_dict(),
         num_objects=num_objects,
@@ -88,21 +88,21 @@ def add_etc(
         )
         print(f"without --calibration paths in the image are {known}{there}", file=sys.stderr)
     annotators = [
-        Annotator(RLDSDataset(source, split), found, **options) for split in shards.splits(source)
+        Annotator(RLDSDataset(source, split), found, **options) for split in output.splits(source)
     ]
     for annotator in annotators if calibration else ():
         _check_calibration(annotator, calibration)
     with alone(path):
-        output, counts = shards.Output(path, recipe), Counter()
+        written, counts = output.Output(path, recipe), Counter()
         for annotator in annotators:
-            counts += output.write_split(
+            counts += written.write_split(
                 annotator.dataset,
                 annotator,
                 num_objects=num_objects,
                 added=added,
                 threads=threads if endpoint else 1,
             )
-        output.finish(source, features)
+        written.finish(source, features)
     return path, counts
 
 
