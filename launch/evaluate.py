@@ -23,7 +23,7 @@ _WORKDIR = flags.DEFINE_string(
     "checkpoint", None, "The run whose newest checkpoint is evaluated.", required=True
 )
 flags.DEFINE_alias("workdir", "checkpoint")
-_SUITE = flags.DEFINE_string("suite", "", f"A benchmark: {', '.join(suites.NAMES)}.")
+_SUITE = flags.DEFINE_string("suite", "", f"A benchmark: {', '.join(suites.names())}.")
 _OUT = flags.DEFINE_string(
     "out", "", "Where its scores go; <checkpoint>/evaluation/<suite> by default."
 )
@@ -93,7 +93,7 @@ def play() -> None:
     )
     asked = benchmark.Benchmark(
         suite,
-        suite.some(_TASKS.value or ()),
+        suite.select_tasks(_TASKS.value or ()),
         _TRIALS.value,
         protocol,
         tuple(_CONDITIONS.value),

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from etils import epath
 from PIL import Image
 
-from etcvla.eval.trials import COLUMNS, Trial, TrialResult
+from etcvla.eval.trials import COLUMNS, KEY_COLUMNS, Trial, TrialResult
 
 VIDEO_FRAME_MS = 60  # a frame of a GIF
 
@@ -86,10 +86,7 @@ class ResultsLog:
         if whole != text:
             write(self._path, whole)
         rows = csv.DictReader(whole.splitlines())
-        return {
-            (row["scene"], row["task"], row["trial"], row["intervention"], row["perturbation"]): row
-            for row in rows
-        }
+        return {tuple(row[name] for name in KEY_COLUMNS): row for row in rows}
 
     def _write_video(self, result: TrialResult) -> None:
         t, ending = result.trial, "success" if result.success else "failure"

@@ -9,7 +9,7 @@ Axes: H W pixels, C cameras, N objects, S state width, A action width. Image poi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from etcvla.sims.task import ObjectSpec, Task
 
 
+@runtime_checkable
 class Environment(Protocol):
     """One task in one scene. Call `reset` before anything else.
 

@@ -32,7 +32,9 @@ class Requirement:
         """Raise UserError with the install command if a module is missing."""
         for module in self.modules:
             if importlib.util.find_spec(module) is None:
-                raise UserError(f"{self.title} is not installed in {sys.executable}: {self.install}")
+                raise UserError(
+                    f"{self.title} is not installed in {sys.executable}: {self.install}"
+                )
 
 
 def _no_opposite(task: str) -> str:
@@ -47,11 +49,14 @@ class Simulator:
     """
 
     name: str
-    make_environment: Callable[[str, str, int, str], Environment]  # task, scene, image_size, condition
+    make_environment: Callable[
+        [str, str, int, str], Environment
+    ]  # task, scene, image_size, condition
     instruction: Callable[[str], str]  # task -> its canonical instruction
     suites: tuple[str, ...]  # names of its benchmarks
     describe_suite: Callable[[str], Suite]
     requirement: Requirement
+    uses_mujoco: bool = True  # check that MuJoCo can render before an evaluation starts
     packages: tuple[str, ...] = ()  # distributions whose versions are written beside scores
     opposite_task: Callable[[str], str] = _no_opposite  # the task that undoes a task; "" for none
     fixed_initial_states: bool = False  # trial i starts in initial state i, not in a random layout
@@ -81,7 +86,9 @@ def get(name: str) -> Simulator:
     return lookup(_SIMULATORS, name, "simulator")
 
 
-def make(simulator: str, task: str, scene: str, image_size: int, condition: str = "") -> Environment:
+def make(
+    simulator: str, task: str, scene: str, image_size: int, condition: str = ""
+) -> Environment:
     """Create an environment.
 
     Args:

@@ -18,7 +18,9 @@ class ObjectSpec:
     parts: tuple[str, ...] = ()  # only the geoms of these materials or meshes; () for all
     subtree: bool = False  # include child bodies
     site: str = ""  # a marker instead of a body
-    touch: tuple[float, float, float] | None = None  # grasp point, metres from the centre; None: do not grasp
+    touch: tuple[float, float, float] | None = (
+        None  # grasp point, metres from the centre; None: do not grasp
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,9 +33,7 @@ METAWORLD = Simulator(
     instruction=_instruction,
     suites=tuple(SUITES),
     describe_suite=describe,
-    requirement=Requirement(
-        "Meta-World", ("metaworld",), "pip install metaworld==3.1.1 packaging"
-    ),
+    requirement=Requirement("Meta-World", ("metaworld",), "pip install metaworld==3.1.1 packaging"),
     packages=("metaworld", "mujoco", "numpy"),
     opposite_task=_opposite,
 )
