@@ -16,9 +16,10 @@ from etcvla import sims
 from etcvla.errors import UserError
 from etcvla.eval import rollouts
 from etcvla.eval.results_log import ResultsLog, write
-from etcvla.eval.trials import INTERVENTIONS, EvalProtocol, Trial, TrialResult
+from etcvla.eval.trials import EvalProtocol, Trial, TrialResult
 from etcvla.names import lookup
 from etcvla.policy import Policy
+from etcvla.results_schema import INTERVENTIONS
 from etcvla.sims.perturbations import Perturbation
 from etcvla.sims.seeds import EVAL_SEED_BASE, eval_seed
 from etcvla.sims.suites import Suite
@@ -40,7 +41,7 @@ class Benchmark:
 
     def __post_init__(self):
         for intervention in self.interventions:
-            lookup(dict.fromkeys(INTERVENTIONS), intervention, "intervention")
+            lookup(INTERVENTIONS, intervention, "intervention")
         for perturbation in self.perturbations:
             Perturbation.parse(perturbation)
         most = self.suite.initial_states

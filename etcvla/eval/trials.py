@@ -8,11 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from etcvla import sims
+from etcvla.results_schema import EPISODE_COLUMNS, TRIAL_COLUMNS
 from etcvla.sims.seeds import EVAL_SEED_BASE
-
-VIDEO_CAMERA = "front"  # the camera of videos
-KEY_COLUMNS = ("simulator", "scene", "task", "trial", "intervention", "perturbation")
-INTERVENTIONS = ("right", "wrong_instruction", "blank_image")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +28,7 @@ class Trial:
     @property
     def key(self) -> tuple[str, ...]:
         """What tells it from others of an evaluation."""
-        return tuple(str(getattr(self, column)) for column in KEY_COLUMNS)
+        return tuple(str(getattr(self, column)) for column in TRIAL_COLUMNS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,25 +48,6 @@ class EvalProtocol:
                 f"protocol: max_steps, image_size and workers must be positive, replan_steps 0 or more, got "
                 f"{self}"
             )
-
-
-COLUMNS = (
-    "simulator",
-    "scene",
-    "task",
-    "trial",
-    "intervention",
-    "instruction_of",
-    "perturbation",
-    "seed",
-    "initial_state",
-    "instruction",
-    "success",
-    "steps",
-    "progress",
-    "intention",
-    "seconds",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +84,7 @@ class TrialResult:
             int(self.intention),
             f"{self.seconds:.2f}",
         )
-        return dict(zip(COLUMNS, map(str, values), strict=True))
+        return dict(zip(EPISODE_COLUMNS, map(str, values), strict=True))
 
     @classmethod
     def of_row(cls, trial: Trial, row: Mapping[str, str]) -> TrialResult:

@@ -18,7 +18,8 @@ import numpy as np
 from etcvla import sims
 from etcvla.errors import UserError
 from etcvla.eval.chunks import Chunks
-from etcvla.eval.trials import VIDEO_CAMERA, EvalProtocol, Trial, TrialResult
+from etcvla.eval.trials import EvalProtocol, Trial, TrialResult
+from etcvla.results_schema import VIDEO_CAMERA
 from etcvla.sims.environment import Environment
 from etcvla.sims.episode_metrics import EpisodeMetrics
 from etcvla.sims.perturbations import Perturbation
