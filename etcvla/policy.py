@@ -37,7 +37,7 @@ _BUCKET = (
 log = logging.getLogger(__name__)
 
 
-class Decision(NamedTuple):
+class PolicyOutput(NamedTuple):
     """What a policy does about B observations."""
 
     actions: np.ndarray  # float32[B, P, A] as the dataset has stored them
@@ -177,7 +177,7 @@ class Policy:
         them from now on.
 
         With one shape there is one program, so that an action never depends on what else is in the batch.
-        Raises as `decide`.
+        Raises as `infer`.
         """
         self.check_acting()
         state = np.full(
@@ -196,14 +196,14 @@ class Policy:
             "state": state,
             "instruction": max(instructions, key=len),
         }
-        self.decide([blank] * batch_size, range(batch_size))
+        self.infer([blank] * batch_size, range(batch_size))
 
     def act(self, observations: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> np.ndarray:
-        """`decide`'s actions alone. FAST tokens that make no chunk are logged, and act as the normalised zero.
+        """`infer`'s actions alone. FAST tokens that make no chunk are logged, and act as the normalised zero.
 
-        So they do in openpi's pi0-FAST. Who would rather wait there than move on calls `decide`, which tells.
+        So they do in openpi's pi0-FAST. Who would rather wait there than move on calls `infer`, which tells.
         """
-        decision = self.decide(observations, seeds)
+        decision = self.infer(observations, seeds)
         if not decision.valid.all():
             log.warning(
                 "%d of %d sequences of FAST tokens make no whole chunk; in their place stands the normalised "
@@ -213,7 +213,9 @@ class Policy:
             )
         return decision.actions
 
-    def decide(self, observations: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> Decision:
+    def infer(
+        self, observations: Sequence[Mapping[str, Any]], seeds: Sequence[int]
+    ) -> PolicyOutput:
         """Action chunks, whether they could be read, and the subtasks that they are for.
 
         Args:
@@ -233,7 +235,8 @@ class Policy:
                 f"{len(observations)} observations and {len(seeds)} seeds, expected one or more of each"
             )
         batch = self._images(
-            [self.views(_get(observation, "images")) for observation in observations], acting=True
+            [self.camera_images(_get(observation, "images")) for observation in observations],
+            acting=True,
         )
         states = [self._state(_get(observation, "state")) for observation in observations]
         tasks = [_words(_get(observation, "instruction")) for observation in observations]
@@ -249,7 +252,7 @@ class Policy:
         told = np.stack(
             [np.asarray(observation["state"], np.float32) for observation in observations]
         )
-        return Decision(self.assets.adapter.to_robot(chunks, told), valid, subtasks)
+        return PolicyOutput(self.assets.adapter.to_robot(chunks, told), valid, subtasks)
 
     def answer(
         self, images: Sequence[Sequence[np.ndarray]], questions: Sequence[str], *, max_new: int = 48
@@ -443,8 +446,8 @@ class Policy:
                 f"stage before it did, say how to act: Policy.load(workdir, head=...), one of {HEADS}"
             )
 
-    def views(self, images: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """An observation's images as the model was shown them in training. Raises ValueError as `decide`."""
+    def camera_images(self, images: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """An observation's images as the model was shown them in training. Raises ValueError as `infer`."""
         lacking = [name for name in self.cameras if name not in images]
         if lacking:
             raise ValueError(

@@ -31,7 +31,7 @@ from absl import flags
 from configs import common as fields
 from etcvla.bench import loader, model, openpi, ours, policy
 from etcvla.policy import Policy
-from etcvla.serve import delay
+from etcvla.serve import delay_benchmark
 from launch import common
 
 _JSON = flags.DEFINE_string("json", "", "Where the numbers go as JSON, if anywhere.")
@@ -159,14 +159,14 @@ def bench_delay(result: dict) -> None:
     """Adds success by delay to `result`, and prints it as it goes."""
     if not _WORKDIR.value:
         raise ValueError("bench.py delay wants --workdir=RUN, the run whose newest checkpoint acts")
-    spec = delay.DelaySpec(
+    spec = delay_benchmark.DelaySpec(
         tuple(_TASKS.value), _TRIALS.value, tuple(map(int, _DELAYS.value)), _EXECUTE.value
     )
     acting = Policy.load(_WORKDIR.value, text_len=None, quantize=_QUANTIZE.value)
     result |= {
         "workdir": _WORKDIR.value,
         "quantize": _QUANTIZE.value,
-        "rows": delay.evaluate(acting, spec),
+        "rows": delay_benchmark.evaluate(acting, spec),
     }
 
 

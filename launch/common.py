@@ -17,7 +17,7 @@ from absl import app, flags, logging
 from etils import epath
 
 from configs import common as fields
-from etcvla.eval.in_loop import evaluation
+from etcvla.eval.in_loop import make_evaluation
 from etcvla.names import lookup
 from etcvla.train.hosts import all_hosts_agree, log_on_host0
 from etcvla.train.loop import train
@@ -26,7 +26,7 @@ from etcvla.train.plan_table import plan_table, plot_plan
 from etcvla.train.stage import build_datasets, make_plan, missing_paths
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SHOWN = MonitorOptions(evaluation=evaluation)
+SHOWN = MonitorOptions(evaluation=make_evaluation)
 USER_ERRORS = (
     FileNotFoundError,
     ValueError,

@@ -101,8 +101,13 @@ def play() -> None:
         _FILMS.value,
     )
     out = _OUT.value or f"{_WORKDIR.value}/evaluation/{suite.name}"
-    scores = benchmark.run(_WORKDIR.value, asked, out, head=_HEAD.value, python=_PYTHON.value)
-    print("\n".join(benchmark.lines(scores["cells"])) + f"\nscores: {out}/scores.json", flush=True)
+    scores = benchmark.run_benchmark(
+        _WORKDIR.value, asked, out, head=_HEAD.value, python=_PYTHON.value
+    )
+    print(
+        "\n".join(benchmark.format_scores(scores["groups"])) + f"\nscores: {out}/scores.json",
+        flush=True,
+    )
 
 
 def demo() -> None:

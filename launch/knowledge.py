@@ -12,7 +12,7 @@ from absl import flags
 from etils import epath
 
 from etcvla.eval.evaluate import open_splits
-from etcvla.eval.knowledge import examine, sections, write_csv
+from etcvla.eval.knowledge import compare_checkpoints, sections, write_csv
 from etcvla.pages.report import make_page
 from launch import common
 
@@ -39,7 +39,7 @@ def main(_):
         name: open_splits(*place)
         for name, place in common.question_sets(_DATASETS.value, _DATA_ROOT.value).items()
     }
-    found = examine(
+    found = compare_checkpoints(
         _WORKDIRS.value, sets, questions=_QUESTIONS.value, probes=_PROBES.value, seed=_SEED.value
     )
     out = epath.Path(_OUT.value)

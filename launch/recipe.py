@@ -19,7 +19,7 @@ from ml_collections import config_flags
 from configs import common as fields
 from etcvla.eval.evaluate import EvaluationSpec, evaluate
 from etcvla.eval.trials import EvalProtocol
-from etcvla.eval.vqa import overall
+from etcvla.eval.vqa import mean_accuracy
 from etcvla.pages.report import write_report
 from etcvla.train.checkpoint import versions
 from launch import common
@@ -145,7 +145,7 @@ def stage_summary(scores: dict) -> dict:
     return {
         "etc": {kind: s["accuracy"] for kind, s in etc.items()},
         "etc_baseline": {kind: s["majority"] for kind, s in etc.items()},
-        "mm": overall(scores["mm"]) if "mm" in scores else None,
+        "mm": mean_accuracy(scores["mm"]) if "mm" in scores else None,
         "success": success.get("right", {}),
         "interventions": success,
         "evaluation_seconds": scores["seconds"],

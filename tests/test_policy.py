@@ -198,7 +198,7 @@ def test_a_question_is_answered_first_and_acted_on(acting, thinking):
     """As asking, and then telling what was answered; the state, the noise and the images are the observation's."""
     policy, stage = acting
     observations = two_observations(stage)
-    decision = thinking.decide(observations, [5, 6])
+    decision = thinking.infer(observations, [5, 6])
     views = [[o["images"][name] for name in CAMERAS] for o in observations]
     asked = [
         QUESTION.format(instruction=text) for text in (observations[0]["instruction"], "press it")
@@ -213,7 +213,7 @@ def test_a_question_is_answered_first_and_acted_on(acting, thinking):
     ]
     np.testing.assert_allclose(decision.actions, policy.act(told, [5, 6]), atol=1e-5)
     assert np.abs(decision.actions - policy.act(observations, [5, 6])).max() > 1e-4
-    assert policy.decide(observations, [5, 6]).subtasks == []
+    assert policy.infer(observations, [5, 6]).subtasks == []
     with pytest.raises(
         ValueError, match="subtask 'what now' does not say where the {instruction} stands"
     ):
@@ -244,7 +244,7 @@ def test_a_prompt_with_subtasks_asks_for_them_as_training_did(tmp_path):
     ]  # the frame's subtask is known, so it is asked for
     batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     observations = [observe(stage, *where(row)) for row in rows]
-    decision = policy.decide(observations, [0, 1])
+    decision = policy.infer(observations, [0, 1])
     question = text_of([row["tokens"][(row["segment"] == 2) & ~row["target"]] for row in rows])
     eos = tokenizer.layout.eos
     written = jax.jit(lambda *args: decode_text(stage.model, *args, max_new=48, eos=eos))(
@@ -375,7 +375,7 @@ def test_fast_tokens_become_actions_and_what_is_no_chunk_is_marked(by_tokens, mo
     monkeypatch.setattr(policy, "_decode", lambda *args, **options: tokens)
     observations = [observe(stage, 0, step) for step in range(3)]
     with caplog.at_level(logging.WARNING):
-        decision = policy.decide(observations, [0, 0, 0])
+        decision = policy.infer(observations, [0, 0, 0])
         assert not caplog.records
         np.testing.assert_array_equal(policy.act(observations, [0, 0, 0]), decision.actions)
     assert "2 of 3 sequences of FAST tokens make no whole chunk" in caplog.text

@@ -81,7 +81,7 @@ class Benchmark:
         )
 
 
-def run(
+def run_benchmark(
     workdir: str,
     benchmark: Benchmark,
     out: epath.PathLike,
@@ -108,7 +108,7 @@ def run(
             "tasks": benchmark.tasks,
             "interventions": benchmark.interventions,
             "perturbations": benchmark.perturbations,
-            **record(
+            **describe_protocol(
                 workdir,
                 policy,
                 protocol,
@@ -129,12 +129,12 @@ def run(
             results_log=results_log,
             workers=workers,
         )
-    scores = {"suite": suite.name, "cells": cells(results)}
+    scores = {"suite": suite.name, "groups": score_groups(results)}
     write(epath.Path(out) / "scores.json", json.dumps(scores, indent=2) + "\n")
     return scores
 
 
-def record(
+def describe_protocol(
     workdir: str,
     policy: Policy,
     protocol: EvalProtocol,
@@ -150,18 +150,22 @@ def record(
         how = f"temporal ensembling, m = {protocol.ensemble:g}"
     return {
         "trials": trials,
-        "starts": {
-            "kind": "initial state" if fixed else "layout seed",
-            "of": [i if fixed else EVAL_SEED_BASE + i for i in range(trials)],
+        "initial_states": {
+            "kind": "initial_state" if fixed else "layout_seed",
+            "values": [i if fixed else EVAL_SEED_BASE + i for i in range(trials)],
         },
         "max_steps": protocol.max_steps,
         "execution": how,
         "replan_steps": protocol.replan_steps or policy.config.horizon,
-        "chunk": policy.config.horizon,
+        "action_horizon": policy.config.horizon,
         "seed": protocol.seed,
-        "batch": protocol.workers,
+        "policy_batch_size": protocol.workers,
         "cameras": {"names": policy.cameras, "image_size": protocol.image_size, "scenes": scenes},
-        "policy": {"head": policy.head, "euler_steps": policy.num_steps, "subtask": policy.subtask},
+        "policy": {
+            "head": policy.head,
+            "euler_steps": policy.num_steps,
+            "subtask_question": policy.subtask,
+        },
         "checkpoint": {"step": Checkpoints(workdir).latest(), "sha256": checkpoint_hash(workdir)},
         "versions": {
             **versions(),
@@ -222,8 +226,8 @@ def wrong_instruction(task: str, tasks: Sequence[str]) -> str:
     return tasks[(tasks.index(task) + 1) % len(tasks)]
 
 
-def cells(results: Sequence[TrialResult]) -> list[dict]:
-    """For each scene, intervention and perturbation: `score` by task, and over all its episodes."""
+def score_groups(results: Sequence[TrialResult]) -> list[dict]:
+    """For each scene, intervention and perturbation: `score_episodes` by task, and over all its episodes."""
     by_cell: dict = {}
     for result in results:
         t = result.trial
@@ -235,14 +239,14 @@ def cells(results: Sequence[TrialResult]) -> list[dict]:
             "scene": scene,
             "intervention": intervention,
             "perturbation": perturbation,
-            "overall": score([result for part in tasks.values() for result in part]),
-            "tasks": {task: score(part) for task, part in tasks.items()},
+            "overall": score_episodes([result for part in tasks.values() for result in part]),
+            "tasks": {task: score_episodes(part) for task, part in tasks.items()},
         }
         for (scene, intervention, perturbation), tasks in by_cell.items()
     ]
 
 
-def score(results: Sequence[TrialResult]) -> dict:
+def score_episodes(results: Sequence[TrialResult]) -> dict:
     """Shares of episodes with Wilson's 95 % intervals, and the mean progress."""
     out: dict = {"trials": len(results)}
     for name, count in {
@@ -254,7 +258,7 @@ def score(results: Sequence[TrialResult]) -> dict:
     return out | {"progress": float(np.mean([r.progress for r in results]))}
 
 
-def lines(found: Sequence[dict]) -> list[str]:
+def format_scores(found: Sequence[dict]) -> list[str]:
     """The cells as a table for people."""
     out = [f"{'':<44}{'success':>9}  {'95 %':<12}{'progress':>9}{'intention':>10}"]
     for cell in found:

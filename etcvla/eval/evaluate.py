@@ -76,7 +76,7 @@ def evaluate(workdir: str, spec: EvaluationSpec) -> dict:
             out,
             {
                 **asked,
-                **benchmark.record(
+                **benchmark.describe_protocol(
                     workdir,
                     policy,
                     spec.protocol,
@@ -93,7 +93,7 @@ def evaluate(workdir: str, spec: EvaluationSpec) -> dict:
             policy, trials(spec), spec.protocol, what=f"{workdir}: acting", results_log=results_log
         )
         print("\n".join(rollouts.rates(results)), flush=True)
-        scores |= {"success": rollouts.table(results), "cells": benchmark.cells(results)}
+        scores |= {"success": rollouts.table(results), "groups": benchmark.score_groups(results)}
     scores["seconds"] = time.time() - began
     write(done, json.dumps(scores, indent=2))
     return scores

@@ -13,7 +13,7 @@ import jax
 from jax.sharding import Mesh
 
 from etcvla.eval import rollouts
-from etcvla.eval.benchmark import Benchmark, cells, check_fit
+from etcvla.eval.benchmark import Benchmark, check_fit, score_groups
 from etcvla.eval.held_out import HeldOut
 from etcvla.eval.trials import EvalProtocol
 from etcvla.policy import Policy, trained_head
@@ -71,7 +71,7 @@ class Acting:
         )
         self._policy.params = None  # the trainer's next step takes their memory back
         out = {}
-        for cell in cells(found):
+        for cell in score_groups(found):
             marks = [cell["intervention"]] * (cell["intervention"] != "right") + [
                 cell["perturbation"]
             ]
@@ -89,7 +89,7 @@ class Acting:
         return out
 
 
-def evaluation(stage: Stage, mesh: Mesh) -> Evaluation:
+def make_evaluation(stage: Stage, mesh: Mesh) -> Evaluation:
     """All that a stage's `eval` asks for. Raises ValueError as `HeldOut`, `Acting` and `suites.find`."""
     asked, parts = stage.config.eval, [HeldOut(stage, mesh)]
     if asked.suite:

@@ -243,8 +243,8 @@ def gains(
 ) -> dict[str, list[dict[str, float]]]:
     """How much more than its area the thing gets of the attention to its camera, by name of READERS and layer.
 
-    Returns: {"gain", "low", "high", "elsewhere"}; 1 is an even look. The interval is a bootstrap's over probes, 95 %;
-    "elsewhere" is the gain of a box from another frame. Actions count probes whose instruction speaks of the thing.
+    Returns: {"gain", "low", "high", "other_box_gain"}; 1 is an even look. The interval is a bootstrap's over probes, 95 %;
+    "other_box_gain" is the gain of a box from another frame. Actions count probes whose instruction speaks of the thing.
     """
     area = np.stack([coverage(probe.box, tokens) for probe in probes]).mean(axis=1)
     told = np.array([probe.told for probe in probes])
@@ -267,11 +267,11 @@ def _gain(looks: np.ndarray, area: np.ndarray, other: np.ndarray, seed: int) -> 
         "gain": float(share.mean() / area.mean()),
         "low": float(low),
         "high": float(high),
-        "elsewhere": float(elsewhere.mean() / other.mean()),
+        "other_box_gain": float(elsewhere.mean() / other.mean()),
     }
 
 
-def examine(
+def compare_checkpoints(
     workdirs: Sequence[str],
     sets: Mapping[str, tuple[StageDataset, StageDataset]],
     *,
@@ -285,7 +285,7 @@ def examine(
       sets: name -> what is asked, and what could be learnt by heart.
       questions: a kind and dataset. probes: frames of the first dataset with actions.
 
-    Returns: by workdir {"answers": {dataset: `vqa.scores`}, "drift": `drift`, "looks": `gains`}.
+    Returns: by workdir {"answers": {dataset: `vqa.scores`}, "cka": `drift`, "attention": `gains`}.
     """
     acting = next(
         (held_out for held_out, _ in sets.values() if "action" in held_out.dataset.features), None
@@ -308,12 +308,14 @@ def examine(
             seen = trace(policy, asked, seed=seed)
             first = first or seen
             found[workdir] |= {
-                "drift": drift(seen, first),
-                "looks": gains(seen, asked, policy.config.siglip.tokens, seed=seed),
+                "cka": drift(seen, first),
+                "attention": gains(seen, asked, policy.config.siglip.tokens, seed=seed),
             }
         print(
             f"{workdir}: "
-            + ", ".join(f"{name} {vqa.overall(by_kind):.0%}" for name, by_kind in told.items()),
+            + ", ".join(
+                f"{name} {vqa.mean_accuracy(by_kind):.0%}" for name, by_kind in told.items()
+            ),
             flush=True,
         )
     return found
@@ -327,7 +329,7 @@ def _of_cameras(questions: Sequence[vqa.Question], policy: Policy) -> list[vqa.Q
 
 
 def rows_of(found: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple]:
-    """Lines (checkpoint, what, of, layer, value, low, high, count) of what `examine` returns."""
+    """Lines (checkpoint, what, of, layer, value, low, high, count) of what `compare_checkpoints` returns."""
     for workdir, parts in found.items():
         for name, by_kind in parts["answers"].items():
             for kind, s in by_kind.items():
@@ -364,10 +366,10 @@ def rows_of(found: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple]:
                             "",
                             s[f"{measure}_count"],
                         )
-        for name, layers in parts.get("drift", {}).items():
+        for name, layers in parts.get("cka", {}).items():
             for i, value in enumerate(layers):
                 yield workdir, "cka", name, i, value, "", "", ""
-        for name, layers in parts.get("looks", {}).items():
+        for name, layers in parts.get("attention", {}).items():
             for i, look in enumerate(layers):
                 yield (
                     workdir,
@@ -379,11 +381,20 @@ def rows_of(found: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple]:
                     look["high"],
                     "",
                 )
-                yield workdir, "attention gain elsewhere", name, i, look["elsewhere"], "", "", ""
+                yield (
+                    workdir,
+                    "attention gain elsewhere",
+                    name,
+                    i,
+                    look["other_box_gain"],
+                    "",
+                    "",
+                    "",
+                )
 
 
 def sections(found: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """What `examine` returns, as a page's sections by title."""
+    """What `compare_checkpoints` returns, as a page's sections by title."""
     names = {
         path: name.replace("_", " ")
         for path, name in zip(found, short_names(list(found)), strict=True)
@@ -395,7 +406,7 @@ def sections(found: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         + _bars(found, names, colors)
         + _table(found, names)
     }
-    if all("drift" in parts for parts in found.values()):
+    if all("cka" in parts for parts in found.values()):
         out |= {"Drift": _drift(found, names, colors), "Looking": _looking(found, names, colors)}
     return out
 
@@ -421,7 +432,7 @@ def _bars(found, names, colors) -> str:
 def _drift(found, names, colors) -> str:
     panels = {
         part: {
-            names[w]: [{"value": value} for value in parts["drift"][part]]
+            names[w]: [{"value": value} for value in parts["cka"][part]]
             for w, parts in found.items()
         }
         for part in FEATURES
@@ -440,10 +451,10 @@ def _looking(found, names, colors) -> str:
             reader: {
                 names[w]: [
                     {"value": look[value]} | {end: look[end] for end in ends}
-                    for look in parts["looks"][reader]
+                    for look in parts["attention"][reader]
                 ]
                 for w, parts in found.items()
-                if parts["looks"].get(reader)
+                if parts["attention"].get(reader)
             }
             for reader in READERS
         }
@@ -455,7 +466,7 @@ def _looking(found, names, colors) -> str:
         + charts.legend(colors)
         + chart("gain", ("low", "high"), "attention gain by layer")
         + "<p>The same for the place of another frame's thing: what looking where things usually are gets.</p>"
-        + chart("elsewhere", (), "attention gain elsewhere by layer")
+        + chart("other_box_gain", (), "attention gain elsewhere by layer")
     )
 
 

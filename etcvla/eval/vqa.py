@@ -148,6 +148,6 @@ def closeness(answered: Sequence[Question]) -> dict[str, float]:
     }
 
 
-def overall(by_kind: Mapping[str, Mapping[str, float]]) -> float:
+def mean_accuracy(by_kind: Mapping[str, Mapping[str, float]]) -> float:
     """Mean accuracy over the kinds."""
     return float(np.mean([kind["accuracy"] for kind in by_kind.values()]))

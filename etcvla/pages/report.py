@@ -38,7 +38,7 @@ _TERMS = (
     "replan_steps",
     "seed",
 )  # of a benchmark's protocol.json, told
-_OF_A_RUN = ("checkpoint", "policy", "chunk")  # what of it is the run's own
+_OF_A_RUN = ("checkpoint", "policy", "action_horizon")  # what of it is the run's own
 _ASSET = epath.resource_path("etcvla") / "pages/assets/report.html"
 
 

@@ -65,7 +65,7 @@ class RunResults:
     def suites(self) -> dict[str, Sequence[Mapping[str, Any]]]:
         """{benchmark: the cells of its scores}, of those that were played into folders of evaluation/."""
         paths = sorted((self.folder / "evaluation").glob("*/scores.json"))
-        return {path.parent.name: read_json(path)["cells"] for path in paths}
+        return {path.parent.name: read_json(path)["groups"] for path in paths}
 
     @functools.cached_property
     def metrics(self) -> list[dict[str, float]]:

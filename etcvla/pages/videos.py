@@ -35,7 +35,7 @@ class VideoRecorder:
             return
         rows = (list(recorded.values()) * self._batch)[: max(self._batch, len(recorded))]
         said = self._policy.answer(
-            [self._policy.views(row["images"]) for row in rows],
+            [self._policy.camera_images(row["images"]) for row in rows],
             [ask("path_task", 0.0, {"instruction": clean(row["instruction"])}) for row in rows],
         )
         for player, text in zip(recorded, said, strict=False):

@@ -16,7 +16,7 @@ import numpy as np
 from websockets.sync.client import connect
 
 from etcvla.serve import wire
-from etcvla.serve.clients import PROTOCOL
+from etcvla.serve.client_formats import PROTOCOL
 
 Infer = Callable[
     [dict[str, Any]], Mapping[str, Any]

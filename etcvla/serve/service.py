@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from etcvla.policy import Policy
-from etcvla.serve.clients import CLIENTS, PROTOCOL, translate
+from etcvla.serve.client_formats import CLIENT_FORMATS, PROTOCOL, translate
 
 
 class Service:
@@ -35,7 +35,7 @@ class Service:
             "server": "etcvla",
             "protocol": PROTOCOL,
             "cameras": list(self.policy.cameras),
-            "clients": list(CLIENTS),
+            "clients": list(CLIENT_FORMATS),
             "real_time_chunking": self.policy.head == "flow",
             **{
                 name: spec[name]
@@ -68,7 +68,7 @@ class Service:
             message, self.policy.cameras, instruction=self.instruction, turned=self._turned
         )
         began = time.monotonic()
-        decision = self.policy.decide([observation], [(self.seed, next(self._count))])
+        decision = self.policy.infer([observation], [(self.seed, next(self._count))])
         timing = {"policy_timing": {"infer_ms": 1000 * (time.monotonic() - began)}}
         return (
             {"actions": decision.actions[0]}

@@ -75,7 +75,7 @@ class TrainingMonitor:
         if self._due and options.evaluation is None:
             raise ValueError(
                 "eval.at_progress are set, but train() was not told how to evaluate: pass "
-                "MonitorOptions(evaluation=etcvla.eval.in_loop.evaluation), or set eval.at_progress=()"
+                "MonitorOptions(evaluation=etcvla.eval.in_loop.make_evaluation), or set eval.at_progress=()"
             )
         self._evaluation = options.evaluation(stage, mesh) if self._due else None
         self._planned = np.cumsum(stage.plan.weights, axis=0)

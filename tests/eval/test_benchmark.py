@@ -6,7 +6,14 @@ import types
 import numpy as np
 import pytest
 
-from etcvla.eval.benchmark import Benchmark, cells, check_fit, checkpoint_hash, lines, score
+from etcvla.eval.benchmark import (
+    Benchmark,
+    check_fit,
+    checkpoint_hash,
+    format_scores,
+    score_episodes,
+    score_groups,
+)
 from etcvla.eval.trials import EvalProtocol, Trial, TrialResult
 from etcvla.sims import suites
 from etcvla.sims.suites import Suite
@@ -188,15 +195,15 @@ def test_metaworlds_suites_are_its_own():
 def test_scores_count_and_keep_cells_apart():
     found = [result("drawer-open", i, i < 2, intention=i != 3) for i in range(4)]
     found += [result("drawer-close", i, True, perturbation="noise:1") for i in range(2)]
-    plain, noisy = cells(found)
-    assert plain["overall"] == plain["tasks"]["drawer-open"] == score(found[:4])
+    plain, noisy = score_groups(found)
+    assert plain["overall"] == plain["tasks"]["drawer-open"] == score_episodes(found[:4])
     low, high = wilson(2, 4)
     assert plain["overall"]["success"] == {"count": 2, "rate": 0.5, "low": low, "high": high}
     assert plain["overall"]["intention"]["rate"] == 0.75 and plain["overall"][
         "progress"
     ] == pytest.approx(0.625)
     assert (noisy["perturbation"], noisy["overall"]["success"]["count"]) == ("noise:1", 2)
-    assert any("2/4" in line and "0.62" in line for line in lines([plain]))
+    assert any("2/4" in line and "0.62" in line for line in format_scores([plain]))
 
 
 def test_a_checkpoints_hash_is_of_what_a_policy_reads(tmp_path):

@@ -82,4 +82,6 @@ def test_a_config_says_what_is_asked(monkeypatch, suite):
         return lambda params: {"act": params + 1}
 
     monkeypatch.setattr(in_loop, "Acting", acting)
-    assert in_loop.evaluation(stage, None)(1) == ({"loss": 1, "act": 2} if suite else {"loss": 1})
+    assert in_loop.make_evaluation(stage, None)(1) == (
+        {"loss": 1, "act": 2} if suite else {"loss": 1}
+    )

@@ -130,7 +130,7 @@ def test_gains_count_only_what_the_instruction_speaks_of():
         "gain"
     ] == pytest.approx(3)
     assert found["question"][0]["low"] < 2 < found["question"][0]["high"]
-    assert found["action"][0]["elsewhere"] == pytest.approx(1)
+    assert found["action"][0]["other_box_gain"] == pytest.approx(1)
     untold = gains(knowledge.Trace({}, {"action": looks}), probes_of(boxes, told=False), 16)
     assert untold["action"] == []
 
@@ -169,12 +169,12 @@ def test_the_page_and_the_table_say_all(tmp_path):
         "iou": 0.6,
         "iou_count": 9,
     }
-    look = {"gain": 1.5, "low": 1.1, "high": 1.9, "elsewhere": 0.9}
+    look = {"gain": 1.5, "low": 1.1, "high": 1.9, "other_box_gain": 0.9}
     found = {
         f"runs/{name}": {
             "answers": {"source": {"goal_description": kind}},
-            "drift": {part: [1.0, 0.5] for part in knowledge.FEATURES},
-            "looks": {"question": [look], "answer": [look], "action": []},
+            "cka": {part: [1.0, 0.5] for part in knowledge.FEATURES},
+            "attention": {"question": [look], "answer": [look], "action": []},
         }
         for name in ("one", "two")
     }

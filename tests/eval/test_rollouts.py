@@ -29,7 +29,7 @@ class Rules:
     def __init__(self, noisy=False):
         self.noisy, self.seen = noisy, []
 
-    def views(self, images):
+    def camera_images(self, images):
         return [images[name] for name in self.cameras]
 
     def answer(self, images, questions):

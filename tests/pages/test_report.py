@@ -327,7 +327,7 @@ def test_runs_side_by_side_with_their_benchmarks(tmp_path):
     played = tmp_path / "objective_bridge/evaluation/mt10"
     played.mkdir()
     (played / "scores.json").write_text(
-        json.dumps({"cells": [_cell(1, 3), _cell(0, 3, perturbation="camera:2")]})
+        json.dumps({"groups": [_cell(1, 3), _cell(0, 3, perturbation="camera:2")]})
     )
     runs = [tmp_path / name for name in ROAD[2:]]
     assert [stage.name for stage in RecipeResults.of(runs).road] == list(
@@ -356,7 +356,7 @@ def _play(run, terms, *, won):
     """What an evaluation of a benchmark leaves: one episode and its video, under some terms."""
     played = run / "evaluation/mt10"
     (played / "videos").mkdir(parents=True)
-    (played / "scores.json").write_text(json.dumps({"cells": [_cell(won, 3)]}))
+    (played / "scores.json").write_text(json.dumps({"groups": [_cell(won, 3)]}))
     (played / "protocol.json").write_text(
         json.dumps({"trials": 3, "checkpoint": str(run), **terms})
     )

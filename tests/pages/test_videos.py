@@ -24,7 +24,7 @@ class Tracer:
             adapter=SimpleNamespace(turn=lambda camera, image: np.rot90(image, turns))
         )
 
-    def views(self, images):
+    def camera_images(self, images):
         return list(images.values())
 
     def answer(self, images, questions):

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from etcvla.serve import delay as delays
+from etcvla.serve import delay_benchmark as delays
 from etcvla.serve.client import Client, RealTime, RealTimeChunks
 from tests.serve.running import running
 

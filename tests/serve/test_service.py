@@ -8,7 +8,7 @@ from etcvla.serve.client import Client
 from etcvla.serve.service import Service
 from tests.interop.serving import write_checkpoint
 from tests.serve.running import running
-from tests.serve.test_clients import FRONT, WRIST
+from tests.serve.test_client_formats import FRONT, WRIST
 
 MESSAGE = {
     "observation/image": FRONT,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from etcvla.serve.clients import translate
+from etcvla.serve.client_formats import translate
 
 FRONT, WRIST = (np.random.default_rng(i).integers(0, 256, (4, 6, 3), np.uint8) for i in range(2))
 LIBERO = {

@@ -28,7 +28,7 @@ class ClientFormat:
     upright: bool = False
 
 
-CLIENTS = {
+CLIENT_FORMATS = {
     "own": ClientFormat({}, state=("state",)),  # images/<camera>
     "libero": ClientFormat(
         {"observation/image": "front", "observation/wrist_image": "wrist"}, upright=True
@@ -123,16 +123,16 @@ def _find_client(flat: Mapping[str, Any], cameras: Sequence[str]) -> ClientForma
         name: [
             key for key in (*_sources(client, cameras).values(), *client.state) if key not in flat
         ]
-        for name, client in CLIENTS.items()
+        for name, client in CLIENT_FORMATS.items()
     }
     nearest = min(lacking, key=lambda name: len(lacking[name]))
     if lacking[nearest]:
         raise ValueError(
             f"the observation lacks {', '.join(lacking[nearest])}; it has {', '.join(sorted(flat))}. The "
             f"policy looks through {', '.join(cameras)}; the nearest kind of client is {nearest!r} of "
-            f"{', '.join(CLIENTS)}"
+            f"{', '.join(CLIENT_FORMATS)}"
         )
-    return CLIENTS[nearest]
+    return CLIENT_FORMATS[nearest]
 
 
 def _image(name: str, image: Any) -> np.ndarray:
