@@ -1,7 +1,8 @@
 """Config fields of every stage, with their defaults and meaning. A stage's file sets what differs.
 
-Schedules are points ((progress, value), ...) over the stage's progress in [0, 1], joined by straight lines. Rules are
-ordered (regex, value) lists over parameter paths: the first full match gives the value, and every parameter must match.
+Schedules are points ((progress, value), ...) over the stage's progress in [0, 1], joined by
+straight lines. Rules are ordered (regex, value) lists over parameter paths: the first full match
+gives the value, and every parameter must match.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ MT10_TASKS = (
     "window-close",
 )
 
-# Scene conditions (etcvla/sims/conditions.py) of the out-of-distribution ETC that is used for training.
+# Scene conditions (etcvla/sims/conditions.py) of the out-of-distribution ETC that is used for
+# training.
 OOD_CONDITIONS = ("evening", "checker_table", "side_camera", "recolored", "clutter")
 
 # Demonstrations per task that the embedded datasets have by default.
@@ -90,12 +92,14 @@ def base(stage: str, variant: str) -> ml_collections.ConfigDict:
     c.seed = 0
     # Folder of checkpoints, logs and pictures. A run that it contains is resumed.
     c.workdir = f"runs/{variant}/{stage}"
-    # Where the parameters come from: a workdir (the EMA of its newest checkpoint) or released weights (a Hugging Face
-    # directory, big_vision's .npz, openpi's params). "": random parameters.
+    # Where the parameters come from: a workdir (the EMA of its newest checkpoint) or released
+    # weights (a Hugging Face directory, big_vision's .npz, openpi's params). "": random parameters.
     c.init_from = ""
-    # Rules over the parameters of both models: True loads a parameter from init_from, False initialises it.
+    # Rules over the parameters of both models: True loads a parameter from init_from, False
+    # initialises it.
     c.init_rules = ((".*", True),)
-    # Config file of the stage that produces init_from. That stage is trained first if init_from is missing.
+    # Config file of the stage that produces init_from. That stage is trained first if init_from is
+    # missing.
     c.init_config = ""
     c.steps = 0  # optimizer steps
     c.batch_size = 0  # rows (one row is one frame) per step over all devices and hosts
@@ -113,19 +117,25 @@ def _add_model_fields(c: ml_collections.ConfigDict) -> None:
     c.model = ml_collections.ConfigDict()
     # Name of a size in etcvla/models/variants.py.
     c.model.size = c.variant
-    # Image height and width in pixels, a multiple of the vision tower's patch. 0: the size's own resolution.
+    # Image height and width in pixels, a multiple of the vision tower's patch. 0: the size's own
+    # resolution.
     c.model.image_size = 0
-    # Proprioception: "token" is one token before the actions; "text" adds none (data.prompt may write it as text).
+    # Proprioception: "token" is one token before the actions; "text" adds none (data.prompt may
+    # write it as text).
     c.model.state = "token"
-    # How the action expert reads the flow time: "adaptive" norms (pi0.5), "plain": its tokens (pi0). "none": no expert.
+    # How the action expert reads the flow time: "adaptive" norms (pi0.5), "plain": its tokens
+    # (pi0). "none": no expert.
     c.model.expert = "adaptive"
-    # Schedule: share of the expert's gradient that is stopped at the backbone's keys and values, 0 (none) to 1 (all).
+    # Schedule: share of the expert's gradient that is stopped at the backbone's keys and values, 0
+    # (none) to 1 (all).
     c.model.insulate = constant(1.0)
-    # Image tokens attend to the prompt, as in released PaliGemma. Requires extra_segments = 0 in every stream.
+    # Image tokens attend to the prompt, as in released PaliGemma. Requires extra_segments = 0 in
+    # every stream.
     c.model.image_attends_prompt = False
     # Absent cameras take positions too, as in pi0-FAST's training.
     c.model.count_absent_cameras = False
-    # Rules over projections: rank of the LoRA adapter, 0 for none. See `lora` below and etcvla/models/lora.py.
+    # Rules over projections: rank of the LoRA adapter, 0 for none. See `lora` below and
+    # etcvla/models/lora.py.
     c.model.lora = ()
     c.model.lora_scale = 1.0  # alpha / rank of all adapters
     c.model.state_dim = 4  # S, width of proprioception; narrower datasets are padded
@@ -141,14 +151,16 @@ def _add_data_fields(c: ml_collections.ConfigDict) -> None:
 
     c.data = ml_collections.ConfigDict()
     c.data.tokenizer = "tiny"  # the embedded tokenizer, or the path of a PaliGemma tokenizer
-    # Layout of the token ids: "disjoint", or "openpi" for weights trained with it (etcvla/data/tokenizer.py).
+    # Layout of the token ids: "disjoint", or "openpi" for weights trained with it
+    # (etcvla/data/tokenizer.py).
     c.data.layout = "disjoint"
     c.data.prompt = "pi0"  # format of the action prompt, a name in etcvla/data/prompts.py
     c.data.text_len = 80  # L, text tokens per row
     c.data.max_targets = 40  # predicted tokens per row, at most
     c.data.num_cameras = 2  # C
     c.data.norm = "quantile"  # normalisation of state and actions: "quantile", "zscore" or "none"
-    # No flow loss on action dimensions that a dataset lacks and on steps past the end of an episode.
+    # No flow loss on action dimensions that a dataset lacks and on steps past the end of an
+    # episode.
     c.data.mask_padding = True
     # Folder of a fitted FAST tokenizer. "": fit one to the stage's actions.
     c.data.fast = ""
@@ -181,7 +193,8 @@ def _add_optimizer_fields(c: ml_collections.ConfigDict) -> None:
     c.optim = ml_collections.ConfigDict()
     c.optim.kind = "adamw"  # or "adafactor"
     c.optim.lr = ((0.0, 0.0), (0.05, 2e-3), (1.0, 5e-5))  # schedule of the learning rate
-    # Rules: factor on the learning rate, a number or a schedule. Parameters are frozen while it is 0.
+    # Rules: factor on the learning rate, a number or a schedule. Parameters are frozen while it is
+    # 0.
     c.optim.lr_multiple = ((".*", 1.0),)
     # Rules: weight decay. Biases, norms and embeddings have none.
     c.optim.weight_decay = (
@@ -265,8 +278,9 @@ def warmup_cosine(
 ) -> tuple[tuple[float, float], ...]:
     """Return openpi's learning rate as a schedule.
 
-    It rises over `warmup` steps to `peak` and then falls along half a cosine to `end` at `steps`. With 32 straight
-    pieces the schedule differs from the cosine by less than a thousandth of the peak.
+    It rises over `warmup` steps to `peak` and then falls along half a cosine to `end` at `steps`.
+    With 32 straight pieces the schedule differs from the cosine by less than a thousandth of the
+    peak.
     """
     start = warmup / steps
     points = [(0.0, peak / (warmup + 1))]
@@ -296,7 +310,7 @@ def stream(dataset: str, kind: str, weight: float | tuple, extra_segments: int) 
 
 
 def etc_streams(dataset: str, share: float | tuple, extra_segments: int) -> dict[str, dict]:
-    """Return one stream for each ETC kind. Their weights add up to `share`, split as in the paper."""
+    """Return one stream per ETC kind; their weights add up to `share`, split as in the paper."""
     streams = {}
     for kind, fraction in ETC_WEIGHTS.items():
         weight = scale(as_schedule(share), fraction)
@@ -312,7 +326,8 @@ def add_streams(config: ml_collections.ConfigDict, streams: Mapping[str, dict]) 
 def openpi_optimizer(c: ml_collections.ConfigDict) -> None:
     """Set openpi's default training settings.
 
-    Source: TrainConfig, CosineDecaySchedule and AdamW in openpi's src/openpi/training/{config,optimizer}.py.
+    Source: TrainConfig, CosineDecaySchedule and AdamW in openpi's
+    src/openpi/training/{config,optimizer}.py.
     """
     c.optim.lr = warmup_cosine(2.5e-5, 2.5e-6, warmup=1000, steps=30_000)
     c.optim.weight_decay = ((".*", 1e-10),)
@@ -340,8 +355,10 @@ def dataset(
     Args:
       path: TFDS directory (a version folder or its parent), or the URL of one (gs://).
       cameras: image features without "observation/". ETC coordinates refer to the first one.
-      build: module and arguments of the command that builds a missing dataset. (): a missing dataset is an error.
-      adapter: how its features are read, a name in etcvla/data/adapters.py or a JSON file of the same fields.
+      build: module and arguments of the command that builds a missing dataset. (): a missing
+        dataset is an error.
+      adapter: how its features are read, a name in etcvla/data/adapters.py or a JSON file of the
+        same fields.
     """
     return {"path": path, "cameras": cameras, "build": build, "adapter": adapter}
 
@@ -355,7 +372,8 @@ def metaworld(
 ) -> dict[str, Any]:
     """Return the embedded Meta-World demonstrations of one scene, "source" or "target".
 
-    The folder's name contains what differs from the default tasks and number of episodes, as the builder names it.
+    The folder's name contains what differs from the default tasks and number of episodes, as the
+    builder names it.
 
     Args:
       episodes: training episodes per task; 0: `DEFAULT_EPISODES`.
@@ -382,7 +400,7 @@ def metaworld(
 def metaworld_ood(
     scene: str, *, conditions: tuple[str, ...] = OOD_CONDITIONS, root: str = "data"
 ) -> dict[str, Any]:
-    """Return out-of-distribution ETC: recorded states rendered under other conditions, without actions.
+    """Return out-of-distribution ETC: recorded states under other conditions, without actions.
 
     Args:
       conditions: training conditions of etcvla/sims/conditions.py.

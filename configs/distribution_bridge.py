@@ -1,10 +1,10 @@
-"""Stage 1, Distribution Bridging: the VLM learns the robot's scenes from ETC questions and answers alone.
+"""Stage 1, Distribution Bridging: the VLM learns the robot's scenes from ETC alone.
 
     python launch/train.py --config=configs/distribution_bridge.py
 
 Tiny: four minutes on two cores; held-out ETC answers of every kind are above their majority answer.
-All parameters are trained, including the vision tower: freezing it lowered the paper's SimplerEnv score from 0.812 to
-0.673.
+All parameters are trained, including the vision tower: freezing it lowered the paper's SimplerEnv
+score from 0.812 to 0.673.
 """
 
 import ml_collections

@@ -2,9 +2,10 @@
 
     python launch/train.py --config=configs/objective_bridge.py
 
-Tiny: eight minutes on two cores (plus the data and the earlier stages, if missing); six Meta-World tasks.
-The share of ETC rows falls from 40 % to 20 % (four action rows for each ETC row) in the first 30 % of the stage. The
-backbone learns FAST tokens and answers; the action expert learns the flow.
+Tiny: eight minutes on two cores (plus the data and the earlier stages, if missing); six Meta-World
+tasks. The share of ETC rows falls from 40 % to 20 % (four action rows for each ETC row) in the
+first 30 % of the stage. The backbone learns FAST tokens and answers; the action expert learns the
+flow.
 """
 
 import ml_collections

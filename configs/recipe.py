@@ -1,11 +1,14 @@
 """A recipe: all stages in a row, each evaluated, with one report.
 
-    python launch/recipe.py --config=configs/recipe.py          # `make demo`: runs/demo/report.html
-    python launch/recipe.py --config=configs/recipe.py:mt10     # the same with the ten tasks of MT10
-    python launch/recipe.py --config=configs/recipe.py --config.arms.action_only=True   # with the control arm
+    python launch/recipe.py --config=configs/recipe.py
+    python launch/recipe.py --config=configs/recipe.py:mt10
+    python launch/recipe.py --config=configs/recipe.py --config.arms.action_only=True
 
-Demo: under half an hour on two cores from nothing; six tasks, source and target scene. The control arm trains on
-actions alone, from the same VLM, for as many steps as stages 1, 2 and 3 took.
+The first is what `make demo` runs (runs/demo/report.html), the second has the ten tasks of MT10,
+the third adds the control arm.
+
+Demo: under half an hour on two cores from nothing; six tasks, source and target scene. The control
+arm trains on actions alone, from the same VLM, for as many steps as stages 1, 2 and 3 took.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Stage 3, Retentive Adaptation: adapt to a new scene with a few demonstrations and ETC of that scene.
+"""Stage 3, Retentive Adaptation: adapt to a new scene with few demonstrations and its ETC.
 
-    python launch/train.py --config=configs/retentive_adapt.py[:tiny|:paligemma_3b|:tiny+lora|:tiny+ood|...]
+    python launch/train.py --config=configs/retentive_adapt.py[:tiny|:paligemma_3b][+lora][+ood]
 
 Tiny: three minutes on two cores; ten demonstrations per task with another light, table and camera.
 "+lora" trains LoRA adapters alone, so that the parameters of the earlier stages stay as they are.
-"+ood" takes 6 % of the ETC rows from scenes without recorded actions, as in the paper (tiny: recorded states rendered
-under other conditions; full size: data/ood_etc).
+"+ood" takes 6 % of the ETC rows from scenes without recorded actions, as in the paper (tiny:
+recorded states rendered under other conditions; full size: data/ood_etc).
 """
 
 import ml_collections

@@ -1,10 +1,11 @@
-"""Stage 0: train a small VLM on 2-D shapes. It replaces released PaliGemma weights in the tiny recipe.
+"""Stage 0: train a small VLM on 2-D shapes, the tiny recipe's substitute for PaliGemma.
 
     python launch/train.py --config=configs/vlm_pretrain.py
 
-Tiny: two to three minutes on two cores. It learns to name colours and the format of every answer; two minutes from
-random weights are not enough to locate, relate or read (the first table of the report has the numbers).
-Full size starts from released PaliGemma weights and needs no such stage; its variant is for runs from scratch.
+Tiny: two to three minutes on two cores. It learns to name colours and the format of every answer;
+two minutes from random weights are not enough to locate, relate or read (the first table of the
+report has the numbers). Full size starts from released PaliGemma weights and needs no such stage;
+its variant is for runs from scratch.
 """
 
 import ml_collections

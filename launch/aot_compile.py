@@ -1,11 +1,12 @@
-"""Compile a stage's training step for a TPU slice on a machine without a TPU, and print its cost there.
+"""Compile a stage's training step for a TPU slice, without a TPU, and print its cost.
 
-    python launch/aot_compile.py --config=configs/published/pi0.py:paligemma_3b --topology=v5e:4x4 [--out=FILE]
-        [--config.batch_size=128 --config.mesh.fsdp=16 ...]
+    python launch/aot_compile.py --config=configs/published/pi0.py:paligemma_3b \\
+        --topology=v5e:4x4 [--out=FILE] [--config.batch_size=128 --config.mesh.fsdp=16 ...]
 
-Requires the extra `aot` (libtpu), but neither dataset nor tokenizer. Prints memory per chip, FLOPs, bytes of memory and
-of each kind of collective with loops multiplied out, the roofline bound, and an estimate of the largest batch that fits
-(from a second compilation; --nolargest skips it). Exits with 1 if the step does not fit. docs/tpu.md explains it.
+Requires the extra `aot` (libtpu), but neither dataset nor tokenizer. Prints memory per chip, FLOPs,
+bytes of memory and of each kind of collective with loops multiplied out, the roofline bound, and an
+estimate of the largest batch that fits (from a second compilation; --nolargest skips it). Exits
+with 1 if the step does not fit. docs/tpu.md explains it.
 """
 
 from __future__ import annotations

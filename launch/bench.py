@@ -5,18 +5,22 @@
     python launch/bench.py policy [--rounds=5] [--calls=20] [--out=FILE]
     python launch/bench.py delay --checkpoint=RUN [--delays=0,2,4] [--trials=10] [--out=FILE]
 
-`model`: pi0 of openpi and of this project with the same parameters, sizes, inputs and dtype, in turns: seconds per
-training step and per action chunk; FLOPs per sample at full size; segments per TFLOP of packed rows. openpi's package
-is installed alone into --openpi_dir the first time. Five minutes on two cores; one for the FLOPs alone.
+`model`: pi0 of openpi and of this project with the same parameters, sizes, inputs and dtype, in
+turns: seconds per training step and per action chunk; FLOPs per sample at full size; segments per
+TFLOP of packed rows. openpi's package is installed alone into --openpi_dir the first time. Five
+minutes on two cores; one for the FLOPs alone.
 
-`loader`: this project's loader and tf.data as openpi and Octo use it, on one LIBERO-like dataset that is written to
---data_dir the first time (1.7 GB at 200 episodes; requires the extra `build`): samples per CPU second, anonymous
-memory, time to the first batch. --drift=100000 then draws that many samples and prints the memory along the way.
+`loader`: this project's loader and tf.data as openpi and Octo use it, on one LIBERO-like dataset
+that is written to --data_dir the first time (1.7 GB at 200 episodes; requires the extra `build`):
+samples per CPU second, anonymous memory, time to the first batch. --drift=100000 then draws that
+many samples and prints the memory along the way.
 
-`policy`: from a raw observation to physical actions, openpi's `Policy.infer` and ours with the same parameters, in
-turns: p50 and p99 of the latency, actions per second, with three cameras and with two.
+`policy`: from a raw observation to physical actions, openpi's `Policy.infer` and ours with the same
+parameters, in turns: p50 and p99 of the latency, actions per second, with three cameras and with
+two.
 
-`delay`: success in Meta-World of a checkpoint whose chunks arrive late, with and without real-time chunking.
+`delay`: success in Meta-World of a checkpoint whose chunks arrive late, with and without real-time
+chunking.
 """
 
 from __future__ import annotations

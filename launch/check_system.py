@@ -30,9 +30,7 @@ def main() -> None:
     """Exit with the command that installs what is missing."""
     if sys.version_info < (3, 11):  # noqa: UP036  this script runs under any Python
         version = sys.version.split()[0]
-        sys.exit(
-            f"Python 3.11 or newer is required, this is {version}; try `make PYTHON=python3.11`"
-        )
+        sys.exit(f"Python 3.11+ is required, this is {version}; try `make PYTHON=python3.11`")
     packages = missing_packages()
     if packages:
         sys.exit(f"sudo apt-get install -y {' '.join(packages)}\n(missing; then run make again)")

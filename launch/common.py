@@ -1,4 +1,4 @@
-"""Shared by the scripts: process setup, error messages, loading configs, training a stage with its parents."""
+"""Shared by the scripts: process setup, error messages, configs, training with parent stages."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ def setup() -> None:
 def is_shown(record: python_logging.LogRecord) -> bool:
     """Return whether to print a log record.
 
-    A failed save raises one error in the main thread; the tracebacks that orbax's threads log for it are dropped.
+    A failed save raises one error in the main thread; the tracebacks that orbax's threads log for
+    it are dropped.
     """
     return not (record.exc_info and "/orbax/" in record.pathname)
 
@@ -55,7 +56,8 @@ def is_shown(record: python_logging.LogRecord) -> bool:
 def run(main: Callable[[list[str]], None]) -> None:
     """Run a script's `main` after parsing its flags.
 
-    A UserError ends the process with its one-line message. Any other exception is a bug and shows its traceback.
+    A UserError ends the process with its one-line message. Any other exception is a bug and shows
+    its traceback.
     """
 
     def _main(argv: list[str]) -> None:
@@ -112,7 +114,8 @@ def question_datasets(names: Sequence[str], root: str) -> dict[str, tuple[str, t
     """Return the datasets of held-out questions: name -> (path, cameras).
 
     Args:
-      names: shapes, source, target, or the folder (with a slash) of a dataset with the cameras front and wrist.
+      names: shapes, source, target, or the folder (with a slash) of a dataset with the cameras
+        front and wrist.
       root: folder of the embedded datasets.
 
     Raises UserError for an unknown name.
@@ -135,7 +138,7 @@ def train_with_parents(
     allow: Sequence[str] = (),
     options: MonitorOptions = MONITOR_OPTIONS,
 ) -> dict:
-    """Train a stage after printing its plan, building missing datasets and training a missing parent stage.
+    """Train a stage; first print its plan, build missing datasets, train a missing parent.
 
     Host 0 builds the datasets, draws the plan and prints; the other hosts wait for the datasets.
 

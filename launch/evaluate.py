@@ -1,12 +1,12 @@
 """Evaluate one checkpoint on a benchmark, or on the scenes and questions of a recipe.
 
-    python launch/evaluate.py --checkpoint=runs/tiny/objective_bridge --suite=metaworld_mt10 --trials=10 \\
-        --perturb=none,camera:2 --out=scores/mt10
-    python launch/evaluate.py --checkpoint=runs/tiny/objective_bridge --scenes=source,target --trials=10
+    python launch/evaluate.py --checkpoint=runs/tiny/objective_bridge --suite=metaworld_mt10 \\
+        --trials=10 --perturb=none,camera:2 --out=scores/mt10
+    python launch/evaluate.py --checkpoint=runs/tiny/objective_bridge --scenes=source,target
 
-With --suite it writes protocol.json, episodes.csv (one line per episode; an interrupted evaluation resumes) and
-scores.json to --out. Without, it writes the same and examples of answers to <workdir>/evaluation. docs/evaluation.md
-explains the files.
+With --suite it writes protocol.json, episodes.csv (one line per episode; an interrupted evaluation
+resumes) and scores.json to --out. Without, it writes the same and examples of answers to
+<workdir>/evaluation. docs/evaluation.md explains the files.
 """
 
 import sys
@@ -58,7 +58,8 @@ _QUESTIONS = flags.DEFINE_integer("questions", 96, "Held-out questions per kind 
 _DATASETS = flags.DEFINE_list(
     "datasets",
     ["shapes", "source"],
-    "Datasets of the questions: shapes, source, target, or the folder of a dataset with the cameras front and wrist.",
+    "Datasets of the questions: shapes, source, target, or the folder of a dataset with the "
+    "cameras front and wrist.",
 )
 _DATA_ROOT = flags.DEFINE_string("data_root", "data", "Folder of the embedded datasets.")
 _MAX_STEPS = flags.DEFINE_integer(

@@ -1,8 +1,10 @@
-"""Compare what checkpoints know: held-out answers by kind, drift of their features, and their attention.
+"""Compare checkpoints: held-out answers by kind, drift of features, and attention.
 
-    python launch/knowledge.py --checkpoint=runs/a/distribution_bridge,runs/a/objective_bridge --out=runs/a/knowledge
+    python launch/knowledge.py --out=runs/a/knowledge \\
+        --checkpoint=runs/a/distribution_bridge,runs/a/objective_bridge
 
-Writes knowledge.html, knowledge.csv and knowledge.json to --out. Drift is measured from the first checkpoint.
+Writes knowledge.html, knowledge.csv and knowledge.json to --out. Drift is measured from the first
+checkpoint.
 """
 
 from absl import flags
@@ -21,7 +23,8 @@ _OUT = flags.DEFINE_string("out", None, "Folder to write to.", required=True)
 _DATASETS = flags.DEFINE_list(
     "datasets",
     ["shapes", "source"],
-    "Datasets of the questions: shapes, source, target, or the folder of a dataset with the cameras front and wrist.",
+    "Datasets of the questions: shapes, source, target, or the folder of a dataset with the "
+    "cameras front and wrist.",
 )
 _DATA_ROOT = flags.DEFINE_string("data_root", "data", "Folder of the embedded datasets.")
 _QUESTIONS = flags.DEFINE_integer("questions", 96, "Held-out questions per kind and dataset.")

@@ -2,7 +2,8 @@
 
     python launch/recipe.py --config=configs/recipe.py[:demo|:mt10] [--config.FIELD=VALUE ...]
 
-Runs that are already trained or evaluated are kept. Writes <workdir>/summary.json and <workdir>/report.html.
+Runs that are already trained or evaluated are kept. Writes <workdir>/summary.json and
+<workdir>/report.html.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ def main(_: list[str]) -> None:
 def recipe_runs(recipe: ml_collections.ConfigDict) -> dict[str, ml_collections.ConfigDict]:
     """Return the recipe's runs by name in order, followed by those of the control arm if it is on.
 
-    The control arm starts from the same VLM, has no ETC, and spends the steps of the stages that do not act on actions
-    as well, so it sees as many frames.
+    The control arm starts from the same VLM, has no ETC, and spends the steps of the stages that do
+    not act on actions as well, so it sees as many frames.
     """
     runs = {name: recipe.runs[name] for name in recipe.order}
     if not recipe.arms.action_only:
@@ -108,7 +109,7 @@ def _keep_actions_alone(config: ml_collections.ConfigDict) -> None:
 
 
 def embedded_dataset(recipe: ml_collections.ConfigDict, name: str) -> dict[str, Any]:
-    """Return the embedded dataset ("shapes", "source" or "target") with the recipe's tasks and episodes."""
+    """Return the embedded dataset "shapes", "source" or "target" for the recipe's tasks."""
     if name == "shapes":
         return fields.shapes(recipe.data_root)
     return fields.metaworld(
@@ -117,7 +118,7 @@ def embedded_dataset(recipe: ml_collections.ConfigDict, name: str) -> dict[str, 
 
 
 def train_run(config: ml_collections.ConfigDict) -> float:
-    """Train a run unless it is finished; return its training time in seconds over all invocations."""
+    """Train a run unless it is finished; return its total training time in seconds."""
     record = epath.Path(config.workdir) / "training.json"
     seconds = 0.0
     if record.exists():

@@ -1,9 +1,10 @@
 """Write one page about several runs: stages, scores with intervals, benchmarks, answers and videos.
 
-    python launch/report.py --checkpoint=runs/a/objective_bridge,runs/b/objective_bridge --out=runs/a_and_b
+    python launch/report.py --out=runs/a_and_b \\
+        --checkpoint=runs/a/objective_bridge,runs/b/objective_bridge
 
-Writes report.html to --out. Results that launch/knowledge.py wrote to the same folder are part of the page.
-launch/recipe.py writes the page of a recipe.
+Writes report.html to --out. Results that launch/knowledge.py wrote to the same folder are part of
+the page. launch/recipe.py writes the page of a recipe.
 """
 
 from absl import flags

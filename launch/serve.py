@@ -1,4 +1,4 @@
-"""Serve a checkpoint over a websocket to openpi's clients (LIBERO, DROID, ALOHA, ...) and to ours; see docs/serving.md.
+"""Serve a checkpoint over a websocket to openpi's clients and to ours; see docs/serving.md.
 
     python launch/serve.py --checkpoint=runs/tiny/objective_bridge
     ETCVLA_API_KEY=... python launch/serve.py --checkpoint=RUN --host=0.0.0.0
@@ -61,8 +61,8 @@ def main(_: list[str]) -> None:
     key = os.environ.get("ETCVLA_API_KEY", "")
     if not (key or _NO_KEY.value or _is_loopback(_HOST.value)):
         raise UserError(
-            f"--host={_HOST.value} is reachable from other machines: set ETCVLA_API_KEY (clients send it as "
-            "their api_key), or pass --no_key"
+            f"--host={_HOST.value} is reachable from other machines: set ETCVLA_API_KEY (clients "
+            "send it as their api_key), or pass --no_key"
         )
     logging.getLogger("etcvla").setLevel(logging.INFO)
     policy = Policy.load(

@@ -1,11 +1,12 @@
 """Train one stage.
 
-    python launch/train.py --config=configs/objective_bridge.py[:tiny|:paligemma_3b] [--config.FIELD=VALUE ...]
+    python launch/train.py --config=configs/objective_bridge.py[:VARIANT] [--config.FIELD=VALUE ...]
 
 A missing embedded dataset or parent stage is built first; a line says so.
 
-Rerun the same command to resume a killed or stopped run. On SIGTERM or Ctrl-C the run saves and exits with code 75, so
-`until COMMAND; [ $? -ne 75 ]; do :; done` survives preemption. On a pod, run the command on all workers at once.
+Rerun the same command to resume a killed or stopped run. On SIGTERM or Ctrl-C the run saves and
+exits with code 75, so `until COMMAND; [ $? -ne 75 ]; do :; done` survives preemption. On a pod, run
+the command on all workers at once.
 """
 
 import dataclasses

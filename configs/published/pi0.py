@@ -1,14 +1,16 @@
-"""pi0 as openpi trains it: flow matching alone, the state as a token, images that attend to the prompt.
+"""pi0 as openpi trains it: flow matching alone, state as a token, images attend to the prompt.
 
     python launch/train.py --config=configs/published/pi0.py:paligemma_3b
 
-The numbers come from openpi (github.com/Physical-Intelligence/openpi): Pi0Config's defaults for the model
-(src/openpi/models/pi0_config.py), TrainConfig for data and optimizer (src/openpi/training/config.py), which normalises
-pi0 alone by mean and standard deviation. As in openpi, action dimensions that a robot lacks are trained as zeros, and
-the last action is trained as repeated past the end of an episode. Two differences remain: images are augmented by
-shifts and colours (openpi crops, rotates and jitters), and absent cameras are left out (openpi masks them).
+The numbers come from openpi (github.com/Physical-Intelligence/openpi): Pi0Config's defaults for the
+model (src/openpi/models/pi0_config.py), TrainConfig for data and optimizer
+(src/openpi/training/config.py), which normalises pi0 alone by mean and standard deviation. As in
+openpi, action dimensions that a robot lacks are trained as zeros, and the last action is trained as
+repeated past the end of an episode. Two differences remain: images are augmented by shifts and
+colours (openpi crops, rotates and jitters), and absent cameras are left out (openpi masks them).
 
-`tiny` is the same objective on Meta-World, from random parameters, with the size and learning rate of the tiny stages.
+`tiny` is the same objective on Meta-World, from random parameters, with the size and learning rate
+of the tiny stages.
 """
 
 import ml_collections

@@ -1,16 +1,19 @@
-"""pi0.5 as openpi fine-tunes it: flow matching alone, the state in the prompt, time in the expert's norms.
+"""pi0.5 as openpi fine-tunes it: flow matching alone, state as text, adaptive norms.
 
     python launch/train.py --config=configs/published/pi05.py:paligemma_3b
 
-The numbers come from openpi (github.com/Physical-Intelligence/openpi): Pi0Config with pi05=True for the model
-(src/openpi/models/pi0_config.py) and `pi05_libero` for the optimizer (src/openpi/training/config.py: 256 rows, 10,000
-steps of warm-up to a constant rate, EMA 0.999). That config has chunks of 10 steps and no state in the prompt:
-`--config.model.horizon=10 --config.data.prompt=pi0`. The differences from openpi are those of pi0.py.
+The numbers come from openpi (github.com/Physical-Intelligence/openpi): Pi0Config with pi05=True for
+the model (src/openpi/models/pi0_config.py) and `pi05_libero` for the optimizer
+(src/openpi/training/config.py: 256 rows, 10,000 steps of warm-up to a constant rate, EMA 0.999).
+That config has chunks of 10 steps and no state in the prompt: `--config.model.horizon=10
+--config.data.prompt=pi0`. The differences from openpi are those of pi0.py.
 
-pi0.5's own training also had FAST tokens and subtasks in the backbone, which the expert's gradient does not reach
-(arXiv 2504.16054). configs/objective_bridge.py with `--config.data.prompt=pi05_subtask` does that.
+pi0.5's own training also had FAST tokens and subtasks in the backbone, which the expert's gradient
+does not reach (arXiv 2504.16054). configs/objective_bridge.py with
+`--config.data.prompt=pi05_subtask` does that.
 
-`tiny` is the same objective on Meta-World, from random parameters, with the size and learning rate of the tiny stages.
+`tiny` is the same objective on Meta-World, from random parameters, with the size and learning rate
+of the tiny stages.
 """
 
 import ml_collections

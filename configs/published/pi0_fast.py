@@ -1,16 +1,17 @@
-"""pi0-FAST as openpi trains it: a language model that writes actions as FAST tokens, without an action expert.
+"""pi0-FAST as openpi trains it: a language model that writes FAST action tokens.
 
     python launch/train.py --config=configs/published/pi0_fast.py:paligemma_3b
 
-The numbers come from openpi (github.com/Physical-Intelligence/openpi): Pi0FASTConfig's defaults and Pi0FAST's loss, the
-mean over rows of each row's mean (src/openpi/models/pi0_fast.py), FASTTokenizer's prompt and token layout
-(src/openpi/models/tokenizer.py), TrainConfig's optimizer. Its `pi0_fast_libero` has chunks of 10 steps and 180 tokens:
-`--config.model.horizon=10 --config.data.text_len=180 --config.data.max_targets=120`. `data.fast` is the universal FAST
-tokenizer, downloaded from huggingface.co/physical-intelligence/fast. Two differences remain: the augmentation (as in
-pi0.py), and absent cameras are left out (openpi shows black images).
+The numbers come from openpi (github.com/Physical-Intelligence/openpi): Pi0FASTConfig's defaults and
+Pi0FAST's loss, the mean over rows of each row's mean (src/openpi/models/pi0_fast.py),
+FASTTokenizer's prompt and token layout (src/openpi/models/tokenizer.py), TrainConfig's optimizer.
+Its `pi0_fast_libero` has chunks of 10 steps and 180 tokens: `--config.model.horizon=10
+--config.data.text_len=180 --config.data.max_targets=120`. `data.fast` is the universal FAST
+tokenizer, downloaded from huggingface.co/physical-intelligence/fast. Two differences remain: the
+augmentation (as in pi0.py), and absent cameras are left out (openpi shows black images).
 
-`tiny` is the same objective on Meta-World with a FAST tokenizer fitted to it, from random parameters, with the size and
-learning rate of the tiny stages.
+`tiny` is the same objective on Meta-World with a FAST tokenizer fitted to it, from random
+parameters, with the size and learning rate of the tiny stages.
 """
 
 import ml_collections

@@ -1,12 +1,14 @@
-"""Stage 1 of "Two Bridges, One Pathway" (arXiv 2606.08520): the VLM learns the robot's scenes from ETC alone.
+"""Stage 1 of "Two Bridges, One Pathway" (arXiv 2606.08520): ETC of the robot's scenes alone.
 
     python launch/train.py --config=configs/published/two_bridges_1.py:paligemma_3b
 
-From the authors' configs: learning rate 1e-5, 2,000 steps of 16 x 8,192 packed tokens, the weights of the five kinds,
-all parameters trained. A row here is one frame: 256 image tokens and about 60 text tokens, so 26 rows are one of their
-packs. Our choice for what they do not state: a tenth of the steps as warm-up, a cosine, AdamW and EMA as in stage 2.
+From the authors' configs: learning rate 1e-5, 2,000 steps of 16 x 8,192 packed tokens, the weights
+of the five kinds, all parameters trained. A row here is one frame: 256 image tokens and about 60
+text tokens, so 26 rows are one of their packs. Our choice for what they do not state: a tenth of
+the steps as warm-up, a cosine, AdamW and EMA as in stage 2.
 
-`tiny` is the same on Meta-World, from random parameters, with the size and learning rate of the tiny stages.
+`tiny` is the same on Meta-World, from random parameters, with the size and learning rate of the
+tiny stages.
 """
 
 import ml_collections

@@ -1,13 +1,14 @@
-"""Stage 2 of "Two Bridges, One Pathway" (arXiv 2606.08520): pi0-FAST's objective, and ETC from the same scenes.
+"""Stage 2 of "Two Bridges, One Pathway" (arXiv 2606.08520): pi0-FAST's objective and ETC.
 
     python launch/train.py --config=configs/published/two_bridges_2.py:paligemma_3b
 
-From the authors' configs: 32 rows of actions and 8 of ETC per step, their gradients added with unit weights, 100,000
-steps, AdamW with b2 0.95, clip 1, EMA 0.99, learning rate 2.5e-5 to 2.5e-6. The policy is pi0-FAST at 224 px, so
-prompt, loss and masks are those of pi0_fast.py; token ids stay disjoint, since the answers need the location tokens.
-Our choice for what they do not state: 1,000 steps of warm-up and a cosine over the whole run (openpi's schedule,
-stretched), FAST fitted to the data. Stage 3 is the same config on the target's data:
-`--config.init_from=... --config.datasets.source.path=...`.
+From the authors' configs: 32 rows of actions and 8 of ETC per step, their gradients added with unit
+weights, 100,000 steps, AdamW with b2 0.95, clip 1, EMA 0.99, learning rate 2.5e-5 to 2.5e-6. The
+policy is pi0-FAST at 224 px, so prompt, loss and masks are those of pi0_fast.py; token ids stay
+disjoint, since the answers need the location tokens. Our choice for what they do not state: 1,000
+steps of warm-up and a cosine over the whole run (openpi's schedule, stretched), FAST fitted to the
+data. Stage 3 is the same config on the target's data: `--config.init_from=...
+--config.datasets.source.path=...`.
 
 `tiny` is the same on Meta-World, with the size and learning rate of the tiny stages.
 """
