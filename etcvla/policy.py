@@ -102,7 +102,7 @@ class Policy:
             )
         # A released embedding table may have rows that mean nothing.
         self._known = np.zeros(config.vocab_size, bool)
-        for span in assets.tokenizer.layout.spans.values():
+        for span in assets.tokenizer.layout.ranges.values():
             self._known[span.offset : span.stop] = True
         model, everywhere = VLA(config), mesh and NamedSharding(mesh, PartitionSpec())
         self._cache_images = jax.jit(functools.partial(cache_images, model))
@@ -415,7 +415,7 @@ class Policy:
                 f"actions of {width} finite numbers"
             )
         adapter = self.assets.adapter
-        told = adapter.relate(adapter.from_robot(actions), np.asarray(state, np.float32))
+        told = adapter.to_relative(adapter.from_robot(actions), np.asarray(state, np.float32))
         return normalize(told, self.assets.action_stats, self.assets.norm_mode)
 
     def _fast(self, batch, image_cache) -> tuple[np.ndarray, np.ndarray]:
@@ -454,7 +454,7 @@ class Policy:
                 f"observation has no camera {', '.join(lacking)}; it has {sorted(images)}"
             )
         return [
-            self.assets.adapter.turn(name, _image(f"observation image {name!r}", images[name]))
+            self.assets.adapter.rotate(name, _image(f"observation image {name!r}", images[name]))
             for name in self.cameras
         ]
 

@@ -9,7 +9,7 @@ import pytest
 
 from configs.common import constant
 from etcvla.data.norm_stats import unnormalize
-from etcvla.data.rows import RowBuilder
+from etcvla.data.rows import RowBuilder, RowOptions
 from etcvla.models.decode import decode_text, sample_actions
 from etcvla.models.lora import merge
 from etcvla.policy import Policy
@@ -52,9 +52,7 @@ def row_builder(stage, *, use_fast=True):
         stage.datasets,
         stage.assets,
         stage.sizes,
-        extra_segment_weights={},
-        use_fast=use_fast,
-        prompt=stage.config.data.prompt,
+        RowOptions(prompt=stage.config.data.prompt, use_fast=use_fast),
     )
 
 

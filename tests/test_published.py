@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 
 from configs import common
 from etcvla import schedule
-from etcvla.data.rows import RowBuilder
+from etcvla.data.rows import RowBuilder, RowOptions
 from etcvla.data.tokenizer import Tokenizer
 from etcvla.models.variants import config_from_dict
 from etcvla.models.vla import init_params
@@ -138,11 +138,12 @@ def test_its_rows_are_asked_as_openpi_asks(dataset, tmp_path, recipe, prompt, ta
         stage.datasets,
         stage.assets,
         stage.sizes,
-        extra_segment_weights={},
-        prompt=config.data.prompt,
-        use_fast="fast" in RECIPES[recipe][0],
-        mask_padding=config.data.mask_padding,
-        mean=config.loss.mean,
+        RowOptions(
+            prompt=config.data.prompt,
+            use_fast="fast" in RECIPES[recipe][0],
+            mask_padding=config.data.mask_padding,
+            loss_mean=config.loss.mean,
+        ),
     )
     rows = [builder(0, n) for n in range(12)]
     row = next(

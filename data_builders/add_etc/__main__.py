@@ -9,7 +9,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from data_builders.add_etc.add import add_etc, shipped_calibrations
+from data_builders.add_etc.converter import add_etc, shipped_calibrations
 from data_builders.common import command
 from etcvla.data.adapters import ADAPTERS
 from etcvla.etc.annotators.cache import AnswerCache

@@ -10,9 +10,9 @@ from typing import Any
 from absl import app, flags
 
 from data_builders.common.build import prepare
-from data_builders.common.simulated import SimulatedBuilder
+from data_builders.common.simulated_builder import SimulatedBuilder
 from data_builders.tools.gallery import REVIEW_HELP, dataset_gallery
-from data_builders.tools.publish.reviewed import apply_review
+from data_builders.tools.review import apply_review
 from etcvla.etc.items import LOCATIONS
 from etcvla.sims.headless import check_rendering
 

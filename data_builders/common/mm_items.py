@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 from PIL import Image, UnidentifiedImageError
 
 from data_builders.common.build import EpisodeBuilder, provenance
-from data_builders.common.rlds import encode_items, vqa_features
+from data_builders.common.rlds_schema import encode_items, vqa_features
 from etcvla.etc.items import ETC_KINDS, NUM_LOC, Item, format_loc, parse_loc
 from etcvla.names import lookup
 

@@ -8,9 +8,9 @@ import math
 import tensorflow_datasets as tfds
 
 from data_builders.common.build import provenance
-from data_builders.common.rlds import robot_features
-from data_builders.common.simulated import SimulatedBuilder
-from data_builders.libero_etc import demos, rollouts
+from data_builders.common.rlds_schema import robot_features
+from data_builders.common.simulated_builder import SimulatedBuilder
+from data_builders.libero_etc import demos, episodes
 from etcvla.etc.items import LOCATIONS
 from etcvla.names import lookup
 from etcvla.sims.libero import files as libero_files
@@ -88,7 +88,7 @@ class LiberoConfig(tfds.core.BuilderConfig):
             dict.fromkeys(task for name in self.tasks for task in libero_files.task_names(name))
         )
 
-    def jobs(self) -> list[rollouts.LiberoJob]:
+    def jobs(self) -> list[episodes.LiberoJob]:
         """Every episode, task by task."""
         files = demos.find_demos(self.demos) if self.demos else {}
         return [
@@ -97,12 +97,12 @@ class LiberoConfig(tfds.core.BuilderConfig):
             for job in (self._recorded(task, files) if files else self._rolled(task))
         ]
 
-    def _rolled(self, task: str) -> list[rollouts.LiberoJob]:
+    def _rolled(self, task: str) -> list[episodes.LiberoJob]:
         episodes = self.episodes or EPISODES
         val = math.ceil(episodes * self.held_out)
         return [self._job(task, index, episodes + val, val) for index in range(episodes + val)]
 
-    def _recorded(self, task: str, files: dict) -> list[rollouts.LiberoJob]:
+    def _recorded(self, task: str, files: dict) -> list[episodes.LiberoJob]:
         if task not in files:
             raise FileNotFoundError(
                 f"{self.demos}: no demonstrations of {task}; there are {', '.join(files)}"
@@ -121,10 +121,10 @@ class LiberoConfig(tfds.core.BuilderConfig):
 
     def _job(
         self, task: str, index: int, total: int, val: int, **recorded: str
-    ) -> rollouts.LiberoJob:
+    ) -> episodes.LiberoJob:
         """Episode `index` of `total`; exactly `val` of them are held out, evenly spread."""
         split = "val" if (index + 1) * val // total > index * val // total else "train"
-        return rollouts.LiberoJob(
+        return episodes.LiberoJob(
             task,
             self.scene,
             split,
@@ -143,7 +143,7 @@ class Builder(SimulatedBuilder):
     BUILDER_CONFIGS = [
         LiberoConfig(tasks=(suite,)) for suite in ("libero_object", "libero_spatial")
     ]
-    roll, num_objects = staticmethod(rollouts.roll), libero_tasks.NUM_OBJECTS
+    roll, num_objects = staticmethod(episodes.roll), libero_tasks.NUM_OBJECTS
 
     def _info(self) -> tfds.core.DatasetInfo:
         config = self.builder_config

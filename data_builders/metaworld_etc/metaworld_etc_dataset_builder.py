@@ -8,9 +8,9 @@ import math
 import tensorflow_datasets as tfds
 
 from data_builders.common.build import provenance
-from data_builders.common.rlds import robot_features
-from data_builders.common.simulated import SimulatedBuilder
-from data_builders.metaworld_etc import rollouts
+from data_builders.common.rlds_schema import robot_features
+from data_builders.common.simulated_builder import SimulatedBuilder
+from data_builders.metaworld_etc import episodes
 from etcvla.etc.items import LOCATIONS
 from etcvla.etc.scene import ABSENT
 from etcvla.names import lookup
@@ -110,14 +110,14 @@ class MetaWorldConfig(tfds.core.BuilderConfig):
         total = self.episodes + self.val
         return "val" if (index + 1) * self.val // total > index * self.val // total else "train"
 
-    def jobs(self) -> list[rollouts.MetaWorldJob]:
+    def jobs(self) -> list[episodes.MetaWorldJob]:
         """Every episode that is made, task by task."""
         nouns = tuple(
             dict.fromkeys(spec.name for task in self.tasks for spec in TASKS[task].objects)
         )
         absent = nouns if len(self.tasks) > 2 else ABSENT
         return [
-            rollouts.MetaWorldJob(
+            episodes.MetaWorldJob(
                 task,
                 self.scene,
                 self.split(index),
@@ -147,7 +147,7 @@ class Builder(SimulatedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [MetaWorldConfig(scene=scene) for scene in metaworld.SCENES]
-    roll = staticmethod(rollouts.roll)
+    roll = staticmethod(episodes.roll)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(

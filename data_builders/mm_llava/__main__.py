@@ -5,7 +5,7 @@ The dataset goes to <out>/mm_llava/<the file's name>/<version>; a stage's stream
 
 from absl import app, flags
 
-from data_builders.common.mm_flags import common_flags, run
+from data_builders.common.mm_command import common_flags, run
 from data_builders.mm_llava.mm_llava_dataset_builder import Builder, LlavaConfig
 
 _JSON = flags.DEFINE_string("json", None, "A list of entries, or one entry a line.", required=True)

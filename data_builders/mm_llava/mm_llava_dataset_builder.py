@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_builders.common.mm_items import TEMPLATE, BadEntry, MMBuilder, MMConfig, MMEntry, kind_of
-from data_builders.mm_llava.llava import find_image, read_entries, read_turns
+from data_builders.mm_llava.entries import find_image, read_entries, read_turns
 from etcvla.etc.items import ETC_KINDS
 
 

@@ -5,7 +5,7 @@ The dataset goes to <out>/mm_tfds/<its name>/<version>; a stage's stream of kind
 
 from absl import app, flags
 
-from data_builders.common.mm_flags import common_flags, run
+from data_builders.common.mm_command import common_flags, run
 from data_builders.mm_tfds.mm_tfds_dataset_builder import Builder, TfdsConfig
 
 _DATA = flags.DEFINE_string("data", None, "Version folder of the prepared dataset.", required=True)

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from data_builders.common.build import EpisodeBuilder, beam_examples, progress, provenance
-from data_builders.common.rlds import encode_items, vqa_features
+from data_builders.common.rlds_schema import encode_items, vqa_features
 from etcvla.etc import shapes
 
 SPLITS = ("train", "val")

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from absl import app, flags
 
-from data_builders.common import pool
-from data_builders.libero_etc.rollouts import ExpertTrial, try_expert
+from data_builders.common import worker_pool
+from data_builders.libero_etc.episodes import ExpertTrial, try_expert
 from etcvla.sims.libero import files as libero_files
 from etcvla.stats import rate
 
@@ -48,7 +48,7 @@ def measure(trials: Sequence[ExpertTrial], path: Path, workers: int) -> Iterator
         writer = csv.writer(file)
         if not file.tell():
             writer.writerow(field.name for field in dataclasses.fields(ExpertTrial))
-        for trial in pool.run(try_expert, missing, workers) if missing else ():
+        for trial in worker_pool.run(try_expert, missing, workers) if missing else ():
             writer.writerow(dataclasses.astuple(trial))
             file.flush()
             yield trial

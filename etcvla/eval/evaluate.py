@@ -16,8 +16,8 @@ from PIL import Image
 
 from etcvla.data.rlds import RLDSDataset
 from etcvla.data.rlds_layout import split_names
-from etcvla.data.rows import StageDataset
 from etcvla.data.splits import check_disjoint
+from etcvla.data.stage_dataset import StageDataset
 from etcvla.eval import benchmark, rollouts, vqa
 from etcvla.eval.benchmark import wrong_instruction
 from etcvla.eval.results_log import ResultsLog, write

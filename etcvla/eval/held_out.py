@@ -17,8 +17,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from etcvla.data.adapters import open_dataset
 from etcvla.data.plan import Plan
 from etcvla.data.rlds_layout import split_names
-from etcvla.data.rows import StageDataset
 from etcvla.data.splits import check_disjoint
+from etcvla.data.stage_dataset import StageDataset
 from etcvla.etc.items import Item
 from etcvla.eval import vqa
 from etcvla.policy import Policy

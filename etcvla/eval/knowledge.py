@@ -18,7 +18,7 @@ import numpy as np
 from etils import epath
 
 from etcvla.data import prompts
-from etcvla.data.rows import ANY, StageDataset
+from etcvla.data.stage_dataset import ANY_KIND, StageDataset
 from etcvla.etc.question_types import BOX, read
 from etcvla.etc.score import read_answer
 from etcvla.eval import vqa
@@ -77,7 +77,7 @@ def draw_probes(source: StageDataset, count: int) -> list[Probe]:
         "language_instruction",
         "observation/state",
     ]
-    pool, probes = source.candidates(ANY), []
+    pool, probes = source.candidates(ANY_KIND), []
     for frame in pool[
         np.linspace(0, len(pool) - 1, min(4 * count, len(pool))).astype(int)
     ].tolist():

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from etcvla.data.rows import ANY, StageDataset
+from etcvla.data.stage_dataset import ANY_KIND, StageDataset
 from etcvla.etc.items import Item
 from etcvla.etc.question_types import QUESTION_TYPES, read
 from etcvla.etc.score import baseline, measure, score
@@ -95,7 +95,7 @@ def answer_all(policy: Policy, questions: Sequence[Question]) -> list[Question]:
 
 def items_of(source: StageDataset, limit: int = TRAIN_ITEMS) -> list[Item]:
     """About `limit` of a split's items, from frames spread evenly over it."""
-    frames = source.candidates(ANY)
+    frames = source.candidates(ANY_KIND)
     step = max(1, len(frames) * 6 // limit)
     return [
         item

@@ -47,7 +47,7 @@ class VideoRecorder:
         if result.frames is None:
             return result
         seen = np.stack(
-            [self._policy.assets.adapter.turn(VIDEO_CAMERA, frame) for frame in result.frames]
+            [self._policy.assets.adapter.rotate(VIDEO_CAMERA, frame) for frame in result.frames]
         )
         return dataclasses.replace(result, frames=draw_paths(seen, paths))
 

@@ -9,7 +9,12 @@ from tests.etc.synthetic_annotation import make_annotation
 
 tf = pytest.importorskip("tensorflow")
 tfds = pytest.importorskip("tensorflow_datasets")
-from data_builders.common.rlds import encode_episode, encode_items, robot_features, vqa_features  # noqa: E402
+from data_builders.common.rlds_schema import (  # noqa: E402
+    encode_episode,
+    encode_items,
+    robot_features,
+    vqa_features,
+)
 
 
 def build(directory, features, examples, file_format="tfrecord"):

@@ -12,8 +12,8 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from data_builders.add_etc import shards
-from data_builders.add_etc.add import add_etc
+from data_builders.add_etc import output
+from data_builders.add_etc.converter import add_etc
 from data_builders.tools.gallery import read_annotation
 from etcvla.data.rlds import RLDSDataset
 from etcvla.etc.annotation import project
@@ -244,11 +244,11 @@ def test_a_record_grows_by_what_is_appended():
     more = tf.train.Features(
         feature={"b": tf.train.Feature(float_list=tf.train.FloatList(value=[0.5]))}
     )
-    new = tf.train.Example.FromString(shards.append(old, more.SerializeToString()))
+    new = tf.train.Example.FromString(output.append(old, more.SerializeToString()))
     assert list(new.features.feature["a"].int64_list.value) == list(range(300))
     assert list(new.features.feature["b"].float_list.value) == [0.5]
     with pytest.raises(ValueError, match=r"not a tf\.train\.Example"):
-        shards.append(b"\x12\x03abc", b"")
+        output.append(b"\x12\x03abc", b"")
 
 
 def test_the_command_says_what_is_missing(tmp_path, monkeypatch):

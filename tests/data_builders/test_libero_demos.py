@@ -188,6 +188,6 @@ def test_wrong_settings_are_named(setting, message):
 
 def test_a_worker_starts_without_libero_and_without_tensorflow():
     """It is the first job that needs LIBERO; reading the files never does."""
-    code = "import sys, data_builders.libero_etc.rollouts; print({'robosuite', 'tensorflow', 'h5py'} & {*sys.modules})"
+    code = "import sys, data_builders.libero_etc.episodes; print({'robosuite', 'tensorflow', 'h5py'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "{'h5py'}"

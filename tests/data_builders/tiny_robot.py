@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from data_builders.common.build import EpisodeBuilder, beam_examples, provenance
-from data_builders.common.rlds import encode_episode, robot_features
+from data_builders.common.rlds_schema import encode_episode, robot_features
 from etcvla.etc import make_items
 from tests.etc.synthetic_annotation import make_annotation
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from etcvla.data.rlds import RLDSDataset
-from etcvla.data.rows import StageDataset
+from etcvla.data.stage_dataset import StageDataset
 from etcvla.eval import knowledge
 from etcvla.eval.knowledge import Probe, cka, coverage, drift, gains, trace
 from etcvla.models.decode import sample_actions

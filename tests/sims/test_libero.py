@@ -10,7 +10,7 @@ import h5py  # noqa: E402
 import numpy as np  # noqa: E402
 from robosuite.utils.transform_utils import quat2axisangle  # noqa: E402
 
-from data_builders.libero_etc import demos, rollouts  # noqa: E402
+from data_builders.libero_etc import demos, episodes  # noqa: E402
 from etcvla.etc import make_items  # noqa: E402
 from etcvla.etc import scene as scene_items
 from etcvla.etc.annotation import STEP_FIELDS, project  # noqa: E402
@@ -278,13 +278,13 @@ def test_a_state_or_model_of_another_task_is_refused(env, bowls, recorded, tmp_p
     write_demo_file(
         tmp_path / "a.hdf5", *TASK.split("/"), [recorded | {"states": recorded["states"][:, :-1]}]
     )
-    job = rollouts.LiberoJob(
+    job = episodes.LiberoJob(
         TASK, "rlds", "train", 0, 96, (0, 0), file=str(tmp_path / "a.hdf5"), demo="demo_0"
     )
     with pytest.raises(
         ValueError, match=r"a.hdf5: data/demo_0: libero_object/.*: a state of shape"
     ):
-        rollouts._recorded(env, job, 0)
+        episodes._recorded(env, job, 0)
 
 
 def test_fixtures_stand_where_the_recorded_model_has_them(bowls):

@@ -18,8 +18,8 @@ from pathlib import Path
 from data_builders.tools.gallery import REVIEW_HELP
 from data_builders.tools.publish import CARD, CITATION, CROISSANT, STATISTICS, croissant
 from data_builders.tools.publish.card import card, citation
-from data_builders.tools.publish.facts import DatasetFacts
 from data_builders.tools.publish.preview import write_preview
+from data_builders.tools.publish.summary import DatasetFacts
 from etcvla.data.rlds_layout import find_version
 
 
@@ -33,7 +33,7 @@ def publish(directory: str | Path, *, review: str | Path | None = None, frames: 
     Raises what `RLDSDataset`, `apply_review` and `compute_norm_stats` do.
     """
     if review:
-        from data_builders.tools.publish.reviewed import (
+        from data_builders.tools.review import (
             apply_review,
         )  # which needs TensorFlow; nothing else here does
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from data_builders.tools.publish.facts import DatasetFacts
+from data_builders.tools.publish.summary import DatasetFacts
 from etcvla.data.rlds_layout import read_features
 from etcvla.etc.items import ETC_KINDS
 
@@ -92,7 +92,7 @@ def _counts(statistics: dict[str, Any]) -> str:
         for split, row in statistics["splits"].items()
     ]
     text = _table(("split", "episodes", "frames", "items"), rows)
-    for key, what in (("episodes_by_domain", "scene"), ("episodes_by_task", "task")):
+    for key, what in (("episodes_by_scene", "scene"), ("episodes_by_task", "task")):
         counts = {split: row[key] for split, row in statistics["splits"].items() if key in row}
         names = dict.fromkeys(name for found in counts.values() for name in found)
         if names:

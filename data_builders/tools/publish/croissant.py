@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from data_builders.tools.publish import CROISSANT, STATISTICS
-from data_builders.tools.publish.facts import DatasetFacts
 from data_builders.tools.publish.preview import COLUMNS
+from data_builders.tools.publish.summary import DatasetFacts
 
 # The vocabulary of the specification: what a short name stands for.
 _CONTEXT = {

@@ -9,9 +9,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from data_builders.add_etc import shards
-from data_builders.add_etc.annotate import Annotator, seen_share
-from data_builders.add_etc.fit import fit
+from data_builders.add_etc import output
+from data_builders.add_etc.adapter import fit
+from data_builders.add_etc.episodes import Annotator, seen_share
 from data_builders.common.build import alone
 from etcvla.data.adapters import find_adapter
 from etcvla.data.rlds import RLDSDataset
@@ -62,11 +62,11 @@ def add_etc(
         "endpoint": endpoint,
         "calibrations": Calibrations(calibration) if calibration else None,
     }
-    found = fit(find_adapter(adapter), RLDSDataset(source, shards.splits(source)[0]))
-    features, added = shards.extend_features(
+    found = fit(find_adapter(adapter), RLDSDataset(source, output.splits(source)[0]))
+    features, added = output.extend_features(
         json.loads((source / "features.json").read_text()), len(found.cameras), num_objects
     )
-    recipe = shards.CopySettings(
+    recipe = output.CopySettings(
         source=_named(source / "dataset_info.json", "/".join(_place(source))),
         adapter=found.to_dict(),
         num_objects=num_objects,
@@ -82,27 +82,27 @@ def add_etc(
     if not calibration:
         known = "from the detector" if detector else "unknown"
         there = (
-            f"; {adapter} has calibrations: {found.facts.calibration}"
-            if found.facts.calibration
+            f"; {adapter} has calibrations: {found.annotation.calibration}"
+            if found.annotation.calibration
             else ""
         )
         print(f"without --calibration paths in the image are {known}{there}", file=sys.stderr)
     annotators = [
-        Annotator(RLDSDataset(source, split), found, **options) for split in shards.splits(source)
+        Annotator(RLDSDataset(source, split), found, **options) for split in output.splits(source)
     ]
     for annotator in annotators if calibration else ():
         _check_calibration(annotator, calibration)
     with alone(path):
-        output, counts = shards.Output(path, recipe), Counter()
+        written, counts = output.Output(path, recipe), Counter()
         for annotator in annotators:
-            counts += output.write_split(
+            counts += written.write_split(
                 annotator.dataset,
                 annotator,
                 num_objects=num_objects,
                 added=added,
                 threads=threads if endpoint else 1,
             )
-        output.finish(source, features)
+        written.finish(source, features)
     return path, counts
 
 
@@ -143,6 +143,6 @@ def _check_calibration(annotator: Annotator, calibration: str) -> None:
     if shares and sum(shares) / len(shares) < MIN_SEEN:
         raise ValueError(
             f"{calibration}: the projected gripper is in the image at {sum(shares) / len(shares):.0%} of the steps of "
-            f"{len(shares)} episodes; is the pose the camera's in the frame {annotator.adapter.facts.frame!r} "
-            f"of {annotator.adapter.facts.position[0]}, in metres, with OpenCV's axes?"
+            f"{len(shares)} episodes; is the pose the camera's in the frame {annotator.adapter.annotation.frame!r} "
+            f"of {annotator.adapter.annotation.position[0]}, in metres, with OpenCV's axes?"
         )

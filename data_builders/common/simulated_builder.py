@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 
 import tensorflow_datasets as tfds
 
-from data_builders.common import pool
+from data_builders.common import worker_pool
 from data_builders.common.build import EpisodeBuilder, beam_examples, progress
-from data_builders.common.episodes import EpisodeJob, EpisodeResult
-from data_builders.common.rlds import encode_episode
+from data_builders.common.jobs import EpisodeJob, EpisodeResult
+from data_builders.common.rlds_schema import encode_episode
 from etcvla.etc.balance import Tally
 
 
@@ -66,7 +66,7 @@ class SimulatedBuilder(EpisodeBuilder, skip_registration=True):
                 split: beam_examples(found, type(self).roll, example)
                 for split, found in by_split.items()
             }
-        results = pool.BySplit(self._run(jobs))
+        results = worker_pool.BySplit(self._run(jobs))
         return {split: self._generate_examples(results.take(split), split) for split in by_split}
 
     def _generate_examples(
@@ -86,7 +86,7 @@ class SimulatedBuilder(EpisodeBuilder, skip_registration=True):
     def _run(self, jobs: list[EpisodeJob]) -> Iterator[EpisodeResult]:
         """All results, with a progress line; what succeeded, and which items were left out, goes to the metadata."""
         made, tries, dropped, tally = Counter(), Counter(), Counter(), Tally()
-        running = pool.run(type(self).roll, jobs, self.workers)
+        running = worker_pool.run(type(self).roll, jobs, self.workers)
         for result in progress(
             running, total=len(jobs), what=f"{self.name} {self.builder_config.name}"
         ):

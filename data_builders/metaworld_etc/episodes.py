@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import zlib
 
-from data_builders.common import episodes
-from data_builders.common.episodes import EpisodeResult
+from data_builders.common import jobs
+from data_builders.common.jobs import EpisodeResult
 from etcvla.etc import make_items, scene
 from etcvla.etc.annotation import Annotation
 from etcvla.sims.metaworld.environment import EVAL_SEED_BASE, MetaWorld, NoRoom, demo_seed
@@ -19,7 +19,7 @@ STRIDE = 4  # control steps between two frames that are rendered again
 
 
 @dataclasses.dataclass(frozen=True)
-class MetaWorldJob(episodes.EpisodeJob):
+class MetaWorldJob(jobs.EpisodeJob):
     """One demonstration to make."""
 
     absent: tuple[str, ...] = scene.ABSENT  # nouns to ask for in vain

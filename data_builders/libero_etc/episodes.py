@@ -8,8 +8,8 @@ import zlib
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from data_builders.common import episodes
-from data_builders.common.episodes import EpisodeResult
+from data_builders.common import jobs
+from data_builders.common.jobs import EpisodeResult
 from data_builders.libero_etc import demos
 from etcvla.etc import make_items
 from etcvla.etc.annotation import Annotation
@@ -28,7 +28,7 @@ _UNSEEN = 32  # pixels of images that nobody asks for
 
 
 @dataclasses.dataclass(frozen=True)
-class LiberoJob(episodes.EpisodeJob):
+class LiberoJob(jobs.EpisodeJob):
     """One demonstration to make."""
 
     file: str = ""  # of recorded demonstrations; "" the expert acts

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image
 
-from data_builders.add_etc.fit import IMAGES
+from data_builders.add_etc.adapter import IMAGES
 from etcvla.data.adapters import Adapter
 from etcvla.data.rlds import RLDSDataset
 from etcvla.etc import make_items
@@ -134,7 +134,7 @@ class Annotator:
         return Labelled(episode_id, self._turned, annotation, credited, dropped + more)
 
     def episode_id(self, episode: int) -> str:
-        name = self.dataset.metadata(episode).get(self.adapter.facts.episode_id, "")
+        name = self.dataset.metadata(episode).get(self.adapter.annotation.episode_id, "")
         return str(name) or f"{self.dataset.split}/{episode:06d}"
 
     @property
@@ -147,7 +147,7 @@ class Annotator:
         return tuple(
             theirs
             for ours, theirs in zip(self.adapter.cameras, self.cameras, strict=True)
-            if ours in self.adapter.turned
+            if ours in self.adapter.rotated_cameras
         )
 
     def _column(self, episode: int, name: str) -> np.ndarray:
@@ -172,11 +172,11 @@ class Annotator:
 
     def _image(self, episode: int, step: int) -> np.ndarray:
         camera, feature = next(iter(self.adapter.cameras.items()))
-        return self.adapter.turn(camera, self._read(episode, step, feature))
+        return self.adapter.rotate(camera, self._read(episode, step, feature))
 
     def _state(self, episode: int) -> dict[str, np.ndarray]:
         """gripper_position float[T, 3] and gripper_open float[T]."""
-        facts, steps = self.adapter.facts, int(self.dataset.lengths[episode])
+        facts, steps = self.adapter.annotation, int(self.dataset.lengths[episode])
         position, opening = (
             np.full((steps, 3), np.nan, np.float32),
             np.full(steps, np.nan, np.float32),
@@ -199,7 +199,7 @@ class Annotator:
         for c, (ours, theirs) in enumerate(zip(self.adapter.cameras, self.cameras, strict=True)):
             found = self.calibrations.of(episode_id, theirs) if self.calibrations else None
             if found is not None:
-                matrix[:, c] = found.matrix(turned=ours in self.adapter.turned)
+                matrix[:, c] = found.matrix(turned=ours in self.adapter.rotated_cameras)
         return {"camera_matrix": matrix, "gripper_pixel": project(matrix, position[:, None])}
 
     def _ask(
