@@ -1,4 +1,4 @@
-"""Name the system packages that are missing, before anything is installed. Needs nothing but Python.
+"""Name the system packages that are missing. Needs nothing but Python itself.
 
 python3 launch/check_system.py
 """
