@@ -1,7 +1,7 @@
 """Print the id ranges of a vocabulary (text, actions, locations, segments) and the ids of a text.
 
 python launch/tokens.py --checkpoint=runs/tiny/objective_bridge
-XX
+python launch/tokens.py --tokenizer=PATH [--num_actions=2048] [--layout=disjoint] [--text=TEXT]
 """
 
 from absl import flags
