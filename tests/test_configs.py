@@ -14,7 +14,7 @@ from etcvla.models.vla import init_params
 from etcvla.train.optim import make_optimizer
 from etcvla.train.plan_table import plan_table
 from etcvla.train.stage import inherited_assets, make_model, make_plan, missing_paths, row_sizes
-from etcvla.train.step import StepSettings, active
+from etcvla.train.step import StepSettings, active_losses
 
 STAGES = ("vlm_pretrain", "distribution_bridge", "objective_bridge", "retentive_adapt")
 
@@ -45,7 +45,7 @@ def test_config_is_complete(config):
     assert all(field in table for field in missing_paths(config))
     has_actions = any(stream.kind == "action" for stream in config.streams.values())
     expected_losses = ["text", "fast", "flow"] if has_actions else ["text"]
-    assert active(StepSettings.of(config, 0)) == expected_losses
+    assert active_losses(StepSettings.from_config(config, 0)) == expected_losses
     for dataset in config.datasets.values():
         assert 1 <= len(dataset.cameras) <= config.data.num_cameras
     for stream in config.streams.values():
