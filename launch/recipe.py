@@ -20,7 +20,7 @@ from ml_collections import config_flags
 from configs import common as fields
 from etcvla.eval.evaluate import EvaluationSpec, evaluate
 from etcvla.eval.trials import EvalProtocol
-from etcvla.eval.vqa import overall
+from etcvla.eval.vqa import mean_accuracy
 from etcvla.files import write_json
 from etcvla.pages.report import write_report
 from etcvla.provenance import git_commit
@@ -163,7 +163,7 @@ def summarize_scores(scores: dict[str, Any]) -> dict[str, Any]:
     return {
         "etc": {kind: kind_scores["accuracy"] for kind, kind_scores in etc.items()},
         "etc_baseline": {kind: kind_scores["majority"] for kind, kind_scores in etc.items()},
-        "mm": overall(scores["mm"]) if "mm" in scores else None,
+        "mm": mean_accuracy(scores["mm"]) if "mm" in scores else None,
         "success": success.get("right", {}),
         "interventions": success,
         "evaluation_seconds": scores["seconds"],
