@@ -7,6 +7,7 @@ import importlib.util
 import logging as python_logging
 import os
 import pathlib
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -92,7 +93,8 @@ def _one_line(error: Exception) -> str:
     informative = []
     for line in lines:
         if "Error: " in line or "Did you mean" in line:
-            informative.append(line.strip("'\" "))
+            # A config file's exception arrives as text with its class in front.
+            informative.append(re.sub(r"^[\w.]*Error: ", "", line.strip("'\" ")))
     return " ".join(informative or lines)
 
 
