@@ -68,10 +68,12 @@ class TFRecordShard:
             except RecordError as error:
                 _note(error, damage)
                 return
-            # Read the next header with the payload: a remote file then needs one request per
-            # record. length = size + FOOTER_SIZE + HEADER_SIZE data = self._file.read([(offset +
-            # HEADER_SIZE, length)])[0] payload = data[:size] header = data[size + FOOTER_SIZE :]
-            # if verify_crc and masked_crc(payload) != struct.unpack_from("<I", data, size)[0]:
+            # Read the next header with the payload: a remote file then needs one request a record.
+            length = size + FOOTER_SIZE + HEADER_SIZE
+            data = self._file.read([(offset + HEADER_SIZE, length)])[0]
+            payload = data[:size]
+            header = data[size + FOOTER_SIZE :]
+            if verify_crc and masked_crc(payload) != struct.unpack_from("<I", data, size)[0]:
                 problem = "damaged payload (CRC mismatch)"
                 _note(RecordError(self.path, number, offset, problem), damage)
             else:

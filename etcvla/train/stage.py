@@ -23,6 +23,7 @@ from etcvla.data.prompts import find_format
 from etcvla.data.rlds_layout import find_version
 from etcvla.data.stage_dataset import ACTION_KIND, StageDataset
 from etcvla.data.tokenizer import Tokenizer
+from etcvla.errors import UserError
 from etcvla.models import pretrained
 from etcvla.models.variants import make_config
 from etcvla.models.vla import VLA
@@ -54,7 +55,7 @@ def has_dataset(path: str) -> bool:
     """Whether a whole RLDS dataset lies at `path`."""
     try:
         find_version(path)
-    except FileNotFoundError:
+    except UserError:
         return False
     return True
 

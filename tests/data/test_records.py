@@ -72,7 +72,9 @@ def test_element_sizes_around_varint_borders(size):
         return payload[place : place + 4]
 
     offsets = locate_features(payload)["image"].offsets
-    assert locate_features(payload, peek)["image"].offsets == offsets and len(peeked) == (size >= 4096)
+    assert locate_features(payload, peek)["image"].offsets == offsets and len(peeked) == (
+        size >= 4096
+    )
     assert [len(read_element(payload, mark)) for mark in offsets] == [1, size, 1]
 
 

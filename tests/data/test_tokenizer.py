@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from data_builders.tools import train_tokenizer
-from etcvla.errors import UserError
 from etcvla.data.tokenizer import LAYOUTS, IdRange, Tokenizer, TokenLayout
+from etcvla.errors import UserError
 from etcvla.etc.question_types import QUESTION_TYPES
 from etcvla.etc.shapes import SHAPES_QUESTIONS as SHAPES_FORMS
 from etcvla.sims.metaworld.tasks import TASKS
