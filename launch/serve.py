@@ -65,7 +65,7 @@ def main(_):
     options = {
         "head": _HEAD.value,
         "num_steps": _STEPS.value,
-        "subtask": _SUBTASK.value,
+        "subtask_question": _SUBTASK.value,
         "quantize": _QUANTIZE.value,
     }
     policy = Policy.load(
