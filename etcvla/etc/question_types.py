@@ -1,7 +1,8 @@
-"""The one registry of question question_types: their kind, how an answer is read, and the words they are asked in.
+"""The registry of question types: their kind, the type of their answer, and their templates.
 
-A question_type's name is a stable id: it stands in datasets, scores and reports. `ask` writes a question and `read` takes it
-apart again, so that a check needs nothing but the item's own words.
+The name of a question type is a stable id that is stored in datasets, scores and reports.
+`format_question` writes a question and `parse_question` recovers the fields from its text, so
+that an item can be verified from its text alone.
 """
 
 from __future__ import annotations
@@ -13,7 +14,11 @@ from collections.abc import Mapping
 
 from etcvla.names import lookup
 
-WORDS, POINT, BOX, PATH = "words", "point", "box", "path"  # answer types
+# Types of answers.
+WORDS = "words"
+POINT = "point"
+BOX = "box"
+PATH = "path"
 MAX_KEYPOINTS = 5  # of a path
 
 
@@ -21,13 +26,12 @@ MAX_KEYPOINTS = 5  # of a path
 class QuestionType:
     """A sub-question inside a kind."""
 
-    kind: str
-    answer: str  # answer type
-    questions: tuple[str, ...]  # paraphrases with {slots}
-    share: float = 1.0  # how often it is drawn beside the kind's other question_types
-    told: bool = (
-        False  # the instruction alone gives the answer: asked for the words, no balance can be had
-    )
+    kind: str  # one of `items.GRADES`
+    answer_type: str  # WORDS, POINT, BOX or PATH
+    templates: tuple[str, ...]  # paraphrases of the question, with {fields}
+    weight: float = 1.0  # relative frequency among the question types of the same kind
+    # True if the instruction alone determines the answer. Such answers cannot be balanced.
+    answer_in_instruction: bool = False
 
 
 _IMAGE_SIDE = (
@@ -60,8 +64,8 @@ QUESTION_TYPES: dict[str, QuestionType] = {
     "gripper_side": QuestionType("spatial_understanding", WORDS, _IMAGE_SIDE),
     "gripper_height": QuestionType("spatial_understanding", WORDS, _HEIGHT),
     "gripper_depth": QuestionType("spatial_understanding", WORDS, _DEPTH),
-    "gripper_robot_side": QuestionType("spatial_understanding", WORDS, _ROBOT_SIDE, share=0.5),
-    "gripper_robot_front": QuestionType("spatial_understanding", WORDS, _ROBOT_FRONT, share=0.5),
+    "gripper_robot_side": QuestionType("spatial_understanding", WORDS, _ROBOT_SIDE, weight=0.5),
+    "gripper_robot_front": QuestionType("spatial_understanding", WORDS, _ROBOT_FRONT, weight=0.5),
     "gripper_point": QuestionType(
         "spatial_understanding",
         POINT,
@@ -70,14 +74,15 @@ QUESTION_TYPES: dict[str, QuestionType] = {
             "mark the gripper.",
             "where is the gripper? answer with a point.",
         ),
-        share=2.0,
+        weight=2.0,
     ),
-    "object_side": QuestionType("spatial_understanding", WORDS, _IMAGE_SIDE, share=0.5),
-    "object_height": QuestionType("spatial_understanding", WORDS, _HEIGHT, share=0.25),
-    "object_depth": QuestionType("spatial_understanding", WORDS, _DEPTH, share=0.25),
-    "object_robot_side": QuestionType("spatial_understanding", WORDS, _ROBOT_SIDE, share=0.25),
-    "object_robot_front": QuestionType("spatial_understanding", WORDS, _ROBOT_FRONT, share=0.25),
-    # Between views. Coordinates are the first camera's alone: another view is spoken of in words.
+    "object_side": QuestionType("spatial_understanding", WORDS, _IMAGE_SIDE, weight=0.5),
+    "object_height": QuestionType("spatial_understanding", WORDS, _HEIGHT, weight=0.25),
+    "object_depth": QuestionType("spatial_understanding", WORDS, _DEPTH, weight=0.25),
+    "object_robot_side": QuestionType("spatial_understanding", WORDS, _ROBOT_SIDE, weight=0.25),
+    "object_robot_front": QuestionType("spatial_understanding", WORDS, _ROBOT_FRONT, weight=0.25),
+    # Questions about two views. Boxes refer to the first camera; places in the other view are
+    # words.
     "cross_seen": QuestionType(
         "spatial_understanding",
         WORDS,
@@ -86,7 +91,7 @@ QUESTION_TYPES: dict[str, QuestionType] = {
             "does the {view} view show the object at {box}?",
             "yes or no: what is at {box} can be seen in the {view} view.",
         ),
-        share=0.5,
+        weight=0.5,
     ),
     "cross_place": QuestionType(
         "spatial_understanding",
@@ -96,7 +101,7 @@ QUESTION_TYPES: dict[str, QuestionType] = {
             "the object at {box}: in which part of the {view} view is it?",
             "find the object at {box} in the {view} view. where is it there?",
         ),
-        share=0.5,
+        weight=0.5,
     ),
     "cross_box": QuestionType(
         "spatial_understanding",
@@ -106,7 +111,7 @@ QUESTION_TYPES: dict[str, QuestionType] = {
             "the {view} view shows an object at its {place}. detect it here.",
             "which box is at the {place} of the {view} view?",
         ),
-        share=0.25,
+        weight=0.25,
     ),
     "identify": QuestionType(
         "goal_description",
@@ -143,7 +148,7 @@ QUESTION_TYPES: dict[str, QuestionType] = {
             "what color and shape is the {object}, and where in the image?",
             "name the color, the shape and the place of the {object}.",
         ),
-        share=0.5,
+        weight=0.5,
     ),
     "count": QuestionType(
         "goal_description",
@@ -153,7 +158,7 @@ QUESTION_TYPES: dict[str, QuestionType] = {
             "count what you see of these: {objects}.",
             "of {objects}, how many does the image show?",
         ),
-        share=0.5,
+        weight=0.5,
     ),
     "present": QuestionType(
         "goal_description",
@@ -190,7 +195,7 @@ QUESTION_TYPES: dict[str, QuestionType] = {
             "to {instruction}, to which point should the {object} be moved?",
             "task: {instruction}. point to where the {object} should go.",
         ),
-        share=0.5,
+        weight=0.5,
     ),
     "stable_place": QuestionType(
         "affordance",
@@ -200,7 +205,7 @@ QUESTION_TYPES: dict[str, QuestionType] = {
             "to {instruction}, is {box} the right region to bring the {object} to?",
             "task: {instruction}. is {box} where the {object} should go?",
         ),
-        share=0.5,
+        weight=0.5,
     ),
     "decompose": QuestionType(
         "task_planning",
@@ -210,8 +215,8 @@ QUESTION_TYPES: dict[str, QuestionType] = {
             "task: {instruction}. list the steps in order.",
             "which steps does it take to {instruction}?",
         ),
-        share=0.2,
-        told=True,
+        weight=0.2,
+        answer_in_instruction=True,
     ),
     "current": QuestionType(
         "task_planning",
@@ -269,7 +274,8 @@ QUESTION_TYPES: dict[str, QuestionType] = {
     ),
 }
 
-# Forms of general image-text sets: their builders own the questions, scoring needs only how an answer is read.
+# Question types of general image-text datasets. Their builders write the questions; scoring needs
+# only the type of the answer.
 GENERAL_QUESTION_TYPES: dict[str, str] = {
     "caption": WORDS,
     "color": WORDS,
@@ -287,41 +293,66 @@ GENERAL_QUESTION_TYPES: dict[str, str] = {
     "read_text": WORDS,
     "describe": WORDS,
     "vqa": WORDS,
-    "trace": PATH,  # of sets that other people made
+    "trace": PATH,  # only in public datasets
 }
 
 
 def answer_type(question_type: str) -> str:
-    """`WORDS`, `POINT`, `BOX` or `PATH`. Raises ValueError for a question_type that is not registered."""
-    known = {name: spec.answer for name, spec in QUESTION_TYPES.items()} | GENERAL_QUESTION_TYPES
-    return lookup(known, question_type, "question_type")
+    """Return `WORDS`, `POINT`, `BOX` or `PATH`.
+
+    Raises ValueError if the question type is not registered.
+    """
+    types = {name: spec.answer_type for name, spec in QUESTION_TYPES.items()}
+    return lookup(types | GENERAL_QUESTION_TYPES, question_type, "question_type")
 
 
-def clean(instruction: str) -> str:
-    """An instruction as it stands inside a question: small first letter, no full stop.
+def clean_instruction(instruction: str) -> str:
+    """Return an instruction as it is written in a question: lower-case first letter, no full stop.
 
-    >>> clean("Open the drawer.")
+    >>> clean_instruction("Open the drawer.")
     'open the drawer'
     """
     instruction = instruction.strip().rstrip(".!")
     return instruction[:1].lower() + instruction[1:]
 
 
-def ask(question_type: str, paraphrase: float, slots: Mapping[str, str]) -> str:
-    """A question_type's question; `paraphrase` in [0, 1) chooses the wording."""
-    questions = QUESTION_TYPES[question_type].questions
-    return questions[int(paraphrase * len(questions))].format(**slots)
+def format_question(question_type: str, paraphrase: float, fields: Mapping[str, str]) -> str:
+    """Return a question with the given fields.
+
+    Args:
+      question_type: a name of `QUESTION_TYPES`.
+      paraphrase: number in [0, 1) that selects the template.
+      fields: values of the template's fields.
+    """
+    templates = QUESTION_TYPES[question_type].templates
+    return templates[int(paraphrase * len(templates))].format(**fields)
+
+
+def parse_question(question_type: str, question: str) -> dict[str, str] | None:
+    """Return the fields of a question, or None if no template of the question type matches it."""
+    for pattern in _patterns(question_type):
+        match = pattern.fullmatch(question)
+        if match:
+            return match.groupdict()
+    return None
 
 
 @functools.cache
 def _patterns(question_type: str) -> tuple[re.Pattern, ...]:
-    escaped = (re.escape(question) for question in QUESTION_TYPES[question_type].questions)
-    return tuple(
-        re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", question)) for question in escaped
-    )
+    templates = QUESTION_TYPES[question_type].templates
+    return tuple(template_pattern(template) for template in templates)
 
 
-def read(question_type: str, question: str) -> dict[str, str] | None:
-    """The inverse of `ask`: the slots' values, or None if the question is none of the question_type's paraphrases."""
-    matches = (pattern.fullmatch(question) for pattern in _patterns(question_type))
-    return next((match.groupdict() for match in matches if match), None)
+def template_pattern(template: str, field_patterns: Mapping[str, str] | None = None) -> re.Pattern:
+    """Return a pattern that matches the questions of a template, with a named group per field.
+
+    Args:
+      template: for instance "locate the {object}."
+      field_patterns: regular expression of each field; by default every field matches any text.
+    """
+
+    def _group(field: re.Match) -> str:
+        name = field[1]
+        return f"(?P<{name}>{field_patterns[name] if field_patterns else '.+'})"
+
+    return re.compile(re.sub(r"\\{(\w+)\\}", _group, re.escape(template)))

@@ -105,7 +105,7 @@ def make_evaluation(stage: Stage, mesh: Mesh) -> Evaluation:
                 stage,
                 mesh,
                 python=python,
-                benchmark=Benchmark(suite, suite.some(asked.tasks), asked.trials, protocol),
+                benchmark=Benchmark(suite, suite.select_tasks(asked.tasks), asked.trials, protocol),
             )
         )
     return lambda params: {name: value for part in parts for name, value in part(params).items()}

@@ -7,19 +7,19 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from etcvla import sims
+from etcvla.results_schema import EPISODE_COLUMNS, TRIAL_COLUMNS
 from etcvla.sims.seeds import EVAL_SEED_BASE
-
-VIDEO_CAMERA = "front"  # the camera of videos
-INTERVENTIONS = ("right", "wrong_instruction", "blank_image")
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
     """One episode to run."""
 
+    simulator: str  # a registered simulator, such as "metaworld"
     scene: str
-    task: str  # of Meta-World, or of LIBERO as "suite/name"
-    trial: int  # fixes layout (in LIBERO: the initial state) and noise
+    task: str  # of the simulator
+    trial: int  # fixes the layout, or the initial state where the simulator has fixed ones, and the noise
     intervention: str = "right"  # what the policy is shown: see INTERVENTIONS
     instruction_of: str = ""  # the task whose instruction is given; "" for its own
     perturbation: str = ""  # "axis:strength" of `etcvla.sims.perturbations`; "" none
@@ -28,7 +28,7 @@ class Trial:
     @property
     def key(self) -> tuple[str, ...]:
         """What tells it from others of an evaluation."""
-        return self.scene, self.task, str(self.trial), self.intervention, self.perturbation
+        return tuple(str(getattr(self, column)) for column in TRIAL_COLUMNS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,24 +50,6 @@ class EvalProtocol:
             )
 
 
-COLUMNS = (
-    "scene",
-    "task",
-    "trial",
-    "intervention",
-    "instruction_of",
-    "perturbation",
-    "seed",
-    "initial_state",
-    "instruction",
-    "success",
-    "steps",
-    "progress",
-    "intention",
-    "seconds",
-)
-
-
 @dataclasses.dataclass(frozen=True)
 class TrialResult:
     """How one trial ended."""
@@ -83,8 +65,10 @@ class TrialResult:
 
     def row(self) -> dict[str, str]:
         """Its line of episodes.csv; see docs/evaluation.md."""
-        t, fixed = self.trial, "/" in self.trial.task
+        t = self.trial
+        fixed = sims.get(t.simulator).fixed_initial_states
         values = (
+            t.simulator,
             t.scene,
             t.task,
             t.trial,
@@ -100,7 +84,7 @@ class TrialResult:
             int(self.intention),
             f"{self.seconds:.2f}",
         )
-        return dict(zip(COLUMNS, map(str, values), strict=True))
+        return dict(zip(EPISODE_COLUMNS, map(str, values), strict=True))
 
     @classmethod
     def of_row(cls, trial: Trial, row: Mapping[str, str]) -> TrialResult:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from etcvla import schedule
 from etcvla.errors import UserError
 
 HEADS = ("flow", "fast")
@@ -50,9 +51,7 @@ class PolicyOptions:
 
 def trained_head(loss: Mapping[str, Any]) -> str | None:
     """Return the head that a stage with these loss weights trains: flow, else fast, else None."""
-    from etcvla.train.step import used
-
     for head in HEADS:
-        if used(loss[head]):
+        if schedule.is_nonzero(loss[head]):
             return head
     return None

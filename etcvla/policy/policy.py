@@ -24,7 +24,7 @@ from etcvla.data.assets import Assets
 from etcvla.errors import UserError
 from etcvla.models.decode import ImageCache
 from etcvla.models.lora import merge
-from etcvla.models.quantize import quantized
+from etcvla.models.quantize import quantize_params
 from etcvla.models.variants import config_from_dict
 from etcvla.models.vla import VLA, Params, VLAConfig, init_params
 from etcvla.policy.model_calls import ModelCalls
@@ -115,7 +115,7 @@ class Policy:
         params = checkpoints.ema(sharding.placed(shapes, mesh))
         params = merge(params, config.adapters)  # separate adapters would cost time in every step
         if quantize:
-            params = quantized(params, quantize)
+            params = quantize_params(params, quantize)
         config = dataclasses.replace(config, lora=(), remat="none")
         assets = Assets.from_json(meta["assets"])
         return cls(config, params, assets, stage["data"]["num_cameras"], options)

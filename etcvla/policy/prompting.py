@@ -9,7 +9,7 @@ import numpy as np
 from etcvla.data import prompts
 from etcvla.data.assets import Assets
 from etcvla.errors import UserError
-from etcvla.etc.question_types import clean
+from etcvla.etc.question_types import clean_instruction
 
 # Prompts are padded to a multiple of this many tokens, so that few shapes are compiled.
 _LENGTH_MULTIPLE = 16
@@ -45,7 +45,10 @@ class Prompting:
         """
         if self._subtask_question is not None:
             return self.questions(
-                [self._subtask_question.replace("{instruction}", clean(i)) for i in instructions]
+                [
+                    self._subtask_question.replace("{instruction}", clean_instruction(i))
+                    for i in instructions
+                ]
             )
         if not self._has_subtask_field:
             return None

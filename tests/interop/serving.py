@@ -15,7 +15,7 @@ import numpy as np
 from etcvla.train.checkpoint import Checkpoints
 from etcvla.train.loop import checkpoint_meta
 from etcvla.train.stage import Stage
-from etcvla.train.step import TrainState
+from etcvla.train.state import TrainState
 from tests.data.handmade_rlds import write_robot_set
 from tests.models.small import random_params
 from tests.train.nano import nano_config
@@ -40,7 +40,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         spec = write_checkpoint(Path(folder)).assets.action_spec
         server = subprocess.Popen(
-            [sys.executable, "launch/serve.py", f"--workdir={folder}/run", "--port=0"],
+            [sys.executable, "launch/serve.py", f"--checkpoint={folder}/run", "--port=0"],
             text=True,
             stdout=subprocess.PIPE,
             env=os.environ | {"ETCVLA_API_KEY": KEY, "PYTHONPATH": "."},
