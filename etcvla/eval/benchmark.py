@@ -168,8 +168,8 @@ def describe_protocol(
         "cameras": {"names": policy.cameras, "image_size": protocol.image_size, "scenes": scenes},
         "policy": {
             "head": policy.head,
-            "euler_steps": policy.num_steps,
-            "subtask_question": policy.subtask,
+            "euler_steps": policy.options.num_steps,
+            "subtask_question": policy.options.subtask_question,
         },
         "checkpoint": {"step": Checkpoints(workdir).latest(), "sha256": checkpoint_hash(workdir)},
         "versions": {
@@ -182,7 +182,7 @@ def describe_protocol(
 
 def check_fit(policy: Policy, suite: Suite) -> None:
     """Raises ValueError for a policy that cannot act, or not with the suite's robot and cameras."""
-    policy.check_acting()
+    policy.check_can_act()
     lacking = sorted(set(policy.cameras) - set(suite.cameras))
     if lacking:
         raise ValueError(

@@ -113,7 +113,7 @@ def test_what_cannot_be_played_is_refused(changes, message):
 def test_a_checkpoint_of_another_robot_is_refused(spec, message):
     spec = {"cameras": ("front", "wrist"), "state_dim": 4, "action_dim": 4} | spec
     policy = types.SimpleNamespace(
-        check_acting=lambda: None,
+        check_can_act=lambda: None,
         cameras=spec["cameras"],
         assets=types.SimpleNamespace(action_spec=spec),
     )
