@@ -27,7 +27,7 @@ from etcvla.models.quantize import quantized
 from etcvla.models.variants import config_from_dict
 from etcvla.models.vla import VLA, VLAConfig, init_params
 from etcvla.train import sharding
-from etcvla.train.checkpoint import Checkpoints
+from etcvla.train.checkpoint import open_checkpoint
 from etcvla.train.step import used
 
 HEADS = ("flow", "fast")
@@ -130,24 +130,25 @@ class Policy:
         """The newest checkpoint's EMA parameters.
 
         Args:
+          workdir: a workdir, or the folder of one checkpoint in it.
           head: None is the one that the checkpoint's stage trained: the flow's, else FAST's.
           text_len: as of the class; None: as the stage's rows have it.
           quantize: "int8" for weights of eight bits, see `etcvla.models.quantize`.
           options: as of the class.
 
-        Raises FileNotFoundError if there is no checkpoint, ValueError for an unknown head.
+        Raises UserError if there is no checkpoint, ValueError for an unknown head.
         """
         if head not in (None, *HEADS):
             raise ValueError(f"head {head!r} is not one of {', '.join(HEADS)}")
-        checkpoints = Checkpoints(workdir)
-        meta = checkpoints.meta()
+        checkpoint = open_checkpoint(workdir)
+        meta = checkpoint.meta()
         config, stage = config_from_dict(meta["model"]), meta["config"]
         mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.local_devices()[:1])
         abstract = sharding.placed(
             jax.eval_shape(functools.partial(init_params, VLA(config))), mesh
         )
         params = merge(
-            checkpoints.ema(abstract), config.adapters
+            checkpoint.ema(abstract), config.adapters
         )  # beside the weights they would cost time
         if quantize:
             params = quantized(params, quantize)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import resource
-import subprocess
 import time
 
 import ml_collections
@@ -21,7 +20,7 @@ from etcvla.eval.evaluate import EvaluationSpec, evaluate
 from etcvla.eval.trials import EvalProtocol
 from etcvla.eval.vqa import mean_accuracy
 from etcvla.pages.report import write_report
-from etcvla.train.checkpoint import versions
+from etcvla.provenance import git_commit, run_versions
 from launch import common
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/recipe.py", "A recipe's config file.")
@@ -158,9 +157,6 @@ def write_summary(recipe: ml_collections.ConfigDict, stages: dict, began: float)
         resource.getrusage(who).ru_maxrss
         for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=common.ROOT
-    )
     path = epath.Path(recipe.workdir) / "summary.json"
     temporary = path.with_suffix(".tmp")
     temporary.write_text(
@@ -171,9 +167,9 @@ def write_summary(recipe: ml_collections.ConfigDict, stages: dict, began: float)
                 "stages": stages,
                 "seconds": time.time() - began,
                 "peak_memory_gib": peak / 2**20,
-                "versions": versions(),
+                "versions": run_versions(),
                 "seeds": {"recipe": recipe.seed},
-                "commit": commit.stdout.strip() or "unknown",
+                "commit": git_commit(),
             },
             indent=2,
         )

@@ -8,7 +8,7 @@ from absl import flags
 
 from etcvla.data.assets import Assets
 from etcvla.data.tokenizer import Tokenizer
-from etcvla.train.checkpoint import Checkpoints
+from etcvla.train.checkpoint import open_checkpoint
 from launch import common
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "A run: the tokenizer of its newest checkpoint.")
@@ -26,7 +26,7 @@ _TEXT = flags.DEFINE_string("text", "open the drawer\n<loc0512><loc1023>", "What
 
 def main(_):
     if _WORKDIR.value:
-        tokenizer = Assets.from_json(Checkpoints(_WORKDIR.value).meta()["assets"]).tokenizer
+        tokenizer = Assets.from_json(open_checkpoint(_WORKDIR.value).meta()["assets"]).tokenizer
     else:
         tokenizer = Tokenizer.load(
             _TOKENIZER.value, num_actions=_NUM_ACTIONS.value, layout=_LAYOUT.value

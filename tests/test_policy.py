@@ -10,11 +10,12 @@ import pytest
 from configs.common import constant
 from etcvla.data.norm_stats import unnormalize
 from etcvla.data.rows import RowBuilder
+from etcvla.errors import UserError
 from etcvla.models.decode import decode_text, sample_actions
 from etcvla.models.lora import merge
 from etcvla.policy import Policy
-from etcvla.train.checkpoint import Checkpoints
-from etcvla.train.loop import checkpoint_meta
+from etcvla.train.checkpoint import CheckpointWriter
+from etcvla.train.checkpoint_meta import checkpoint_meta
 from etcvla.train.stage import Stage
 from etcvla.train.step import TrainState
 from tests.data.handmade_rlds import write_robot_set
@@ -28,7 +29,7 @@ CAMERAS, LENGTH = ("front", "wrist"), 7
 def save(stage, params, **options):
     """A checkpoint with these EMA parameters, as training would leave it, loaded as a policy."""
     state = TrainState(step=np.int32(1), params={}, ema=params, opt={"count": np.zeros(1)})
-    checkpoints = Checkpoints(stage.config.workdir, keep=1)
+    checkpoints = CheckpointWriter(stage.config.workdir, keep=1)
     checkpoints.save(state, checkpoint_meta(stage))
     checkpoints.wait()
     return Policy.load(stage.config.workdir, num_steps=3, **options)
@@ -496,5 +497,5 @@ def test_a_stage_that_taught_no_actions_acts_only_when_told_how(acting, tmp_path
 
 
 def test_no_checkpoint(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no checkpoint in"):
+    with pytest.raises(UserError, match="no checkpoint in"):
         Policy.load(str(tmp_path))
