@@ -16,19 +16,19 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from etcvla import batch as batch_lib
+from etcvla import schedule
 from etcvla.data import prompts, rows
 from etcvla.data.assets import Assets
 from etcvla.data.norm_stats import normalize, unnormalize
-from etcvla.etc.question_types import clean
+from etcvla.etc.question_types import clean_instruction
 from etcvla.models import flow
 from etcvla.models.decode import ImageCache, cache_images, decode_text, sample_with_image_cache
 from etcvla.models.lora import merge
-from etcvla.models.quantize import quantized
+from etcvla.models.quantize import quantize_params
 from etcvla.models.variants import config_from_dict
 from etcvla.models.vla import VLA, VLAConfig, init_params
 from etcvla.train import sharding
 from etcvla.train.checkpoint import open_checkpoint
-from etcvla.train.step import used
 
 HEADS = ("flow", "fast")
 _BUCKET = (
@@ -102,7 +102,7 @@ class Policy:
             )
         # A released embedding table may have rows that mean nothing.
         self._known = np.zeros(config.vocab_size, bool)
-        for span in assets.tokenizer.layout.spans.values():
+        for span in assets.tokenizer.layout.ranges.values():
             self._known[span.offset : span.stop] = True
         model, everywhere = VLA(config), mesh and NamedSharding(mesh, PartitionSpec())
         self._cache_images = jax.jit(functools.partial(cache_images, model))
@@ -151,7 +151,7 @@ class Policy:
             checkpoint.ema(abstract), config.adapters
         )  # beside the weights they would cost time
         if quantize:
-            params = quantized(params, quantize)
+            params = quantize_params(params, quantize)
         head = head or trained_head(stage["loss"])
         return cls(
             dataclasses.replace(config, lora=(), remat="none"),
@@ -316,7 +316,9 @@ class Policy:
         tokenizer, prompt = self.assets.tokenizer, self.assets.action_spec["prompt"]
         if self.subtask is not None:
             asked = [
-                prompts.question(tokenizer, self.subtask.replace("{instruction}", clean(task)))
+                prompts.question(
+                    tokenizer, self.subtask.replace("{instruction}", clean_instruction(task))
+                )
                 for task in tasks
             ]
         elif prompts.find_format(prompt).subtask:
@@ -416,7 +418,7 @@ class Policy:
                 f"actions of {width} finite numbers"
             )
         adapter = self.assets.adapter
-        told = adapter.relate(adapter.from_robot(actions), np.asarray(state, np.float32))
+        told = adapter.to_relative(adapter.from_robot(actions), np.asarray(state, np.float32))
         return normalize(told, self.assets.action_stats, self.assets.norm_mode)
 
     def _fast(self, batch, image_cache) -> tuple[np.ndarray, np.ndarray]:
@@ -455,7 +457,7 @@ class Policy:
                 f"observation has no camera {', '.join(lacking)}; it has {sorted(images)}"
             )
         return [
-            self.assets.adapter.turn(name, _image(f"observation image {name!r}", images[name]))
+            self.assets.adapter.rotate(name, _image(f"observation image {name!r}", images[name]))
             for name in self.cameras
         ]
 
@@ -517,7 +519,7 @@ class Policy:
 
 def trained_head(loss: Mapping[str, Any]) -> str | None:
     """The head that a stage with these loss weights teaches: the flow's, else FAST's, else none."""
-    return next((name for name in HEADS if used(loss[name])), None)
+    return next((name for name in HEADS if schedule.is_nonzero(loss[name])), None)
 
 
 def _check_fit(config: VLAConfig, assets: Assets) -> None:

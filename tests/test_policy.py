@@ -9,7 +9,7 @@ import pytest
 
 from configs.common import constant
 from etcvla.data.norm_stats import unnormalize
-from etcvla.data.rows import RowBuilder
+from etcvla.data.rows import RowBuilder, RowOptions
 from etcvla.errors import UserError
 from etcvla.models.decode import decode_text, sample_actions
 from etcvla.models.lora import merge
@@ -17,7 +17,7 @@ from etcvla.policy import Policy
 from etcvla.train.checkpoint import CheckpointWriter
 from etcvla.train.checkpoint_meta import checkpoint_meta
 from etcvla.train.stage import Stage
-from etcvla.train.step import TrainState
+from etcvla.train.state import TrainState
 from tests.data.handmade_rlds import write_robot_set
 from tests.data.made_rows import segments, where
 from tests.models.small import random_params
@@ -53,9 +53,7 @@ def row_builder(stage, *, use_fast=True):
         stage.datasets,
         stage.assets,
         stage.sizes,
-        extra_segment_weights={},
-        use_fast=use_fast,
-        prompt=stage.config.data.prompt,
+        RowOptions(prompt=stage.config.data.prompt, use_fast=use_fast),
     )
 
 

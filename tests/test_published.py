@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 
 from configs import common
 from etcvla import schedule
-from etcvla.data.rows import RowBuilder
+from etcvla.data.rows import RowBuilder, RowOptions
 from etcvla.data.tokenizer import Tokenizer
 from etcvla.models.variants import config_from_dict
 from etcvla.models.vla import init_params
@@ -23,7 +23,7 @@ from etcvla.train.loop import train
 from etcvla.train.optim import make_optimizer
 from etcvla.train.plan_table import plan_table
 from etcvla.train.stage import Stage, inherited_assets, make_model, make_plan, streams_of
-from etcvla.train.step import StepSettings, active
+from etcvla.train.step import StepSettings, active_losses
 from tests.data.handmade_rlds import write_robot_set
 from tests.data.made_rows import segments
 from tests.train.nano import nano_config
@@ -59,8 +59,8 @@ def test_a_recipe_is_whole(recipe, variant):
     plan = make_plan(config)
     assert plan.counts.sum() == plan.steps * plan.batch_size
     assert all(name in plan_table(config, plan) for name in config.streams)
-    settings = StepSettings.of(config, 0)
-    assert active(settings) == RECIPES[recipe][0]
+    settings = StepSettings.from_config(config, 0)
+    assert active_losses(settings) == RECIPES[recipe][0]
     assert (
         config.data.max_targets < config.data.text_len and config.batch_size % config.mesh.fsdp == 0
     )
@@ -138,11 +138,12 @@ def test_its_rows_are_asked_as_openpi_asks(dataset, tmp_path, recipe, prompt, ta
         stage.datasets,
         stage.assets,
         stage.sizes,
-        extra_segment_weights={},
-        prompt=config.data.prompt,
-        use_fast="fast" in RECIPES[recipe][0],
-        mask_padding=config.data.mask_padding,
-        mean=config.loss.mean,
+        RowOptions(
+            prompt=config.data.prompt,
+            use_fast="fast" in RECIPES[recipe][0],
+            mask_padding=config.data.mask_padding,
+            loss_mean=config.loss.mean,
+        ),
     )
     rows = [builder(0, n) for n in range(12)]
     row = next(

@@ -35,8 +35,8 @@ def fit(adapter: Adapter, dataset: RLDSDataset) -> Adapter:
     for kind, fields in {
         "text": {"instruction": adapter.instruction},
         "tensor": {
-            "facts.position": adapter.facts.position[:1],
-            "facts.opening": adapter.facts.opening[:1],
+            "annotation.position": adapter.annotation.position[:1],
+            "annotation.opening": adapter.annotation.opening[:1],
         },
     }.items():
         there = [

@@ -82,8 +82,8 @@ def add_etc(
     if not calibration:
         known = "from the detector" if detector else "unknown"
         there = (
-            f"; {adapter} has calibrations: {found.facts.calibration}"
-            if found.facts.calibration
+            f"; {adapter} has calibrations: {found.annotation.calibration}"
+            if found.annotation.calibration
             else ""
         )
         print(f"without --calibration paths in the image are {known}{there}", file=sys.stderr)
@@ -143,6 +143,6 @@ def _check_calibration(annotator: Annotator, calibration: str) -> None:
     if shares and sum(shares) / len(shares) < MIN_SEEN:
         raise ValueError(
             f"{calibration}: the projected gripper is in the image at {sum(shares) / len(shares):.0%} of the steps of "
-            f"{len(shares)} episodes; is the pose the camera's in the frame {annotator.adapter.facts.frame!r} "
-            f"of {annotator.adapter.facts.position[0]}, in metres, with OpenCV's axes?"
+            f"{len(shares)} episodes; is the pose the camera's in the frame {annotator.adapter.annotation.frame!r} "
+            f"of {annotator.adapter.annotation.position[0]}, in metres, with OpenCV's axes?"
         )

@@ -22,10 +22,11 @@ from google.protobuf import json_format
 from data_builders.add_etc.episodes import Labelled
 from data_builders.common.build import progress, provenance, tf
 from data_builders.common.rlds_schema import encode_items, robot_features
-from etcvla.data.adapters import TASK
+from etcvla.data.adapters import INSTRUCTION
 from etcvla.data.rlds import RLDSDataset
 from etcvla.data.shards import open_shard
 from etcvla.etc.annotation import INT_FIELDS
+from etcvla.etc.items import ITEM_FIELDS
 
 _EXAMPLE_FEATURES = b"\x0a"  # the tag of field 1, length-delimited: all that a tf.train.Example has
 DROPPED = "dropped "
@@ -62,7 +63,7 @@ def new_features(num_cameras: int, num_objects: int) -> tuple[dict, dict]:
     episode["turned"] = episode["cameras"] | {
         "description": "Those of the cameras whose images are stored upside down; annotation and ETC see them upright."
     }
-    return {name: steps[name] for name in ("annotation", "etc", TASK)}, episode
+    return {name: steps[name] for name in ("annotation", "etc", INSTRUCTION)}, episode
 
 
 def extend_features(source: dict, num_cameras: int, num_objects: int) -> tuple[dict, list[str]]:
@@ -85,7 +86,7 @@ def extend_features(source: dict, num_cameras: int, num_objects: int) -> tuple[d
     ]:
         raise ValueError(f"the dataset has {', '.join(there)} already")
     added = [
-        *(f"steps/{name}" for name in (TASK,) if name not in at),
+        *(f"steps/{name}" for name in (INSTRUCTION,) if name not in at),
         *(f"episode_metadata/{name}" for name in sorted(set(episode) - set(about))),
     ]
     at |= {name: feature for name, feature in steps.items() if name not in at}
@@ -105,7 +106,7 @@ def encode(labelled: Labelled, num_objects: int, added: Sequence[str]) -> bytes:
         for name, value in facts.pad_objects(num_objects).items()
     }
     rows = [encode_items(items) for items in labelled.items]
-    for name in ("grade", "kind", "question_type", "question", "answer", "source"):
+    for name in ("grade", *ITEM_FIELDS):
         columns[f"steps/etc/{name}/ragged_flat_values"] = _texts(
             item[name] for row in rows for item in row
         )
@@ -124,7 +125,7 @@ def encode(labelled: Labelled, num_objects: int, added: Sequence[str]) -> bytes:
         },
     }
     may_add = {
-        f"steps/{TASK}": _texts([facts.instruction] * len(facts)),
+        f"steps/{INSTRUCTION}": _texts([facts.instruction] * len(facts)),
         **{f"episode_metadata/{name}": value for name, value in about.items()},
     }
     columns |= {name: may_add[name] for name in added}

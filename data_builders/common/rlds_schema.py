@@ -6,6 +6,7 @@ the same schema with one step an episode and neither actions nor annotation, so 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -186,17 +187,7 @@ def vqa_features(*, image_size: int) -> _F.FeaturesDict:
 
 def encode_items(items: Sequence[Item]) -> list[dict[str, str]]:
     """Items of one step as the `etc` feature wants them."""
-    return [
-        {
-            "grade": item.grade,
-            "kind": item.kind,
-            "question_type": item.question_type,
-            "question": item.question,
-            "answer": item.answer,
-            "source": item.source,
-        }
-        for item in items
-    ]
+    return [{"grade": item.grade, **dataclasses.asdict(item)} for item in items]
 
 
 def encode_episode(

@@ -19,7 +19,7 @@ import tokenizers
 from absl import app, flags
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from etcvla.data.tokenizer import NUM_LOC, NUM_SEG, Span, Tokenizer, TokenLayout
+from etcvla.data.tokenizer import NUM_LOC, NUM_SEG, IdRange, Tokenizer, TokenLayout
 from etcvla.etc import make_items, shapes
 from etcvla.etc.annotation import STEP_FIELDS, Annotation
 from etcvla.etc.items import Item
@@ -159,9 +159,9 @@ def train(
         show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
-    spans = [Span(0, text_size)]
+    spans = [IdRange(0, text_size)]
     for count in (num_actions, NUM_LOC, NUM_SEG):
-        spans.append(Span(spans[-1].stop, count))
+        spans.append(IdRange(spans[-1].stop, count))
     tokenizer = Tokenizer(backend, TokenLayout(*spans), word_start=True)
     backend.train_from_iterator(
         (piece for text in corpus for piece in tokenizer.text_pieces(text)), trainer

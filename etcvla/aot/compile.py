@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from etcvla import batch as batch_lib
 from etcvla.aot.costs import Costs, analyse
 from etcvla.data.assets import Assets
-from etcvla.data.tokenizer import Span, Tokenizer, TokenLayout
+from etcvla.data.tokenizer import IdRange, Tokenizer, TokenLayout
 from etcvla.etc.items import NUM_LOC
 from etcvla.models import flops
 from etcvla.train import sharding
@@ -85,10 +85,10 @@ def _tokenizer(data: ml_collections.ConfigDict) -> Tokenizer:
         else (PALIGEMMA_TEXT, PALIGEMMA_TEXT - data.fast_vocab)
     )
     layout = TokenLayout(
-        text=Span(0, text),
-        action=Span(stop - data.fast_vocab, data.fast_vocab),
-        loc=Span(PALIGEMMA_TEXT, NUM_LOC),
-        seg=Span(seg, PALIGEMMA_SEG),
+        text=IdRange(0, text),
+        action=IdRange(stop - data.fast_vocab, data.fast_vocab),
+        loc=IdRange(PALIGEMMA_TEXT, NUM_LOC),
+        seg=IdRange(seg, PALIGEMMA_SEG),
         name=data.layout,
     )
     return Tokenizer(tokenizers.Tokenizer(tokenizers.models.BPE()), layout, word_start=False)

@@ -27,7 +27,8 @@ from etcvla.data.loader import batches
 from etcvla.data.norm_stats import stats_of
 from etcvla.data.plan import Plan, Stream
 from etcvla.data.rlds import RLDSDataset
-from etcvla.data.rows import RowBuilder, RowSizes, StageDataset
+from etcvla.data.rows import RowBuilder, RowOptions, RowSizes
+from etcvla.data.stage_dataset import StageDataset
 from etcvla.data.tokenizer import Tokenizer
 
 STEPS, SIZE, STATE, ACTION, HORIZON = 150, 256, 8, 7, 10  # LIBERO's
@@ -224,9 +225,7 @@ class OurLoader(Side):
             {"set": StageDataset(dataset, CAMERAS)},
             self.assets,
             sizes,
-            extra_segment_weights={},
-            prompt="pi0",
-            use_fast=False,
+            RowOptions(prompt="pi0", use_fast=False),
         )
         return batches(builder, start=0, threads=self.threads)
 

@@ -283,7 +283,7 @@ class OpenPI:
 
     def _inputs(self, batch: dict[str, np.ndarray], cameras: int) -> tuple:
         observation_type = importlib.import_module("openpi.models.model").Observation
-        observation = observation_type.config_from_dict(
+        observation = observation_type.from_dict(
             {
                 "image": {name: batch["images"][:, i] for i, name in enumerate(CAMERAS)},
                 "image_mask": {

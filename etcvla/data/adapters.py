@@ -3,7 +3,7 @@
 In our terms a frame has observation/<camera>, observation/state, language_instruction and action, and a gripper
 action is 1 open, 0 closed. Steps that a filter drops are as if they had not been recorded: frames are numbered, and
 chunks cut, without them. Each transform of actions stands beside its inverse, by which a policy speaks to the robot.
-What labels are made from (`FactSources`) stands in the same line; a view neither reads nor changes it.
+What labels are made from (`AnnotationSources`) stands in the same line; a view neither reads nor changes it.
 
 Sources of the facts: the datasets' own builders, octo/data/oxe (octo-models/octo), openpi's droid_rlds_dataset.py and
 OpenVLA's LIBERO conversion.
@@ -21,18 +21,18 @@ from typing import Any
 
 import numpy as np
 
-from etcvla.data.episodes import NOTHING, Episodes, Later
+from etcvla.data.episodes import NO_BUFFERS, Episodes, PendingImages
 from etcvla.data.rlds import RLDSDataset
 from etcvla.data.rlds_layout import Feature
 from etcvla.names import lookup
 
-STATE, ACTION, TASK = "observation/state", "action", "language_instruction"
+STATE, ACTION, INSTRUCTION = "observation/state", "action", "language_instruction"
 NO_MOTION = 1e-4  # OpenVLA: an action whose motion is shorter does nothing
 IDLE = 1e-3  # openpi: motion below this is none
 
 
 @dataclasses.dataclass(frozen=True)
-class FactSources:
+class AnnotationSources:
     """Where a dataset says what ETC is made from; what it does not say is "" or NaN.
 
     position: (step feature, first dimension) of the grasp centre x, y, z, metres in `frame`.
@@ -55,89 +55,89 @@ class Adapter:
     """How a dataset is read; the defaults are our own datasets'. All vectors are float32 after reading.
 
     cameras: our name -> image feature, the first the one that ETC speaks of; {} keeps all as they are named.
-    turned: cameras that stand on their heads.
-    shown: camera -> what episode_metadata calls the flag that it shows anything.
+    rotated_cameras: cameras that stand on their heads.
+    camera_flags: camera -> what episode_metadata calls the flag that it shows anything.
     state, action: features whose values make up the vector, one after another.
     instruction: features, of which the first that is not empty counts.
     rate: control steps a second; 0: the dataset says, or nobody does.
     keep: (what of episode_metadata, a regex that all of it must match), for episodes.
-    drop: a name of `DROPS`. idle: how many steps without motion make a step idle, so that no chunk begins there.
+    drop: a name of `STEP_FILTERS`. idle: how many steps without motion make a step idle, so that no chunk begins there.
     motion: how many of the first action dimensions move the arm; those after them are the gripper.
-    latch: action dimensions that are commands (1 close, -1 open, 0 go on) and become what they lead to (1 open).
+    gripper_commands: action dimensions that are commands (1 close, -1 open, 0 go on) and become what they lead to (1 open).
     affine: (action dimension, scale, shift): ours = theirs * scale + shift.
     relative: (action dimension, state dimension): ours counts from the state at the chunk's first step.
-    facts: what ETC is made from.
+    annotation: what ETC is made from.
     """
 
     cameras: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    turned: tuple[str, ...] = ()
-    shown: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    rotated_cameras: tuple[str, ...] = ()
+    camera_flags: Mapping[str, str] = dataclasses.field(default_factory=dict)
     state: tuple[str, ...] = (STATE,)
     action: tuple[str, ...] = (ACTION,)
-    instruction: tuple[str, ...] = (TASK,)
+    instruction: tuple[str, ...] = (INSTRUCTION,)
     rate: float = 0.0
     keep: tuple[str, str] | None = None
     drop: str = "none"
     idle: int = 0
     motion: int = 6
-    latch: tuple[int, ...] = ()
+    gripper_commands: tuple[int, ...] = ()
     affine: tuple[tuple[int, float, float], ...] = ()
     relative: tuple[tuple[int, int], ...] = ()
-    facts: FactSources = FactSources()
+    annotation: AnnotationSources = AnnotationSources()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON; `config_from_dict` is the inverse."""
+        """Plain values, for JSON; `from_dict` is the inverse."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @classmethod
-    def config_from_dict(cls, fields: Mapping[str, Any]) -> Adapter:
+    def from_dict(cls, fields: Mapping[str, Any]) -> Adapter:
         """The inverse of `to_dict`."""
 
         def plain(value):
             return tuple(plain(v) for v in value) if isinstance(value, list) else value
 
         found = {name: plain(value) for name, value in fields.items()}
-        facts = {name: plain(value) for name, value in found.pop("facts", {}).items()}
-        return cls(**found, facts=FactSources(**facts))
+        facts = {name: plain(value) for name, value in found.pop("annotation", {}).items()}
+        return cls(**found, annotation=AnnotationSources(**facts))
 
     @property
     def digest(self) -> str:
         """Names the transform: other numbers come from another digest."""
-        transform = {name: value for name, value in self.to_dict().items() if name != "facts"}
+        transform = {name: value for name, value in self.to_dict().items() if name != "annotation"}
         return hashlib.sha256(json.dumps(transform, sort_keys=True).encode()).hexdigest()[:16]
 
     def from_robot(self, actions: np.ndarray) -> np.ndarray:
         """An episode's actions float32[T, A] as stored, in our terms, but for what is relative to a state."""
         actions = np.array(actions, np.float32)
-        for dim in self.latch:
-            actions[:, dim] = latch(actions[:, dim])
+        for dim in self.gripper_commands:
+            actions[:, dim] = gripper_states_from_commands(actions[:, dim])
         for dim, scale, shift in self.affine:
             actions[:, dim] = actions[:, dim] * scale + shift
         return actions
 
     def to_robot(self, actions: np.ndarray, state: np.ndarray) -> np.ndarray:
-        """Chunks float32[..., P, A] of our terms as the robot takes them: the inverse of `from_robot` and `relate`.
+        """Chunks float32[..., P, A] of our terms as the robot takes them: the inverse of `from_robot` and `to_relative`.
 
         Args:
           state: float32[..., S], the robot's at the chunk's first step.
         """
-        actions = self.relate(actions, state, -1)
+        actions = self.to_relative(actions, state, -1)
         for dim, scale, shift in self.affine:
             actions[..., dim] = (actions[..., dim] - shift) / scale
-        for dim in self.latch:
-            actions[..., dim] = unlatch(actions[..., dim])
+        for dim in self.gripper_commands:
+            actions[..., dim] = commands_from_gripper_states(actions[..., dim])
         return actions
 
-    def relate(self, actions: np.ndarray, state: np.ndarray, sign: int = 1) -> np.ndarray:
+    def to_relative(self, actions: np.ndarray, state: np.ndarray, sign: int = 1) -> np.ndarray:
         """Chunks float32[..., P, A], counted from the state float32[..., S] where the table says so; -1 undoes it."""
         actions = np.array(actions, np.float32)
         for dim, of_state in self.relative:
             actions[..., dim] -= sign * state[..., None, of_state]
         return actions
 
-    def turn(self, camera: str, image: np.ndarray) -> np.ndarray:
+    def rotate(self, camera: str, image: np.ndarray) -> np.ndarray:
         """The image uint8[H, W, 3] upright; its own inverse."""
-        return np.ascontiguousarray(image[::-1, ::-1]) if camera in self.turned else image
+        return np.ascontiguousarray(image[::-1, ::-1]) if camera in self.rotated_cameras else image
 
     def idle_steps(self, actions: np.ndarray) -> np.ndarray:
         """bool[T]: nothing moves from this step on for `idle` steps; of an episode's actions in our terms."""
@@ -157,7 +157,7 @@ class Adapter:
         return ~np.any(moved, axis=(0, 2))
 
 
-def latch(command: np.ndarray) -> np.ndarray:
+def gripper_states_from_commands(command: np.ndarray) -> np.ndarray:
     """Gripper commands float[T] (1 close, -1 open, 0 go on) as what they lead to: 1 open, 0 closed.
 
     Before the first command the gripper is as that command does not find it; open if there is none. As Octo has it.
@@ -169,7 +169,7 @@ def latch(command: np.ndarray) -> np.ndarray:
     return (np.where(last < 0, before, sign[last]) + 1).astype(np.float32) / 2
 
 
-def unlatch(opened: np.ndarray) -> np.ndarray:
+def commands_from_gripper_states(opened: np.ndarray) -> np.ndarray:
     """Commands float32[..., P] that lead to these states: one at the first step, then where the state changes."""
     wanted = np.where(opened > 0.5, -1.0, 1.0).astype(np.float32)
     same = np.concatenate(
@@ -178,7 +178,7 @@ def unlatch(opened: np.ndarray) -> np.ndarray:
     return np.where(same, np.float32(0), wanted)
 
 
-def drop_nothing(actions: np.ndarray, motion: int) -> np.ndarray:
+def drop_no_steps(actions: np.ndarray, motion: int) -> np.ndarray:
     """bool[T], all False."""
     return np.zeros(len(actions), bool)
 
@@ -196,8 +196,8 @@ def drop_no_ops(actions: np.ndarray, motion: int) -> np.ndarray:
     return still & (held | leading)
 
 
-DROPS = {
-    "none": drop_nothing,
+STEP_FILTERS = {
+    "none": drop_no_steps,
     "first_zero": drop_first_zero,
     "no_ops": drop_no_ops,
 }  # of an episode's stored actions
@@ -207,7 +207,7 @@ _LIBERO = Adapter(
     rate=20.0,
     drop="no_ops",
     affine=((6, -0.5, 0.5),),  # -1 open, 1 closed
-    facts=FactSources(
+    annotation=AnnotationSources(
         position=(STATE, 0),
         frame="world",
         opening=(STATE, 6),
@@ -224,13 +224,13 @@ _DROID = Adapter(
     },
     state=("observation/joint_position", "observation/gripper_position"),
     action=("action_dict/joint_velocity", "action_dict/gripper_position"),
-    instruction=(TASK, "language_instruction_2", "language_instruction_3"),
+    instruction=(INSTRUCTION, "language_instruction_2", "language_instruction_3"),
     rate=15.0,
     keep=("file_path", ".*success.*"),
     idle=8,
     motion=7,
     affine=((7, -1.0, 1.0),),  # 0 open, 1 closed
-    facts=FactSources(
+    annotation=AnnotationSources(
         position=("observation/cartesian_position", 0),
         opening=("observation/gripper_position", 0),
         closed=1.0,
@@ -249,7 +249,7 @@ ADAPTERS = {
             "back": "observation/image_2",
             "wrist": "observation/image_3",
         },
-        shown={
+        camera_flags={
             "front": "has_image_0",
             "side": "has_image_1",
             "back": "has_image_2",
@@ -258,7 +258,9 @@ ADAPTERS = {
         rate=5.0,
         keep=("has_language", "True"),
         drop="first_zero",  # gripper: 1 open, 0 closed
-        facts=FactSources(position=(STATE, 0), opening=(STATE, 6), episode_id="file_path"),
+        annotation=AnnotationSources(
+            position=(STATE, 0), opening=(STATE, 6), episode_id="file_path"
+        ),
     ),
     "droid": _DROID,
     "droid_joint_position": dataclasses.replace(
@@ -272,8 +274,8 @@ ADAPTERS = {
         action=("action/world_vector", "action/rotation_delta", "action/gripper_closedness_action"),
         instruction=("observation/natural_language_instruction",),
         rate=3.0,
-        latch=(6,),
-        facts=FactSources(
+        gripper_commands=(6,),
+        annotation=AnnotationSources(
             position=("observation/base_pose_tool_reached", 0),
             opening=("observation/gripper_closed", 0),
             closed=1.0,
@@ -283,8 +285,8 @@ ADAPTERS = {
     "libero": _LIBERO,  # OpenVLA's modified_libero_rlds, upright already
     "libero_raw": dataclasses.replace(
         _LIBERO,
-        turned=("front", "wrist"),  # as the simulator renders
-        facts=dataclasses.replace(_LIBERO.facts, calibration=""),
+        rotated_cameras=("front", "wrist"),  # as the simulator renders
+        annotation=dataclasses.replace(_LIBERO.annotation, calibration=""),
     ),
 }
 
@@ -301,8 +303,8 @@ def find_adapter(name: str) -> Adapter:
     except json.JSONDecodeError as error:
         raise ValueError(f"{name} is not JSON: {error}") from error
     base = lookup(ADAPTERS, given.pop("base", "own"), f"base in {name}").to_dict()
-    facts = _over(base["facts"], given.pop("facts", {}), name)
-    return Adapter.config_from_dict(_over(base, given, name) | {"facts": facts})
+    facts = _over(base["annotation"], given.pop("annotation", {}), name)
+    return Adapter.from_dict(_over(base, given, name) | {"annotation": facts})
 
 
 def _over(base: dict[str, Any], given: Mapping[str, Any], file: str) -> dict[str, Any]:
@@ -354,7 +356,9 @@ class AdaptedDataset(Episodes):
                 dtype=np.dtype(np.float32),
                 doc="; ".join(f.doc for f in found if f.doc),
             )
-        made[TASK] = dataclasses.replace(self._find(self.adapter.instruction[0]), name=TASK)
+        made[INSTRUCTION] = dataclasses.replace(
+            self._find(self.adapter.instruction[0]), name=INSTRUCTION
+        )
         taken = {
             *self._renamed.values(),
             *self.adapter.state,
@@ -377,7 +381,7 @@ class AdaptedDataset(Episodes):
     def _filter(self) -> tuple[dict, list[np.ndarray]]:
         """Of the episodes kept: number and length int64[E]; of their steps kept: number int64[N], and bool[N] whether a
         chunk may begin there."""
-        drop, kept, starts = lookup(DROPS, self.adapter.drop, "drop of an adapter"), [], []
+        drop, kept, starts = lookup(STEP_FILTERS, self.adapter.drop, "drop of an adapter"), [], []
         for episode, length in enumerate(self.dataset.lengths.tolist()):
             stored = self._vector(self.adapter.action, episode, 0, length)
             steps = np.flatnonzero(~drop(stored, self.adapter.motion))
@@ -420,31 +424,33 @@ class AdaptedDataset(Episodes):
         start: int,
         stop: int,
         names: Sequence[str],
-        into: Mapping[str, np.ndarray] = NOTHING,
-        later: Later | None = None,
+        into: Mapping[str, np.ndarray] = NO_BUFFERS,
+        pending: PendingImages | None = None,
     ) -> dict[str, np.ndarray | list]:
         """As of `Episodes`; actions are not yet counted from a state, which only a chunk has."""
         at = int(self.starts[episode])
         kept, source = self._steps[at + start : at + stop], int(self._episodes[episode])
         first, last = int(kept[0]), int(kept[-1]) + 1
         plain = [
-            self._renamed.get(name, name) for name in names if name not in (STATE, ACTION, TASK)
+            self._renamed.get(name, name)
+            for name in names
+            if name not in (STATE, ACTION, INSTRUCTION)
         ]
-        tasks = self.adapter.instruction if TASK in names else ()
+        tasks = self.adapter.instruction if INSTRUCTION in names else ()
         buffers = {
             self._renamed.get(name, name): buffer
             for name, buffer in into.items()
             if last - first == len(kept)
-            and name.removeprefix("observation/") not in self.adapter.turned
+            and name.removeprefix("observation/") not in self.adapter.rotated_cameras
         }
-        read = self.dataset.steps(source, first, last, [*plain, *tasks], buffers, later)
+        read = self.dataset.steps(source, first, last, [*plain, *tasks], buffers, pending)
         found = {}
         for name in names:
             if name == STATE:
                 found[name] = self._vector(self.adapter.state, source, first, last)[kept - first]
             elif name == ACTION:
                 found[name] = self._actions(source, first, last)[kept - first]
-            elif name == TASK:
+            elif name == INSTRUCTION:
                 found[name] = [
                     next((read[t][i] for t in tasks if read[t][i]), "") for i in kept - first
                 ]
@@ -453,7 +459,7 @@ class AdaptedDataset(Episodes):
         return found
 
     def _actions(self, episode: int, first: int, last: int) -> np.ndarray:
-        if self.adapter.latch:  # what a command leads to depends on those before it
+        if self.adapter.gripper_commands:  # what a command leads to depends on those before it
             whole = self._vector(
                 self.adapter.action, episode, 0, int(self.dataset.lengths[episode])
             )
@@ -464,7 +470,7 @@ class AdaptedDataset(Episodes):
         if isinstance(values, np.ndarray):
             return values[kept]
         camera = name.removeprefix("observation/")
-        return [self.adapter.turn(camera, values[i]) for i in kept]
+        return [self.adapter.rotate(camera, values[i]) for i in kept]
 
     def windows(
         self, frames: Sequence[int], name: str, horizon: int
@@ -474,7 +480,7 @@ class AdaptedDataset(Episodes):
         if name == ACTION and self.adapter.relative:
             chunks = np.stack(
                 [
-                    self.adapter.relate(chunk, self.frame(frame, [STATE])[STATE])
+                    self.adapter.to_relative(chunk, self.frame(frame, [STATE])[STATE])
                     for frame, chunk in zip(frames, chunks, strict=True)
                 ]
             )
@@ -486,7 +492,7 @@ class AdaptedDataset(Episodes):
 
     def has_camera(self, frame: int, name: str) -> bool:
         """As of `Episodes`."""
-        flag = self.adapter.shown.get(name)
+        flag = self.adapter.camera_flags.get(name)
         return flag is None or bool(self.metadata(self.locate(frame)[0])[flag])
 
     def metadata(self, episode: int) -> dict[str, Any]:

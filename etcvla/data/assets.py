@@ -49,8 +49,8 @@ class Assets:
         """The inverse of `to_json`."""
         return cls(
             tokenizer=Tokenizer.from_json(data["tokenizer"]),
-            state_stats=data["state_stats"] and NormStats.config_from_dict(data["state_stats"]),
-            action_stats=data["action_stats"] and NormStats.config_from_dict(data["action_stats"]),
+            state_stats=data["state_stats"] and NormStats.from_dict(data["state_stats"]),
+            action_stats=data["action_stats"] and NormStats.from_dict(data["action_stats"]),
             fast=data["fast"] and FAST.from_json(data["fast"]),
             norm_mode=data["norm_mode"],
             action_spec=data["action_spec"],
@@ -129,4 +129,4 @@ class Assets:
     @property
     def adapter(self) -> Adapter:
         """How the robot's terms and ours are made from each other, where a policy acts."""
-        return Adapter.config_from_dict((self.action_spec or {}).get("adapter", {}))
+        return Adapter.from_dict((self.action_spec or {}).get("adapter", {}))

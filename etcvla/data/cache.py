@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from etcvla.data.files import AnyPath, RemotePath
+from etcvla.data.storage import AnyPath, RemotePath
 
 VERSION = 3  # of all that is kept; what another version wrote is made anew
 INDEX_FOLDER = "~/.cache/etcvla/frame_index"  # where data lie remote or cannot be written; ETCVLA_INDEX overrides it

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from etcvla.data.cache import IndexCache
-from etcvla.data.files import AnyPath
 from etcvla.data.rlds_layout import Feature
+from etcvla.data.storage import AnyPath
 
 MAX_WIDTH = (
     128  # numbers a frame of a column that is kept: states and actions, not embeddings and depth
 )
-Later = list[Callable[[], Any]]
-NOTHING: Mapping = types.MappingProxyType({})
+PendingImages = list[Callable[[], Any]]
+NO_BUFFERS: Mapping = types.MappingProxyType({})
 
 
 class Episodes(abc.ABC):
@@ -48,15 +48,15 @@ class Episodes(abc.ABC):
         start: int,
         stop: int,
         names: Sequence[str],
-        into: Mapping[str, np.ndarray] = NOTHING,
-        later: Later | None = None,
+        into: Mapping[str, np.ndarray] = NO_BUFFERS,
+        pending: PendingImages | None = None,
     ) -> dict[str, np.ndarray | list]:
         """Steps start .. stop of an episode: dtype[T, ...] of a tensor that is no list, else a list of T values.
 
         Args:
           into: uint8[T, H, W, 3] by image feature, where its pictures are put if they have that size: they are then
             views of it.
-          later: where the decoding of such pictures is put off to. Whoever calls these functions gets their errors.
+          pending: where the decoding of such pictures is put off to. Whoever calls these functions gets their errors.
         """
 
     @abc.abstractmethod
@@ -107,14 +107,14 @@ class Episodes(abc.ABC):
         self,
         frame: int,
         names: Sequence[str],
-        into: Mapping[str, np.ndarray] = NOTHING,
-        later: Later | None = None,
+        into: Mapping[str, np.ndarray] = NO_BUFFERS,
+        pending: PendingImages | None = None,
     ) -> dict[str, Any]:
         """One step: images uint8[H, W, 3], texts str, tensors dtype[shape]; a list (or an array) where ragged.
 
         Args:
           into: uint8[H, W, 3] by image feature, where its picture is put if it has that size: it is then a view of it.
-          later: as of `steps`.
+          pending: as of `steps`.
         """
         episode, step = self.locate(frame)
         kept = {name: column for name in names if (column := self.kept(name)) is not None}
@@ -126,7 +126,7 @@ class Episodes(abc.ABC):
                 step + 1,
                 rest,
                 {name: buffer[None] for name, buffer in into.items()},
-                later,
+                pending,
             )
             if rest
             else {}
@@ -137,16 +137,16 @@ class Episodes(abc.ABC):
         self,
         frames: Sequence[int],
         names: Sequence[str],
-        into: Mapping[str, Sequence[np.ndarray]] = NOTHING,
-        later: Sequence[Later] | None = None,
+        into: Mapping[str, Sequence[np.ndarray]] = NO_BUFFERS,
+        pending: Sequence[PendingImages] | None = None,
     ) -> list[dict[str, Any]]:
-        """`frame` of many, for less than one after another: `into` has a buffer a frame, `later` a list a frame."""
+        """`frame` of many, for less than one after another: `into` has a buffer a frame, `pending` a list a frame."""
         return [
             self.frame(
                 frame,
                 names,
                 {name: buffers[i] for name, buffers in into.items()},
-                later and later[i],
+                pending and pending[i],
             )
             for i, frame in enumerate(frames)
         ]

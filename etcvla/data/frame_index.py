@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from etcvla.data import cache
-from etcvla.data.files import AnyPath, RemotePath, stamp
 from etcvla.data.records import RecordError, locate_features
 from etcvla.data.shards import Shard
+from etcvla.data.storage import AnyPath, RemotePath, file_version
 
 # Starting processes takes about a second, in which one process indexes some gigabytes of mapped files.
 PARALLEL_BYTES = 8 << 30
@@ -45,7 +45,9 @@ class FrameIndex:
 
 def files_key(shards: Sequence[AnyPath]) -> dict:
     """What tells these files, as they are now, from others; for `cache.IndexCache`."""
-    stamps = map_shards(stamp, shards, workers=1 if not isinstance(shards[0], RemotePath) else None)
+    stamps = map_shards(
+        file_version, shards, workers=1 if not isinstance(shards[0], RemotePath) else None
+    )
     return {
         "version": cache.VERSION,
         "shards": [[path.name, *mark] for path, mark in zip(shards, stamps, strict=True)],

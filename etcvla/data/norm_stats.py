@@ -48,14 +48,14 @@ class NormStats:
         return spread[mode] < MIN_SPREAD
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists and numbers, for JSON; `config_from_dict` is the inverse, without loss."""
+        """Plain lists and numbers, for JSON; `from_dict` is the inverse, without loss."""
         return {
             name: value.tolist() if isinstance(value, np.ndarray) else value
             for name, value in vars(self).items()
         }
 
     @classmethod
-    def config_from_dict(cls, fields: dict[str, Any]) -> NormStats:
+    def from_dict(cls, fields: dict[str, Any]) -> NormStats:
         plain = {"count": int, "transform": str}
         return cls(
             **{

@@ -155,7 +155,7 @@ def read_action(tokenizer: Tokenizer, ids: Iterable[int], *, prompt: str) -> lis
     if ids[: len(opening)] != opening:
         return []
     return tokenizer.action_tokens(
-        list(itertools.takewhile(tokenizer.layout.action.holds, ids[len(opening) :]))
+        list(itertools.takewhile(tokenizer.layout.action.contains, ids[len(opening) :]))
     )
 
 

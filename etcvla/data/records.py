@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-    from etcvla.data.files import AnyPath
+    from etcvla.data.storage import AnyPath
 
 BYTES, FLOATS, INTS = 1, 2, 3  # field numbers of tf.train.Feature's oneof
 ROW_LENGTHS = "/ragged_row_lengths_"  # TFDS: how many values each step of a nested sequence has

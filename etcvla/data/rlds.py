@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 
 from etcvla.data.cache import IndexCache, cache_folders
-from etcvla.data.episodes import NOTHING, Episodes, Later, is_vector
-from etcvla.data.files import RemotePath, Span, allow_open_files, as_path
+from etcvla.data.episodes import NO_BUFFERS, Episodes, PendingImages, is_vector
 from etcvla.data.frame_index import check_crc, files_key, load_index, map_shards
 from etcvla.data.records import (
     BYTES,
@@ -37,6 +36,7 @@ from etcvla.data.records import (
 )
 from etcvla.data.rlds_layout import Feature, find_shards, find_version, read_features, shard_lengths
 from etcvla.data.shards import open_shard
+from etcvla.data.storage import ByteRange, RemotePath, allow_open_files, as_path
 from etcvla.names import lookup
 
 DAMAGED = {"raise": "stop with an error", "skip": "leave it out, and count"}
@@ -121,27 +121,27 @@ class RLDSDataset(Episodes):
         start: int,
         stop: int,
         names: Sequence[str],
-        into: Mapping[str, np.ndarray] = NOTHING,
-        later: Later | None = None,
+        into: Mapping[str, np.ndarray] = NO_BUFFERS,
+        pending: PendingImages | None = None,
     ) -> dict[str, np.ndarray | list]:
         """As of `Episodes`: images uint8[H, W, 3], texts str, tensors dtype[shape]; by one look at the file."""
         features = [self.feature(name) for name in names]
         return dict(
-            zip(names, self._read(features, episode, start, stop, into, later), strict=True)
+            zip(names, self._read(features, episode, start, stop, into, pending), strict=True)
         )
 
     def frames(
         self,
         frames: Sequence[int],
         names: Sequence[str],
-        into: Mapping[str, Sequence[np.ndarray]] = NOTHING,
-        later: Sequence[Later] | None = None,
+        into: Mapping[str, Sequence[np.ndarray]] = NO_BUFFERS,
+        pending: Sequence[PendingImages] | None = None,
     ) -> list[dict[str, Any]]:
         """As of `Episodes`; what is a vector, a text or an image is found for all frames at once."""
         kept = {name: column for name in names if (column := self.kept(name)) is not None}
         rest = [self.feature(name) for name in names if name not in kept]
         if not all(feature.is_plain and feature.kind in ("image", "text") for feature in rest):
-            return super().frames(frames, names, into, later)
+            return super().frames(frames, names, into, pending)
         episodes, steps = self.locate_all(frames)
         found = []
         for i, (frame, episode, step, *elements) in enumerate(
@@ -157,8 +157,8 @@ class RLDSDataset(Episodes):
             for feature, element in zip(rest, elements, strict=True):
                 buffer = into[feature.name][i] if feature.name in into else None
                 decode = functools.partial(self._decode, feature, episode, step, element, buffer)
-                if later is not None and buffer is not None and feature.shape == buffer.shape:
-                    later[i].append(decode)
+                if pending is not None and buffer is not None and feature.shape == buffer.shape:
+                    pending[i].append(decode)
                     facts[feature.name] = buffer
                 else:
                     facts[feature.name] = decode()
@@ -270,8 +270,8 @@ class RLDSDataset(Episodes):
         episode: int,
         start: int,
         stop: int,
-        into: Mapping[str, np.ndarray] = NOTHING,
-        later: Later | None = None,
+        into: Mapping[str, np.ndarray] = NO_BUFFERS,
+        pending: PendingImages | None = None,
     ) -> list[np.ndarray | list]:
         """Entries start .. stop of the outermost list of each feature, by one look at the file.
 
@@ -291,7 +291,7 @@ class RLDSDataset(Episodes):
         found = []
         for (feature, column, bounds, _), part in zip(wanted, data, strict=True):
             values = self._parse(
-                feature, episode, column, *bounds[-1], part, into.get(feature.name), later
+                feature, episode, column, *bounds[-1], part, into.get(feature.name), pending
             )
             found.append(values if feature.is_plain else self._nest(feature, bounds, values))
         return found
@@ -315,7 +315,7 @@ class RLDSDataset(Episodes):
 
     def _span(
         self, feature: Feature, episode: int, column: Sequence[int], first: int, last: int
-    ) -> Span:
+    ) -> ByteRange:
         """The bytes of the payload that hold flat values first .. last of a column, as of `_values`."""
         kind, start, size, count, mark = column
         if count and (kind == BYTES) != (feature.encoding != "none"):
@@ -340,10 +340,10 @@ class RLDSDataset(Episodes):
         last: int,
         data: Buffer,
         into: np.ndarray | None,
-        later: Later | None,
+        pending: PendingImages | None,
     ) -> np.ndarray | list:
         """Flat values first .. last of a column, from the bytes of their span; images in `into` if they fit, and
-        `later` if they are known to."""
+        `pending` if they are known to."""
         kind, *_, mark = column
         if feature.encoding != "none":
             places = [0]
@@ -358,8 +358,8 @@ class RLDSDataset(Episodes):
                 )
                 for i, element in enumerate(elements)
             ]
-            if fits and later is not None and feature.shape == into.shape[1:]:
-                later += jobs
+            if fits and pending is not None and feature.shape == into.shape[1:]:
+                pending += jobs
                 return into
             values = [job() for job in jobs]
             return np.stack(values) if feature.kind == "tensor" and values else values

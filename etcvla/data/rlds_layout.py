@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from etcvla.data.files import AnyPath, as_path
+from etcvla.data.storage import AnyPath, as_path
 
 try:  # the same libjpeg-turbo, and the same pixels, a fifth faster; Pillow does where there is no wheel of it
     from simplejpeg import decode_jpeg, decode_jpeg_header

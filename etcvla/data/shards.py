@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import google_crc32c
 
-from etcvla.data.files import AnyPath, MappedFile, RemotePath, Span, open_file
 from etcvla.data.records import Buffer, RecordError
+from etcvla.data.storage import AnyPath, ByteRange, MappedFile, RemotePath, open_file
 
 HEADER, FOOTER = 12, 4
 KEPT = 8  # decoded ArrayRecord records a file that stay in memory: draws of one episode come one after another
@@ -98,7 +98,7 @@ class TFRecordShard:
         """As `records.locate_features` takes it, for the payload at `place`."""
         return self._file.peeker(place) if isinstance(self._file, MappedFile) else None
 
-    def read(self, place: int, spans: Sequence[Span]) -> list[Buffer]:
+    def read(self, place: int, spans: Sequence[ByteRange]) -> list[Buffer]:
         """The bytes of each (offset, length) of the payload at `place`."""
         return self._file.read([(place + start, size) for start, size in spans])
 
@@ -141,7 +141,7 @@ class ArrayRecordShard:
     def peeker(self, place: int) -> None:
         """As `TFRecordShard.peeker`: there is none."""
 
-    def read(self, place: int, spans: Sequence[Span]) -> list[Buffer]:
+    def read(self, place: int, spans: Sequence[ByteRange]) -> list[Buffer]:
         """As `TFRecordShard.read`."""
         payload = memoryview(self._payload(place))
         return [payload[start : start + size] for start, size in spans]

@@ -31,7 +31,7 @@ _FORMAT = "etcvla-tokenizer-1"
 _SPATIAL = re.compile(r"(<loc(?:0\d{3}|10[01]\d|102[0-3])>|<seg(?:0\d\d|1[01]\d|12[0-7])>)")
 
 
-class Span(NamedTuple):
+class IdRange(NamedTuple):
     """A run of ids: [offset, offset + count)."""
 
     offset: int
@@ -41,7 +41,7 @@ class Span(NamedTuple):
     def stop(self) -> int:
         return self.offset + self.count
 
-    def holds(self, token: int) -> bool:
+    def contains(self, token: int) -> bool:
         return self.offset <= token < self.stop
 
 
@@ -56,10 +56,10 @@ class TokenLayout:
     in the sequence alone.
     """
 
-    text: Span
-    action: Span
-    loc: Span
-    seg: Span
+    text: IdRange
+    action: IdRange
+    loc: IdRange
+    seg: IdRange
     pad: int = 0
     eos: int = 1
     bos: int = 2
@@ -69,7 +69,7 @@ class TokenLayout:
     def __post_init__(self):
         lookup(LAYOUTS, self.name, "token layout")
         for name in ("text", "action", "loc", "seg"):
-            object.__setattr__(self, name, Span(*getattr(self, name)))
+            object.__setattr__(self, name, IdRange(*getattr(self, name)))
         if (self.loc.count, self.seg.count) != (NUM_LOC, NUM_SEG):
             raise ValueError(
                 f"layout: {self.loc.count} loc and {self.seg.count} seg ids, not {NUM_LOC} and {NUM_SEG}"
@@ -86,14 +86,14 @@ class TokenLayout:
             )
         self._check_disjoint()
         specials = (self.pad, self.eos, self.bos, self.unk)
-        if len(set(specials)) < 4 or not all(map(self.text.holds, specials)):
+        if len(set(specials)) < 4 or not all(map(self.text.contains, specials)):
             raise ValueError(
                 f"layout: pad, eos, bos, unk = {specials} must be four ids of text {self.text}"
             )
 
     def _check_disjoint(self) -> None:
         ordered = sorted(
-            (item for item in self.spans.items() if self.name != "openpi" or item[0] != "action"),
+            (item for item in self.ranges.items() if self.name != "openpi" or item[0] != "action"),
             key=lambda item: item[1].offset,
         )
         for (name, span), (next_name, next_span) in zip(ordered, ordered[1:], strict=False):
@@ -101,7 +101,7 @@ class TokenLayout:
                 raise ValueError(f"layout: {name} ids {span} overlap {next_name} ids {next_span}")
 
     @property
-    def spans(self) -> dict[str, Span]:
+    def ranges(self) -> dict[str, IdRange]:
         return {"text": self.text, "action": self.action, "loc": self.loc, "seg": self.seg}
 
     def action_id(self, token: int) -> int:
@@ -115,20 +115,20 @@ class TokenLayout:
     @property
     def vocab_size(self) -> int:
         """Rows that an embedding table needs at least."""
-        return max(span.stop for span in self.spans.values())
+        return max(span.stop for span in self.ranges.values())
 
     def kind(self, token: int) -> str:
         """The name of the span that holds `token` (not "action" where others hold it too); ValueError if none does."""
         for name in ("text", "loc", "seg", "action"):
-            if self.spans[name].holds(token):
+            if self.ranges[name].contains(token):
                 return name
-        raise ValueError(f"token id {token} lies in no span of {self.spans}")
+        raise ValueError(f"token id {token} lies in no span of {self.ranges}")
 
     def describe(self) -> str:
         """A table for the log."""
         rows = [
             f"{name:<8}{span.offset:>8} ..{span.stop - 1:>8}{span.count:>9} ids"
-            for name, span in self.spans.items()
+            for name, span in self.ranges.items()
         ]
         return "\n".join(
             [
@@ -210,8 +210,8 @@ class Tokenizer:
         return cls(
             backend,
             TokenLayout(
-                text=Span(0, text),
-                action=Span(stop - num_actions, num_actions),
+                text=IdRange(0, text),
+                action=IdRange(stop - num_actions, num_actions),
                 loc=loc,
                 seg=seg,
                 name=layout,
@@ -244,7 +244,9 @@ class Tokenizer:
 
     def _encode_text(self, text: str) -> tuple[int, ...]:
         ids = self._backend.encode(text, add_special_tokens=False).ids
-        return tuple(token if self.layout.text.holds(token) else self.layout.unk for token in ids)
+        return tuple(
+            token if self.layout.text.contains(token) else self.layout.unk for token in ids
+        )
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids` without pad, bos and eos; actions read `<actNNNN>`. The inverse of `encode`.
@@ -254,7 +256,7 @@ class Tokenizer:
         skipped = {self.layout.pad, self.layout.bos, self.layout.eos}
         kept = [token for token in map(int, ids) if token not in skipped]
         text = "".join(self._decode_runs(kept))
-        starts_word = self._word_start and kept and self.layout.text.holds(kept[0])
+        starts_word = self._word_start and kept and self.layout.text.contains(kept[0])
         return text.removeprefix(" ") if starts_word else text
 
     def _decode_runs(self, ids: Sequence[int]) -> Iterator[str]:
@@ -262,7 +264,7 @@ class Tokenizer:
             if kind == "text":
                 yield self._backend.decode(list(run), skip_special_tokens=False)
             else:
-                offset, width = self.layout.spans[kind].offset, 3 if kind == "seg" else 4
+                offset, width = self.layout.ranges[kind].offset, 3 if kind == "seg" else 4
                 yield from (f"<{kind[:3]}{token - offset:0{width}d}>" for token in run)
 
     def action_ids(self, fast_tokens: Sequence[int]) -> list[int]:
@@ -276,7 +278,7 @@ class Tokenizer:
 
     def action_tokens(self, ids: Sequence[int]) -> list[int]:
         """FAST tokens of action ids, the inverse of `action_ids`; ValueError for an id that is no action."""
-        outside = [int(token) for token in ids if not self.layout.action.holds(token)]
+        outside = [int(token) for token in ids if not self.layout.action.contains(token)]
         if outside:
             raise ValueError(
                 f"not action ids {tuple(self.layout.action)} (offset, count): {outside[:8]}"
@@ -345,9 +347,9 @@ def _id(backend: tokenizers.Tokenizer, token: str) -> int:
     return found
 
 
-def _run(backend: tokenizers.Tokenizer, pattern: str, count: int) -> Span:
+def _run(backend: tokenizers.Tokenizer, pattern: str, count: int) -> IdRange:
     """The ids of `count` numbered tokens, which must follow one another."""
-    span = Span(_id(backend, pattern.format(0)), count)
+    span = IdRange(_id(backend, pattern.format(0)), count)
     for i in range(count):
         if (found := _id(backend, pattern.format(i))) != span.offset + i:
             raise ValueError(

@@ -16,13 +16,14 @@ from PIL import Image
 
 from etcvla.data.rlds import RLDSDataset
 from etcvla.data.rlds_layout import split_names
-from etcvla.data.rows import StageDataset
 from etcvla.data.splits import check_disjoint
+from etcvla.data.stage_dataset import StageDataset
 from etcvla.eval import benchmark, rollouts, vqa
 from etcvla.eval.benchmark import wrong_instruction
 from etcvla.eval.results_log import ResultsLog, write
-from etcvla.eval.trials import INTERVENTIONS, EvalProtocol, Trial
+from etcvla.eval.trials import EvalProtocol, Trial
 from etcvla.policy import Policy
+from etcvla.results_schema import INTERVENTIONS
 from etcvla.sims import suites
 from etcvla.sims.metaworld.tasks import TASKS
 from etcvla.train.checkpoint import open_checkpoint
@@ -51,7 +52,7 @@ class EvaluationSpec:
         unknown = set(self.interventions) - set(INTERVENTIONS)
         if unknown:
             raise ValueError(
-                f"unknown intervention {', '.join(sorted(unknown))}; choose from {INTERVENTIONS}"
+                f"unknown intervention {', '.join(sorted(unknown))}; choose from {tuple(INTERVENTIONS)}"
             )
 
 

@@ -24,7 +24,7 @@ class Service:
 
     def __init__(self, policy: Policy, *, instruction: str = "", seed: int = 0):
         self.policy, self.instruction, self.seed = policy, instruction, seed
-        self._turned, self._count = policy.assets.adapter.turned, itertools.count()
+        self._turned, self._count = policy.assets.adapter.rotated_cameras, itertools.count()
 
     @property
     def metadata(self) -> dict[str, Any]:

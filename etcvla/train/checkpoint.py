@@ -20,7 +20,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -32,9 +32,7 @@ from etcvla.files import write_atomically
 from etcvla.provenance import run_versions
 from etcvla.rules import path_str
 from etcvla.train.hosts import all_hosts_agree
-
-if TYPE_CHECKING:  # `etcvla.policy` reads checkpoints and must not import the optimizer
-    from etcvla.train.step import TrainState
+from etcvla.train.state import TrainState
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -24,10 +24,11 @@ from etcvla.train.checkpoint_meta import checkpoint_meta
 from etcvla.train.hosts import Preempted, StopSignals, log_on_host0
 from etcvla.train.initial import initial_state
 from etcvla.train.monitor import MonitorOptions, TrainingMonitor
-from etcvla.train.optim import Frozen, Optimizer, make_optimizer
+from etcvla.train.optim import FrozenRules, Optimizer, make_optimizer
 from etcvla.train.resume import check_config, check_data
 from etcvla.train.stage import Stage
-from etcvla.train.step import StepSettings, TrainState, train_step
+from etcvla.train.state import TrainState
+from etcvla.train.step import StepSettings, train_step
 
 DEFAULT_OPTIONS = MonitorOptions()
 
@@ -107,7 +108,7 @@ class StepFunctions:
         self.stage = stage
         self.mesh = mesh
         self.optimizer, self.abstract = abstract_state(stage, mesh)
-        self._functions: dict[tuple[VLA, Frozen], Callable] = {}
+        self._functions: dict[tuple[VLA, FrozenRules], Callable] = {}
 
     def at(self, step: int, model: VLA | None = None) -> Callable:
         """Return the function that is used after `step` steps.
@@ -143,7 +144,7 @@ def _train_steps(
     try:
         for step in range(first_step + 1, last_step + 1):
             batch = next(batches)
-            stage.model.config.check(batch)
+            stage.model.config.check_batch(batch)
             device_batch = sharding.put_batch(batch, steps.mesh, config.batch_size)
             train_step_function = steps.at(step - 1)
             state, metrics = train_step_function(state, device_batch)
@@ -176,7 +177,7 @@ def make_step(
     abstract: TrainState,
     *,
     model: VLA | None = None,
-    frozen: Frozen | None = None,
+    frozen: FrozenRules | None = None,
 ) -> Callable:
     """Return the stage's jitted training step: (state, batch) -> (state, metrics).
 
@@ -187,9 +188,9 @@ def make_step(
       frozen: the rules of `optim.lr_multiple` that are frozen; None: those of the stage's first
         step.
     """
-    settings = StepSettings.of(stage.config, stage.assets.tokenizer.layout.loc.offset).replace(
-        frozen=optimizer.frozen_at(0) if frozen is None else frozen
-    )
+    settings = StepSettings.from_config(
+        stage.config, stage.assets.tokenizer.layout.loc.offset
+    ).replace(frozen=optimizer.frozen_at(0) if frozen is None else frozen)
     mesh = abstract.step.sharding.mesh
     step = functools.partial(
         train_step, model=model or stage.model, optimizer=optimizer, settings=settings

@@ -21,13 +21,13 @@ from etcvla.data.loader import batches
 from etcvla.data.plan import Plan, Stream
 from etcvla.data.prompts import find_format
 from etcvla.data.rlds_layout import find_version
+from etcvla.data.stage_dataset import ACTION_KIND, StageDataset
 from etcvla.data.tokenizer import Tokenizer
 from etcvla.errors import UserError
 from etcvla.models import pretrained
 from etcvla.models.variants import make_config
 from etcvla.models.vla import VLA
 from etcvla.train.checkpoint import find_checkpoint
-from etcvla.train.step import used
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def streams_of(config: ml_collections.ConfigDict) -> list[Stream]:
             )
         if (
             config.model.image_attends_prompt
-            and s.kind == rows.ACTION
+            and s.kind == ACTION_KIND
             and find_format(config.data.prompt).subtask
         ):
             raise ValueError(
@@ -135,7 +135,7 @@ class Stage:
 
     config: ml_collections.ConfigDict
     assets: Assets
-    datasets: Mapping[str, rows.StageDataset]
+    datasets: Mapping[str, StageDataset]
     plan: Plan
     model: VLA
     sizes: rows.RowSizes
@@ -144,7 +144,7 @@ class Stage:
     def open(cls, config: ml_collections.ConfigDict) -> Stage:
         """Opens datasets and assets. Raises FileNotFoundError or ValueError naming what is missing or does not fit."""
         datasets = {
-            name: rows.StageDataset(
+            name: StageDataset(
                 open_dataset(d.path, adapter=d.adapter, damaged=config.data.on_damaged),
                 tuple(d.cameras),
             )
@@ -157,7 +157,7 @@ class Stage:
                     f"data.num_cameras {config.data.num_cameras}"
                 )
         assets = inherited_assets(config)
-        acting = [s for s in streams_of(config) if s.kind == rows.ACTION]
+        acting = [s for s in streams_of(config) if s.kind == ACTION_KIND]
         for s in acting:
             source = datasets[s.dataset]
             if assets.fast is None:
@@ -195,11 +195,13 @@ class Stage:
             self.datasets,
             self.assets,
             self.sizes,
-            extra_segment_weights=c.extra_segment_weights.to_dict(),
-            prompt=c.data.prompt,
-            use_fast=used(c.loss.fast),
-            mask_padding=c.data.mask_padding,
-            mean=c.loss.mean,
+            rows.RowOptions(
+                prompt=c.data.prompt,
+                use_fast=schedule.is_nonzero(c.loss.fast),
+                extra_segment_weights=c.extra_segment_weights.to_dict(),
+                mask_padding=c.data.mask_padding,
+                loss_mean=c.loss.mean,
+            ),
         )
 
     def batches(
@@ -265,7 +267,7 @@ def make_model(config: ml_collections.ConfigDict, assets: Assets) -> VLA:
             f"the FAST tokenizer has {assets.fast.vocab_size} tokens and the vocabulary "
             f"{layout.action.count} action ids; raise data.fast_vocab"
         )
-    if config.model.expert == "none" and used(config.loss.flow):
+    if config.model.expert == "none" and schedule.is_nonzero(config.loss.flow):
         raise ValueError(
             'model.expert is "none", but loss.flow has weight: only an expert learns the flow'
         )

@@ -7,7 +7,8 @@ import numpy as np
 from etcvla.data.assets import Assets
 from etcvla.data.plan import Plan, Stream
 from etcvla.data.rlds import RLDSDataset
-from etcvla.data.rows import RowBuilder, RowSizes, StageDataset
+from etcvla.data.rows import RowBuilder, RowOptions, RowSizes
+from etcvla.data.stage_dataset import StageDataset
 from etcvla.data.tokenizer import Tokenizer
 from tests.data.handmade_rlds import KINDS
 
@@ -20,7 +21,7 @@ SIZES = {
     "horizon": 4,
     "action_dim": 3,
 }
-MIX = dict.fromkeys(KINDS, 1.0)
+OPTIONS = {"prompt": "pi0", "use_fast": True, "extra_segment_weights": dict.fromkeys(KINDS, 1.0)}
 
 
 def stream(name: str, kind: str, extra_segments: int = 0, weight: float = 1.0) -> Stream:
@@ -31,30 +32,25 @@ def make_builder(
     directory: Path,
     *streams: Stream,
     cameras=("front", "wrist"),
-    extra_segment_weights=MIX,
-    prompt="pi0",
-    use_fast=True,
     batch_size=6,
     steps=20,
-    mask_padding=True,
-    mean="token",
     damaged="raise",
+    options=None,
     **sizes,
 ) -> RowBuilder:
     dataset = RLDSDataset(directory, damaged=damaged)
+    row_options = RowOptions(**{**OPTIONS, **(options or {})})
     assets = Assets(Tokenizer.load())
     assets.fit_actions(dataset, horizon=SIZES["horizon"], fast_vocab=128, mode="quantile")
-    assets.describe_actions(dataset, horizon=SIZES["horizon"], cameras=cameras, prompt=prompt)
+    assets.describe_actions(
+        dataset, horizon=SIZES["horizon"], cameras=cameras, prompt=row_options.prompt
+    )
     return RowBuilder(
         Plan.make(streams, batch_size=batch_size, steps=steps, seed=0),
         {"robot": StageDataset(dataset, cameras)},
         assets,
         RowSizes(**{**SIZES, **sizes}),
-        extra_segment_weights=extra_segment_weights,
-        prompt=prompt,
-        use_fast=use_fast,
-        mask_padding=mask_padding,
-        mean=mean,
+        row_options,
     )
 
 

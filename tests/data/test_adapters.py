@@ -12,18 +12,18 @@ from hypothesis.extra import numpy as hnp
 
 from etcvla.data.adapters import (
     ADAPTERS,
-    DROPS,
+    STEP_FILTERS,
     AdaptedDataset,
     Adapter,
+    commands_from_gripper_states,
     find_adapter,
-    latch,
+    gripper_states_from_commands,
     open_dataset,
-    unlatch,
 )
 from etcvla.data.assets import Assets
 from etcvla.data.norm_stats import compute_norm_stats
 from etcvla.data.rlds import RLDSDataset
-from etcvla.data.rows import StageDataset
+from etcvla.data.stage_dataset import StageDataset
 from etcvla.data.tokenizer import Tokenizer
 from tests.data.handmade_rlds import METADATA, png, write_rlds
 from tests.golden_dir import golden
@@ -85,7 +85,7 @@ def test_windows_are_of_our_terms_and_invert(public):
         np.testing.assert_allclose(ours.adapter.to_robot(chunk, state), raw, atol=1e-6)
 
 
-POINTWISE = [name for name, adapter in ADAPTERS.items() if not adapter.latch]
+POINTWISE = [name for name, adapter in ADAPTERS.items() if not adapter.gripper_commands]
 VALUES = st.floats(-3, 3, width=32)
 
 
@@ -97,21 +97,23 @@ VALUES = st.floats(-3, 3, width=32)
 )
 def test_every_transform_has_its_inverse(name, actions, state):
     adapter = ADAPTERS[name]
-    ours = adapter.relate(adapter.from_robot(actions), state)
+    ours = adapter.to_relative(adapter.from_robot(actions), state)
     np.testing.assert_allclose(adapter.to_robot(ours, state), actions, atol=1e-5)
-    assert Adapter.config_from_dict(json.loads(json.dumps(adapter.to_dict()))) == adapter
+    assert Adapter.from_dict(json.loads(json.dumps(adapter.to_dict()))) == adapter
 
 
 @settings(deadline=None)
 @given(st.lists(st.sampled_from([-1, 0, 1]), min_size=1, max_size=12))
 def test_gripper_commands_become_states_and_back(commands):
-    opened = latch(np.array(commands, np.float32))
+    opened = gripper_states_from_commands(np.array(commands, np.float32))
     state = None
     for t, command in enumerate(commands):
         state = {1: 0.0, -1: 1.0, 0: state}[command]
         assert state is None or opened[t] == state
-    again = unlatch(opened)
-    np.testing.assert_array_equal(latch(again), opened)  # the same course of the gripper
+    again = commands_from_gripper_states(opened)
+    np.testing.assert_array_equal(
+        gripper_states_from_commands(again), opened
+    )  # the same course of the gripper
     assert again[0] != 0 and np.abs(np.diff(opened))[np.flatnonzero(again[1:])].all()
 
 
@@ -119,9 +121,20 @@ def test_filters():
     still, move = np.zeros(7, np.float32), np.float32([0.1, 0, 0, 0, 0, 0, 0])
     shut = np.float32([0, 0, 0, 0, 0, 0, 1])
     actions = np.stack([still, shut, move, still, still, shut, shut])
-    assert DROPS["no_ops"](actions, 6).tolist() == [True, True, False, True, True, False, True]
-    assert DROPS["first_zero"](actions, 6).tolist() == [True] + [False] * 6
-    assert not DROPS["first_zero"](actions[2:], 6).any() and not DROPS["none"](actions, 6).any()
+    assert STEP_FILTERS["no_ops"](actions, 6).tolist() == [
+        True,
+        True,
+        False,
+        True,
+        True,
+        False,
+        True,
+    ]
+    assert STEP_FILTERS["first_zero"](actions, 6).tolist() == [True] + [False] * 6
+    assert (
+        not STEP_FILTERS["first_zero"](actions[2:], 6).any()
+        and not STEP_FILTERS["none"](actions, 6).any()
+    )
 
 
 def droid_set(folder):
@@ -366,18 +379,25 @@ def test_a_file_is_a_line_on_top_of_another(tmp_path, public):
     path = tmp_path / "robot.json"
     path.write_text(
         json.dumps(
-            {"base": base, "turned": ["front"], "facts": {"position": ["observation/state", 3]}}
+            {
+                "base": base,
+                "rotated_cameras": ["front"],
+                "annotation": {"position": ["observation/state", 3]},
+            }
         )
     )
     found = find_adapter(str(path))
-    assert found.facts == dataclasses.replace(
-        ADAPTERS[base].facts, position=("observation/state", 3)
+    assert found.annotation == dataclasses.replace(
+        ADAPTERS[base].annotation, position=("observation/state", 3)
     )
-    assert dataclasses.replace(found, turned=(), facts=ADAPTERS[base].facts) == ADAPTERS[base]
+    assert (
+        dataclasses.replace(found, rotated_cameras=(), annotation=ADAPTERS[base].annotation)
+        == ADAPTERS[base]
+    )
     turned = open_dataset(stored.directory, adapter=str(path))
     a, b = (d.frame(5, ["observation/front"])["observation/front"] for d in (ours, turned))
     np.testing.assert_array_equal(a[::-1, ::-1], b)
-    path.write_text(json.dumps({"base": base, "facts": {"frame": "world"}}))
+    path.write_text(json.dumps({"base": base, "annotation": {"frame": "world"}}))
     assert (
         find_adapter(str(path)).digest == ADAPTERS[base].digest
     )  # no number that is read depends on them
@@ -390,7 +410,7 @@ def test_a_file_is_a_line_on_top_of_another(tmp_path, public):
         ('{"base": "bridge"}', "unknown base in .*robot.json 'bridge', did you mean"),
         ('{"camera": {}}', "unknown field in .*robot.json 'camera', did you mean 'cameras'"),
         (
-            '{"facts": {"positon": ["a", 0]}}',
+            '{"annotation": {"positon": ["a", 0]}}',
             "unknown field in .* 'positon', did you mean 'position'",
         ),
         ('{"cameras": ["front"]}', r'cameras is \["front"\], expected something like \{\}'),

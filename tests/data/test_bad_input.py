@@ -8,7 +8,7 @@ import pytest
 
 from etcvla.data.norm_stats import compute_norm_stats
 from etcvla.data.rlds import RLDSDataset
-from etcvla.data.rows import StageDataset
+from etcvla.data.stage_dataset import StageDataset
 from tests.data.handmade_rlds import robot_episode, robot_steps, write_rlds
 from tests.data.made_rows import make_builder, stream, where
 

@@ -8,7 +8,7 @@ import pytest
 from etcvla.data.adapters import ADAPTERS, AdaptedDataset, Adapter
 from etcvla.data.episodes import MAX_WIDTH
 from etcvla.data.rlds import RLDSDataset
-from etcvla.data.rows import StageDataset
+from etcvla.data.stage_dataset import StageDataset
 from tests.data.handmade_rlds import KINDS, robot_episode, robot_steps, write_rlds, write_robot_set
 
 ADAPTER = Adapter(

@@ -108,7 +108,7 @@ def test_batches_that_are_kept_stay_as_they_were(builder, whole):
 
 
 def test_what_a_device_holds_stays_as_it_was(builder, whole):
-    """A device may take a batch's memory as it is, without a copy, and hand it on to computations of later."""
+    """A device may take a batch's memory as it is, without a copy, and hand it on to computations of pending."""
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     held = [
         put_batch(batch, mesh, len(batch["tokens"]))

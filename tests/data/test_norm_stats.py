@@ -110,7 +110,7 @@ def test_constant_dimensions_of_state_and_action_are_both_reported(tmp_path, cap
 
 def test_json_loses_nothing():
     stats = stats_of(DATA)
-    back = NormStats.config_from_dict(json.loads(json.dumps(stats.to_dict())))
+    back = NormStats.from_dict(json.loads(json.dumps(stats.to_dict())))
     for name, value in vars(stats).items():
         np.testing.assert_array_equal(getattr(back, name), value)
         assert type(getattr(back, name)) is type(value)

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from etcvla.data import cache, frame_index
-from etcvla.data.files import _cut, merge
 from etcvla.data.records import RecordError
 from etcvla.data.rlds import RLDSDataset, describe
 from etcvla.data.shards import open_shard
+from etcvla.data.storage import _cut, merge_ranges
 from tests.data.handmade_rlds import STEPS, example, features_json, record, write_rlds
 from tests.golden_dir import ROOT, golden
 
@@ -290,7 +290,7 @@ def test_a_remote_frame_is_read_by_few_requests_of_few_bytes(remote, monkeypatch
     st.integers(0, 40),
 )
 def test_merged_spans_cover_all_and_lie_apart(spans, gap):
-    merged = merge(spans, gap)
+    merged = merge_ranges(spans, gap)
     for start, size in spans:
         assert any(first <= start and start + size <= first + length for first, length in merged)
     for (a, length), (b, _) in zip(merged, merged[1:], strict=False):

@@ -6,7 +6,7 @@ import pytest
 from etcvla import batch as batch_lib
 from etcvla.data import prompts
 from etcvla.data.norm_stats import unnormalize
-from etcvla.data.rows import StageDataset
+from etcvla.data.stage_dataset import StageDataset
 from tests.data.handmade_rlds import INSTRUCTIONS, KINDS, PHASES, robot_items, write_robot_set
 from tests.data.made_rows import SIZES, make_builder, segments, stream, where
 
@@ -75,7 +75,9 @@ def test_an_action_row_is_its_frame(directory):
 
 
 def test_the_state_may_stand_in_the_prompt_and_fast_may_be_left_out(directory):
-    builder = make_builder(directory, stream("action", "action"), prompt="pi05", use_fast=False)
+    builder = make_builder(
+        directory, stream("action", "action"), options={"prompt": "pi05", "use_fast": False}
+    )
     row = builder(0, 0)
     [(prompt, target)] = segments(row, builder.assets.tokenizer)
     bins = np.array(prompt.removesuffix(";\nAction: ").split("State: ")[1].split(), int)
@@ -86,7 +88,7 @@ def test_the_state_may_stand_in_the_prompt_and_fast_may_be_left_out(directory):
 
 
 def test_pi0_fast_frames_its_actions(directory):
-    builder = make_builder(directory, stream("action", "action"), prompt="pi0_fast")
+    builder = make_builder(directory, stream("action", "action"), options={"prompt": "pi0_fast"})
     row, tokenizer = builder(0, 0), builder.assets.tokenizer
     [(prompt, target)] = segments(row, tokenizer)
     assert prompt.startswith("Task: ") and prompt.endswith(";\n")
@@ -102,7 +104,10 @@ def test_pi0_fast_frames_its_actions(directory):
 def test_a_prompt_with_subtasks_says_and_asks_what_is_done(tmp_path):
     write_robot_set(tmp_path, episodes=EPISODES, length=LENGTH, phases=True)
     builder = make_builder(
-        tmp_path, stream("action", "action", extra_segments=1), prompt="pi05_subtask", text_len=200
+        tmp_path,
+        stream("action", "action", extra_segments=1),
+        options={"prompt": "pi05_subtask"},
+        text_len=200,
     )
     for n in range(EPISODES * LENGTH):
         row = builder(0, n)
@@ -120,16 +125,18 @@ def test_a_prompt_with_subtasks_says_and_asks_what_is_done(tmp_path):
 
 def test_a_dataset_without_subtasks(directory):
     with pytest.raises(
-        ValueError, match="'subtask' speaks of subtasks, and .* has none .*annotation/phase"
+        ValueError, match="'subtask' needs subtasks, but .* has none .*annotation/phase"
     ):
-        make_builder(directory, stream("action", "action"), prompt="subtask")
-    make_builder(directory, stream("etc", "any"), prompt="subtask")  # which asks for no action
+        make_builder(directory, stream("action", "action"), options={"prompt": "subtask"})
+    make_builder(
+        directory, stream("etc", "any"), options={"prompt": "subtask"}
+    )  # which asks for no action
 
 
 def test_padding_may_be_learnt_as_openpi_does(directory):
     """Widths that are not there are zeros then, and the last action is repeated past the episode's end."""
     masked, learnt = (
-        make_builder(directory, stream("action", "action"), mask_padding=mask)
+        make_builder(directory, stream("action", "action"), options={"mask_padding": mask})
         for mask in (True, False)
     )
     for n in range(EPISODES * LENGTH):
@@ -140,13 +147,15 @@ def test_padding_may_be_learnt_as_openpi_does(directory):
 
 
 def test_a_segments_mean_weighs_every_segment_alike(directory):
-    builder = make_builder(directory, stream("action", "action", extra_segments=1), mean="segment")
+    builder = make_builder(
+        directory, stream("action", "action", extra_segments=1), options={"loss_mean": "segment"}
+    )
     row = builder(0, 0)
     for number in (1, 2):
         np.testing.assert_allclose(row["weight"][row["segment"] == number].sum(), 1, rtol=1e-6)
     np.testing.assert_array_equal(row["weight"] > 0, row["target"])
     with pytest.raises(ValueError, match="unknown loss.mean 'tokens', did you mean 'token'"):
-        make_builder(directory, stream("action", "action"), mean="tokens")
+        make_builder(directory, stream("action", "action"), options={"loss_mean": "tokens"})
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "any"])
@@ -172,7 +181,9 @@ def test_riders_are_drawn_from_the_mix(directory):
     builder = make_builder(
         directory,
         stream("action", "action", extra_segments=1),
-        extra_segment_weights={"affordance": 3.0, "trajectory": 1.0, "task_planning": 5.0},
+        options={
+            "extra_segment_weights": {"affordance": 3.0, "trajectory": 1.0, "task_planning": 5.0}
+        },
     )
     drawn = [
         answers(where(row))[segments(row, builder.assets.tokenizer)[1][0]][0]
@@ -185,12 +196,12 @@ def test_riders_are_drawn_from_the_mix(directory):
 
 def test_a_rider_of_no_kind_is_named(directory):
     with pytest.raises(
-        ValueError, match="extra_segment_weights: there is no kind afordance; known are"
+        ValueError, match="extra_segment_weights: unknown kind afordance; choose from"
     ):
         make_builder(
             directory,
             stream("action", "action", extra_segments=1),
-            extra_segment_weights={"afordance": 1.0},
+            options={"extra_segment_weights": {"afordance": 1.0}},
         )
 
 

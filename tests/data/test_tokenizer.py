@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from data_builders.tools import train_tokenizer
-from etcvla.data.tokenizer import LAYOUTS, Span, Tokenizer, TokenLayout
+from etcvla.data.tokenizer import LAYOUTS, IdRange, Tokenizer, TokenLayout
 from etcvla.etc.question_types import QUESTION_TYPES
 from etcvla.etc.shapes import SHAPES_QUESTIONS as SHAPES_FORMS
 from etcvla.sims.metaworld.tasks import TASKS
@@ -26,7 +26,7 @@ LAYOUT = TINY.layout
 
 
 def test_sizes_that_models_are_built_for():
-    assert tuple(LAYOUT.spans.values()) == ((0, 1024), (1024, 512), (1536, 1024), (2560, 128))
+    assert tuple(LAYOUT.ranges.values()) == ((0, 1024), (1024, 512), (1536, 1024), (2560, 128))
     assert (LAYOUT.pad, LAYOUT.eos, LAYOUT.bos, LAYOUT.unk) == (0, 1, 2, 3)
     assert LAYOUT.vocab_size == 2688
 
@@ -66,7 +66,7 @@ PIECES = st.one_of(
 def test_text_comes_back_as_it_was(text):
     ids = TINY.encode(text)
     assert all(0 <= token < LAYOUT.vocab_size for token in ids)
-    assert not any(LAYOUT.action.holds(token) for token in ids)
+    assert not any(LAYOUT.action.contains(token) for token in ids)
     assert not {LAYOUT.pad, LAYOUT.eos, LAYOUT.bos, LAYOUT.unk} & set(ids)
     assert TINY.decode(ids) == text
 
@@ -116,12 +116,12 @@ def _words(texts):
         [
             question
             for question_type in QUESTION_TYPES.values()
-            for question in question_type.questions
+            for question in question_type.templates
         ],
         [
             question
             for question_type in SHAPES_FORMS.values()
-            for question in question_type.questions
+            for question in question_type.templates
         ],
         [
             text
@@ -283,10 +283,10 @@ def test_paligemma_keeps_its_ids(paligemma):
     loaded = Tokenizer.load(str(paligemma), num_actions=8)
     loc = backend.token_to_id("<loc0000>")
     assert loaded.layout == TokenLayout(
-        text=Span(0, loc - 8),
-        action=Span(loc - 8, 8),
-        loc=Span(loc, 1024),
-        seg=Span(loc + 1024, 128),
+        text=IdRange(0, loc - 8),
+        action=IdRange(loc - 8, 8),
+        loc=IdRange(loc, 1024),
+        seg=IdRange(loc + 1024, 128),
     )
     text = "detect the red mug\n"
     assert loaded.encode(text, bos=True) == [2, *backend.encode(text, add_special_tokens=False).ids]

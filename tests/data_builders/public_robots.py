@@ -35,7 +35,12 @@ def write_public(folder, name):
     """A dataset of two episodes as the line `name` has it, cameras.json beside it; returns its version folder."""
     adapter = ADAPTERS[name]
     vectors = dict.fromkeys(
-        [*adapter.state, *adapter.action, adapter.facts.position[0], adapter.facts.opening[0]]
+        [
+            *adapter.state,
+            *adapter.action,
+            adapter.annotation.position[0],
+            adapter.annotation.opening[0],
+        ]
     )
     steps = {
         **dict.fromkeys(
@@ -82,9 +87,9 @@ def _episode(adapter, steps, number):
                 size=(STEPS, WIDTHS.get(feature, 1))
             )
     (position, at), (opening, dim), facts = (
-        adapter.facts.position,
-        adapter.facts.opening,
-        adapter.facts,
+        adapter.annotation.position,
+        adapter.annotation.opening,
+        adapter.annotation,
     )
     values[position][:, at : at + 3] = toy[:, :3]
     values[opening][:, dim] = facts.closed + toy[:, 3] * (facts.open - facts.closed)

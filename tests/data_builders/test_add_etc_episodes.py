@@ -7,7 +7,7 @@ import pytest
 
 from data_builders.add_etc.adapter import fit
 from data_builders.add_etc.episodes import Annotator, credit, nouns_of, seen_share
-from etcvla.data.adapters import ADAPTERS, Adapter, FactSources, find_adapter
+from etcvla.data.adapters import ADAPTERS, Adapter, AnnotationSources, find_adapter
 from etcvla.data.rlds import RLDSDataset
 from etcvla.etc.annotators.cache import AnswerCache
 from etcvla.etc.annotators.endpoint import Endpoint
@@ -152,9 +152,9 @@ def test_an_adapter_without_cameras_takes_all(folder):
     assert fit(ADAPTERS["own"], dataset).cameras == {"front": "observation/front"}
     with pytest.raises(
         ValueError,
-        match="facts.position names 'observation/stat'.*did you mean 'observation/state'",
+        match="annotation.position names 'observation/stat'.*did you mean 'observation/state'",
     ):
-        fit(Adapter(facts=FactSources(position=("observation/stat", 0))), dataset)
+        fit(Adapter(annotation=AnnotationSources(position=("observation/stat", 0))), dataset)
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,12 @@ from data_builders.mm_llava import mm_llava_dataset_builder as mm_llava
 from data_builders.mm_tfds import mm_tfds_dataset_builder as mm_tfds
 from etcvla.data.plan import Plan, Stream
 from etcvla.data.rlds import RLDSDataset
-from etcvla.data.rows import ANY, RowBuilder, RowSizes, StageDataset
+from etcvla.data.rows import RowBuilder, RowOptions, RowSizes
+from etcvla.data.stage_dataset import ANY_KIND, StageDataset
 from etcvla.data.tokenizer import Tokenizer
 from etcvla.etc.items import ETC_KINDS, format_loc, parse_loc
 from etcvla.etc.question_types import answer_type
-from etcvla.etc.score import score
+from etcvla.etc.score import is_correct
 from etcvla.train.loop import train
 from tests.data.handmade_rlds import write_robot_set
 from tests.data_builders.command import run_command
@@ -164,17 +165,17 @@ def test_bad_entries_are_counted_by_reason(built):
 
 def test_such_a_set_is_a_stream_of_any_kind(built):
     source = StageDataset(RLDSDataset(built[0]), ("image",))
-    assert source.candidates(ANY).tolist() == [0, 1, 2, 3]
-    plan = Plan.make([Stream("mm", "talks", ANY, ((0.0, 1.0),), 0)], batch_size=4, steps=1, seed=0)
+    assert source.candidates(ANY_KIND).tolist() == [0, 1, 2, 3]
+    plan = Plan.make(
+        [Stream("mm", "talks", ANY_KIND, ((0.0, 1.0),), 0)], batch_size=4, steps=1, seed=0
+    )
     tokenizer = Tokenizer.load()
     rows = RowBuilder(
         plan,
         {"talks": source},
         types.SimpleNamespace(tokenizer=tokenizer),
         RowSizes(1, 28, 64, 32, 4, 2, 4),
-        extra_segment_weights={},
-        prompt="pi0",
-        use_fast=False,
+        RowOptions(prompt="pi0", use_fast=False),
     )
     row = rows(*plan.row(0, 0))
     assert row["image_mask"].tolist() == [True]
@@ -290,7 +291,7 @@ def test_etc_of_other_people_keeps_its_kinds(tmp_path):
     }
     assert set(dataset.column("etc/source")[0]) == {"unknown"}  # nobody said whose words these are
     for _, _, question_type, answer in found.values():
-        assert score(question_type, answer, answer) == 1
+        assert is_correct(question_type, answer, answer) == 1
     for kind in ETC_KINDS:
         assert len(StageDataset(dataset, ("image",)).candidates(kind)) == 1 + (kind == "trajectory")
 

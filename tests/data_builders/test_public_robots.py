@@ -13,7 +13,7 @@ from data_builders.tools.report import dataset_report
 from data_builders.tools.review import apply_review
 from etcvla.data.adapters import ADAPTERS, open_dataset
 from etcvla.data.rlds import RLDSDataset
-from etcvla.data.rows import StageDataset
+from etcvla.data.stage_dataset import StageDataset
 from etcvla.etc.annotation import project
 from etcvla.etc.annotators.projection import Calibrations
 from etcvla.etc.review import ItemKey
@@ -48,7 +48,7 @@ def test_facts_are_where_the_table_says(added):
     about = dataset.metadata(1)
     assert about["rate"] == ADAPTERS[added[0]].rate
     assert about["episode_id"] == (
-        "success/1" if ADAPTERS[added[0]].facts.episode_id else "train/000001"
+        "success/1" if ADAPTERS[added[0]].annotation.episode_id else "train/000001"
     )
     assert about["phases"][2] == "carry the object"
     assert not about["success"] and "outcome" not in {
@@ -138,11 +138,11 @@ def test_public_fixtures_keep_their_facts(source, tmp_path):
         name
         for name, adapter in ADAPTERS.items()
         if name != "own"
-        and not adapter.turned
+        and not adapter.rotated_cameras
         and {*adapter.cameras.values(), *adapter.instruction} <= set(before.features)
     ]
     for name in fits:
-        facts = ADAPTERS[name].facts
+        facts = ADAPTERS[name].annotation
         path, _ = add_etc(str(source), str(tmp_path / name), adapter=name)
         after = RLDSDataset(path)
         assert after.lengths.tolist() == before.lengths.tolist()
@@ -175,10 +175,10 @@ SEEN = {
 @pytest.mark.parametrize("name", shipped_calibrations())
 def test_shipped_calibrations_see_what_the_simulator_shows(name):
     camera = ADAPTERS["libero"].cameras["front"].removeprefix("observation/")
-    matrix = Calibrations(find_calibration(name)).of("any", camera).matrix()
+    matrix = Calibrations(find_calibration(name)).get("any", camera).matrix()
     for point, pixel in SEEN[name]:
         np.testing.assert_allclose(project(matrix, np.array(point)), pixel, atol=1e-5)
-    assert name in ADAPTERS["libero"].facts.calibration
+    assert name in ADAPTERS["libero"].annotation.calibration
 
 
 class ToyArrays(tfds.core.GeneratorBasedBuilder):
@@ -241,7 +241,7 @@ def arrays(tmp_path_factory):
         json.dumps(
             {
                 "rate": 5,
-                "facts": {
+                "annotation": {
                     "position": ["observation/state", 0],
                     "episode_id": "file_path",
                     "opening": ["observation/state", 3],
@@ -283,6 +283,6 @@ def test_array_records_get_what_tfrecords_get(arrays):
 
 def test_what_it_was_made_of_is_told(arrays):
     made = json.loads((arrays["tfrecord"][1] / "metadata.json").read_text())
-    assert made["config"]["adapter"]["facts"]["episode_id"] == "file_path"
+    assert made["config"]["adapter"]["annotation"]["episode_id"] == "file_path"
     assert made["config"]["source"].startswith("toy_arrays/left/2.0.0 sha256:")
     assert made["dropped"]["path_task: no success"] == 5 * STEPS

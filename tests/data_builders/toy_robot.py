@@ -16,7 +16,7 @@ ADAPTER = {
     "base": "bridge_v2",
     "cameras": {"front": "observation/front"},
     "rate": 5,
-    "facts": {"opening": ["observation/state", 3]},
+    "annotation": {"opening": ["observation/state", 3]},
 }
 ANSWER = json.dumps(
     {

@@ -21,7 +21,7 @@ from etcvla.train.checkpoint import (
     open_checkpoint,
     set_aside_newer,
 )
-from etcvla.train.step import TrainState
+from etcvla.train.state import TrainState
 from tests.train.full_disk import files_up_to
 
 META = {"config": {"seed": 0}}

@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 import fsspec
 
-Span = tuple[int, int]  # (offset, length) in bytes
+ByteRange = tuple[int, int]  # (offset, length) in bytes
 GAP = 64 * 1024  # bytes that cost less to read along than a further request does
 
 
-class Stamp(NamedTuple):
+class FileVersion(NamedTuple):
     """What changes when a file does."""
 
     size: int
@@ -77,7 +77,7 @@ class RemotePath:
     def read_text(self) -> str:
         return self.fs.cat_file(self._key).decode()
 
-    def stamp(self) -> Stamp:
+    def file_version(self) -> FileVersion:
         """Size, and whatever the file system says of a file's version."""
         info = self.fs.info(self._key)
         version = next(
@@ -88,11 +88,11 @@ class RemotePath:
             ),
             "",
         )
-        return Stamp(int(info["size"]), str(version))
+        return FileVersion(int(info["size"]), str(version))
 
-    def read_spans(self, spans: Sequence[Span]) -> list[bytes]:
+    def read_ranges(self, spans: Sequence[ByteRange]) -> list[bytes]:
         """The bytes of each span, by as few requests as is cheap, all under way at once."""
-        merged = merge(spans)
+        merged = merge_ranges(spans)
         data = self.fs.cat_ranges(
             [self._key] * len(merged),
             [start for start, _ in merged],
@@ -113,12 +113,12 @@ def as_path(path: str | os.PathLike) -> AnyPath:
     return RemotePath(path) if "://" in os.fspath(path) else Path(path)
 
 
-def stamp(path: AnyPath) -> Stamp:
+def file_version(path: AnyPath) -> FileVersion:
     """What tells this version of a file from others."""
     if isinstance(path, RemotePath):
-        return path.stamp()
+        return path.file_version()
     found = path.stat()
-    return Stamp(found.st_size, str(found.st_mtime_ns))
+    return FileVersion(found.st_size, str(found.st_mtime_ns))
 
 
 class MappedFile:
@@ -131,7 +131,7 @@ class MappedFile:
             mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) if self.size else b""
         )
 
-    def read(self, spans: Sequence[Span]) -> list[memoryview]:
+    def read(self, spans: Sequence[ByteRange]) -> list[memoryview]:
         """The bytes of each (offset, length); shorter where the file ends."""
         return [self._view[start : start + size] for start, size in spans]
 
@@ -146,11 +146,11 @@ class RemoteFile:
     """A remote file, read by ranges."""
 
     def __init__(self, path: RemotePath):
-        self._path, self.size = path, path.stamp().size
+        self._path, self.size = path, path.file_version().size
 
-    def read(self, spans: Sequence[Span]) -> list[memoryview]:
+    def read(self, spans: Sequence[ByteRange]) -> list[memoryview]:
         """As `MappedFile.read`."""
-        return [memoryview(data) for data in self._path.read_spans(spans)]
+        return [memoryview(data) for data in self._path.read_ranges(spans)]
 
 
 def open_file(path: AnyPath) -> MappedFile | RemoteFile:
@@ -158,9 +158,9 @@ def open_file(path: AnyPath) -> MappedFile | RemoteFile:
     return RemoteFile(path) if isinstance(path, RemotePath) else MappedFile(path)
 
 
-def merge(spans: Sequence[Span], gap: int = GAP) -> list[Span]:
+def merge_ranges(spans: Sequence[ByteRange], gap: int = GAP) -> list[ByteRange]:
     """Spans that cover all of `spans`, in order; those at most `gap` bytes apart are one."""
-    merged: list[Span] = []
+    merged: list[ByteRange] = []
     for start, size in sorted(spans):
         if merged and start <= sum(merged[-1]) + gap:
             first, length = merged[-1]
