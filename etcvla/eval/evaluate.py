@@ -39,7 +39,7 @@ class EvaluationSpec:
     scenes: tuple[str, ...]  # where to act; () to not act
     interventions: tuple[str, ...]
     trials: int  # a task and scene under "right"
-    control_trials: int  # the same under other interventions
+    intervention_trials: int  # the same under other interventions
     videos: int  # trials a task, scene and intervention to video
     questions: int  # a kind and dataset
     datasets: Mapping[
@@ -114,7 +114,7 @@ def trials(spec: EvaluationSpec) -> Sequence[Trial]:
         for intervention in spec.interventions
         for scene in spec.scenes
         for task in spec.tasks
-        for i in range(spec.trials if intervention == "right" else spec.control_trials)
+        for i in range(spec.trials if intervention == "right" else spec.intervention_trials)
     ]
 
 
