@@ -55,7 +55,7 @@ def has_dataset(path: str) -> bool:
     """Whether a whole RLDS dataset lies at `path`."""
     try:
         find_version(path)
-    except FileNotFoundError:
+    except UserError:
         return False
     return True
 
