@@ -43,7 +43,7 @@ def recipe(tmp_path_factory):
         "--config.source_episodes=2",
         "--config.target_episodes=2",
         "--config.eval.trials=1",
-        "--config.eval.control_trials=1",
+        "--config.eval.intervention_trials=1",
         "--config.eval.max_steps=20",
         "--config.eval.workers=2",
         "--config.eval.questions=4",
@@ -103,9 +103,9 @@ def test_what_is_done_is_not_done_again(recipe):
 
 def test_a_stages_checkpoint_knows_where_it_comes_from(recipe):
     _, folder, _ = recipe
-    from etcvla.train.checkpoint import Checkpoints
+    from etcvla.train.checkpoint import open_checkpoint
 
-    meta = Checkpoints(str(folder / "run/retentive_adapt")).meta()
+    meta = open_checkpoint(str(folder / "run/retentive_adapt")).meta()
     assert [pathlib.Path(parent["workdir"]).name for parent in meta["lineage"]] == [
         "vlm_pretrain",
         "distribution_bridge",
@@ -126,7 +126,7 @@ def test_full_size_resolves_prints_its_plan_and_names_what_is_missing(tmp_path):
         assert f"{field} = " in printed.partition("error:")[2]
     png = tmp_path / "plan.png"
     printed = run(
-        "launch/plan.py", "--config=configs/distribution_bridge.py:paligemma_3b", f"--png={png}"
+        "launch/plan.py", "--config=configs/distribution_bridge.py:paligemma_3b", f"--out={png}"
     )
     assert "missing: init_from" in printed and png.stat().st_size > 10_000
 

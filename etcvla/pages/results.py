@@ -14,7 +14,7 @@ from etils import epath
 
 from etcvla.errors import UserError
 from etcvla.stats import Estimate, mean, rate
-from etcvla.train.checkpoint import Checkpoints
+from etcvla.train.checkpoint import find_checkpoint
 
 SHAPES = "shapes"  # the dataset of held-out shapes questions, which measure retention
 MAX_CURVE_POINTS = 400  # approximate number of lines of metrics.jsonl that are kept
@@ -212,12 +212,11 @@ def _read_run(folder: epath.Path, name: str) -> RunResults:
     if not folder.exists():
         raise UserError(f"{folder} is missing: give the workdir of a run")
     info = {}
-    checkpoints = Checkpoints(folder)
-    step = checkpoints.latest()
-    if step is not None:
-        config = checkpoints.meta()["config"]
+    checkpoint = find_checkpoint(folder)
+    if checkpoint is not None:
+        config = checkpoint.meta()["config"]
         info = {
-            "steps": step,
+            "steps": checkpoint.step,
             "init_from": config["init_from"],
             "config": f"{config['stage']}:{config['variant']}",
         }

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from etcvla.train.checkpoint import Checkpoints
-from etcvla.train.loop import checkpoint_meta
+from etcvla.train.checkpoint import CheckpointWriter
+from etcvla.train.checkpoint_meta import checkpoint_meta
 from etcvla.train.stage import Stage
 from etcvla.train.state import TrainState
 from tests.data.handmade_rlds import write_robot_set
@@ -26,7 +26,7 @@ KEY = "interop"
 def write_checkpoint(folder: Path) -> Stage:
     """A run of the small model with random parameters in folder/run."""
     stage = Stage.open(nano_config(write_robot_set(folder / "robot"), folder / "run"))
-    checkpoints = Checkpoints(stage.config.workdir, keep=1)
+    checkpoints = CheckpointWriter(stage.config.workdir, keep=1)
     params = random_params(stage.model, scale=0.5)
     checkpoints.save(
         TrainState(step=np.int32(1), params={}, ema=params, opt={"count": np.zeros(1)}),
@@ -40,7 +40,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         spec = write_checkpoint(Path(folder)).assets.action_spec
         server = subprocess.Popen(
-            [sys.executable, "launch/serve.py", f"--workdir={folder}/run", "--port=0"],
+            [sys.executable, "launch/serve.py", f"--checkpoint={folder}/run", "--port=0"],
             text=True,
             stdout=subprocess.PIPE,
             env=os.environ | {"ETCVLA_API_KEY": KEY, "PYTHONPATH": "."},
