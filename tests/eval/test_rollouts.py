@@ -14,7 +14,7 @@ from etcvla.eval.results_log import ResultsLog
 from etcvla.eval.rollouts import Workers, _Worker, evaluate, table
 from etcvla.eval.trials import EvalProtocol, Trial
 from etcvla.eval.worker import GREY, _portable
-from etcvla.pages.videos import LINE
+from etcvla.pages.videos import LINE_COLOR
 from etcvla.sims import suites
 
 pytest.importorskip("metaworld")
@@ -87,8 +87,8 @@ def test_conditions_change_what_the_policy_is_shown_and_nothing_else():
     *video, end = results[0].frames  # small frames are enlarged; a path at every look
     assert len(video) == 4 and end.shape == (192, 192, 3) and results[1].frames is None
     assert (
-        all((frame[96, 96] == LINE).all() for frame in video)
-        and not (end == LINE).all(axis=-1).any()
+        all((frame[96, 96] == LINE_COLOR).all() for frame in video)
+        and not (end == LINE_COLOR).all(axis=-1).any()
     )
     assert table(results)["blank_image"] == {"source": {"drawer-close": [0, 1]}}
     assert [result.row()["instruction_of"] for result in results] == [
