@@ -197,13 +197,13 @@ def test_what_has_no_name_of_its_own_belongs_to_the_part_that_has_one():
         touched.append(env.facts(all_views=False)["contact"][0])
     assert np.mean(touched[30:]) > 0.5
     handle, drawer = make("drawer-open")._oracle.objects[:2]
-    assert set(handle.solid) < set(drawer.solid)
+    assert set(handle.solid_geoms) < set(drawer.solid_geoms)
 
 
 def test_the_gripper_pixel_lies_between_the_fingers():
     env = make("reach")
     env.reset(0)
-    facts, labels = env.facts(), env._view.labels(env._data, env.scene.camera)
+    facts, labels = env.facts(), env._renderer.labels(env._data, env.scene.camera)
     fingers = [
         env._model.geom(name).id
         for name in ("rightpad_geom", "leftpad_geom", "rightclaw_it", "leftclaw_it")
