@@ -1,6 +1,7 @@
-"""Changes of a scene's appearance between episodes, on a MuJoCo model that a `Renderer` already renders.
+"""Changes of a MuJoCo scene's appearance between episodes.
 
-The change can be undone, so a process keeps its simulator over a whole evaluation.
+The model may already be in use by a `Renderer`. Every change can be undone, so a process keeps its
+simulator over a whole evaluation.
 """
 
 from __future__ import annotations
@@ -58,9 +59,10 @@ class AppearanceEditor:
         self._is_changed = False
 
     def apply(self, condition: Condition | None) -> list[Extra]:
-        """Apply a condition, except its camera, colors and swapped object; None restores the original appearance.
+        """Apply a condition; None restores the original appearance.
 
-        Returns the objects that the condition adds. The caller sets their positions.
+        The condition's camera, colors and swapped object are ignored. Returns the objects that the
+        condition adds. The caller sets their positions.
         """
         self._restore()
         if condition is None:
@@ -111,7 +113,8 @@ def light_scene(model: mujoco.MjModel, factors: tuple[float, float, float], ambi
 def paint_table(model: mujoco.MjModel, condition: Condition, table: np.ndarray) -> None:
     """Give the table top, geoms `table`, the condition's pattern or plain color.
 
-    Changes the model only: call `Renderer.upload_texture` for textures that a renderer has already uploaded.
+    Changes the model only: call `Renderer.upload_texture` for textures that a renderer has already
+    uploaded.
     """
     if not condition.shades:
         return
@@ -157,7 +160,10 @@ def _pattern(name: str, height: int, width: int) -> np.ndarray:
 
 
 def make_extra(added: AddedObject) -> Extra:
-    """Return the renderer's solid for an added object. It is below the floor until its position is set."""
+    """Return the renderer's solid for an added object.
+
+    It is below the floor until its position is set.
+    """
     solid = int(_SOLIDS[added.noun])
     return Extra(solid, added.size, added.rgb, np.array([0.0, 0.0, -1.0]))
 
@@ -234,9 +240,10 @@ def shift_free_objects(
     distance: float,
     seed: int,
 ) -> None:
-    """Move every object that has a free joint and does not touch the others by `distance` metres in the plane.
+    """Move every object with a free joint by `distance` metres in the plane.
 
-    The direction is the first of several random ones in which the object stays clear of the others.
+    Objects that touch others stay. The direction is the first of several random ones in which the
+    object stays clear of the others.
     """
     if not distance:
         return
@@ -269,7 +276,7 @@ def _free_joint(model: mujoco.MjModel, tracked: Tracked | Placed) -> int | None:
 def _gap(
     low: np.ndarray, high: np.ndarray, others: Sequence[tuple[np.ndarray, np.ndarray]]
 ) -> float:
-    """Return the distance in the plane, metres, between a box and the nearest of others; 0 where they overlap."""
+    """Return the distance in metres to the nearest of other boxes in the plane; 0 on overlap."""
     if not others:
         return np.inf
     corners = np.array(others)

@@ -1,8 +1,8 @@
 """Named conditions: appearances in which a recorded episode is rendered again.
 
-The frames of such an episode have no actions; they are for ETC questions only. A condition belongs to one side, training
-or held-out, and the two sides share no camera, color, pattern, added object or swapped object. A dataset of held-out
-conditions has no split "train".
+The frames of such an episode have no actions; they are for ETC questions only. A condition belongs
+to one side, training or held-out, and the two sides share no camera, color, pattern, added object
+or swapped object. A dataset of held-out conditions has no split "train".
 
 This module imports no simulator.
 """
@@ -33,7 +33,10 @@ SWAPPABLE = ("puck", "block", "basketball", "soccer ball")
 
 @dataclasses.dataclass(frozen=True)
 class Orbit:
-    """The pose of a camera that looks at a point. Metres and degrees; a camera above has a negative elevation."""
+    """The pose of a camera that looks at a point.
+
+    Metres and degrees; a camera above has a negative elevation.
+    """
 
     lookat: tuple[float, float, float]
     distance: float

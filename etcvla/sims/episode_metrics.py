@@ -11,11 +11,14 @@ if TYPE_CHECKING:
 
 
 class EpisodeMetrics:
-    """Progress and intention of one episode. Create it after the reset and call `update` after every step.
+    """Progress and intention of one episode.
+
+    Create it after the reset and call `update` after every step.
 
     Attributes:
       progress: the largest share of the subtasks that was complete at once; 1 on success.
-      intention: whether the first object that the gripper touched is one of the goal's; None before any touch.
+      intention: whether the first object that the gripper touched is one of the goal's; None before
+        any touch.
     """
 
     def __init__(self, env: Environment):
@@ -23,7 +26,8 @@ class EpisodeMetrics:
         self._goal_objects = np.array(env.goal_objects)
         self.progress = 0.0
         self.intention: bool | None = None
-        # bool[N]: objects that were out of touch at some step. Some touch the hand after a reset, until it leaves.
+        # bool[N]: objects that were out of touch at some step. Some touch the hand after a reset,
+        # until it leaves.
         self._was_apart = ~env.touched()
 
     def update(self) -> None:

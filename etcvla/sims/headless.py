@@ -49,8 +49,9 @@ def require_egl() -> None:
 def _load_mesa_with_its_own_llvm() -> None:
     """Load Mesa's software renderer such that it resolves symbols in its own LLVM first.
 
-    TensorFlow exports the symbols of its LLVM globally. A renderer that is loaded without RTLD_DEEPBIND uses those and
-    crashes the process. Does nothing where Mesa is not installed in these folders.
+    TensorFlow exports the symbols of its LLVM globally. A renderer that is loaded without
+    RTLD_DEEPBIND uses those and crashes the process. Does nothing where Mesa is not installed in
+    these folders.
     """
     for pattern in ("dri/swrast_dri.so", "libgallium-*.so"):
         paths = glob.glob(f"/usr/lib/*/{pattern}") + glob.glob(f"/usr/lib64/{pattern}")
@@ -60,9 +61,10 @@ def _load_mesa_with_its_own_llvm() -> None:
 
 
 def check_rendering() -> None:
-    """Raise UserError if MuJoCo cannot render; the message starts with the apt command that usually fixes it.
+    """Raise UserError if MuJoCo cannot render a frame.
 
-    The frame is rendered in a subprocess, because graphics libraries may abort the process instead of raising.
+    The message starts with the apt command that usually fixes it. The frame is rendered in a
+    subprocess, because graphics libraries may abort the process instead of raising.
     """
     require_egl()
     done = subprocess.run([sys.executable, "-c", _RENDER_SCRIPT], capture_output=True, text=True)

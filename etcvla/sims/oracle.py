@@ -1,6 +1,7 @@
-"""Facts about a frame, read from a MuJoCo simulator's state and from a segmentation of the rendered view.
+"""Facts about a frame, read from MuJoCo's state and from a rendered segmentation.
 
-Axes: C cameras, N objects, H W pixels. Facts are the step fields of `etcvla.etc.annotation`, without the T axis.
+Axes: C cameras, N objects, H W pixels. Facts are the step fields of `etcvla.etc.annotation`,
+without the T axis.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class Tracked(_Located):
         return visible[np.array(is_part, bool)]
 
     def _solid_parts(self, data: mujoco.MjData) -> np.ndarray:
-        """Return the geoms within the visible parts, because collision shapes have no material of their own."""
+        """Return the geoms within the visible parts: collision shapes have no material."""
         low, high = self.bounds(data)
         centres = data.geom_xpos[self.geoms]
         is_within = (centres > low - _SOLID_MARGIN) & (centres < high + _SOLID_MARGIN)
@@ -149,7 +150,10 @@ class Placed(_Located):
 
 
 class Oracle:
-    """Reads facts about the objects, as seen by the cameras. `objects` may be changed; call `refresh` afterwards."""
+    """Reads facts about the objects, as seen by the cameras.
+
+    `objects` may be changed; call `refresh` afterwards.
+    """
 
     def __init__(
         self,
@@ -170,7 +174,7 @@ class Oracle:
         self.refresh()
 
     def _add_unnamed_geoms(self, tracked: Tracked) -> None:
-        """Let contact with geoms of the object's body that no other object contains count as contact with the object."""
+        """Add the geoms of the object's body that belong to no other object to its solid geoms."""
         named = [other.geoms for other in self.objects if other is not tracked]
         unnamed = np.setdiff1d(tracked.geoms, np.concatenate([np.array([], int), *named]))
         tracked.solid_geoms = np.union1d(tracked.solid_geoms, unnamed)
@@ -199,14 +203,15 @@ class Oracle:
     ) -> dict[str, Any]:
         """Return every step field of an annotation except gripper_open and phase.
 
-        Visible shares are measured in the first camera. In the others they are 0 where nothing of an object is visible
-        and NaN elsewhere: a camera that moves would need new silhouettes at every frame.
+        Visible shares are measured in the first camera. In the others they are 0 where nothing of
+        an object is visible and NaN elsewhere: a camera that moves would need new silhouettes at
+        every frame.
 
         Args:
           data: the simulator's state.
           grasp_centre: float[3] metres.
-          all_views: look for objects in the other cameras as well. If False, boxes and shares there are NaN, which
-            halves the cost.
+          all_views: look for objects in the other cameras as well. If False, boxes and shares there
+            are NaN, which halves the cost.
         """
         self.follow(data)
         matrices = [camera_matrix(self._model, data, camera) for camera in self._cameras]
@@ -227,7 +232,10 @@ class Oracle:
         }
 
     def contact(self, data: mujoco.MjData, grasp_centre: np.ndarray) -> np.ndarray:
-        """Return float32[N]: 1 where the gripper touches the object. A marker is touched if it contains the grasp centre."""
+        """Return float32[N]: 1 where the gripper touches the object.
+
+        A marker is touched if it contains the grasp centre.
+        """
         pairs = data.contact.geom
         is_gripper = np.isin(pairs, self._gripper)
         is_touch = is_gripper.any(1) & ~is_gripper.all(1)
@@ -281,7 +289,8 @@ def mask_box(mask: np.ndarray) -> np.ndarray:
     Args:
       mask: bool[H, W].
 
-    Returns float32[4], (ymin, xmin, ymax, xmax) of the pixels' outer edges in [0, 1]; NaN without a true pixel.
+    Returns float32[4], (ymin, xmin, ymax, xmax) of the pixels' outer edges in [0, 1]; NaN without a
+    true pixel.
     """
     rows = np.flatnonzero(mask.any(1))
     columns = np.flatnonzero(mask.any(0))

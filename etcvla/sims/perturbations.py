@@ -1,9 +1,11 @@
-"""Perturbations of an evaluation, one axis at a time, as in LIBERO-Plus (arXiv 2510.13626): seven axes, three strengths.
+"""Perturbations of an evaluation: one of seven axes at one of three strengths.
 
-A perturbation is a function of axis, strength and seed: the seed draws its direction, the strength sets its size. Its
-name is "axis:strength", such as "camera:2"; "" means none.
+The axes are those of LIBERO-Plus (arXiv 2510.13626). A perturbation is a function of axis, strength
+and seed: the seed draws its direction, the strength sets its size. Its name is "axis:strength",
+such as "camera:2"; "" means none.
 
-Added objects are rendered but not simulated, so they distract the policy without blocking the robot.
+Added objects are rendered but not simulated, so they distract the policy without blocking the
+robot.
 """
 
 from __future__ import annotations
@@ -24,11 +26,12 @@ if TYPE_CHECKING:
     from etcvla.sims.environment import Environment
 
 AXES = {
-    "camera": "the front camera is turned around the scene by 6, 14, 25 degrees and up or down by 3, 7, 12 degrees, "
-    "and moved 5, 12, 20 % nearer or farther",
+    "camera": "the front camera is turned around the scene by 6, 14, 25 degrees and up or down by "
+    "3, 7, 12 degrees, and moved 5, 12, 20 % nearer or farther",
     "light": "the lights are dimmed to 75, 50, 30 % and increasingly colored",
-    "texture": "the table top has another color; a pattern; a pattern, with room and objects tinted",
-    "noise": "images have Gaussian noise of 8, 20, 40 grey levels and are blurred by 0, 0.5, 1 % of the width",
+    "texture": "the table has another color; a pattern; a pattern, with room and objects tinted",
+    "noise": "images have Gaussian noise of 8, 20, 40 grey levels and a blur of 0, 0.5, 1 % of the "
+    "width",
     "layout": "1, 3, 5 objects are added; free objects are moved by 0, 2, 4 cm",
     "robot": "the hand starts 2, 4, 7 cm from its usual position, never lower",
     "language": "the instruction has a polite frame; other verbs; both, and a sentence around it",
@@ -75,7 +78,8 @@ _VERB_PATTERN = re.compile("|".join(rf"\b{verb}\b" for verb in _SYNONYMS), re.IG
 class Perturbation:
     """One axis at one strength; see the module docstring.
 
-    An episode calls `reset` once, `rewrite_instruction` once, and `perturb_observation` for every observation.
+    An episode calls `reset` once, `rewrite_instruction` once, and `perturb_observation` for every
+    observation.
     """
 
     axis: str = ""
@@ -83,7 +87,10 @@ class Perturbation:
 
     @classmethod
     def parse(cls, name: str) -> Perturbation:
-        """Return the perturbation of this name. Raises UserError, with the nearest axis, for an unknown name."""
+        """Return the perturbation of this name.
+
+        Raises UserError, with the nearest axis, for an unknown name.
+        """
         if not name:
             return cls()
         axis, _, strength = name.partition(":")

@@ -1,7 +1,7 @@
 """Random conditions for the perturbation axes that change a scene's appearance.
 
-Every function takes random numbers (the direction of the change), the strength (its size, 1 to 3), and the default pose
-of the front camera.
+Every function takes random numbers (the direction of the change), the strength (its size, 1 to 3),
+and the default pose of the front camera.
 """
 
 from __future__ import annotations
@@ -46,7 +46,10 @@ def move_camera(rng: np.random.Generator, strength: int, orbit: Orbit) -> Condit
 
 
 def change_light(rng: np.random.Generator, strength: int, _: Orbit) -> Condition:
-    """Dim and color the lights. They never get brighter, because lit surfaces are already near saturation."""
+    """Dim and color the lights.
+
+    They never get brighter, because lit surfaces are already near saturation.
+    """
     factor = (0.75, 0.5, 0.3)[strength - 1]
     saturation = (0.1, 0.25, 0.4)[strength - 1]
     color = 1 - rng.uniform(0.3, 1, 3) * saturation
@@ -54,7 +57,7 @@ def change_light(rng: np.random.Generator, strength: int, _: Orbit) -> Condition
 
 
 def change_table(rng: np.random.Generator, strength: int, _: Orbit) -> Condition:
-    """Recolor the table; from strength 2 with a pattern, at strength 3 with room and objects tinted."""
+    """Recolor the table; add a pattern from strength 2; tint room and objects at strength 3."""
     shades = rng.uniform(0.2, 0.9, (2, 3))
     shades[1] = (shades[0] + 0.5) % 1  # clearly different from the first
     pattern = ""

@@ -30,8 +30,8 @@ class Relation:
 PHASE_CONDITIONS = {
     "never": lambda relation: False,
     "near": lambda relation: relation.reach < 0.05,
-    # Contacts flicker between steps, so motion counts as touch. `moved` only counts motion beside the gripper, because
-    # doors swing by themselves.
+    # Contacts flicker between steps, so motion counts as touch. `moved` only counts motion beside
+    # the gripper, because doors swing by themselves.
     "touch": lambda relation: relation.contact or relation.reach < 0.02 or relation.moved > 0.01,
     "moved": lambda relation: relation.moved > 0.02,
 }

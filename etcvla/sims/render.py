@@ -23,7 +23,8 @@ from etcvla.sims.conditions import Orbit  # noqa: E402
 
 HIDDEN_GROUP = 5  # MuJoCo renders the geom and site groups 0 to 2
 _SOLO_GROUP = 3
-# int(): a comparison of an array with the enum itself falls back to Python objects, which costs 5 ms a frame.
+# int(): a comparison of an array with the enum itself falls back to Python objects, which costs 5
+# ms a frame.
 _GEOM = int(mujoco.mjtObj.mjOBJ_GEOM)
 _SITE = int(mujoco.mjtObj.mjOBJ_SITE)
 
@@ -39,8 +40,8 @@ def _close_renderers() -> None:
 def _close_renderers_at_exit() -> None:
     """Register `_close_renderers`. Call it after the first renderer exists.
 
-    MuJoCo then has registered its own cleanup of EGL, and ours runs before it. A renderer that outlives EGL prints
-    tracebacks.
+    MuJoCo then has registered its own cleanup of EGL, and ours runs before it. A renderer that
+    outlives EGL prints tracebacks.
     """
     atexit.register(_close_renderers)
 
@@ -56,10 +57,12 @@ class Extra:
 
 
 class Renderer:
-    """Renders one model at one size. Creating a renderer takes half a second, so keep it; call `close` at the end.
+    """Renders one model at one size.
 
-    Shadows, reflections and multisampling are off, because they make a frame eight times slower. The solids in `extras`
-    are rendered with the model.
+    Creating a renderer takes half a second, so keep it; call `close` at the end.
+
+    Shadows, reflections and multisampling are off, because they make a frame eight times slower.
+    The solids in `extras` are rendered with the model.
 
     Raises UserError whose first line is the apt command that installs a missing library.
     """
@@ -99,13 +102,13 @@ class Renderer:
     def labels(self, data: mujoco.MjData, camera: str | Orbit) -> np.ndarray:
         """Render a segmentation, int32[H, W].
 
-        A label is a geom's id; the number of geoms + a site's id; the number of geoms and sites + the index of an extra;
-        or -1 for the background.
+        A label is a geom's id; the number of geoms + a site's id; the number of geoms and sites +
+        the index of an extra; or -1 for the background.
         """
         return self._labels(data, camera, None, range(len(self.extras)))
 
     def silhouette(self, data: mujoco.MjData, camera: str | Orbit, labels: np.ndarray) -> int:
-        """Return how many pixels the geoms, sites and extras with these labels cover if nothing is in front of them."""
+        """Return how many pixels the geoms, sites and extras with these labels cover alone."""
         model = self._model
         geoms = labels[labels < model.ngeom]
         sites = labels[(labels >= model.ngeom) & (labels < self._first_extra)] - model.ngeom
@@ -178,10 +181,12 @@ def _mujoco_camera(camera: str | Orbit) -> str | mujoco.MjvCamera:
 
 
 def coarsen_mesh(model: mujoco.MjModel, mesh: int, cell: float) -> None:
-    """Merge a mesh's vertices within cubes of `cell` metres for rendering. Call it before creating a `Renderer`.
+    """Merge a mesh's vertices within cubes of `cell` metres for rendering.
 
-    The number of triangles determines the cost of software rendering. Only faces change; vertices, and with them
-    collisions, stay as they are.
+    Call it before creating a `Renderer`.
+
+    The number of triangles determines the cost of software rendering. Only faces change; vertices,
+    and with them collisions, stay as they are.
     """
     first_vertex = model.mesh_vertadr[mesh]
     vertices = model.mesh_vert[first_vertex : first_vertex + model.mesh_vertnum[mesh]]
@@ -203,7 +208,7 @@ def coarsen_mesh(model: mujoco.MjModel, mesh: int, cell: float) -> None:
 
 
 def camera_matrix(model: mujoco.MjModel, data: mujoco.MjData, camera: str | Orbit) -> np.ndarray:
-    """Return the matrix float32[3, 4] that maps world metres [x, y, z, 1] to w * [x, y, 1] of a square image."""
+    """Return the matrix float32[3, 4] from world metres [x, y, z, 1] to image w * [x, y, 1]."""
     if isinstance(camera, Orbit):
         fovy = model.vis.global_.fovy
         axes = _orbit_axes(camera)

@@ -1,4 +1,4 @@
-"""Recording of demonstrations: the expert acts, noise is added to what is executed, and facts are recorded.
+"""Recording of demonstrations: a scripted expert acts, with noise on the executed actions.
 
 Axes: T steps, C cameras, S state width, A action width.
 """
@@ -19,7 +19,8 @@ from etcvla.etc.annotation import STEP_FIELDS, Annotation
 if TYPE_CHECKING:
     from etcvla.sims.environment import Environment
 
-# Objects are searched in all cameras at every fourth step only, because that costs one rendering per camera.
+# Objects are searched in all cameras at every fourth step only, because that costs one rendering
+# per camera.
 _ALL_VIEWS_INTERVAL = 4
 
 
@@ -66,9 +67,10 @@ def encode_jpeg(image: np.ndarray, quality: int = 92) -> bytes:
 class NoisyExpert:
     """Resets an environment and runs its expert with action noise.
 
-    The noise moves the hand off the expert's path, while the recorded action is the expert's own action in the state
-    that the noise led to (as in DART, arXiv 1703.09327). The data show how to recover and the labels have no noise. The
-    noise applies to the first three action dimensions, the hand's position.
+    The noise moves the hand off the expert's path, while the recorded action is the expert's own
+    action in the state that the noise led to (as in DART, arXiv 1703.09327). The data show how to
+    recover and the labels have no noise. The noise applies to the first three action dimensions,
+    the hand's position.
 
     Args:
       env: the environment, which is reset to the layout `seed`.
@@ -96,7 +98,7 @@ class NoisyExpert:
         self.instruction = env.instruction(self._rng)
 
     def actions(self) -> Iterator[np.ndarray]:
-        """Yield the expert's action of every step, and execute it with noise when the next one is requested."""
+        """Yield the expert's action of every step; execute it with noise before the next one."""
         steps_left = self._steps_after
         for _ in range(self._max_steps):
             action = self._env.expert_action()
@@ -117,7 +119,10 @@ def rollout_expert(
     max_steps: int = 200,
     steps_after: int = 5,
 ) -> Episode | None:
-    """Record a demonstration; see `NoisyExpert` for the arguments. Returns None if the expert does not succeed."""
+    """Record a demonstration; see `NoisyExpert` for the arguments.
+
+    Returns None if the expert does not succeed.
+    """
     expert = NoisyExpert(env, seed, noise, max_steps, steps_after)
     recorder = FrameRecorder(env)
     actions = []

@@ -7,7 +7,10 @@ _RETRY_STRIDE = 1_000_000
 
 
 def demo_seed(episode: int, attempt: int = 0) -> int:
-    """Return the layout seed of a demonstration. Raises UserError outside the range of demonstrations."""
+    """Return the layout seed of a demonstration.
+
+    Raises UserError outside the range of demonstrations.
+    """
     max_attempts = EVAL_SEED_BASE // _RETRY_STRIDE
     if not 0 <= episode < _RETRY_STRIDE or not 0 <= attempt < max_attempts:
         raise UserError(

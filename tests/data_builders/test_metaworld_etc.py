@@ -20,8 +20,8 @@ from etcvla.data.rlds import RLDSDataset
 from etcvla.etc import make_items
 from etcvla.etc.items import ETC_KINDS, Item
 from etcvla.etc.verify import check
-from etcvla.sims.metaworld.environment import demo_seed
 from etcvla.sims.metaworld.tasks import NUM_OBJECTS, TASKS
+from etcvla.sims.seeds import demo_seed
 from etcvla.train.stage import Stage
 from tests.train.nano import nano_config
 

@@ -10,9 +10,10 @@ from PIL import Image
 from etcvla.etc import make_items
 from etcvla.etc.annotation import project
 from etcvla.sims.conditions import CONDITIONS, HELD_OUT, TRAIN, shared_side
-from etcvla.sims.metaworld.environment import MetaWorld, demo_seed
+from etcvla.sims.metaworld.environment import MetaWorld
 from etcvla.sims.metaworld.rerender import record_expert, rerender
 from etcvla.sims.rollout import rollout_expert
+from etcvla.sims.seeds import demo_seed
 
 NOISE = (0.0, 0.0)
 SIZE = 64

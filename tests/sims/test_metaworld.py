@@ -6,16 +6,10 @@ import numpy as np
 import pytest
 
 from etcvla.etc.annotation import STEP_FIELDS, project
-from etcvla.sims.metaworld.environment import (
-    CAMERAS,
-    EVAL_SEED_BASE,
-    SCENES,
-    MetaWorld,
-    demo_seed,
-    eval_seed,
-)
+from etcvla.sims.metaworld.environment import CAMERAS, SCENES, MetaWorld
 from etcvla.sims.metaworld.tasks import DEMO_TASKS, TASKS
 from etcvla.sims.rollout import rollout_expert
+from etcvla.sims.seeds import EVAL_SEED_BASE, demo_seed, eval_seed
 
 
 @functools.cache

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from etcvla.sims.episode_metrics import EpisodeMetrics
-from etcvla.sims.metaworld.environment import MetaWorld, eval_seed
+from etcvla.sims.metaworld.environment import MetaWorld
 from etcvla.sims.perturbations import AXES, STRENGTHS, Perturbation
+from etcvla.sims.seeds import eval_seed
 
 SEED = eval_seed(3)
 

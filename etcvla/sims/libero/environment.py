@@ -1,7 +1,7 @@
 """LIBERO's environment: fixed or random layouts, two scene variants, an expert and an oracle.
 
-Axes: H W pixels, S state width, C cameras, N objects. Facts are in the frame of the robot's base; the state vector is in
-LIBERO's world frame, as in the public datasets.
+Axes: H W pixels, S state width, C cameras, N objects. Facts are in the frame of the robot's base;
+the state vector is in LIBERO's world frame, as in the public datasets.
 """
 
 from __future__ import annotations
@@ -72,11 +72,12 @@ class Libero:
 
     Args:
       task: "suite/name" or "suite/index", including LIBERO-PRO's perturbed suites.
-      scene: a key of `SCENES`: "rlds" shows images as the public datasets do, "upright" as a person would see them.
+      scene: a key of `SCENES`: "rlds" shows images as the public datasets do, "upright" as a person
+        would see them.
       image_size: height and width of both cameras, pixels.
 
-    Raises UserError for an unknown name, where the package lacks the task's files, and with the command that fixes it
-    where MuJoCo cannot render.
+    Raises UserError for an unknown name, where the package lacks the task's files, and with the
+    command that fixes it where MuJoCo cannot render.
     """
 
     def __init__(self, task: str, scene: str = "rlds", image_size: int = 224):
@@ -132,7 +133,7 @@ class Libero:
         self._visual_model = model
         self._renderer = Renderer(model, image_size)
         self._camera: str | Orbit = _FRONT_CAMERA
-        model.vis.global_.fovy = model.camera(_FRONT_CAMERA).fovy[0]  # of a front camera that moves
+        model.vis.global_.fovy = model.camera(_FRONT_CAMERA).fovy[0]  # for an `Orbit`
         self._oracle = Oracle(
             model,
             self._data,
@@ -208,9 +209,10 @@ class Libero:
         return files.init_states(self.suite, self.name)
 
     def reset(self, seed: int, hand: np.ndarray | None = None, shift: float = 0.0) -> None:
-        """Start an episode at rest, in the layout of `seed` or the fixed initial state `seed - EVAL_SEED_BASE`.
+        """Start an episode at rest; see `Environment.reset` for the arguments.
 
-        See `Environment.reset` for the arguments. Raises UserError if the task has no initial state of that number.
+        An evaluation seed selects the fixed initial state `seed - EVAL_SEED_BASE`; any other seed
+        draws a layout. Raises UserError if the task has no initial state of that number.
         """
         index = seed - EVAL_SEED_BASE
         self._draw_layout(seed if index < 0 else _FIXTURE_SEED)
@@ -239,7 +241,8 @@ class Libero:
     def restore(self, state: np.ndarray, model_xml: str | None = None) -> None:
         """Restore a recorded simulator state float64[D].
 
-        With the demonstration's `model_xml`, restore the positions of its fixtures as well and start an episode.
+        With the demonstration's `model_xml`, restore the positions of its fixtures as well and
+        start an episode.
 
         Raises UserError if the state or the model is not of this task.
         """
@@ -256,7 +259,8 @@ class Libero:
         self._env.robots[0].gripper.current_action[:] = 0
         with _global_seed(seed):
             for _ in range(_MAX_LAYOUTS):
-                # LIBERO computes places on a fixture from their world positions while the fixture is at the origin.
+                # LIBERO computes places on a fixture from their world positions while the fixture
+                # is at the origin.
                 self._place_fixtures(self._initial_xml)
                 with contextlib.suppress(RandomizationError):
                     self._env.reset()
@@ -270,8 +274,8 @@ class Libero:
         self.success = False
         self._phases.reset()
         self._expert: Expert | None = None
-        # Where to hold the target, in the frame of its body, float[3]: the expert's grasp, or that of a recorded
-        # demonstration; None while it is unknown.
+        # Where to hold the target, in the frame of its body, float[3]: the expert's grasp, or that
+        # of a recorded demonstration; None while it is unknown.
         self.grasp_offset: np.ndarray | None = None
         self._goals_reached = set()  # indices of goal conditions that were true at some step
         self._was_touched = False
@@ -289,7 +293,10 @@ class Libero:
         self._env._post_process()
 
     def _place_fixtures(self, model_xml: str) -> None:
-        """Place the fixtures as in a model. They have no joint, so a state does not contain their positions."""
+        """Place the fixtures as in a model.
+
+        They have no joint, so a state does not contain their positions.
+        """
         bodies = {body.get("name"): body for body in ET.fromstring(model_xml).iter("body")}
         for fixture in self._env.fixtures_dict.values():
             if fixture.root_body not in bodies:
@@ -303,7 +310,7 @@ class Libero:
             self._model.body_quat[index] = np.array(body.get("quat", "1 0 0 0").split(), float)
 
     def observe(self) -> dict[str, Any]:
-        """Return {"images": {camera: uint8[H, W, 3]}, "state": float32[S]}; see STATE_DOC and SCENES."""
+        """Render both cameras, mirrored in scene "rlds"; see `Environment.observe`."""
         self._visual_model.site_rgba[:] = self._model.site_rgba  # a stove that is on glows
         images = {}
         for name, camera in zip(CAMERAS, (self._camera, _WRIST_CAMERA), strict=True):
@@ -344,8 +351,8 @@ class Libero:
     def _advance(self, action: np.ndarray) -> None:
         """Simulate one control step.
 
-        The final `forward` is needed because robosuite leaves body positions one substep behind the state, so the same
-        state would look different after `restore`.
+        The final `forward` is needed because robosuite leaves body positions one substep behind the
+        state, so the same state would look different after `restore`.
         """
         self._env.step(action)
         self._env.sim.forward()
@@ -382,7 +389,7 @@ class Libero:
         return self._oracle.contact(self._data, self.grasp_centre) == 1
 
     def phase(self) -> int:
-        """Return the index of the subtask in progress, -1 where the subtasks are unknown. Call it once a step."""
+        """Return the index of the subtask in progress, -1 if unknown. Call it once a step."""
         if not self._goal:
             return -1
         low, high = self._oracle.objects[self.target].bounds(self._data)
@@ -399,7 +406,8 @@ class Libero:
     def progress(self) -> float:
         """Return the share of the subtasks that are complete. Call it once a step.
 
-        Where the subtasks are unknown, the shares are those of touching a goal object and of each goal condition.
+        Where the subtasks are unknown, the shares are those of touching a goal object and of each
+        goal condition.
         """
         if self._goal:
             return self.phase() / len(self.task.phases)
@@ -440,7 +448,8 @@ class Libero:
     def facts(self, all_views: bool = True) -> dict[str, Any]:
         """Return the current frame's value of every step field; see `Environment.facts`.
 
-        The target's grasp pixel is known once `grasp_offset` is; those of the other objects are NaN.
+        The target's grasp pixel is known once `grasp_offset` is; those of the other objects are
+        NaN.
         """
         facts = self._oracle.facts(self._data, self.grasp_centre, all_views)
         facts["grasp_pixel"] = self._grasp_pixel(facts["camera_matrix"])
@@ -454,7 +463,10 @@ class Libero:
         return {**facts, "gripper_open": np.clip(opening, 0, 1), "phase": phase}
 
     def remember_grasp(self) -> bool:
-        """If the gripper is lifting the target, set `grasp_offset` to the current grasp. Returns whether it is."""
+        """Set `grasp_offset` to the current grasp if the gripper is lifting the target.
+
+        Returns whether it is lifting the target.
+        """
         height = self._oracle.objects[self.target].position(self._data)[2]
         risen = height - self._start_positions[self.target, 2]
         is_lifting = bool(risen > LIFTED and self.touched()[self.target])
@@ -483,7 +495,7 @@ class Libero:
         return pixels
 
     def _forget_moved(self, facts: dict[str, np.ndarray]) -> None:
-        """Set the image facts of an object to NaN if its name contains a place and it was moved from there."""
+        """Set the image facts of moved objects to NaN if their names contain their places."""
         distance = np.linalg.norm(facts["position"] - self._start_positions, axis=-1)
         named_by_place = [spec.name != tasks.noun_of(spec) for spec in self.task.objects]
         is_wrong = (distance > _MOVED) & named_by_place
@@ -502,9 +514,9 @@ def _material(model: mujoco.MjModel, geom: int) -> str:
 
 
 def axis_angle(quaternion: np.ndarray) -> np.ndarray:
-    """Convert a unit quaternion (w, x, y, z) to axis times angle, float64[3], with the angle in [0, 2 pi].
+    """Convert a unit quaternion (w, x, y, z) to axis times angle, float64[3].
 
-    This is robosuite's convention, which the public datasets use.
+    The angle is in [0, 2 pi]. This is robosuite's convention, which the public datasets use.
     """
     w = np.clip(quaternion[0], -1, 1)
     axis = np.asarray(quaternion[1:])
@@ -514,7 +526,7 @@ def axis_angle(quaternion: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def _global_seed(seed: int) -> Iterator[None]:
-    """Seed NumPy's global generator, which LIBERO places objects with, and restore it afterwards."""
+    """Seed NumPy's global generator, which LIBERO uses, and restore it afterwards."""
     before = np.random.get_state()
     np.random.seed(seed)
     try:

@@ -1,7 +1,8 @@
-"""A scripted expert for pick-and-place: grasps an object from above and puts it on or in another one.
+"""A scripted expert for pick-and-place.
 
-The expert sees the whole state. Everything is in LIBERO's world frame, metres and radians. The gripper is a Panda's,
-pointing down; its fingers close along the x axis of its site.
+It grasps an object from above and puts it on or in another one. The expert sees the whole state.
+Everything is in LIBERO's world frame, metres and radians. The gripper is a Panda's, pointing down;
+its fingers close along the x axis of its site.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ _FINGER_BELOW = 0.0093  # distance that the fingers extend below the grasp centr
 _HALF_OPENING = 0.04
 _HALF_FINGER = 0.013  # half the width of a finger, with a margin
 _MAX_WIDTH = 0.07  # of an object between the fingers
-# Boxes around the open hand, in its frame (across the fingers, along the closing axis, up), relative to the grasp
-# centre: the two fingers, and the palm above them. (low, high)
+# Boxes around the open hand, in its frame (across the fingers, along the closing axis, up),
+# relative to the grasp centre: the two fingers, and the palm above them. (low, high)
 _HAND = np.array(
     [
         [[-0.011, _HALF_OPENING, -_FINGER_BELOW], [0.011, _HALF_OPENING + 0.015, 0.045]],
@@ -40,7 +41,8 @@ _RIM_ANGLES = np.deg2rad(np.arange(0, 360, 15))
 _NEIGHBOURHOOD = 0.3  # half the side of the square around an object in which others are obstacles
 _ENOUGH_CLEARANCE = 0.01  # more clearance than this does not improve a grasp
 _TURN_COST = 0.003  # metres of clearance that one radian of wrist rotation is worth
-# Metres of clearance that one metre between the fingers is worth: objects grasped diagonally turn in the grip.
+# Metres of clearance that one metre between the fingers is worth: objects grasped diagonally turn
+# in the grip.
 _WIDTH_COST = 0.3
 
 # The motion.
@@ -105,7 +107,10 @@ class SceneGeometry:
 
 
 def _surface_points(model: mujoco.MjModel, geom: int, rng: np.random.Generator) -> np.ndarray:
-    """Return random points float64[n, 3] on a mesh's surface, in its frame; on the bounding box for other geoms."""
+    """Return random points float64[n, 3] on a geom's surface, in the geom's frame.
+
+    The surface of a geom that is no mesh is its bounding box.
+    """
     mesh = model.geom_dataid[geom]
     if mesh >= 0:
         first_vertex = model.mesh_vertadr[mesh]
@@ -168,10 +173,9 @@ def grasps(own: np.ndarray, others: np.ndarray, current_yaw: float) -> list[Gras
     """
     offset = np.abs(others[:, :2] - _box_centre(own))
     obstacles = others[(offset < _NEIGHBOURHOOD).all(1)]
+    candidates = [_grasp_across(own, yaw) for yaw in _YAWS]
     if _is_hollow(own):
         candidates = _rim_grasps(own)
-    else:
-        candidates = [_grasp_across(own, yaw) for yaw in _YAWS]
     scored = []
     for candidate in candidates:
         if candidate is None:
@@ -214,7 +218,7 @@ def _rim_grasps(own: np.ndarray) -> list[_Candidate]:
 
 
 def _grasp_across(own: np.ndarray, yaw: float) -> _Candidate | None:
-    """Return the grasp through an object's middle with the closing axis `yaw`; None if the object is too wide."""
+    """Return the grasp across an object's middle; None if it is too wide in this direction."""
     height = max(own[:, 2].max() - _DEPTH, own[:, 2].min() + _MIN_HEIGHT)
     along = np.array([np.cos(yaw), np.sin(yaw)])
     across = np.array([-np.sin(yaw), np.cos(yaw)])
@@ -229,7 +233,7 @@ def _grasp_across(own: np.ndarray, yaw: float) -> _Candidate | None:
 
 
 def _clearance(points: np.ndarray, grasp: _Candidate) -> float:
-    """Return the distance from the open hand to the nearest point; negative if a point is inside the hand."""
+    """Return the distance from the open hand to the nearest point; negative inside the hand."""
     if not len(points):
         return np.inf
     sine = np.sin(grasp.yaw)
@@ -260,7 +264,8 @@ def _levelling(own: np.ndarray) -> np.ndarray:
 class Expert:
     """Attempts grasps until the object is in its place. Call `act` once per step.
 
-    The stages are methods. Each returns the target of the grasp centre, float64[3], and whether the gripper is closed.
+    The stages are methods. Each returns the target of the grasp centre, float64[3], and whether the
+    gripper is closed.
 
     Args:
       scene: the objects' surfaces and the hand.
@@ -278,7 +283,10 @@ class Expert:
         self._begin()
 
     def _begin(self) -> None:
-        """Choose a grasp. After a failed attempt, skip one, because neighbours in the order are similar."""
+        """Choose a grasp.
+
+        After a failed attempt, skip one, because neighbours in the order are similar.
+        """
         own = self._target_points()
         candidates = grasps(own, self._obstacles(), self._scene.yaw)
         if not candidates:
@@ -331,7 +339,7 @@ class Expert:
         self._steps_in_stage = 0
 
     def _motion(self, target: np.ndarray) -> np.ndarray:
-        """Return the motion part of the action, float64[6], that moves the grasp centre to a point and turns the hand."""
+        """Return the action's motion, float64[6], that moves the grasp centre to a point."""
         # A bowl that is put down at an angle rolls off its place.
         if self._is_hollow and self._stage in (self._carry, self._lower):
             turn = _levelling(self._target_points())
@@ -342,7 +350,7 @@ class Expert:
         return np.clip(motion, -1, 1)
 
     def _turn_to_grasp(self) -> np.ndarray:
-        """Return the rotation vector float64[3] that turns the hand upright and to the grasp's yaw."""
+        """Return the rotation vector float64[3] that turns the hand to the grasp's yaw."""
         yaw = self._scene.yaw + _wrap_half_turn(self._grasp.yaw - self._scene.yaw)
         closing = np.array([np.cos(yaw), np.sin(yaw), 0])
         down = np.array([0, 0, -1.0])
@@ -374,7 +382,7 @@ class Expert:
         return self._grasp.point, True
 
     def _safe_height(self) -> float:
-        """Return the height of the grasp centre at which the object clears everything on its straight way."""
+        """Return the height of the grasp centre at which the object clears all obstacles."""
         own = self._target_points()
         place = self._place_points()
         obstacles = self._obstacles()
@@ -411,7 +419,7 @@ class Expert:
         return bool(self._target_points()[:, 2].min() > self._rest_height + _LIFTED)
 
     def _above_place(self) -> np.ndarray:
-        """Return where the grasp centre must be in the plane, float64[2], for the object to be over its place."""
+        """Return the grasp centre in the plane, float64[2], that puts the object over its place."""
         own_centre = _box_centre(self._target_points())
         place_centre = _box_centre(self._place_points())
         return self._scene.grasp_centre[:2] + place_centre - own_centre

@@ -23,10 +23,12 @@ REQUIREMENT = Requirement(
 
 @functools.cache
 def root() -> Path:
-    """Return the folder of `libero.libero`. Raises UserError with the install command if LIBERO is missing.
+    """Return the folder of `libero.libero`.
 
-    LIBERO-PRO's package is required: LIBERO's own asks for folders on the terminal at its first import, and has no
-    perturbed suites.
+    Raises UserError with the install command if LIBERO is missing.
+
+    LIBERO-PRO's package is required: LIBERO's own asks for folders on the terminal at its first
+    import, and has no perturbed suites.
     """
     REQUIREMENT.check()
     spec = importlib.util.find_spec("libero")
@@ -36,14 +38,17 @@ def root() -> Path:
 
 @functools.cache
 def suites() -> dict[str, tuple[str, ...]]:
-    """Return suite -> names of its tasks in LIBERO's order, including LIBERO-PRO's perturbed suites."""
+    """Return suite -> names of its tasks in LIBERO's order, with LIBERO-PRO's suites."""
     path = root() / "benchmark" / "libero_suite_task_map.py"
     task_map = runpy.run_path(str(path))["libero_task_map"]
     return {suite: tuple(tasks) for suite, tasks in task_map.items()}
 
 
 def resolve(task: str) -> tuple[str, str]:
-    """Return (suite, name) of "suite/name" or "suite/index". Raises UserError with the nearest name."""
+    """Return (suite, name) of "suite/name" or "suite/index".
+
+    Raises UserError with the nearest name.
+    """
     suite, _, name = task.partition("/")
     names = lookup(suites(), suite, "LIBERO suite")
     if name.isdecimal():
@@ -56,7 +61,10 @@ def resolve(task: str) -> tuple[str, str]:
 
 
 def task_names(name: str) -> list[str]:
-    """Return the tasks, as "suite/name", of a suite, a "suite/name" or a "suite/index". Raises as `resolve`."""
+    """Return the tasks "suite/name" of a suite, a "suite/name" or a "suite/index".
+
+    Raises as `resolve`.
+    """
     _, has_task, _ = name.partition("/")
     if has_task:
         suite, task = resolve(name)
@@ -66,7 +74,10 @@ def task_names(name: str) -> list[str]:
 
 
 def bddl_file(suite: str, name: str) -> Path:
-    """Return the problem file of a task. Raises UserError if the package lacks it, as for some perturbed suites."""
+    """Return the problem file of a task.
+
+    Raises UserError if the package lacks it, as for some perturbed suites.
+    """
     return _existing(root() / "bddl_files" / suite / f"{name}.bddl")
 
 
@@ -78,7 +89,7 @@ def instruction(suite: str, name: str) -> str:
 
 
 def init_states(suite: str, name: str) -> np.ndarray:
-    """Return a task's fixed initial states, float64[I, 1 + nq + nv]: time, positions, velocities."""
+    """Return a task's initial states, float64[I, 1 + nq + nv]: time, positions, velocities."""
     path = root() / "init_files" / suite / f"{name}.pruned_init.npz"
     with np.load(_existing(path)) as file:
         return file["states"]

@@ -1,4 +1,4 @@
-"""Additions to the oracle for LIBERO: the base frame, mirrored images, and the phases of pick-and-place."""
+"""LIBERO's part of the oracle: base frame, mirrored images, phases of pick-and-place."""
 
 from __future__ import annotations
 
@@ -65,7 +65,9 @@ class PickPlaceState:
 
 
 class PickPlaceTracker:
-    """Follows the phases move, grasp, carry, place (`tasks.PICK_PLACE`). Call `update` at every step.
+    """Follows the phases move, grasp, carry, place (`tasks.PICK_PLACE`).
+
+    Call `update` at every step.
 
     If the object is dropped, the phase returns to the first one.
     """

@@ -1,4 +1,4 @@
-"""LIBERO's tasks: the names, colors and shapes of their objects, their instructions and their subtasks."""
+"""LIBERO's tasks: names, colors and shapes of objects, instructions and subtasks."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ from typing import Any
 
 from etcvla.sims.task import ObjectSpec, Phase, Task
 
-# LIBERO's own suites. In LIBERO-PRO's perturbed suites, a file's name may differ from the instruction inside.
+# LIBERO's own suites. In LIBERO-PRO's perturbed suites, a file's name may differ from the
+# instruction inside.
 SUITES = ("libero_object", "libero_spatial", "libero_goal", "libero_10", "libero_90")
 CAMERAS = ("front", "wrist")
 AXES = ("front", "left", "up")  # where x, y, z of the base frame point for the robot
 STATE_DOC = (
-    "End effector x, y, z in metres, LIBERO's world frame; its orientation, axis times angle in radians; "
-    "positions of the two fingers in metres, 0 .. 0.04 and 0 .. -0.04."
+    "End effector x, y, z in metres, LIBERO's world frame; its orientation, axis times angle in "
+    "radians; positions of the two fingers in metres, 0 .. 0.04 and 0 .. -0.04."
 )
 ACTION_DOC = (
-    "End effector displacement x, y, z in [-1, 1] of 5 cm a step, rotation about x, y, z in [-1, 1] of "
-    "0.5 rad a step, world axes; gripper -1 open, 1 close."
+    "End effector displacement x, y, z in [-1, 1] of 5 cm a step, rotation about x, y, z in "
+    "[-1, 1] of 0.5 rad a step, world axes; gripper -1 open, 1 close."
 )
 STATE_SIZE = 8
 ACTION_SIZE = 7
-# Scene variant -> whether images are mirrored. LIBERO's own images are upside down. The public RLDS datasets rotate them
-# by 180 degrees, which leaves left and right exchanged. Facts are mirrored with the image.
+# Scene variant -> whether images are mirrored. LIBERO's own images are upside down. The public RLDS
+# datasets rotate them by 180 degrees, which leaves left and right exchanged. Facts are mirrored
+# with the image.
 SCENES = {"rlds": True, "upright": False}
 
 # Category -> noun, for categories whose noun is not the category itself with spaces.
@@ -40,7 +42,8 @@ NOUNS = {
     "new_salad_dressing": "salad dressing",
     "wooden_two_layer_shelf": "shelf",
 }
-# Category -> color word that fits the rendered object and is not in its name. Multicolored objects have none.
+# Category -> color word that fits the rendered object and is not in its name. Multicolored objects
+# have none.
 COLORS = {
     "alphabet_soup": "blue",
     "chocolate_pudding": "brown",
@@ -90,7 +93,8 @@ ABSENT = (
     "wine rack",
     "wooden cabinet",
 )
-# Suffix of a region's or object's name -> the place, as the instructions of libero_spatial express it.
+# Suffix of a region's or object's name -> the place, as the instructions of libero_spatial express
+# it.
 PLACES = {
     "between_plate_ramekin_region": "between the plate and the ramekin",
     "next_to_ramekin_region": "next to the ramekin",
@@ -125,7 +129,7 @@ def noun(category: str) -> str:
 
 
 def noun_of(spec: ObjectSpec) -> str:
-    """Return the noun of an object of `make_task`, without the place that may distinguish it from its twin."""
+    """Return the noun of an object of `make_task`, without its place or number."""
     return noun(category_of(spec))
 
 
@@ -137,13 +141,16 @@ def category_of(spec: ObjectSpec) -> str:
 def make_task(problem: Mapping[str, Any], file_instruction: str = "") -> Task:
     """Return the task of a parsed problem file.
 
-    The objects are all objects on the table or floor. Objects of the same category are distinguished by their initial
-    place. The phases are known only where the goal is one object on or in another one.
+    The objects are all objects on the table or floor. Objects of the same category are
+    distinguished by their initial place. The phases are known only where the goal is one object on
+    or in another one.
 
     Args:
-      problem: as LIBERO's `robosuite_parse_problem` returns it: "objects" and "fixtures" {category: [instance]},
-        "initial_state" and "goal_state" [[predicate, name, ...]], "obj_of_interest", "language_instruction".
-      file_instruction: the instruction in the file's name, which the public datasets use; a paraphrase.
+      problem: as LIBERO's `robosuite_parse_problem` returns it: "objects" and "fixtures" {category:
+        [instance]}, "initial_state" and "goal_state" [[predicate, name, ...]], "obj_of_interest",
+        "language_instruction".
+      file_instruction: the instruction in the file's name, which the public datasets use; a
+        paraphrase.
     """
     categories = _categories(problem)
     names = _names(categories, problem["initial_state"])
@@ -212,7 +219,7 @@ class PickPlaceGoal:
 
 
 def _names(categories: Mapping[str, str], initial_state: Sequence[Sequence[str]]) -> dict[str, str]:
-    """Return instance -> name: the noun, followed by the place or a number if several objects share the noun."""
+    """Return instance -> name: the noun, with the place or a number if it is not unique."""
     regions = {fact[1]: fact[2] for fact in initial_state if len(fact) == 3}
     nouns = [noun(category) for category in categories.values()]
     names = {}
@@ -233,5 +240,5 @@ def _normalize(text: str) -> str:
 
 
 def file_instruction(name: str) -> str:
-    """Return the instruction in a task's file name, without the scene that LIBERO-90 and -10 put before it."""
+    """Return the instruction in a task's file name, without its scene (LIBERO-90 and -10)."""
     return _normalize(re.sub(r"^[A-Z_]+SCENE\d+_", "", name))

@@ -1,7 +1,7 @@
 """Meta-World's environment: random layouts, two scene variants, an expert and an oracle.
 
-Axes: H W pixels, S state width, C cameras, N objects. Positions are metres in the robot's base frame, which is
-Meta-World's world frame.
+Axes: H W pixels, S state width, C cameras, N objects. Positions are metres in the robot's base
+frame, which is Meta-World's world frame.
 """
 
 from __future__ import annotations
@@ -53,12 +53,19 @@ from etcvla.sims.phases import PhaseTracker  # noqa: E402
 from etcvla.sims.render import HIDDEN_GROUP, Renderer, camera_matrix  # noqa: E402
 from etcvla.sims.task import ObjectSpec  # noqa: E402
 
-# Meta-World's policies warn about actions beyond [-1, 1]; both this environment and Meta-World's clip them.
+# Meta-World's policies warn about actions beyond [-1, 1]; both this environment and Meta-World's
+# clip them.
 warnings.filterwarnings("ignore", "Constant", module="metaworld.policies")
 
 CAMERAS = ("front", "wrist")
-STATE_DOC = "Hand x, y, z in metres, robot base frame; gripper opening, 0 closed .. 1 open (10 cm between the fingers)."
-ACTION_DOC = "Hand displacement x, y, z in [-1, 1] of 1 cm a step, robot base frame; gripper -1 open .. 1 close."
+STATE_DOC = (
+    "Hand x, y, z in metres, robot base frame; gripper opening, 0 closed .. 1 open (10 cm between "
+    "the fingers)."
+)
+ACTION_DOC = (
+    "Hand displacement x, y, z in [-1, 1] of 1 cm a step, robot base frame; gripper -1 open .. "
+    "1 close."
+)
 STATE_SIZE = 4
 ACTION_SIZE = 4
 # Where x, y, z of the base frame point for the robot, which is at y = 0.
@@ -75,10 +82,10 @@ class NoRoomError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """Everything that a frame depends on, so that it can be rendered again under another condition."""
+    """What a frame depends on, so that it can be rendered again under another condition."""
 
     physics: np.ndarray  # float64, mjSTATE_INTEGRATION
-    layout: tuple[np.ndarray, np.ndarray, np.ndarray]  # the model's body_pos, body_quat, site_pos
+    layout: tuple[np.ndarray, ...]  # the model's body_pos, body_quat, site_pos
     hand: np.ndarray  # float[4], see STATE_DOC
     phase: int
 
@@ -92,7 +99,8 @@ class MetaWorld:
       image_size: height and width of both cameras, pixels.
       condition: a key of `conditions.CONDITIONS` to apply on top of the scene; "" for none.
 
-    Raises UserError for an unknown name, and with the command that fixes it where MuJoCo cannot render.
+    Raises UserError for an unknown name, and with the command that fixes it where MuJoCo cannot
+    render.
     """
 
     def __init__(self, task: str, scene: str = "source", image_size: int = 96, condition: str = ""):
@@ -201,7 +209,7 @@ class MetaWorld:
         return self.success
 
     def expert_action(self) -> np.ndarray:
-        """Return the action, float32[4] in [-1, 1], of Meta-World's scripted policy, which sees the whole state."""
+        """Return the action of Meta-World's scripted policy, float32[4] in [-1, 1]."""
         return np.clip(self._policy.get_action(self._observation), -1, 1).astype(np.float32)
 
     def instruction(self, rng: np.random.Generator | None = None) -> str:
@@ -287,7 +295,10 @@ class MetaWorld:
         return State(physics, self._layout(), hand, self.phase())
 
     def restore(self, state: State) -> None:
-        """Restore a state of the same task, recorded under any condition. Call `reset` before acting again."""
+        """Restore a state of the same task, recorded under any condition.
+
+        Call `reset` before acting again.
+        """
         self._set_layout(state.layout)
         signature = mujoco.mjtState.mjSTATE_INTEGRATION
         mujoco.mj_setState(self._model, self._data, state.physics, signature)
@@ -300,9 +311,10 @@ class MetaWorld:
         return {**facts, "gripper_open": state.hand[3], "phase": state.phase}
 
     def place_added(self, states: Sequence[State], rng: np.random.Generator) -> None:
-        """Place the condition's added objects in view, clear of every object and of the hand in all `states`.
+        """Place the condition's added objects on the table, in view.
 
-        Raises NoRoomError if there is no such place.
+        They are clear of every object and of the hand in all `states`. Raises NoRoomError if there
+        is no such place.
         """
         if not self.condition or not self.condition.added:
             return
@@ -321,7 +333,7 @@ class MetaWorld:
     def _free_point(
         self, occupied: np.ndarray, added: AddedObject, rng: np.random.Generator
     ) -> np.ndarray:
-        """Return a random point float[2] of the table that is in view and clear of boxes float[K, 2, 2]."""
+        """Draw a point float[2] of the table in view and clear of boxes float[K, 2, 2]."""
         points = free_points(rng, _TABLE, occupied, _CLEARANCE)
         height = np.full(len(points), added.half_extent[2])
         matrix = camera_matrix(self._model, self._data, self._cameras["front"])
@@ -332,7 +344,7 @@ class MetaWorld:
         return points[in_view][0]
 
     def _change_objects(self, condition: Condition) -> None:
-        """Apply a condition's colors, added objects and swapped object, and update the oracle's objects."""
+        """Recolor, add and swap objects as a condition says."""
         if condition.colors:
             self._recolor(condition.colors)
         for added in condition.added:

@@ -25,7 +25,9 @@ def record_expert(
 
 
 def rerender(env: MetaWorld, states: Sequence[State], seed: int, stride: int) -> Episode:
-    """Render every `stride`-th recorded state and the last two under the condition of `env`. There are no actions.
+    """Render every `stride`-th recorded state and the last two under the condition of `env`.
+
+    There are no actions.
 
     Raises NoRoomError if there is no room for an object that the condition adds.
     """

@@ -19,7 +19,8 @@ from etcvla.sims.oracle import hide_sites  # noqa: E402
 from etcvla.sims.render import HIDDEN_GROUP, coarsen_mesh  # noqa: E402
 from etcvla.sims.task import Task  # noqa: E402
 
-# Parts of the arm that are out of view or far from the table, and cost more to render than everything else.
+# Parts of the arm that are out of view or far from the table, and cost more to render than
+# everything else.
 _HIDDEN_BODIES = (
     "head",
     "screen",
@@ -61,7 +62,10 @@ SCENES = {
 
 
 def make_simulation(task: str) -> SawyerXYZEnv:
-    """Return Meta-World's environment of a task, with the whole state observable and layouts drawn from the seed."""
+    """Return Meta-World's own environment of a task.
+
+    The whole state is observable, and the seed draws the layout.
+    """
     env = ALL_V3_ENVIRONMENTS[f"{task}-v3"]()
     env._partially_observable = False
     env._set_task_called = True
@@ -94,5 +98,8 @@ def apply_scene_variant(model: mujoco.MjModel, task: Task, scene: SceneVariant) 
 
 
 def table_geoms(model: mujoco.MjModel) -> np.ndarray:
-    """Return the ids of the geoms of the table top. The table must still have Meta-World's material."""
+    """Return the ids of the geoms of the table top.
+
+    The table must still have Meta-World's material.
+    """
     return np.flatnonzero(model.geom_matid == model.material("table_wood").id)

@@ -37,8 +37,8 @@ def _reach_and(target: str, text: str) -> tuple[Phase, ...]:
     return Phase(f"move to the {target}", "near"), Phase(text)
 
 
-# All markers have one color. They are rendered only for tasks whose instruction names them, because a marker reveals the
-# goal.
+# All markers have one color. They are rendered only for tasks whose instruction names them, because
+# a marker reveals the goal.
 _MARKER = ObjectSpec("goal marker", "green", site="goal", touch=_CENTRE)
 _PUCK = _graspable("puck", "red", "obj")
 _BLOCK = _graspable("block", "brown", "obj", subtree=True)
@@ -100,7 +100,8 @@ _STICK = (
     _graspable("stick", "blue", "stick", subtree=True),
     ObjectSpec("thermos", "green", "object", subtree=True),
 )
-# Opening and closing start from the same half-open drawer, so only the instruction distinguishes them.
+# Opening and closing start from the same half-open drawer, so only the instruction distinguishes
+# them.
 _HALF_OPEN = (("goal_slidey", -0.1),)
 
 TASKS: dict[str, Task] = {
