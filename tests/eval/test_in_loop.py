@@ -22,7 +22,7 @@ class Rules:
 
     config = types.SimpleNamespace(horizon=5)
 
-    def __init__(self, config, params, assets, num_cameras, **_):
+    def __init__(self, config, params, assets, num_cameras, options, mesh):
         self.params = params
 
     def warm_up(self, batch_size, instructions):
