@@ -40,7 +40,7 @@ def shown(condition):
 def test_sides_never_meet():
     assert shared_side(["evening", "clutter"]) == TRAIN
     assert shared_side(["night"]) == HELD_OUT
-    with pytest.raises(ValueError, match="must not meet"):
+    with pytest.raises(ValueError, match="cannot mix train and held_out in one dataset"):
         shared_side(["evening", "night"])
     with pytest.raises(ValueError, match="unknown condition 'evning', did you mean 'evening'"):
         shared_side(["evning"])
