@@ -8,13 +8,13 @@ checkpoint.
 """
 
 from absl import flags
-from etcvla.pages.knowledge import sections
-from etcvla.pages.report import make_page
 from etils import epath
 
 from etcvla.eval.evaluate import open_splits
 from etcvla.eval.knowledge import compare_checkpoints, write_csv
 from etcvla.files import write_json
+from etcvla.pages.knowledge import sections
+from etcvla.pages.report import make_page
 from launch import common
 
 _CHECKPOINT = flags.DEFINE_list(
