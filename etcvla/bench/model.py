@@ -21,7 +21,7 @@ from etcvla.bench.worker import Run, Worker
 from etcvla.models import variants
 from etcvla.models.flops import count
 from etcvla.models.vla import VLA, init_params
-from etcvla.train.checkpoint import versions
+from etcvla.provenance import run_versions
 
 PALIGEMMA_VOCAB = 257_152
 # Tokens of a segment, and those of them that are predicted. A question with its answer: of the embedded robot data's
@@ -261,7 +261,7 @@ def machine() -> dict[str, Any]:
         "cpu": _cpu_name(),
         "threads": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
-        **versions(),
+        **run_versions(),
     }
 
 

@@ -391,7 +391,7 @@ class RowBuilder:
     def _draw_extra_segments(
         self, items: Sequence[Item], count: int, rng: np.random.Generator
     ) -> list[prompts.Segment]:
-        """Draw at most `count` different items by `extra_segment_weights`; return their segments."""
+        """Draw up to `count` different items by their kinds' weights; return their segments."""
         if not count or not items:
             return []
         kind_weights = self.options.extra_segment_weights

@@ -14,7 +14,7 @@ from typing import Any
 from etils import epath
 
 from etcvla.stats import Estimate, mean, rate
-from etcvla.train.checkpoint import Checkpoints
+from etcvla.train.checkpoint import find_checkpoint
 
 CURVE_POINTS = 400  # lines of metrics.jsonl kept, about
 
@@ -164,11 +164,11 @@ def _run(folder: epath.Path, name: str) -> RunResults:
     """A run by its workdir alone."""
     if not folder.exists():
         raise FileNotFoundError(f"{folder} is missing: it should be a run's workdir")
-    checkpoints, facts = Checkpoints(folder), {}
-    if (step := checkpoints.latest()) is not None:
-        config = checkpoints.meta()["config"]
+    checkpoint, facts = find_checkpoint(folder), {}
+    if checkpoint is not None:
+        config = checkpoint.meta()["config"]
         facts = {
-            "steps": step,
+            "steps": checkpoint.step,
             "init_from": config["init_from"],
             "config": f"{config['stage']}:{config['variant']}",
         }

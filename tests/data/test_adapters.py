@@ -85,7 +85,7 @@ def test_windows_are_of_our_terms_and_invert(public):
         np.testing.assert_allclose(ours.adapter.to_robot(chunk, state), raw, atol=1e-6)
 
 
-POINTWISE = [name for name, adapter in ADAPTERS.items() if not adapter.gripper_commands]
+POINTWISE = [name for name, adapter in ADAPTERS.items() if not adapter.gripper_command_dims]
 VALUES = st.floats(-3, 3, width=32)
 
 
