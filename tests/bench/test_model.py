@@ -8,6 +8,7 @@ import pytest
 
 from etcvla.bench import model, openpi, ours
 from etcvla.bench.worker import Run
+from etcvla.errors import UserError
 from etcvla.models import variants
 from etcvla.models.vla import VLA
 from launch import common
