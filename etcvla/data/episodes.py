@@ -124,31 +124,14 @@ class Episodes(abc.ABC):
             raise UserError(f"{self.directory} has no step feature {name!r}; {hint}")
         return self.features[name]
 
-    def frame(
-        self,
-        frame: int,
-        names: Sequence[str],
-        buffers: Mapping[str, np.ndarray] = NO_BUFFERS,
-        pending: PendingImages | None = None,
-    ) -> dict[str, Any]:
+    def frame(self, frame: int, names: Sequence[str]) -> dict[str, Any]:
         """Read features of one frame.
-
-        Args:
-          buffers: uint8[H, W, 3] by image feature; otherwise as of `steps`.
-          pending: as of `steps`.
 
         Returns: by name, images uint8[H, W, 3], texts str, tensors dtype[shape], and a list (or
         an array) for a ragged feature.
         """
-        episode, step = self.locate(frame)
-        columns, other_names = self._cached_columns(names)
-        values = {}
-        if other_names:
-            step_buffers = {name: buffer[None] for name, buffer in buffers.items()}
-            values = self.steps(episode, step, step + 1, other_names, step_buffers, pending)
-        return {
-            name: columns[name][frame] if name in columns else values[name][0] for name in names
-        }
+        (values,) = self.frames([frame], names)
+        return {name: values[name] for name in names}
 
     def frames(
         self,
@@ -160,14 +143,27 @@ class Episodes(abc.ABC):
         """Read features of several frames, faster than by one call of `frame` each.
 
         Args:
-          buffers: by image feature, one buffer per frame. pending: one list per frame.
+          buffers: by image feature, one uint8[H, W, 3] per frame; otherwise as of `steps`.
+          pending: one list per frame; otherwise as of `steps`.
         """
-        values = []
+        episodes, steps = self.locate_all(frames)
+        columns, other_names = self._cached_columns(names)
+        results = []
         for i, frame in enumerate(frames):
-            frame_buffers = {name: images[i] for name, images in buffers.items()}
-            frame_pending = pending[i] if pending else None
-            values.append(self.frame(frame, names, frame_buffers, frame_pending))
-        return values
+            values = {name: column[frame] for name, column in columns.items()}
+            if other_names:
+                step = int(steps[i])
+                read = self.steps(
+                    int(episodes[i]),
+                    step,
+                    step + 1,
+                    other_names,
+                    {name: images[i][None] for name, images in buffers.items()},
+                    pending[i] if pending else None,
+                )
+                values |= {name: step_values[0] for name, step_values in read.items()}
+            results.append(values)
+        return results
 
     def window(self, frame: int, name: str, horizon: int) -> tuple[np.ndarray, np.ndarray]:
         """Return a tensor feature at `horizon` consecutive steps, flattened to vectors.

@@ -268,10 +268,10 @@ class RowBuilder:
         dataset = stage_dataset.dataset
         camera_sets = {stage_dataset.present_cameras(frame) for frame in frames}
         if len(camera_sets) > 1:  # frames are only read together if they have the same cameras
-            pending = []
-            for draw, frame in zip(draws, frames, strict=True):
-                pending += self._fill_from_frames(stream_index, [draw], [frame])
-            return pending
+            return [
+                self._fill_from_frames(stream_index, [draw], [frame])[0]
+                for draw, frame in zip(draws, frames, strict=True)
+            ]
 
         (cameras,) = camera_sets
         pending = [[] for _ in draws]
