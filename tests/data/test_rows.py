@@ -97,6 +97,12 @@ def test_prompt_with_state_and_no_fast_targets(directory):
     assert target == [] and not row["target"].any() and not row["weight"].any()
 
 
+def test_segment_mean_of_a_row_without_targets_has_no_weight(directory):
+    options = {"prompt": "pi05", "use_fast": False, "loss_mean": "segment"}
+    row = make_builder(directory, stream("action", "action"), options=options)(0, 0)
+    assert row["segment"].any() and not row["weight"].any()
+
+
 def test_pi0_fast_targets_have_opening_and_closing(directory):
     builder = make_builder(directory, stream("action", "action"), options={"prompt": "pi0_fast"})
     row = builder(0, 0)
