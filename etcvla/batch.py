@@ -11,12 +11,12 @@ One row is one look (the images of one frame) with several segments on it (segme
 | target         | bool[B, L]           | the token is predicted (causal); else prompt (both ways inside a segment) |
 | weight         | float32[B, L]        | loss weight of the token                                                  |
 | action_segment | int32[B]             | the segment whose prompt the expert reads; 0 where the row has no action  |
-| state          | float32[B, S]        | normalised proprioception                                                 |
+| state          | float32[B, Q]        | normalised proprioception                                                 |
 | actions        | float32[B, P, A]     | normalised chunk                                                          |
 | action_mask    | bool[B, P, A]        | false on padded widths and on steps past the episode's end                |
 | stream         | int32[B, L]          | the index of the stream that each token serves, for metrics               |
 
-Axes: B rows, C cameras, H W pixels, L text length, S state width, P action horizon, A action width.
+Axes: B rows, C cameras, H W pixels, L text length, Q state width, P action horizon, A action width.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SCHEMA: dict[str, tuple[type, str]] = {
     "target": (np.bool_, "BL"),
     "weight": (np.float32, "BL"),
     "action_segment": (np.int32, "B"),
-    "state": (np.float32, "BS"),
+    "state": (np.float32, "BQ"),
     "actions": (np.float32, "BPA"),
     "action_mask": (np.bool_, "BPA"),
     "stream": (np.int32, "BL"),
@@ -41,7 +41,7 @@ SCHEMA: dict[str, tuple[type, str]] = {
 
 
 def zeros(**sizes: int) -> dict[str, np.ndarray]:
-    """An empty batch; sizes by axis letter, e.g. zeros(B=2, C=1, H=96, W=96, L=64, S=4, P=10, A=4)."""
+    """An empty batch; sizes by axis letter, e.g. zeros(B=2, C=1, H=96, W=96, L=64, Q=4, P=10, A=4)."""
     sizes["3"] = 3
     return {
         name: np.zeros([sizes[axis] for axis in axes], dtype)

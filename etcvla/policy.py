@@ -488,7 +488,7 @@ class Policy:
             H=size,
             W=size,
             L=0,
-            S=config.state_dim,
+            Q=config.state_dim,
             P=config.horizon,
             A=config.action_dim,
         )

@@ -118,7 +118,7 @@ def count_lessons(config: ml_collections.ConfigDict) -> SegmentCount:
             H=size,
             W=size,
             L=text_len,
-            S=m.state_dim,
+            Q=m.state_dim,
             P=m.horizon,
             A=m.action_dim,
         )

@@ -86,7 +86,7 @@ class Workload:
         """Noise, in the fields of `etcvla.batch`. Fewer cameras are the first ones of more."""
         rng, size = np.random.default_rng(self.seed), self.config.siglip.image_size
         batch = batch_lib.zeros(
-            B=rows, C=CAMERAS, H=size, W=size, L=TEXT_LEN, S=ACTION_DIM, P=HORIZON, A=ACTION_DIM
+            B=rows, C=CAMERAS, H=size, W=size, L=TEXT_LEN, Q=ACTION_DIM, P=HORIZON, A=ACTION_DIM
         )
         batch |= {
             "images": rng.integers(0, 256, batch["images"].shape, np.uint8)[:, :cameras],
