@@ -21,8 +21,9 @@ from etcvla.data.stage_dataset import StageDataset
 from etcvla.eval import benchmark, rollouts, vqa
 from etcvla.eval.benchmark import wrong_instruction
 from etcvla.eval.results_log import ResultsLog, write
-from etcvla.eval.trials import INTERVENTIONS, EvalProtocol, Trial
+from etcvla.eval.trials import EvalProtocol, Trial
 from etcvla.policy import Policy
+from etcvla.results_schema import INTERVENTIONS
 from etcvla.sims import suites
 from etcvla.sims.metaworld.tasks import TASKS
 from etcvla.train.checkpoint import Checkpoints
@@ -38,7 +39,7 @@ class EvaluationSpec:
     scenes: tuple[str, ...]  # where to act; () to not act
     interventions: tuple[str, ...]
     trials: int  # a task and scene under "right"
-    control_trials: int  # the same under other interventions
+    intervention_trials: int  # the same under other interventions
     videos: int  # trials a task, scene and intervention to video
     questions: int  # a kind and dataset
     datasets: Mapping[
@@ -51,7 +52,7 @@ class EvaluationSpec:
         unknown = set(self.interventions) - set(INTERVENTIONS)
         if unknown:
             raise ValueError(
-                f"unknown intervention {', '.join(sorted(unknown))}; choose from {INTERVENTIONS}"
+                f"unknown intervention {', '.join(sorted(unknown))}; choose from {tuple(INTERVENTIONS)}"
             )
 
 
@@ -113,7 +114,7 @@ def trials(spec: EvaluationSpec) -> Sequence[Trial]:
         for intervention in spec.interventions
         for scene in spec.scenes
         for task in spec.tasks
-        for i in range(spec.trials if intervention == "right" else spec.control_trials)
+        for i in range(spec.trials if intervention == "right" else spec.intervention_trials)
     ]
 
 

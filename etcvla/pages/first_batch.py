@@ -25,7 +25,7 @@ from etcvla.models.vla import (
     expert_key_mask,
     prefix_positions_and_mask,
 )
-from etcvla.pages.overlay import KIND_COLORS
+from etcvla.pages.palette import KIND_COLORS
 from etcvla.train.stage import Stage
 
 MAX_ROWS = 8

@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw
 
 from etcvla.etc.question_types import PATH, clean_instruction, format_question
 from etcvla.etc.score import parse_answer
-from etcvla.eval.trials import VIDEO_CAMERA
 from etcvla.policy import Policy
+from etcvla.results_schema import VIDEO_CAMERA
 
 MIN_SIDE = 192  # pixels: smaller frames are enlarged by a whole factor, so that a line is finer than what it crosses
 LINE, RIM = (216, 27, 154), (255, 255, 255)  # the report's colour of predictions
@@ -28,7 +28,7 @@ class VideoRecorder:
     def __init__(self, policy: Policy, batch: int):
         self._policy, self._batch, self._paths = policy, batch, {}
 
-    def look(self, looks: Mapping[Hashable, Mapping[str, Any]]) -> None:
+    def predict_paths(self, looks: Mapping[Hashable, Mapping[str, Any]]) -> None:
         """Asks for the paths of one look of each player; an observation without "video" is passed over."""
         recorded = {player: look for player, look in looks.items() if look["video"]}
         if not recorded or self._policy.cameras[0] != VIDEO_CAMERA:

@@ -186,7 +186,7 @@ def test_a_spec_lists_every_trial_once():
         scenes=("source", "target"),
         interventions=("right", "wrong_instruction"),
         trials=3,
-        control_trials=2,
+        intervention_trials=2,
         videos=1,
         questions=1,
         datasets={},
