@@ -22,7 +22,13 @@ from etcvla.data.assets import Assets
 from etcvla.data.norm_stats import normalize, unnormalize
 from etcvla.etc.question_types import clean_instruction
 from etcvla.models import flow
-from etcvla.models.decode import ImageCache, cache_images, decode_text, sample_with_image_cache
+from etcvla.models.decode import (
+    ImageCache,
+    TextOptions,
+    cache_images,
+    decode_text,
+    sample_with_image_cache,
+)
 from etcvla.models.lora import merge
 from etcvla.models.quantize import quantize_params
 from etcvla.models.variants import config_from_dict
@@ -111,11 +117,13 @@ class Policy:
             out_shardings=(everywhere, None),
             donate_argnames="image_cache" if keep_image_cache else None,
         )
-        self._decode = jax.jit(
-            functools.partial(decode_text, model, eos=assets.tokenizer.layout.eos),
-            static_argnames="max_new",
-            out_shardings=everywhere,
-        )
+        eos = assets.tokenizer.layout.eos
+
+        def _decode(params, batch, max_new, allowed, image_cache):
+            options = TextOptions(max_new=max_new, eos=eos, allowed=allowed)
+            return decode_text(model, params, batch, options, image_cache)
+
+        self._decode = jax.jit(_decode, static_argnames="max_new", out_shardings=everywhere)
 
     @classmethod
     def load(

@@ -49,8 +49,7 @@ def check_schedule(
 
 
 def value_at(points: Schedule, progress: Any, xp: ModuleType = jnp) -> Any:
-    """Return the value at `progress` in [0, 1]. `xp` is jnp inside a jitted step and np on the
-    host."""
+    """Return the value at `progress` in [0, 1], by jnp inside a jitted step or np on the host."""
     times, values = zip(*points, strict=True)
     return xp.interp(progress, xp.asarray(times, xp.float32), xp.asarray(values, xp.float32))
 

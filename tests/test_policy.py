@@ -10,7 +10,7 @@ import pytest
 from configs.common import constant
 from etcvla.data.norm_stats import unnormalize
 from etcvla.data.rows import RowBuilder, RowOptions
-from etcvla.models.decode import decode_text, sample_actions
+from etcvla.models.decode import TextOptions, decode_text, sample_actions
 from etcvla.models.lora import merge
 from etcvla.policy import Policy
 from etcvla.train.checkpoint import Checkpoints
@@ -141,7 +141,7 @@ def test_answers_are_what_the_model_writes_after_a_training_prompt(acting):
         batch[name] = batch[name] * ~batch["target"]
     eos = tokenizer.layout.eos
     written = np.asarray(
-        jax.jit(lambda *args: decode_text(stage.model, *args, max_new=5, eos=eos))(
+        jax.jit(lambda *args: decode_text(stage.model, *args, TextOptions(max_new=5, eos=eos)))(
             policy.params, batch
         )
     )
@@ -245,7 +245,7 @@ def test_a_prompt_with_subtasks_asks_for_them_as_training_did(tmp_path):
     decision = policy.infer(observations, [0, 1])
     question = text_of([row["tokens"][(row["segment"] == 2) & ~row["target"]] for row in rows])
     eos = tokenizer.layout.eos
-    written = jax.jit(lambda *args: decode_text(stage.model, *args, max_new=48, eos=eos))(
+    written = jax.jit(lambda *args: decode_text(stage.model, *args, TextOptions(max_new=48, eos=eos)))(
         policy.params, batch | question
     )
     assert decision.subtasks == [tokenizer.decode(row).strip() for row in np.asarray(written)]
@@ -335,9 +335,11 @@ def test_fast_tokens_are_what_the_model_writes_after_a_training_prompt(by_tokens
             lambda *args: decode_text(
                 stage.model,
                 *args,
-                max_new=stage.config.data.max_targets,
-                eos=tokenizer.layout.eos,
-                allowed=allowed,
+                TextOptions(
+                    max_new=stage.config.data.max_targets,
+                    eos=tokenizer.layout.eos,
+                    allowed=allowed,
+                ),
             )
         )(policy.params, batch)
     )

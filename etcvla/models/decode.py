@@ -1,5 +1,6 @@
-"""Sample actions and decode text: run the prefix once, keep its keys and values, and read them from
-then on.
+"""Sample actions and decode text from a cached prefix.
+
+The prefix is run once. Its keys and values are kept and serve all later passes.
 
 `decode_text` and `sample_actions` take a batch and do everything. If several prompts refer to the
 same images (a subtask and then an action, or many questions), `cache_images` runs the images once
@@ -110,8 +111,9 @@ def sample_with_image_cache(
     image_cache: ImageCache | None = None,
     guide: flow.Guide | None = None,
 ) -> tuple[Float[Array, "B P A"], ImageCache]:
-    """Sample normalised action chunks: run the prefix once, then the expert for `num_steps` Euler
-    steps.
+    """Sample normalised action chunks.
+
+    The prefix is run once, then the expert for `num_steps` Euler steps.
 
     Args:
       model: the model.
@@ -280,8 +282,7 @@ def _last_column(batch: Batch) -> Int[Array, "B 1"]:
 def _generated_position_and_mask(
     model: VLA, image_cache: ImageCache, batch: Batch, max_new: int
 ) -> Callable[[Int[Array, ""]], tuple[Int[Array, "B 1"], Mask]]:
-    """Return a function from the index of a generated token to its position and mask(s) [B, 1,
-    S]."""
+    """Return a function from the index of a generated token to its position and mask(s)."""
     image_token_mask = image_cache.image_token_mask
     prompt = jnp.concatenate([image_token_mask, batch["segment"] > 0], axis=1)
     start = prompt.shape[1]

@@ -157,8 +157,7 @@ class Attention(nn.Module):
     def _readable(
         self, stream: int, tensors: PerStream, gradient_scale: Float[Array, ""] | None
     ) -> Float[Array, "B S K H"]:
-        """Concatenate the keys (or values) that a stream reads: those of earlier streams, then its
-        own.
+        """Concatenate the keys (or values) of the earlier streams and of this one.
 
         The gradient to the earlier streams is scaled, or stopped with `insulate`.
         """
@@ -223,8 +222,7 @@ def _mask_of_layer(mask: Mask, is_local: Bool[Array, ""]) -> Bool[Array, "B T S"
 def _update_cache(
     cache: KVCache, k: Array | None, v: Array | None, write_at: Int[Array, ""]
 ) -> KVCache:
-    """Write the new keys and values (if any) of one layer into its cache, from column
-    `write_at`."""
+    """Write new keys and values of one layer, if any, into its cache from column `write_at`."""
     if k is None:
         return cache
 
@@ -293,8 +291,7 @@ class Block(nn.Module):
     def __call__(
         self, xs: PerStream, cache: KVCache | None, is_local: Bool[Array, ""], shared: LayerInputs
     ) -> tuple[list[Array | None], KVCache]:
-        """Return the streams (the carry of the scan) and this layer's keys and values of stream
-        0."""
+        """Return the streams (the carry of the scan) and the keys and values of stream 0."""
         normed, gates = self._norm("pre_attention_norm", xs, shared.conds)
         attention = Attention(self.configs, self.insulate, self.dtype, self.lora, name="attn")
         outputs, cache = attention(normed, cache, is_local, shared)

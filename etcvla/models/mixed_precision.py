@@ -20,8 +20,9 @@ step needs two calls:
     def loss_fn(variables):
         return loss(bind_variables(params, variables))
 
-    grads = jax.grad(loss_fn)(variables)  # each gradient in the dtype in which its parameter is
-    read
+    grads = jax.grad(loss_fn)(variables)
+
+Each gradient has the dtype in which its parameter is read.
 """
 
 from __future__ import annotations
@@ -36,15 +37,13 @@ from jaxtyping import Array, Float
 
 @flax.struct.dataclass
 class CastOnRead:
-    """A float32 parameter that a module reads with `astype`, and whose gradient has the dtype of
-    that cast."""
+    """A float32 parameter whose gradient has the dtype in which a module reads it."""
 
     value: Float[Array, "*shape"]  # float32
     placeholder: Float[Array, "*shape"]  # of the narrow dtype; receives the gradient
 
     def astype(self, dtype: jnp.dtype) -> Float[Array, "*shape"]:
-        """Return the parameter as `dtype`; the gradient flows to `placeholder` instead of
-        `value`."""
+        """Return the parameter as `dtype`; its gradient goes to `placeholder`, not to `value`."""
         return _cast(self.value, self.placeholder.astype(dtype))
 
 
@@ -92,8 +91,7 @@ def gradient_variables(params: Any, dtypes: Any, trainable: Any) -> Any:
 
 
 def bind_variables(params: Any, variables: Any) -> Any:
-    """Return the parameters for the model, connected to the `variables` from
-    `gradient_variables`."""
+    """Return the model's parameters, connected to `variables` from `gradient_variables`."""
 
     def _bind(param, variable):
         if variable is None:

@@ -73,8 +73,9 @@ scale_gradient.defvjp(_scale_gradient_fwd, _scale_gradient_bwd)
 
 @jax.custom_vjp
 def matmul(x: Float[Array, "*B D"], w: Float[Array, "D F"]) -> Float[Array, "*B F"]:
-    """Compute x @ w. The product for the weight gradient has the narrower of its two factors on the
-    left.
+    """Compute x @ w, with a faster weight gradient.
+
+    The product for the weight gradient has the narrower of its two factors on the left.
 
     On a CPU, XLA transposes the left factor together with the operations that produce it. JAX puts
     the gradient of the output there, which in an MLP is the wide factor and the result of many
@@ -207,9 +208,9 @@ def softcap(x: Float[Array, "*shape"], cap: float) -> Float[Array, "*shape"]:
 def sincos_embedding(
     value: Float[Array, "*shape"], width: int, min_period: float, max_period: float
 ) -> Float[Array, "*shape D"]:
-    """Embed a scalar as sines and cosines with geometrically spaced periods (openpi's time
-    embedding).
+    """Embed a scalar as sines and cosines with geometrically spaced periods.
 
+    This is openpi's time embedding.
     Both `min_period` and `max_period` are among the periods.
     """
     if width % 2:
@@ -224,9 +225,9 @@ def sincos_embedding(
 
 
 def text_mask(segment: Int[Array, "B L"], target: Bool[Array, "B L"]) -> Bool[Array, "B L L"]:
-    """Compute the attention mask among text tokens: bidirectional in a prompt, causal in its
-    targets.
+    """Compute the attention mask among text tokens.
 
+    Attention is bidirectional in a prompt and causal in its targets.
     Tokens of different segments do not attend to each other. Example: one row with segments [1 1 1
     2 2 0] and targets [. . T . T .]; x marks the keys that a query reads:
 

@@ -1,5 +1,6 @@
-"""The vision-language-action model: SigLIP and Gemma process the prefix, the action expert the
-suffix.
+"""The vision-language-action model.
+
+SigLIP and Gemma process the prefix, the action expert processes the suffix.
 
 The prefix holds the image tokens and the text of all segments. The suffix holds an optional state
 token and the noisy action chunk. Training runs both in one pass. A policy runs the prefix once,
@@ -29,7 +30,7 @@ from etcvla.models.siglip import SigLIP, SigLIPConfig, to_float
 Batch = Mapping[str, jax.Array]
 Params = Mapping
 
-# Parameters that are read in float32 whatever `VLAConfig.dtype` is: scales and biases of norms, and
+# Parameters that are read in float32 for any `VLAConfig.dtype`: scales and biases of norms, and
 # the projections of actions, state and time.
 _FLOAT32 = (
     r".*([nN]orm)[^/]*/(scale|bias)|"
@@ -104,8 +105,7 @@ class VLAConfig:
 
 
 class VLA(nn.Module):
-    """The model. Parameters: `img`, `llm`, and the expert's projections, with the names of
-    openpi."""
+    """The model. Its parameters have the names of openpi: `img`, `llm`, `action_in_proj`, ..."""
 
     config: VLAConfig
 
@@ -141,15 +141,15 @@ class VLA(nn.Module):
                 _float32_dense("action_time_mlp_out", width, width),
             ]
 
-    # ---- prefix -------------------------------------------------------------------------------------
+    # ---- prefix ----------------------------------------------------------------------------------
 
     def encode_images(self, images: Array) -> Float[Array, "B I D"]:
         """Encode uint8[B, C, height, width, 3]; the tokens of the cameras are concatenated."""
         size = self.config.siglip.image_size
         if images.dtype != jnp.uint8 or images.shape[2:] != (size, size, 3):
             raise ValueError(
-                f"images are {images.dtype}{list(images.shape)}, the model reads uint8[B, C, {size}, "
-                f"{size}, 3]"
+                f"images are {images.dtype}{list(images.shape)}, the model reads "
+                f"uint8[B, C, {size}, {size}, 3]"
             )
         flat = images.reshape(-1, *images.shape[2:])
         tokens = self.img(to_float(flat, jnp.dtype(self.config.dtype)))
@@ -166,7 +166,7 @@ class VLA(nn.Module):
         positions, mask = prefix_positions_and_mask(self.config, image_token_mask, batch)
         return TokenStream(tokens, positions, mask)
 
-    # ---- suffix -------------------------------------------------------------------------------------
+    # ---- suffix ----------------------------------------------------------------------------------
 
     def embed_suffix(
         self,
@@ -249,7 +249,7 @@ class VLA(nn.Module):
         velocity = self.action_out_proj(actions)
         return velocity.reshape(hidden.shape[0], noise_samples, self.config.horizon, -1)
 
-    # ---- entry points -------------------------------------------------------------------------------
+    # ---- entry points ----------------------------------------------------------------------------
 
     def __call__(
         self,
@@ -446,7 +446,9 @@ def action_dim_mask(batch: Batch) -> Bool[Array, "B 1 A"]:
 def find_target_positions(
     target: Bool[Array, "B L"], count: int
 ) -> tuple[Int[Array, "B M"], Bool[Array, "B M"]]:
-    """Return the columns of the first `count` targets of every row, in order, and a mask of the
-    real ones."""
+    """Find the first `count` targets of every row.
+
+    Returns: their columns in order, and a mask of the real ones if a row has fewer.
+    """
     is_target, positions = jax.lax.top_k(target.astype(jnp.int32), min(count, target.shape[1]))
     return positions, is_target > 0
