@@ -23,7 +23,7 @@ from launch import common
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Workdir (its newest checkpoint) or checkpoint to evaluate.", required=True
 )
-_SUITE = flags.DEFINE_string("suite", "", f"Benchmark: {', '.join(suites.NAMES)}.")
+_SUITE = flags.DEFINE_string("suite", "", f"Benchmark: {', '.join(suites.names())}.")
 _OUT = flags.DEFINE_string(
     "out", "", "Folder of a suite's results; default: <workdir>/evaluation/<suite>."
 )
@@ -97,7 +97,7 @@ def evaluate_suite() -> None:
     )
     chosen = benchmark.Benchmark(
         suite,
-        suite.some(_TASKS.value or ()),
+        suite.select_tasks(_TASKS.value or ()),
         _TRIALS.value,
         protocol,
         interventions=tuple(_INTERVENTIONS.value),

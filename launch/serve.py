@@ -69,7 +69,7 @@ def main(_: list[str]) -> None:
         _CHECKPOINT.value,
         head=_HEAD.value,
         num_steps=_NUM_STEPS.value,
-        subtask=_SUBTASK.value,
+        subtask_question=_SUBTASK.value,
         quantize=_QUANTIZE.value,
         text_len=_TEXT_LEN.value or None,
         keep_image_cache=True,

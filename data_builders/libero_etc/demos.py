@@ -137,7 +137,7 @@ def replay(env: Libero, demo: Demo, seed: int = 0) -> Episode | None:
     if not (env.reached() or any(env.step(demo.actions[-1]) for _ in range(END_STEPS))):
         return None
     env.restore(demo.states[0], demo.model_xml)
-    env.hold, env.success = hold, True
+    env.grasp_offset, env.success = hold, True
     images, states, facts = {name: [] for name in CAMERAS}, [], []
     for state in demo.states:
         env.restore(state)
@@ -155,7 +155,7 @@ def _find_hold(env: Libero, demo: Demo) -> np.ndarray | None:
     env.restore(demo.states[0], demo.model_xml)
     for state in demo.states:
         env.restore(state)
-        if env.hold_here():
+        if env.remember_grasp():
             break
     env.restore(demo.states[-1])
-    return env.hold
+    return env.grasp_offset

@@ -9,8 +9,9 @@ from data_builders.common import jobs
 from data_builders.common.jobs import EpisodeResult
 from etcvla.etc import make_items, scene
 from etcvla.etc.annotation import Annotation
-from etcvla.sims.metaworld.environment import EVAL_SEED_BASE, MetaWorld, NoRoom, demo_seed
-from etcvla.sims.rollout import Episode, layouts, record_expert, render_again, rollout_expert
+from etcvla.sims.metaworld.environment import EVAL_SEED_BASE, MetaWorld, NoRoomError, demo_seed
+from etcvla.sims.metaworld.rerender import initial_frames, record_expert, rerender
+from etcvla.sims.rollout import Episode, rollout_expert
 
 MAX_ATTEMPTS = 20
 NUM_LAYOUTS = 12  # from which is told what is so in nearly every episode
@@ -64,8 +65,8 @@ def _make(env: MetaWorld, job: MetaWorldJob, seed: int) -> Episode | None:
     states = record_expert(env, seed, job.noise)
     shown = _environment(job.task, job.scene, job.image_size, job.condition)
     try:
-        return states and render_again(shown, states, seed, STRIDE)
-    except NoRoom:
+        return states and rerender(shown, states, seed, STRIDE)
+    except NoRoomError:
         return None
 
 
@@ -86,5 +87,7 @@ def _environment(task: str, *key) -> MetaWorld:
 def _layouts(*key) -> Annotation:
     """The starts of other episodes, to know what is nearly always so in this task and look."""
     if key not in _starts:
-        _starts[key] = layouts(_environment(*key), range(LAYOUT_SEED, LAYOUT_SEED + NUM_LAYOUTS))
+        _starts[key] = initial_frames(
+            _environment(*key), range(LAYOUT_SEED, LAYOUT_SEED + NUM_LAYOUTS)
+        )
     return _starts[key]

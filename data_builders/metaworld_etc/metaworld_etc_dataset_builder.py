@@ -14,7 +14,7 @@ from data_builders.metaworld_etc import episodes
 from etcvla.etc.items import LOCATIONS
 from etcvla.etc.scene import ABSENT
 from etcvla.names import lookup
-from etcvla.sims.conditions import CONDITIONS, HELD_OUT, SWAPPABLE, together
+from etcvla.sims.conditions import CONDITIONS, HELD_OUT, SWAPPABLE, shared_side
 from etcvla.sims.metaworld import environment as metaworld
 from etcvla.sims.metaworld.tasks import DEMO_TASKS, MT10, NUM_OBJECTS, TASKS
 
@@ -59,7 +59,7 @@ class MetaWorldConfig(tfds.core.BuilderConfig):
         for task in self.tasks:
             lookup(TASKS, task, "task")
         lookup(dict.fromkeys(LOCATIONS), self.locations, "locations")
-        self.looks_held_out = bool(self.conditions) and together(self.conditions) == HELD_OUT
+        self.looks_held_out = bool(self.conditions) and shared_side(self.conditions) == HELD_OUT
         self.episodes = self.episodes or EPISODES[self.scene]
         if (
             self.episodes < 1

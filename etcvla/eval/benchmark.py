@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import platform
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from etils import epath
 
+from etcvla import sims
+from etcvla.errors import UserError
 from etcvla.eval import rollouts
 from etcvla.eval.results_log import ResultsLog, write
 from etcvla.eval.trials import EvalProtocol, Trial, TrialResult
 from etcvla.names import lookup
 from etcvla.policy import Policy
+from etcvla.provenance import run_versions
 from etcvla.results_schema import INTERVENTIONS
 from etcvla.sims.perturbations import Perturbation
 from etcvla.sims.seeds import EVAL_SEED_BASE, eval_seed
 from etcvla.sims.suites import Suite
 from etcvla.stats import wilson
-from etcvla.train.checkpoint import Checkpoints, versions
+from etcvla.train.checkpoint import open_checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +55,12 @@ class Benchmark:
         """All of them."""
         return [
             Trial(
+                self.suite.simulator,
                 self.suite.scene,
                 task,
                 i,
                 intervention,
-                wrong_instruction(task, self.suite.tasks)
+                wrong_instruction(self.suite.simulator, task, self.suite.tasks)
                 if intervention == "wrong_instruction"
                 else "",
                 perturbation,
@@ -74,7 +77,7 @@ class Benchmark:
         told = dict(zip(self.suite.tasks, self.suite.instructions, strict=True))
         return sorted(
             {
-                Perturbation.parse(trial.perturbation).say(
+                Perturbation.parse(trial.perturbation).rewrite_instruction(
                     told[trial.instruction_of or trial.task], eval_seed(trial.trial)
                 )
                 for trial in self.episodes()
@@ -106,6 +109,7 @@ def run_benchmark(
         out,
         {
             "suite": suite.name,
+            "simulator": suite.simulator,
             "tasks": benchmark.tasks,
             "interventions": benchmark.interventions,
             "perturbations": benchmark.perturbations,
@@ -146,6 +150,7 @@ def describe_protocol(
     simulator: Mapping[str, str],
 ) -> dict:
     """What protocol.json says beside the names of what is played; docs/evaluation.md explains it."""
+    checkpoint = open_checkpoint(workdir)
     how = "open loop" if not protocol.replan_steps else "receding horizon"
     if protocol.ensemble is not None:
         how = f"temporal ensembling, m = {protocol.ensemble:g}"
@@ -164,12 +169,12 @@ def describe_protocol(
         "cameras": {"names": policy.cameras, "image_size": protocol.image_size, "scenes": scenes},
         "policy": {
             "head": policy.head,
-            "euler_steps": policy.num_steps,
-            "subtask_question": policy.subtask,
+            "euler_steps": policy.options.num_steps,
+            "subtask_question": policy.options.subtask_question,
         },
-        "checkpoint": {"step": Checkpoints(workdir).latest(), "sha256": checkpoint_hash(workdir)},
+        "checkpoint": {"step": checkpoint.step, "sha256": checkpoint.content_hash()},
         "versions": {
-            **versions(),
+            **run_versions(),
             "python": platform.python_version(),
             "simulator": dict(simulator),
         },
@@ -178,7 +183,7 @@ def describe_protocol(
 
 def check_fit(policy: Policy, suite: Suite) -> None:
     """Raises ValueError for a policy that cannot act, or not with the suite's robot and cameras."""
-    policy.check_acting()
+    policy.check_can_act()
     lacking = sorted(set(policy.cameras) - set(suite.cameras))
     if lacking:
         raise ValueError(
@@ -194,36 +199,18 @@ def check_fit(policy: Policy, suite: Suite) -> None:
             )
 
 
-def checkpoint_hash(workdir: str) -> str:
-    """SHA-256 of the newest checkpoint's files that a policy reads: their names and their bytes, in order."""
-    checkpoints, digest = Checkpoints(workdir), hashlib.sha256()
-    if checkpoints.latest() is None:
-        raise FileNotFoundError(f"no checkpoint in {checkpoints.directory}")
-    root = checkpoints.directory / str(checkpoints.latest())
-    for path in sorted(path for item in ("ema", "meta") for path in _files(root / item)):
-        digest.update(f"{path.relative_to(root)}\n".encode())
-        with path.open("rb") as file:
-            while block := file.read(1 << 24):
-                digest.update(block)
-    return digest.hexdigest()
+def wrong_instruction(simulator: str, task: str, tasks: Sequence[str]) -> str:
+    """Return the task whose instruction is given instead of that of `task`.
 
+    This is the opposite task (which shares the scene) if `tasks` has it, else the next one in `tasks`.
 
-def _files(folder: epath.Path) -> Iterator[epath.Path]:
-    for path in folder.iterdir():
-        yield from _files(path) if path.is_dir() else [path]
-
-
-def wrong_instruction(task: str, tasks: Sequence[str]) -> str:
-    """The task whose words are given instead: the opposite one where there is one (it shares the scene), else the next.
-
-    Raises ValueError if there is no other task.
+    Raises UserError if there is no other task.
     """
-    opposite = {"open": "close", "close": "open"}
-    thing, _, verb = task.rpartition("-")
-    if f"{thing}-{opposite.get(verb)}" in tasks:
-        return f"{thing}-{opposite[verb]}"
+    opposite = sims.get(simulator).opposite_task(task)
+    if opposite in tasks:
+        return opposite
     if len(tasks) < 2:
-        raise ValueError(f"there is no wrong instruction for {task}: it is the only task")
+        raise UserError(f"there is no wrong instruction for {task}: it is the only task")
     return tasks[(tasks.index(task) + 1) % len(tasks)]
 
 
