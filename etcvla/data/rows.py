@@ -110,7 +110,7 @@ class RowBuilder:
             H=0,
             W=0,
             L=sizes.text_len,
-            S=sizes.state_dim,
+            Q=sizes.state_dim,
             P=sizes.horizon,
             A=sizes.action_dim,
         )

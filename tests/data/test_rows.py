@@ -47,7 +47,7 @@ def test_rows_match_the_schema(directory):
             H=28,
             W=28,
             L=96,
-            S=5,
+            Q=5,
             P=4,
             A=3,
         )
