@@ -199,7 +199,7 @@ class Annotator:
         for c, (ours, theirs) in enumerate(zip(self.adapter.cameras, self.cameras, strict=True)):
             found = self.calibrations.get(episode_id, theirs) if self.calibrations else None
             if found is not None:
-                matrix[:, c] = found.matrix(turned=ours in self.adapter.rotated_cameras)
+                matrix[:, c] = found.matrix(rotated=ours in self.adapter.rotated_cameras)
         return {"camera_matrix": matrix, "gripper_pixel": project(matrix, position[:, None])}
 
     def _ask(

@@ -165,7 +165,7 @@ def abstract_batch(stage: Stage, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
         H=sizes.image_size,
         W=sizes.image_size,
         L=sizes.text_len,
-        S=sizes.state_dim,
+        Q=sizes.state_dim,
         P=sizes.horizon,
         A=sizes.action_dim,
     )
