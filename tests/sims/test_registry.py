@@ -98,15 +98,15 @@ def test_example_of_contributing_is_evaluated(toy_python):
         perturbations=("", "robot:1", "language:1"),
     )
     policy = MoveTo()
-    with rollouts.Workers(1, toy_python) as workers:
-        results = rollouts.evaluate(
-            policy, benchmark.episodes(), protocol, what="toy", workers=workers
+    with rollouts.WorkerPool(1, toy_python) as pool:
+        results = rollouts.run_trials(
+            policy, benchmark.grid.trials(), protocol, label="toy", pool=pool
         )
     assert len(results) == 2 * 2 * 3
     for result in results:
         assert result.success == (result.trial.intervention == "right")
         assert result.intention == result.success
-        assert result.row()["simulator"] == "toy"
+        assert result.to_row()["simulator"] == "toy"
     wrong = {
         result.trial.task: result.trial.instruction_of
         for result in results
