@@ -47,7 +47,7 @@ def test_rows_match_the_schema(directory):
             H=28,
             W=28,
             L=96,
-            S=5,
+            Q=5,
             P=4,
             A=3,
         )
@@ -95,6 +95,12 @@ def test_prompt_with_state_and_no_fast_targets(directory):
     # The prompt has the three numbers of the dataset's state, not all S.
     np.testing.assert_allclose((bins + 0.5) / 128 - 1, row["state"][:3], atol=1 / 128)
     assert target == [] and not row["target"].any() and not row["weight"].any()
+
+
+def test_segment_mean_of_a_row_without_targets_has_no_weight(directory):
+    options = {"prompt": "pi05", "use_fast": False, "loss_mean": "segment"}
+    row = make_builder(directory, stream("action", "action"), options=options)(0, 0)
+    assert row["segment"].any() and not row["weight"].any()
 
 
 def test_pi0_fast_targets_have_opening_and_closing(directory):
