@@ -2,7 +2,7 @@
 
 import pytest
 
-from etcvla.stats import clustered, rate, wilson
+from etcvla.stats import Estimate, clustered, mean, rate, wilson
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,15 @@ def test_correlated_answers_of_an_episode_widen_the_interval():
 
 def test_interval_of_equal_values_has_their_number_of_trials():
     assert clustered([True] * 8, range(8)).low == pytest.approx(wilson(8, 8)[0])
+
+
+def test_rate_has_the_wilson_interval():
+    assert rate(0, 0) is None
+    assert rate(3, 4) == Estimate(0.75, *wilson(3, 4), 4)
+
+
+def test_mean_has_a_narrower_interval_than_its_estimates():
+    one = Estimate(0.5, 0.3, 0.6, 10)
+    assert mean([]) is None
+    assert mean([one]) == pytest.approx(one)
+    assert mean([one] * 4) == pytest.approx(Estimate(0.5, 0.4, 0.55, 40))
