@@ -397,7 +397,7 @@ def test_the_page_of_any_dataset_can_be_judged(built, tmp_path):
     reviewed = json.loads(page.split('id="review-data">')[1].split("</script>")[0])
     assert (reviewed["dataset"], reviewed["split"]) == (NAME, "val")
     assert {ItemKey(*key) for key in reviewed["keys"]} <= set(all_items(built, "val"))
-    assert len(reviewed["keys"]) == page.count('data-say="reject"') > 4
+    assert len(reviewed["keys"]) == page.count('data-choice="reject"') > 4
 
 
 def test_images_that_are_stored_upside_down_are_shown_upright():
