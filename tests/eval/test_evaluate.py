@@ -19,7 +19,7 @@ def test_questions_are_of_the_split_that_was_not_learnt(tmp_path):
     assert (held_out.dataset.split, training.dataset.split) == ("val", "train")
     _write(tmp_path / "gradient_scale", "train", (0, 1))
     _write(tmp_path / "gradient_scale", "val", (1,))
-    with pytest.raises(ValueError, match="1 episodes are both learnt from"):
+    with pytest.raises(ValueError, match="1 episodes are both in the training data"):
         open_splits(str(tmp_path / "gradient_scale"), ("front",))
 
 
