@@ -158,7 +158,7 @@ def _trace(stage: Stage, mesh: Mesh):
 
 def abstract_batch(stage: Stage, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """A batch's shapes, and where it lies."""
-    sizes, where = stage.sizes, NamedSharding(mesh, sharding.BATCH)
+    sizes, where = stage.sizes, NamedSharding(mesh, sharding.BATCH_SPEC)
     row = batch_lib.zeros(
         B=1,
         C=sizes.num_cameras,
