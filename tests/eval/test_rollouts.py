@@ -13,7 +13,7 @@ from etcvla.eval.results_log import ResultsLog
 from etcvla.eval.rollouts import WorkerPool, WorkerProcess, run_trials
 from etcvla.eval.trials import EvalProtocol, Trial
 from etcvla.eval.worker import GREY, make_portable
-from etcvla.pages.videos import LINE
+from etcvla.pages.videos import LINE_COLOR
 from etcvla.sims import suites
 
 pytest.importorskip("metaworld")
@@ -104,8 +104,8 @@ def test_videos_have_a_path_at_every_query():
     *query_frames, last_frame = results[0].frames
     assert len(query_frames) == 4
     assert last_frame.shape == (192, 192, 3)  # small frames are enlarged
-    assert all((frame[96, 96] == LINE).all() for frame in query_frames)
-    assert not (last_frame == LINE).all(axis=-1).any()
+    assert all((frame[96, 96] == LINE_COLOR).all() for frame in query_frames)
+    assert not (last_frame == LINE_COLOR).all(axis=-1).any()
     assert results[1].frames is None
 
 
