@@ -1,5 +1,6 @@
 """The registry of simulators, and the example of CONTRIBUTING.md run through the evaluation."""
 
+import dataclasses
 import importlib.util
 import re
 import subprocess
@@ -152,3 +153,24 @@ def test_importing_sims_imports_no_simulator(package):
         f"import sys, etcvla.sims, etcvla.sims.perturbations; sys.exit({package!r} in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=suites.environment_variables())
+
+
+def test_suites_that_a_simulator_does_not_list_are_found_by_their_prefix(monkeypatch):
+    def _describe(name):
+        return suites.Suite(name, "libero", (), "rlds", 1, 32, (), None, 8, 7)
+
+    libero = dataclasses.replace(
+        sims.get("libero"),
+        requirement=sims.Requirement("LIBERO", (), ""),
+        describe_suite=_describe,
+    )
+    monkeypatch.setitem(registry._SIMULATORS, "libero", libero)
+    assert "libero_goal_with_mug" not in suites.names()
+    assert suites.describe("libero_goal_with_mug").simulator == "libero"
+    with pytest.raises(ValueError, match="unknown suite 'metaworld_mt5'"):
+        suites.describe("metaworld_mt5")
+
+
+def test_python_that_does_not_exist_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="--simulator_python .*/python: cannot run it"):
+        suites.find("metaworld_mt10", str(tmp_path / "python"))

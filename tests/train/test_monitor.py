@@ -177,7 +177,7 @@ def test_what_was_learnt_is_not_held_out(tmp_path):
     folder = write_robot_set(tmp_path / "robot")
     write_rlds(folder, [robot_episode(2)], steps=robot_steps(), split="val")
     config = nano_config(folder, tmp_path / "run", eval__at_progress=(1.0,))
-    with pytest.raises(ValueError, match="both learnt from"):
+    with pytest.raises(ValueError, match="both in the training data"):
         train(config, options=MonitorOptions(evaluation=HeldOutEvaluation))
 
 
