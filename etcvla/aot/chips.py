@@ -64,13 +64,13 @@ class Slice:
         if not is_valid or len(sizes) != chip.axes:
             example = "x".join("4" * chip.axes)
             raise UserError(
-                f"--topology={name}: expected {chip.axes} sizes, as in {kind}:{example}; names such "
-                "as v5e-16 count chips (v4-16 and v5p-16 cores), which does not determine the shape"
+                f"--topology={name}: expected {chip.axes} sizes, as in {kind}:{example}; names "
+                "such as v5e-16 count chips (v4-16 and v5p-16 cores) and do not determine the shape"
             )
         topology = cls(kind, tuple(int(size) for size in sizes))
         if topology.chips > MAX_CHIPS:
             raise UserError(
-                f"--topology={name} has {topology.chips} chips, but at most {MAX_CHIPS} are supported"
+                f"--topology={name} has {topology.chips} chips; at most {MAX_CHIPS} are supported"
             )
         return topology
 

@@ -76,7 +76,7 @@ def planned_stage(config: ml_collections.ConfigDict) -> Stage:
 
 
 def _tokenizer(data: ml_collections.ConfigDict) -> Tokenizer:
-    """Return the stage's tokenizer; if its files do not exist, PaliGemma's ids without the words."""
+    """Return the stage's tokenizer; if its files are missing, PaliGemma's ids without words."""
     if data.tokenizer == "tiny" or Path(data.tokenizer).exists():
         return Tokenizer.load(data.tokenizer, num_actions=data.fast_vocab, layout=data.layout)
     segmentation = PALIGEMMA_TEXT_IDS + NUM_LOC
@@ -115,15 +115,17 @@ def compile_step(config: ml_collections.ConfigDict, mesh: Mesh) -> CompiledStep:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise DoesNotFitError(_needed_gib(str(error)), str(error)) from error
+    compile_s = time.time() - start
+    compile_cpu_s = time.process_time() - cpu_start
     return CompiledStep(
-        mesh,
-        config.batch_size,
-        compile_s=time.time() - start,
-        compile_cpu_s=time.process_time() - cpu_start,
+        mesh=mesh,
+        batch_size=config.batch_size,
         memory=_memory(program),
         costs=analyse(_hlo_text(program, lowered), mesh.size),
         traced_flops=flops.count_jaxpr(traced.jaxpr.jaxpr).total(),
         trace_s=trace_s,
+        compile_s=compile_s,
+        compile_cpu_s=compile_cpu_s,
     )
 
 
@@ -149,7 +151,7 @@ def zero_rows(stage: Stage) -> dict[str, np.ndarray]:
         H=sizes.image_size,
         W=sizes.image_size,
         L=sizes.text_len,
-        S=sizes.state_dim,
+        Q=sizes.state_dim,
         P=sizes.horizon,
         A=sizes.action_dim,
     )

@@ -286,6 +286,7 @@ class _Window(NamedTuple):
 
     @classmethod
     def parse(cls, instruction: Instruction) -> _Window:
+        """Parse the attribute `window`."""
         match = re.search(r"window=\{([^}]*)\}", instruction.attributes)
         fields = re.findall(r"(\w+)=(\S+)", match[1] if match else "")
         return cls({name: values.split("x") for name, values in fields})

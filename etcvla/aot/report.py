@@ -1,4 +1,4 @@
-"""Report what a compiled step means on a slice: whether it fits, its best speed, and what limits it."""
+"""Report whether a compiled step fits on a slice, its best speed, and what limits it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compile a stage's step from its config, for this machine's devices, and with libtpu if installed."""
+"""Compile a stage's step from its config, on this machine and, if installed, with libtpu."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def make_mesh():
 
 
 def test_full_size_step_needs_no_files_and_has_the_expected_flops():
-    """The FLOPs of a sample of pi0 agree with the benchmark against openpi, which has its own step."""
+    """The benchmark against openpi, which has its own step, counts the same FLOPs per sample."""
     config = pi0.get_config("paligemma_3b")
     config.data.num_cameras = 3
     config.batch_size = 1
@@ -110,7 +110,7 @@ def launch(*arguments):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--topology=v5e:4"], "which does not determine the shape\n"),
+        (["--topology=v5e:4"], "do not determine the shape\n"),
         (["--topology=v5e:2x2", "--out=/nowhere/x.json"], "--out=/nowhere/x.json: "),
     ],
 )
@@ -121,7 +121,7 @@ def test_flag_errors_are_raised_before_compiling(flags, message):
 
 
 def test_libtpu_compiles_the_sharded_step(tmp_path):
-    """On four chips of v5e, the tiny stage's compiled FLOPs are those traced: nothing is repeated."""
+    """On four chips of v5e, the compiled FLOPs are those traced: no chip repeats work."""
     pytest.importorskip("libtpu")
     out = tmp_path / "report.json"
     done = launch(
