@@ -227,12 +227,15 @@ def score_groups(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
         group.setdefault(trial.task, []).append(result)
     scored = []
     for (scene, intervention, perturbation), tasks in groups.items():
+        all_episodes = []
+        for episodes in tasks.values():
+            all_episodes += episodes
         scored.append(
             {
                 "scene": scene,
                 "intervention": intervention,
                 "perturbation": perturbation,
-                "overall": score_episodes(sum(tasks.values(), [])),
+                "overall": score_episodes(all_episodes),
                 "tasks": {task: score_episodes(episodes) for task, episodes in tasks.items()},
             }
         )
@@ -253,6 +256,19 @@ def score_episodes(results: Sequence[TrialResult]) -> dict[str, Any]:
         scores[name] = {"count": count, "rate": count / trials, "low": low, "high": high}
     scores["progress"] = float(np.mean([result.progress for result in results]))
     return scores
+
+
+def success_table(groups: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict]]:
+    """Return intervention -> scene -> task -> [successes, trials] of unperturbed groups."""
+    table: dict = {}
+    for group in groups:
+        if group["perturbation"]:
+            continue
+        scenes = table.setdefault(group["intervention"], {})
+        tasks = scenes.setdefault(group["scene"], {})
+        for task, scores in group["tasks"].items():
+            tasks[task] = [scores["success"]["count"], scores["trials"]]
+    return table
 
 
 def format_scores(groups: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -13,6 +13,7 @@ from etcvla.eval.benchmark import (
     format_scores,
     score_episodes,
     score_groups,
+    success_table,
 )
 from etcvla.eval.trials import EvalProtocol, Trial, TrialResult
 from etcvla.sims import suites
@@ -202,6 +203,7 @@ def test_scores_are_separate_for_each_group():
     assert plain["overall"]["progress"] == pytest.approx(0.625)
     assert noisy["perturbation"] == "noise:1"
     assert noisy["overall"]["success"]["count"] == 2
+    assert success_table([plain, noisy]) == {"right": {"source": {"drawer-open": [2, 4]}}}
     lines = format_scores([plain])
     assert "2/4" in lines[1]
     assert "0.62" in lines[1]
