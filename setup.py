@@ -14,6 +14,7 @@ CORE = [
     "grain>=0.2.18",
     "jax>=0.10.2",
     "jaxtyping",
+    "jinja2",
     "matplotlib",
     "ml_collections>=1.1",
     "numpy",
@@ -65,7 +66,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["etcvla*", "data_builders*", "configs*", "launch*"]),
     package_data={
-        "etcvla": ["data/assets/*", "pages/assets/*"],
+        "etcvla": ["data/assets/*", "pages/assets/*", "pages/templates/*"],
         "data_builders": ["add_etc/calibrations/*"],
     },
     install_requires=CORE,

@@ -16,19 +16,19 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from etcvla import batch as batch_lib
+from etcvla import schedule
 from etcvla.data import prompts, rows
 from etcvla.data.assets import Assets
 from etcvla.data.norm_stats import normalize, unnormalize
-from etcvla.etc.question_types import clean
+from etcvla.etc.question_types import clean_instruction
 from etcvla.models import flow
 from etcvla.models.decode import ImageCache, cache_images, decode_text, sample_with_image_cache
 from etcvla.models.lora import merge
-from etcvla.models.quantize import quantized
+from etcvla.models.quantize import quantize_params
 from etcvla.models.variants import config_from_dict
 from etcvla.models.vla import VLA, VLAConfig, init_params
 from etcvla.train import sharding
 from etcvla.train.checkpoint import Checkpoints
-from etcvla.train.step import used
 
 HEADS = ("flow", "fast")
 _BUCKET = (
@@ -150,7 +150,7 @@ class Policy:
             checkpoints.ema(abstract), config.adapters
         )  # beside the weights they would cost time
         if quantize:
-            params = quantized(params, quantize)
+            params = quantize_params(params, quantize)
         head = head or trained_head(stage["loss"])
         return cls(
             dataclasses.replace(config, lora=(), remat="none"),
@@ -315,7 +315,9 @@ class Policy:
         tokenizer, prompt = self.assets.tokenizer, self.assets.action_spec["prompt"]
         if self.subtask is not None:
             asked = [
-                prompts.question(tokenizer, self.subtask.replace("{instruction}", clean(task)))
+                prompts.question(
+                    tokenizer, self.subtask.replace("{instruction}", clean_instruction(task))
+                )
                 for task in tasks
             ]
         elif prompts.find_format(prompt).subtask:
@@ -516,7 +518,7 @@ class Policy:
 
 def trained_head(loss: Mapping[str, Any]) -> str | None:
     """The head that a stage with these loss weights teaches: the flow's, else FAST's, else none."""
-    return next((name for name in HEADS if used(loss[name])), None)
+    return next((name for name in HEADS if schedule.is_nonzero(loss[name])), None)
 
 
 def _check_fit(config: VLAConfig, assets: Assets) -> None:

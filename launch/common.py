@@ -19,14 +19,16 @@ from etils import epath
 from configs import common as fields
 from etcvla.eval.in_loop import make_evaluation
 from etcvla.names import lookup
+from etcvla.pages.first_batch import draw_batch
+from etcvla.pages.plan import plot_plan
 from etcvla.train.hosts import all_hosts_agree, log_on_host0
 from etcvla.train.loop import train
 from etcvla.train.monitor import MonitorOptions
-from etcvla.train.plan_table import plan_table, plot_plan
+from etcvla.train.plan_table import plan_table
 from etcvla.train.stage import build_datasets, make_plan, missing_paths
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SHOWN = MonitorOptions(evaluation=make_evaluation)
+SHOWN = MonitorOptions(evaluation=make_evaluation, draw_first_batch=draw_batch)
 USER_ERRORS = (
     FileNotFoundError,
     ValueError,

@@ -12,7 +12,8 @@ from absl import flags
 from etils import epath
 
 from etcvla.eval.evaluate import open_splits
-from etcvla.eval.knowledge import compare_checkpoints, sections, write_csv
+from etcvla.eval.knowledge import compare_checkpoints, write_csv
+from etcvla.pages.knowledge import sections
 from etcvla.pages.report import make_page
 from launch import common
 

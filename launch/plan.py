@@ -6,7 +6,8 @@ python launch/plan.py --config=configs/objective_bridge.py[:VARIANT] [--png=plan
 from absl import flags
 from ml_collections import config_flags
 
-from etcvla.train.plan_table import plan_table, plot_plan
+from etcvla.pages.plan import plot_plan
+from etcvla.train.plan_table import plan_table
 from etcvla.train.stage import Stage, make_plan, missing_paths
 from launch import common
 

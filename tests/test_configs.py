@@ -13,7 +13,7 @@ from etcvla.models.vla import init_params
 from etcvla.train.optim import make_optimizer
 from etcvla.train.plan_table import plan_table
 from etcvla.train.stage import inherited_assets, make_model, make_plan, missing_paths, row_sizes
-from etcvla.train.step import StepSettings, active
+from etcvla.train.step import StepSettings, active_losses
 
 STAGES = ("vlm_pretrain", "distribution_bridge", "objective_bridge", "retentive_adapt")
 
@@ -42,9 +42,9 @@ def test_a_stage_is_whole(config):
     assert all(name in table for name in config.streams) and all(
         f in table for f in missing_paths(config)
     )
-    settings = StepSettings.of(config, 0)
+    settings = StepSettings.from_config(config, 0)
     acts = any(stream.kind == "action" for stream in config.streams.values())
-    assert active(settings) == (["text", "fast", "flow"] if acts else ["text"])
+    assert active_losses(settings) == (["text", "fast", "flow"] if acts else ["text"])
     for dataset in config.datasets.values():
         assert 1 <= len(dataset.cameras) <= config.data.num_cameras
     for stream in config.streams.values():

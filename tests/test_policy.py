@@ -16,7 +16,7 @@ from etcvla.policy import Policy
 from etcvla.train.checkpoint import Checkpoints
 from etcvla.train.loop import checkpoint_meta
 from etcvla.train.stage import Stage
-from etcvla.train.step import TrainState
+from etcvla.train.state import TrainState
 from tests.data.handmade_rlds import write_robot_set
 from tests.data.made_rows import segments, where
 from tests.models.small import random_params

@@ -23,7 +23,7 @@ from etcvla.train.loop import train
 from etcvla.train.optim import make_optimizer
 from etcvla.train.plan_table import plan_table
 from etcvla.train.stage import Stage, inherited_assets, make_model, make_plan, streams_of
-from etcvla.train.step import StepSettings, active
+from etcvla.train.step import StepSettings, active_losses
 from tests.data.handmade_rlds import write_robot_set
 from tests.data.made_rows import segments
 from tests.train.nano import nano_config
@@ -59,8 +59,8 @@ def test_a_recipe_is_whole(recipe, variant):
     plan = make_plan(config)
     assert plan.counts.sum() == plan.steps * plan.batch_size
     assert all(name in plan_table(config, plan) for name in config.streams)
-    settings = StepSettings.of(config, 0)
-    assert active(settings) == RECIPES[recipe][0]
+    settings = StepSettings.from_config(config, 0)
+    assert active_losses(settings) == RECIPES[recipe][0]
     assert (
         config.data.max_targets < config.data.text_len and config.batch_size % config.mesh.fsdp == 0
     )

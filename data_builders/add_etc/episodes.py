@@ -23,7 +23,7 @@ from etcvla.etc.annotators.detector import Detector
 from etcvla.etc.annotators.endpoint import Endpoint
 from etcvla.etc.annotators.projection import Calibrations
 from etcvla.etc.annotators.semantics import Semantics
-from etcvla.etc.facts import inside
+from etcvla.etc.facts import in_image
 from etcvla.etc.items import Item
 
 GRIPPER = "robot gripper"
@@ -106,7 +106,7 @@ class Annotator:
         dropped: Counter = Counter()
         episode_id, instruction = self.episode_id(episode), self._instruction(episode)
         known = self._state(episode)
-        segments = tracks.segment(known["gripper_open"], known["gripper_position"])
+        segments = tracks.detect_phases(known["gripper_open"], known["gripper_position"])
         asked = self._ask(episode, instruction, segments, dropped)
         said = self._name_objects(asked, instruction)
         known |= self._camera(episode_id, known["gripper_position"])
@@ -197,24 +197,24 @@ class Annotator:
         """Camera matrices and, by them, the gripper's path in the images."""
         matrix = np.full((len(position), len(self.cameras), 3, 4), np.nan, np.float32)
         for c, (ours, theirs) in enumerate(zip(self.adapter.cameras, self.cameras, strict=True)):
-            found = self.calibrations.of(episode_id, theirs) if self.calibrations else None
+            found = self.calibrations.get(episode_id, theirs) if self.calibrations else None
             if found is not None:
                 matrix[:, c] = found.matrix(turned=ours in self.adapter.rotated_cameras)
         return {"camera_matrix": matrix, "gripper_pixel": project(matrix, position[:, None])}
 
     def _ask(
-        self, episode: int, instruction: str, segments: tracks.Segments, dropped: Counter
+        self, episode: int, instruction: str, segments: tracks.GripperPhases, dropped: Counter
     ) -> Semantics:
         if self.endpoint is None:
             return Semantics()
         steps = int(self.dataset.lengths[episode])
         frames = semantics.frames_to_show(steps, SHOWN_FRAMES)
-        answer = self.endpoint.ask(
-            semantics.prompt(instruction, frames, segments),
+        answer = self.endpoint.complete(
+            semantics.build_prompt(instruction, frames, segments),
             [jpeg(self._image(episode, step), SHOWN_SIZE) for step in frames],
         )
-        return semantics.parse(
-            answer, steps=steps, frames=frames, segments=segments, dropped=dropped
+        return semantics.parse_reply(
+            answer, steps=steps, frames=frames, gripper_phases=segments, dropped=dropped
         )
 
     def _detect(
@@ -231,7 +231,9 @@ class Annotator:
             np.isnan(box[seen, 0, :, 0]).sum()
         )
         if not np.isfinite(gripper_pixel[:, 0]).any():
-            gripper_pixel[:, 0] = tracks.link(track, max_gap=2 * self.stride, max_speed=MAX_SPEED)
+            gripper_pixel[:, 0] = tracks.interpolate_track(
+                track, max_gap=2 * self.stride, max_speed=MAX_SPEED
+            )
         return {"box": box, "gripper_pixel": gripper_pixel}
 
     def _name_objects(self, said: Semantics, instruction: str) -> Semantics:
@@ -247,7 +249,7 @@ class Annotator:
 
     @staticmethod
     def _phases(
-        segments: tracks.Segments, said: Semantics, steps: int
+        segments: tracks.GripperPhases, said: Semantics, steps: int
     ) -> tuple[np.ndarray, tuple[str, ...]]:
         """The model's words for the state's phases, or its own phases, or the state's words."""
         if said.phases and said.phase is not None:
@@ -268,7 +270,7 @@ class Annotator:
         }
 
 
-def hindsight(facts: dict[str, np.ndarray], segments: tracks.Segments, target: int) -> None:
+def hindsight(facts: dict[str, np.ndarray], segments: tracks.GripperPhases, target: int) -> None:
     """Until it is held the target rests, so its grasp point in a camera that stands still is where the gripper came to
     hold it. Only calibrated cameras are known to stand still."""
     step = tracks.grasp_step(segments)
@@ -304,7 +306,7 @@ def seen_share(annotation: Annotation) -> float:
     A calibration of another frame or camera shows here first.
     """
     known = np.isfinite(annotation.gripper_pixel[:, 0]).all(-1)
-    return float(inside(annotation.gripper_pixel[known, 0]).mean()) if known.any() else math.nan
+    return float(in_image(annotation.gripper_pixel[known, 0]).mean()) if known.any() else math.nan
 
 
 def jpeg(image: np.ndarray, longer: int) -> bytes:

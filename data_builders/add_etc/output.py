@@ -26,6 +26,7 @@ from etcvla.data.adapters import INSTRUCTION
 from etcvla.data.rlds import RLDSDataset
 from etcvla.data.shards import open_shard
 from etcvla.etc.annotation import INT_FIELDS
+from etcvla.etc.items import ITEM_FIELDS
 
 _EXAMPLE_FEATURES = b"\x0a"  # the tag of field 1, length-delimited: all that a tf.train.Example has
 DROPPED = "dropped "
@@ -105,7 +106,7 @@ def encode(labelled: Labelled, num_objects: int, added: Sequence[str]) -> bytes:
         for name, value in facts.pad_objects(num_objects).items()
     }
     rows = [encode_items(items) for items in labelled.items]
-    for name in ("grade", "kind", "question_type", "question", "answer", "source"):
+    for name in ("grade", *ITEM_FIELDS):
         columns[f"steps/etc/{name}/ragged_flat_values"] = _texts(
             item[name] for row in rows for item in row
         )

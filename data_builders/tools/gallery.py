@@ -18,14 +18,13 @@ import numpy as np
 from etcvla.data.rlds import RLDSDataset
 from etcvla.data.rlds_layout import find_version, split_names
 from etcvla.etc.annotation import STEP_FIELDS, Annotation
-from etcvla.etc.items import Item
+from etcvla.etc.items import ITEM_FIELDS, Item
 from etcvla.pages.gallery import GalleryEntry, write_gallery
 
 REVIEW_HELP = (
     "JSON file of a page's verdicts: a second dataset is written beside the unreviewed one, without the "
     "rejected items."
 )
-ITEM_FIELDS = ("kind", "question_type", "question", "answer", "source")
 
 
 def full_name(directory: Path) -> str:

@@ -16,10 +16,8 @@ from absl import app, flags
 
 from etcvla.data.rlds import RLDSDataset
 from etcvla.etc.balance import Tally
-from etcvla.etc.items import Item
-from etcvla.etc.subtasks import agreement, segment
-
-_FIELDS = ("kind", "question_type", "question", "answer", "source")
+from etcvla.etc.items import ITEM_FIELDS, Item
+from etcvla.etc.subtasks import agreement, label_subtasks
 
 
 def dataset_report(directory: str | Path) -> dict:
@@ -46,7 +44,7 @@ def dataset_report(directory: str | Path) -> dict:
 
 
 def _count(dataset: RLDSDataset, split: str, tally: Tally, agreements: dict) -> None:
-    columns = [dataset.column(f"etc/{field}") for field in _FIELDS]
+    columns = [dataset.column(f"etc/{field}") for field in ITEM_FIELDS]
     has_facts = "annotation/phase" in dataset.features
     facts = (
         {
@@ -73,9 +71,9 @@ def _count(dataset: RLDSDataset, split: str, tally: Tally, agreements: dict) -> 
 def _agree(
     facts: dict[str, np.ndarray], target: int, rate: float, task: str, agreements: dict
 ) -> None:
-    """Notes an episode's agreement of the plan's phases, and of `segment` without contact, with contact."""
+    """Notes an episode's agreement of the plan's phases, and of `label_subtasks` without contact, with contact."""
     contact = facts["contact"][:, target]
-    guessed = segment(facts["gripper_position"], facts["gripper_open"], rate)
+    guessed = label_subtasks(facts["gripper_position"], facts["gripper_open"], rate)
     for name, phase in (("plan", facts["phase"]), ("trajectory", guessed)):
         if np.isfinite(share := agreement(phase, contact, rate)):
             agreements[name][task].append(share)

@@ -32,7 +32,7 @@ def apply_review(directory: str | Path, review: str | Path) -> Path:
       FileNotFoundError: no such dataset or review.
       ValueError: the review is of another dataset, or rejects an item that is not in it; files are no TFRecord.
     """
-    source, judged = find_version(Path(directory)), Review.read(review)
+    source, judged = find_version(Path(directory)), Review.load(review)
     if judged.dataset != (name := full_name(source)):
         raise ValueError(f"{review} reviews {judged.dataset}, not {name} ({source})")
     digest = hashlib.sha256(repr(sorted(judged.rejected())).encode()).hexdigest()[:8]

@@ -21,7 +21,8 @@ from etcvla.models import flow, variants
 from etcvla.models.decode import sample_actions
 from etcvla.models.vla import VLA, VLAConfig, init_params
 from etcvla.train.optim import make_optimizer
-from etcvla.train.step import StepSettings, TrainState, train_step
+from etcvla.train.state import TrainState
+from etcvla.train.step import StepSettings, train_step
 
 TEXT_LEN, HORIZON, ACTION_DIM = 48, 50, 32  # openpi's pi0
 CAMERAS, EULER_STEPS = 3, 10

@@ -12,12 +12,11 @@ import numpy as np
 from etcvla.data.episodes import Episodes
 from etcvla.data.norm_stats import finite_frames
 from etcvla.errors import UserError
-from etcvla.etc.items import Item
+from etcvla.etc.items import ITEM_FIELDS, Item
 
 ACTION_KIND = "action"  # the kind of a stream that draws actions
 ANY_KIND = "any"  # the kind of a stream that draws ETC items of all kinds
 PHASE = "annotation/phase"  # step feature: index of the current subtask in the episode's "phases"
-_ITEM = ("kind", "question_type", "question", "answer", "source")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +108,7 @@ class StageDataset:
         """Return the ETC items of a frame that was read with `item_features`."""
         if "etc/kind" not in frame:
             return []
-        columns = [frame[f"etc/{name}"] for name in _ITEM]
+        columns = [frame[f"etc/{name}"] for name in ITEM_FIELDS]
         return [Item(*values) for values in zip(*columns, strict=True)]
 
     def subtask(self, frame_index: int, frame: Mapping[str, Any]) -> str | None:
@@ -129,4 +128,4 @@ class StageDataset:
         """The step features that hold ETC items; empty if the dataset has none."""
         if "etc/kind" not in self.dataset.features:
             return []
-        return [f"etc/{name}" for name in _ITEM]
+        return [f"etc/{name}" for name in ITEM_FIELDS]

@@ -79,7 +79,7 @@ class Annotation:
                 raise ValueError(f"annotation.{name}: shape {value.shape}, expected {shape}")
             setattr(self, name, value)
 
-    def along(self, direction: str) -> np.ndarray:
+    def direction_vector(self, direction: str) -> np.ndarray:
         """float[3]: the unit vector of the base frame that points to the robot's "front", "left" or "up"; NaN unknown."""
         opposite = {"front": "back", "left": "right", "up": "down"}[direction]
         vector = [(axis == direction) - float(axis == opposite) for axis in self.axes]

@@ -58,14 +58,14 @@ class Tally:
     def unbalanced(self) -> list[str]:
         """What breaks the rule: an answer with more than `MAX_MAJORITY` of a kind's or a question_type's items in words.
 
-        Forms whose answer the instruction gives (`Form.told`) and groups of fewer than `MIN_ITEMS` are exempt.
+        Forms whose answer the instruction gives (`Form.answer_in_instruction`) and groups of fewer than `MIN_ITEMS` are exempt.
         """
         return [
             f"{name}: {row['share']:.0%} of {row['items']} answers are {row['answer']!r} (limit {MAX_MAJORITY:.0%})"
             for name, row in self.majorities().items()
             if row["share"] > MAX_MAJORITY
             and row["items"] >= MIN_ITEMS
-            and not (name in QUESTION_TYPES and QUESTION_TYPES[name].told)
+            and not (name in QUESTION_TYPES and QUESTION_TYPES[name].answer_in_instruction)
         ]
 
     def blind(self) -> dict[str, dict[str, float]]:

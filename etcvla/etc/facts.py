@@ -46,7 +46,7 @@ class FrameView:
     def __init__(self, annotation: Annotation, camera: int = 0):
         self.annotation, self.name, self._camera = annotation, annotation.cameras[camera], camera
         self.gripper = annotation.gripper_pixel[:, camera]  # [T, 2]
-        self.gripper_seen = inside(self.gripper)  # bool[T]
+        self.gripper_seen = in_image(self.gripper)  # bool[T]
         self.box = annotation.box[:, camera]  # [T, N, 4]
         self.visible = annotation.visible[:, camera]  # [T, N]
         sides = self.box[..., 2:] - self.box[..., :2]
@@ -63,12 +63,12 @@ class FrameView:
         )[:, None]
 
 
-def inside(points: np.ndarray) -> np.ndarray:
+def in_image(points: np.ndarray) -> np.ndarray:
     """bool[...]: image points float[..., 2] that are known and on the image."""
     return ((points >= 0) & (points <= 1)).all(-1)
 
 
-def drop(dropped: Counter, question_type: str, reason: str, mask: np.ndarray) -> None:
+def count_dropped(dropped: Counter, question_type: str, reason: str, mask: np.ndarray) -> None:
     """Counts the true entries of `mask` as items of `question_type` that are not asked."""
     if count := int(np.count_nonzero(mask)):
         dropped[f"{question_type}: {reason}"] += count

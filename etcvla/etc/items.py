@@ -24,7 +24,6 @@ GRADES: dict[str, str] = {
 }
 ETC_KINDS = tuple(GRADES)
 GENERAL = "general"  # the grade of multimodal items that no trajectory stands behind (MM data)
-SOURCES = ("oracle", "model", "human")
 LOCATIONS = ("loc", "integers")  # ways to write a location
 
 
@@ -44,7 +43,12 @@ class Item:
 
     @property
     def grade(self) -> str:
+        """The grade of the item's kind, `GENERAL` for kinds that are not in `GRADES`."""
         return GRADES.get(self.kind, GENERAL)
+
+
+# ("kind", "question_type", "question", "answer", "source"): the order of columns in datasets.
+ITEM_FIELDS = tuple(field.name for field in dataclasses.fields(Item))
 
 
 def format_loc(values: Iterable[float], how: str = "loc") -> str:

@@ -11,7 +11,7 @@ from etcvla.etc import scene, task, trajectory
 from etcvla.etc.annotation import Annotation
 from etcvla.etc.facts import Candidate, FrameView
 from etcvla.etc.items import LOCATIONS, Item, format_loc
-from etcvla.etc.question_types import QUESTION_TYPES, WORDS, ask
+from etcvla.etc.question_types import QUESTION_TYPES, WORDS, format_question
 from etcvla.etc.verify import check
 from etcvla.names import lookup
 
@@ -31,7 +31,7 @@ def make_items(
 ) -> tuple[list[list[Item]], Counter]:
     """Up to two checked items of every kind at every step; what is unknown, ambiguous or known in advance is not asked.
 
-    Within an episode no answer is more than half of those to the same question (`QUESTION_TYPES[...].told` excepted), so that
+    Within an episode no answer is more than half of those to the same question (`QUESTION_TYPES[...].answer_in_instruction` excepted), so that
     the question alone gives nothing away. What never changes in an episode cannot be balanced there; with `layouts` it
     is asked as often as other layouts show the contrary, and never if hardly any does.
 
@@ -144,8 +144,8 @@ class _Balance:
         values, answers = defaultdict(set), defaultdict(set)
         for candidate in found:
             if (
-                QUESTION_TYPES[candidate.question_type].answer == WORDS
-                and not QUESTION_TYPES[candidate.question_type].told
+                QUESTION_TYPES[candidate.question_type].answer_type == WORDS
+                and not QUESTION_TYPES[candidate.question_type].answer_in_instruction
             ):
                 values[candidate.what].add(candidate.value)
                 answers[candidate.what].add(candidate.answer)
@@ -222,7 +222,7 @@ def _draw_order(found: Sequence[Candidate], rng: np.random.Generator) -> Iterato
         [
             frames[candidate.fact]
             * facts[candidate.question_type]
-            / QUESTION_TYPES[candidate.question_type].share
+            / QUESTION_TYPES[candidate.question_type].weight
             for candidate in found
         ]
     )
@@ -234,7 +234,7 @@ def _write(candidate: Candidate, paraphrase: float, locations: str) -> Item:
         return value if isinstance(value, str) else format_loc(value.ravel(), locations)
 
     slots = {name: text(value) for name, value in candidate.slots.items()}
-    question = ask(candidate.question_type, paraphrase, slots)
+    question = format_question(candidate.question_type, paraphrase, slots)
     return Item(
         QUESTION_TYPES[candidate.question_type].kind,
         candidate.question_type,

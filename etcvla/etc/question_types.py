@@ -21,13 +21,12 @@ MAX_KEYPOINTS = 5  # of a path
 class QuestionType:
     """A sub-question inside a kind."""
 
-    kind: str
-    answer: str  # answer type
-    questions: tuple[str, ...]  # paraphrases with {slots}
-    share: float = 1.0  # how often it is drawn beside the kind's other question_types
-    told: bool = (
-        False  # the instruction alone gives the answer: asked for the words, no balance can be had
-    )
+    kind: str  # one of `items.GRADES`
+    answer_type: str  # WORDS, POINT, BOX or PATH
+    templates: tuple[str, ...]  # paraphrases of the question, with {fields}
+    weight: float = 1.0  # relative frequency among the question types of the same kind
+    # True if the instruction alone determines the answer. Such answers cannot be balanced.
+    answer_in_instruction: bool = False
 
 
 _IMAGE_SIDE = (
@@ -60,8 +59,8 @@ QUESTION_TYPES: dict[str, QuestionType] = {
     "gripper_side": QuestionType("spatial_understanding", WORDS, _IMAGE_SIDE),
     "gripper_height": QuestionType("spatial_understanding", WORDS, _HEIGHT),
     "gripper_depth": QuestionType("spatial_understanding", WORDS, _DEPTH),
-    "gripper_robot_side": QuestionType("spatial_understanding", WORDS, _ROBOT_SIDE, share=0.5),
-    "gripper_robot_front": QuestionType("spatial_understanding", WORDS, _ROBOT_FRONT, share=0.5),
+    "gripper_robot_side": QuestionType("spatial_understanding", WORDS, _ROBOT_SIDE, weight=0.5),
+    "gripper_robot_front": QuestionType("spatial_understanding", WORDS, _ROBOT_FRONT, weight=0.5),
     "gripper_point": QuestionType(
         "spatial_understanding",
         POINT,
@@ -70,13 +69,13 @@ QUESTION_TYPES: dict[str, QuestionType] = {
             "mark the gripper.",
             "where is the gripper? answer with a point.",
         ),
-        share=2.0,
+        weight=2.0,
     ),
-    "object_side": QuestionType("spatial_understanding", WORDS, _IMAGE_SIDE, share=0.5),
-    "object_height": QuestionType("spatial_understanding", WORDS, _HEIGHT, share=0.25),
-    "object_depth": QuestionType("spatial_understanding", WORDS, _DEPTH, share=0.25),
-    "object_robot_side": QuestionType("spatial_understanding", WORDS, _ROBOT_SIDE, share=0.25),
-    "object_robot_front": QuestionType("spatial_understanding", WORDS, _ROBOT_FRONT, share=0.25),
+    "object_side": QuestionType("spatial_understanding", WORDS, _IMAGE_SIDE, weight=0.5),
+    "object_height": QuestionType("spatial_understanding", WORDS, _HEIGHT, weight=0.25),
+    "object_depth": QuestionType("spatial_understanding", WORDS, _DEPTH, weight=0.25),
+    "object_robot_side": QuestionType("spatial_understanding", WORDS, _ROBOT_SIDE, weight=0.25),
+    "object_robot_front": QuestionType("spatial_understanding", WORDS, _ROBOT_FRONT, weight=0.25),
     # Between views. Coordinates are the first camera's alone: another view is spoken of in words.
     "cross_seen": QuestionType(
         "spatial_understanding",
@@ -86,7 +85,7 @@ QUESTION_TYPES: dict[str, QuestionType] = {
             "does the {view} view show the object at {box}?",
             "yes or no: what is at {box} can be seen in the {view} view.",
         ),
-        share=0.5,
+        weight=0.5,
     ),
     "cross_place": QuestionType(
         "spatial_understanding",
@@ -96,7 +95,7 @@ QUESTION_TYPES: dict[str, QuestionType] = {
             "the object at {box}: in which part of the {view} view is it?",
             "find the object at {box} in the {view} view. where is it there?",
         ),
-        share=0.5,
+        weight=0.5,
     ),
     "cross_box": QuestionType(
         "spatial_understanding",
@@ -106,7 +105,7 @@ QUESTION_TYPES: dict[str, QuestionType] = {
             "the {view} view shows an object at its {place}. detect it here.",
             "which box is at the {place} of the {view} view?",
         ),
-        share=0.25,
+        weight=0.25,
     ),
     "identify": QuestionType(
         "goal_description",
@@ -143,7 +142,7 @@ QUESTION_TYPES: dict[str, QuestionType] = {
             "what color and shape is the {object}, and where in the image?",
             "name the color, the shape and the place of the {object}.",
         ),
-        share=0.5,
+        weight=0.5,
     ),
     "count": QuestionType(
         "goal_description",
@@ -153,7 +152,7 @@ QUESTION_TYPES: dict[str, QuestionType] = {
             "count what you see of these: {objects}.",
             "of {objects}, how many does the image show?",
         ),
-        share=0.5,
+        weight=0.5,
     ),
     "present": QuestionType(
         "goal_description",
@@ -190,7 +189,7 @@ QUESTION_TYPES: dict[str, QuestionType] = {
             "to {instruction}, to which point should the {object} be moved?",
             "task: {instruction}. point to where the {object} should go.",
         ),
-        share=0.5,
+        weight=0.5,
     ),
     "stable_place": QuestionType(
         "affordance",
@@ -200,7 +199,7 @@ QUESTION_TYPES: dict[str, QuestionType] = {
             "to {instruction}, is {box} the right region to bring the {object} to?",
             "task: {instruction}. is {box} where the {object} should go?",
         ),
-        share=0.5,
+        weight=0.5,
     ),
     "decompose": QuestionType(
         "task_planning",
@@ -210,8 +209,8 @@ QUESTION_TYPES: dict[str, QuestionType] = {
             "task: {instruction}. list the steps in order.",
             "which steps does it take to {instruction}?",
         ),
-        share=0.2,
-        told=True,
+        weight=0.2,
+        answer_in_instruction=True,
     ),
     "current": QuestionType(
         "task_planning",
@@ -293,35 +292,37 @@ GENERAL_QUESTION_TYPES: dict[str, str] = {
 
 def answer_type(question_type: str) -> str:
     """`WORDS`, `POINT`, `BOX` or `PATH`. Raises ValueError for a question_type that is not registered."""
-    known = {name: spec.answer for name, spec in QUESTION_TYPES.items()} | GENERAL_QUESTION_TYPES
+    known = {
+        name: spec.answer_type for name, spec in QUESTION_TYPES.items()
+    } | GENERAL_QUESTION_TYPES
     return lookup(known, question_type, "question_type")
 
 
-def clean(instruction: str) -> str:
+def clean_instruction(instruction: str) -> str:
     """An instruction as it stands inside a question: small first letter, no full stop.
 
-    >>> clean("Open the drawer.")
+    >>> clean_instruction("Open the drawer.")
     'open the drawer'
     """
     instruction = instruction.strip().rstrip(".!")
     return instruction[:1].lower() + instruction[1:]
 
 
-def ask(question_type: str, paraphrase: float, slots: Mapping[str, str]) -> str:
+def format_question(question_type: str, paraphrase: float, slots: Mapping[str, str]) -> str:
     """A question_type's question; `paraphrase` in [0, 1) chooses the wording."""
-    questions = QUESTION_TYPES[question_type].questions
+    questions = QUESTION_TYPES[question_type].templates
     return questions[int(paraphrase * len(questions))].format(**slots)
 
 
 @functools.cache
 def _patterns(question_type: str) -> tuple[re.Pattern, ...]:
-    escaped = (re.escape(question) for question in QUESTION_TYPES[question_type].questions)
+    escaped = (re.escape(question) for question in QUESTION_TYPES[question_type].templates)
     return tuple(
         re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", question)) for question in escaped
     )
 
 
-def read(question_type: str, question: str) -> dict[str, str] | None:
+def parse_question(question_type: str, question: str) -> dict[str, str] | None:
     """The inverse of `ask`: the slots' values, or None if the question is none of the question_type's paraphrases."""
     matches = (pattern.fullmatch(question) for pattern in _patterns(question_type))
     return next((match.groupdict() for match in matches if match), None)

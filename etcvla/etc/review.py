@@ -39,7 +39,7 @@ class Review:
     verdicts: dict[ItemKey, str]
 
     @classmethod
-    def read(cls, path: str | Path) -> Review:
+    def load(cls, path: str | Path) -> Review:
         """Raises OSError where there is no such file, ValueError that names file and entry where it is not a review."""
         try:
             document = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -74,6 +74,6 @@ class Review:
         return frozenset(key for key, verdict in self.verdicts.items() if verdict == "reject")
 
 
-def file_name(dataset: str, split: str) -> str:
+def review_file_name(dataset: str, split: str) -> str:
     """What the page calls the file: "review-metaworld_etc-source-1.0.0-train.json"."""
     return f"review-{re.sub(r'[^A-Za-z0-9._+-]+', '-', f'{dataset}-{split}')}.json"

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from etcvla.etc.facts import Candidate, FrameView, drop
+from etcvla.etc.facts import Candidate, FrameView, count_dropped
 from etcvla.etc.geometry import iou
 
 SIDE_MARGIN = 0.03  # of the image; wide objects need more, see `_side`
@@ -82,7 +82,7 @@ def share_word(noun: str, objects: Sequence[str]) -> bool:
 
 
 def _gripper_point(view: FrameView, dropped: Counter) -> Iterator[Candidate]:
-    drop(dropped, "gripper_point", "not in view", ~view.gripper_seen)
+    count_dropped(dropped, "gripper_point", "not in view", ~view.gripper_seen)
     for t in np.flatnonzero(view.gripper_seen).tolist():
         yield Candidate(t, "gripper_point", "gripper_point", None, {}, view.gripper[t])
 
@@ -136,7 +136,7 @@ def _metric_relations(
     dropped: Counter,
 ) -> Iterator[Candidate]:
     """Height, depth and the robot's own directions, of positions float[T, 1 or K, 3] and float[T, K, 3]."""
-    up, left, front = (view.annotation.along(name) for name in ("up", "left", "front"))
+    up, left, front = (view.annotation.direction_vector(name) for name in ("up", "left", "front"))
     up = (
         np.array([0, 0, 1]) if np.isnan(up).any() else up
     )  # z is up in every base frame that we know of
@@ -168,9 +168,9 @@ def _relation(
     """
     known = seen & np.isfinite(difference)
     clear = known & (np.abs(difference) >= margin)
-    drop(dropped, question_type, "not in view", ~seen)
-    drop(dropped, question_type, "unknown", seen & ~known)
-    drop(dropped, question_type, "ambiguous", known & ~clear)
+    count_dropped(dropped, question_type, "not in view", ~seen)
+    count_dropped(dropped, question_type, "unknown", seen & ~known)
+    count_dropped(dropped, question_type, "ambiguous", known & ~clear)
     swap = rng.random(difference.shape) < 0.5
     negative, swap = (difference < 0).tolist(), swap.tolist()
     for t, k in np.argwhere(clear).tolist():
@@ -192,10 +192,10 @@ def _cross(view: FrameView, other: FrameView, dropped: Counter) -> Iterator[Cand
     absent = other.visible == 0
     distinct = ~_confused(view) & view.shown
     known = distinct & (other.shown | absent)
-    drop(dropped, "cross_seen", "unknown", distinct & ~known)
+    count_dropped(dropped, "cross_seen", "unknown", distinct & ~known)
     # What is always in the other view, or never, cannot be balanced.
     changing = (known & other.shown).any(0) & (known & absent).any(0)
-    drop(dropped, "cross_seen", "never changes", known & ~changing)
+    count_dropped(dropped, "cross_seen", "never changes", known & ~changing)
     boxed = np.isfinite(other.center).all(-1)
     places = [
         [
@@ -237,9 +237,9 @@ def _confused(view: FrameView) -> np.ndarray:
 def _named(view: FrameView, dropped: Counter) -> Iterator[Candidate]:
     """Name to box and box to name."""
     confused = _confused(view)
-    drop(dropped, "identify", "ambiguous", confused & view.shown)
+    count_dropped(dropped, "identify", "ambiguous", confused & view.shown)
     for question_type in ("identify", "locate_box"):
-        drop(dropped, question_type, "not in view", ~view.shown)
+        count_dropped(dropped, question_type, "not in view", ~view.shown)
     for t, i in np.argwhere(view.shown).tolist():
         name, box = view.annotation.objects[i], view.box[t, i]
         yield Candidate(t, "locate_box", "locate_box", i, {"object": name}, box)
@@ -250,12 +250,12 @@ def _named(view: FrameView, dropped: Counter) -> Iterator[Candidate]:
 def _describe(view: FrameView, dropped: Counter) -> Iterator[Candidate]:
     facts = view.annotation
     colored = np.array([bool(color) for color in facts.colors], bool)
-    drop(dropped, "describe", "color unknown", view.shown & ~colored)
+    count_dropped(dropped, "describe", "color unknown", view.shown & ~colored)
     told = np.array(
         [color in name.split() for name, color in zip(facts.objects, facts.colors, strict=True)],
         bool,
     )
-    drop(dropped, "describe", "color in the name", view.shown & told)
+    count_dropped(dropped, "describe", "color in the name", view.shown & told)
     colored &= ~told
     centers = view.center.tolist()
     for t, i in np.argwhere(view.shown & colored).tolist():

@@ -23,12 +23,12 @@ ON_THING = "grasp_point"  # the question_type whose point lies on the thing that
 WORST_DISTANCE = 2**0.5  # the image's diagonal: what an unreadable point or path counts
 
 
-def score(question_type: str | Item, truth: str, prediction: str) -> float:
-    """1.0 if `prediction` is right by the rules above, else 0.0. See `measure`."""
-    return measure(question_type, truth, prediction)["correct"]
+def is_correct(question_type: str | Item, truth: str, prediction: str) -> bool:
+    """Return whether `prediction` is correct by the rules of this module. See `score_answer`."""
+    return score_answer(question_type, truth, prediction)["correct"] > 0
 
 
-def measure(
+def score_answer(
     question_type: str | Item, truth: str, prediction: str, box: np.ndarray | None = None
 ) -> dict[str, float]:
     """How good a prediction is.
@@ -53,7 +53,7 @@ def measure(
     if kind == WORDS:
         right = {"correct": float(_normalize(truth) == _normalize(prediction))}
         return right | ({"order": plan_order(truth, prediction)} if question_type == PLAN else {})
-    true, predicted = read_answer(kind, truth), read_answer(kind, prediction)
+    true, predicted = parse_answer(kind, truth), parse_answer(kind, prediction)
     if true is None:
         raise ValueError(f"the true answer {truth!r} is not a {kind}")
     if kind == BOX:
@@ -86,7 +86,7 @@ def plan_order(truth: str, prediction: str) -> float:
     return float(2 * longest[-1, -1] / max(1, len(a) + len(b)))
 
 
-def read_answer(kind: str, text: str) -> np.ndarray | None:
+def parse_answer(kind: str, text: str) -> np.ndarray | None:
     """Coordinates float32[n, 2 or 4] of an answer of type `kind`, n = 1 but for paths; None if it is no such answer."""
     found = parse_loc(text, 4 if kind == BOX else 2)
     return found if found is not None and (kind == PATH or len(found) == 1) else None
@@ -108,7 +108,7 @@ def majority_answers(
     }
 
 
-def baseline(
+def blind_accuracy(
     train_items: Iterable[Item], test_items: Iterable[Item], by: str = "question_type"
 ) -> dict[str, float]:
     """Accuracy of blind guessing by kind: what a model must beat to show that it looks.
@@ -128,7 +128,7 @@ def baseline(
     scores = defaultdict(list)
     for item in test_items:
         guess = answers.get(_question(item), answers.get(_form(item), ""))
-        scores[item.kind].append(score(item, item.answer, guess))
+        scores[item.kind].append(is_correct(item, item.answer, guess))
     return {kind: float(np.mean(values)) for kind, values in scores.items()}
 
 
@@ -147,7 +147,7 @@ def _normalize(text: str) -> str:
 def _constant(kind: str, answers: list[str]) -> str:
     if kind == WORDS:
         return Counter(answers).most_common(1)[0][0]
-    coordinates = [read_answer(kind, answer) for answer in answers]
+    coordinates = [parse_answer(kind, answer) for answer in answers]
     if kind == PATH:
         coordinates = [resample(path, MAX_KEYPOINTS) for path in coordinates]
     return format_loc(np.median(coordinates, axis=0).ravel())

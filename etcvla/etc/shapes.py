@@ -72,12 +72,12 @@ class ShapesObject:
 
 @dataclasses.dataclass(frozen=True)
 class ShapesScene:
-    things: tuple[ShapesObject, ...]
+    objects: tuple[ShapesObject, ...]
     background: tuple[int, int, int]  # mean RGB
 
     @property
     def shapes(self) -> tuple[ShapesObject, ...]:
-        return tuple(thing for thing in self.things if thing.name != TEXT)
+        return tuple(thing for thing in self.objects if thing.name != TEXT)
 
     def find(self, phrase: str) -> list[ShapesObject]:
         """The things that a phrase such as "a large red circle", "blue shape" or "text" fits.
@@ -90,7 +90,7 @@ class ShapesScene:
         named = (
             self.shapes
             if noun == "shape"
-            else [thing for thing in self.things if thing.name == noun]
+            else [thing for thing in self.objects if thing.name == noun]
         )
         return [thing for thing in named if set(adjectives) <= {thing.size, thing.color}]
 
@@ -237,7 +237,7 @@ def render(scene: ShapesScene, rng: np.random.Generator, image_size: int) -> np.
     # Things are drawn large on a transparent layer, then shrunk: Pillow's own edges are jagged.
     layer = Image.new("RGBA", (side, side), (*scene.background, 0))
     draw = ImageDraw.Draw(layer)
-    for thing in scene.things:
+    for thing in scene.objects:
         fill = tuple(
             int(value)
             for value in np.clip(np.array(COLORS[thing.color]) + rng.uniform(-14, 14, 3), 0, 255)
@@ -303,7 +303,7 @@ def _rarest(options: Mapping[str, int], rng: np.random.Generator) -> str:
 
 def _propose_thing(scene: ShapesScene, rng: np.random.Generator) -> dict[str, str] | None:
     options = [{"a": phrase} for phrase in _referable(scene, rng)]
-    if len(scene.shapes) < len(scene.things) and rng.random() < 0.15:
+    if len(scene.shapes) < len(scene.objects) and rng.random() < 0.15:
         return {"a": TEXT}
     return _any(options, rng)
 
@@ -414,7 +414,7 @@ def _no_slots(scene: ShapesScene, rng: np.random.Generator) -> dict[str, str]:
 
 
 def _propose_read(scene: ShapesScene, rng: np.random.Generator) -> dict[str, str] | None:
-    return {} if len(scene.shapes) < len(scene.things) else None
+    return {} if len(scene.shapes) < len(scene.objects) else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -422,7 +422,7 @@ class ShapesQuestion:
     """A kind of question: how it may be put, what to ask of a scene, and what the scene answers."""
 
     kind: str
-    questions: tuple[str, ...]
+    templates: tuple[str, ...]
     propose: Callable[
         [ShapesScene, np.random.Generator], dict[str, str] | None
     ]  # slots; None: nothing to ask here
@@ -432,7 +432,7 @@ class ShapesQuestion:
 
     def parse(self, question: str) -> dict[str, str] | None:
         """The slots of a question, None if it is not one of this question_type's."""
-        for pattern in map(_pattern, self.questions):
+        for pattern in map(_pattern, self.templates):
             if match := pattern.fullmatch(question):
                 return match.groupdict()
         return None
@@ -606,7 +606,7 @@ SHAPES_QUESTIONS: dict[str, ShapesQuestion] = {
             "what is written in the image?",
         ),
         _propose_read,
-        lambda scene: next(thing.text.lower() for thing in scene.things if thing.name == TEXT),
+        lambda scene: next(thing.text.lower() for thing in scene.objects if thing.name == TEXT),
     ),
 }
 ITEMS = (5, 8)  # least and most items of a scene with enough to ask
@@ -637,7 +637,7 @@ def make_items(scene: ShapesScene, rng: np.random.Generator) -> list[Item]:
             continue
         question = (
             SHAPES_QUESTIONS[name]
-            .questions[rng.integers(len(SHAPES_QUESTIONS[name].questions))]
+            .templates[rng.integers(len(SHAPES_QUESTIONS[name].templates))]
             .format(**slots)
         )
         items.append(

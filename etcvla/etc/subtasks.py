@@ -41,7 +41,7 @@ def steady(touching: np.ndarray, steps: int) -> np.ndarray:
     return out
 
 
-def segment(
+def label_subtasks(
     gripper_position: np.ndarray,
     gripper_open: np.ndarray,
     rate: float,

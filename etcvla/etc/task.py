@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from etcvla.etc.annotation import Annotation, project
-from etcvla.etc.facts import Candidate, FrameView, drop, inside
-from etcvla.etc.question_types import clean
+from etcvla.etc.facts import Candidate, FrameView, count_dropped, in_image
+from etcvla.etc.question_types import clean_instruction
 
 MIN_GRASP_VISIBLE = (
     0.05  # a hand that closes in hides its target; the point to hold is still the same
@@ -53,16 +53,16 @@ def _affordance(view: FrameView, rng: np.random.Generator, dropped: Counter) -> 
         dropped["grasp_point: target unknown"] += len(facts)
         return
     point = facts.grasp_pixel[:, 0, facts.target]
-    seen = inside(point) & ~(view.visible[:, facts.target] < MIN_GRASP_VISIBLE)
-    drop(dropped, "grasp_point", "not in view", ~seen)
+    seen = in_image(point) & ~(view.visible[:, facts.target] < MIN_GRASP_VISIBLE)
+    count_dropped(dropped, "grasp_point", "not in view", ~seen)
     others = [i for i in range(len(facts.objects)) if i != facts.target]
     yield from _point_and_region(
         ("grasp_point", "stable_grasp"), facts, point, seen, view.center[:, others], rng, dropped
     )
     goal = destination(facts)
     left = np.linalg.norm(goal - view.center[:, facts.target], axis=-1)
-    asked = inside(goal) & (left >= MIN_LEFT)
-    drop(dropped, "place_point", "nothing to move, or unknown", ~asked)
+    asked = in_image(goal) & (left >= MIN_LEFT)
+    count_dropped(dropped, "place_point", "nothing to move, or unknown", ~asked)
     # The object itself is the most tempting wrong place.
     yield from _point_and_region(
         ("place_point", "stable_place"),
@@ -97,7 +97,10 @@ def _point_and_region(
 ) -> Iterator[Candidate]:
     """Where is it, float[T, 2]? And: is it here? `others` float[T, K, 2] are centres of what it could be mixed up with."""
     pointing, judging = question_types
-    slots = {"instruction": clean(facts.instruction), "object": facts.objects[facts.target]}
+    slots = {
+        "instruction": clean_instruction(facts.instruction),
+        "object": facts.objects[facts.target],
+    }
     for t in np.flatnonzero(asked).tolist():
         yield Candidate(t, pointing, pointing, None, slots, point[t])
         answer = "yes" if rng.random() < 0.5 else "no"
@@ -156,10 +159,10 @@ def propose_region(
 
 
 def _plan(facts: Annotation, dropped: Counter) -> Iterator[Candidate]:
-    slots = {"instruction": clean(facts.instruction)}
+    slots = {"instruction": clean_instruction(facts.instruction)}
     steady = settled(facts.phase)
-    drop(dropped, "current", "unknown", facts.phase < 0)
-    drop(dropped, "current", "ambiguous", (facts.phase >= 0) & ~steady)
+    count_dropped(dropped, "current", "unknown", facts.phase < 0)
+    count_dropped(dropped, "current", "ambiguous", (facts.phase >= 0) & ~steady)
     for t, (phase, clear) in enumerate(zip(facts.phase.tolist(), steady.tolist(), strict=True)):
         if t % DECOMPOSE_EVERY == 0:
             yield Candidate(t, "decompose", "decompose", None, slots, "; ".join(facts.phases))
@@ -189,7 +192,7 @@ def _end(facts: Annotation, rng: np.random.Generator) -> Iterator[Candidate]:
     """
     if facts.success is None:
         return
-    slots = {"instruction": clean(facts.instruction)}
+    slots = {"instruction": clean_instruction(facts.instruction)}
     early = first_of_last_phase(facts)
     if not facts.success:
         for t in range(max(len(facts) - NUM_DONE, 0), len(facts)):

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from etcvla.etc.facts import Candidate, FrameView, inside
-from etcvla.etc.question_types import MAX_KEYPOINTS, clean
+from etcvla.etc.facts import Candidate, FrameView, in_image
+from etcvla.etc.question_types import MAX_KEYPOINTS, clean_instruction
 
 TOLERANCE = (
     0.015  # of the image: a path is not bent further to follow the gripper more closely than this
@@ -21,7 +21,7 @@ MIN_MOTION = 0.02  # of the image: what stays within this of its start has no pa
 def candidates(view: FrameView, dropped: Counter) -> Iterator[Candidate]:
     """Candidates of both path question_types; a motion that does not lead to its goal is not shown as the way to it."""
     facts = view.annotation
-    slots = {"instruction": clean(facts.instruction)}
+    slots = {"instruction": clean_instruction(facts.instruction)}
     final = len(facts) - 1
     for t, end in enumerate(phase_ends(facts.phase).tolist()):
         phase = int(facts.phase[t])
@@ -45,7 +45,7 @@ def phase_ends(phase: np.ndarray) -> np.ndarray:
 
 def cut_at_border(path: np.ndarray) -> np.ndarray:
     """A path float[n, 2] up to where it first leaves the image, closed by the point where it crosses the border."""
-    outside = np.flatnonzero(~inside(path))
+    outside = np.flatnonzero(~in_image(path))
     if not len(outside):
         return path
     k = int(outside[0])

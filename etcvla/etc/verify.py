@@ -13,7 +13,12 @@ import numpy as np
 from etcvla.etc.annotation import Annotation, project
 from etcvla.etc.geometry import iou, path_distance
 from etcvla.etc.items import NUM_LOC, Item, parse_loc
-from etcvla.etc.question_types import MAX_KEYPOINTS, QUESTION_TYPES, clean, read
+from etcvla.etc.question_types import (
+    MAX_KEYPOINTS,
+    QUESTION_TYPES,
+    clean_instruction,
+    parse_question,
+)
 
 MIN_IOU = 0.9
 POINT_TOLERANCE = 1.5 / NUM_LOC
@@ -31,10 +36,12 @@ def check(item: Item, annotation: Annotation, t: int) -> str | None:
         return "unknown question_type"
     if item.kind != QUESTION_TYPES[item.question_type].kind:
         return "form of another kind"
-    slots = read(item.question_type, item.question)
+    slots = parse_question(item.question_type, item.question)
     if slots is None:
         return "question cannot be read"
-    if slots.get("instruction", clean(annotation.instruction)) != clean(annotation.instruction):
+    if slots.get("instruction", clean_instruction(annotation.instruction)) != clean_instruction(
+        annotation.instruction
+    ):
         return "another instruction"
     return CHECKS[item.question_type](annotation, t, slots, item.answer)
 
@@ -104,7 +111,7 @@ def _depth(facts: Annotation, t: int, noun: str) -> float:
 
 def _robot(direction: str) -> Callable[[Annotation, int, str], float]:
     def measure(facts: Annotation, t: int, noun: str) -> float:
-        return float(_position(facts, t, noun) @ facts.along(direction))
+        return float(_position(facts, t, noun) @ facts.direction_vector(direction))
 
     return measure
 

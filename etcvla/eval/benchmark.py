@@ -14,9 +14,10 @@ from etils import epath
 
 from etcvla.eval import rollouts
 from etcvla.eval.results_log import ResultsLog, write
-from etcvla.eval.trials import INTERVENTIONS, EvalProtocol, Trial, TrialResult
+from etcvla.eval.trials import EvalProtocol, Trial, TrialResult
 from etcvla.names import lookup
 from etcvla.policy import Policy
+from etcvla.results_schema import INTERVENTIONS
 from etcvla.sims.perturbations import Perturbation
 from etcvla.sims.seeds import EVAL_SEED_BASE, eval_seed
 from etcvla.sims.suites import Suite
@@ -38,7 +39,7 @@ class Benchmark:
 
     def __post_init__(self):
         for intervention in self.interventions:
-            lookup(dict.fromkeys(INTERVENTIONS), intervention, "intervention")
+            lookup(INTERVENTIONS, intervention, "intervention")
         for perturbation in self.perturbations:
             Perturbation.parse(perturbation)
         most = self.suite.initial_states

@@ -21,8 +21,9 @@ from etcvla.data.stage_dataset import StageDataset
 from etcvla.eval import benchmark, rollouts, vqa
 from etcvla.eval.benchmark import wrong_instruction
 from etcvla.eval.results_log import ResultsLog, write
-from etcvla.eval.trials import INTERVENTIONS, EvalProtocol, Trial
+from etcvla.eval.trials import EvalProtocol, Trial
 from etcvla.policy import Policy
+from etcvla.results_schema import INTERVENTIONS
 from etcvla.sims import suites
 from etcvla.sims.metaworld.tasks import TASKS
 from etcvla.train.checkpoint import Checkpoints
@@ -51,7 +52,7 @@ class EvaluationSpec:
         unknown = set(self.interventions) - set(INTERVENTIONS)
         if unknown:
             raise ValueError(
-                f"unknown intervention {', '.join(sorted(unknown))}; choose from {INTERVENTIONS}"
+                f"unknown intervention {', '.join(sorted(unknown))}; choose from {tuple(INTERVENTIONS)}"
             )
 
 

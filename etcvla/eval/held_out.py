@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from etcvla import schedule
 from etcvla.data.adapters import open_dataset
 from etcvla.data.plan import Plan
 from etcvla.data.rlds_layout import split_names
@@ -23,9 +24,9 @@ from etcvla.etc.items import Item
 from etcvla.eval import vqa
 from etcvla.policy import Policy
 from etcvla.train import sharding
-from etcvla.train.metrics import means
+from etcvla.train.metrics import average_metrics
 from etcvla.train.stage import Stage
-from etcvla.train.step import StepSettings, losses, metrics_of, used
+from etcvla.train.step import StepSettings, compute_losses, compute_metrics
 
 SPLIT = "val"
 
@@ -59,13 +60,15 @@ class HeldOut:
             stage, datasets={**stage.datasets, **self._sources}, plan=plan
         )
         self._stage.row_builder()  # finds out what is lacking before anything is compiled
-        settings = StepSettings.of(config, stage.assets.tokenizer.layout.loc.offset)
+        settings = StepSettings.from_config(config, stage.assets.tokenizer.layout.loc.offset)
         everywhere = NamedSharding(mesh, PartitionSpec())
 
         def measure(params, batch, step):
             key = jax.random.fold_in(jax.random.key(config.seed), step)
             with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-                return metrics_of(losses(stage.model, params, batch, key, settings), settings)
+                return compute_metrics(
+                    compute_losses(stage.model, params, batch, key, settings), settings
+                )
 
         self._measure = jax.jit(measure, out_shardings=everywhere)
         self._policy: Policy | None = None
@@ -82,7 +85,7 @@ class HeldOut:
             self._measure(params, sharding.put_batch(batch, self._mesh, size), step)
             for step, batch in enumerate(batches)
         ]
-        return means(jax.device_get(found))
+        return average_metrics(jax.device_get(found))
 
     def _scores(self, params: Any) -> dict[str, float]:
         if not self.questions:
@@ -111,7 +114,7 @@ class HeldOut:
     def questions(self) -> Mapping[str, tuple[list[vqa.Question], list[Item]]]:
         """By dataset: the questions of every knot, and training items, from which the constant answers are learnt."""
         config, out = self._stage.config, {}
-        if not config.eval.questions or not used(config.loss.text):
+        if not config.eval.questions or not schedule.is_nonzero(config.loss.text):
             return out
         for name, source in self._sources.items():
             if source.known_kinds:

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from etils import epath
 from PIL import Image
 
-from etcvla.eval.trials import COLUMNS, Trial, TrialResult
+from etcvla.eval.trials import Trial, TrialResult
+from etcvla.results_schema import EPISODE_COLUMNS, VideoName
 
 VIDEO_FRAME_MS = 60  # a frame of a GIF
 
@@ -67,14 +68,16 @@ class ResultsLog:
         """Puts the lines into the results' order: workers end in any."""
         write(
             self._path,
-            "".join(map(_line, (COLUMNS, *(self._rows[r.trial.key].values() for r in results)))),
+            "".join(
+                map(_line, (EPISODE_COLUMNS, *(self._rows[r.trial.key].values() for r in results)))
+            ),
         )
 
     def _read(self) -> dict[tuple[str, ...], dict[str, str]]:
         """The lines by trial; a last one that was torn is taken off the file."""
         text = self._path.read_text() if self._path.exists() else ""
         whole = text[: text.rfind("\n") + 1]
-        header = _line(COLUMNS)
+        header = _line(EPISODE_COLUMNS)
         if not whole:
             write(self._path, header)
             return {}
@@ -92,25 +95,20 @@ class ResultsLog:
         }
 
     def _write_video(self, result: TrialResult) -> None:
-        t, ending = result.trial, "success" if result.success else "failure"
-        name = "_".join(
-            filter(
-                None,
-                (
-                    t.intervention,
-                    t.scene,
-                    t.task.replace("/", "_"),
-                    t.perturbation.replace(":", ""),
-                    str(t.trial),
-                    ending,
-                ),
-            )
+        trial = result.trial
+        name = VideoName(
+            intervention=trial.intervention,
+            scene=trial.scene,
+            task=trial.task,
+            trial=trial.trial,
+            success=result.success,
+            perturbation=trial.perturbation,
         )
         folder = self._folder / "videos"
         folder.mkdir(exist_ok=True)
         first, *rest = [Image.fromarray(frame) for frame in result.frames]
         first.save(
-            folder / f"{name}.gif",
+            folder / f"{name.stem}.gif",
             save_all=True,
             append_images=rest,
             duration=VIDEO_FRAME_MS,

@@ -92,7 +92,7 @@ def evaluate(
                 if results_log:
                     results_log.add(message)
         looks = {worker: look for worker, look in ready if isinstance(look, dict)}
-        videos.look(looks)
+        videos.predict_paths(looks)
         _answer(policy, busy, looks)
         if time.time() - shown > 5 or len(results) == len(trials):
             shown = time.time()

@@ -7,10 +7,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from etcvla.results_schema import EPISODE_COLUMNS
 from etcvla.sims.seeds import EVAL_SEED_BASE
-
-VIDEO_CAMERA = "front"  # the camera of videos
-INTERVENTIONS = ("right", "wrong_instruction", "blank_image")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,24 +48,6 @@ class EvalProtocol:
             )
 
 
-COLUMNS = (
-    "scene",
-    "task",
-    "trial",
-    "intervention",
-    "instruction_of",
-    "perturbation",
-    "seed",
-    "initial_state",
-    "instruction",
-    "success",
-    "steps",
-    "progress",
-    "intention",
-    "seconds",
-)
-
-
 @dataclasses.dataclass(frozen=True)
 class TrialResult:
     """How one trial ended."""
@@ -100,7 +80,7 @@ class TrialResult:
             int(self.intention),
             f"{self.seconds:.2f}",
         )
-        return dict(zip(COLUMNS, map(str, values), strict=True))
+        return dict(zip(EPISODE_COLUMNS, map(str, values), strict=True))
 
     @classmethod
     def of_row(cls, trial: Trial, row: Mapping[str, str]) -> TrialResult:

@@ -10,8 +10,8 @@ import numpy as np
 
 from etcvla.data.stage_dataset import ANY_KIND, StageDataset
 from etcvla.etc.items import Item
-from etcvla.etc.question_types import QUESTION_TYPES, read
-from etcvla.etc.score import baseline, measure, score
+from etcvla.etc.question_types import QUESTION_TYPES, parse_question
+from etcvla.etc.score import blind_accuracy, is_correct, score_answer
 from etcvla.policy import Policy
 from etcvla.stats import clustered
 
@@ -35,7 +35,7 @@ class Question:
 
     @property
     def correct(self) -> bool:
-        return score(self.item, self.item.answer, self.prediction) > 0
+        return is_correct(self.item, self.item.answer, self.prediction)
 
 
 def draw_questions(source: StageDataset, *, per_kind: int, seed: int) -> list[Question]:
@@ -68,7 +68,7 @@ def _named_box(
 ) -> np.ndarray | None:
     """Where the first camera sees the thing that a question names."""
     thing = (
-        (read(item.question_type, item.question) or {}).get("object")
+        (parse_question(item.question_type, item.question) or {}).get("object")
         if item.question_type in QUESTION_TYPES
         else None
     )
@@ -113,7 +113,9 @@ def scores(
     Intervals know that answers of one episode are not independent.
     """
     items = [question.item for question in answered]
-    majority, blind = (baseline(train_items, items, by=by) for by in ("question_type", "question"))
+    majority, blind = (
+        blind_accuracy(train_items, items, by=by) for by in ("question_type", "question")
+    )
     out = {}
     for kind in sorted({item.kind for item in items}):
         asked = [question for question in answered if question.item.kind == kind]
@@ -133,10 +135,10 @@ def scores(
 
 
 def closeness(answered: Sequence[Question]) -> dict[str, float]:
-    """The means of what `score.measure` tells beside right or wrong, and under `.._count` of how many answers."""
+    """The means of what `score.score_answer` tells beside right or wrong, and under `.._count` of how many answers."""
     found: dict[str, list[float]] = {}
     for question in answered:
-        for name, value in measure(
+        for name, value in score_answer(
             question.item, question.item.answer, question.prediction, question.box
         ).items():
             found.setdefault(name, []).append(value)

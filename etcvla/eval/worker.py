@@ -16,7 +16,8 @@ from multiprocessing.connection import Connection
 import numpy as np
 
 from etcvla.eval.chunks import Chunks
-from etcvla.eval.trials import VIDEO_CAMERA, EvalProtocol, Trial, TrialResult
+from etcvla.eval.trials import EvalProtocol, Trial, TrialResult
+from etcvla.results_schema import VIDEO_CAMERA
 from etcvla.sims import suites
 from etcvla.sims.episode_metrics import EpisodeMetrics
 from etcvla.sims.libero import files as libero_files

@@ -37,7 +37,7 @@ class ImageCache:
     is kept (`tokens`), and the language model runs over the images again with every prompt. Else `cache` has it all.
     """
 
-    there: Bool[Array, "b i"]  # image tokens of cameras that are present
+    image_token_mask: Bool[Array, "b i"]  # image tokens of cameras that are present
     tokens: Float[Array, "b i d"]  # what the tower makes of the images
     cache: KVCache | None  # keys and values of the image tokens; what follows them is overwritten
 
@@ -45,7 +45,9 @@ class ImageCache:
         """Every row `times` times, one after another: for as many prompts about each image_cache."""
         cache = self.cache and tuple(jnp.repeat(x, times, axis=1) for x in self.cache)
         return ImageCache(
-            jnp.repeat(self.there, times, axis=0), jnp.repeat(self.tokens, times, axis=0), cache
+            jnp.repeat(self.image_token_mask, times, axis=0),
+            jnp.repeat(self.tokens, times, axis=0),
+            cache,
         )
 
 
@@ -63,7 +65,11 @@ def cache_images(
         "target": jnp.zeros((rows, 0), bool),
     }
     _, cache = model.apply(
-        {"params": params}, image_cache.tokens, image_cache.there, no_text, method=VLA.prefill
+        {"params": params},
+        image_cache.tokens,
+        image_cache.image_token_mask,
+        no_text,
+        method=VLA.prefill,
     )
     return image_cache.replace(cache=cache)
 
@@ -82,7 +88,7 @@ def sample_actions(
 
     Args:
       batch: of its actions only `action_mask` is read, for the widths that there are: the others stay 0. Every step of
-        the chunk is taken as there, since acting knows of no episode's end.
+        the chunk is taken as present, since acting knows of no episode's end.
       noise: where the integration starts, of the actions' shape.
       image_cache: of the batch's images, which are then not read again.
       guide: the chunks that these go on from, if they must.
@@ -111,7 +117,7 @@ def sample_with_image_cache(
         raise ValueError(f"noise is {list(noise.shape)}, expected [B, P, A] = {list(expected)}")
     image_cache = image_cache or _glance(model, params, batch["images"], batch["image_mask"])
     _, cache = _read(model, params, image_cache, batch)
-    visible, widths = expert_key_mask(image_cache.there, batch), action_dim_mask(batch)
+    visible, widths = expert_key_mask(image_cache.image_token_mask, batch), action_dim_mask(batch)
 
     def velocity(x, time):
         return (
@@ -173,15 +179,19 @@ def _glance(model, params, images, image_mask) -> ImageCache:
 
 def _read(model, params, image_cache, batch) -> tuple[Float[Array, "b l d"], KVCache]:
     """Hidden states of the batch's text, and the cache of images and text."""
-    num_images = image_cache.there.shape[1]
+    num_images = image_cache.image_token_mask.shape[1]
     if image_cache.cache is None:
         hidden, cache = model.apply(
-            {"params": params}, image_cache.tokens, image_cache.there, batch, method=VLA.prefill
+            {"params": params},
+            image_cache.tokens,
+            image_cache.image_token_mask,
+            batch,
+            method=VLA.prefill,
         )
         return hidden[:, num_images:], cache
     positions, mask = jax.tree.map(
         lambda x: x[:, num_images:],
-        prefix_positions_and_mask(model.config, image_cache.there, batch),
+        prefix_positions_and_mask(model.config, image_cache.image_token_mask, batch),
     )
     columns = num_images + batch["tokens"].shape[1]
     cache = image_cache.cache
@@ -199,11 +209,14 @@ def _last(batch) -> Int[Array, "b 1"]:
 
 def _geometry_of_text(config, image_cache, batch, max_new):
     """(first column, n -> (position [B, 1], mask(s) [B, 1, S])) of the tokens that are written behind the prompts."""
-    prompt = jnp.concatenate([image_cache.there, batch["segment"] > 0], axis=1)
+    prompt = jnp.concatenate([image_cache.image_token_mask, batch["segment"] > 0], axis=1)
     start, columns = prompt.shape[1], jnp.arange(prompt.shape[1] + max_new)
     prompt = jnp.pad(prompt, ((0, 0), (0, max_new)))
-    before, _ = prefix_positions_and_mask(config, image_cache.there, batch)
-    first = jnp.take_along_axis(before, image_cache.there.shape[1] + _last(batch), axis=1) + 1
+    before, _ = prefix_positions_and_mask(config, image_cache.image_token_mask, batch)
+    first = (
+        jnp.take_along_axis(before, image_cache.image_token_mask.shape[1] + _last(batch), axis=1)
+        + 1
+    )
     positions = jnp.concatenate([before, first + jnp.arange(max_new)], axis=1)
 
     def of(n):

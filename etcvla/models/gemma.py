@@ -119,7 +119,7 @@ class Attention(nn.Module):
                 continue
             keys, values = [self._visible(i, tensors, gradient_scale) for tensors in (k, v)]
             mask = _mask_of_layer(masks[i], local)
-            self.sow("intermediates", f"reads_{i}", (q[i], keys, mask))
+            self.sow("intermediates", f"attention_inputs_{i}", (q[i], keys, mask))
             read = ops.attend(q[i], keys, values, mask, self.configs[i].attn_softcap)
             out.append(self._merge(i, read))
         return out, (k[0], v[0])
@@ -245,7 +245,7 @@ class Block(nn.Module):
         fed = self._post_norm("post_ffw_norm", fed)
         xs = [_map(add_residual, x, y, gate) for x, y, gate in zip(xs, fed, gates, strict=True)]
         self.sow("intermediates", "streams", xs)
-        return [_map(ops.split_rows, x) for x in xs], cache
+        return [_map(ops.shard_batch, x) for x in xs], cache
 
     def _norm(self, name, xs, conds):
         pairs = [
@@ -354,9 +354,9 @@ class Gemma(nn.Module):
         xs, positions, masks, conds = (
             part[: len(self.configs)] for part in (xs, positions, masks, conds)
         )
-        xs = [_map(lambda x: ops.split_rows(x.astype(self.dtype)), x) for x in xs]
+        xs = [_map(lambda x: ops.shard_batch(x.astype(self.dtype)), x) for x in xs]
         local = jnp.arange(self.configs[0].depth) % 2 == 0
-        turns = [_map(ops.rotations, p, self.configs[0].head_dim) for p in positions]
+        turns = [_map(ops.rope_tables, p, self.configs[0].head_dim) for p in positions]
         xs, cache = self.layers(
             xs, cache, local, turns, masks, conds, jnp.asarray(write_at, jnp.int32), gradient_scale
         )
@@ -371,6 +371,6 @@ class Gemma(nn.Module):
 
     def logits(self, x: Array) -> Array:
         """float[..., D] to float32[..., V]."""
-        return ops.split_rows(
+        return ops.shard_batch(
             ops.softcap(self.embedder.decode(x), self.configs[0].final_softcap), "tensor"
         )

@@ -8,21 +8,20 @@ Everything here computes in float32 where rounding matters (norms, softmax, rota
 
 from __future__ import annotations
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-Rotations = tuple[Float[Array, "b t d/2"], Float[Array, "b t d/2"]]
+RopeTables = tuple[Float[Array, "b t d/2"], Float[Array, "b t d/2"]]
 
-ROWS = ("data", "fsdp")  # axes of the mesh over which rows are split
+BATCH_AXES = ("data", "fsdp")  # axes of the mesh over which rows are split
 MASKED = (
     -2.3819763e38
 )  # Gemma's: finite, so that a row with every key masked gives numbers instead of NaN
 
 
-def split_rows(x: Float[Array, "b *t d"], last: str | None = None) -> Float[Array, "b *t d"]:
+def shard_batch(x: Float[Array, "b *t d"], last: str | None = None) -> Float[Array, "b *t d"]:
     """x, said to have its rows split over the mesh that the step runs on, and its last axis over the mesh's `last`.
 
     Said of embedded tokens, of what a layer hands on and of logits. What lies between follows; with nothing said, XLA
@@ -30,39 +29,13 @@ def split_rows(x: Float[Array, "b *t d"], last: str | None = None) -> Float[Arra
     """
     if jax.sharding.get_abstract_mesh().empty:
         return x
-    axes = (ROWS, *(None,) * (x.ndim - 2), last)
+    axes = (BATCH_AXES, *(None,) * (x.ndim - 2), last)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes[: x.ndim]))
 
 
 def mesh_size(axis: str) -> int:
     """Devices along an axis of the mesh that the step runs on; 1 without a mesh."""
     return dict(jax.sharding.get_abstract_mesh().shape).get(axis, 1)
-
-
-@flax.struct.dataclass
-class Master:
-    """A float32 parameter that a module casts before it reads it, whose gradient stays in the dtype that it is cast to.
-
-    Differentiating what is cast needs a copy of all parameters in that dtype; differentiating the parameter itself,
-    gradients of all of them in float32. The gradient of `tap` needs neither: it is never read, so it is never made.
-    """
-
-    value: jax.Array
-    tap: jax.Array  # of the narrow dtype
-
-    def astype(self, dtype: jnp.dtype) -> jax.Array:
-        """The parameter as a module reads it."""
-        return _read(self.value, self.tap.astype(dtype))
-
-
-@jax.custom_vjp
-def _read(value, tap):
-    # A mere cast XLA would move out of the layers' loop, and make the copy all the same.
-    info = jnp.finfo(tap.dtype)
-    return jax.lax.reduce_precision(value, info.nexp, info.nmant).astype(tap.dtype)
-
-
-_read.defvjp(lambda value, tap: (_read(value, tap), None), lambda _, grad: (None, grad))
 
 
 @jax.custom_vjp
@@ -113,7 +86,7 @@ def rms_norm(x: Float[Array, "*b d"], eps: float = 1e-6) -> Float[Array, "*b d"]
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
 
 
-def rotations(positions: Int[Array, "b t"], width: int, base: float = 10_000.0) -> Rotations:
+def rope_tables(positions: Int[Array, "b t"], width: int, base: float = 10_000.0) -> RopeTables:
     """Sine and cosine by which `rope` turns heads of `width`; the same in every layer."""
     half = width // 2
     angle = positions[..., None].astype(jnp.float32) / base ** (
@@ -122,7 +95,7 @@ def rotations(positions: Int[Array, "b t"], width: int, base: float = 10_000.0) 
     return jnp.sin(angle), jnp.cos(angle)
 
 
-def rope(x: Float[Array, "b t *h d"], turn: Rotations) -> Float[Array, "b t *h d"]:
+def rope(x: Float[Array, "b t *h d"], turn: RopeTables) -> Float[Array, "b t *h d"]:
     """Rotary position embedding, half-split layout: element i is paired with i + H / 2 (Su et al. 2021, as Gemma)."""
     sin, cos = (part.reshape(*part.shape[:2], *(1,) * (x.ndim - 3), -1) for part in turn)
     x1, x2 = jnp.split(x.astype(jnp.float32), 2, axis=-1)
@@ -256,7 +229,7 @@ def prefix_positions(
     return jnp.concatenate([image, index - first + image_mask.sum(axis=1, keepdims=True)], axis=1)
 
 
-def sincos(
+def sincos_embedding(
     value: Float[Array, "*b"], width: int, min_period: float, max_period: float
 ) -> Float[Array, "*b d"]:
     """Sine-cosine features of a scalar, periods geometric from min to max, both included (openpi's time embedding)."""

@@ -20,7 +20,7 @@ from etcvla.names import lookup
 DTYPES = {"int8": jnp.int8}
 
 
-def quantized(params: Any, dtype: str) -> Any:
+def quantize_params(params: Any, dtype: str) -> Any:
     """The parameters of the same model with weights of this type; adapters must have been merged.
 
     Raises ValueError for an unknown type, and without qwix.

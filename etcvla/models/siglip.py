@@ -107,7 +107,7 @@ class EncoderBlock(nn.Module):
         y = nn.LayerNorm(dtype=self.dtype)(x)
         x = x + MlpBlock(self.config, self.dtype, self.lora)(y)
         self.sow("intermediates", "tokens", x)
-        return ops.split_rows(x), None
+        return ops.shard_batch(x), None
 
 
 class Transformer(nn.Module):
@@ -153,7 +153,7 @@ class SigLIP(nn.Module):
             lambda _, shape: position_codes(*shape[1:])[None],
             (1, cfg.tokens, cfg.width),
         )
-        x = ops.split_rows(x + pos.astype(self.dtype))
+        x = ops.shard_batch(x + pos.astype(self.dtype))
         x = Transformer(cfg, self.dtype, self.lora, self.remat, self.unroll, name="Transformer")(x)
         return dense(cfg.width, self.out_width, self.dtype, self.lora, name="head")(x)
 
@@ -166,7 +166,8 @@ def position_codes(tokens: int, width: int) -> Float[Array, "i d"]:
     side = int(tokens**0.5)
     y, x = jnp.divmod(jnp.arange(tokens), side)
     return jnp.concatenate(
-        [ops.sincos((axis + 0.5) / side, width // 2, 2 / side, 4.0) for axis in (y, x)], axis=-1
+        [ops.sincos_embedding((axis + 0.5) / side, width // 2, 2 / side, 4.0) for axis in (y, x)],
+        axis=-1,
     )
 
 

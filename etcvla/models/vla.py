@@ -69,10 +69,10 @@ class VLAConfig:
             self, "lora", tuple((pattern, rank) for pattern, rank in self.lora)
         )  # JSON has lists
 
-    def check(self, batch: Mapping[str, np.ndarray]) -> None:
+    def check_batch(self, batch: Mapping[str, np.ndarray]) -> None:
         """Raises ValueError naming the field of a batch on the host that the model cannot read.
 
-        On a device nothing would: an id beyond the table reads its last row there.
+        On a device nothing would: an id beyond the table reads its last row.
         """
         size = self.siglip.image_size
         batch_lib.validate(
@@ -144,11 +144,11 @@ class VLA(nn.Module):
         return tokens.reshape(images.shape[0], -1, tokens.shape[-1])
 
     def encode_prefix(
-        self, images: Float[Array, "b i d"], there: Bool[Array, "b i"], batch: Batch
+        self, images: Float[Array, "b i d"], image_token_mask: Bool[Array, "b i"], batch: Batch
     ) -> tuple[Array, Array, Mask]:
         """Tokens float[B, I + L, D], positions and mask(s) of the prefix; `there` says which image tokens are real."""
         tokens = jnp.concatenate([images, self.llm.embed(batch["tokens"])], axis=1)
-        return tokens, *prefix_positions_and_mask(self.config, there, batch)
+        return tokens, *prefix_positions_and_mask(self.config, image_token_mask, batch)
 
     # ---- suffix -----------------------------------------------------------------------------------------------------
 
@@ -158,7 +158,8 @@ class VLA(nn.Module):
         """Expert tokens ([state,] R chunks of P actions) and, for an adaptive expert, their condition."""
         batch, noise_samples, horizon, _ = x_t.shape
         actions, cond = self._mix_time(
-            self.action_in_proj(x_t), ops.sincos(time, self.config.expert.width, 4e-3, 4.0)
+            self.action_in_proj(x_t),
+            ops.sincos_embedding(time, self.config.expert.width, 4e-3, 4.0),
         )
         tokens = actions.reshape(batch, noise_samples * horizon, -1)
         cond = None if cond is None else jnp.repeat(cond, horizon, axis=1)
@@ -182,7 +183,7 @@ class VLA(nn.Module):
         """Positions int32[B, T] and mask bool[B, T, S + T] of the suffix over prefix columns it may read.
 
         The state sees the prefix and itself; an action sees the prefix, the state, and the actions of its own draw at
-        the `steps` that are there: what stands past an episode's end was never done, so nothing may read it.
+        the `steps` that are present: what stands past an episode's end was never done, so nothing may read it.
         """
         horizon = self.config.horizon
         has_state = int(self.config.state == "token")
@@ -227,15 +228,17 @@ class VLA(nn.Module):
         Returns: logits float32[B, M, V] that predict tokens[target_positions], and velocities float32[B, R, P, A]; None each
           where not asked for.
         """
-        there = expand_image_mask(self.config, batch["image_mask"])
+        image_token_mask = expand_image_mask(self.config, batch["image_mask"])
         prefix, positions, mask = self.encode_prefix(
-            self.encode_images(batch["images"]), there, batch
+            self.encode_images(batch["images"]), image_token_mask, batch
         )
         suffix = suffix_positions = suffix_mask = cond = velocity = logits = None
         if x_t is not None:
             suffix, cond = self.encode_suffix(batch["state"], x_t, time)
             suffix_positions, suffix_mask = self.suffix_positions_and_mask(
-                expert_key_mask(there, batch), batch["action_mask"].any(axis=2), x_t.shape[1]
+                expert_key_mask(image_token_mask, batch),
+                batch["action_mask"].any(axis=2),
+                x_t.shape[1],
             )
         out, _ = self.llm(
             [prefix, suffix],
@@ -245,17 +248,17 @@ class VLA(nn.Module):
             gradient_scale=gradient_scale,
         )
         if target_positions is not None:
-            before = there.shape[1] + jnp.maximum(target_positions - 1, 0)
+            before = image_token_mask.shape[1] + jnp.maximum(target_positions - 1, 0)
             logits = self.llm.logits(jnp.take_along_axis(out[0], before[..., None], axis=1))
         if x_t is not None:
             velocity = self._velocity(out[1], x_t.shape[1])
         return logits, velocity
 
     def prefill(
-        self, images: Float[Array, "b i d"], there: Bool[Array, "b i"], batch: Batch
+        self, images: Float[Array, "b i d"], image_token_mask: Bool[Array, "b i"], batch: Batch
     ) -> tuple[Array, KVCache]:
         """The prefix alone: hidden float[B, I + L, D], and its keys and values."""
-        prefix, positions, mask = self.encode_prefix(images, there, batch)
+        prefix, positions, mask = self.encode_prefix(images, image_token_mask, batch)
         out, cache = self.llm([prefix, None], [positions, None], [mask, None], [None, None])
         return out[0], cache
 
@@ -324,7 +327,7 @@ def init_params(model: VLA, seed: int = 0, loc: tuple[int, int] | None = None) -
     if loc is not None:
         offset, count = loc
         codes = (
-            ops.sincos((jnp.arange(count) + 0.5) / count, cfg.vlm.width, 2**-5, 4.0)
+            ops.sincos_embedding((jnp.arange(count) + 0.5) / count, cfg.vlm.width, 2**-5, 4.0)
             * (2 / cfg.vlm.width) ** 0.5
         )
         table = params["llm"]["embedder"]["input_embedding"].at[offset : offset + count].set(codes)
@@ -332,28 +335,29 @@ def init_params(model: VLA, seed: int = 0, loc: tuple[int, int] | None = None) -
     return params
 
 
-def taps(params: Params, config: VLAConfig) -> Params:
-    """Zeros in the dtypes that the modules cast the parameters to; see `ops.Master`."""
-    dtypes = rules.assign(
-        [(_FLOAT32, jnp.float32), (".*", config.dtype)], params, "dtypes", all_used=False
-    )
-    return jax.tree.map(lambda p, dtype: jnp.zeros(p.shape, dtype), params, dtypes)
+def read_dtypes(params: Params, config: VLAConfig) -> Params:
+    """Return the tree of dtypes in which the modules read the parameters; see `etcvla.models.mixed_precision`."""
+    dtype_rules = [(_FLOAT32, jnp.dtype("float32")), (".*", jnp.dtype(config.dtype))]
+    return rules.assign(dtype_rules, params, "dtypes", all_used=False)
 
 
 def expand_image_mask(config: VLAConfig, image_mask: Bool[Array, "b c"]) -> Bool[Array, "b i"]:
-    """Which image tokens are there, from which cameras are."""
+    """Which image tokens are present, from which cameras are."""
     return jnp.repeat(image_mask, config.siglip.tokens, axis=1)
 
 
 def prefix_positions_and_mask(
-    config: VLAConfig, there: Bool[Array, "b i"], batch: Batch
+    config: VLAConfig, image_token_mask: Bool[Array, "b i"], batch: Batch
 ) -> tuple[Array, Mask]:
     """Positions int32[B, I + L] and mask(s) bool[B, I + L, I + L] of images and text."""
-    mask = ops.prefix_mask(there, batch["segment"], batch["target"], config.image_attends_prompt)
-    positions = ops.prefix_positions(
-        jnp.ones_like(there) if config.count_absent_cameras else there, batch["segment"]
+    mask = ops.prefix_mask(
+        image_token_mask, batch["segment"], batch["target"], config.image_attends_prompt
     )
-    causal = jnp.pad(batch["target"], ((0, 0), (there.shape[1], 0)))
+    positions = ops.prefix_positions(
+        jnp.ones_like(image_token_mask) if config.count_absent_cameras else image_token_mask,
+        batch["segment"],
+    )
+    causal = jnp.pad(batch["target"], ((0, 0), (image_token_mask.shape[1], 0)))
     return positions, layer_masks(config, mask, positions, positions, causal)
 
 

@@ -12,15 +12,19 @@ from typing import Any
 
 from PIL import Image, ImageSequence
 
-from etcvla.pages import overlay
+from etcvla.pages import overlay, palette
 from etcvla.pages.overlay import prose, words
-from etcvla.pages.results import INTERVENTIONS, RecipeResults, RunResults, read_json, union
+from etcvla.pages.results import RecipeResults, RunResults, read_json, union
+from etcvla.results_schema import INTERVENTIONS
 from etcvla.sims.perturbations import AXES
 
 EXAMPLES = {False: 3, True: 2}  # wrong and right ones of each stage, dataset and kind
 EXAMPLE_BYTES, FILM_BYTES = 4_000_000, 4_000_000  # pictures embedded at most, before base64
 NONE = "none"  # of a video: nothing was changed, or no benchmark
-TRUTH, SAID = "#00a0c0", "#d81b9a"  # the true answer, below and broader, and the prediction
+TRUTH, SAID = (
+    palette.TRUTH,
+    palette.PREDICTION,
+)  # the true answer, below and broader, and the prediction
 _COLORS = {True: "#2f9e5f", False: "#c2352b"}  # right, wrong
 _FILM = re.compile(
     rf"(?P<intervention>{'|'.join(INTERVENTIONS)})_(?P<scene>[^_]+)_(?P<task>.+?)(_(?P<changed>("

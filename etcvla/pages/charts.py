@@ -16,7 +16,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, PercentFormatter
 
-from etcvla.pages.overlay import KIND_COLORS
+from etcvla.pages.palette import KIND_COLORS
 from etcvla.stats import Estimate
 
 INK, SOFT, LINE = "#1d2329", "#68717a", "#e3e6ea"

@@ -18,14 +18,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from etcvla.data import prompts
 from etcvla.etc.items import parse_loc
-from etcvla.etc.question_types import BOX, PATH, POINT, QUESTION_TYPES, WORDS, read
+from etcvla.etc.question_types import BOX, PATH, POINT, QUESTION_TYPES, WORDS, parse_question
 from etcvla.models.vla import (
     VLAConfig,
     expand_image_mask,
     expert_key_mask,
     prefix_positions_and_mask,
 )
-from etcvla.pages.overlay import KIND_COLORS
+from etcvla.pages.palette import KIND_COLORS
 from etcvla.train.stage import Stage
 
 MAX_ROWS = 8
@@ -114,9 +114,10 @@ def places(segment: SegmentTarget) -> Iterator[tuple[str, np.ndarray, bool]]:
         return
     known = next(
         (
-            question_type.answer
+            question_type.answer_type
             for name, question_type in QUESTION_TYPES.items()
-            if question_type.answer != WORDS and read(name, segment.prompt) is not None
+            if question_type.answer_type != WORDS
+            and parse_question(name, segment.prompt) is not None
         ),
         None,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
@@ -19,11 +19,10 @@ from etils import epath
 
 from etcvla.etc.annotation import Annotation
 from etcvla.etc.items import ETC_KINDS, GRADES, Item
-from etcvla.etc.review import FORMAT, VERSION, ItemKey, file_name
-from etcvla.etc.score import majority_answers, score
+from etcvla.etc.review import FORMAT, VERSION, ItemKey, review_file_name
+from etcvla.etc.statistics import item_statistics
 from etcvla.pages.overlay import (
     HEIGHT,
-    KIND_COLORS,
     STYLE,
     answered,
     asked,
@@ -34,6 +33,7 @@ from etcvla.pages.overlay import (
     prose,
     words,
 )
+from etcvla.pages.palette import KIND_COLORS
 
 _OTHER_COLOR = "#697177"
 _ASSETS = epath.resource_path("etcvla") / "pages/assets"
@@ -50,7 +50,7 @@ class GalleryEntry:
     annotation: Annotation | None = None  # if given, its facts at `step` can be shown on the image
     step: int = 0
     episode_id: str = ""  # by which, with `step`, a review names the frame
-    others: Mapping[str, np.ndarray | bytes] = dataclasses.field(
+    other_images: Mapping[str, np.ndarray | bytes] = dataclasses.field(
         default_factory=dict
     )  # what other cameras see then
 
@@ -81,56 +81,13 @@ def write_gallery(
         summary=f"{len(frames)} frames, {len(items)} items",
         filters=_filters(items),
         cards="\n".join(cards),
-        statistics=_statistics(report(items)),
+        statistics=_statistics(item_statistics(items)),
         review=_REVIEW if dataset else "",
         reviewed=_embedded(_reviewed(frames, dataset, split)),
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
-
-
-def report(items: Sequence[Item], dropped: Mapping[str, int] | None = None) -> dict:
-    """What is in a set of items, ready for JSON.
-
-    Args:
-      dropped: reason -> count, as `make_items` returns it; summed by the caller over episodes.
-
-    Returns:
-      "items"; "by_grade", "by_kind", "by_source": counts; "by_question_type": question_type -> count, number of different answers, best
-      constant answer and the share of items that it answers rightly by the rules of `score` (a general form of the same
-      name counts with it); "question_chars", "answer_chars": mean and max; "dropped".
-    """
-    question_types = defaultdict(list)
-    for item in items:
-        question_types[item.question_type].append(item)
-    constant = majority_answers(items)
-    by_question_type = {
-        question_type: {
-            "count": len(group),
-            "answers": len({item.answer for item in group}),
-            "majority_answer": constant[question_type],
-            "majority_share": float(
-                np.mean([score(item, item.answer, constant[question_type]) for item in group])
-            ),
-        }
-        for question_type, group in question_types.items()
-    }
-    return {
-        "items": len(items),
-        "by_grade": dict(Counter(item.grade for item in items)),
-        "by_kind": dict(Counter(item.kind for item in items)),
-        "by_source": dict(Counter(item.source for item in items)),
-        "by_question_type": by_question_type,
-        "question_chars": _lengths([item.question for item in items]),
-        "answer_chars": _lengths([item.answer for item in items]),
-        "dropped": dict(dropped or {}),
-    }
-
-
-def _lengths(texts: Sequence[str]) -> dict[str, float]:
-    lengths = [len(text) for text in texts] or [0]
-    return {"mean": float(np.mean(lengths)), "max": max(lengths)}
 
 
 def _color(kind: str) -> str:
@@ -155,7 +112,7 @@ def _reviewed(frames: Sequence[GalleryEntry], dataset: str, split: str) -> dict:
         "split": split,
         "fields": ItemKey._fields,
         "keys": keys,
-        "file": file_name(dataset, split),
+        "file": review_file_name(dataset, split),
     }
 
 
@@ -176,7 +133,7 @@ def _card(frame: GalleryEntry, first_key: int | None) -> str:
     caption = f'<span class="caption">{html.escape(frame.caption)}</span>' if frame.caption else ""
     others = "".join(
         f"<figure>{picture(image, name)}<figcaption>{words(name)}</figcaption></figure>"
-        for name, image in frame.others.items()
+        for name, image in frame.other_images.items()
     )
     return (
         f"<article>{look(frame.image, frame.caption, draw)}"

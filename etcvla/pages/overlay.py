@@ -14,13 +14,10 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from etcvla.etc.items import ETC_KINDS, parse_loc
+from etcvla.etc.items import parse_loc
 from etcvla.etc.question_types import BOX, PATH, WORDS, answer_type
-from etcvla.etc.score import read_answer
+from etcvla.etc.score import parse_answer
 
-KIND_COLORS = dict(
-    zip(ETC_KINDS, ("#2f7de1", "#12a594", "#e5484d", "#8e4ec6", "#f0900c"), strict=True)
-)
 HEIGHT = 1000  # of an overlay, in its own units
 _BOX_IN_TEXT = re.compile(r"(?:<loc\d{4}>){4}|\[\d{1,4}(?:, \d{1,4}){3}\]")
 
@@ -104,7 +101,7 @@ def asked(question: str, aspect: float) -> str:
 def answered(question_type: str, answer: str, aspect: float) -> str:
     """The box, point or path of an answer; "" where it is words, or cannot be read."""
     kind = answer_type(question_type)
-    place = read_answer(kind, answer) if kind != WORDS else None
+    place = parse_answer(kind, answer) if kind != WORDS else None
     if place is None:
         return ""
     if kind == PATH:

@@ -14,17 +14,16 @@ from string import Template
 from etils import epath
 
 from etcvla.etc import score
-from etcvla.eval import knowledge
-from etcvla.pages import cards, charts, overlay
+from etcvla.pages import cards, charts, knowledge, overlay
 from etcvla.pages.overlay import words
 from etcvla.pages.results import (
-    INTERVENTIONS,
     RecipeResults,
     RunResults,
     estimate,
     read_json,
     union,
 )
+from etcvla.results_schema import INTERVENTIONS
 from etcvla.stats import Estimate, mean, rate
 
 PAIRS = (("drawer-open", "drawer-close"),)  # tasks that share their start state and look

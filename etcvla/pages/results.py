@@ -16,11 +16,6 @@ from etils import epath
 from etcvla.stats import Estimate, mean, rate
 from etcvla.train.checkpoint import Checkpoints
 
-INTERVENTIONS = {
-    "right": "right instruction",
-    "wrong_instruction": "wrong instruction",
-    "blank_image": "blank image",
-}
 CURVE_POINTS = 400  # lines of metrics.jsonl kept, about
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from etcvla.etc.question_types import PATH, ask, clean
-from etcvla.etc.score import read_answer
-from etcvla.eval.trials import VIDEO_CAMERA
+from etcvla.etc.question_types import PATH, clean_instruction, format_question
+from etcvla.etc.score import parse_answer
 from etcvla.policy import Policy
+from etcvla.results_schema import VIDEO_CAMERA
 
 MIN_SIDE = 192  # pixels: smaller frames are enlarged by a whole factor, so that a line is finer than what it crosses
 LINE, RIM = (216, 27, 154), (255, 255, 255)  # the report's colour of predictions
@@ -28,7 +28,7 @@ class VideoRecorder:
     def __init__(self, policy: Policy, batch: int):
         self._policy, self._batch, self._paths = policy, batch, {}
 
-    def look(self, looks: Mapping[Hashable, Mapping[str, Any]]) -> None:
+    def predict_paths(self, looks: Mapping[Hashable, Mapping[str, Any]]) -> None:
         """Asks for the paths of one look of each player; an observation without "video" is passed over."""
         recorded = {player: look for player, look in looks.items() if look["video"]}
         if not recorded or self._policy.cameras[0] != VIDEO_CAMERA:
@@ -36,10 +36,15 @@ class VideoRecorder:
         rows = (list(recorded.values()) * self._batch)[: max(self._batch, len(recorded))]
         said = self._policy.answer(
             [self._policy.camera_images(row["images"]) for row in rows],
-            [ask("path_task", 0.0, {"instruction": clean(row["instruction"])}) for row in rows],
+            [
+                format_question(
+                    "path_task", 0.0, {"instruction": clean_instruction(row["instruction"])}
+                )
+                for row in rows
+            ],
         )
         for player, text in zip(recorded, said, strict=False):
-            self._paths.setdefault(player, []).append(read_answer(PATH, text))
+            self._paths.setdefault(player, []).append(parse_answer(PATH, text))
 
     def finish(self, player: Hashable, result: Any) -> Any:
         """The player's result (a dataclass with `frames`) with its paths drawn in, where it was recorded."""

@@ -23,7 +23,7 @@ from etils import epath
 import etcvla
 from etcvla.rules import path_str
 from etcvla.train.hosts import all_hosts_agree
-from etcvla.train.step import TrainState
+from etcvla.train.state import TrainState
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from etcvla.train.checkpoint import Checkpoints
 from etcvla.train.hosts import log_on_host0
 from etcvla.train.optim import Optimizer
 from etcvla.train.stage import Stage
-from etcvla.train.step import TrainState
+from etcvla.train.state import TrainState
 
 Flat = dict[str, Any]  # by path, with slashes
 _POSITIONS = "img/pos_embedding"

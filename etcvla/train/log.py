@@ -24,7 +24,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import directory_check
 
-from etcvla.train.metrics import means
+from etcvla.train.metrics import average_metrics
 
 Facts = Callable[
     [int, float], Mapping[str, float]
@@ -261,7 +261,7 @@ class Logger:
                         f"{self.stage}: the {what} is {value} at step {step}; the checkpoint "
                         "before it is intact. Lower optim.lr, or look at the batch of that step"
                     )
-        numbers = means([values for _, values in done])
+        numbers = average_metrics([values for _, values in done])
         if "skipped" in metrics[0]:
             numbers["skipped"] = float(len(steps) - len(done))
         self._write(int(steps[-1]), len(steps), numbers)

@@ -23,9 +23,10 @@ from etcvla.train.checkpoint import Checkpoints
 from etcvla.train.hosts import Preempted, StopSignals, log_on_host0
 from etcvla.train.initial import initial_state
 from etcvla.train.monitor import MonitorOptions, TrainingMonitor
-from etcvla.train.optim import Frozen, Optimizer, make_optimizer
+from etcvla.train.optim import FrozenRules, Optimizer, make_optimizer
 from etcvla.train.stage import Stage
-from etcvla.train.step import StepSettings, TrainState, train_step
+from etcvla.train.state import TrainState
+from etcvla.train.step import StepSettings, train_step
 
 # Config fields (regexes) that may change between a run and its resumption: they change nothing that is computed.
 RESUMABLE = re.compile(
@@ -71,7 +72,7 @@ def train(
     optimizer, abstract = abstract_state(stage, mesh)
 
     @functools.cache
-    def step_of(model: VLA, frozen: Frozen) -> Callable:
+    def step_of(model: VLA, frozen: FrozenRules) -> Callable:
         return make_step(dataclasses.replace(stage, model=model), optimizer, abstract, frozen)
 
     begins = optimizer.frozen_at(done or 0)
@@ -122,7 +123,7 @@ def _run(
     try:
         for step in range(start, end):
             batch = next(data)
-            stage.model.config.check(batch)
+            stage.model.config.check_batch(batch)
             state, metrics = step_fn(step)(
                 state, sharding.put_batch(batch, mesh, config.batch_size)
             )
@@ -148,7 +149,7 @@ def _run(
 
 
 def make_step(
-    stage: Stage, optimizer: Optimizer, abstract: TrainState, frozen: Frozen | None = None
+    stage: Stage, optimizer: Optimizer, abstract: TrainState, frozen: FrozenRules | None = None
 ):
     """The stage's step, jitted: (state, batch) -> (state, metrics). It takes the state's memory, and leaves the new one
     where `abstract` says.
@@ -156,9 +157,9 @@ def make_step(
     Args:
       frozen: the rules of `optim.lr_multiple` that rest; None: those of the stage's first step.
     """
-    settings = StepSettings.of(stage.config, stage.assets.tokenizer.layout.loc.offset).replace(
-        frozen=optimizer.frozen_at(0) if frozen is None else frozen
-    )
+    settings = StepSettings.from_config(
+        stage.config, stage.assets.tokenizer.layout.loc.offset
+    ).replace(frozen=optimizer.frozen_at(0) if frozen is None else frozen)
     mesh = abstract.step.sharding.mesh
     step = functools.partial(train_step, model=stage.model, optimizer=optimizer, settings=settings)
 

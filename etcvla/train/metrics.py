@@ -62,7 +62,7 @@ def grad_norms(grads: Any) -> dict[str, Array]:
     return {f"grad_norm/{group}": jnp.sqrt(square) for group, square in squares.items()}
 
 
-def means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def average_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Means over rows of metrics by name. NaNs are left out, and so are names that are nothing else.
 
     Element i of a vector becomes `name_i`, with leading zeros where there are more than ten.

@@ -17,12 +17,11 @@ from jax.sharding import Mesh, NamedSharding
 
 from etcvla.data.plan import Plan
 from etcvla.models.vla import VLA
-from etcvla.pages.first_batch import draw_batch
 from etcvla.train import sharding, usage
 from etcvla.train.log import Logger, WandB, find_wandb
 from etcvla.train.profiler import Profiler, parse_window
 from etcvla.train.stage import Stage
-from etcvla.train.step import TrainState
+from etcvla.train.state import TrainState
 
 
 class Evaluation(Protocol):
@@ -40,6 +39,8 @@ class MonitorOptions:
     evaluation: Callable[[Stage, Mesh], Evaluation] | None = (
         None  # makes what the config's eval.at_progress call for
     )
+    # Draws the first batch, arguments (batch, stage, title), as uint8[height, width, 3]; None: no picture.
+    draw_first_batch: Callable[[Mapping[str, np.ndarray], Stage, str], np.ndarray] | None = None
 
 
 class TrainingMonitor:
@@ -143,10 +144,11 @@ class TrainingMonitor:
         try:
             self._logger.step(step, metrics)
         finally:  # a second's work, no part of the first step; and a loss that is not finite wants it most
-            if first is not None and step == 1 and jax.process_index() == 0:
+            draw = self._options.draw_first_batch
+            if draw and first is not None and step == 1 and jax.process_index() == 0:
                 title = f"{self._stage.config.stage}: the first batch as loaded, not yet augmented"
                 with self._logger.pause():
-                    self._logger.picture(step, "first_batch", draw_batch(first, self._stage, title))
+                    self._logger.picture(step, "first_batch", draw(first, self._stage, title))
         with self._logger.pause():
             self._profiler.step(step, metrics)
 

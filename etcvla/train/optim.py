@@ -18,7 +18,7 @@ import optax
 from etcvla import rules, schedule
 from etcvla.names import lookup
 
-Frozen = tuple[str, ...]  # regexes of `optim.lr_multiple` whose parameters rest
+FrozenRules = tuple[str, ...]  # regexes of `optim.lr_multiple` whose parameters rest
 
 
 def make_optimizer(config: ml_collections.ConfigDict, steps: int, params: Any) -> Optimizer:
@@ -61,13 +61,13 @@ class Optimizer:
     rule: Any  # tree of the regexes that the parameters go by
     decay: Any  # tree of floats
 
-    def trains(self, frozen: Frozen = ()) -> Any:
+    def trainable(self, frozen: FrozenRules = ()) -> Any:
         """Tree of bools: which parameters move while these rules rest."""
         return jax.tree.map(
             lambda rule: _moves(self.multiples[rule]) and rule not in frozen, self.rule
         )
 
-    def frozen_at(self, step: int) -> Frozen:
+    def frozen_at(self, step: int) -> FrozenRules:
         """The rules that rest at this step: whose rate is zero there and stays so for a while, or for good."""
         return tuple(
             rule for rule, points in self.multiples.items() if _rests(points, step / self.steps)
@@ -76,7 +76,7 @@ class Optimizer:
     def init(self, params: Any) -> Any:
         """Every parameter's state; () for what never moves."""
         return jax.tree.map(
-            lambda p, moves: self.moments.init(p) if moves else (), params, self.trains()
+            lambda p, moves: self.moments.init(p) if moves else (), params, self.trainable()
         )
 
     def update(self, grads: Any, state: Any, params: Any, step: jax.Array) -> tuple[Any, Any]:

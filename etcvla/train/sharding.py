@@ -13,10 +13,12 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from etcvla import rules
-from etcvla.models.ops import ROWS
+from etcvla.models.ops import BATCH_AXES
 
 AXES = ("data", "fsdp", "tensor")
-BATCH = PartitionSpec(ROWS)  # rows are split over data and fsdp; parameters over fsdp and tensor
+BATCH = PartitionSpec(
+    BATCH_AXES
+)  # rows are split over data and fsdp; parameters over fsdp and tensor
 
 # Shapes in comments; the leading axis of a layer's parameters is the layer. D lies on fsdp, heads and MLPs on tensor.
 # Of several places the first counts whose axes the mesh divides: a TPU keeps 128 numbers of a last axis that has 72.

@@ -27,7 +27,6 @@ from etcvla.models import pretrained
 from etcvla.models.variants import make_config
 from etcvla.models.vla import VLA
 from etcvla.train.checkpoint import Checkpoints
-from etcvla.train.step import used
 
 log = logging.getLogger(__name__)
 
@@ -197,7 +196,7 @@ class Stage:
             self.sizes,
             rows.RowOptions(
                 prompt=c.data.prompt,
-                use_fast=used(c.loss.fast),
+                use_fast=schedule.is_nonzero(c.loss.fast),
                 extra_segment_weights=c.extra_segment_weights.to_dict(),
                 mask_padding=c.data.mask_padding,
                 loss_mean=c.loss.mean,
@@ -264,7 +263,7 @@ def make_model(config: ml_collections.ConfigDict, assets: Assets) -> VLA:
             f"the FAST tokenizer has {assets.fast.vocab_size} tokens and the vocabulary "
             f"{layout.action.count} action ids; raise data.fast_vocab"
         )
-    if config.model.expert == "none" and used(config.loss.flow):
+    if config.model.expert == "none" and schedule.is_nonzero(config.loss.flow):
         raise ValueError(
             'model.expert is "none", but loss.flow has weight: only an expert learns the flow'
         )

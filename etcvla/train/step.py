@@ -16,29 +16,18 @@ import optax
 
 from etcvla import schedule
 from etcvla.models import flow, ops
-from etcvla.models.vla import VLA, action_dim_mask, find_target_positions, taps
+from etcvla.models.mixed_precision import bind_variables, gradient_variables
+from etcvla.models.vla import VLA, action_dim_mask, find_target_positions, read_dtypes
 from etcvla.names import lookup
 from etcvla.train import metrics as metrics_lib
 from etcvla.train.augment import augment
-from etcvla.train.optim import Frozen, Optimizer
+from etcvla.train.optim import FrozenRules, Optimizer
 from etcvla.train.sharding import constrain_params
+from etcvla.train.state import TrainState
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 LOSSES = ("text", "fast", "flow", "z")
-
-
-@flax.struct.dataclass
-class TrainState:
-    """What training changes."""
-
-    step: jax.Array  # int32[], steps done
-    params: Any  # float32 master weights
-    ema: Any  # their moving average: what the next stage and the policy take
-    opt: Any  # the optimizer's state
-    skipped: Any = flax.struct.field(
-        default_factory=lambda: jnp.zeros((), jnp.int32)
-    )  # int32[], not finite
 
 
 @flax.struct.dataclass
@@ -67,12 +56,12 @@ class StepSettings:
     skip: bool = flax.struct.field(
         pytree_node=False, default=False
     )  # a step that is not finite changes nothing
-    frozen: Frozen = flax.struct.field(
+    frozen: FrozenRules = flax.struct.field(
         pytree_node=False, default=()
     )  # rules that rest at this step
 
     @classmethod
-    def of(cls, config: ml_collections.ConfigDict, loc_offset: int) -> StepSettings:
+    def from_config(cls, config: ml_collections.ConfigDict, loc_offset: int) -> StepSettings:
         """From a stage's config. Raises ValueError for malformed points or an unknown name."""
         points = {
             name: schedule.check_schedule(config.loss[name], f"loss.{name}") for name in LOSSES
@@ -98,23 +87,22 @@ class StepSettings:
 ON_NONFINITE = {"stop": False, "skip": True}
 
 
-def used(points: schedule.Schedule) -> bool:
-    """Whether a loss has weight anywhere; if not, its part of the model is not even computed."""
-    return any(value > 0 for _, value in points)
-
-
 def varies(insulate: schedule.Schedule) -> bool:
     """Whether the gradient at the backbone's keys and values is scaled, not stopped or let through for good."""
     return len({value for _, value in insulate}) > 1 or 0 < insulate[0][1] < 1
 
 
-def active(settings: StepSettings) -> list[str]:
+def active_losses(settings: StepSettings) -> list[str]:
     """The losses that this stage has."""
-    logits = used(settings.text) or used(settings.fast)
-    return [name for name in LOSSES if used(getattr(settings, name)) and (logits or name != "z")]
+    logits = schedule.is_nonzero(settings.text) or schedule.is_nonzero(settings.fast)
+    return [
+        name
+        for name in LOSSES
+        if schedule.is_nonzero(getattr(settings, name)) and (logits or name != "z")
+    ]
 
 
-def losses(
+def compute_losses(
     model: VLA, params: Any, batch: Batch, key: jax.Array, settings: StepSettings
 ) -> dict[str, Any]:
     """The unweighted losses of a batch.
@@ -124,10 +112,10 @@ def losses(
       what `flow_errors` returns, row by row, for
       metrics. Absent parts are absent.
     """
-    return microbatch_losses(model, params, *targets(batch, key, settings), settings)
+    return microbatch_losses(model, params, *select_targets(batch, key, settings), settings)
 
 
-def targets(
+def select_targets(
     batch: Batch, key: jax.Array, settings: StepSettings
 ) -> tuple[Batch, dict[str, jax.Array]]:
     """The batch with what it is asked beside it (row by row), and how many tokens or numbers each loss is a mean of.
@@ -135,7 +123,7 @@ def targets(
     Counted once for a whole batch, so that the losses of its parts add up to its own.
     """
     rows, counts = dict(batch), {}
-    if {"text", "fast"} & set(active(settings)):
+    if {"text", "fast"} & set(active_losses(settings)):
         rows["target_positions"], real = find_target_positions(
             batch["target"], settings.max_targets
         )
@@ -147,7 +135,7 @@ def targets(
         counts["fast"] = jnp.maximum(rows["target_fast"].sum(), 1)
         counts["text"] = jnp.maximum((rows["target_weight"] - rows["target_fast"]).sum(), 1)
         counts["z"] = jnp.maximum(rows["target_weight"].sum(), 1)
-    if used(settings.flow):
+    if schedule.is_nonzero(settings.flow):
         noise_key, time_key = jax.random.split(key)
         # Masked before anything is made of it: a gradient of zero times what padding holds could be NaN.
         actions = jnp.where(batch["action_mask"], batch["actions"], 0)
@@ -204,7 +192,7 @@ def _token_losses(logits, rows, counts, settings):
         "token_weight": weight,
         "token_stream": _take(rows, "stream"),
     }
-    if used(settings.z):
+    if schedule.is_nonzero(settings.z):
         out["z"] = (jnp.square(jax.nn.logsumexp(logits, axis=-1)) * weight).sum() / counts["z"]
     return out
 
@@ -213,13 +201,13 @@ def total_loss(parts: Mapping[str, Any], progress: jax.Array, settings: StepSett
     """The sum of the losses, weighted by their points at this progress."""
     return sum(
         schedule.value_at(getattr(settings, name), progress) * parts[name]
-        for name in active(settings)
+        for name in active_losses(settings)
     )
 
 
-def metrics_of(parts: Mapping[str, Any], settings: StepSettings) -> Metrics:
+def compute_metrics(parts: Mapping[str, Any], settings: StepSettings) -> Metrics:
     """Scalars and vectors to log; what the batch holds nothing of (a stream, a time, an action dimension) is NaN."""
-    out = {f"loss/{name}": parts[name] for name in active(settings)}
+    out = {f"loss/{name}": parts[name] for name in active_losses(settings)}
     out |= {
         name: metrics_lib.quotient(parts[name]) for name in parts if name.startswith("flow_error/")
     }
@@ -252,36 +240,32 @@ def train_step(
         color=settings.color,
         loc_offset=settings.loc_offset,
     )
-    rows, counts = targets(batch, loss_key, settings)
+    rows, counts = select_targets(batch, loss_key, settings)
     gradient_scale = (
         None if settings.insulate is None else 1 - schedule.value_at(settings.insulate, progress)
     )
-    # Cast where they are read, a layer at a time; gradients come in the dtype that is read, where the parameters lie.
-    moves = optimizer.trains(settings.frozen)
-    trained = jax.tree.map(
-        lambda p, tap, m: None if not m else p if p.dtype == tap.dtype else tap,
+    variables = gradient_variables(
         state.params,
-        constrain_params(taps(state.params, model.config)),
-        moves,
+        read_dtypes(state.params, model.config),
+        optimizer.trainable(settings.frozen),
     )
 
-    def loss_fn(trained, rows):
-        params = jax.tree.map(
-            lambda p, t: p if t is None else t if t.dtype == p.dtype else ops.Master(p, t),
-            state.params,
-            trained,
-        )
+    def loss_fn(variables, rows):
+        params = bind_variables(state.params, variables)
         parts = microbatch_losses(model, params, rows, counts, settings, gradient_scale)
         return total_loss(parts, progress, settings), parts
 
     (loss, parts), grads = accumulate_gradients(
-        jax.value_and_grad(loss_fn, has_aux=True), trained, rows, settings.microbatches
+        jax.value_and_grad(loss_fn, has_aux=True),
+        constrain_params(variables),
+        rows,
+        settings.microbatches,
     )
     grads = constrain_params(
         jax.tree.map(lambda p, g: None if g is None else g.astype(p.dtype), state.params, grads)
     )
     metrics = {
-        **metrics_of(parts, settings),
+        **compute_metrics(parts, settings),
         "loss": loss,
         "grad_norm": optax.global_norm(grads),
         **metrics_lib.grad_norms(grads),
@@ -322,7 +306,7 @@ def accumulate_gradients(
     split = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), rows)
 
     def body(total, part):
-        part = jax.tree.map(ops.split_rows, part)
+        part = jax.tree.map(ops.shard_batch, part)
         (loss, parts), grads = grad_fn(params, part)
         each = {name: parts.pop(name) for name in list(parts) if name.startswith("token_")}
         total = jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, (loss, parts, grads))

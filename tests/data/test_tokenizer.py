@@ -116,12 +116,12 @@ def _words(texts):
         [
             question
             for question_type in QUESTION_TYPES.values()
-            for question in question_type.questions
+            for question in question_type.templates
         ],
         [
             question
             for question_type in SHAPES_FORMS.values()
-            for question in question_type.questions
+            for question in question_type.templates
         ],
         [
             text

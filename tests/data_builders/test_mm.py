@@ -26,7 +26,7 @@ from etcvla.data.stage_dataset import ANY_KIND, StageDataset
 from etcvla.data.tokenizer import Tokenizer
 from etcvla.etc.items import ETC_KINDS, format_loc, parse_loc
 from etcvla.etc.question_types import answer_type
-from etcvla.etc.score import score
+from etcvla.etc.score import is_correct
 from etcvla.train.loop import train
 from tests.data.handmade_rlds import write_robot_set
 from tests.data_builders.command import run_command
@@ -291,7 +291,7 @@ def test_etc_of_other_people_keeps_its_kinds(tmp_path):
     }
     assert set(dataset.column("etc/source")[0]) == {"unknown"}  # nobody said whose words these are
     for _, _, question_type, answer in found.values():
-        assert score(question_type, answer, answer) == 1
+        assert is_correct(question_type, answer, answer) == 1
     for kind in ETC_KINDS:
         assert len(StageDataset(dataset, ("image",)).candidates(kind)) == 1 + (kind == "trajectory")
 

@@ -175,7 +175,7 @@ SEEN = {
 @pytest.mark.parametrize("name", shipped_calibrations())
 def test_shipped_calibrations_see_what_the_simulator_shows(name):
     camera = ADAPTERS["libero"].cameras["front"].removeprefix("observation/")
-    matrix = Calibrations(find_calibration(name)).of("any", camera).matrix()
+    matrix = Calibrations(find_calibration(name)).get("any", camera).matrix()
     for point, pixel in SEEN[name]:
         np.testing.assert_allclose(project(matrix, np.array(point)), pixel, atol=1e-5)
     assert name in ADAPTERS["libero"].annotation.calibration

@@ -13,7 +13,7 @@ from etcvla.etc.annotators import semantics, tracks
 from etcvla.etc.annotators.projection import Calibrations
 
 POSE = [0.5, -0.9, 0.8, -2.2, 0.1, 0.3]
-NOTHING = tracks.Segments(np.zeros(0, np.int64), ())
+NOTHING = tracks.GripperPhases(np.zeros(0, np.int64), ())
 
 
 def _calibrations(tmp_path, **content):
@@ -27,7 +27,7 @@ def _camera(**changes):
 
 
 def test_a_point_before_the_camera_lands_where_a_pinhole_puts_it(tmp_path):
-    calibration = _calibrations(tmp_path, cameras={"front": _camera()}).of("any", "front")
+    calibration = _calibrations(tmp_path, cameras={"front": _camera()}).get("any", "front")
     in_camera = np.array([0.1, -0.2, 1.5])
     point = calibration.pose[:3, :3] @ in_camera + calibration.pose[:3, 3]
     expected = [(510 * -0.2 / 1.5 + 240) / 480, (500 * 0.1 / 1.5 + 320) / 640]
@@ -37,7 +37,7 @@ def test_a_point_before_the_camera_lands_where_a_pinhole_puts_it(tmp_path):
 
 
 def test_points_turn_with_the_image(tmp_path):
-    calibration = _calibrations(tmp_path, cameras={"front": _camera()}).of("any", "front")
+    calibration = _calibrations(tmp_path, cameras={"front": _camera()}).get("any", "front")
     point = calibration.pose[:3, :3] @ [0.2, -0.1, 1.0] + calibration.pose[:3, 3]
     y, x = project(calibration.matrix(), point)
     image = np.zeros((480, 640, 3), np.uint8)
@@ -51,10 +51,10 @@ def test_an_episode_overrides_fields_of_the_dataset(tmp_path):
     found = _calibrations(
         tmp_path, cameras={"front": _camera()}, episodes={"7": {"front": {"pose": [0] * 6}}}
     )
-    assert found.of("7", "front").pose.tolist() == np.eye(4).tolist()
-    assert found.of("7", "front").intrinsics[0].tolist() == [500, 0, 320]
-    assert found.of("8", "front").pose[0, 3] == 0.5
-    assert found.of("8", "wrist") is None
+    assert found.get("7", "front").pose.tolist() == np.eye(4).tolist()
+    assert found.get("7", "front").intrinsics[0].tolist() == [500, 0, 320]
+    assert found.get("8", "front").pose[0, 3] == 0.5
+    assert found.get("8", "wrist") is None
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_an_episode_overrides_fields_of_the_dataset(tmp_path):
 )
 def test_a_malformed_calibration_is_named(tmp_path, camera, problem):
     with pytest.raises(ValueError, match=problem):
-        _calibrations(tmp_path, cameras={"front": camera}).of("3", "front")
+        _calibrations(tmp_path, cameras={"front": camera}).get("3", "front")
 
 
 def _pick_and_place(*, pauses=(20, 45), steps=60):
@@ -90,7 +90,7 @@ def _pick_and_place(*, pauses=(20, 45), steps=60):
 
 
 def test_a_pick_and_place_has_five_phases():
-    segments = tracks.segment(*_pick_and_place())
+    segments = tracks.detect_phases(*_pick_and_place())
     assert segments.kinds == ("approach", "grasp", "carry", "release", "leave")
     assert segments.starts.tolist() == [0, 18, 22, 43, 47]
     assert segments.texts("cup") == (
@@ -109,12 +109,12 @@ def test_a_pick_and_place_has_five_phases():
 def test_a_fist_made_on_the_way_or_at_the_start_is_no_grasp(when):
     _, position = _pick_and_place()
     position = np.concatenate([position[:1], position[:1], position[:-2]])  # at rest at first
-    assert tracks.segment(np.interp(np.arange(60), when, [1, 0.3]), position).kinds == ()
+    assert tracks.detect_phases(np.interp(np.arange(60), when, [1, 0.3]), position).kinds == ()
 
 
 def test_a_grasp_that_is_never_released():
     opening, position = _pick_and_place()
-    segments = tracks.segment(np.minimum.accumulate(opening), position)
+    segments = tracks.detect_phases(np.minimum.accumulate(opening), position)
     assert segments.kinds == ("approach", "grasp", "carry")
 
 
@@ -126,7 +126,7 @@ def test_phases_agree_with_a_simulators_contacts():
     for at in (
         slice(end - length, end) for end, length in zip(ends, truth["lengths"], strict=True)
     ):
-        segments = tracks.segment(truth["gripper_open"][at], truth["gripper_position"][at])
+        segments = tracks.detect_phases(truth["gripper_open"][at], truth["gripper_position"][at])
         assert segments.kinds == ("approach", "grasp", "carry")
         touched = int(truth["contact"][at].argmax())
         assert segments.starts[1] < touched < segments.starts[2] <= touched + 4
@@ -135,7 +135,7 @@ def test_phases_agree_with_a_simulators_contacts():
 
 def test_two_grasps_are_told_apart():
     one, two = _pick_and_place(), _pick_and_place()
-    segments = tracks.segment(
+    segments = tracks.detect_phases(
         np.concatenate([one[0], two[0]]), np.concatenate([one[1], two[1] + one[1][-1]])
     )
     assert segments.kinds.count("grasp") == 2
@@ -147,7 +147,7 @@ def test_two_grasps_are_told_apart():
     "opening", [np.full(60, np.nan), np.full(60, 0.5), np.linspace(0.5, 0.4, 60)]
 )
 def test_unknown_stays_unknown(opening):
-    segments = tracks.segment(opening, _pick_and_place()[1])
+    segments = tracks.detect_phases(opening, _pick_and_place()[1])
     assert segments.kinds == ()
     assert (segments.phase(60) == -1).all()
 
@@ -155,7 +155,7 @@ def test_unknown_stays_unknown(opening):
 def test_a_track_bridges_short_gaps_alone():
     points = np.full((20, 2), np.nan)
     points[[0, 4, 14, 16]] = [[0, 0], [0.4, 0.2], [0.5, 0.5], [0.5, 0.9]]
-    track = tracks.link(points, max_gap=5, max_speed=0.15)
+    track = tracks.interpolate_track(points, max_gap=5, max_speed=0.15)
     np.testing.assert_allclose(track[2], [0.2, 0.1])
     assert np.isnan(track[5:14]).all()  # too long
     assert np.isnan(track[15]).all()  # too fast
@@ -168,8 +168,8 @@ FRAMES = [0, 10, 20, 30, 39]
 def _parse(answer, segments=NOTHING):
     dropped = Counter()
     text = answer if isinstance(answer, str) else json.dumps(answer)
-    return semantics.parse(
-        text, steps=40, frames=FRAMES, segments=segments, dropped=dropped
+    return semantics.parse_reply(
+        text, steps=40, frames=FRAMES, gripper_phases=segments, dropped=dropped
     ), dropped
 
 
@@ -231,7 +231,7 @@ def test_what_is_malformed_is_unknown_and_counted(answer, reason):
 
 
 def test_phases_that_the_gripper_shows_are_only_named():
-    segments = tracks.segment(*_pick_and_place())
+    segments = tracks.detect_phases(*_pick_and_place())
     names = [
         "reach for the cup",
         "take the cup",
@@ -244,8 +244,8 @@ def test_phases_that_the_gripper_shows_are_only_named():
     said, dropped = _parse({"subtasks": names[:3]}, segments)
     assert said.phases == ()
     assert dropped == {"endpoint: other phases than the gripper's": 1}
-    assert "exactly 5" in semantics.prompt("put it there", FRAMES, segments)
-    assert "0, 10, 20, 30, 39" in semantics.prompt("put it there", FRAMES, NOTHING)
+    assert "exactly 5" in semantics.build_prompt("put it there", FRAMES, segments)
+    assert "0, 10, 20, 30, 39" in semantics.build_prompt("put it there", FRAMES, NOTHING)
 
 
 def test_frames_to_show_are_spread():

@@ -19,7 +19,9 @@ def _endpoint(url, tmp_path, **options):
 def test_a_question_goes_out_as_openai_has_it(tmp_path):
     fake = FakeEndpoint("a cup")
     with fake.serve() as url:
-        assert _endpoint(url + "/", tmp_path).ask("what is it?", [b"first", b"second"]) == "a cup"
+        assert (
+            _endpoint(url + "/", tmp_path).complete("what is it?", [b"first", b"second"]) == "a cup"
+        )
     (request,) = fake.requests
     assert (request["path"], request["key"]) == ("/v1/chat/completions", "Bearer secret")
     assert (request["model"], request["temperature"]) == ("seer-7b", 0)
@@ -35,10 +37,10 @@ def test_a_question_goes_out_as_openai_has_it(tmp_path):
 def test_an_answer_is_asked_for_once(tmp_path):
     fake = FakeEndpoint("first", "second", "third")
     with fake.serve() as url:
-        assert [_endpoint(url, tmp_path).ask("q", [b"1"]) for _ in range(3)] == ["first"] * 3
-        assert _endpoint(url, tmp_path).ask("q", [b"2"]) == "second"  # another image
+        assert [_endpoint(url, tmp_path).complete("q", [b"1"]) for _ in range(3)] == ["first"] * 3
+        assert _endpoint(url, tmp_path).complete("q", [b"2"]) == "second"  # another image
         other = Endpoint(url, "another", "", AnswerCache(tmp_path))
-        assert other.ask("q", [b"1"]) == "third"
+        assert other.complete("q", [b"1"]) == "third"
     assert [request["key"] for request in fake.requests] == ["Bearer secret", "Bearer secret", None]
 
 
@@ -47,7 +49,7 @@ def test_what_may_pass_is_tried_again(tmp_path, problem):
     fake = FakeEndpoint(problem, problem, "at last")
     with fake.serve() as url:
         endpoint = _endpoint(url, tmp_path)
-        assert endpoint.ask("q") == "at last"
+        assert endpoint.complete("q") == "at last"
     assert endpoint.sent == 3
 
 
@@ -58,7 +60,7 @@ def test_a_lost_connection_is_tried_again_and_then_named(tmp_path):
     with pytest.raises(
         EndpointError, match=r"chat/completions failed 3 times, at last with: .*onnection"
     ):
-        endpoint.ask("q")
+        endpoint.complete("q")
     assert endpoint.sent == 3
 
 
@@ -66,7 +68,7 @@ def test_the_endpoint_says_how_long_to_wait(tmp_path):
     fake = FakeEndpoint(429, "ok")
     fake.headers = {"Retry-After": "0.2"}
     with fake.serve() as url:
-        _endpoint(url, tmp_path, backoff=30).ask("q")
+        _endpoint(url, tmp_path, backoff=30).complete("q")
     assert fake.times[1] - fake.times[0] >= 0.2
 
 
@@ -74,8 +76,8 @@ def test_a_refusal_is_not_tried_again_and_not_kept(tmp_path):
     fake = FakeEndpoint(401, "allowed now")
     with fake.serve() as url:
         with pytest.raises(EndpointError, match="refuses: 401"):
-            _endpoint(url, tmp_path).ask("q")
-        assert _endpoint(url, tmp_path).ask("q") == "allowed now"
+            _endpoint(url, tmp_path).complete("q")
+        assert _endpoint(url, tmp_path).complete("q") == "allowed now"
 
 
 def test_a_reply_that_is_not_openais_is_named(tmp_path):
@@ -84,19 +86,19 @@ def test_a_reply_that_is_not_openais_is_named(tmp_path):
         fake.serve() as url,
         pytest.raises(EndpointError, match='not OpenAI-compatible: it answers {"result": "hel'),
     ):
-        _endpoint(url, tmp_path).ask("q")
+        _endpoint(url, tmp_path).complete("q")
 
 
 def test_the_budget_counts_retries_and_the_next_run_goes_on(tmp_path):
     fake = FakeEndpoint("one", 500, "two")
     with fake.serve() as url:
         first = _endpoint(url, tmp_path, budget=2)
-        assert first.ask("1") == "one"
+        assert first.complete("1") == "one"
         with pytest.raises(BudgetError, match="budget of 2 requests to seer-7b is used up.*500"):
-            first.ask("2")
-        assert first.ask("1") == "one"  # kept answers cost nothing
+            first.complete("2")
+        assert first.complete("1") == "one"  # kept answers cost nothing
         second = _endpoint(url, tmp_path, budget=1)
-        assert [second.ask("1"), second.ask("2")] == ["one", "two"]
+        assert [second.complete("1"), second.complete("2")] == ["one", "two"]
     assert len(fake.requests) == 3
 
 
@@ -128,7 +130,7 @@ def test_no_second_has_more_requests_than_the_rate(tmp_path, monkeypatch):
     with fake.serve() as url:
         endpoint = _endpoint(url, tmp_path, rate=5, timeout=30)
         for i in range(20):
-            endpoint.ask(str(i))
+            endpoint.complete(str(i))
     assert len(sent) == endpoint.sent == 23  # retries count
     assert max(sum(start <= other < start + 1 - 1e-6 for other in sent) for start in sent) == 5
     assert sent[-1] - sent[0] == pytest.approx(22 / 5)  # and no second has fewer

@@ -11,7 +11,7 @@ from etcvla.etc import make, make_items
 from etcvla.etc.annotation import STEP_FIELDS
 from etcvla.etc.facts import FrameView
 from etcvla.etc.items import ETC_KINDS, parse_loc
-from etcvla.etc.question_types import BOX, PATH, POINT, QUESTION_TYPES, read
+from etcvla.etc.question_types import BOX, PATH, POINT, QUESTION_TYPES, parse_question
 from etcvla.etc.scene import place
 from etcvla.etc.task import propose_region, wrong_region
 from etcvla.etc.trajectory import cut_at_border, keypoints, phase_ends
@@ -83,10 +83,10 @@ def test_no_form_twice_in_a_step_and_all_paraphrases_are_used():
             i
             for item in items
             if item.question_type == question_type
-            for i, pattern in enumerate(map(words, spec.questions))
+            for i, pattern in enumerate(map(words, spec.templates))
             if pattern.fullmatch(item.question)
         }
-        assert used == set(range(len(spec.questions))), question_type
+        assert used == set(range(len(spec.templates))), question_type
 
 
 def test_items_follow_from_the_seed():
@@ -111,7 +111,7 @@ def test_a_relation_names_its_frame():
     }.items():
         for subject in ("gripper", "object"):
             assert all(
-                frame in question for question in QUESTION_TYPES[f"{subject}_{relation}"].questions
+                frame in question for question in QUESTION_TYPES[f"{subject}_{relation}"].templates
             )
 
 
@@ -122,7 +122,7 @@ def test_answers_are_canonical():
             and item.answer == item.answer.lower().strip()
             and not item.answer.endswith(".")
         )
-        if (kind := QUESTION_TYPES[item.question_type].answer) in (BOX, POINT, PATH):
+        if (kind := QUESTION_TYPES[item.question_type].answer_type) in (BOX, POINT, PATH):
             assert parse_loc(item.answer, 4 if kind == BOX else 2) is not None
 
 
@@ -199,7 +199,7 @@ def test_no_question_gives_its_answer_away():
                 "gripper_robot_side",
                 "gripper_robot_front",
             ):
-                target_positions = read(item.question_type, item.question)
+                target_positions = parse_question(item.question_type, item.question)
                 answers.setdefault(
                     (item.question_type, target_positions["a"], target_positions["b"]), []
                 ).append(item.answer)

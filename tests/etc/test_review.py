@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from etcvla.etc.items import Item, format_loc
-from etcvla.etc.review import ItemKey, Review, file_name
+from etcvla.etc.review import ItemKey, Review, review_file_name
 from etcvla.pages.gallery import GalleryEntry, write_gallery
 from tests.etc.browser import Browser
 
@@ -50,9 +50,9 @@ def page(tmp_path):
 
 def saved(browser, tmp_path):
     browser.click("#save")
-    name = file_name(NAME, "train")
+    name = review_file_name(NAME, "train")
     browser.downloaded(name)
-    return Review.read((tmp_path / "downloads" / name).rename(tmp_path / name))
+    return Review.load((tmp_path / "downloads" / name).rename(tmp_path / name))
 
 
 def test_verdicts_are_saved_reloaded_and_filtered(page, tmp_path):
@@ -146,11 +146,11 @@ HEAD = {"format": "etcvla-review", "version": 1, "dataset": "d", "split": "s"}
 def test_a_file_that_is_no_review_is_named(tmp_path, text, complaint):
     (tmp_path / "file.json").write_text(text)
     with pytest.raises(ValueError, match=rf"file\.json.*{complaint}"):
-        Review.read(tmp_path / "file.json")
+        Review.load(tmp_path / "file.json")
 
 
 def test_file_names():
     assert (
-        file_name("metaworld_etc/source_a+b/1.0.0", "train")
+        review_file_name("metaworld_etc/source_a+b/1.0.0", "train")
         == "review-metaworld_etc-source_a+b-1.0.0-train.json"
     )

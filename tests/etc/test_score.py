@@ -16,11 +16,17 @@ from etcvla.etc.question_types import (
     QUESTION_TYPES,
     WORDS,
     answer_type,
-    ask,
-    clean,
-    read,
+    clean_instruction,
+    format_question,
+    parse_question,
 )
-from etcvla.etc.score import baseline, majority_answers, measure, read_answer, score
+from etcvla.etc.score import (
+    blind_accuracy,
+    is_correct,
+    majority_answers,
+    parse_answer,
+    score_answer,
+)
 from tests.etc.synthetic_annotation import make_annotation
 
 unit = st.floats(0, 1, exclude_max=True, allow_subnormal=False)  # slopes over those overflow
@@ -78,41 +84,43 @@ def test_questions_round_trip(question_type, paraphrase, noun, instruction):
         "place": "top left",
         "objects": f"{noun}, mug, door",
     }
-    found = read(question_type, ask(question_type, paraphrase, target_positions))
+    found = parse_question(
+        question_type, format_question(question_type, paraphrase, target_positions)
+    )
     assert found == {name: target_positions[name] for name in found}
-    assert len(QUESTION_TYPES[question_type].questions) >= 3
+    assert len(QUESTION_TYPES[question_type].templates) >= 3
 
 
 def test_instructions_stand_in_a_sentence():
-    assert clean(" Open the drawer. ") == "open the drawer"
+    assert clean_instruction(" Open the drawer. ") == "open the drawer"
 
 
 # --- scores --------------------------------------------------------------------------------------------------------
 
 
 def test_words():
-    assert score("present", "yes", " Yes\n") == 1
-    assert score("describe", "red cup, top left", "red  cup, top left") == 1
-    assert score("describe", "red cup, top left", "red cup, top") == 0
-    assert measure("present", "yes", "no") == {"correct": 0.0}
+    assert is_correct("present", "yes", " Yes\n") == 1
+    assert is_correct("describe", "red cup, top left", "red  cup, top left") == 1
+    assert is_correct("describe", "red cup, top left", "red cup, top") == 0
+    assert score_answer("present", "yes", "no") == {"correct": 0.0}
 
 
 def test_box():
     truth = format_loc([0.2, 0.2, 0.6, 0.6])
-    assert measure("locate_box", truth, truth) == {"correct": 1.0, "iou": 1.0}
-    half = measure("locate_box", truth, format_loc([0.2, 0.2, 0.6, 0.45]))
+    assert score_answer("locate_box", truth, truth) == {"correct": 1.0, "iou": 1.0}
+    half = score_answer("locate_box", truth, format_loc([0.2, 0.2, 0.6, 0.45]))
     assert half["correct"] == 1 and half["iou"] == pytest.approx(0.25 / 0.4, abs=0.01)
-    less = measure("locate_box", truth, format_loc([0.2, 0.2, 0.6, 0.38]))
+    less = score_answer("locate_box", truth, format_loc([0.2, 0.2, 0.6, 0.38]))
     assert less["correct"] == 0 and less["iou"] == pytest.approx(0.18 / 0.4, abs=0.01)
     inverted = format_loc([0.6, 0.6, 0.2, 0.2])
-    assert measure("locate_box", truth, inverted) == {"correct": 0.0, "iou": 0.0}
+    assert score_answer("locate_box", truth, inverted) == {"correct": 0.0, "iou": 0.0}
 
 
 def test_point():
     truth = format_loc([0.5, 0.5])
-    assert score("gripper_point", truth, format_loc([0.55, 0.55])) == 1
-    assert score("gripper_point", truth, format_loc([0.56, 0.56])) == 0
-    assert measure("grasp_point", truth, format_loc([0.5, 0.6]))["distance"] == pytest.approx(
+    assert is_correct("gripper_point", truth, format_loc([0.55, 0.55])) == 1
+    assert is_correct("gripper_point", truth, format_loc([0.56, 0.56])) == 0
+    assert score_answer("grasp_point", truth, format_loc([0.5, 0.6]))["distance"] == pytest.approx(
         0.1, abs=1e-3
     )
 
@@ -120,19 +128,19 @@ def test_point():
 def test_path_is_judged_by_its_course_not_by_its_keypoints():
     truth = format_loc([0.1, 0.1, 0.9, 0.5])
     finer = format_loc([0.1, 0.1, 0.3, 0.2, 0.5, 0.3, 0.9, 0.5])
-    assert measure("path_task", truth, finer)["distance"] < 2e-3
-    assert score("path_task", truth, format_loc([0.9, 0.5, 0.1, 0.1])) == 0
-    assert score("path_task", truth, format_loc([0.5, 0.3])) == 0
-    assert score("path_subtask", truth, format_loc([0.15, 0.1, 0.95, 0.5])) == 1
+    assert score_answer("path_task", truth, finer)["distance"] < 2e-3
+    assert is_correct("path_task", truth, format_loc([0.9, 0.5, 0.1, 0.1])) == 0
+    assert is_correct("path_task", truth, format_loc([0.5, 0.3])) == 0
+    assert is_correct("path_subtask", truth, format_loc([0.15, 0.1, 0.95, 0.5])) == 1
 
 
 def test_a_grasp_point_lies_on_what_it_names_or_not():
     truth, box = format_loc([0.5, 0.5]), np.array([0.4, 0.4, 0.6, 0.8], np.float32)
     assert [
-        measure("grasp_point", truth, said, box)["inside"]
+        score_answer("grasp_point", truth, said, box)["inside"]
         for said in (truth, format_loc([0.5, 0.79]), format_loc([0.5, 0.9]), "nowhere")
     ] == [1, 1, 0, 0]
-    assert "inside" not in measure("grasp_point", truth, truth) | measure(
+    assert "inside" not in score_answer("grasp_point", truth, truth) | score_answer(
         "place_point", truth, truth, box
     )
 
@@ -142,7 +150,7 @@ def test_a_grasp_point_lies_on_what_it_names_or_not():
     [
         question_type
         for question_type in QUESTION_TYPES
-        if QUESTION_TYPES[question_type].answer != WORDS
+        if QUESTION_TYPES[question_type].answer_type != WORDS
     ],
 )
 @pytest.mark.parametrize(
@@ -150,25 +158,25 @@ def test_a_grasp_point_lies_on_what_it_names_or_not():
 )
 def test_unreadable_predictions_are_wrong_by_the_worst_measure(question_type, prediction):
     truth = format_loc(
-        [0.1, 0.1, 0.2, 0.2] if QUESTION_TYPES[question_type].answer == "box" else [0.1, 0.1]
+        [0.1, 0.1, 0.2, 0.2] if QUESTION_TYPES[question_type].answer_type == "box" else [0.1, 0.1]
     )
-    result = measure(question_type, truth, prediction)
+    result = score_answer(question_type, truth, prediction)
     assert result["correct"] == 0 and result.get("iou", 0) == 0
     assert result.get("distance", math.sqrt(2)) == pytest.approx(math.sqrt(2))
 
 
 def test_user_errors():
     with pytest.raises(ValueError, match="did you mean 'grasp_point'"):
-        score("grasp_points", "<loc0001><loc0001>", "")
+        is_correct("grasp_points", "<loc0001><loc0001>", "")
     with pytest.raises(ValueError, match="true answer 'left' is not a box"):
-        score("locate_box", "left", "left")
+        is_correct("locate_box", "left", "left")
     with pytest.raises(ValueError, match='"question_type" or "question"'):
-        baseline([], [], by="kind")
+        blind_accuracy([], [], by="kind")
 
 
 def test_every_true_answer_scores_one():
     for step in make_items(make_annotation(), 0)[0]:
-        assert all(score(item, item.answer, item.answer) == 1 for item in step)
+        assert all(is_correct(item, item.answer, item.answer) == 1 for item in step)
 
 
 def test_general_forms_are_registered_with_how_they_are_read():
@@ -177,7 +185,7 @@ def test_general_forms_are_registered_with_how_they_are_read():
     for _ in range(40):
         for made in shapes.make_items(shapes.sample_scene(rng), rng):
             assert (answer_type(made.question_type) == WORDS) == ("<loc" not in made.answer)
-            assert score(made, made.answer, made.answer) == 1
+            assert is_correct(made, made.answer, made.answer) == 1
 
 
 # --- blind guessing ------------------------------------------------------------------------------------------------
@@ -194,7 +202,7 @@ def test_majority_answers_by_type():
     constant = majority_answers(items)
     assert constant["present"] == "no"
     assert constant["gripper_point"] == format_loc([0.2, 0.5])
-    path = read_answer("path", constant["path_task"])
+    path = parse_answer("path", constant["path_task"])
     np.testing.assert_allclose(path[:, 1], [0, 0.2, 0.4, 0.6, 0.8], atol=2e-3)
 
 
@@ -210,11 +218,11 @@ def test_baseline_by_form_and_by_question():
         item("present", "no", "new?"),
         item("gripper_point", format_loc([0.5, 0.5])),
     ]
-    assert baseline(train, test) == {
+    assert blind_accuracy(train, test) == {
         "goal_description": pytest.approx(2 / 3),
         "spatial_understanding": 0.0,
     }
-    assert baseline(train, test, by="question")["goal_description"] == 1.0
+    assert blind_accuracy(train, test, by="question")["goal_description"] == 1.0
 
 
 # --- geometry ------------------------------------------------------------------------------------------------------
@@ -252,9 +260,11 @@ def test_iou():
 
 def test_a_plan_is_as_good_as_what_stands_in_order():
     plan = "move to the mug; grasp the mug; lift the mug"
-    assert measure("decompose", plan, plan) == {"correct": 1.0, "order": 1.0}
-    assert measure("decompose", plan, "Grasp the mug ; lift the mug")["order"] == pytest.approx(0.8)
-    assert measure("decompose", plan, "lift the mug; grasp the mug; move to the mug")[
+    assert score_answer("decompose", plan, plan) == {"correct": 1.0, "order": 1.0}
+    assert score_answer("decompose", plan, "Grasp the mug ; lift the mug")[
+        "order"
+    ] == pytest.approx(0.8)
+    assert score_answer("decompose", plan, "lift the mug; grasp the mug; move to the mug")[
         "order"
     ] == pytest.approx(1 / 3)
-    assert measure("decompose", plan, "")["order"] == 0
+    assert score_answer("decompose", plan, "")["order"] == 0

@@ -10,7 +10,7 @@ import pytest
 from etcvla.etc import shapes
 from etcvla.etc.items import GENERAL, Item, format_loc, parse_loc
 from etcvla.etc.question_types import answer_type
-from etcvla.etc.score import score
+from etcvla.etc.score import is_correct
 from etcvla.etc.shapes import (
     COLORS,
     SHAPES,
@@ -97,7 +97,7 @@ def test_a_shape_has_its_area(name, share):
 def test_scenes_keep_things_apart_and_inside(corpus):
     for scene, _ in corpus:
         assert 1 <= len(scene.shapes) <= shapes.MAX_SHAPES
-        boxes = np.array([thing.box for thing in scene.things])
+        boxes = np.array([thing.box for thing in scene.objects])
         assert (boxes >= 0).all()
         assert (boxes <= 1).all()
         for i, box in enumerate(boxes):
@@ -133,10 +133,10 @@ def test_every_form_and_paraphrase_occurs(corpus):
             question_type = SHAPES_QUESTIONS[item.question_type]
             assert item.kind == question_type.kind
             asked[item.question_type] |= {
-                q for q in question_type.questions if shapes._pattern(q).fullmatch(item.question)
+                q for q in question_type.templates if shapes._pattern(q).fullmatch(item.question)
             }
     assert asked == {
-        name: set(question_type.questions) for name, question_type in SHAPES_QUESTIONS.items()
+        name: set(question_type.templates) for name, question_type in SHAPES_QUESTIONS.items()
     }
 
 
@@ -144,7 +144,7 @@ def test_scoring_knows_every_form_and_accepts_the_truth(corpus):
     for _, items in corpus[:200]:
         for item in items:
             assert answer_type(item.question_type)
-            assert score(item.question_type, item.answer, item.answer) == 1
+            assert is_correct(item.question_type, item.answer, item.answer) == 1
 
 
 def test_texts_are_lower_case(corpus):

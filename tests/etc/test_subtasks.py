@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from etcvla.etc.subtasks import APPROACH, CARRY, GRASP, RELEASE, agreement, segment, steady, switch
+from etcvla.etc.subtasks import (
+    APPROACH,
+    CARRY,
+    GRASP,
+    RELEASE,
+    agreement,
+    label_subtasks,
+    steady,
+    switch,
+)
 
 RATE = 20.0
 
@@ -20,7 +29,7 @@ def _pick_and_place():
 
 def test_fingers_and_speed_tell_the_subtasks():
     position, fingers = _pick_and_place()
-    found = segment(position, fingers, RATE)
+    found = label_subtasks(position, fingers, RATE)
     assert (found[:20] == APPROACH).all()
     assert (found[26:29] == GRASP).all()
     assert (found[32:49] == CARRY).all()
@@ -32,7 +41,7 @@ def test_known_contact_wins_over_fingers():
     position, fingers = _pick_and_place()
     contact = np.zeros(65)
     contact[35:45] = 1
-    found = segment(position, fingers, RATE, contact)
+    found = label_subtasks(position, fingers, RATE, contact)
     assert (
         (found[:35] == APPROACH).all()
         and (found[35:45] != APPROACH).all()
@@ -42,7 +51,7 @@ def test_known_contact_wins_over_fingers():
 
 def test_fingers_that_do_not_move_say_nothing():
     position, _ = _pick_and_place()
-    assert (segment(position, np.full(65, 0.5), RATE) == -1).all()
+    assert (label_subtasks(position, np.full(65, 0.5), RATE) == -1).all()
 
 
 def test_switching_has_hysteresis():

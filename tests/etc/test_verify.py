@@ -70,7 +70,7 @@ def examples(question_type):
 
 def wrong_answers(item):
     """Answers that look right and are not."""
-    kind = QUESTION_TYPES[item.question_type].answer
+    kind = QUESTION_TYPES[item.question_type].answer_type
     if kind == WORDS:
         if item.answer in OPPOSITE:
             return [OPPOSITE[item.answer], "maybe"]
@@ -192,4 +192,4 @@ def test_box_tolerance_is_rounding_not_more():
 
 
 def test_answer_types_cover_the_check():
-    assert {spec.answer for spec in QUESTION_TYPES.values()} == {WORDS, POINT, BOX, PATH}
+    assert {spec.answer_type for spec in QUESTION_TYPES.values()} == {WORDS, POINT, BOX, PATH}

@@ -208,7 +208,7 @@ def test_scores_count_and_keep_cells_apart():
 
 def test_a_checkpoints_hash_is_of_what_a_policy_reads(tmp_path):
     from etcvla.train.checkpoint import Checkpoints
-    from etcvla.train.step import TrainState
+    from etcvla.train.state import TrainState
 
     def saved(name, value, step=1):
         checkpoints = Checkpoints(tmp_path / name, keep=1)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from etcvla.eval.results_log import ResultsLog
-from etcvla.eval.trials import COLUMNS, Trial, TrialResult
+from etcvla.eval.trials import Trial, TrialResult
+from etcvla.results_schema import EPISODE_COLUMNS
 
 PROTOCOL = {"trials": 3, "tasks": ("reach",), "replan_steps": 5}
 TRIALS = [Trial("source", "reach", i) for i in range(3)]
@@ -45,7 +46,7 @@ def test_what_was_played_is_not_played_again(tmp_path):
     again.add(result(TRIALS[1]))
     again.finish([result(trial) for trial in TRIALS])
     assert [line["trial"] for line in lines(tmp_path)] == ["0", "1", "2"]
-    assert lines(tmp_path)[0]["success"] == "0" and tuple(lines(tmp_path)[0]) == COLUMNS
+    assert lines(tmp_path)[0]["success"] == "0" and tuple(lines(tmp_path)[0]) == EPISODE_COLUMNS
     assert lines(tmp_path)[0]["seed"] == "1000000000" and lines(tmp_path)[0]["initial_state"] == ""
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from etcvla.train.checkpoint import Checkpoints
 from etcvla.train.loop import checkpoint_meta
 from etcvla.train.stage import Stage
-from etcvla.train.step import TrainState
+from etcvla.train.state import TrainState
 from tests.data.handmade_rlds import write_robot_set
 from tests.models.small import random_params
 from tests.train.nano import nano_config

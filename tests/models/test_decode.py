@@ -117,15 +117,20 @@ def test_logits_from_a_cache_equal_one_pass(plain):
         static_argnums=0,
     )
     image_cache = look_at(model, params, batch)
-    num_images, width = image_cache.there.shape[1], max(map(len, PROMPTS))
+    num_images, width = image_cache.image_token_mask.shape[1], max(map(len, PROMPTS))
     start = num_images + width
     cache = tuple(
         jnp.pad(x, ((0, 0), (0, 0), (0, width + NEW), (0, 0), (0, 0))) for x in image_cache.cache
     )
     prompt = np.concatenate(
-        [image_cache.there, batch["segment"][:, :width] > 0, np.zeros((ROWS, NEW), bool)], axis=1
+        [
+            image_cache.image_token_mask,
+            batch["segment"][:, :width] > 0,
+            np.zeros((ROWS, NEW), bool),
+        ],
+        axis=1,
     )
-    position = image_cache.there.sum(1, keepdims=True) + np.arange(width)
+    position = image_cache.image_token_mask.sum(1, keepdims=True) + np.arange(width)
     hidden, cache = run(
         VLA.extend,
         batch["tokens"][:, :width],

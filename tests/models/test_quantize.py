@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from etcvla.models.decode import sample_actions
-from etcvla.models.quantize import quantized
+from etcvla.models.quantize import quantize_params
 from tests.models.small import make_model, random_params, random_rows, write_segment
 
 qwix = pytest.importorskip("qwix")
@@ -15,7 +15,7 @@ qwix = pytest.importorskip("qwix")
 def both():
     model = make_model()
     params = random_params(model)
-    return model, params, quantized(params, "int8")
+    return model, params, quantize_params(params, "int8")
 
 
 def weights(small):
@@ -73,4 +73,4 @@ def test_unknown_types_are_named():
     with pytest.raises(
         ValueError, match="unknown type of quantised weights 'int7', did you mean 'int8'"
     ):
-        quantized({}, "int7")
+        quantize_params({}, "int7")

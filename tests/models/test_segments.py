@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from etcvla.train.step import StepSettings, losses, total_loss
+from etcvla.train.step import StepSettings, compute_losses, total_loss
 from tests.models.small import SIZES, make_model, random_params, random_rows, write_segment
 
 ROWS, DRAWS = 4, 2
@@ -72,7 +72,7 @@ def train(model):
     )
 
     def loss(params, batch):
-        parts = losses(model, params, batch, jax.random.key(7), options)
+        parts = compute_losses(model, params, batch, jax.random.key(7), options)
         return total_loss(parts, jnp.float32(0), options), {
             name: parts[name] for name in ("text", "fast", "flow")
         }

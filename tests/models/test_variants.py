@@ -14,7 +14,8 @@ from etcvla.models.variants import config_from_dict, config_to_dict, make_config
 from etcvla.models.vla import VLA, init_params
 from etcvla.rules import path_str
 from etcvla.train.optim import make_optimizer
-from etcvla.train.step import StepSettings, TrainState, train_step
+from etcvla.train.state import TrainState
+from etcvla.train.step import StepSettings, train_step
 from tests.models.small import is_backbone
 
 PALIGEMMA_IDS = 257_152
@@ -78,7 +79,10 @@ def test_a_training_step_at_full_size_by_shapes(size):
     )
     batch = batch_lib.zeros(B=2, C=3, H=224, W=224, L=config.data.text_len, S=32, P=50, A=32)
     step = functools.partial(
-        train_step, model=model, optimizer=optimizer, settings=StepSettings.of(config, loc_offset=9)
+        train_step,
+        model=model,
+        optimizer=optimizer,
+        settings=StepSettings.from_config(config, loc_offset=9),
     )
     after, metrics = jax.eval_shape(step, state, batch)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(

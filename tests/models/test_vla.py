@@ -37,9 +37,9 @@ from tests.models.small import CONFIG, make_model, random_rows
 )
 def test_a_batch_that_does_not_fit_is_named(field, change, message):
     batch = random_rows(np.random.default_rng(0), 2)
-    CONFIG.check(batch)
+    CONFIG.check_batch(batch)
     with pytest.raises(ValueError, match=message):
-        CONFIG.check(batch | {field: change(batch[field])})
+        CONFIG.check_batch(batch | {field: change(batch[field])})
 
 
 @pytest.mark.parametrize(

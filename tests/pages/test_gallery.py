@@ -2,16 +2,14 @@
 
 import base64
 import io
-import json
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from etcvla.etc import make_items
 from etcvla.etc.items import Item, format_loc
-from etcvla.pages.gallery import GalleryEntry, report, write_gallery
+from etcvla.pages.gallery import GalleryEntry, write_gallery
 from tests.etc.synthetic_annotation import make_annotation
 
 
@@ -123,7 +121,7 @@ def test_every_item_has_its_row_and_its_shapes(gallery):
 
 
 def test_other_views_stand_beside_the_frame(gallery):
-    page, _ = gallery(GalleryEntry(IMAGE, [], "go", others={"left_wrist": IMAGE[:20]}))
+    page, _ = gallery(GalleryEntry(IMAGE, [], "go", other_images={"left_wrist": IMAGE[:20]}))
     assert [image["alt"] for image in page.find("img")] == ["", "left_wrist"]
     assert len(page.find("svg")) == 1
     assert "left wrist" in page.words
@@ -157,25 +155,3 @@ def test_words_are_escaped(gallery):
     )
     assert len(page.find("img")) == 1 and not any("onerror" in attrs for _, attrs in page.tags)
     assert page.words.count(evil) >= 5
-
-
-def test_report_counts_and_balance(gallery):
-    items = [item for step in make_items(make_annotation(), 0)[0] for item in step]
-    numbers = report(items, {"current: ambiguous": 3})
-    assert (
-        numbers["items"]
-        == len(items)
-        == sum(numbers["by_kind"].values())
-        == sum(numbers["by_grade"].values())
-    )
-    present = [item.answer for item in items if item.question_type == "present"]
-    row = numbers["by_question_type"]["present"]
-    assert row["count"] == len(present) and row["answers"] == 2
-    assert row["majority_share"] == pytest.approx(
-        max(map(present.count, ("yes", "no"))) / len(present)
-    )
-    assert numbers["question_chars"]["max"] == max(len(item.question) for item in items)
-    assert numbers["by_source"] == {"oracle": len(items)}
-    assert numbers["dropped"] == {"current: ambiguous": 3}
-    assert json.loads(json.dumps(numbers)) == numbers
-    assert report([])["items"] == 0

@@ -21,7 +21,7 @@ class Tracer:
     def __init__(self, turns=0):
         self.asked = []
         self.assets = SimpleNamespace(
-            adapter=SimpleNamespace(turn=lambda camera, image: np.rot90(image, turns))
+            adapter=SimpleNamespace(rotate=lambda camera, image: np.rot90(image, turns))
         )
 
     def camera_images(self, images):
@@ -44,7 +44,7 @@ def test_each_film_gets_its_own_paths_and_others_stay():
     policy, frames = Tracer(), np.zeros((2, 200, 200, 3), np.uint8)
     videos = VideoRecorder(policy, 2)
     look = {"images": {"front": frames[0]}, "instruction": "Open the door.", "video": True}
-    videos.look({"a": look, "b": look, "c": {**look, "video": False}})
+    videos.predict_paths({"a": look, "b": look, "c": {**look, "video": False}})
     assert len(policy.asked) == 2 and "open the door" in policy.asked[0]
     a, b, c = (videos.finish(player, Ended(frames)).frames for player in "abc")
     assert (a[0, 100, 100] == LINE).all() and not a[1].any()  # the end of the episode was no look
@@ -56,7 +56,7 @@ def test_a_path_is_drawn_into_what_the_policy_sees():
     frames = np.zeros((1, 200, 200, 3), np.uint8)
     frames[0, 0] = 255  # a camera upside down
     videos = VideoRecorder(Tracer(turns=2), 1)
-    videos.look({"a": {"images": {"front": frames[0]}, "instruction": "x", "video": True}})
+    videos.predict_paths({"a": {"images": {"front": frames[0]}, "instruction": "x", "video": True}})
     found = videos.finish("a", Ended(frames)).frames[0]
     assert (found[199, 10] == 255).all() and not found[0].any() and (found[100, 100] == LINE).all()
 
@@ -64,5 +64,5 @@ def test_a_path_is_drawn_into_what_the_policy_sees():
 def test_nothing_is_drawn_where_the_policy_looks_elsewhere_first():
     policy = Tracer()
     policy.cameras = ("wrist", "front")
-    VideoRecorder(policy, 1).look({"a": {"images": {}, "instruction": "x", "video": True}})
+    VideoRecorder(policy, 1).predict_paths({"a": {"images": {}, "instruction": "x", "video": True}})
     assert not policy.asked

@@ -13,7 +13,7 @@ from etils import epath
 
 from etcvla.train import checkpoint
 from etcvla.train.checkpoint import Checkpoints
-from etcvla.train.step import TrainState
+from etcvla.train.state import TrainState
 from tests.train.full_disk import files_up_to
 
 META = {"config": {"seed": 0}}

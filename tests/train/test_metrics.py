@@ -7,7 +7,14 @@ import pytest
 
 from etcvla.models.vla import init_params
 from etcvla.rules import assign, path_str
-from etcvla.train.metrics import GROUPS, TIME_BINS, flow_errors, grad_norms, means, quotient
+from etcvla.train.metrics import (
+    GROUPS,
+    TIME_BINS,
+    average_metrics,
+    flow_errors,
+    grad_norms,
+    quotient,
+)
 from tests.models.small import is_backbone, make_model
 
 ROWS, DRAWS, STEPS, WIDTH = 3, 4, 5, 6
@@ -85,6 +92,6 @@ def test_means_leave_out_what_is_absent():
         {"a": 1.0, "b": nan, "v": np.array([nan, 2.0, nan])},
         {"a": 2.0, "b": nan, "v": np.array([4.0, 4.0, nan])},
     ]
-    assert means(rows) == {"a": 1.5, "v_0": 4.0, "v_1": 3.0}
-    assert list(means([{"v": np.arange(11.0)}]))[::10] == ["v_00", "v_10"]
-    assert means([]) == {}
+    assert average_metrics(rows) == {"a": 1.5, "v_0": 4.0, "v_1": 3.0}
+    assert list(average_metrics([{"v": np.arange(11.0)}]))[::10] == ["v_00", "v_10"]
+    assert average_metrics([]) == {}

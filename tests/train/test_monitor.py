@@ -10,6 +10,7 @@ from PIL import Image
 from configs import common
 from etcvla.etc import question_types as question_types
 from etcvla.eval.held_out import HeldOut
+from etcvla.pages.first_batch import draw_batch
 from etcvla.train import sharding
 from etcvla.train.loop import train
 from etcvla.train.monitor import MonitorOptions, evaluations_due
@@ -43,7 +44,10 @@ def run(dataset, tmp_path_factory):
         patch.setitem(
             question_types.GENERAL_QUESTION_TYPES, "where", question_types.POINT
         )  # of the handmade items
-        train(config, options=MonitorOptions(profile="2:3", evaluation=HeldOut))
+        train(
+            config,
+            options=MonitorOptions(profile="2:3", evaluation=HeldOut, draw_first_batch=draw_batch),
+        )
     return config
 
 

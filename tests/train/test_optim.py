@@ -25,7 +25,7 @@ def step(config, grads, count=1, steps=10):
     params = jax.tree.map(jnp.asarray, PARAMS)
     state = optimizer.init(params)
     for i in range(count):
-        moves = optimizer.trains(optimizer.frozen_at(i))
+        moves = optimizer.trainable(optimizer.frozen_at(i))
         some = jax.tree.map(lambda g, m: g if m else None, grads, moves)
         params, state = optimizer.update(some, state, params, i)
     return params, state

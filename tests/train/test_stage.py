@@ -10,7 +10,7 @@ from etcvla.data.assets import Assets
 from etcvla.train.checkpoint import Checkpoints
 from etcvla.train.loop import checkpoint_meta
 from etcvla.train.stage import Stage, build_datasets, inherited_assets, streams_of
-from etcvla.train.step import TrainState
+from etcvla.train.state import TrainState
 from tests.data.handmade_rlds import write_robot_set
 from tests.train.nano import nano_config
 

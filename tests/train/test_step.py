@@ -8,18 +8,18 @@ import numpy as np
 import optax
 import pytest
 
-from etcvla.models import flops, flow, ops
+from etcvla.models import flops, flow
 from etcvla.models.decode import sample_actions
-from etcvla.models.vla import find_target_positions, taps
+from etcvla.models.vla import find_target_positions
 from etcvla.rules import path_str
 from etcvla.train.optim import make_optimizer
+from etcvla.train.state import TrainState
 from etcvla.train.step import (
     StepSettings,
-    TrainState,
-    losses,
-    metrics_of,
+    compute_losses,
+    compute_metrics,
     microbatch_losses,
-    targets,
+    select_targets,
     total_loss,
     train_step,
 )
@@ -69,7 +69,7 @@ def batch():
 @pytest.fixture(scope="module")
 def run(model):
     module, params = model
-    step = jax.jit(functools.partial(losses, module, settings=SETTINGS))
+    step = jax.jit(functools.partial(compute_losses, module, settings=SETTINGS))
     return lambda batch: jax.tree.map(np.asarray, step(params, batch, KEY))
 
 
@@ -84,7 +84,7 @@ def test_next_token_losses_are_means_over_their_tokens(model, run, batch):
     parts = run(batch)
     np.testing.assert_allclose(parts["fast"], loss[fast].mean(), rtol=1e-5)
     np.testing.assert_allclose(parts["text"], loss[batch["target"] & ~fast].mean(), rtol=1e-5)
-    metrics = metrics_of(parts, SETTINGS)
+    metrics = compute_metrics(parts, SETTINGS)
     hits = np.asarray(jnp.argmax(logits, -1)) == batch["tokens"]
     for i, stream in enumerate(("act", "ask")):
         chosen = batch["target"] & (batch["stream"] == i)
@@ -159,7 +159,7 @@ def test_both_action_objectives_train_in_one_row(batch):
     @jax.jit
     def grads(params, fast, flow):
         def loss(params):
-            parts = losses(module, params, batch, KEY, SETTINGS)
+            parts = compute_losses(module, params, batch, KEY, SETTINGS)
             return fast * parts["fast"] + flow * parts["flow"]
 
         return jax.grad(loss)(params)
@@ -185,7 +185,7 @@ def test_a_loss_without_weight_is_not_computed(model, batch):
     off = ((0.0, 0.0),)
 
     def parts(**fields):
-        part_losses = functools.partial(losses, module, settings=SETTINGS.replace(**fields))
+        part_losses = functools.partial(compute_losses, module, settings=SETTINGS.replace(**fields))
         return jax.eval_shape(part_losses, params, batch, KEY)
 
     assert "flow" not in parts(flow=off) and "text" in parts(flow=off)
@@ -259,7 +259,9 @@ def test_z_is_the_mean_squared_log_of_the_softmaxs_sum(model, batch):
     )
     squares = np.square(jax.nn.logsumexp(logits, axis=-1))
     settings = SETTINGS.replace(z=((0.0, 0.1),), flow=((0.0, 0.0),))
-    parts = jax.jit(functools.partial(losses, module, settings=settings))(params, batch, KEY)
+    parts = jax.jit(functools.partial(compute_losses, module, settings=settings))(
+        params, batch, KEY
+    )
     np.testing.assert_allclose(parts["z"], squares[batch["target"]].mean(), rtol=1e-5)
     np.testing.assert_allclose(
         total_loss(parts, 0.0, settings),
@@ -272,7 +274,7 @@ def test_insulation_may_change_by_degrees(model, batch):
     """Wholly on and wholly off it is what the model's own switch does, and half of it is half way between."""
     _, params = model
     settings = SETTINGS.replace(text=((0.0, 0.0),), fast=((0.0, 0.0),))
-    rows, counts = targets(batch, KEY, settings)
+    rows, counts = select_targets(batch, KEY, settings)
 
     @functools.partial(jax.jit, static_argnums=0)
     def backbone(insulate, gradient_scale=None):
@@ -332,50 +334,6 @@ def test_what_rests_is_not_differentiated(model, batch):
     assert (
         moves - rests > tower
     )  # a weight's and an input's product less, but for the first layer's input
-
-
-def test_gradients_of_masters_are_those_of_the_cast_parameters(batch):
-    """To a rounding, in the dtype that is read, and without a copy of all parameters in that dtype."""
-    module = make_model(dtype="bfloat16")
-    params = random_params(module)
-    narrow = taps(params, module.config)
-    rows, _ = targets(batch, KEY, SETTINGS)
-
-    def total(params):
-        logits, velocity = module.apply(
-            {"params": params}, rows, rows["target_positions"], rows["x_t"], rows["time"]
-        )
-        return jnp.square(logits).sum() + jnp.square(velocity).sum()
-
-    cast = jax.tree.map(lambda p, tap: p.astype(tap.dtype), params, narrow)
-    exact = {
-        "compiler_options": {"xla_allow_excess_precision": False}
-    }  # or XLA leaves roundings out
-    of_cast = jax.jit(jax.grad(total), **exact)(cast)
-    trained = jax.tree.map(lambda p, tap: p if p.dtype == tap.dtype else tap, params, narrow)
-    of_taps = jax.jit(
-        jax.grad(
-            lambda trained: total(
-                jax.tree.map(
-                    lambda p, t: t if t.dtype == p.dtype else ops.Master(p, t), params, trained
-                )
-            )
-        ),
-        **exact,
-    )(trained)
-    for a, b in zip(jax.tree.leaves(of_taps), jax.tree.leaves(of_cast), strict=True):
-        eps = 10 * float(jnp.finfo(b.dtype).eps) * max(1, float(jnp.abs(b).max()))
-        np.testing.assert_allclose(a.astype(np.float32), b.astype(np.float32), atol=eps)
-    dtypes = {
-        path_str(path): leaf.dtype
-        for path, leaf in jax.tree_util.tree_flatten_with_path(of_taps)[0]
-    }
-    assert (
-        dtypes["llm/layers/mlp/gating_einsum"]
-        == dtypes["llm/layers/pre_ffw_norm_1/Dense_0/bias"]
-        == jnp.bfloat16
-    )
-    assert dtypes["llm/layers/pre_ffw_norm/scale"] == dtypes["action_in_proj/kernel"] == jnp.float32
 
 
 def test_slots_are_the_first_targets_in_order():

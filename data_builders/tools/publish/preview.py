@@ -14,6 +14,7 @@ from PIL import Image
 
 from data_builders.tools.gallery import read_items, read_views, spread
 from etcvla.data.rlds import RLDSDataset
+from etcvla.etc.items import ITEM_FIELDS
 
 # name -> (type, doc): one row an item; a frame without items has one row with empty texts.
 COLUMNS: dict[str, tuple[pa.DataType, str]] = {
@@ -64,7 +65,7 @@ def _rows(dataset: RLDSDataset, episode: int, step: int) -> Iterator[dict[str, A
         "instruction": values.get("language_instruction", ""),
         "action": values["action"].ravel().tolist() if "action" in values else [],
     }
-    texts = ("grade", "kind", "question_type", "question", "answer", "source")
+    texts = ("grade", *ITEM_FIELDS)
     items = read_items(dataset, frame) if "etc/kind" in dataset.features else []
     for item in items:
         yield row | {name: getattr(item, name) for name in texts}

@@ -14,7 +14,7 @@ from etcvla.data.norm_stats import compute_norm_stats
 from etcvla.data.rlds import RLDSDataset
 from etcvla.data.rlds_layout import find_version
 from etcvla.etc.items import Item
-from etcvla.pages.gallery import report
+from etcvla.etc.statistics import item_statistics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +116,7 @@ class DatasetFacts:
             for key in ("task", "scene")
             if key in about[0]
         }
-        items = report(_all_items(dataset)) if self.has_items else {}
+        items = item_statistics(_all_items(dataset)) if self.has_items else {}
         return {
             "episodes": dataset.num_episodes,
             "frames": dataset.num_frames,

@@ -75,7 +75,7 @@ class Endpoint:
             **options,
         )
 
-    def ask(self, prompt: str, images: Sequence[bytes] = ()) -> str:
+    def complete(self, prompt: str, images: Sequence[bytes] = ()) -> str:
         """The model's answer to `prompt` about JPEG files, in order.
 
         Raises EndpointError (BudgetError), so that nothing is taken for an answer that is none.

@@ -63,7 +63,7 @@ class Calibrations:
                 f"{path} is not a calibration file ({error}); see etcvla/etc/annotators/projection.py"
             ) from error
 
-    def of(self, episode_id: str, camera: str) -> Calibration | None:
+    def get(self, episode_id: str, camera: str) -> Calibration | None:
         """None where the file does not know this camera. Raises ValueError for a field that is missing or malformed."""
         entry = {
             **self._cameras.get(camera, {}),

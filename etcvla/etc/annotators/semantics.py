@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from etcvla.etc.annotators.tracks import Segments
+from etcvla.etc.annotators.tracks import GripperPhases
 
 COLORS = (
     "red",
@@ -55,12 +55,12 @@ def frames_to_show(steps: int, count: int) -> list[int]:
     return sorted({round(i) for i in np.linspace(0, steps - 1, min(count, steps)).tolist()})
 
 
-def prompt(instruction: str, frames: Sequence[int], segments: Segments) -> str:
+def build_prompt(instruction: str, frames: Sequence[int], gripper_phases: GripperPhases) -> str:
     """The question. With segments their wording is asked for, else subtasks and where they begin."""
-    if segments.kinds:
-        named = "; ".join(f"{i + 1}. {text}" for i, text in enumerate(segments.texts()))
+    if gripper_phases.kinds:
+        named = "; ".join(f"{i + 1}. {text}" for i, text in enumerate(gripper_phases.texts()))
         subtasks = (
-            f'"subtasks": exactly {len(segments.kinds)} short imperatives, one for each of the phases that the '
+            f'"subtasks": exactly {len(gripper_phases.kinds)} short imperatives, one for each of the phases that the '
             f"gripper shows, in this order: {named}"
         )
     else:
@@ -79,8 +79,13 @@ def prompt(instruction: str, frames: Sequence[int], segments: Segments) -> str:
     )
 
 
-def parse(
-    answer: str, *, steps: int, frames: Sequence[int], segments: Segments, dropped: Counter
+def parse_reply(
+    answer: str,
+    *,
+    steps: int,
+    frames: Sequence[int],
+    gripper_phases: GripperPhases,
+    dropped: Counter,
 ) -> Semantics:
     """What of `answer` holds; the rest is counted in `dropped` by reason."""
     found = _json_object(answer)
@@ -92,7 +97,7 @@ def parse(
     index = objects.index(_text(target)) if _text(target) in objects else -1
     if target and index < 0:
         dropped["endpoint: target is not among the objects"] += 1
-    phases, phase = _phases(found.get("subtasks"), steps, frames, segments, dropped)
+    phases, phase = _phases(found.get("subtasks"), steps, frames, gripper_phases, dropped)
     return Semantics(objects, colors, index, phases, phase)
 
 
@@ -132,7 +137,7 @@ def _objects(found: Any, dropped: Counter) -> tuple[tuple[str, ...], tuple[str, 
 
 
 def _phases(
-    found: Any, steps: int, frames: Sequence[int], segments: Segments, dropped: Counter
+    found: Any, steps: int, frames: Sequence[int], gripper_phases: GripperPhases, dropped: Counter
 ) -> tuple[tuple[str, ...], np.ndarray | None]:
     entries = found if isinstance(found, list) else []
     texts = tuple(
@@ -147,8 +152,8 @@ def _phases(
     if not sound or len(set(texts)) < len(texts) or len(texts) > MAX_SUBTASKS:
         dropped["endpoint: subtasks are no list of distinct imperatives"] += 1
         return (), None
-    if segments.kinds:
-        if len(texts) != len(segments.kinds):
+    if gripper_phases.kinds:
+        if len(texts) != len(gripper_phases.kinds):
             dropped["endpoint: other phases than the gripper's"] += 1
             return (), None
         return texts, None

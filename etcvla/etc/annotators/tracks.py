@@ -25,7 +25,7 @@ _WORDS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Segments:
+class GripperPhases:
     """Runs of an episode: kinds[k] lasts from starts[k] to starts[k + 1] or the end. None where nothing was grasped."""
 
     starts: np.ndarray  # int64[K]
@@ -44,13 +44,13 @@ class Segments:
         )
 
 
-def segment(gripper_open: np.ndarray, position: np.ndarray) -> Segments:
+def detect_phases(gripper_open: np.ndarray, position: np.ndarray) -> GripperPhases:
     """The phases of a manipulation from its gripper and its speed.
 
     Args:
       gripper_open: float[T], 0 closed .. 1 open. position: float[T, 3] metres.
     """
-    nothing = Segments(np.zeros(0, np.int64), ())
+    nothing = GripperPhases(np.zeros(0, np.int64), ())
     if len(gripper_open) < 3 or not (
         np.isfinite(gripper_open).all() and np.isfinite(position).all()
     ):
@@ -116,7 +116,7 @@ def _forth(change: np.ndarray, t: int) -> int:
     return t
 
 
-def _tidy(marks: list[tuple[int, str]], steps: int) -> Segments:
+def _tidy(marks: list[tuple[int, str]], steps: int) -> GripperPhases:
     """Without segments that are empty, or begin beyond the end."""
     starts = [start for start, _ in marks] + [steps]
     keep = [
@@ -124,7 +124,7 @@ def _tidy(marks: list[tuple[int, str]], steps: int) -> Segments:
         for (start, kind), end in zip(marks, starts[1:], strict=True)
         if start < min(end, steps)
     ]
-    return Segments(
+    return GripperPhases(
         np.array([start for start, _ in keep], np.int64), tuple(kind for _, kind in keep)
     )
 
@@ -134,17 +134,17 @@ def _smooth(values: np.ndarray) -> np.ndarray:
     return np.convolve(np.pad(values, 1, mode="edge"), np.ones(3) / 3, mode="valid")
 
 
-def grasp_step(segments: Segments) -> int | None:
+def grasp_step(gripper_phases: GripperPhases) -> int | None:
     """The step at which the first grasp holds; None without a grasp, and where there are several (of what?)."""
     holds = [
         int(start)
-        for start, kind in zip(segments.starts, segments.kinds, strict=True)
+        for start, kind in zip(gripper_phases.starts, gripper_phases.kinds, strict=True)
         if kind == CARRY
     ]
     return holds[0] if len(holds) == 1 else None
 
 
-def link(points: np.ndarray, *, max_gap: int, max_speed: float) -> np.ndarray:
+def interpolate_track(points: np.ndarray, *, max_gap: int, max_speed: float) -> np.ndarray:
     """A track from detections at some steps: straight between two that are near in time and place, else unknown.
 
     Args:

@@ -1,0 +1,24 @@
+"""Colours of all pages and pictures. A colour has the same meaning on each of them."""
+
+from __future__ import annotations
+
+from etcvla.etc.items import ETC_KINDS
+
+INK = "#1d2329"  # text
+MUTED = "#68717a"  # secondary text
+GRID = "#e3e6ea"  # lines of tables and charts
+
+KIND_COLORS = dict(
+    zip(ETC_KINDS, ("#2f7de1", "#12a594", "#e5484d", "#8e4ec6", "#f0900c"), strict=True)
+)
+OTHER_KIND = "#697177"  # kinds of items that are not one of the five ETC kinds
+
+SHAPES = "#8257d6"  # scores on held-out shapes questions
+ETC = "#0e9f8a"  # scores on ETC questions
+SCENE_COLORS = {"source": "#2b6be0", "target": "#e5812b"}
+
+TRUTH = "#00a0c0"  # the true answer
+PREDICTION = "#d81b9a"  # the model's answer, and the path that a policy predicts
+GOOD = "#2f9e5f"
+BAD = "#c2352b"
+DOUBTFUL = "#a86a00"

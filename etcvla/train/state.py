@@ -1,0 +1,27 @@
+"""What a training step reads and returns, and a checkpoint stores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+
+def _zero() -> jax.Array:
+    return jnp.zeros((), jnp.int32)
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that training changes. `params`, `ema` and `opt` are trees with one entry per parameter."""
+
+    step: Int[Array, ""]  # number of steps done
+    params: Any  # float32
+    ema: Any  # exponential moving average of `params`; the next stage and the policy use it
+    opt: Any  # optimizer state
+    skipped: Int[Array, ""] = flax.struct.field(
+        default_factory=_zero
+    )  # updates that were not finite
