@@ -1,19 +1,22 @@
-"""The fields that every stage has, each with what it means. A stage's file sets what differs.
+"""Config fields of every stage, with their defaults and meaning. A stage's file sets what differs.
 
-Schedules are points: ((progress, value), ...) over the stage, piecewise linear. Rules are ordered (regex, value) lists
-over parameter paths; the first full match wins and every parameter must match one.
+Schedules are points ((progress, value), ...) over the stage's progress in [0, 1], joined by
+straight lines. Rules are ordered (regex, value) lists over parameter paths: the first full match
+gives the value, and every parameter must match.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import ml_collections
 
+from etcvla.errors import UserError
 from etcvla.etc.items import ETC_KINDS
 
-VARIANTS = ("tiny", "paligemma_3b")
-# The paper's weights of the ETC kinds.
+# Share of each ETC kind in the paper's mixture (docs/data.md describes the kinds).
 ETC_WEIGHTS = dict(zip(ETC_KINDS, (0.24, 0.14, 0.22, 0.14, 0.26), strict=True))
 
 METAWORLD_TASKS = (
@@ -37,272 +40,352 @@ MT10_TASKS = (
     "window-close",
 )
 
-
-# Looks of OOD ETC that training may see.
+# Scene conditions (etcvla/sims/conditions.py) of the out-of-distribution ETC that is used for
+# training.
 OOD_CONDITIONS = ("evening", "checker_table", "side_camera", "recolored", "clutter")
 
+# Demonstrations per task that the embedded datasets have by default.
+DEFAULT_EPISODES = {"source": 30, "target": 10}
 
-def constant(value: float) -> tuple:
-    """Knots that never change."""
-    return ((0.0, value),)
-
-
-def warmup_cosine(peak: float, end: float, *, warmup: int, steps: int, pieces: int = 32) -> tuple:
-    """openpi's schedule as points: `warmup` steps up to `peak`, then half a cosine down to `end` at `steps`.
-
-    So many straight `pieces` stray from the cosine by less than a thousandth of the peak.
-    """
-    start, falls = warmup / steps, [i / pieces for i in range(pieces + 1)]
-    return (
-        (0.0, peak / (warmup + 1)),
-        *(
-            (start + (1 - start) * t, end + (peak - end) * (1 + math.cos(math.pi * t)) / 2)
-            for t in falls
-        ),
-    )
-
-
-def stream(dataset: str, kind: str, weight: float | tuple, extra_segments: int) -> dict:
-    """One stream of the mixture: rows of `kind` ("action", an ETC kind, or "any") from `dataset`.
-
-    Args:
-      weight: share of the batch's rows relative to the other streams, a number or points.
-      extra_segments: how many further ETC items of the same frame ride along as segments of their own.
-    """
-    points = weight if isinstance(weight, tuple) else constant(weight)
-    return {"dataset": dataset, "kind": kind, "weight": points, "extra_segments": extra_segments}
-
-
-def etc_streams(dataset: str, share: float | tuple, extra_segments: int) -> dict:
-    """One stream for each ETC kind; together they weigh `share`, split as in the paper."""
-    points = share if isinstance(share, tuple) else constant(share)
-    return {
-        f"{dataset}_{kind}": stream(
-            dataset, kind, tuple((t, w * part) for t, w in points), extra_segments
-        )
-        for kind, part in ETC_WEIGHTS.items()
-    }
+# What each variant changes in all stages. A stage's file has a table of the same form for itself.
+BASE_VARIANTS: dict[str, dict[str, Any]] = {
+    # The model size is the variant's name. `tiny` trains in minutes on two CPU cores.
+    "tiny": {},
+    # The paper's optimizer, PaliGemma's tokenizer and a mesh for a pod.
+    "paligemma_3b": {
+        "model.state": "text",
+        "model.state_dim": 32,
+        "model.action_dim": 32,
+        "data.tokenizer": "checkpoints/paligemma_tokenizer",
+        "data.prompt": "pi05",
+        "data.text_len": 256,
+        "data.max_targets": 160,
+        "data.fast_vocab": 1024,
+        "data.threads": 16,
+        "loss.noise_samples": 1,
+        "optim.lr": ((0.0, 0.0), (0.01, 2.5e-5), (1.0, 2.5e-6)),
+        "optim.weight_decay": ((".*", 1e-10),),
+        "optim.ema": 0.999,
+        "augment.shift": 8,
+        "mesh.fsdp": 16,
+        "log_every": 100,
+        "save_every": 5000,
+        "keep": 3,
+    },
+}
+VARIANTS = tuple(BASE_VARIANTS)
 
 
 def base(stage: str, variant: str) -> ml_collections.ConfigDict:
-    """A stage's config before the stage's own file sets what differs.
+    """Return the config that all stages share, locked, before the stage's file changes it.
 
-    Raises ValueError for an unknown variant.
+    Raises UserError for an unknown variant.
     """
-    if variant not in VARIANTS:
-        raise ValueError(
-            f"configs/{stage}.py: no variant {variant!r}; choose from {', '.join(VARIANTS)}"
+    if variant not in BASE_VARIANTS:
+        raise UserError(
+            f"configs/{stage}.py: unknown variant {variant!r}; choose from {', '.join(VARIANTS)}"
         )
     c = ml_collections.ConfigDict()
     c.stage = stage
     c.variant = variant
-    c.seed = 0  # of the plan, initialisation and all noise
-    c.workdir = f"runs/{variant}/{stage}"  # checkpoints, logs, pictures; a run in it is resumed
-    # What this stage starts from: a workdir (its newest checkpoint's EMA) or released weights (Hugging Face directory,
-    # big_vision .npz, openpi's params); "" for random parameters.
+    # Seed of the mixture plan, the initialisation and all noise.
+    c.seed = 0
+    # Folder of checkpoints, logs and pictures. A run that it contains is resumed.
+    c.workdir = f"runs/{variant}/{stage}"
+    # Where the parameters come from: a workdir (the EMA of its newest checkpoint) or released
+    # weights (a Hugging Face directory, big_vision's .npz, openpi's params). "": random parameters.
     c.init_from = ""
-    c.init_rules = (
-        (".*", True),
-    )  # rules over parameters of both: True is taken from there, False starts anew
-    c.init_config = (
-        ""  # config file of the stage that makes `init_from`, trained first if that is missing
-    )
+    # Rules over the parameters of both models: True loads a parameter from init_from, False
+    # initialises it.
+    c.init_rules = ((".*", True),)
+    # Config file of the stage that produces init_from. That stage is trained first if init_from is
+    # missing.
+    c.init_config = ""
     c.steps = 0  # optimizer steps
-    c.batch_size = 0  # rows (looks) a step, over all devices and hosts
+    c.batch_size = 0  # rows (one row is one frame) per step over all devices and hosts
+    _add_model_fields(c)
+    _add_data_fields(c)
+    _add_loss_fields(c)
+    _add_optimizer_fields(c)
+    _add_run_fields(c)
+    c.lock()
+    override(c, BASE_VARIANTS[variant])
+    return c
 
+
+def _add_model_fields(c: ml_collections.ConfigDict) -> None:
     c.model = ml_collections.ConfigDict()
-    c.model.size = variant  # a name in etcvla/models/variants.py
-    c.model.image_size = 0  # pixels, a multiple of the tower's patch; 0: the size's own
-    c.model.state = (
-        "token"  # proprioception: "token" before the actions; "text": none, data.prompt may say it
-    )
-    c.model.expert = (
-        "adaptive"  # the flow's time enters its norms (pi0.5); "plain": its tokens (pi0); "none"
-    )
-    # The share of the expert's gradient that stops at the backbone's keys and values: points, 1 all of it, 0 nothing.
+    # Name of a size in etcvla/models/variants.py.
+    c.model.size = c.variant
+    # Image height and width in pixels, a multiple of the vision tower's patch. 0: the size's own
+    # resolution.
+    c.model.image_size = 0
+    # Proprioception: "token" is one token before the actions; "text" adds none (data.prompt may
+    # write it as text).
+    c.model.state = "token"
+    # How the action expert reads the flow time: "adaptive" norms (pi0.5), "plain": its tokens
+    # (pi0). "none": no expert.
+    c.model.expert = "adaptive"
+    # Schedule: share of the expert's gradient that is stopped at the backbone's keys and values, 0
+    # (none) to 1 (all).
     c.model.insulate = constant(1.0)
-    c.model.image_attends_prompt = (
-        False  # images read the prompt, as released PaliGemma; then extra_segments must be 0
-    )
-    c.model.count_absent_cameras = (
-        False  # absent cameras take positions too, as pi0-FAST was trained
-    )
-    c.model.lora = ()  # rules over projections, rank of the adapter or 0; see `lora` and etcvla/models/lora.py
-    c.model.lora_scale = 1.0  # of all adapters: alpha / rank
+    # Image tokens attend to the prompt, as in released PaliGemma. Requires extra_segments = 0 in
+    # every stream.
+    c.model.image_attends_prompt = False
+    # Absent cameras take positions too, as in pi0-FAST's training.
+    c.model.count_absent_cameras = False
+    # Rules over projections: rank of the LoRA adapter, 0 for none. See `lora` below and
+    # etcvla/models/lora.py.
+    c.model.lora = ()
+    c.model.lora_scale = 1.0  # alpha / rank of all adapters
     c.model.state_dim = 4  # S, width of proprioception; narrower datasets are padded
     c.model.action_dim = 4  # A, width of actions; narrower datasets are padded
     c.model.horizon = 10  # P, steps of an action chunk
 
-    c.datasets = ml_collections.ConfigDict()  # name -> path, cameras, build; see `dataset`
-    c.streams = (
-        ml_collections.ConfigDict()
-    )  # name -> dataset, kind, weight, extra_segments; see `stream`
-    c.extra_segment_weights = ml_collections.ConfigDict(
-        ETC_WEIGHTS
-    )  # relative weight of each kind among extra_segments
+
+def _add_data_fields(c: ml_collections.ConfigDict) -> None:
+    c.datasets = ml_collections.ConfigDict()  # name -> path, cameras, build, adapter; see `dataset`
+    c.streams = ml_collections.ConfigDict()  # name -> dataset, kind, weight, extra_segments
+    # Relative weight of each kind among the extra segments of a row.
+    c.extra_segment_weights = ml_collections.ConfigDict(ETC_WEIGHTS)
 
     c.data = ml_collections.ConfigDict()
-    c.data.tokenizer = "tiny"  # embedded name, or the path of a PaliGemma tokenizer
-    c.data.layout = "disjoint"  # of its ids; "openpi" for weights that were trained so (etcvla/data/tokenizer.py)
-    c.data.prompt = "pi0"  # how actions are asked for: a name of FORMATS in etcvla/data/prompts.py
-    c.data.text_len = 80  # L, tokens of text a row
-    c.data.max_targets = 40  # predicted tokens a row
+    c.data.tokenizer = "tiny"  # the embedded tokenizer, or the path of a PaliGemma tokenizer
+    # Layout of the token ids: "disjoint", or "openpi" for weights trained with it
+    # (etcvla/data/tokenizer.py).
+    c.data.layout = "disjoint"
+    c.data.prompt = "pi0"  # format of the action prompt, a name in etcvla/data/prompts.py
+    c.data.text_len = 80  # L, text tokens per row
+    c.data.max_targets = 40  # predicted tokens per row, at most
     c.data.num_cameras = 2  # C
-    c.data.norm = "quantile"  # of state and actions: "quantile", "zscore" or "none"
-    c.data.mask_padding = (
-        True  # no flow loss on widths that a dataset lacks and on steps past an episode's end
-    )
-    c.data.fast = ""  # folder of a fitted FAST tokenizer; "" fits one to the stage's actions
-    c.data.fast_vocab = 256  # ids of the FAST action vocabulary
-    c.data.on_damaged = (
-        "raise"  # what to do about damaged records: stop with an error, or "skip" and count them
-    )
-    c.data.threads = 2  # threads that build batches, in each process that does
+    c.data.norm = "quantile"  # normalisation of state and actions: "quantile", "zscore" or "none"
+    # No flow loss on action dimensions that a dataset lacks and on steps past the end of an
+    # episode.
+    c.data.mask_padding = True
+    # Folder of a fitted FAST tokenizer. "": fit one to the stage's actions.
+    c.data.fast = ""
+    c.data.fast_vocab = 256  # size of the FAST vocabulary
+    # A damaged record: "raise" stops the run with an error, "skip" leaves it out and counts it.
+    c.data.on_damaged = "raise"
+    c.data.threads = 2  # threads that build batches, per process that builds batches
     c.data.workers = 0  # processes that build batches; 0: the trainer's own threads
-    c.data.prefetch = 4  # batches that lie ready
+    c.data.prefetch = 4  # batches built ahead
 
-    _training(c)
-    if variant == "paligemma_3b":
-        _full_size(c)
-    return c.lock()
+    c.augment = ml_collections.ConfigDict()
+    c.augment.shift = 4  # largest shift of an image in pixels; <loc> tokens move with it
+    c.augment.color = 0.15  # largest relative change of brightness and contrast
 
 
-def _training(c: ml_collections.ConfigDict) -> None:
-    """The fields of losses, optimizer, augmentation, devices and bookkeeping."""
+def _add_loss_fields(c: ml_collections.ConfigDict) -> None:
     c.loss = ml_collections.ConfigDict()
-    c.loss.text = constant(1.0)  # next token on answers
-    c.loss.fast = constant(0.0)  # next token on FAST action tokens
-    c.loss.flow = constant(0.0)  # flow matching on the action expert
-    c.loss.z = constant(
-        0.0
-    )  # squared log of the softmax's sum (PaLM has 1e-4): keeps logits from drifting
-    c.loss.mean = (
-        "token"  # text and FAST losses are means over tokens; "segment": over segments' own means
-    )
-    c.loss.noise_samples = (
-        4  # noise samples an action chunk: they share the prefix, so they are nearly free
-    )
+    # Schedules of loss weights.
+    c.loss.text = constant(1.0)  # next-token loss of answers
+    c.loss.fast = constant(0.0)  # next-token loss of FAST action tokens
+    c.loss.flow = constant(0.0)  # flow-matching loss of the action expert
+    c.loss.z = constant(0.0)  # squared log of the softmax sum (PaLM uses 1e-4); bounds the logits
+    # What the text and FAST losses average over: all "token"s alike, or each "segment"'s own mean.
+    c.loss.mean = "token"
+    # R, noise samples per action chunk. They share the prefix, so more of them cost little.
+    c.loss.noise_samples = 4
 
+
+def _add_optimizer_fields(c: ml_collections.ConfigDict) -> None:
     c.optim = ml_collections.ConfigDict()
     c.optim.kind = "adamw"  # or "adafactor"
-    c.optim.lr = ((0.0, 0.0), (0.05, 2e-3), (1.0, 5e-5))  # peak after a warm-up, then down
-    c.optim.lr_multiple = (
-        (".*", 1.0),
-    )  # rules, of numbers or points; what is 0 for a while is frozen that long
-    c.optim.weight_decay = (  # rules; biases, norms and embeddings are left alone
+    c.optim.lr = ((0.0, 0.0), (0.05, 2e-3), (1.0, 5e-5))  # schedule of the learning rate
+    # Rules: factor on the learning rate, a number or a schedule. Parameters are frozen while it is
+    # 0.
+    c.optim.lr_multiple = ((".*", 1.0),)
+    # Rules: weight decay. Biases, norms and embeddings have none.
+    c.optim.weight_decay = (
         (r".*(bias|scale|pos_embedding|input_embedding)", 0.0),
         (".*", 1e-4),
     )
     c.optim.b1 = 0.9
     c.optim.b2 = 0.95
     c.optim.eps = 1e-8
-    c.optim.mu_dtype = "float32"  # of the first moment
-    c.optim.nu_dtype = "float32"  # of AdamW's second moment
+    c.optim.mu_dtype = "float32"  # dtype of the first moment
+    c.optim.nu_dtype = "float32"  # dtype of AdamW's second moment
     c.optim.clip = 1.0  # largest global gradient norm
-    c.optim.microbatches = (
-        1  # parts of a batch that are computed one after another; the gradient is the whole batch's
-    )
-    c.optim.on_nonfinite = (
-        "stop"  # at a loss or gradient that is not finite: "stop", or "skip" the step and count it
-    )
-    c.optim.ema = 0.99  # decay of the parameters' moving average
+    # Parts of a batch that are computed one after another; the gradient is that of the whole batch.
+    c.optim.microbatches = 1
+    # A loss or gradient that is not finite: "stop" the run, or "skip" the step and count it.
+    c.optim.on_nonfinite = "stop"
+    c.optim.ema = 0.99  # decay of the moving average of the parameters
 
-    c.augment = ml_collections.ConfigDict()
-    c.augment.shift = 4  # pixels; <loc> tokens move along
-    c.augment.color = 0.15  # relative change of brightness and contrast
 
-    c.mesh = ml_collections.ConfigDict()  # devices along each axis; -1: the rest
+def _add_run_fields(c: ml_collections.ConfigDict) -> None:
+    c.mesh = ml_collections.ConfigDict()  # devices along each axis; -1: all remaining devices
     c.mesh.data = -1
     c.mesh.fsdp = 1
     c.mesh.tensor = 1
 
     c.log_every = 20  # steps between log lines
     c.save_every = 200  # steps between checkpoints; the last step is always saved
-    c.keep = 1  # checkpoints kept
-    c.keep_every = 0  # steps; checkpoints so far apart are kept for good. 0: none
+    c.keep = 1  # newest checkpoints that are kept
+    c.keep_every = 0  # steps between checkpoints that are kept for good; 0: none
 
-    c.eval = (
-        ml_collections.ConfigDict()
-    )  # of the moving average, on the datasets' held-out split, while it trains
-    c.eval.at_progress = ()  # shares of the steps after which it is evaluated, as (0.25, 0.5, 1.0); () for never
-    c.eval.batches = 4  # over which the held-out losses are means
-    c.eval.questions = 16  # a kind and dataset that are asked; 0 for none
-    c.eval.suite = ""  # a benchmark of launch/evaluate.py that is acted in as well; "" for none
-    c.eval.tasks = ()  # of the suite, by name or number; () for all
-    c.eval.trials = 2  # a task
+    # Evaluation of the EMA parameters during training, on the datasets' split "val".
+    c.eval = ml_collections.ConfigDict()
+    c.eval.at_progress = ()  # progress values at which to evaluate, such as (0.25, 0.5, 1.0)
+    c.eval.batches = 4  # batches that the held-out losses average over
+    c.eval.questions = 16  # questions per kind and dataset; 0: none
+    c.eval.suite = ""  # benchmark of launch/evaluate.py to run as well; "": none
+    c.eval.tasks = ()  # tasks of the suite by name or number; (): all
+    c.eval.trials = 2  # episodes per task
     c.eval.workers = 2  # simulator processes
-    c.eval.simulator_python = ""  # the Python that has the simulator; "" is the trainer's
+    c.eval.simulator_python = ""  # interpreter that has the simulator; "": the trainer's own
+
+
+def override(config: ml_collections.ConfigDict, changes: Mapping[str, Any]) -> None:
+    """Set fields of a locked config by their dotted names, such as {"optim.clip": 0.5}.
+
+    Entries of `datasets` and `streams` may be new; every other field must exist.
+
+    Raises UserError naming an unknown field.
+    """
+    for name, value in changes.items():
+        *group_names, field = name.split(".")
+        group = config
+        for group_name in group_names:
+            if group_name not in group:
+                raise UserError(f"unknown config field {name!r}: there is no {group_name!r}")
+            group = group[group_name]
+        is_new_entry = group_names in (["datasets"], ["streams"])
+        if field not in group and not is_new_entry:
+            raise UserError(f"unknown config field {name!r}; known: {', '.join(group)}")
+        with config.unlocked():
+            group[field] = value
+
+
+def constant(value: float) -> tuple:
+    """Return the schedule that is `value` throughout."""
+    return ((0.0, value),)
+
+
+def scale(schedule: tuple, factor: float) -> tuple:
+    """Return the schedule with every value multiplied by `factor`."""
+    return tuple((progress, value * factor) for progress, value in schedule)
+
+
+def as_schedule(value: float | tuple) -> tuple:
+    """Return a schedule: `value` itself, or the constant one for a number."""
+    return value if isinstance(value, tuple) else constant(value)
+
+
+def warmup_cosine(
+    peak: float, end: float, *, warmup: int, steps: int, pieces: int = 32
+) -> tuple[tuple[float, float], ...]:
+    """Return openpi's learning rate as a schedule.
+
+    It rises over `warmup` steps to `peak` and then falls along half a cosine to `end` at `steps`.
+    With 32 straight pieces the schedule differs from the cosine by less than a thousandth of the
+    peak.
+    """
+    start = warmup / steps
+    points = [(0.0, peak / (warmup + 1))]
+    for i in range(pieces + 1):
+        fraction = i / pieces
+        progress = start + (1 - start) * fraction
+        rate = end + (peak - end) * (1 + math.cos(math.pi * fraction)) / 2
+        points.append((progress, rate))
+    return tuple(points)
+
+
+def stream(dataset: str, kind: str, weight: float | tuple, extra_segments: int) -> dict[str, Any]:
+    """Return one stream of the mixture.
+
+    Args:
+      dataset: name of an entry of `datasets`.
+      kind: what its rows train: "action", an ETC kind, or "any" kind of item.
+      weight: share of the batch's rows relative to the other streams, a number or a schedule.
+      extra_segments: further ETC items of the same frame that are added to each row.
+    """
+    return {
+        "dataset": dataset,
+        "kind": kind,
+        "weight": as_schedule(weight),
+        "extra_segments": extra_segments,
+    }
+
+
+def etc_streams(dataset: str, share: float | tuple, extra_segments: int) -> dict[str, dict]:
+    """Return one stream per ETC kind; their weights add up to `share`, split as in the paper."""
+    streams = {}
+    for kind, fraction in ETC_WEIGHTS.items():
+        weight = scale(as_schedule(share), fraction)
+        streams[f"{dataset}_{kind}"] = stream(dataset, kind, weight, extra_segments)
+    return streams
+
+
+def add_streams(config: ml_collections.ConfigDict, streams: Mapping[str, dict]) -> None:
+    """Add streams to the mixture of a locked config."""
+    override(config, {f"streams.{name}": entry for name, entry in streams.items()})
 
 
 def openpi_optimizer(c: ml_collections.ConfigDict) -> None:
-    """What openpi trains with unless a config of its own says otherwise.
+    """Set openpi's default training settings.
 
-    TrainConfig, CosineDecaySchedule and AdamW of its src/openpi/training/{config,optimizer}.py.
+    Source: TrainConfig, CosineDecaySchedule and AdamW in openpi's
+    src/openpi/training/{config,optimizer}.py.
     """
     c.optim.lr = warmup_cosine(2.5e-5, 2.5e-6, warmup=1000, steps=30_000)
     c.optim.weight_decay = ((".*", 1e-10),)
-    c.optim.b1, c.optim.b2, c.optim.eps, c.optim.clip, c.optim.ema = 0.9, 0.95, 1e-8, 1.0, 0.99
+    c.optim.b1 = 0.9
+    c.optim.b2 = 0.95
+    c.optim.eps = 1e-8
+    c.optim.clip = 1.0
+    c.optim.ema = 0.99
     c.steps = 30_000
     c.batch_size = 32
     c.mesh.fsdp = 8
 
 
-def _full_size(c: ml_collections.ConfigDict) -> None:
-    """What every stage changes at full size: the paper's optimizer, PaliGemma's tokenizer, a pod's mesh."""
-    c.model.state = "text"
-    c.model.state_dim = 32
-    c.model.action_dim = 32
-    c.data.tokenizer = "checkpoints/paligemma_tokenizer"
-    c.data.prompt = "pi05"
-    c.data.text_len = 256
-    c.data.max_targets = 160
-    c.data.fast_vocab = 1024
-    c.data.threads = 16
-    c.optim.lr = ((0.0, 0.0), (0.01, 2.5e-5), (1.0, 2.5e-6))
-    c.optim.weight_decay = ((".*", 1e-10),)
-    c.optim.ema = 0.999
-    c.augment.shift = 8
-    c.loss.noise_samples = 1
-    c.mesh.fsdp = 16
-    c.log_every = 100
-    c.save_every = 5000
-    c.keep = 3
-
-
 def lora(c: ml_collections.ConfigDict, rank: int) -> None:
-    """An adapter on every projection, and nothing else trained."""
+    """Add a LoRA adapter of `rank` to every projection and train nothing else."""
     c.model.lora = ((".*", rank),)
     c.optim.lr_multiple = ((r".*lora_[ab]", 1.0), (".*", 0.0))
 
 
 def dataset(
     path: str, cameras: tuple[str, ...], build: tuple[str, ...] = (), adapter: str = "own"
-) -> dict:
-    """One dataset.
+) -> dict[str, Any]:
+    """Return one entry of `datasets`.
 
     Args:
-      path: TFDS directory (version folder or its parent), or a URL of one (gs://).
-      cameras: image features without "observation/"; the first is the view that ETC speaks of.
-      build: module and arguments that build it if it is missing; () makes that an error.
-      adapter: how it is read, a name of ADAPTERS in etcvla/data/adapters.py, or a JSON file of its fields.
+      path: TFDS directory (a version folder or its parent), or the URL of one (gs://).
+      cameras: image features without "observation/". ETC coordinates refer to the first one.
+      build: module and arguments of the command that builds a missing dataset. (): a missing
+        dataset is an error.
+      adapter: how its features are read, a name in etcvla/data/adapters.py or a JSON file of the
+        same fields.
     """
     return {"path": path, "cameras": cameras, "build": build, "adapter": adapter}
 
 
 def metaworld(
-    scene: str, *, tasks: tuple[str, ...] = METAWORLD_TASKS, episodes: int = 0, root: str = "data"
-) -> dict:
-    """The embedded demonstrations of one scene ("source" or "target").
+    scene: str,
+    *,
+    tasks: tuple[str, ...] = METAWORLD_TASKS,
+    episodes: int = 0,
+    root: str = "data",
+) -> dict[str, Any]:
+    """Return the embedded Meta-World demonstrations of one scene, "source" or "target".
+
+    The folder's name contains what differs from the default tasks and number of episodes, as the
+    builder names it.
 
     Args:
-      episodes: training episodes a task; 0: the scene's own number. The builder names a dataset by what differs.
+      episodes: training episodes per task; 0: `DEFAULT_EPISODES`.
+      root: folder of the embedded datasets.
     """
-    default = {"source": 30, "target": 10}[scene]
-    episodes = episodes or default
+    episodes = episodes or DEFAULT_EPISODES[scene]
     name = scene
-    if tasks != METAWORLD_TASKS:
-        name += "_mt10" if tasks == MT10_TASKS else "_" + "+".join(tasks)
-    if episodes != default:
+    if tasks == MT10_TASKS:
+        name += "_mt10"
+    elif tasks != METAWORLD_TASKS:
+        name += "_" + "+".join(tasks)
+    if episodes != DEFAULT_EPISODES[scene]:
         name += f"_{episodes}ep"
     build = (
         "data_builders.metaworld_etc",
@@ -316,11 +399,12 @@ def metaworld(
 
 def metaworld_ood(
     scene: str, *, conditions: tuple[str, ...] = OOD_CONDITIONS, root: str = "data"
-) -> dict:
-    """Recorded states of the embedded demonstrations in other looks: ETC without actions.
+) -> dict[str, Any]:
+    """Return out-of-distribution ETC: recorded states under other conditions, without actions.
 
     Args:
-      conditions: names of etcvla/sims/conditions.py, for training.
+      conditions: training conditions of etcvla/sims/conditions.py.
+      root: folder of the embedded datasets.
     """
     build = (
         "data_builders.metaworld_etc",
@@ -328,13 +412,11 @@ def metaworld_ood(
         f"--condition={','.join(conditions)}",
         f"--out={root}",
     )
-    return dataset(
-        f"{root}/metaworld_etc/{scene}_ood_{'+'.join(conditions)}", ("front", "wrist"), build
-    )
+    path = f"{root}/metaworld_etc/{scene}_ood_{'+'.join(conditions)}"
+    return dataset(path, ("front", "wrist"), build)
 
 
-def shapes(root: str = "data") -> dict:
-    """The embedded stand-in for web images."""
-    return dataset(
-        f"{root}/shapes_vqa/default", ("image",), ("data_builders.shapes_vqa", f"--out={root}")
-    )
+def shapes(root: str = "data") -> dict[str, Any]:
+    """Return the embedded dataset of 2-D shapes, which stands in for web images."""
+    build = ("data_builders.shapes_vqa", f"--out={root}")
+    return dataset(f"{root}/shapes_vqa/default", ("image",), build)

@@ -1,37 +1,46 @@
-"""Stage 2, Objective Bridging: actions join, ETC from the same scenes stays.
+"""Stage 2, Objective Bridging: train on actions, and keep ETC from the same scenes in the mixture.
 
     python launch/train.py --config=configs/objective_bridge.py
 
-Tiny: eight minutes on two cores (plus the data and the stages before it, if missing); six Meta-World tasks.
-The share of ETC rows falls to the paper's 4:1; the backbone learns FAST tokens and answers, the expert the flow.
+Tiny: eight minutes on two cores (plus the data and the earlier stages, if missing); six Meta-World
+tasks. The share of ETC rows falls from 40 % to 20 % (four action rows for each ETC row) in the
+first 30 % of the stage. The backbone learns FAST tokens and answers; the action expert learns the
+flow.
 """
+
+import ml_collections
 
 from configs import common
 
+ETC_SHARE = ((0.0, 0.4), (0.3, 0.2))
+ACTION_SHARE = ((0.0, 0.6), (0.3, 0.8))
 
-def get_config(variant: str = "tiny"):
+VARIANTS = {
+    "tiny": {
+        "init_from": "runs/tiny/distribution_bridge",
+        "init_config": "configs/distribution_bridge.py",
+        "datasets.source": common.metaworld("source"),
+        "loss.fast": common.constant(0.5),
+        "steps": 2200,
+        "batch_size": 16,
+    },
+    "paligemma_3b": {
+        "init_from": "runs/paligemma_3b/distribution_bridge",
+        "datasets.source": common.dataset("data/bridge_dataset", ("front",), adapter="bridge_v2"),
+        "loss.fast": common.constant(1.0),
+        "steps": 100_000,
+        "batch_size": 256,
+    },
+}
+EXTRA_SEGMENTS = {"tiny": 2, "paligemma_3b": 4}  # as many as fit into a row's text
+
+
+def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
+    """Return the stage's config. Raises UserError for an unknown variant."""
     c = common.base("objective_bridge", variant)
-    extra_segments = (
-        4 if variant == "paligemma_3b" else 2
-    )  # as many as its longer rows have room for
-    with c.unlocked():
-        c.datasets.source = common.metaworld("source")
-        c.streams = common.etc_streams(
-            "source", ((0.0, 0.4), (0.3, 0.2)), extra_segments=extra_segments
-        )
-        c.streams.action = common.stream(
-            "source", "action", ((0.0, 0.6), (0.3, 0.8)), extra_segments=extra_segments
-        )
-    c.init_from = f"runs/{variant}/distribution_bridge"
-    c.init_config = "configs/distribution_bridge.py"
-    c.loss.fast = common.constant(0.5)
+    common.override(c, VARIANTS[variant])
+    extra = EXTRA_SEGMENTS[variant]
+    common.add_streams(c, common.etc_streams("source", ETC_SHARE, extra))
+    common.add_streams(c, {"action": common.stream("source", "action", ACTION_SHARE, extra)})
     c.loss.flow = common.constant(1.0)
-    c.steps = 2200
-    c.batch_size = 16
-    if variant == "paligemma_3b":
-        c.init_config = ""
-        c.datasets.source = common.dataset("data/bridge_dataset", ("front",), adapter="bridge_v2")
-        c.steps = 100_000
-        c.batch_size = 256
-        c.loss.fast = common.constant(1.0)
     return c

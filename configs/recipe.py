@@ -1,39 +1,62 @@
-"""All stages in a row, evaluated, with a report.
+"""A recipe: all stages in a row, each evaluated, with one report.
 
-    python launch/recipe.py --config=configs/recipe.py          # what `make demo` runs: runs/demo/report.html
-    python launch/recipe.py --config=configs/recipe.py:mt10     # the same with the ten tasks of MT10
-    python launch/recipe.py --config=configs/recipe.py --config.arms.action_only=True   # with the control arm
+    python launch/recipe.py --config=configs/recipe.py
+    python launch/recipe.py --config=configs/recipe.py:mt10
+    python launch/recipe.py --config=configs/recipe.py --config.arms.action_only=True
 
-Demo: under half an hour on two cores from nothing; six tasks, source and target scene. The control arm trains on
-actions alone for as many steps as stages 1, 2 and 3 took, from the same VLM.
+The first is what `make demo` runs (runs/demo/report.html), the second has the ten tasks of MT10,
+the third adds the control arm.
+
+Demo: under half an hour on two cores from nothing; six tasks, source and target scene. The control
+arm trains on actions alone, from the same VLM, for as many steps as stages 1, 2 and 3 took.
 """
+
+from __future__ import annotations
+
+from typing import Any
 
 import ml_collections
 
 from configs import common
+from etcvla.errors import UserError
 
 STAGES = ("vlm_pretrain", "distribution_bridge", "objective_bridge", "retentive_adapt")
+INTERVENTIONS = ("right", "wrong_instruction", "blank_image")
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "demo": {
+        "tasks": common.METAWORLD_TASKS,
+    },
+    "mt10": {
+        "tasks": common.MT10_TASKS,
+        "steps.distribution_bridge": 800,
+        "steps.objective_bridge": 2000,
+        "steps.retentive_adapt": 700,
+    },
+}
 
 
 def run(
     stage: str,
     init: str,
     *,
-    vqa: tuple[str, ...],
+    questions: tuple[str, ...],
     scenes: tuple[str, ...] = (),
     interventions: tuple[str, ...] = ("right",),
-) -> dict:
-    """One training run of a recipe.
+) -> dict[str, Any]:
+    """Return one training run of a recipe.
 
     Args:
-      stage: the config file that it takes, without ".py". init: the run that it starts from, "" for none.
-      vqa: datasets whose held-out questions it is asked ("shapes" is the retention metric).
-      scenes: where it acts; interventions: what it is shown there (etcvla/eval/rollouts.py lists them).
+      stage: name of its config file, without ".py".
+      init: name of the run whose checkpoint it starts from; "": none.
+      questions: datasets whose held-out questions it answers ("shapes" measures retention).
+      scenes: scenes in which it acts.
+      interventions: what the policy gets there (etcvla/eval/trials.py lists them).
     """
     return {
         "stage": stage,
         "init": init,
-        "vqa": vqa,
+        "questions": questions,
         "scenes": scenes,
         "interventions": interventions,
         "action_only": False,
@@ -41,61 +64,60 @@ def run(
     }
 
 
+RUNS = {
+    "vlm_pretrain": run("vlm_pretrain", "", questions=("shapes",)),
+    "distribution_bridge": run(
+        "distribution_bridge", "vlm_pretrain", questions=("shapes", "source")
+    ),
+    "objective_bridge": run(
+        "objective_bridge",
+        "distribution_bridge",
+        questions=("shapes", "source"),
+        scenes=("source", "target"),
+        interventions=INTERVENTIONS,
+    ),
+    "retentive_adapt": run(
+        "retentive_adapt",
+        "objective_bridge",
+        questions=("shapes", "source", "target"),
+        scenes=("source", "target"),
+    ),
+}
+
+
 def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
-    """Raises ValueError for an unknown variant."""
-    if variant not in ("demo", "mt10"):
-        raise ValueError(f"configs/recipe.py: no variant {variant!r}; choose from demo, mt10")
+    """Return the recipe's config. Raises UserError for an unknown variant."""
+    if variant not in VARIANTS:
+        raise UserError(
+            f"configs/recipe.py: unknown variant {variant!r}; choose from {', '.join(VARIANTS)}"
+        )
     c = ml_collections.ConfigDict()
     c.name = variant
-    c.workdir = f"runs/{variant}"  # a folder a run in it, and summary.json and report.html
-    c.variant = "tiny"  # of the stages' configs
-    c.seed = 0  # of every stage and of the evaluation's questions
-    c.data_root = "data"  # where the embedded datasets are built
-    c.tasks = common.METAWORLD_TASKS if variant == "demo" else common.MT10_TASKS
-    c.source_episodes = 30  # demonstrations a task in the source scene
-    c.target_episodes = 10  # and in the target scene
+    c.workdir = f"runs/{variant}"  # one folder per run, summary.json and report.html
+    c.variant = "tiny"  # variant of the stages' configs
+    c.seed = 0  # of every stage and of the choice of evaluation questions
+    c.data_root = "data"  # folder of the embedded datasets
+    c.tasks = ()  # Meta-World tasks
+    c.source_episodes = common.DEFAULT_EPISODES["source"]  # demonstrations per task, source scene
+    c.target_episodes = common.DEFAULT_EPISODES["target"]  # the same, target scene
 
-    c.order = STAGES  # of the runs
-    c.runs = ml_collections.ConfigDict(
-        {
-            "vlm_pretrain": run("vlm_pretrain", "", vqa=("shapes",)),
-            "distribution_bridge": run(
-                "distribution_bridge", "vlm_pretrain", vqa=("shapes", "source")
-            ),
-            "objective_bridge": run(
-                "objective_bridge",
-                "distribution_bridge",
-                vqa=("shapes", "source"),
-                scenes=("source", "target"),
-                interventions=("right", "wrong_instruction", "blank_image"),
-            ),
-            "retentive_adapt": run(
-                "retentive_adapt",
-                "objective_bridge",
-                vqa=("shapes", "source", "target"),
-                scenes=("source", "target"),
-            ),
-        }
-    )
-    c.steps = ml_collections.ConfigDict(
-        dict.fromkeys(STAGES, 0)
-    )  # overrides a stage's steps; 0 keeps them
-    if variant == "mt10":
-        c.steps.distribution_bridge = 800
-        c.steps.objective_bridge = 2000
-        c.steps.retentive_adapt = 700
+    c.order = STAGES  # order of the runs
+    c.runs = ml_collections.ConfigDict(RUNS)
+    # Steps of each stage; 0: those of the stage's config.
+    c.steps = ml_collections.ConfigDict(dict.fromkeys(STAGES, 0))
 
     c.arms = ml_collections.ConfigDict()
-    c.arms.action_only = (
-        False  # also train on actions alone with the same budget of steps, and evaluate
-    )
+    # Also train and evaluate a control on actions alone with the same number of steps.
+    c.arms.action_only = False
 
     c.eval = ml_collections.ConfigDict()
-    c.eval.trials = 10  # held-out layouts a task and scene
-    c.eval.control_trials = 5  # the same, under the interventions that are not "right"
+    c.eval.trials = 10  # held-out layouts per task and scene
+    c.eval.intervention_trials = 5  # the same for each intervention other than "right"
     c.eval.max_steps = 250  # control steps before an episode counts as failed
-    c.eval.replan_steps = 5  # control steps between looks
+    c.eval.replan_steps = 5  # control steps between two queries of the policy
     c.eval.workers = 4  # simulator processes
-    c.eval.questions = 96  # a kind and dataset
-    c.eval.videos = 1  # trials a task, scene and intervention that are kept as GIF
-    return c.lock()
+    c.eval.questions = 96  # questions per kind and dataset
+    c.eval.videos = 1  # trials per task, scene and intervention that are kept as GIF
+    c.lock()
+    common.override(c, VARIANTS[variant])
+    return c

@@ -1,68 +1,79 @@
-"""Stage 3, Retentive Adaptation: a few demonstrations of the deployment scene, with its ETC.
+"""Stage 3, Retentive Adaptation: adapt to a new scene with few demonstrations and its ETC.
 
-    python launch/train.py --config=configs/retentive_adapt.py[:tiny|:paligemma_3b|:tiny+lora|:tiny+ood|...]
+    python launch/train.py --config=configs/retentive_adapt.py[:tiny|:paligemma_3b][+lora][+ood]
 
-Tiny: three minutes on two cores; ten demonstrations a task in another light, on another table, from another camera.
-With "+lora" adapters alone are trained, and what the stages before learnt stays in its bits beneath them.
-With "+ood" six in a hundred ETC rows speak of scenes that no action was recorded in, as in the paper (tiny: recorded
-states rendered again in other looks; full size: data/ood_etc).
+Tiny: three minutes on two cores; ten demonstrations per task with another light, table and camera.
+"+lora" trains LoRA adapters alone, so that the parameters of the earlier stages stay as they are.
+"+ood" takes 6 % of the ETC rows from scenes without recorded actions, as in the paper (tiny:
+recorded states rendered under other conditions; full size: data/ood_etc).
 """
 
+import ml_collections
+
 from configs import common
+from etcvla.errors import UserError
 
-OOD_SHARE = 0.06  # of ETC rows; the paper's 6:94
+ETC_SHARE = 0.2
+ACTION_SHARE = 0.8
+OOD_SHARE = 0.06  # of the ETC rows; the paper has 6:94
+
+VARIANTS = {
+    "tiny": {
+        "init_from": "runs/tiny/objective_bridge",
+        "init_config": "configs/objective_bridge.py",
+        "datasets.target": common.metaworld("target"),
+        "loss.fast": common.constant(0.5),
+        "steps": 700,
+        "batch_size": 16,
+    },
+    "paligemma_3b": {
+        "init_from": "runs/paligemma_3b/objective_bridge",
+        "datasets.target": common.dataset("data/deployment_etc", ("image_0",)),
+        "loss.fast": common.constant(1.0),
+        "steps": 20_000,
+        "batch_size": 128,
+    },
+}
+EXTRA_SEGMENTS = {"tiny": 2, "paligemma_3b": 4}  # as many as fit into a row's text
+OOD_DATASETS = {
+    "tiny": common.metaworld_ood("target"),
+    "paligemma_3b": common.dataset("data/ood_etc", ("image_0",)),
+}
 
 
-def get_config(variant: str = "tiny"):
-    variant, _, how = variant.partition("+")
+def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
+    """Return the stage's config. Raises UserError for an unknown variant or option after "+"."""
+    variant, *options = variant.split("+")
     c = common.base("retentive_adapt", variant)
-    extra_segments = (
-        4 if variant == "paligemma_3b" else 2
-    )  # as many as its longer rows have room for
-    with c.unlocked():
-        c.datasets.target = common.metaworld("target")
-        c.streams = common.etc_streams("target", 0.2, extra_segments=extra_segments)
-        c.streams.action = common.stream("target", "action", 0.8, extra_segments=extra_segments)
-    c.init_from = f"runs/{variant}/objective_bridge"
-    c.init_config = "configs/objective_bridge.py"
-    c.loss.fast = common.constant(0.5)
+    common.override(c, VARIANTS[variant])
+    extra = EXTRA_SEGMENTS[variant]
+    common.add_streams(c, common.etc_streams("target", ETC_SHARE, extra))
+    common.add_streams(c, {"action": common.stream("target", "action", ACTION_SHARE, extra)})
     c.loss.flow = common.constant(1.0)
     c.optim.lr = ((0.0, 0.0), (0.05, 1e-3), (1.0, 3e-5))
-    c.steps = 700
-    c.batch_size = 16
-    if variant == "paligemma_3b":
-        c.init_config = ""
-        c.datasets.target = common.dataset("data/deployment_etc", ("image_0",))
-        c.steps = 20_000
-        c.batch_size = 128
-        c.loss.fast = common.constant(1.0)
-    for part in filter(None, how.split("+")):
-        c.workdir += f"_{part}"
-        if part == "lora":
-            common.lora(c, rank=16)
-        elif part == "ood":
-            _mix_in_ood(c, variant, extra_segments)
-        else:
-            raise ValueError(
-                f"configs/retentive_adapt.py: no way to adapt {part!r}; after + there are lora, ood"
-            )
+    for option in options:
+        _apply_option(c, variant, option)
     return c
 
 
-def _mix_in_ood(c, variant: str, extra_segments: int) -> None:
-    """OOD ETC takes `OOD_SHARE` of the rows that ETC has; there are no actions in it."""
-    etc = [name for name, stream in c.streams.items() if stream.kind != "action"]
-    total = sum(c.streams[name].weight[0][1] for name in etc)
-    with c.unlocked():
-        for name in etc:
-            c.streams[name].weight = tuple(
-                (t, w * (1 - OOD_SHARE)) for t, w in c.streams[name].weight
-            )
-        c.datasets.ood = (
-            common.metaworld_ood("target")
-            if variant == "tiny"
-            else common.dataset("data/ood_etc", ("image_0",))
+def _apply_option(c: ml_collections.ConfigDict, variant: str, option: str) -> None:
+    if option == "lora":
+        common.lora(c, rank=16)
+    elif option == "ood":
+        _add_ood_stream(c, variant)
+    else:
+        raise UserError(
+            f"configs/retentive_adapt.py: unknown option {option!r} after +; choose from lora, ood"
         )
-        c.streams.ood = common.stream(
-            "ood", "any", total * OOD_SHARE, extra_segments=extra_segments
-        )
+    c.workdir += f"_{option}"
+
+
+def _add_ood_stream(c: ml_collections.ConfigDict, variant: str) -> None:
+    """Give `OOD_SHARE` of the ETC rows to a stream of out-of-distribution ETC."""
+    in_distribution = [stream for stream in c.streams.values() if stream.kind != "action"]
+    total = sum(stream.weight[0][1] for stream in in_distribution)
+    for stream in in_distribution:
+        stream.weight = common.scale(stream.weight, 1 - OOD_SHARE)
+    common.override(c, {"datasets.ood": OOD_DATASETS[variant]})
+    ood = common.stream("ood", "any", total * OOD_SHARE, EXTRA_SEGMENTS[variant])
+    common.add_streams(c, {"ood": ood})

@@ -21,6 +21,7 @@ INTERVENTIONS = {
 
 # Columns of episodes.csv, see docs/evaluation.md.
 EPISODE_COLUMNS = (
+    "simulator",
     "scene",
     "task",
     "trial",
@@ -36,6 +37,10 @@ EPISODE_COLUMNS = (
     "intention",
     "seconds",
 )
+
+
+# The columns of EPISODE_COLUMNS that identify a trial of an evaluation.
+TRIAL_COLUMNS = ("simulator", "scene", "task", "trial", "intervention", "perturbation")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Says what the system lacks, before anything is installed: needs nothing but Python itself.
+"""Name the system packages that are missing. Needs nothing but Python itself.
 
 python3 launch/check_system.py
 """
@@ -7,29 +7,34 @@ import ctypes
 import importlib.util
 import sys
 
-NEEDS = {"libEGL.so.1": "libegl1", "libGL.so.1": "libgl1"}
+# Library that headless rendering loads -> Debian package that provides it.
+LIBRARIES = {"libEGL.so.1": "libegl1", "libGL.so.1": "libgl1"}
 
 
-def lacking() -> list[str]:
-    """Debian packages to install; the libraries are what headless rendering needs (Linux alone)."""
+def missing_packages() -> list[str]:
+    """Return the Debian packages to install. Libraries are checked on Linux alone."""
     packages = []
-    for library, package in NEEDS.items() if sys.platform == "linux" else ():
-        try:
-            ctypes.CDLL(library)
-        except OSError:
-            packages.append(package)
-    # Debian splits venv's installer off into a package of its own.
+    if sys.platform == "linux":
+        for library, package in LIBRARIES.items():
+            try:
+                ctypes.CDLL(library)
+            except OSError:
+                packages.append(package)
+    # Debian ships the installer of venv as a package of its own.
     if importlib.util.find_spec("ensurepip") is None:
         packages.append("python3-venv")
     return packages
 
 
+def main() -> None:
+    """Exit with the command that installs what is missing."""
+    if sys.version_info < (3, 11):  # noqa: UP036  this script runs under any Python
+        version = sys.version.split()[0]
+        sys.exit(f"Python 3.11+ is required, this is {version}; try `make PYTHON=python3.11`")
+    packages = missing_packages()
+    if packages:
+        sys.exit(f"sudo apt-get install -y {' '.join(packages)}\n(missing; then run make again)")
+
+
 if __name__ == "__main__":
-    if sys.version_info < (3, 11):  # noqa: UP036  this very check is why it runs under any Python
-        sys.exit(
-            f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}; try `make PYTHON=python3.11 ...`"
-        )
-    if packages := lacking():
-        sys.exit(
-            f"sudo apt-get install -y {' '.join(packages)}\n(missing on this system; then run make again)"
-        )
+    main()

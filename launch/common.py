@@ -1,4 +1,4 @@
-"""What the scripts share: setting up JAX, errors for people, and training a stage with what it stands on."""
+"""Shared by the scripts: process setup, error messages, configs, training with parent stages."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ import importlib.util
 import logging as python_logging
 import os
 import pathlib
+import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import ml_collections
 from absl import app, flags, logging
+from etcvla.pages.plan import plot_plan
 from etils import epath
 
 from configs import common as fields
+from etcvla.errors import UserError
 from etcvla.eval.in_loop import make_evaluation
 from etcvla.names import lookup
 from etcvla.pages.first_batch import draw_batch
-from etcvla.pages.plan import plot_plan
 from etcvla.train.hosts import all_hosts_agree, log_on_host0
 from etcvla.train.loop import train
 from etcvla.train.monitor import MonitorOptions
@@ -28,119 +30,146 @@ from etcvla.train.plan_table import plan_table
 from etcvla.train.stage import build_datasets, make_plan, missing_paths
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SHOWN = MonitorOptions(evaluation=make_evaluation, draw_first_batch=draw_batch)
-USER_ERRORS = (
-    FileNotFoundError,
-    ValueError,
-    KeyError,
-    FloatingPointError,
-    OSError,
-    RuntimeError,
-    ImportError,
-)
+MONITOR_OPTIONS = MonitorOptions(evaluation=make_evaluation, draw_first_batch=draw_batch)
 
 
 def setup() -> None:
-    """Once a process: quiet libraries, and a compilation cache, so that a second run starts at once."""
+    """Configure this process: quiet libraries, and a compilation cache that later runs reuse."""
     logging.set_verbosity(logging.WARNING)
-    python_logging.getLogger("gcsfs").setLevel("CRITICAL")  # it logs a traceback of what it raises
-    logging.get_absl_handler().addFilter(shown)
-    os.environ.setdefault(
-        "EPATH_USE_TF", "false"
-    )  # buckets as datasets have them, also where TensorFlow is installed
-    cache = os.environ.get(
-        "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".cache" / "etcvla" / "jax")
-    )
+    python_logging.getLogger("gcsfs").setLevel("CRITICAL")  # it logs tracebacks of errors it raises
+    logging.get_absl_handler().addFilter(is_shown)
+    # Use the same bucket backend whether or not TensorFlow is installed.
+    os.environ.setdefault("EPATH_USE_TF", "false")
+    default_cache = pathlib.Path.home() / ".cache" / "etcvla" / "jax"
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(default_cache))
     jax.config.update("jax_compilation_cache_dir", cache)
 
 
-def shown(record: python_logging.LogRecord) -> bool:
-    """Whether a log record is for people: orbax's threads log a traceback each of what is one error in the end."""
+def is_shown(record: python_logging.LogRecord) -> bool:
+    """Return whether to print a log record.
+
+    A failed save raises one error in the main thread; the tracebacks that orbax's threads log for
+    it are dropped.
+    """
     return not (record.exc_info and "/orbax/" in record.pathname)
 
 
-def run(main) -> None:
-    """absl's app.run, but what a user can mend is one message without a traceback (ETCVLA_DEBUG=1 shows it)."""
+def run(main: Callable[[list[str]], None]) -> None:
+    """Run a script's `main` after parsing its flags.
 
-    def guarded(argv):
+    A UserError ends the process with its one-line message. Any other exception is a bug and shows
+    its traceback.
+    """
+
+    def _main(argv: list[str]) -> None:
         setup()
         try:
             main(argv)
-        except USER_ERRORS as error:
-            if os.environ.get("ETCVLA_DEBUG"):
-                raise
-            message = error.args[0] if isinstance(error, KeyError) and error.args else error
-            sys.exit(f"error: {message}")
+        except UserError as error:
+            sys.exit(f"error: {error}")
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(128 + signal.SIGINT)
 
-    app.run(guarded, flags_parser=_parse_flags)
+    app.run(_main, flags_parser=_parse_flags)
 
 
-def _parse_flags(argv):
-    """absl's parsing; a config file's own error and an unknown key (with its did-you-mean) are one message."""
+def _parse_flags(argv: list[str]) -> list[str]:
+    """Parse flags as absl does; report a wrong flag, config file or config field in one line."""
     try:
         return flags.FLAGS(argv)
-    except KeyError as error:  # the name of a group that a --config.GROUP.FIELD lacks
-        sys.exit("error: unknown config field " + " ".join(str(error.args[0]).splitlines()))
+    except UserError as error:  # raised by a config file
+        sys.exit(f"error: {error}")
+    except KeyError as error:  # ml_collections: the name in --config.NAME.FIELD that does not exist
+        name = str(error.args[0]).splitlines()[0].strip("'\"")
+        sys.exit(f"error: unknown config field {name!r}; configs/common.py lists the fields")
     except (AttributeError, TypeError, flags.Error) as error:
-        lines = str(error).replace("\\n", "\n").strip().splitlines()
-        told = [
-            line.strip("'\" ") for line in lines if "Error: " in line or "Did you mean" in line
-        ] or lines
-        sys.exit("error: " + " ".join(told))
+        sys.exit("error: " + _one_line(error))
+
+
+def _one_line(error: Exception) -> str:
+    """Return the lines of a flag error that name the problem and the nearest name."""
+    lines = str(error).replace("\\n", "\n").strip().splitlines()
+    informative = []
+    for line in lines:
+        if "Error: " in line or "Did you mean" in line:
+            # A config file's exception arrives as text with its class in front.
+            informative.append(re.sub(r"^[\w.]*Error: ", "", line.strip("'\" ")))
+    return " ".join(informative or lines)
 
 
 def load_config(path: str, variant: str) -> ml_collections.ConfigDict:
-    """The config that a stage's file makes for a variant; `path` is relative to the project."""
+    """Return the config that the file at `path`, relative to the project, defines for a variant."""
     spec = importlib.util.spec_from_file_location("stage_config", ROOT / path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config(variant)
 
 
-def question_sets(names: Sequence[str], root: str) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """Where held-out questions come from: name -> path and cameras.
+def check_out_file(path: str, flag: str = "--out") -> None:
+    """Raise UserError if the folder of an output file does not exist."""
+    if path and not pathlib.Path(path).resolve().parent.is_dir():
+        raise UserError(f"{flag}={path}: its folder does not exist; create it first")
+
+
+def question_datasets(names: Sequence[str], root: str) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Return the datasets of held-out questions: name -> (path, cameras).
 
     Args:
-      names: shapes, source, target, or the directory (with a slash) of a set with the cameras front and wrist.
-      root: where the embedded datasets lie.
+      names: shapes, source, target, or the folder (with a slash) of a dataset with the cameras
+        front and wrist.
+      root: folder of the embedded datasets.
 
-    Raises ValueError for another name.
+    Raises UserError for an unknown name.
     """
-    known = {"shapes": fields.shapes(root)} | {
-        name: fields.metaworld(name, root=root) for name in ("source", "target")
-    }
-    known |= {name: fields.dataset(name, ("front", "wrist")) for name in names if "/" in name}
-    return {
-        name: (found["path"], found["cameras"])
-        for name in names
-        for found in [lookup(known, name, "--datasets")]
-    }
+    datasets = {"shapes": fields.shapes(root)}
+    for scene in ("source", "target"):
+        datasets[scene] = fields.metaworld(scene, root=root)
+    for name in names:
+        if os.sep in name:
+            datasets[name] = fields.dataset(name, ("front", "wrist"))
+    chosen = {}
+    for name in names:
+        entry = lookup(datasets, name, "--datasets")
+        chosen[name] = (entry["path"], entry["cameras"])
+    return chosen
 
 
 def train_with_parents(
-    config: ml_collections.ConfigDict, allow: Sequence[str] = (), options: MonitorOptions = SHOWN
+    config: ml_collections.ConfigDict,
+    allow: Sequence[str] = (),
+    options: MonitorOptions = MONITOR_OPTIONS,
 ) -> dict:
-    """Trains a stage; first prints its plan, builds missing datasets, and trains the missing stage before it.
+    """Train a stage; first print its plan, build missing datasets, train a missing parent.
 
-    Of several processes, the first builds, plots and speaks.
+    Host 0 builds the datasets, draws the plan and prints; the other hosts wait for the datasets.
+
+    Args:
+      allow: config fields that may differ from those of the run that is resumed.
+
+    Returns: as `etcvla.train.loop.train`.
     """
-    plan, first = make_plan(config), jax.process_index() == 0
+    plan = make_plan(config)
+    is_host0 = jax.process_index() == 0
     log_on_host0(plan_table(config, plan))
-    if first:
+    if is_host0:
         build_datasets(config)
-    all_hosts_agree(True)  # the others wait for what is built
+    all_hosts_agree(True)  # barrier: host 0 has built the datasets
     build_datasets(config)
     if "init_from" in missing_paths(config):
-        log_on_host0(
-            f"{config.stage}: {config.init_from} is missing, training it first: {config.init_config}"
-        )
-        parent = load_config(config.init_config, config.variant)
-        parent.workdir = config.init_from
-        train_with_parents(parent, options=dataclasses.replace(options, profile=""))
+        _train_parent(config, options)
     result = train(config, allow=allow, options=options)
-    if first:
-        plot_plan(plan, epath.Path(config.workdir) / "plan.png", f"{config.stage}:{config.variant}")
+    if is_host0:
+        title = f"{config.stage}:{config.variant}"
+        plot_plan(plan, epath.Path(config.workdir) / "plan.png", title)
     return result
+
+
+def _train_parent(config: ml_collections.ConfigDict, options: MonitorOptions) -> None:
+    """Train the stage that `config.init_from` names, into that folder."""
+    log_on_host0(
+        f"{config.stage}: {config.init_from} is missing; training {config.init_config} first"
+    )
+    parent = load_config(config.init_config, config.variant)
+    parent.workdir = config.init_from
+    train_with_parents(parent, options=dataclasses.replace(options, profile=""))

@@ -1,11 +1,12 @@
-"""Evaluates one checkpoint: on a benchmark, or as a recipe does (the demo's scenes, and held-out questions).
+"""Evaluate one checkpoint on a benchmark, or on the scenes and questions of a recipe.
 
-    python launch/evaluate.py --checkpoint=runs/tiny/objective_bridge --suite=metaworld_mt10 --trials=10 \\
-        --perturb=none,camera:2 --out=scores/mt10
-    python launch/evaluate.py --checkpoint=runs/tiny/objective_bridge --domains=source,target --trials=10
+    python launch/evaluate.py --checkpoint=runs/tiny/objective_bridge --suite=metaworld_mt10 \\
+        --trials=10 --perturb=none,camera:2 --out=scores/mt10
+    python launch/evaluate.py --checkpoint=runs/tiny/objective_bridge --scenes=source,target
 
-The first writes protocol.json, episodes.csv (a line an episode; what is interrupted goes on) and scores.json into
---out, the second the same and examples into <checkpoint>/evaluation. docs/evaluation.md explains them.
+With --suite it writes protocol.json, episodes.csv (one line per episode; an interrupted evaluation
+resumes) and scores.json to --out. Without, it writes the same and examples of answers to
+<workdir>/evaluation. docs/evaluation.md explains the files.
 """
 
 import sys
@@ -19,121 +20,120 @@ from etcvla.eval.trials import EvalProtocol
 from etcvla.sims import perturbations, suites
 from launch import common
 
-_WORKDIR = flags.DEFINE_string(
-    "checkpoint", None, "The run whose newest checkpoint is evaluated.", required=True
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Workdir (its newest checkpoint) or checkpoint to evaluate.", required=True
 )
-flags.DEFINE_alias("workdir", "checkpoint")
-_SUITE = flags.DEFINE_string("suite", "", f"A benchmark: {', '.join(suites.NAMES)}.")
+_SUITE = flags.DEFINE_string("suite", "", f"Benchmark: {', '.join(suites.names())}.")
 _OUT = flags.DEFINE_string(
-    "out", "", "Where its scores go; <checkpoint>/evaluation/<suite> by default."
+    "out", "", "Folder of a suite's results; default: <workdir>/evaluation/<suite>."
 )
 _PERTURB = flags.DEFINE_list(
     "perturb",
     ["none"],
-    f"With a suite, each in turn: none, or AXIS:STRENGTH of the axes "
+    "With --suite: perturbations to run one after another, none or AXIS:STRENGTH with the axes "
     f"{', '.join(perturbations.AXES)} and the strengths 1, 2, 3.",
 )
 _PYTHON = flags.DEFINE_string(
-    "simulator_python", sys.executable, "With a suite: the Python that has its simulator."
+    "simulator_python", sys.executable, "With --suite: the interpreter that has the simulator."
 )
 _ENSEMBLE = flags.DEFINE_float(
-    "ensemble", None, "Temporal ensembling, with weights exp(-m i) of this m; see --replan_steps."
+    "ensemble",
+    None,
+    "Temporal ensembling with the weights exp(-m i) of this m; see --replan_steps.",
 )
 _IMAGE_SIZE = flags.DEFINE_integer(
-    "image_size", None, "Pixels; by default 96, or what the suite has."
+    "image_size", None, "Pixels; default: those of the suite, else 96."
 )
 _HEAD = flags.DEFINE_string(
-    "head", None, "With a suite: how to act, flow or fast; by default what was trained."
+    "head", None, "With --suite: action head, flow or fast; default: the one that was trained."
 )
-_TASKS = flags.DEFINE_list(
-    "tasks", None, "Tasks to act in: of a suite names or numbers, all by default."
+_TASKS = flags.DEFINE_list("tasks", None, "Tasks by name, or by number in a suite; default: all.")
+_SCENES = flags.DEFINE_list("scenes", ["source"], "Scenes to act in; empty: only ask questions.")
+_INTERVENTIONS = flags.DEFINE_list(
+    "interventions", ["right"], "What the policy gets: right, wrong_instruction, blank_image."
 )
-_SCENES = flags.DEFINE_list("scenes", ["source"], "Scenes to act in; empty to only ask questions.")
-_CONDITIONS = flags.DEFINE_list(
-    "interventions", ["right"], "right, wrong_instruction, blank_image."
-)
-_TRIALS = flags.DEFINE_integer("trials", 10, "Held-out layouts a task, scene and intervention.")
-_FILMS = flags.DEFINE_integer("videos", 1, "How many of them are kept as GIF.")
-_QUESTIONS = flags.DEFINE_integer("questions", 96, "Held-out questions a kind and dataset.")
+_TRIALS = flags.DEFINE_integer("trials", 10, "Held-out layouts per task, scene and intervention.")
+_VIDEOS = flags.DEFINE_integer("videos", 1, "Trials of those that are kept as GIF.")
+_QUESTIONS = flags.DEFINE_integer("questions", 96, "Held-out questions per kind and dataset.")
 _DATASETS = flags.DEFINE_list(
     "datasets",
     ["shapes", "source"],
-    "Where questions come from: shapes, source, target, or "
-    "the directory of a set with the cameras front and wrist, such as held-out looks.",
+    "Datasets of the questions: shapes, source, target, or the folder of a dataset with the "
+    "cameras front and wrist.",
 )
-_DATA_ROOT = flags.DEFINE_string("data_root", "data", "Where the embedded datasets lie.")
+_DATA_ROOT = flags.DEFINE_string("data_root", "data", "Folder of the embedded datasets.")
 _MAX_STEPS = flags.DEFINE_integer(
     "max_steps",
     None,
-    "Control steps before an episode counts as failed; by default 250, or what the suite has.",
+    "Control steps before an episode counts as failed; default: those of the suite, else 250.",
 )
-_REPLAN = flags.DEFINE_integer(
-    "replan_steps", 5, "Control steps between looks; 0 is every chunk to its end (open loop)."
+_REPLAN_STEPS = flags.DEFINE_integer(
+    "replan_steps", 5, "Control steps between two queries; 0: execute every chunk to its end."
 )
 _WORKERS = flags.DEFINE_integer("workers", 4, "Simulator processes.")
 _SEED = flags.DEFINE_integer(
-    "seed", 0, "Of the choice of questions; with a suite, of the policy's noise."
+    "seed", 0, "Seed of the choice of questions and, with --suite, of the policy's noise."
 )
 
 
-def main(_):
-    play() if _SUITE.value else demo()
+def main(_: list[str]) -> None:
+    """Evaluate on a suite if one is given, else as a recipe does."""
+    if _SUITE.value:
+        evaluate_suite()
+    else:
+        evaluate_scenes()
 
 
-def play() -> None:
-    """A benchmark."""
+def evaluate_suite() -> None:
+    """Run a benchmark and print its table."""
     suite = suites.find(_SUITE.value, _PYTHON.value)
     protocol = EvalProtocol(
         max_steps=_MAX_STEPS.value or suite.max_steps,
-        replan_steps=_REPLAN.value,
+        replan_steps=_REPLAN_STEPS.value,
         workers=_WORKERS.value,
         image_size=_IMAGE_SIZE.value or suite.image_size,
         ensemble=_ENSEMBLE.value,
         seed=_SEED.value,
     )
-    asked = benchmark.Benchmark(
+    chosen = benchmark.Benchmark(
         suite,
-        suite.some(_TASKS.value or ()),
+        suite.select_tasks(_TASKS.value or ()),
         _TRIALS.value,
         protocol,
-        tuple(_CONDITIONS.value),
-        tuple("" if name == "none" else name for name in _PERTURB.value),
-        _FILMS.value,
+        interventions=tuple(_INTERVENTIONS.value),
+        perturbations=tuple("" if name == "none" else name for name in _PERTURB.value),
+        videos=_VIDEOS.value,
     )
-    out = _OUT.value or f"{_WORKDIR.value}/evaluation/{suite.name}"
+    out = _OUT.value or f"{_CHECKPOINT.value}/evaluation/{suite.name}"
     scores = benchmark.run_benchmark(
-        _WORKDIR.value, asked, out, head=_HEAD.value, python=_PYTHON.value
+        _CHECKPOINT.value, chosen, out, head=_HEAD.value, python=_PYTHON.value
     )
-    print(
-        "\n".join(benchmark.format_scores(scores["groups"])) + f"\nscores: {out}/scores.json",
-        flush=True,
-    )
+    print("\n".join(benchmark.format_scores(scores["groups"])))
+    print(f"scores: {out}/scores.json", flush=True)
 
 
-def demo() -> None:
-    """What a recipe evaluates."""
-    known = common.question_sets(_DATASETS.value, _DATA_ROOT.value)
-    evaluate(
-        _WORKDIR.value,
-        EvaluationSpec(
-            tasks=tuple(_TASKS.value or fields.METAWORLD_TASKS),
-            scenes=tuple(_SCENES.value),
-            interventions=tuple(_CONDITIONS.value),
-            trials=_TRIALS.value,
-            control_trials=_TRIALS.value,
-            videos=_FILMS.value,
-            questions=_QUESTIONS.value,
-            datasets=known,
-            protocol=EvalProtocol(
-                max_steps=_MAX_STEPS.value or 250,
-                replan_steps=_REPLAN.value,
-                workers=_WORKERS.value,
-                image_size=_IMAGE_SIZE.value or 96,
-                ensemble=_ENSEMBLE.value,
-            ),
-            seed=_SEED.value,
-        ),
+def evaluate_scenes() -> None:
+    """Act in scenes and answer held-out questions, as a recipe's evaluation does."""
+    protocol = EvalProtocol(
+        max_steps=_MAX_STEPS.value or 250,
+        replan_steps=_REPLAN_STEPS.value,
+        workers=_WORKERS.value,
+        image_size=_IMAGE_SIZE.value or 96,
+        ensemble=_ENSEMBLE.value,
     )
+    spec = EvaluationSpec(
+        tasks=tuple(_TASKS.value or fields.METAWORLD_TASKS),
+        scenes=tuple(_SCENES.value),
+        interventions=tuple(_INTERVENTIONS.value),
+        trials=_TRIALS.value,
+        intervention_trials=_TRIALS.value,
+        videos=_VIDEOS.value,
+        questions=_QUESTIONS.value,
+        datasets=common.question_datasets(_DATASETS.value, _DATA_ROOT.value),
+        protocol=protocol,
+        seed=_SEED.value,
+    )
+    evaluate(_CHECKPOINT.value, spec)
 
 
 if __name__ == "__main__":

@@ -1,36 +1,34 @@
-"""Prints what a stage will draw, and writes a picture of it, before anything is paid for.
+"""Print which rows a stage will draw, and save a picture of the schedule, without training.
 
-python launch/plan.py --config=configs/objective_bridge.py[:VARIANT] [--png=plan.png]
+python launch/plan.py --config=configs/objective_bridge.py[:VARIANT] [--out=plan.png]
 """
 
 from absl import flags
+from etcvla.pages.plan import plot_plan
 from ml_collections import config_flags
 
-from etcvla.pages.plan import plot_plan
 from etcvla.train.plan_table import plan_table
 from etcvla.train.stage import Stage, make_plan, missing_paths
 from launch import common
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "A stage's config file, with its variant after a colon."
+    "config", None, "Config file of a stage, with a variant after a colon."
 )
-_PNG = flags.DEFINE_string(
-    "png", "", "Where the picture goes; by default <stage>_<variant>_plan.png."
-)
+_OUT = flags.DEFINE_string("out", "", "Picture to write; default: <stage>_<variant>_plan.png.")
 
 
-def main(_):
+def main(_: list[str]) -> None:
+    """Print the plan's table and write its picture."""
     config = _CONFIG.value
-    plan, sizes = make_plan(config), {}
-    lacking = missing_paths(config)
-    if not any(field.startswith("datasets.") for field in lacking):
+    plan = make_plan(config)
+    num_frames = {}
+    if not any(field.startswith("datasets.") for field in missing_paths(config)):
         candidates = Stage.open(config).row_builder().candidates
-        sizes = {
-            stream.name: len(frames)
-            for stream, frames in zip(plan.streams, candidates, strict=True)
-        }
-    print(plan_table(config, plan, sizes))
-    path = _PNG.value or f"{config.stage}_{config.variant}_plan.png"
+        for stream, frames in zip(plan.streams, candidates, strict=True):
+            num_frames[stream.name] = len(frames)
+    print(plan_table(config, plan, num_frames))
+    path = _OUT.value or f"{config.stage}_{config.variant}_plan.png"
+    common.check_out_file(path)
     plot_plan(plan, path, f"{config.stage}:{config.variant}")
     print(f"picture: {path}")
 

@@ -1,7 +1,7 @@
-"""Prints what a vocabulary's ids mean: text, actions, locations, segments, and some text as ids.
+"""Print the id ranges of a vocabulary (text, actions, locations, segments) and the ids of a text.
 
-python launch/tokens.py --workdir=runs/tiny/objective_bridge            # the one that a checkpoint holds
-python launch/tokens.py --tokenizer=PATH [--num_actions=2048] [--layout=disjoint] [--text="open the drawer"]
+python launch/tokens.py --checkpoint=runs/tiny/objective_bridge
+python launch/tokens.py --tokenizer=PATH [--num_actions=2048] [--layout=disjoint] [--text=TEXT]
 """
 
 from absl import flags
@@ -11,22 +11,26 @@ from etcvla.data.tokenizer import Tokenizer
 from etcvla.train.checkpoint import Checkpoints
 from launch import common
 
-_WORKDIR = flags.DEFINE_string("workdir", "", "A run: the tokenizer of its newest checkpoint.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", "", "Workdir or checkpoint whose tokenizer to print."
+)
 _TOKENIZER = flags.DEFINE_string(
-    "tokenizer", "tiny", '"tiny", or where a PaliGemma tokenizer lies.'
+    "tokenizer", "tiny", '"tiny", or the folder of a PaliGemma tokenizer.'
 )
 _NUM_ACTIONS = flags.DEFINE_integer(
-    "num_actions", 2048, "FAST tokens that PaliGemma's vocabulary makes room for."
+    "num_actions", 2048, "Number of FAST token ids to place in PaliGemma's vocabulary."
 )
 _LAYOUT = flags.DEFINE_string(
-    "layout", "disjoint", "disjoint, or openpi for the checkpoints of that project."
+    "layout", "disjoint", "disjoint, or openpi for checkpoints of that project."
 )
-_TEXT = flags.DEFINE_string("text", "open the drawer\n<loc0512><loc1023>", "What is shown as ids.")
+_TEXT = flags.DEFINE_string("text", "open the drawer\n<loc0512><loc1023>", "Text to encode.")
 
 
-def main(_):
-    if _WORKDIR.value:
-        tokenizer = Assets.from_json(Checkpoints(_WORKDIR.value).meta()["assets"]).tokenizer
+def main(_: list[str]) -> None:
+    """Print the vocabulary."""
+    if _CHECKPOINT.value:
+        meta = Checkpoints(_CHECKPOINT.value).meta()
+        tokenizer = Assets.from_json(meta["assets"]).tokenizer
     else:
         tokenizer = Tokenizer.load(
             _TOKENIZER.value, num_actions=_NUM_ACTIONS.value, layout=_LAYOUT.value

@@ -1,11 +1,12 @@
-"""Trains one stage.
+"""Train one stage.
 
-    python launch/train.py --config=configs/objective_bridge.py[:tiny|:paligemma_3b] [--config.FIELD=VALUE ...]
+    python launch/train.py --config=configs/objective_bridge.py[:VARIANT] [--config.FIELD=VALUE ...]
 
-What an embedded run lacks (its dataset, the stage before it) is built first, with a line that says so.
+A missing embedded dataset or parent stage is built first; a line says so.
 
-The same command goes on where a run was killed or stopped. Told to stop (SIGTERM, Ctrl-C) it saves and exits with 75,
-so that `until COMMAND; [ $? -ne 75 ]; do :; done` outlives preemption. On a pod, run it on every worker at once.
+Rerun the same command to resume a killed or stopped run. On SIGTERM or Ctrl-C the run saves and
+exits with code 75, so `until COMMAND; [ $? -ne 75 ]; do :; done` survives preemption. On a pod, run
+the command on all workers at once.
 """
 
 import dataclasses
@@ -17,31 +18,32 @@ from etcvla.train import hosts
 from launch import common
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "A stage's config file, with its variant after a colon."
+    "config", None, "Config file of a stage, with a variant after a colon."
 )
 _ALLOW = flags.DEFINE_list(
-    "allow", [], "Config fields in which a run that is taken up may differ from what it was."
+    "allow", [], "Config fields that may differ from those of the run that is resumed."
 )
-_WANDB = flags.DEFINE_string(
-    "wandb", "", "Project of Weights & Biases that the run is logged to as well."
-)
+_WANDB = flags.DEFINE_string("wandb", "", "Weights & Biases project to log to as well.")
 _PROFILE = flags.DEFINE_string(
-    "profile", "", "START:STOP, steps that are traced into <workdir>/profile."
+    "profile", "", "START:STOP, the steps to trace into <workdir>/profile."
 )
 _COORDINATOR = flags.DEFINE_string(
-    "coordinator", "", 'host:port of process 0; "" asks the environment (TPU VMs).'
+    "coordinator", "", 'host:port of process 0. "": found in the environment (TPU VMs, SLURM).'
 )
 _NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", 0, "How many processes the run has, with --coordinator."
+    "num_processes", 0, "Number of processes, with --coordinator."
 )
 _PROCESS_ID = flags.DEFINE_integer(
-    "process_id", -1, "Which of them this is, from 0, with --coordinator."
+    "process_id", -1, "Index of this process from 0, with --coordinator."
 )
 
 
-def main(_):
+def main(_: list[str]) -> None:
+    """Connect the hosts and train."""
     hosts.connect(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    options = dataclasses.replace(common.SHOWN, wandb=_WANDB.value, profile=_PROFILE.value)
+    options = dataclasses.replace(
+        common.MONITOR_OPTIONS, wandb=_WANDB.value, profile=_PROFILE.value
+    )
     common.train_with_parents(_CONFIG.value, _ALLOW.value, options)
 
 

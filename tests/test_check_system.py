@@ -24,7 +24,7 @@ def test_missing_libraries_are_named_by_their_package(monkeypatch, gone, package
 
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(ctypes, "CDLL", load)
-    assert check_system.lacking() == packages
+    assert check_system.missing_packages() == packages
 
 
 def test_it_runs_without_site_packages_and_says_the_command_first():

@@ -1,4 +1,4 @@
-"""Every stage's config, in every variant, builds, is locked, and makes a plan."""
+"""Every stage's config, in every variant, is complete, locked, and makes a plan."""
 
 import functools
 import importlib
@@ -9,6 +9,7 @@ import pytest
 
 from configs import common
 from etcvla import rules
+from etcvla.errors import UserError
 from etcvla.models.vla import init_params
 from etcvla.train.optim import make_optimizer
 from etcvla.train.plan_table import plan_table
@@ -29,33 +30,39 @@ def config(request):
     return get_config(*request.param)
 
 
-def test_a_stage_is_whole(config):
-    assert config.is_locked and config.steps > 0 and config.batch_size > 0
+def test_config_is_complete(config):
+    assert config.is_locked
+    assert config.steps > 0
+    assert config.batch_size > 0
     assert config.workdir == f"runs/{config.variant}/{config.stage}"
     with config.unlocked():
-        config.steps = min(
-            config.steps, 3000
-        )  # the schedule's shape is over progress, so fewer steps show it too
+        # Schedules are over progress, so fewer steps have the same shape.
+        config.steps = min(config.steps, 3000)
     plan = make_plan(config)
     assert plan.counts.sum() == plan.steps * plan.batch_size
     table = plan_table(config, plan)
-    assert all(name in table for name in config.streams) and all(
-        f in table for f in missing_paths(config)
-    )
-    settings = StepSettings.from_config(config, 0)
-    acts = any(stream.kind == "action" for stream in config.streams.values())
-    assert active_losses(settings) == (["text", "fast", "flow"] if acts else ["text"])
+    assert all(name in table for name in config.streams)
+    assert all(field in table for field in missing_paths(config))
+    has_actions = any(stream.kind == "action" for stream in config.streams.values())
+    expected_losses = ["text", "fast", "flow"] if has_actions else ["text"]
+    assert active_losses(StepSettings.from_config(config, 0)) == expected_losses
     for dataset in config.datasets.values():
         assert 1 <= len(dataset.cameras) <= config.data.num_cameras
     for stream in config.streams.values():
         assert stream.dataset in config.datasets
 
 
-def test_its_rules_fit_its_model(config):
-    """The tiny tokenizer stands in where PaliGemma's is not at hand: its size changes no parameter's name."""
-    with config.unlocked():
-        config.update({"init_from": "", "workdir": "nowhere"})
-        config.data.update({"tokenizer": "tiny", "fast_vocab": 256})
+def test_rules_match_the_models_parameters(config):
+    """The tiny tokenizer replaces PaliGemma's: its size changes no parameter name."""
+    common.override(
+        config,
+        {
+            "init_from": "",
+            "workdir": "nowhere",
+            "data.tokenizer": "tiny",
+            "data.fast_vocab": 256,
+        },
+    )
     model = make_model(config, inherited_assets(config))
     params = jax.eval_shape(functools.partial(init_params, model))
     make_optimizer(config.optim, config.steps, params)
@@ -66,60 +73,83 @@ def test_its_rules_fit_its_model(config):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_what_a_stage_starts_from_is_what_the_one_before_leaves(stage):
+def test_each_stage_starts_from_the_previous_one(stage):
     config = get_config(stage, "tiny")
     if stage == STAGES[0]:
-        assert config.init_from == config.init_config == ""
+        assert config.init_from == ""
+        assert config.init_config == ""
         return
-    before = get_config(STAGES[STAGES.index(stage) - 1], "tiny")
-    assert config.init_from == before.workdir and config.init_config == f"configs/{before.stage}.py"
-    assert (
-        config.model.to_dict() == before.model.to_dict()
-        and config.data.tokenizer == before.data.tokenizer
-    )
+    parent = get_config(STAGES[STAGES.index(stage) - 1], "tiny")
+    assert config.init_from == parent.workdir
+    assert config.init_config == f"configs/{parent.stage}.py"
+    assert config.model.to_dict() == parent.model.to_dict()
+    assert config.data.tokenizer == parent.data.tokenizer
 
 
-def test_retention_can_train_adapters_alone():
+def test_retentive_adaptation_can_train_adapters_alone():
     config = get_config("retentive_adapt", "tiny+lora")
-    assert config.variant == "tiny" and config.workdir == "runs/tiny/retentive_adapt_lora"
-    with config.unlocked():
-        config.init_from = ""
-    params = jax.eval_shape(
-        functools.partial(init_params, make_model(config, inherited_assets(config)))
-    )
+    assert config.variant == "tiny"
+    assert config.workdir == "runs/tiny/retentive_adapt_lora"
+    common.override(config, {"init_from": ""})
+    model = make_model(config, inherited_assets(config))
+    params = jax.eval_shape(functools.partial(init_params, model))
     multiples = rules.assign(config.optim.lr_multiple, params, "optim.lr_multiple")
-    trained = {
-        rules.path_str(path): multiple
-        for path, multiple in jax.tree_util.tree_flatten_with_path(multiples)[0]
-    }
-    assert {path for path, multiple in trained.items() if multiple} == {
-        path for path in trained if "lora" in path
-    }
-    assert trained["llm/layers/mlp_1/linear_lora_b"] == 1 and trained["img/head/kernel"] == 0
+    by_path = {}
+    for path, multiple in jax.tree_util.tree_flatten_with_path(multiples)[0]:
+        by_path[rules.path_str(path)] = multiple
+    trained = {path for path, multiple in by_path.items() if multiple}
+    assert trained == {path for path in by_path if "lora" in path}
+    assert by_path["llm/layers/mlp_1/linear_lora_b"] == 1
+    assert by_path["img/head/kernel"] == 0
+
+
+def test_ood_option_takes_a_share_of_the_etc_rows():
+    config = get_config("retentive_adapt", "tiny+ood")
+    plain = get_config("retentive_adapt", "tiny")
+    assert config.streams.ood.weight[0][1] == pytest.approx(0.2 * 0.06)
+    assert config.streams.action.weight == plain.streams.action.weight
+    total = sum(stream.weight[0][1] for stream in config.streams.values())
+    assert total == pytest.approx(1.0)
+
+
+def test_unknown_variants_and_options_are_named():
     with pytest.raises(
-        ValueError, match="retentive_adapt.py: no way to adapt 'lara'; after . there are lora, ood"
+        UserError, match="retentive_adapt.py: unknown option 'lara' after .;.*lora, ood"
     ):
         get_config("retentive_adapt", "tiny+lara")
+    with pytest.raises(
+        UserError, match="objective_bridge.py: unknown variant 'tinny';.*tiny, paligemma_3b"
+    ):
+        get_config("objective_bridge", "tinny")
+    with pytest.raises(UserError, match="recipe.py: unknown variant 'dem'; choose from demo, mt10"):
+        get_config("recipe", "dem")
 
 
-def test_a_typo_is_an_error_with_the_right_name():
+def test_a_misspelled_field_is_an_error():
     config = get_config("objective_bridge", "tiny")
     with pytest.raises(AttributeError, match=r"(?s)lr_mutiple.*lr_multiple"):
         config.optim.lr_mutiple = ((".*", 1.0),)
-    with pytest.raises(
-        ValueError, match="objective_bridge.py: no variant 'tinny'; choose from tiny, paligemma_3b"
-    ):
-        get_config("objective_bridge", "tinny")
+    with pytest.raises(UserError, match="unknown config field 'optim.lr_mutiple'"):
+        common.override(config, {"optim.lr_mutiple": ((".*", 1.0),)})
+    with pytest.raises(UserError, match="unknown config field 'optin.lr': there is no 'optin'"):
+        common.override(config, {"optin.lr": 0.1})
 
 
-def test_the_papers_mixture():
-    """ETC kinds share their stage as in the paper, and actions take over as the schedule says."""
-    bridge = make_plan(get_config("distribution_bridge", "tiny"))
-    share = {
-        stream.name.removeprefix("source_"): weight
-        for stream, weight in zip(bridge.streams, bridge.weights[0], strict=True)
-    }
-    assert share == pytest.approx(
+def test_override_reaches_nested_fields():
+    config = get_config("objective_bridge", "tiny")
+    common.override(config, {"streams.action.weight": common.constant(0.5), "steps": 7})
+    assert config.streams.action.weight == ((0.0, 0.5),)
+    assert config.steps == 7
+    assert config.is_locked
+
+
+def test_mixture_has_the_papers_weights():
+    """ETC kinds have the paper's shares, and the action share follows its schedule."""
+    stage1 = make_plan(get_config("distribution_bridge", "tiny"))
+    shares = {}
+    for stream, weight in zip(stage1.streams, stage1.weights[0], strict=True):
+        shares[stream.name.removeprefix("source_")] = weight
+    assert shares == pytest.approx(
         {
             "spatial_understanding": 0.24,
             "goal_description": 0.14,
@@ -128,9 +158,18 @@ def test_the_papers_mixture():
             "trajectory": 0.26,
         }
     )
-    plan = make_plan(get_config("objective_bridge", "tiny"))
-    action = [stream.kind for stream in plan.streams].index("action")
-    np.testing.assert_allclose(plan.weights[[0, -1], action], [0.6, 0.8], atol=1e-6)
+    stage2 = make_plan(get_config("objective_bridge", "tiny"))
+    action = [stream.kind for stream in stage2.streams].index("action")
+    np.testing.assert_allclose(stage2.weights[[0, -1], action], [0.6, 0.8], atol=1e-6)
+
+
+def test_recipe_runs_are_in_order():
+    recipe = get_config("recipe", "mt10")
+    assert recipe.is_locked
+    assert recipe.tasks == common.MT10_TASKS
+    assert recipe.steps.objective_bridge == 2000
+    for previous, name in zip(recipe.order, recipe.order[1:], strict=False):
+        assert recipe.runs[name].init == previous
 
 
 @pytest.mark.parametrize("scene", ["source", "target"])
@@ -138,10 +177,8 @@ def test_the_papers_mixture():
     "tasks", [common.METAWORLD_TASKS, common.MT10_TASKS, ("reach", "door-open")]
 )
 @pytest.mark.parametrize("episodes", [0, 2, 10, 30])
-def test_a_config_looks_where_the_builder_builds(scene, tasks, episodes):
+def test_config_and_builder_agree_on_the_dataset_name(scene, tasks, episodes):
     builder = pytest.importorskip("data_builders.metaworld_etc.metaworld_etc_dataset_builder")
     path = common.metaworld(scene, tasks=tasks, episodes=episodes)["path"]
-    assert (
-        path
-        == f"data/metaworld_etc/{builder.MetaWorldConfig(scene=scene, tasks=tasks, episodes=episodes).name}"
-    )
+    name = builder.MetaWorldConfig(scene=scene, tasks=tasks, episodes=episodes).name
+    assert path == f"data/metaworld_etc/{name}"

@@ -43,7 +43,7 @@ def recipe(tmp_path_factory):
         "--config.source_episodes=2",
         "--config.target_episodes=2",
         "--config.eval.trials=1",
-        "--config.eval.control_trials=1",
+        "--config.eval.intervention_trials=1",
         "--config.eval.max_steps=20",
         "--config.eval.workers=2",
         "--config.eval.questions=4",
@@ -126,7 +126,7 @@ def test_full_size_resolves_prints_its_plan_and_names_what_is_missing(tmp_path):
         assert f"{field} = " in printed.partition("error:")[2]
     png = tmp_path / "plan.png"
     printed = run(
-        "launch/plan.py", "--config=configs/distribution_bridge.py:paligemma_3b", f"--png={png}"
+        "launch/plan.py", "--config=configs/distribution_bridge.py:paligemma_3b", f"--out={png}"
     )
     assert "missing: init_from" in printed and png.stat().st_size > 10_000
 

@@ -140,11 +140,11 @@ def replay(env: Libero, demo: LiberoDemo, seed: int = 0) -> Episode | None:
 
     Raises UserError or ValueError if states or model are not of the environment's task.
     """
-    hold = _find_hold(env, demo)
+    grasp_offset = _find_grasp_offset(env, demo)
     if not _ends_in_success(env, demo):
         return None
     env.restore(demo.states[0], demo.model_xml)
-    env.hold = hold
+    env.grasp_offset = grasp_offset
     env.success = True
     images: dict[str, list[bytes]] = {name: [] for name in CAMERAS}
     states = []
@@ -168,7 +168,7 @@ def _ends_in_success(env: Libero, demo: LiberoDemo) -> bool:
     return any(env.step(demo.actions[-1]) for _ in range(END_STEPS))
 
 
-def _find_hold(env: Libero, demo: LiberoDemo) -> np.ndarray | None:
+def _find_grasp_offset(env: Libero, demo: LiberoDemo) -> np.ndarray | None:
     """Return the point where the lifted target is held, in the target's frame.
 
     Leaves the environment in the last state.
@@ -176,7 +176,7 @@ def _find_hold(env: Libero, demo: LiberoDemo) -> np.ndarray | None:
     env.restore(demo.states[0], demo.model_xml)
     for state in demo.states:
         env.restore(state)
-        if env.hold_here():
+        if env.remember_grasp():
             break
     env.restore(demo.states[-1])
-    return env.hold
+    return env.grasp_offset

@@ -9,8 +9,9 @@ from data_builders.common.environments import EnvironmentKey, get_environment, g
 from data_builders.common.jobs import EpisodeJob, EpisodeResult
 from etcvla.errors import UserError
 from etcvla.etc import make_items, scene
-from etcvla.sims.metaworld.environment import MetaWorld, NoRoom
-from etcvla.sims.rollout import Episode, layouts, record_expert, render_again, rollout_expert
+from etcvla.sims.metaworld.environment import MetaWorld, NoRoomError
+from etcvla.sims.metaworld.rerender import initial_frames, record_expert, rerender
+from etcvla.sims.rollout import Episode, rollout_expert
 from etcvla.sims.seeds import demo_seed
 
 MAX_ATTEMPTS = 20
@@ -50,7 +51,7 @@ def make_episode(job: MetaWorldJob) -> EpisodeResult:
             zlib.crc32(job.episode_id.encode()),
             absent=job.absent,
             locations=job.locations,
-            layouts=get_initial_frames(_key(job, job.condition), NUM_LAYOUTS, layouts),
+            layouts=get_initial_frames(_key(job, job.condition), NUM_LAYOUTS, initial_frames),
         )
         return EpisodeResult(job, episode, items, dropped, attempt + 1)
     reason = "the expert fails"
@@ -73,8 +74,8 @@ def _record(job: MetaWorldJob, seed: int) -> Episode | None:
     if states is None:
         return None
     try:
-        return render_again(_environment(job, job.condition), states, seed, STRIDE)
-    except NoRoom:
+        return rerender(_environment(job, job.condition), states, seed, STRIDE)
+    except NoRoomError:
         return None
 
 

@@ -14,7 +14,7 @@ from data_builders.metaworld_etc.task_sets import TASK_SETS
 from etcvla.errors import UserError
 from etcvla.etc.scene import ABSENT
 from etcvla.names import lookup
-from etcvla.sims.conditions import CONDITIONS, HELD_OUT, SWAPPABLE, together
+from etcvla.sims.conditions import CONDITIONS, HELD_OUT, SWAPPABLE, shared_side
 from etcvla.sims.metaworld import environment as metaworld
 from etcvla.sims.metaworld.tasks import DEMO_TASKS, NUM_OBJECTS, TASKS
 
@@ -48,7 +48,7 @@ class MetaWorldConfig(SimulatedConfig):
         for task in self.tasks:
             lookup(TASKS, task, "task")
         self.episodes = self.episodes or EPISODES[self.scene]
-        self.only_val = bool(self.conditions) and together(self.conditions) == HELD_OUT
+        self.only_val = bool(self.conditions) and shared_side(self.conditions) == HELD_OUT
         if self.only_val and not self.num_val:
             raise UserError(
                 f"the held-out conditions {', '.join(self.conditions)} are rendered for validation "

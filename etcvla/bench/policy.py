@@ -20,7 +20,7 @@ from etcvla.bench.worker import Worker
 from etcvla.data.assets import Assets
 from etcvla.data.norm_stats import NormStats
 from etcvla.data.tokenizer import Tokenizer
-from etcvla.policy import Policy
+from etcvla.policy import Policy, PolicyOptions
 from etcvla.serve.service import Service
 
 CAMERAS = ("cam_high", "cam_left_wrist", "cam_right_wrist")
@@ -76,9 +76,11 @@ class OurPolicy:
                     params,
                     _assets(n),
                     n,
-                    num_steps=ours.EULER_STEPS,
-                    text_len=ours.TEXT_LEN,
-                    keep_image_cache=True,
+                    PolicyOptions(
+                        num_steps=ours.EULER_STEPS,
+                        text_len=ours.TEXT_LEN,
+                        keep_image_cache=True,
+                    ),
                 )
             )
             for n in model.FLOORS

@@ -1,4 +1,4 @@
-"""Embodied trajectory-coupled supervision: facts about episodes, and questions and answers made from them."""
+"""ETC (embodied trajectory-coupled) supervision: question-answer items of annotated episodes."""
 
 from etcvla.etc.make import make_items
 

@@ -1,10 +1,12 @@
-"""Annotation: the facts about an episode from which every ETC label is made.
+"""Annotation: the facts about an episode from which all ETC items are made.
 
-Axes: T steps, C cameras, N objects. Simulators fill an annotation exactly; real data as far as calibration, detectors
-or people allow. **Unknown is NaN (or -1, or ""), never zero.**
+Axes: T steps, C cameras, N objects. Simulators fill an annotation completely. For real data, only
+the fields that calibration, detectors or people provide are filled. **An unknown value is NaN (or
+-1, or ""), never zero.**
 
-Conventions. An image point is (y, x) with both in [0, 1], origin at the top left, of the image *as it is shown* to the
-model. A box is (ymin, xmin, ymax, xmax) in the same units. Positions are metres in the robot's base frame.
+Conventions: an image point is (y, x) with both coordinates in [0, 1] and the origin at the top left
+of the image *as the model receives it*. A box is (ymin, xmin, ymax, xmax) in the same units.
+Positions are metres in the robot's base frame.
 """
 
 from __future__ import annotations
@@ -13,39 +15,42 @@ import dataclasses
 
 import numpy as np
 
-# name -> trailing shape as axis letters; the leading axis is T. Order is the order on disk.
+from etcvla.errors import UserError
+
+# Field name -> trailing shape; the leading axis is T. The order is the order of the fields on disk.
 STEP_FIELDS: dict[str, tuple[str | int, ...]] = {
-    "camera_matrix": (
-        "C",
-        3,
-        4,
-    ),  # base-frame metres [x, y, z, 1] -> w * [x, y, 1] of the image point
-    "gripper_pixel": ("C", 2),  # image point of the grasp centre; may lie outside [0, 1]
+    # Maps base-frame metres [x, y, z, 1] to w * [x, y, 1] of the image point.
+    "camera_matrix": ("C", 3, 4),
+    "gripper_pixel": ("C", 2),  # image point of the grasp centre; may be outside [0, 1]
     "gripper_position": (3,),  # grasp centre, metres
     "gripper_open": (),  # 0 closed .. 1 open
     "box": ("C", "N", 4),  # tight box around the object's visible pixels
-    "visible": ("C", "N"),  # visible share of the object's silhouette, 0 .. 1
+    "visible": ("C", "N"),  # visible fraction of the object's silhouette, 0 .. 1
     "position": ("N", 3),  # object centre, metres
     "grasp_pixel": ("C", "N", 2),  # image point where a gripper should hold or touch the object
-    "contact": ("N",),  # 1 the gripper touches the object, 0 it does not
-    "phase": (),  # index into `phases` of the subtask in progress; -1 unknown
+    "contact": ("N",),  # 1 if the gripper touches the object, else 0
+    "phase": (),  # index into `phases` of the current subtask; -1 unknown
 }
 INT_FIELDS = frozenset({"phase"})
-AXES = frozenset({"front", "back", "left", "right", "up", "down"})  # as the robot sees it
+OPPOSITE = {"front": "back", "left": "right", "up": "down"}  # directions from the robot's viewpoint
+AXES = frozenset(OPPOSITE) | frozenset(OPPOSITE.values())
 
 
 @dataclasses.dataclass
 class Annotation:
-    """Facts of one episode; see the module docstring for units. Arrays are float32 except `phase`, int32."""
+    """Facts of one episode. See the module docstring for units.
 
-    instruction: str  # what the robot was told
-    cameras: tuple[str, ...]  # C names; the first is the primary view, the one that ETC speaks of
+    Arrays are float32, except `phase`, which is int32. `STEP_FIELDS` gives their shapes.
+    """
+
+    instruction: str  # the language instruction of the episode
+    cameras: tuple[str, ...]  # C names; items refer to the first camera unless they name another
     objects: tuple[str, ...]  # N nouns without article ("drawer handle"), unique in the episode
-    colors: tuple[str, ...]  # N colour words, "" where unknown or mixed
+    colors: tuple[str, ...]  # N colour words, "" if unknown or mixed
     phases: tuple[str, ...]  # the ordered subtasks as imperatives ("move to the drawer handle")
-    target: int  # index of the object that the instruction is about; -1 unknown
-    success: bool | None  # did the episode reach its goal; None unknown
-    rate: float  # control steps a second; NaN unknown
+    target: int  # index of the object that the instruction refers to; -1 unknown
+    success: bool | None  # whether the episode reached its goal; None unknown
+    rate: float  # control steps per second; NaN unknown
 
     camera_matrix: np.ndarray
     gripper_pixel: np.ndarray
@@ -58,65 +63,74 @@ class Annotation:
     contact: np.ndarray
     phase: np.ndarray
 
-    shapes: tuple[str, ...] = ()  # N shape words, "" where unknown; () none is known
-    axes: tuple[str, ...] = ()  # where x, y, z of the base frame point, of AXES; () unknown
+    shapes: tuple[str, ...] = ()  # N shape words, "" if unknown; () if none is known
+    axes: tuple[str, ...] = ()  # directions (of `AXES`) of the base frame's x, y and z; () unknown
 
     def __post_init__(self):
-        """Raises ValueError where a field's shape or dtype is not the documented one."""
-        sizes = {"C": len(self.cameras), "N": len(self.objects)}
-        steps = len(self.gripper_open)
-        if len(self.colors) != sizes["N"]:
-            raise ValueError(f"annotation: {sizes['N']} objects but {len(self.colors)} colors")
-        if len(self.shapes) not in (0, sizes["N"]):
-            raise ValueError(f"annotation: {sizes['N']} objects but {len(self.shapes)} shapes")
+        """Convert the arrays to their dtypes.
+
+        Raises ValueError if the shape of a field does not match the documented one.
+        """
+        num_objects = len(self.objects)
+        if len(self.colors) != num_objects:
+            raise ValueError(f"annotation: {num_objects} objects but {len(self.colors)} colors")
+        if len(self.shapes) not in (0, num_objects):
+            raise ValueError(f"annotation: {num_objects} objects but {len(self.shapes)} shapes")
         if self.axes and (len(self.axes) != 3 or set(self.axes) - AXES):
             raise ValueError(f"annotation.axes: {self.axes}, expected three of {sorted(AXES)}")
+        sizes = {"C": len(self.cameras), "N": num_objects}
         for name, axes in STEP_FIELDS.items():
-            dtype = np.int32 if name in INT_FIELDS else np.float32
-            value = np.asarray(getattr(self, name), dtype)
-            shape = (steps, *(sizes.get(axis, axis) for axis in axes))
+            value = np.asarray(getattr(self, name), np.int32 if name in INT_FIELDS else np.float32)
+            shape = (len(self), *(sizes.get(axis, axis) for axis in axes))
             if value.shape != shape:
                 raise ValueError(f"annotation.{name}: shape {value.shape}, expected {shape}")
             setattr(self, name, value)
 
-    def direction_vector(self, direction: str) -> np.ndarray:
-        """float[3]: the unit vector of the base frame that points to the robot's "front", "left" or "up"; NaN unknown."""
-        opposite = {"front": "back", "left": "right", "up": "down"}[direction]
-        vector = [(axis == direction) - float(axis == opposite) for axis in self.axes]
-        return np.array(vector) if any(vector) else np.full(3, np.nan)
-
     def __len__(self) -> int:
+        """Return T, the number of steps."""
         return len(self.gripper_open)
 
-    def pad_objects(self, num_objects: int) -> dict[str, np.ndarray]:
-        """Step fields with the object axis padded by NaN to `num_objects`, as they stand in an RLDS file.
+    def direction_vector(self, direction: str) -> np.ndarray:
+        """Return the unit vector of "front", "left" or "up" in the base frame, NaN if unknown."""
+        signs = {direction: 1.0, OPPOSITE[direction]: -1.0}
+        vector = np.array([signs.get(axis, 0.0) for axis in self.axes])
+        return vector if vector.any() else np.full(3, np.nan)
 
-        Raises ValueError if the episode has more objects than that.
+    def pad_objects(self, num_objects: int) -> dict[str, np.ndarray]:
+        """Return the step fields with the object axis padded with NaN to `num_objects`, as in RLDS.
+
+        Raises UserError if the episode has more than `num_objects` objects.
         """
-        if len(self.objects) > num_objects:
-            raise ValueError(
+        missing = num_objects - len(self.objects)
+        if missing < 0:
+            raise UserError(
                 f"{len(self.objects)} objects ({', '.join(self.objects)}), but the dataset holds "
                 f"{num_objects}: raise num_objects"
             )
-        missing = num_objects - len(self.objects)
         padded = {}
         for name, axes in STEP_FIELDS.items():
-            widths = [(0, 0)] + [(0, missing if axis == "N" else 0) for axis in axes]
             value = getattr(self, name)
-            padded[name] = np.pad(value, widths, constant_values=np.nan) if "N" in axes else value
+            if "N" in axes:
+                widths = [(0, 0)] * value.ndim
+                widths[1 + axes.index("N")] = (0, missing)
+                value = np.pad(value, widths, constant_values=np.nan)
+            padded[name] = value
         return padded
 
 
 def project(camera_matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Image points (y, x) of base-frame points; NaN behind the camera.
+    """Project base-frame points to image points (y, x); NaN for points behind the camera.
 
     Args:
       camera_matrix: float[..., 3, 4].
-      points: float[..., 3] metres; leading axes broadcast against the matrix's.
+      points: float[..., 3] metres; the leading axes broadcast against those of the matrix.
+
+    Returns:
+      float32[..., 2].
     """
     homogeneous = np.concatenate([points, np.ones_like(points[..., :1])], axis=-1)
-    x, y, w = np.moveaxis(np.einsum("...ij,...j->...i", camera_matrix, homogeneous), -1, 0)
+    projected = np.einsum("...ij,...j->...i", camera_matrix, homogeneous)
+    x, y, w = np.moveaxis(projected, -1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(w[..., None] > 0, np.stack([y / w, x / w], axis=-1), np.nan).astype(
-            np.float32
-        )
+        image_points = np.stack([y / w, x / w], axis=-1)
+    return np.where(w[..., None] > 0, image_points, np.nan).astype(np.float32)

@@ -1,8 +1,9 @@
-"""ETC items: questions and answers about a frame that can be parsed back and checked.
+"""ETC items: questions and answers about a frame, in a form that can be parsed and verified.
 
-Locations are PaliGemma's `<loc0000>`..`<loc1023>` tokens: a coordinate in [0, 1] times 1024, rounded down. A point is
-two of them (y, x), a box four (ymin, xmin, ymax, xmax), a path a run of points. By name the same numbers stand as
-integers, "[512, 300]", for models without such tokens.
+Locations are PaliGemma's tokens `<loc0000>` .. `<loc1023>`: a coordinate in [0, 1] times 1024,
+rounded down. A point has two tokens (y, x), a box four (ymin, xmin, ymax, xmax), and a path is a
+sequence of points. For models without such tokens, the same numbers are written as integers:
+"[512, 300]".
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from collections.abc import Iterable
 import numpy as np
 
 NUM_LOC = 1024
-# kind -> grade: from what any scene shows, through what the instruction asks, to what is closest to actions.
+# Kind -> grade. The grades range from facts that any scene shows, over facts that depend on the
+# instruction, to facts that are closest to actions.
 GRADES: dict[str, str] = {
     "spatial_understanding": "scene_grounding",
     "goal_description": "scene_grounding",
@@ -23,16 +25,23 @@ GRADES: dict[str, str] = {
     "trajectory": "action_aligned",
 }
 ETC_KINDS = tuple(GRADES)
-GENERAL = "general"  # the grade of multimodal items that no trajectory stands behind (MM data)
-LOCATIONS = ("loc", "integers")  # ways to write a location
+GENERAL = "general"  # grade of multimodal (MM) items that are not derived from a trajectory
+LOCATIONS = ("loc", "integers")  # notations of locations
+_INTEGERS = re.compile(r"\[\d{1,4}(,\d{1,4})*\]")
+_LOC_TOKENS = re.compile(r"(<loc\d{4}>)+")
 
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One question and its answer about one frame.
+    """One question about one frame, with its answer.
 
-    `question_type` names the sub-question inside the kind ("gripper_side", "locate_box"): it fixes how the answer is parsed,
-    checked and scored. `source` says who stands behind the answer: "oracle", "human", or "model:<name>".
+    Attributes:
+      kind: the kind of supervision, one of `ETC_KINDS` or a kind of general multimodal data.
+      question_type: name of the sub-question inside the kind ("gripper_side", "locate_box"). It
+        determines how the answer is parsed, verified and scored.
+      question: text of the question.
+      answer: text of the canonical answer.
+      source: origin of the answer: "oracle", "human", or "model:<name>".
     """
 
     kind: str
@@ -51,11 +60,12 @@ class Item:
 ITEM_FIELDS = tuple(field.name for field in dataclasses.fields(Item))
 
 
-def format_loc(values: Iterable[float], how: str = "loc") -> str:
-    """Coordinates in [0, 1] as location tokens; values outside are clipped to the image's border.
+def format_loc(values: Iterable[float], notation: str = "loc") -> str:
+    """Format coordinates in [0, 1] as location tokens; values outside are clipped to the border.
 
     Args:
-      how: a name of `LOCATIONS`.
+      values: finite coordinates; ValueError otherwise.
+      notation: one of `LOCATIONS`.
 
     >>> format_loc([0.5, 1.0])
     '<loc0512><loc1023>'
@@ -66,24 +76,29 @@ def format_loc(values: Iterable[float], how: str = "loc") -> str:
     if not np.isfinite(values).all():
         raise ValueError(f"a location must be finite, got {values.tolist()}")
     bins = np.clip(np.floor(values * NUM_LOC), 0, NUM_LOC - 1).astype(int).tolist()
-    return f"{bins}" if how == "integers" else "".join(f"<loc{i:04d}>" for i in bins)
+    if notation == "integers":
+        return str(bins)
+    return "".join(f"<loc{i:04d}>" for i in bins)
 
 
 def parse_loc(text: str, group: int) -> np.ndarray | None:
-    """The inverse of `format_loc`: float32[n, group] bin centres, or None if `text` is not n >= 1 whole groups.
+    """Parse an answer that `format_loc` wrote, in either notation.
 
     Args:
-      text: an answer, for instance "<loc0512><loc1023>" or "[512, 1023]".
-      group: coordinates in a group: 2 for points and paths, 4 for boxes.
+      text: for instance "<loc0512><loc1023>" or "[512, 1023]".
+      group: number of coordinates per group: 2 for points and paths, 4 for boxes.
+
+    Returns:
+      float32[n, group] bin centres, or None if `text` does not consist of n >= 1 complete groups.
     """
     text = text.strip().replace(" ", "")
-    if re.fullmatch(r"\[\d{1,4}(,\d{1,4})*\]", text):
-        found = text[1:-1].split(",")
-    elif re.fullmatch(r"(<loc\d{4}>)+", text):
-        found = re.findall(r"\d{4}", text)
+    if _INTEGERS.fullmatch(text):
+        numbers = text[1:-1].split(",")
+    elif _LOC_TOKENS.fullmatch(text):
+        numbers = re.findall(r"\d{4}", text)
     else:
         return None
-    bins = list(map(int, found))
-    if len(bins) % group or max(bins) >= NUM_LOC:
+    bins = np.array(numbers, int)
+    if len(bins) % group or bins.max() >= NUM_LOC:
         return None
-    return ((np.array(bins, np.float32) + 0.5) / NUM_LOC).reshape(-1, group)
+    return ((bins.astype(np.float32) + 0.5) / NUM_LOC).reshape(-1, group)

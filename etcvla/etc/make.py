@@ -1,9 +1,9 @@
-"""From an episode's annotation to the ETC items of its steps."""
+"""Make the ETC items of an episode's steps from its annotation."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import numpy as np
 
@@ -15,9 +15,10 @@ from etcvla.etc.question_types import QUESTION_TYPES, WORDS, format_question
 from etcvla.etc.verify import check
 from etcvla.names import lookup
 
-ITEMS_PER_KIND = 2
-MAX_SHARE = 0.5  # of one answer among an episode's items that ask the same
-HOPELESS = 0.9  # share of layouts from which on what is always so is not asked at all
+ITEMS_PER_KIND = 2  # per step
+MAX_SHARE = 0.5  # of one answer among an episode's items with the same question
+# Fraction of layouts above which a fact that never changes is not asked at all.
+MAX_PREDICTABLE = 0.9
 _ORDER = {question_type: i for i, question_type in enumerate(QUESTION_TYPES)}
 
 
@@ -29,44 +30,41 @@ def make_items(
     layouts: Annotation | None = None,
     locations: str = "loc",
 ) -> tuple[list[list[Item]], Counter]:
-    """Up to two checked items of every kind at every step; what is unknown, ambiguous or known in advance is not asked.
+    """Make up to two verified items of every kind at every step.
 
-    Within an episode no answer is more than half of those to the same question (`QUESTION_TYPES[...].answer_in_instruction` excepted), so that
-    the question alone gives nothing away. What never changes in an episode cannot be balanced there; with `layouts` it
-    is asked as often as other layouts show the contrary, and never if hardly any does.
+    Facts that are unknown, ambiguous or predictable are not asked. Within an episode, no answer
+    is given to more than half of the items with the same question, so that the question alone
+    does not reveal the answer (`QuestionType.answer_in_instruction` is exempt). A fact that does
+    not change within an episode cannot be balanced there. With `layouts`, it is asked as often as
+    other layouts contradict it, and never if hardly any does.
 
     Args:
-      annotation: facts of T steps; coordinates are of its first camera.
-      seed: draws objects, question_types and wordings; the same seed gives the same items.
-      absent: nouns to ask for in vain: best those of the dataset's other scenes. Give () where `annotation.objects`
-        does not name all there is to see.
-      layouts: facts of the first steps of K other episodes of the task, as an annotation of K steps. None where every
-        episode has a scene of its own: nothing is known in advance then.
-      locations: how coordinates are written, a name of `items.LOCATIONS`.
+      annotation: facts of T steps. Coordinates refer to its first camera.
+      seed: draws objects, question types and templates; the same seed gives the same items.
+      absent: nouns of absent objects, best those of the dataset's other scenes. Use () if
+        `annotation.objects` does not list all visible objects.
+      layouts: facts of the first steps of K other episodes of the task, as an annotation of K
+        steps. None if every episode has its own scene, because then no fact is predictable.
+      locations: notation of coordinates, one of `items.LOCATIONS`.
 
     Returns:
-      T lists of items, and how often what was left out for which reason ("question_type: reason").
+      T lists of items, and the number of dropped questions by "question_type: reason".
 
-    Raises ValueError for an unknown way to write locations.
+    Raises ValueError for an unknown notation of locations.
     """
     lookup(dict.fromkeys(LOCATIONS), locations, "locations")
     rng = np.random.default_rng(seed)
     dropped: Counter = Counter()
-    found = _candidates(annotation, rng, dropped, absent)
-    balance = _Balance(found)
+    candidates = _candidates(annotation, rng, dropped, absent)
+    balance = _AnswerBalance(candidates)
     if layouts is not None:
-        found = balance.thin(
-            found,
-            _candidates(layouts, np.random.default_rng(seed), Counter(), absent),
-            rng,
-            dropped,
-        )
-    draw = _Draw(annotation, found, rng, locations, dropped)
-    for candidate in draw.fill(balance.admits):
-        balance.add(candidate)
-    draw.put_back(balance.surplus(draw.candidates))
-    list(draw.fill(balance.neutral))  # where a step has room again
-    return draw.by_step(), dropped
+        others = _candidates(layouts, np.random.default_rng(seed), Counter(), absent)
+        candidates = balance.drop_predictable(candidates, others, rng, dropped)
+    sampler = _Sampler(annotation, candidates, balance, rng, locations, dropped)
+    sampler.fill(balance.admits)
+    sampler.remove(balance.surplus(sampler.drawn_candidates()))
+    sampler.fill(balance.is_exempt)  # use the room that the removed items have left
+    return sampler.items_by_step(), dropped
 
 
 def _candidates(
@@ -80,164 +78,184 @@ def _candidates(
     ]
 
 
-class _Draw:
-    """Items drawn from candidates at random: at a step no question_type twice, and `ITEMS_PER_KIND` of a kind at most."""
+class _AnswerBalance:
+    """Counts of answers in words, to keep any answer from outnumbering all others together.
 
-    def __init__(
+    A topic whose value changes within the episode is balanced per question. A topic with a
+    constant value still has two answers if its question can be asked with either noun as the
+    subject; it is balanced over both.
+    """
+
+    def __init__(self, candidates: Sequence[Candidate]):
+        values = defaultdict(set)
+        answers = defaultdict(set)
+        for candidate in candidates:
+            spec = candidate.spec
+            if spec.answer_type == WORDS and not spec.answer_in_instruction:
+                values[candidate.topic].add(candidate.value)
+                answers[candidate.topic].add(candidate.answer)
+        self._constant = {
+            topic: next(iter(topic_values))
+            for topic, topic_values in values.items()
+            if len(topic_values) == 1
+        }
+        self._changing = values.keys() - self._constant.keys()
+        self._reversible = {topic for topic in self._constant if len(answers[topic]) > 1}
+        self._counts: Counter = Counter()  # by group, and by group and answer
+
+    def drop_predictable(
         self,
-        annotation: Annotation,
-        found: Sequence[Candidate],
-        rng: np.random.Generator,
-        locations: str,
-        dropped: Counter,
-    ):
-        self._annotation, self._locations, self._dropped = annotation, locations, dropped
-        self._wording = rng.random(len(found)).tolist()
-        self._waiting = [(found[i], i) for i in _draw_order(found, rng)]
-        self._drawn: dict[tuple[int, str], tuple[Candidate, Item]] = {}
-        self._taken: Counter = Counter()  # by step and kind
-
-    def fill(self, admits: Callable[[Candidate], bool]) -> Iterator[Candidate]:
-        """Draws wherever there is room, and yields what it drew; no candidate is written twice."""
-        waiting, self._waiting = self._waiting, []
-        for candidate, i in waiting:
-            place = candidate.t, QUESTION_TYPES[candidate.question_type].kind
-            if (
-                self._taken[place] == ITEMS_PER_KIND
-                or (candidate.t, candidate.question_type) in self._drawn
-                or not admits(candidate)
-            ):
-                self._waiting.append((candidate, i))
-                continue
-            item = _write(candidate, self._wording[i], self._locations)
-            if reason := check(item, self._annotation, candidate.t):
-                self._dropped[f"{item.question_type}: {reason}"] += 1
-                continue
-            self._drawn[candidate.t, item.question_type] = candidate, item
-            self._taken[place] += 1
-            yield candidate
-
-    @property
-    def candidates(self) -> list[Candidate]:
-        """What was drawn, in order."""
-        return [candidate for candidate, _ in self._drawn.values()]
-
-    def put_back(self, surplus: Iterable[tuple[int, str]]) -> None:
-        """Undraws by step and question_type."""
-        for t, question_type in surplus:
-            del self._drawn[t, question_type]
-            self._taken[t, QUESTION_TYPES[question_type].kind] -= 1
-            self._dropped[f"{question_type}: unbalanced"] += 1
-
-    def by_step(self) -> list[list[Item]]:
-        """The items of every step."""
-        items: list[list[Item]] = [[] for _ in range(len(self._annotation))]
-        for t, question_type in sorted(self._drawn, key=lambda key: _ORDER[key[1]]):
-            items[t].append(self._drawn[t, question_type][1])
-        return items
-
-
-class _Balance:
-    """Keeps one answer from being the usual one, among an episode's candidates whose answers are words."""
-
-    def __init__(self, found: Sequence[Candidate]):
-        values, answers = defaultdict(set), defaultdict(set)
-        for candidate in found:
-            if (
-                QUESTION_TYPES[candidate.question_type].answer_type == WORDS
-                and not QUESTION_TYPES[candidate.question_type].answer_in_instruction
-            ):
-                values[candidate.what].add(candidate.value)
-                answers[candidate.what].add(candidate.answer)
-        self._changing = {what for what, seen in values.items() if len(seen) > 1}
-        # What never changes has two answers all the same where the question may be turned around.
-        self._turning = {what for what, seen in answers.items() if len(seen) > 1} - self._changing
-        self._constant = {what: next(iter(seen)) for what, seen in values.items() if len(seen) == 1}
-        self._counts: Counter = Counter()
-
-    def thin(
-        self,
-        found: Sequence[Candidate],
+        candidates: Sequence[Candidate],
         layouts: Sequence[Candidate],
         rng: np.random.Generator,
         dropped: Counter,
     ) -> list[Candidate]:
-        """Without those that ask what never changes here and is nearly always so; see `make_items`."""
-        seen = Counter((candidate.what, candidate.value) for candidate in layouts)
-        total = Counter()
-        for (what, _), count in seen.items():
-            total[what] += count
-        out = set()
-        for what, value in self._constant.items():
-            share = seen[what, value] / total[what] if total[what] else 1.0
-            if share > HOPELESS or rng.random() * share > 1 - share:
-                out.add(what)
-        for candidate in found:
-            if candidate.what in out:
-                dropped[f"{candidate.question_type}: known in advance"] += 1
-        return [candidate for candidate in found if candidate.what not in out]
+        """Return the candidates without those whose constant value most layouts share.
 
-    def _keys(self, candidate: Candidate) -> tuple[Hashable, Hashable] | None:
-        """What is asked, and that with the answer, as they are counted; None where nothing can be balanced."""
-        if candidate.what in self._changing:
-            return candidate.question, (candidate.question, candidate.value)
-        return (
-            (candidate.what, (candidate.what, candidate.answer))
-            if candidate.what in self._turning
-            else None
-        )
+        Args:
+          candidates: candidates of the episode.
+          layouts: candidates of the other layouts.
+          rng: decides about topics that some layouts contradict.
+          dropped: counts the dropped candidates.
+        """
+        totals = Counter(candidate.topic for candidate in layouts)
+        facts = Counter(candidate.fact for candidate in layouts)
+        predictable = set()
+        for topic, value in self._constant.items():
+            share = facts[topic, value] / totals[topic] if totals[topic] else 1.0
+            if share > MAX_PREDICTABLE or rng.random() * share > 1 - share:
+                predictable.add(topic)
+        kept = []
+        for candidate in candidates:
+            if candidate.topic in predictable:
+                dropped[f"{candidate.question_type}: known in advance"] += 1
+            else:
+                kept.append(candidate)
+        return kept
+
+    def _group(self, candidate: Candidate) -> tuple[Hashable, Hashable] | None:
+        """Return the candidate's balancing group and its answer, None if it is exempt."""
+        if candidate.topic in self._changing:
+            return candidate.question, candidate.value
+        if candidate.topic in self._reversible:
+            return candidate.topic, candidate.answer
+        return None
+
+    def is_exempt(self, candidate: Candidate) -> bool:
+        """Return whether the candidate's answer cannot be balanced."""
+        return self._group(candidate) is None
 
     def admits(self, candidate: Candidate) -> bool:
-        """Would the answer not be ahead of all others together?"""
-        keys = self._keys(candidate)
-        return keys is None or self._counts[keys[1]] <= MAX_SHARE * self._counts[keys[0]]
+        """Return whether the candidate's answer is at most as frequent as all others together."""
+        return self.is_exempt(candidate) or not self._exceeds(self._group(candidate))
 
-    def neutral(self, candidate: Candidate) -> bool:
-        """Has the answer nothing to be balanced with?"""
-        return self._keys(candidate) is None
+    def _exceeds(self, group_and_answer: tuple[Hashable, Hashable]) -> bool:
+        return self._counts[group_and_answer] > MAX_SHARE * self._counts[group_and_answer[0]]
 
-    def add(self, candidate: Candidate) -> None:
-        """Counts what is asked."""
-        self._counts.update(self._keys(candidate) or ())
+    def add(self, candidate: Candidate, count: int = 1) -> None:
+        """Count the candidate's answer, or with `count` = -1 take it back."""
+        group_and_answer = self._group(candidate)
+        if group_and_answer is not None:
+            self._counts[group_and_answer[0]] += count
+            self._counts[group_and_answer] += count
 
-    def surplus(self, drawn: Sequence[Candidate]) -> list[tuple[int, str]]:
-        """(t, question_type) of what must go, so that no answer is more than `MAX_SHARE` of its question's."""
-        out = []
+    def surplus(self, drawn: Sequence[Candidate]) -> list[Candidate]:
+        """Return the candidates to remove so that no answer exceeds `MAX_SHARE` of its question."""
+        surplus = []
         for candidate in reversed(drawn):
-            keys = self._keys(candidate)
-            if keys and self._counts[keys[1]] > MAX_SHARE * self._counts[keys[0]]:
-                self._counts.subtract(keys)
-                out.append((candidate.t, candidate.question_type))
-        return out
+            if not self.admits(candidate):
+                self.add(candidate, -1)
+                surplus.append(candidate)
+        return surplus
 
 
-def _draw_order(found: Sequence[Candidate], rng: np.random.Generator) -> Iterator[int]:
-    """Weighted drawing without replacement: a question_type's facts weigh the same, and so do a fact's frames."""
-    frames = Counter(candidate.fact for candidate in found)
-    facts = Counter(
-        question_type
-        for _, question_type in {(candidate.fact, candidate.question_type) for candidate in found}
-    )
-    rarity = np.array(
-        [
-            frames[candidate.fact]
-            * facts[candidate.question_type]
-            / QUESTION_TYPES[candidate.question_type].weight
-            for candidate in found
-        ]
-    )
-    return np.argsort(rng.exponential(size=len(found)) * rarity).tolist()
+class _Sampler:
+    """Draws items from candidates at random.
+
+    A step has at most `ITEMS_PER_KIND` items of a kind, and no question type twice.
+    """
+
+    def __init__(
+        self,
+        annotation: Annotation,
+        candidates: Sequence[Candidate],
+        balance: _AnswerBalance,
+        rng: np.random.Generator,
+        locations: str,
+        dropped: Counter,
+    ):
+        self._annotation = annotation
+        self._balance = balance
+        self._locations = locations
+        self._dropped = dropped
+        paraphrases = rng.random(len(candidates)).tolist()
+        self._waiting = [(candidates[i], paraphrases[i]) for i in _draw_order(candidates, rng)]
+        self._drawn: dict[tuple[int, str], tuple[Candidate, Item]] = {}  # by step, question type
+        self._per_kind: Counter = Counter()  # by step and kind
+
+    def fill(self, admits: Callable[[Candidate], bool]) -> None:
+        """Draw waiting candidates that `admits` accepts for all steps that have room.
+
+        A candidate that fails its verification is dropped; a candidate that is not drawn keeps
+        waiting.
+        """
+        waiting = []
+        for candidate, paraphrase in self._waiting:
+            step_and_kind = candidate.t, candidate.spec.kind
+            step_and_type = candidate.t, candidate.question_type
+            is_full = self._per_kind[step_and_kind] == ITEMS_PER_KIND
+            if is_full or step_and_type in self._drawn or not admits(candidate):
+                waiting.append((candidate, paraphrase))
+                continue
+            item = _write(candidate, paraphrase, self._locations)
+            reason = check(item, self._annotation, candidate.t)
+            if reason:
+                self._dropped[f"{item.question_type}: {reason}"] += 1
+                continue
+            self._drawn[step_and_type] = candidate, item
+            self._per_kind[step_and_kind] += 1
+            self._balance.add(candidate)
+        self._waiting = waiting
+
+    def drawn_candidates(self) -> list[Candidate]:
+        """Return the drawn candidates in the order in which they were drawn."""
+        return [candidate for candidate, _ in self._drawn.values()]
+
+    def remove(self, surplus: Iterable[Candidate]) -> None:
+        """Remove drawn candidates."""
+        for candidate in surplus:
+            del self._drawn[candidate.t, candidate.question_type]
+            self._per_kind[candidate.t, candidate.spec.kind] -= 1
+            self._dropped[f"{candidate.question_type}: unbalanced"] += 1
+
+    def items_by_step(self) -> list[list[Item]]:
+        """Return the items of every step, in the order of `QUESTION_TYPES`."""
+        items: list[list[Item]] = [[] for _ in range(len(self._annotation))]
+        for t, question_type in sorted(self._drawn, key=lambda key: _ORDER[key[1]]):
+            _, item = self._drawn[t, question_type]
+            items[t].append(item)
+        return items
+
+
+def _draw_order(candidates: Sequence[Candidate], rng: np.random.Generator) -> list[int]:
+    """Return the candidates' indices in the order of a weighted draw without replacement.
+
+    All facts of a question type have the same weight, and so have all frames of a fact.
+    """
+    frames = Counter(candidate.fact for candidate in candidates)
+    distinct = {(candidate.question_type, candidate.fact) for candidate in candidates}
+    facts = Counter(question_type for question_type, _ in distinct)
+    rarity = [
+        frames[candidate.fact] * facts[candidate.question_type] / candidate.spec.weight
+        for candidate in candidates
+    ]
+    return np.argsort(rng.exponential(size=len(candidates)) * np.array(rarity)).tolist()
 
 
 def _write(candidate: Candidate, paraphrase: float, locations: str) -> Item:
-    def text(value: str | np.ndarray) -> str:
+    def _text(value: str | np.ndarray) -> str:
         return value if isinstance(value, str) else format_loc(value.ravel(), locations)
 
-    slots = {name: text(value) for name, value in candidate.slots.items()}
-    question = format_question(candidate.question_type, paraphrase, slots)
-    return Item(
-        QUESTION_TYPES[candidate.question_type].kind,
-        candidate.question_type,
-        question,
-        text(candidate.answer),
-    )
+    fields = {name: _text(value) for name, value in candidate.fields.items()}
+    question = format_question(candidate.question_type, paraphrase, fields)
+    return Item(candidate.spec.kind, candidate.question_type, question, _text(candidate.answer))

@@ -1,7 +1,8 @@
-"""The one registry of question question_types: their kind, how an answer is read, and the words they are asked in.
+"""The registry of question types: their kind, the type of their answer, and their templates.
 
-A question_type's name is a stable id: it stands in datasets, scores and reports. `ask` writes a question and `read` takes it
-apart again, so that a check needs nothing but the item's own words.
+The name of a question type is a stable id that is stored in datasets, scores and reports.
+`format_question` writes a question and `parse_question` recovers the fields from its text, so
+that an item can be verified from its text alone.
 """
 
 from __future__ import annotations
@@ -13,7 +14,11 @@ from collections.abc import Mapping
 
 from etcvla.names import lookup
 
-WORDS, POINT, BOX, PATH = "words", "point", "box", "path"  # answer types
+# Types of answers.
+WORDS = "words"
+POINT = "point"
+BOX = "box"
+PATH = "path"
 MAX_KEYPOINTS = 5  # of a path
 
 
@@ -76,7 +81,8 @@ QUESTION_TYPES: dict[str, QuestionType] = {
     "object_depth": QuestionType("spatial_understanding", WORDS, _DEPTH, weight=0.25),
     "object_robot_side": QuestionType("spatial_understanding", WORDS, _ROBOT_SIDE, weight=0.25),
     "object_robot_front": QuestionType("spatial_understanding", WORDS, _ROBOT_FRONT, weight=0.25),
-    # Between views. Coordinates are the first camera's alone: another view is spoken of in words.
+    # Questions about two views. Boxes refer to the first camera; places in the other view are
+    # words.
     "cross_seen": QuestionType(
         "spatial_understanding",
         WORDS,
@@ -268,7 +274,8 @@ QUESTION_TYPES: dict[str, QuestionType] = {
     ),
 }
 
-# Forms of general image-text sets: their builders own the questions, scoring needs only how an answer is read.
+# Question types of general image-text datasets. Their builders write the questions; scoring needs
+# only the type of the answer.
 GENERAL_QUESTION_TYPES: dict[str, str] = {
     "caption": WORDS,
     "color": WORDS,
@@ -286,20 +293,21 @@ GENERAL_QUESTION_TYPES: dict[str, str] = {
     "read_text": WORDS,
     "describe": WORDS,
     "vqa": WORDS,
-    "trace": PATH,  # of sets that other people made
+    "trace": PATH,  # only in public datasets
 }
 
 
 def answer_type(question_type: str) -> str:
-    """`WORDS`, `POINT`, `BOX` or `PATH`. Raises ValueError for a question_type that is not registered."""
-    known = {
-        name: spec.answer_type for name, spec in QUESTION_TYPES.items()
-    } | GENERAL_QUESTION_TYPES
-    return lookup(known, question_type, "question_type")
+    """Return `WORDS`, `POINT`, `BOX` or `PATH`.
+
+    Raises ValueError if the question type is not registered.
+    """
+    types = {name: spec.answer_type for name, spec in QUESTION_TYPES.items()}
+    return lookup(types | GENERAL_QUESTION_TYPES, question_type, "question_type")
 
 
 def clean_instruction(instruction: str) -> str:
-    """An instruction as it stands inside a question: small first letter, no full stop.
+    """Return an instruction as it is written in a question: lower-case first letter, no full stop.
 
     >>> clean_instruction("Open the drawer.")
     'open the drawer'
@@ -308,21 +316,43 @@ def clean_instruction(instruction: str) -> str:
     return instruction[:1].lower() + instruction[1:]
 
 
-def format_question(question_type: str, paraphrase: float, slots: Mapping[str, str]) -> str:
-    """A question_type's question; `paraphrase` in [0, 1) chooses the wording."""
-    questions = QUESTION_TYPES[question_type].templates
-    return questions[int(paraphrase * len(questions))].format(**slots)
+def format_question(question_type: str, paraphrase: float, fields: Mapping[str, str]) -> str:
+    """Return a question with the given fields.
+
+    Args:
+      question_type: a name of `QUESTION_TYPES`.
+      paraphrase: number in [0, 1) that selects the template.
+      fields: values of the template's fields.
+    """
+    templates = QUESTION_TYPES[question_type].templates
+    return templates[int(paraphrase * len(templates))].format(**fields)
+
+
+def parse_question(question_type: str, question: str) -> dict[str, str] | None:
+    """Return the fields of a question, or None if no template of the question type matches it."""
+    for pattern in _patterns(question_type):
+        match = pattern.fullmatch(question)
+        if match:
+            return match.groupdict()
+    return None
 
 
 @functools.cache
 def _patterns(question_type: str) -> tuple[re.Pattern, ...]:
-    escaped = (re.escape(question) for question in QUESTION_TYPES[question_type].templates)
-    return tuple(
-        re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", question)) for question in escaped
-    )
+    templates = QUESTION_TYPES[question_type].templates
+    return tuple(template_pattern(template) for template in templates)
 
 
-def parse_question(question_type: str, question: str) -> dict[str, str] | None:
-    """The inverse of `ask`: the slots' values, or None if the question is none of the question_type's paraphrases."""
-    matches = (pattern.fullmatch(question) for pattern in _patterns(question_type))
-    return next((match.groupdict() for match in matches if match), None)
+def template_pattern(template: str, field_patterns: Mapping[str, str] | None = None) -> re.Pattern:
+    """Return a pattern that matches the questions of a template, with a named group per field.
+
+    Args:
+      template: for instance "locate the {object}."
+      field_patterns: regular expression of each field; by default every field matches any text.
+    """
+
+    def _group(field: re.Match) -> str:
+        name = field[1]
+        return f"(?P<{name}>{field_patterns[name] if field_patterns else '.+'})"
+
+    return re.compile(re.sub(r"\\{(\w+)\\}", _group, re.escape(template)))

@@ -1,7 +1,8 @@
-"""Task-oriented items: where to take hold and where to bring it, and which step of the plan this is."""
+"""Task-oriented candidates: where to grasp, where to place, and the current step of the plan."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -11,124 +12,140 @@ from etcvla.etc.annotation import Annotation, project
 from etcvla.etc.facts import Candidate, FrameView, count_dropped, in_image
 from etcvla.etc.question_types import clean_instruction
 
-MIN_GRASP_VISIBLE = (
-    0.05  # a hand that closes in hides its target; the point to hold is still the same
+# Visible fraction of the target from which its grasp point is asked. It is small because an
+# approaching gripper hides the target, and the grasp point stays the same.
+MIN_GRASP_VISIBLE = 0.05
+REGION_SIDES = (0.1, 0.2)  # of the image: range of the height and width of a proposed region
+LARGE_SIDES = (0.4, 0.55)  # of the image: range of the sides of a region that is too large
+REGION_GAP = 0.02  # of the image: minimal distance of a wrong region from the point
+TOO_LARGE = 0.15  # fraction of wrong regions that are too large
+NEIGHBOUR = (
+    0.4  # fraction of wrong regions around another object; the rest is just beside the point
 )
-REGION_SIDES = (0.1, 0.2)  # of the image: the range of a proposed region's height and width
-LARGE_SIDES = (0.4, 0.55)  # of one that says too little
-REGION_GAP = 0.02  # of the image, between a wrong region and the point
-TOO_LARGE, NEIGHBOUR = 0.15, 0.4  # shares of wrong regions; the others lie just beside the point
-MIN_CARRY = 0.05  # metres an object must have moved by the end to have a place where it goes
-MIN_LEFT = 0.05  # of the image, that it still has to go
-DECOMPOSE_EVERY = (
-    4  # steps: the instruction gives the answer, so it must not fill where others are not asked
-)
-NUM_DONE = 2  # frames an episode, of each answer, that are asked whether the task is done
+MIN_CARRY = 0.05  # metres by which an object must move to have a place where it ends up
+MIN_LEFT = 0.05  # of the image: minimal distance that the object still has to move
+# Steps between two questions for the plan. The instruction alone gives the answer, so these
+# questions must not fill the steps at which no other planning question is possible.
+DECOMPOSE_EVERY = 4
+NUM_DONE = 2  # frames per episode and answer at which "is it done?" is asked
 
 
 def candidates(view: FrameView, rng: np.random.Generator, dropped: Counter) -> Iterator[Candidate]:
-    """Candidates of affordance and task planning over the whole episode."""
+    """Yield candidates of affordance and task planning for the whole episode."""
     yield from _affordance(view, rng, dropped)
     if view.annotation.phases:
         yield from _plan(view.annotation, dropped)
     yield from _end(view.annotation, rng)
 
 
-def settled(phase: np.ndarray) -> np.ndarray:
-    """bool[T]: the subtask is known and the same one step before and after, so that its name is beyond dispute."""
-    padded = np.pad(phase, 1, mode="edge")
-    return (phase >= 0) & (padded[:-2] == phase) & (padded[2:] == phase)
+# --- affordance
+# ------------------------------------------------------------------------------------
 
 
-def first_of_last_phase(annotation: Annotation) -> int:
-    """The step before which the task is surely not done: where the last subtask begins, at most half of the episode."""
-    last = np.flatnonzero(annotation.phase == len(annotation.phases) - 1)
-    begin = int(last[0]) if len(last) and len(annotation.phases) > 1 else 0
-    return begin or len(annotation) // 2
+@dataclasses.dataclass(frozen=True)
+class _PointQuestion:
+    """A point on the image for which its location, or a region around it, is asked.
+
+    Attributes:
+      point_type: question type "where is the point?"
+      region_type: question type "is this region around the point?"
+      point: float[T, 2] image points.
+      asked: bool[T], the steps at which the point is known.
+      others: float[T, K, 2], centres of objects that the point could be confused with.
+    """
+
+    point_type: str
+    region_type: str
+    point: np.ndarray
+    asked: np.ndarray
+    others: np.ndarray
 
 
 def _affordance(view: FrameView, rng: np.random.Generator, dropped: Counter) -> Iterator[Candidate]:
-    facts = view.annotation
-    if facts.target < 0:
-        dropped["grasp_point: target unknown"] += len(facts)
+    annotation = view.annotation
+    target = annotation.target
+    if target < 0:
+        dropped["grasp_point: target unknown"] += len(annotation)
         return
-    point = facts.grasp_pixel[:, 0, facts.target]
-    seen = in_image(point) & ~(view.visible[:, facts.target] < MIN_GRASP_VISIBLE)
-    count_dropped(dropped, "grasp_point", "not in view", ~seen)
-    others = [i for i in range(len(facts.objects)) if i != facts.target]
-    yield from _point_and_region(
-        ("grasp_point", "stable_grasp"), facts, point, seen, view.center[:, others], rng, dropped
-    )
-    goal = destination(facts)
-    left = np.linalg.norm(goal - view.center[:, facts.target], axis=-1)
+    others = [i for i in range(len(annotation.objects)) if i != target]
+    grasp = annotation.grasp_pixel[:, 0, target]
+    asked = in_image(grasp) & ~(view.visible[:, target] < MIN_GRASP_VISIBLE)
+    count_dropped(dropped, "grasp_point", "not in view", ~asked)
+    question = _PointQuestion("grasp_point", "stable_grasp", grasp, asked, view.center[:, others])
+    yield from _point_and_region(question, annotation, rng, dropped)
+
+    goal = destination(annotation)
+    left = np.linalg.norm(goal - view.center[:, target], axis=-1)
     asked = in_image(goal) & (left >= MIN_LEFT)
     count_dropped(dropped, "place_point", "nothing to move, or unknown", ~asked)
-    # The object itself is the most tempting wrong place.
-    yield from _point_and_region(
-        ("place_point", "stable_place"),
-        facts,
-        goal,
-        asked,
-        view.center[:, [facts.target, *others]],
-        rng,
-        dropped,
-    )
+    # The target's current position is the most plausible wrong place.
+    others = view.center[:, [target, *others]]
+    question = _PointQuestion("place_point", "stable_place", goal, asked, others)
+    yield from _point_and_region(question, annotation, rng, dropped)
 
 
-def destination(facts: Annotation) -> np.ndarray:
-    """float32[T, 2]: the image point where the target ends up, as each frame's camera sees it.
+def destination(annotation: Annotation) -> np.ndarray:
+    """Return the image point where the target ends up, in each frame of the first camera.
 
-    NaN unless the episode succeeded and moved the target by `MIN_CARRY`.
+    Returns:
+      float32[T, 2], NaN unless the episode succeeds and moves the target by `MIN_CARRY`.
     """
-    way = facts.position[:, facts.target]
-    if not facts.success or not np.linalg.norm(way[-1] - way[0]) >= MIN_CARRY:
-        return np.full((len(facts), 2), np.nan, np.float32)
-    return project(facts.camera_matrix[:, 0], np.broadcast_to(way[-1], (len(facts), 3)))
+    position = annotation.position[:, annotation.target]
+    end = position[-1]
+    if not annotation.success or not np.linalg.norm(end - position[0]) >= MIN_CARRY:
+        return np.full((len(annotation), 2), np.nan, np.float32)
+    return project(annotation.camera_matrix[:, 0], np.broadcast_to(end, position.shape))
 
 
 def _point_and_region(
-    question_types: tuple[str, str],
-    facts: Annotation,
-    point: np.ndarray,
-    asked: np.ndarray,
-    others: np.ndarray,
-    rng: np.random.Generator,
-    dropped: Counter,
+    question: _PointQuestion, annotation: Annotation, rng: np.random.Generator, dropped: Counter
 ) -> Iterator[Candidate]:
-    """Where is it, float[T, 2]? And: is it here? `others` float[T, K, 2] are centres of what it could be mixed up with."""
-    pointing, judging = question_types
-    slots = {
-        "instruction": clean_instruction(facts.instruction),
-        "object": facts.objects[facts.target],
+    fields = {
+        "instruction": clean_instruction(annotation.instruction),
+        "object": annotation.objects[annotation.target],
     }
-    for t in np.flatnonzero(asked).tolist():
-        yield Candidate(t, pointing, pointing, None, slots, point[t])
-        answer = "yes" if rng.random() < 0.5 else "no"
-        region = (
-            propose_region(point[t], True, rng)
-            if answer == "yes"
-            else wrong_region(point[t], others[t], rng)
-        )
+    point_type = question.point_type
+    region_type = question.region_type
+    for t in np.flatnonzero(question.asked).tolist():
+        point = question.point[t]
+        yield Candidate(t, point_type, point_type, None, fields, point)
+        if rng.random() < 0.5:
+            answer = "yes"
+            region = propose_region(point, True, rng)
+        else:
+            answer = "no"
+            region = wrong_region(point, question.others[t], rng)
         if region is None:
-            dropped[f"{judging}: no room"] += 1
-            continue
-        yield Candidate(t, judging, judging, answer, slots | {"box": region}, answer)
+            dropped[f"{region_type}: no room"] += 1
+        else:
+            yield Candidate(t, region_type, region_type, answer, fields | {"box": region}, answer)
 
 
 def wrong_region(
     point: np.ndarray, others: Sequence[np.ndarray], rng: np.random.Generator
 ) -> np.ndarray | None:
-    """A box that one could take for a region around `point` (y, x): too large, a neighbour's, or just beside it."""
-    how, known = rng.random(), [other for other in others if np.isfinite(other).all()]
-    if how < TOO_LARGE:
+    """Return a plausible but wrong region around a point.
+
+    The region is too large, around another object, or just beside the point.
+
+    Args:
+      point: image point (y, x).
+      others: centres of other objects; NaN if unknown.
+      rng: draws the region.
+
+    Returns:
+      A box, or None if no region inside the image was found.
+    """
+    variant = rng.random()
+    known = [other for other in others if np.isfinite(other).all()]
+    if variant < TOO_LARGE:
         return propose_region(point, True, rng, sides=LARGE_SIDES)
-    if how < TOO_LARGE + NEIGHBOUR and known:
+    if variant < TOO_LARGE + NEIGHBOUR and known:
         box = propose_region(known[rng.integers(len(known))], True, rng)
-        if (
-            box is not None
-            and ((box[:2] - REGION_GAP > point) | (point > box[2:] + REGION_GAP)).any()
-        ):
-            return box
+        if box is not None:
+            is_apart = (box[:2] - REGION_GAP > point) | (point > box[2:] + REGION_GAP)
+            if is_apart.any():
+                return box
     return propose_region(point, False, rng)
 
 
@@ -139,15 +156,24 @@ def propose_region(
     tries: int = 8,
     sides: tuple[float, float] = REGION_SIDES,
 ) -> np.ndarray | None:
-    """A box on the image that clearly contains `point` (y, x), or one close by that clearly does not.
+    """Draw a box that clearly contains a point, or a nearby box that clearly does not.
 
-    Both come in the same sizes, so that size does not tell them apart. None if no try lies wholly on the image.
+    Both have the same distribution of sizes, so that the size does not reveal the answer.
+
+    Args:
+      point: image point (y, x).
+      good: whether the box contains the point.
+      rng: draws the box.
+      tries: number of attempts to find a box inside the image.
+      sides: range of the box's height and width, in images.
+
+    Returns:
+      float[4], or None if no attempt is completely inside the image.
     """
     for draw in rng.random((tries, 4)):
         side = sides[0] + draw[:2] * (sides[1] - sides[0])
-        shift = (
-            0.6 * draw[2:] - 0.3
-        )  # of the sides: the point keeps a fifth of the side from every edge
+        # The shift is relative to the side: the point keeps a fifth of the side from every edge.
+        shift = 0.6 * draw[2:] - 0.3
         if not good:
             axis = int(draw[3] * 2)
             shift[axis] = np.copysign(0.75 + abs(shift[axis]), shift[axis])
@@ -158,52 +184,85 @@ def propose_region(
     return None
 
 
-def _plan(facts: Annotation, dropped: Counter) -> Iterator[Candidate]:
-    slots = {"instruction": clean_instruction(facts.instruction)}
-    steady = settled(facts.phase)
-    count_dropped(dropped, "current", "unknown", facts.phase < 0)
-    count_dropped(dropped, "current", "ambiguous", (facts.phase >= 0) & ~steady)
-    for t, (phase, clear) in enumerate(zip(facts.phase.tolist(), steady.tolist(), strict=True)):
-        if t % DECOMPOSE_EVERY == 0:
-            yield Candidate(t, "decompose", "decompose", None, slots, "; ".join(facts.phases))
-        if clear:
-            yield Candidate(t, "current", "current", phase, slots, facts.phases[phase])
-            follower = following(facts, t)
-            if follower is None:
-                dropped["next: not the plan's order"] += 1
-            else:
-                yield Candidate(t, "next", "next", follower, slots, follower)
+# --- task planning
+# ---------------------------------------------------------------------------------
 
 
-def following(facts: Annotation, t: int) -> str | None:
-    """The subtask after the one at step t, "done" after the last; None where the episode departs from the plan."""
-    later = facts.phase[t:]
-    later = later[later != facts.phase[t]]
-    after = int(facts.phase[t]) + 1
-    if after == len(facts.phases):
-        return "done" if facts.success and not len(later) else None
-    return facts.phases[after] if len(later) and later[0] == after else None
+def settled(phase: np.ndarray) -> np.ndarray:
+    """Return a mask bool[T] of the steps whose phase is known and the same one step before and after.
 
-
-def _end(facts: Annotation, rng: np.random.Generator) -> Iterator[Candidate]:
-    """Is it done, and what if it ends here: the last frames of a success, and as many from before the last subtask.
-
-    A robot that stops there has failed, as has one whose episode is known to have ended without success.
+    At the other steps, the name of the current subtask is debatable.
     """
-    if facts.success is None:
+    padded = np.pad(phase, 1, mode="edge")
+    return (phase >= 0) & (padded[:-2] == phase) & (padded[2:] == phase)
+
+
+def first_of_last_phase(annotation: Annotation) -> int:
+    """Return the step before which the task is certainly not done.
+
+    This is the start of the last subtask, or half of the episode if that start is unknown.
+    """
+    if len(annotation.phases) > 1:
+        is_last = annotation.phase == len(annotation.phases) - 1
+        if is_last.any() and is_last.argmax() > 0:
+            return int(is_last.argmax())
+    return len(annotation) // 2
+
+
+def _plan(annotation: Annotation, dropped: Counter) -> Iterator[Candidate]:
+    fields = {"instruction": clean_instruction(annotation.instruction)}
+    phases = annotation.phases
+    clear = settled(annotation.phase)
+    known = annotation.phase >= 0
+    count_dropped(dropped, "current", "unknown", ~known)
+    count_dropped(dropped, "current", "ambiguous", known & ~clear)
+    for t, phase in enumerate(annotation.phase.tolist()):
+        if t % DECOMPOSE_EVERY == 0:
+            yield Candidate(t, "decompose", "decompose", None, fields, "; ".join(phases))
+        if not clear[t]:
+            continue
+        yield Candidate(t, "current", "current", phase, fields, phases[phase])
+        next_phase = following(annotation, t)
+        if next_phase is None:
+            dropped["next: not the plan's order"] += 1
+        else:
+            yield Candidate(t, "next", "next", next_phase, fields, next_phase)
+
+
+def following(annotation: Annotation, t: int) -> str | None:
+    """Return the subtask after the one at step t, "done" after the last one.
+
+    The result is None if the episode departs from the order of the plan.
+    """
+    phase = annotation.phase[t]
+    later = annotation.phase[t:]
+    later = later[later != phase]
+    expected = int(phase) + 1
+    if expected == len(annotation.phases):
+        return "done" if annotation.success and not len(later) else None
+    return annotation.phases[expected] if len(later) and later[0] == expected else None
+
+
+def _end(annotation: Annotation, rng: np.random.Generator) -> Iterator[Candidate]:
+    """Yield candidates "is it done?" and "what is the outcome if the robot stops now?".
+
+    They are at the last frames of a successful episode, and at as many frames before its last
+    subtask, where stopping is a failure. The end of an unsuccessful episode is a failure.
+    """
+    if annotation.success is None:
         return
-    slots = {"instruction": clean_instruction(facts.instruction)}
-    early = first_of_last_phase(facts)
-    if not facts.success:
-        for t in range(max(len(facts) - NUM_DONE, 0), len(facts)):
-            yield Candidate(t, "outcome", "outcome", "failure", slots, "failure")
+    fields = {"instruction": clean_instruction(annotation.instruction)}
+    steps = len(annotation)
+    if not annotation.success:
+        for t in range(max(steps - NUM_DONE, 0), steps):
+            yield Candidate(t, "outcome", "outcome", "failure", fields, "failure")
         return
-    if early + NUM_DONE > len(facts):
+    early = first_of_last_phase(annotation)
+    if early + NUM_DONE > steps:
         return
     count = min(NUM_DONE, early)
-    last = range(len(facts) - count, len(facts))
     for question_type, bad, good in (("done", "no", "yes"), ("outcome", "failure", "success")):
         for t in rng.choice(early, count, replace=False).tolist():
-            yield Candidate(t, question_type, question_type, bad, slots, bad)
-        for t in last:
-            yield Candidate(t, question_type, question_type, good, slots, good)
+            yield Candidate(t, question_type, question_type, bad, fields, bad)
+        for t in range(steps - count, steps):
+            yield Candidate(t, question_type, question_type, good, fields, good)

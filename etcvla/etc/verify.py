@@ -1,11 +1,12 @@
-"""Is an item true? Questions and answers are read back as text and compared with the raw annotation.
+"""Verify items: parse question and answer from their text and compare them with the annotation.
 
-Nothing here knows how an item was made: relations are recomputed from positions and pixels, so that a bug in a maker
-shows up as items that fail.
+This module shares no code with the modules that make items. Relations are recomputed from positions
+and pixels, so that an error in the making of items shows up as items that fail.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -22,315 +23,113 @@ from etcvla.etc.question_types import (
 
 MIN_IOU = 0.9
 POINT_TOLERANCE = 1.5 / NUM_LOC
-PATH_TOLERANCE = (
-    0.03  # of the image, mean distance of the keypoints' polyline to the gripper's motion
-)
-MIN_CARRY = 0.045  # metres that a target moves at least to have a place where it goes
-MAX_REGION = 0.3  # of the image: a larger region says nothing about where
-Check = Callable[[Annotation, int, dict[str, str], str], str | None]
+PATH_TOLERANCE = 0.03  # of the image: mean distance of the answer's polyline from the motion
+MIN_CARRY = 0.045  # metres by which a target must move to have a place where it ends up
+MAX_REGION = 0.3  # of the image; the position of a larger region is meaningless
+ROWS = ("top", "", "bottom")
+COLUMNS = ("left", "", "right")
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A question and its answer about step `t` of an annotation, with methods to access its facts.
+
+    Attributes:
+      fields: the fields of the question's template.
+    """
+
+    annotation: Annotation
+    t: int
+    fields: dict[str, str]
+    answer: str
+
+    def index(self, noun: str) -> int | None:
+        """Return the index of the object with this name, None if there is none."""
+        objects = self.annotation.objects
+        return objects.index(noun) if noun in objects else None
+
+    def position(self, noun: str) -> np.ndarray:
+        """Return the position of the gripper or an object, float[3]; NaN if unknown."""
+        if noun == "gripper":
+            return self.annotation.gripper_position[self.t]
+        i = self.index(noun)
+        return np.full(3, np.nan) if i is None else self.annotation.position[self.t, i]
+
+    def box(self, i: int, camera: int = 0) -> np.ndarray:
+        """Return the box of object i in a camera, float[4]."""
+        return self.annotation.box[self.t, camera, i]
+
+    def is_shown(self, i: int, camera: int = 0) -> bool | None:
+        """Return whether the camera shows object i, None if that is unknown."""
+        visible = self.annotation.visible[self.t, camera, i]
+        if np.isfinite(self.box(i, camera)).all() and not visible <= 0:
+            return True
+        return False if visible == 0 else None
+
+    def overlaps(self, box: np.ndarray) -> np.ndarray:
+        """Return the IoU of `box` with every object's box in the first camera, float[N]."""
+        return np.nan_to_num(iou(self.annotation.box[self.t, 0], box))
+
+
+Reason = str | None  # why a claim is wrong; None if it is correct
+Check = Callable[[Claim], Reason]
 
 
 def check(item: Item, annotation: Annotation, t: int) -> str | None:
-    """The reason why `item` is wrong at step `t`, None if it is right. Reasons are few and fixed, to be counted."""
+    """Return the reason why `item` is wrong at step `t`, None if it is correct.
+
+    The reasons are a small set of fixed strings, so that they can be counted.
+    """
     if item.question_type not in CHECKS:
         return "unknown question_type"
     if item.kind != QUESTION_TYPES[item.question_type].kind:
-        return "form of another kind"
-    slots = parse_question(item.question_type, item.question)
-    if slots is None:
+        return "question type of another kind"
+    fields = parse_question(item.question_type, item.question)
+    if fields is None:
         return "question cannot be read"
-    if slots.get("instruction", clean_instruction(annotation.instruction)) != clean_instruction(
-        annotation.instruction
-    ):
+    instruction = clean_instruction(annotation.instruction)
+    if fields.get("instruction", instruction) != instruction:
         return "another instruction"
-    return CHECKS[item.question_type](annotation, t, slots, item.answer)
+    return CHECKS[item.question_type](Claim(annotation, t, fields, item.answer))
 
 
-def _index(facts: Annotation, noun: str) -> int | None:
-    return facts.objects.index(noun) if noun in facts.objects else None
+# --- comparisons of an answer with the truth
+# -------------------------------------------------------
 
 
-def _one(text: str, group: int) -> np.ndarray | None:
-    found = parse_loc(text, group)
-    return found[0] if found is not None and len(found) == 1 else None
-
-
-def _is(truth: str | None, answer: str) -> str | None:
+def _compare_words(answer: str, truth: str | None) -> Reason:
     if truth is None:
         return "fact unknown"
     return None if answer == truth else "wrong answer"
 
 
-def _near(truth: np.ndarray, point: np.ndarray | None) -> str | None:
+def _compare_yes_no(answer: str, truth: bool | None) -> Reason:
+    if truth is None:
+        return "fact unknown"
+    return _compare_words(answer, "yes" if truth else "no")
+
+
+def _compare_point(answer: str, truth: np.ndarray) -> Reason:
+    point = _parse_single(answer, 2)
     if point is None:
         return "answer cannot be read"
-    # Written so that an unknown (NaN) truth fails.
-    return None if np.abs(truth - point).max() <= POINT_TOLERANCE else "wrong point"
+    # An unknown (NaN) truth fails this comparison.
+    is_near = np.abs(truth - point).max() <= POINT_TOLERANCE
+    return None if is_near else "wrong point"
 
 
-def _same_box(truth: np.ndarray, box: np.ndarray | None) -> str | None:
+def _compare_box(answer: str, truth: np.ndarray) -> Reason:
+    box = _parse_single(answer, 4)
     if box is None:
         return "answer cannot be read"
     return None if iou(truth, box) > MIN_IOU else "wrong box"
 
 
-def _relation(measure: Callable[[Annotation, int, str], float], more: str, less: str) -> Check:
-    """A check of "is a `more` or `less` than b", where `measure` grows towards `more`."""
-
-    def check_relation(facts: Annotation, t: int, slots: dict[str, str], answer: str) -> str | None:
-        values = [measure(facts, t, slots[name]) for name in ("a", "b")]
-        if not np.isfinite(values).all():
-            return "fact unknown"
-        return _is(more if values[0] > values[1] else less, answer)
-
-    return check_relation
-
-
-def _image_x(facts: Annotation, t: int, noun: str) -> float:
-    if noun == "gripper":
-        return float(facts.gripper_pixel[t, 0, 1])
-    i = _index(facts, noun)
-    return np.nan if i is None else float(facts.box[t, 0, i, 1] + facts.box[t, 0, i, 3]) / 2
-
-
-def _position(facts: Annotation, t: int, noun: str) -> np.ndarray:
-    if noun == "gripper":
-        return facts.gripper_position[t]
-    i = _index(facts, noun)
-    return np.full(3, np.nan) if i is None else facts.position[t, i]
-
-
-def _height(facts: Annotation, t: int, noun: str) -> float:
-    return float(_position(facts, t, noun)[2])
-
-
-def _depth(facts: Annotation, t: int, noun: str) -> float:
-    row = facts.camera_matrix[t, 0, 2]
-    return float(row[:3] @ _position(facts, t, noun) + row[3])
-
-
-def _robot(direction: str) -> Callable[[Annotation, int, str], float]:
-    def measure(facts: Annotation, t: int, noun: str) -> float:
-        return float(_position(facts, t, noun) @ facts.direction_vector(direction))
-
-    return measure
-
-
-def _seen(facts: Annotation, t: int, camera: int, i: int) -> bool | None:
-    """Does the camera show object i? None where that is unknown."""
-    if np.isfinite(facts.box[t, camera, i]).all() and not facts.visible[t, camera, i] <= 0:
-        return True
-    return False if facts.visible[t, camera, i] == 0 else None
-
-
-def _named_in(facts: Annotation, t: int, slots: dict[str, str]) -> tuple[int, int] | None:
-    """The other camera, and the object whose box in the first the question gives."""
-    box = _one(slots["box"], 4)
-    if box is None or slots["view"] not in facts.cameras[1:]:
-        return None
-    overlaps = np.nan_to_num(iou(facts.box[t, 0], box))
-    i = int(overlaps.argmax())
-    return (facts.cameras.index(slots["view"]), i) if overlaps[i] > MIN_IOU else None
-
-
-def _cross_seen(facts: Annotation, t: int, slots: dict[str, str], answer: str) -> str | None:
-    found = _named_in(facts, t, slots)
-    if found is None:
-        return "question cannot be read"
-    seen = _seen(facts, t, *found)
-    return _is(None if seen is None else "yes" if seen else "no", answer)
-
-
-def _cross_place(facts: Annotation, t: int, slots: dict[str, str], answer: str) -> str | None:
-    found = _named_in(facts, t, slots)
-    if found is None:
-        return "question cannot be read"
-    return _is(_place(facts.box[t][found]) if _seen(facts, t, *found) else None, answer)
-
-
-def _cross_box(facts: Annotation, t: int, slots: dict[str, str], answer: str) -> str | None:
-    if slots["view"] not in facts.cameras[1:]:
-        return "question cannot be read"
-    camera = facts.cameras.index(slots["view"])
-    there = [
-        i
-        for i in range(len(facts.objects))
-        if np.isfinite(facts.box[t, camera, i]).all()
-        and _place(facts.box[t, camera, i]) == slots["place"]
-    ]
-    return (
-        _same_box(facts.box[t, 0, there[0]], _one(answer, 4)) if len(there) == 1 else "fact unknown"
-    )
-
-
-def _gripper_point(facts: Annotation, t: int, slots: dict[str, str], answer: str) -> str | None:
-    return _near(facts.gripper_pixel[t, 0], _one(answer, 2))
-
-
-def _identify(facts: Annotation, t: int, slots: dict[str, str], answer: str) -> str | None:
-    i = _index(facts, answer)
-    if i is None:
-        return "wrong answer"
-    box = _one(slots["box"], 4)
-    if box is None:
-        return "question cannot be read"
-    overlaps = np.nan_to_num(iou(facts.box[t, 0], box))
-    return None if overlaps[i] > MIN_IOU and overlaps.argmax() == i else "wrong answer"
-
-
-def _locate_box(facts: Annotation, t: int, slots: dict[str, str], answer: str) -> str | None:
-    i = _index(facts, slots["object"])
-    return "unknown object" if i is None else _same_box(facts.box[t, 0, i], _one(answer, 4))
-
-
-def _place(box: np.ndarray) -> str | None:
-    """The ninth of the image in which a box has its centre, None if the box is unknown."""
-    if not np.isfinite(box).all():
-        return None
-    ymin, xmin, ymax, xmax = box.tolist()
-    rows, columns = ("top", "", "bottom"), ("left", "", "right")
-    vertical, horizontal = (
-        names[min(int(1.5 * (low + high)), 2)]
-        for names, low, high in ((rows, ymin, ymax), (columns, xmin, xmax))
-    )
-    return f"{vertical} {horizontal}".strip() or "center"
-
-
-def _describe(facts: Annotation, t: int, slots: dict[str, str], answer: str) -> str | None:
-    i = _index(facts, slots["object"])
-    where = None if i is None else _place(facts.box[t, 0, i])
-    known = where and facts.colors[i]
-    return _is(f"{facts.colors[i]} {slots['object']}, {where}" if known else None, answer)
-
-
-def _describe_shape(facts: Annotation, t: int, slots: dict[str, str], answer: str) -> str | None:
-    i = _index(facts, slots["object"])
-    where = None if i is None else _place(facts.box[t, 0, i])
-    known = where and facts.colors[i] and facts.shapes and facts.shapes[i]
-    return _is(", ".join((facts.colors[i], facts.shapes[i], where)) if known else None, answer)
-
-
-def _is_there(facts: Annotation, t: int, noun: str) -> bool | None:
-    """Does the first camera show a thing of this name? A noun is unknown that shares a word with another object's."""
-    i = _index(facts, noun)
-    if i is not None:
-        return True if _seen(facts, t, 0, i) else None
-    words = {word for name in facts.objects for word in name.split()}
-    return None if words & set(noun.split()) else False
-
-
-def _present(facts: Annotation, t: int, slots: dict[str, str], answer: str) -> str | None:
-    there = _is_there(facts, t, slots["object"])
-    return _is(None if there is None else "yes" if there else "no", answer)
-
-
-def _count(facts: Annotation, t: int, slots: dict[str, str], answer: str) -> str | None:
-    nouns = slots["objects"].split(", ")
-    there = [_is_there(facts, t, noun) for noun in nouns]
-    return _is(None if None in there or len(set(nouns)) < len(nouns) else str(sum(there)), answer)
-
-
-def _target_grasp(facts: Annotation, t: int, noun: str) -> np.ndarray | None:
-    if facts.target < 0 or noun != facts.objects[facts.target]:
-        return None
-    return facts.grasp_pixel[t, 0, facts.target]
-
-
-def _grasp_point(facts: Annotation, t: int, slots: dict[str, str], answer: str) -> str | None:
-    grasp = _target_grasp(facts, t, slots["object"])
-    return "unknown object" if grasp is None else _near(grasp, _one(answer, 2))
-
-
-def _in_region(point: np.ndarray | None, slots: dict[str, str], answer: str) -> str | None:
-    box = _one(slots["box"], 4)
-    if point is None or not np.isfinite(point).all():
-        return "fact unknown"
-    if box is None:
-        return "question cannot be read"
-    good = (
-        (box[:2] <= point).all()
-        and (point <= box[2:]).all()
-        and (box[2:] - box[:2] <= MAX_REGION).all()
-    )
-    return _is("yes" if good else "no", answer)
-
-
-def _stable_grasp(facts: Annotation, t: int, slots: dict[str, str], answer: str) -> str | None:
-    return _in_region(_target_grasp(facts, t, slots["object"]), slots, answer)
-
-
-def _target_end(facts: Annotation, t: int, noun: str) -> np.ndarray | None:
-    if facts.target < 0 or noun != facts.objects[facts.target] or not facts.success:
-        return None
-    start, end = facts.position[[0, -1], facts.target]
-    return (
-        project(facts.camera_matrix[t, 0], end) if np.linalg.norm(end - start) > MIN_CARRY else None
-    )
-
-
-def _place_point(facts: Annotation, t: int, slots: dict[str, str], answer: str) -> str | None:
-    end = _target_end(facts, t, slots["object"])
-    return "fact unknown" if end is None else _near(end, _one(answer, 2))
-
-
-def _stable_place(facts: Annotation, t: int, slots: dict[str, str], answer: str) -> str | None:
-    return _in_region(_target_end(facts, t, slots["object"]), slots, answer)
-
-
-def _decompose(facts: Annotation, t: int, slots: dict[str, str], answer: str) -> str | None:
-    return (
-        None
-        if facts.phases and tuple(answer.split("; ")) == tuple(facts.phases)
-        else "wrong answer"
-    )
-
-
-def _current(facts: Annotation, t: int, slots: dict[str, str], answer: str) -> str | None:
-    return _is(facts.phases[facts.phase[t]] if facts.phase[t] >= 0 else None, answer)
-
-
-def _next(facts: Annotation, t: int, slots: dict[str, str], answer: str) -> str | None:
-    now = facts.phase[t]
-    later = [phase for phase in facts.phase[t:].tolist() if phase != now]
-    if now < 0 or not (later or facts.success):
-        return "fact unknown"
-    return _is(facts.phases[later[0]] if later else "done", answer)
-
-
-def _done(facts: Annotation, t: int, slots: dict[str, str], answer: str) -> str | None:
-    if facts.success and t >= len(facts) - 2:
-        return _is("yes", answer)
-    last = len(facts.phases) - 1
-    surely_not = (
-        not (facts.phase[: t + 1] == last).any()
-        if last > 0 and (facts.phase == last).any()
-        else t < len(facts) // 2
-    )
-    return _is("no" if surely_not else None, answer)
-
-
-def _outcome(facts: Annotation, t: int, slots: dict[str, str], answer: str) -> str | None:
-    """A robot that stops has succeeded where the task is done and failed where it surely is not."""
-    if not facts.success:
-        return _is("failure", answer)
-    return _done(facts, t, slots, {"success": "yes", "failure": "no"}.get(answer, answer))
-
-
-def _path_subtask(facts: Annotation, t: int, slots: dict[str, str], answer: str) -> str | None:
-    now = facts.phase[t]
-    if now < 0 or facts.phases[now] != slots["phase"]:
-        return "another subtask"
-    changes = np.flatnonzero(facts.phase[t:] != now)
-    end = t + int(changes[0]) if len(changes) else len(facts)
-    return _same_path(facts.gripper_pixel[t:end, 0], answer)
-
-
-def _path_task(facts: Annotation, t: int, slots: dict[str, str], answer: str) -> str | None:
-    return _same_path(facts.gripper_pixel[t:, 0], answer)
-
-
-def _same_path(motion: np.ndarray, answer: str) -> str | None:
-    """`motion` float[n, 2] is where the gripper goes; a path that leaves the image must stop at its border."""
+def _compare_path(answer: str, motion: np.ndarray) -> Reason:
+    """Compare a path with the gripper's motion float[n, 2].
+
+    If the motion leaves the image, the path must end at the border.
+    """
     path = parse_loc(answer, 2)
     if path is None or not 2 <= len(path) <= MAX_KEYPOINTS:
         return "answer cannot be read"
@@ -338,29 +137,326 @@ def _same_path(motion: np.ndarray, answer: str) -> str | None:
         return "fact unknown"
     if np.abs(path[0] - motion[0]).max() > POINT_TOLERANCE:
         return "wrong start"
-    off = np.flatnonzero((motion < 0).any(-1) | (motion > 1).any(-1))
-    if not len(off):
-        end_is_right = np.abs(path[-1] - motion[-1]).max() <= POINT_TOLERANCE
+    end = path[-1]
+    outside = np.flatnonzero((motion < 0).any(-1) | (motion > 1).any(-1))
+    if len(outside):
+        end_error = min(end.min(), 1 - end.max())
+        motion = np.concatenate([motion[: outside[0]], path[-1:]])
     else:
-        end_is_right = min(path[-1].min(), 1 - path[-1].max()) <= POINT_TOLERANCE
-        motion = np.concatenate([motion[: off[0]], path[-1:]])
-    if not end_is_right:
+        end_error = np.abs(end - motion[-1]).max()
+    if end_error > POINT_TOLERANCE:
         return "wrong end"
     return None if path_distance(path, motion) <= PATH_TOLERANCE else "far from the motion"
 
 
+def _parse_single(text: str, group: int) -> np.ndarray | None:
+    """Parse exactly one point or box, float32[group]."""
+    groups = parse_loc(text, group)
+    return groups[0] if groups is not None and len(groups) == 1 else None
+
+
+# --- scene grounding
+# -------------------------------------------------------------------------------
+
+
+def _relation(measure: Callable[[Claim, str], float], more: str, less: str) -> Check:
+    """Return a check whether "a" has `more` or `less` of a measured quantity than "b"."""
+
+    def _check_relation(claim: Claim) -> Reason:
+        a = measure(claim, claim.fields["a"])
+        b = measure(claim, claim.fields["b"])
+        if not np.isfinite([a, b]).all():
+            return "fact unknown"
+        return _compare_words(claim.answer, more if a > b else less)
+
+    return _check_relation
+
+
+def _image_x(claim: Claim, noun: str) -> float:
+    if noun == "gripper":
+        return float(claim.annotation.gripper_pixel[claim.t, 0, 1])
+    i = claim.index(noun)
+    if i is None:
+        return np.nan
+    _, xmin, _, xmax = claim.box(i)
+    return float(xmin + xmax) / 2
+
+
+def _height(claim: Claim, noun: str) -> float:
+    return float(claim.position(noun)[2])
+
+
+def _depth(claim: Claim, noun: str) -> float:
+    row = claim.annotation.camera_matrix[claim.t, 0, 2]
+    return float(row[:3] @ claim.position(noun) + row[3])
+
+
+def _robot_left(claim: Claim, noun: str) -> float:
+    return float(claim.position(noun) @ claim.annotation.direction_vector("left"))
+
+
+def _robot_front(claim: Claim, noun: str) -> float:
+    return float(claim.position(noun) @ claim.annotation.direction_vector("front"))
+
+
+def _gripper_point(claim: Claim) -> Reason:
+    return _compare_point(claim.answer, claim.annotation.gripper_pixel[claim.t, 0])
+
+
+def _other_camera(claim: Claim) -> int | None:
+    """Return the index of the other camera that the question names."""
+    cameras = claim.annotation.cameras
+    view = claim.fields["view"]
+    return cameras.index(view) if view in cameras[1:] else None
+
+
+def _object_at_box(claim: Claim) -> int | None:
+    """Return the index of the object whose box in the first camera the question gives."""
+    box = _parse_single(claim.fields["box"], 4)
+    if box is None:
+        return None
+    overlaps = claim.overlaps(box)
+    i = int(overlaps.argmax())
+    return i if overlaps[i] > MIN_IOU else None
+
+
+def _cross_seen(claim: Claim) -> Reason:
+    camera = _other_camera(claim)
+    i = _object_at_box(claim)
+    if camera is None or i is None:
+        return "question cannot be read"
+    return _compare_yes_no(claim.answer, claim.is_shown(i, camera))
+
+
+def _cross_place(claim: Claim) -> Reason:
+    camera = _other_camera(claim)
+    i = _object_at_box(claim)
+    if camera is None or i is None:
+        return "question cannot be read"
+    truth = _place(claim.box(i, camera)) if claim.is_shown(i, camera) else None
+    return _compare_words(claim.answer, truth)
+
+
+def _cross_box(claim: Claim) -> Reason:
+    camera = _other_camera(claim)
+    if camera is None:
+        return "question cannot be read"
+    places = [_place(box) for box in claim.annotation.box[claim.t, camera]]
+    if places.count(claim.fields["place"]) != 1:
+        return "fact unknown"
+    i = places.index(claim.fields["place"])
+    return _compare_box(claim.answer, claim.box(i))
+
+
+def _place(box: np.ndarray) -> str | None:
+    """Return the ninth of the image that contains the centre of a box, None if it is unknown."""
+    if not np.isfinite(box).all():
+        return None
+    ymin, xmin, ymax, xmax = box.tolist()
+    row = ROWS[min(int(1.5 * (ymin + ymax)), 2)]
+    column = COLUMNS[min(int(1.5 * (xmin + xmax)), 2)]
+    return f"{row} {column}".strip() or "center"
+
+
+def _identify(claim: Claim) -> Reason:
+    i = claim.index(claim.answer)
+    if i is None:
+        return "wrong answer"
+    box = _parse_single(claim.fields["box"], 4)
+    if box is None:
+        return "question cannot be read"
+    overlaps = claim.overlaps(box)
+    is_best = overlaps[i] > MIN_IOU and overlaps.argmax() == i
+    return None if is_best else "wrong answer"
+
+
+def _locate_box(claim: Claim) -> Reason:
+    i = claim.index(claim.fields["object"])
+    return "unknown object" if i is None else _compare_box(claim.answer, claim.box(i))
+
+
+def _describe(claim: Claim) -> Reason:
+    noun = claim.fields["object"]
+    i = claim.index(noun)
+    if i is None:
+        return "fact unknown"
+    place = _place(claim.box(i))
+    color = claim.annotation.colors[i]
+    known = place and color
+    return _compare_words(claim.answer, f"{color} {noun}, {place}" if known else None)
+
+
+def _describe_shape(claim: Claim) -> Reason:
+    i = claim.index(claim.fields["object"])
+    if i is None or not claim.annotation.shapes:
+        return "fact unknown"
+    place = _place(claim.box(i))
+    color = claim.annotation.colors[i]
+    shape = claim.annotation.shapes[i]
+    known = place and color and shape
+    return _compare_words(claim.answer, f"{color}, {shape}, {place}" if known else None)
+
+
+def _is_present(claim: Claim, noun: str) -> bool | None:
+    """Return whether the first camera shows an object of this name, None if that is unknown.
+
+    It is unknown if the noun is no object's name but shares a word with one.
+    """
+    i = claim.index(noun)
+    if i is not None:
+        return True if claim.is_shown(i) else None
+    words = set(" ".join(claim.annotation.objects).split())
+    return None if words & set(noun.split()) else False
+
+
+def _present(claim: Claim) -> Reason:
+    return _compare_yes_no(claim.answer, _is_present(claim, claim.fields["object"]))
+
+
+def _count(claim: Claim) -> Reason:
+    nouns = claim.fields["objects"].split(", ")
+    present = [_is_present(claim, noun) for noun in nouns]
+    if None in present or len(set(nouns)) < len(nouns):
+        return "fact unknown"
+    return _compare_words(claim.answer, str(sum(present)))
+
+
+# --- affordance
+# ------------------------------------------------------------------------------------
+
+
+def _names_target(claim: Claim) -> bool:
+    target = claim.annotation.target
+    return target >= 0 and claim.fields["object"] == claim.annotation.objects[target]
+
+
+def _grasp(claim: Claim) -> np.ndarray | None:
+    """Return the image point where to grasp the named object, None if it is not the target."""
+    if not _names_target(claim):
+        return None
+    return claim.annotation.grasp_pixel[claim.t, 0, claim.annotation.target]
+
+
+def _destination(claim: Claim) -> np.ndarray | None:
+    """Return the image point where the named object ends up, None if it is not moved."""
+    annotation = claim.annotation
+    if not _names_target(claim) or not annotation.success:
+        return None
+    start, end = annotation.position[[0, -1], annotation.target]
+    if not np.linalg.norm(end - start) > MIN_CARRY:
+        return None
+    return project(annotation.camera_matrix[claim.t, 0], end)
+
+
+def _grasp_point(claim: Claim) -> Reason:
+    grasp = _grasp(claim)
+    return "unknown object" if grasp is None else _compare_point(claim.answer, grasp)
+
+
+def _place_point(claim: Claim) -> Reason:
+    end = _destination(claim)
+    return "fact unknown" if end is None else _compare_point(claim.answer, end)
+
+
+def _is_in_region(claim: Claim, point: np.ndarray | None) -> Reason:
+    """Check the answer whether the question's box is a good region around `point`."""
+    if point is None or not np.isfinite(point).all():
+        return "fact unknown"
+    box = _parse_single(claim.fields["box"], 4)
+    if box is None:
+        return "question cannot be read"
+    low = box[:2]
+    high = box[2:]
+    contains = (low <= point).all() and (point <= high).all()
+    return _compare_yes_no(claim.answer, contains and (high - low <= MAX_REGION).all())
+
+
+def _stable_grasp(claim: Claim) -> Reason:
+    return _is_in_region(claim, _grasp(claim))
+
+
+def _stable_place(claim: Claim) -> Reason:
+    return _is_in_region(claim, _destination(claim))
+
+
+# --- task planning
+# ---------------------------------------------------------------------------------
+
+
+def _decompose(claim: Claim) -> Reason:
+    phases = claim.annotation.phases
+    is_plan = phases and claim.answer.split("; ") == list(phases)
+    return None if is_plan else "wrong answer"
+
+
+def _current(claim: Claim) -> Reason:
+    phase = claim.annotation.phase[claim.t]
+    return _compare_words(claim.answer, claim.annotation.phases[phase] if phase >= 0 else None)
+
+
+def _next(claim: Claim) -> Reason:
+    annotation = claim.annotation
+    current = annotation.phase[claim.t]
+    later = annotation.phase[claim.t :]
+    later = later[later != current]
+    if current < 0 or not (len(later) or annotation.success):
+        return "fact unknown"
+    return _compare_words(claim.answer, annotation.phases[later[0]] if len(later) else "done")
+
+
+def _is_done(claim: Claim) -> bool | None:
+    """Return whether the task is done, None if that is debatable."""
+    annotation = claim.annotation
+    if annotation.success and claim.t >= len(annotation) - 2:
+        return True
+    is_last = annotation.phase == len(annotation.phases) - 1
+    if len(annotation.phases) > 1 and is_last.any():
+        surely_not_done = not is_last[: claim.t + 1].any()
+    else:
+        surely_not_done = claim.t < len(annotation) // 2
+    return False if surely_not_done else None
+
+
+def _done(claim: Claim) -> Reason:
+    return _compare_yes_no(claim.answer, _is_done(claim))
+
+
+def _outcome(claim: Claim) -> Reason:
+    """Stopping is a success if the task is done and a failure if it is surely not done."""
+    done = _is_done(claim) if claim.annotation.success else False
+    if done is None:
+        return "fact unknown"
+    return _compare_words(claim.answer, "success" if done else "failure")
+
+
+# --- trajectory
+# ------------------------------------------------------------------------------------
+
+
+def _path_subtask(claim: Claim) -> Reason:
+    annotation = claim.annotation
+    current = annotation.phase[claim.t]
+    if current < 0 or annotation.phases[current] != claim.fields["phase"]:
+        return "another subtask"
+    changes = np.flatnonzero(annotation.phase[claim.t :] != current)
+    end = claim.t + int(changes[0]) if len(changes) else len(annotation)
+    return _compare_path(claim.answer, annotation.gripper_pixel[claim.t : end, 0])
+
+
+def _path_task(claim: Claim) -> Reason:
+    return _compare_path(claim.answer, claim.annotation.gripper_pixel[claim.t :, 0])
+
+
+_RELATIONS: dict[str, Check] = {
+    "side": _relation(_image_x, "right", "left"),
+    "height": _relation(_height, "above", "below"),
+    "depth": _relation(_depth, "farther", "nearer"),
+    "robot_side": _relation(_robot_left, "left", "right"),
+    "robot_front": _relation(_robot_front, "front", "behind"),
+}
 CHECKS: dict[str, Check] = {
-    **{
-        f"{subject}_{question_type}": relation
-        for subject in ("gripper", "object")
-        for question_type, relation in {
-            "side": _relation(_image_x, "right", "left"),
-            "height": _relation(_height, "above", "below"),
-            "depth": _relation(_depth, "farther", "nearer"),
-            "robot_side": _relation(_robot("left"), "left", "right"),
-            "robot_front": _relation(_robot("front"), "front", "behind"),
-        }.items()
-    },
+    **{f"gripper_{name}": relation for name, relation in _RELATIONS.items()},
+    **{f"object_{name}": relation for name, relation in _RELATIONS.items()},
     "cross_seen": _cross_seen,
     "cross_place": _cross_place,
     "cross_box": _cross_box,

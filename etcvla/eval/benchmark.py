@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from etils import epath
 
+from etcvla import sims
+from etcvla.errors import UserError
 from etcvla.eval import rollouts
 from etcvla.eval.results_log import ResultsLog, write
 from etcvla.eval.trials import EvalProtocol, Trial, TrialResult
@@ -53,11 +55,12 @@ class Benchmark:
         """All of them."""
         return [
             Trial(
+                self.suite.simulator,
                 self.suite.scene,
                 task,
                 i,
                 intervention,
-                wrong_instruction(task, self.suite.tasks)
+                wrong_instruction(self.suite.simulator, task, self.suite.tasks)
                 if intervention == "wrong_instruction"
                 else "",
                 perturbation,
@@ -74,7 +77,7 @@ class Benchmark:
         told = dict(zip(self.suite.tasks, self.suite.instructions, strict=True))
         return sorted(
             {
-                Perturbation.parse(trial.perturbation).say(
+                Perturbation.parse(trial.perturbation).rewrite_instruction(
                     told[trial.instruction_of or trial.task], eval_seed(trial.trial)
                 )
                 for trial in self.episodes()
@@ -106,6 +109,7 @@ def run_benchmark(
         out,
         {
             "suite": suite.name,
+            "simulator": suite.simulator,
             "tasks": benchmark.tasks,
             "interventions": benchmark.interventions,
             "perturbations": benchmark.perturbations,
@@ -164,8 +168,8 @@ def describe_protocol(
         "cameras": {"names": policy.cameras, "image_size": protocol.image_size, "scenes": scenes},
         "policy": {
             "head": policy.head,
-            "euler_steps": policy.num_steps,
-            "subtask_question": policy.subtask,
+            "euler_steps": policy.options.num_steps,
+            "subtask_question": policy.options.subtask_question,
         },
         "checkpoint": {"step": Checkpoints(workdir).latest(), "sha256": checkpoint_hash(workdir)},
         "versions": {
@@ -178,7 +182,7 @@ def describe_protocol(
 
 def check_fit(policy: Policy, suite: Suite) -> None:
     """Raises ValueError for a policy that cannot act, or not with the suite's robot and cameras."""
-    policy.check_acting()
+    policy.check_can_act()
     lacking = sorted(set(policy.cameras) - set(suite.cameras))
     if lacking:
         raise ValueError(
@@ -213,17 +217,18 @@ def _files(folder: epath.Path) -> Iterator[epath.Path]:
         yield from _files(path) if path.is_dir() else [path]
 
 
-def wrong_instruction(task: str, tasks: Sequence[str]) -> str:
-    """The task whose words are given instead: the opposite one where there is one (it shares the scene), else the next.
+def wrong_instruction(simulator: str, task: str, tasks: Sequence[str]) -> str:
+    """Return the task whose instruction is given instead of that of `task`.
 
-    Raises ValueError if there is no other task.
+    This is the opposite task (which shares the scene) if `tasks` has it, else the next one in `tasks`.
+
+    Raises UserError if there is no other task.
     """
-    opposite = {"open": "close", "close": "open"}
-    thing, _, verb = task.rpartition("-")
-    if f"{thing}-{opposite.get(verb)}" in tasks:
-        return f"{thing}-{opposite[verb]}"
+    opposite = sims.get(simulator).opposite_task(task)
+    if opposite in tasks:
+        return opposite
     if len(tasks) < 2:
-        raise ValueError(f"there is no wrong instruction for {task}: it is the only task")
+        raise UserError(f"there is no wrong instruction for {task}: it is the only task")
     return tasks[(tasks.index(task) + 1) % len(tasks)]
 
 

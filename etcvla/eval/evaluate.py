@@ -14,6 +14,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
+from etcvla import sims
 from etcvla.data.rlds import RLDSDataset
 from etcvla.data.rlds_layout import split_names
 from etcvla.data.splits import check_disjoint
@@ -24,8 +25,6 @@ from etcvla.eval.results_log import ResultsLog, write
 from etcvla.eval.trials import EvalProtocol, Trial
 from etcvla.policy import Policy
 from etcvla.results_schema import INTERVENTIONS
-from etcvla.sims import suites
-from etcvla.sims.metaworld.tasks import TASKS
 from etcvla.train.checkpoint import Checkpoints
 
 EXAMPLES_PER_KIND = 8
@@ -39,7 +38,7 @@ class EvaluationSpec:
     scenes: tuple[str, ...]  # where to act; () to not act
     interventions: tuple[str, ...]
     trials: int  # a task and scene under "right"
-    control_trials: int  # the same under other interventions
+    intervention_trials: int  # the same under other interventions
     videos: int  # trials a task, scene and intervention to video
     questions: int  # a kind and dataset
     datasets: Mapping[
@@ -47,6 +46,7 @@ class EvaluationSpec:
     ]  # name -> path, cameras; "shapes" is the retention metric
     protocol: EvalProtocol
     seed: int
+    simulator: str = "metaworld"  # of the tasks and scenes
 
     def __post_init__(self):
         unknown = set(self.interventions) - set(INTERVENTIONS)
@@ -73,6 +73,7 @@ def evaluate(workdir: str, spec: EvaluationSpec) -> dict:
     began, policy = time.time(), Policy.load(workdir)
     scores = {**asked, "protocol": dataclasses.asdict(spec.protocol), **_ask(policy, spec, out)}
     if spec.scenes:
+        simulator = sims.get(spec.simulator)
         results_log = ResultsLog(
             out,
             {
@@ -84,12 +85,12 @@ def evaluate(workdir: str, spec: EvaluationSpec) -> dict:
                     trials=spec.trials,
                     scenes=spec.scenes,
                     fixed=False,
-                    simulator=suites.versions("metaworld", "mujoco"),
+                    simulator=simulator.versions(),
                 ),
             },
             replace=True,
         )
-        policy.warm_up(spec.protocol.workers, [TASKS[task].instructions[0] for task in spec.tasks])
+        policy.warm_up(spec.protocol.workers, [simulator.instruction(task) for task in spec.tasks])
         results = rollouts.evaluate(
             policy, trials(spec), spec.protocol, what=f"{workdir}: acting", results_log=results_log
         )
@@ -104,17 +105,20 @@ def trials(spec: EvaluationSpec) -> Sequence[Trial]:
     """All episodes of a spec."""
     return [
         Trial(
+            spec.simulator,
             scene,
             task,
             i,
             intervention,
-            wrong_instruction(task, spec.tasks) if intervention == "wrong_instruction" else "",
+            wrong_instruction(spec.simulator, task, spec.tasks)
+            if intervention == "wrong_instruction"
+            else "",
             video=i < spec.videos,
         )
         for intervention in spec.interventions
         for scene in spec.scenes
         for task in spec.tasks
-        for i in range(spec.trials if intervention == "right" else spec.control_trials)
+        for i in range(spec.trials if intervention == "right" else spec.intervention_trials)
     ]
 
 

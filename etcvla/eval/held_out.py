@@ -22,7 +22,7 @@ from etcvla.data.splits import check_disjoint
 from etcvla.data.stage_dataset import StageDataset
 from etcvla.etc.items import Item
 from etcvla.eval import vqa
-from etcvla.policy import Policy
+from etcvla.policy import Policy, PolicyOptions
 from etcvla.train import sharding
 from etcvla.train.metrics import average_metrics
 from etcvla.train.stage import Stage
@@ -96,8 +96,8 @@ class HeldOut:
                 params,
                 self._stage.assets,
                 self._stage.config.data.num_cameras,
-                head=None,
-                mesh=self._mesh,
+                PolicyOptions(head=None),
+                self._mesh,
             )
         self._policy.params, out = params, {}
         for name, (questions, train_items) in self.questions.items():

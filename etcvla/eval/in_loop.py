@@ -16,7 +16,7 @@ from etcvla.eval import rollouts
 from etcvla.eval.benchmark import Benchmark, check_fit, score_groups
 from etcvla.eval.held_out import HeldOut
 from etcvla.eval.trials import EvalProtocol
-from etcvla.policy import Policy, trained_head
+from etcvla.policy import Policy, PolicyOptions, trained_head
 from etcvla.sims import suites
 from etcvla.train.stage import Stage
 
@@ -49,9 +49,11 @@ class Acting:
             None,
             stage.assets,
             stage.config.data.num_cameras,
-            mesh=mesh,
-            head=trained_head(stage.config.loss),
-            max_fast=stage.config.data.max_targets,
+            PolicyOptions(
+                head=trained_head(stage.config.loss),
+                max_fast_tokens=stage.config.data.max_targets,
+            ),
+            mesh,
         )
         check_fit(self._policy, benchmark.suite)
 
@@ -103,7 +105,7 @@ def make_evaluation(stage: Stage, mesh: Mesh) -> Evaluation:
                 stage,
                 mesh,
                 python=python,
-                benchmark=Benchmark(suite, suite.some(asked.tasks), asked.trials, protocol),
+                benchmark=Benchmark(suite, suite.select_tasks(asked.tasks), asked.trials, protocol),
             )
         )
     return lambda params: {name: value for part in parts for name, value in part(params).items()}

@@ -135,7 +135,7 @@ def _run(policy: Policy, probes, texts, channels, noise) -> list[dict[str, np.nd
     found = []
     for start in range(0, len(probes), BATCH):
         rows = np.arange(start, start + BATCH) % len(probes)
-        batch = policy.inputs(
+        batch = policy.model_batch(
             [probes[i].images for i in rows],
             [texts[i] for i in rows],
             [probes[i].state for i in rows] if noise is not None else None,

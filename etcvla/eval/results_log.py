@@ -14,7 +14,7 @@ from etils import epath
 from PIL import Image
 
 from etcvla.eval.trials import Trial, TrialResult
-from etcvla.results_schema import EPISODE_COLUMNS, VideoName
+from etcvla.results_schema import EPISODE_COLUMNS, TRIAL_COLUMNS, VideoName
 
 VIDEO_FRAME_MS = 60  # a frame of a GIF
 
@@ -89,10 +89,7 @@ class ResultsLog:
         if whole != text:
             write(self._path, whole)
         rows = csv.DictReader(whole.splitlines())
-        return {
-            (row["scene"], row["task"], row["trial"], row["intervention"], row["perturbation"]): row
-            for row in rows
-        }
+        return {tuple(row[name] for name in TRIAL_COLUMNS): row for row in rows}
 
     def _write_video(self, result: TrialResult) -> None:
         trial = result.trial

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from etcvla.results_schema import EPISODE_COLUMNS
+from etcvla import sims
+from etcvla.results_schema import EPISODE_COLUMNS, TRIAL_COLUMNS
 from etcvla.sims.seeds import EVAL_SEED_BASE
 
 
@@ -15,9 +16,10 @@ from etcvla.sims.seeds import EVAL_SEED_BASE
 class Trial:
     """One episode to run."""
 
+    simulator: str  # a registered simulator, such as "metaworld"
     scene: str
-    task: str  # of Meta-World, or of LIBERO as "suite/name"
-    trial: int  # fixes layout (in LIBERO: the initial state) and noise
+    task: str  # of the simulator
+    trial: int  # fixes the layout, or the initial state where the simulator has fixed ones, and the noise
     intervention: str = "right"  # what the policy is shown: see INTERVENTIONS
     instruction_of: str = ""  # the task whose instruction is given; "" for its own
     perturbation: str = ""  # "axis:strength" of `etcvla.sims.perturbations`; "" none
@@ -26,7 +28,7 @@ class Trial:
     @property
     def key(self) -> tuple[str, ...]:
         """What tells it from others of an evaluation."""
-        return self.scene, self.task, str(self.trial), self.intervention, self.perturbation
+        return tuple(str(getattr(self, column)) for column in TRIAL_COLUMNS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +65,10 @@ class TrialResult:
 
     def row(self) -> dict[str, str]:
         """Its line of episodes.csv; see docs/evaluation.md."""
-        t, fixed = self.trial, "/" in self.trial.task
+        t = self.trial
+        fixed = sims.get(t.simulator).fixed_initial_states
         values = (
+            t.simulator,
             t.scene,
             t.task,
             t.trial,

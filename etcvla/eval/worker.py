@@ -15,13 +15,13 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 
+from etcvla import sims
+from etcvla.errors import UserError
 from etcvla.eval.chunks import Chunks
 from etcvla.eval.trials import EvalProtocol, Trial, TrialResult
 from etcvla.results_schema import VIDEO_CAMERA
-from etcvla.sims import suites
+from etcvla.sims.environment import Environment
 from etcvla.sims.episode_metrics import EpisodeMetrics
-from etcvla.sims.libero import files as libero_files
-from etcvla.sims.metaworld.tasks import TASKS
 from etcvla.sims.perturbations import Perturbation
 from etcvla.sims.seeds import eval_seed
 
@@ -39,11 +39,12 @@ def work(connection: Connection) -> None:
             while (job := connection.recv()) is not None:
                 protocol, trials = job
                 for trial in trials:
-                    if key != (trial.scene, trial.task, protocol.image_size):
+                    needed = (trial.simulator, trial.task, trial.scene, protocol.image_size)
+                    if key != needed:
                         if env:
                             env.close()
-                        key = trial.scene, trial.task, protocol.image_size
-                        env = environment(*key)
+                        key = needed
+                        env = sims.make(*needed)
                     connection.send(_episode(env, trial, protocol, connection))
         except (EOFError, BrokenPipeError):
             raise
@@ -51,23 +52,10 @@ def work(connection: Connection) -> None:
             connection.send(_portable(error))
 
 
-def environment(scene: str, task: str, image_size: int):
-    """The simulator of a task: Meta-World's name, or "suite/name" of LIBERO's.
-
-    Raises RuntimeError, with the command that mends it, where the simulator is not installed or cannot draw.
-    """
-    if "/" in task:
-        from etcvla.sims.libero.environment import Libero
-
-        return Libero(task, scene, image_size)
-    suites.require_metaworld()
-    from etcvla.sims.metaworld.environment import MetaWorld
-
-    return MetaWorld(task, scene, image_size)
-
-
 def _portable(error: Exception) -> Exception:
     """An exception that another Python can read too."""
+    if isinstance(error, UserError):
+        return error
     if type(error) is getattr(builtins, type(error).__name__, None) and not isinstance(
         error, ImportError
     ):
@@ -79,16 +67,18 @@ def _portable(error: Exception) -> Exception:
     return RuntimeError(f"{type(error).__name__}: {error}")
 
 
-def _episode(env, trial: Trial, protocol: EvalProtocol, connection: Connection) -> TrialResult:
+def _episode(
+    env: Environment, trial: Trial, protocol: EvalProtocol, connection: Connection
+) -> TrialResult:
     began, seed = time.monotonic(), eval_seed(trial.trial)
     changed = Perturbation.parse(trial.perturbation)
     changed.reset(env, seed)
-    instruction = changed.say(_words(env, trial.instruction_of), seed)
+    instruction = changed.rewrite_instruction(_instruction(env, trial), seed)
     metrics, chunks = EpisodeMetrics(env), Chunks(protocol.replan_steps, protocol.ensemble)
     frames, steps = [], 0
     while steps < protocol.max_steps and not env.success:
         if chunks.needs_query:
-            observation = changed.show(env.observe(), (seed, steps))
+            observation = changed.perturb_observation(env.observe(), (seed, steps))
             if trial.video:
                 frames.append(observation["images"][VIDEO_CAMERA])
             connection.send(
@@ -104,7 +94,9 @@ def _episode(env, trial: Trial, protocol: EvalProtocol, connection: Connection) 
         metrics.update()
         steps += 1
     if trial.video:
-        frames.append(changed.show(env.observe(), (seed, steps))["images"][VIDEO_CAMERA])
+        frames.append(
+            changed.perturb_observation(env.observe(), (seed, steps))["images"][VIDEO_CAMERA]
+        )
     return TrialResult(
         trial,
         bool(env.success),
@@ -125,13 +117,11 @@ def _shown(observation: dict, trial: Trial) -> dict:
     }
 
 
-def _words(env, other: str) -> str:
-    """The task's own instruction, or that of another task of the simulator."""
-    if not other:
+def _instruction(env: Environment, trial: Trial) -> str:
+    """Return the task's own instruction, or that of the trial's `instruction_of`."""
+    if not trial.instruction_of:
         return env.instruction()
-    if "/" not in other:
-        return TASKS[other].instructions[0]
-    return libero_files.instruction(*libero_files.resolve(other))
+    return sims.get(trial.simulator).instruction(trial.instruction_of)
 
 
 if __name__ == "__main__":

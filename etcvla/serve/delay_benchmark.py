@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from etcvla import sims
 from etcvla.policy import Policy
 from etcvla.serve.client import RealTimeChunks
-from etcvla.sims.metaworld.tasks import TASKS
 from etcvla.sims.seeds import eval_seed
 from etcvla.stats import wilson
 
@@ -31,6 +31,7 @@ class DelaySpec:
     scene: str = "source"
     max_steps: int = 250
     image_size: int = 96
+    simulator: str = "metaworld"
 
     def __post_init__(self):
         if min(self.delays, default=-1) < 0 or self.execute < 1 or self.trials < 1:
@@ -118,18 +119,16 @@ def _name(row: dict) -> str:
 
 
 def _environments(task: str, spec: DelaySpec) -> list[Any]:
-    from etcvla.sims.metaworld.environment import (
-        MetaWorld,
-    )  # here, so that serving needs no simulator
-
-    return [MetaWorld(task, spec.scene, spec.image_size) for _ in range(spec.trials)]
+    return [
+        sims.make(spec.simulator, task, spec.scene, spec.image_size) for _ in range(spec.trials)
+    ]
 
 
 def _run(
     policy: Policy, spec: DelaySpec, task: str, envs: Sequence[Any], delay: int, guided: bool
 ) -> int:
     """Successes of the trials of one task."""
-    instruction = TASKS[task].instructions[0]
+    instruction = sims.get(spec.simulator).instruction(task)
     episodes = [
         _Episode(
             env, trial, instruction, RealTimeChunks(spec.execute, delay=delay, guided=guided), delay

@@ -29,7 +29,7 @@ class Service:
     @property
     def metadata(self) -> dict[str, Any]:
         """What a client is told of the policy first. Raises ValueError for a checkpoint that cannot act."""
-        self.policy.check_acting()
+        self.policy.check_can_act()
         spec = self.policy.assets.action_spec
         return {
             "server": "etcvla",

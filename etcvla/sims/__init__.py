@@ -1,3 +1,15 @@
-"""Simulated robots: environments of one interface, scripted experts, and facts about what they see."""
+"""Robot simulators behind one interface: environments, scripted experts, and facts about each frame.
 
-from etcvla.sims import headless  # noqa: F401  sets what must be set before anything imports mujoco
+Importing this package imports no simulator. `make(simulator, task, scene, image_size)` imports the one that it needs.
+"""
+
+from etcvla.sims import headless  # noqa: F401  sets environment variables before mujoco is imported
+from etcvla.sims.environment import Environment
+from etcvla.sims.libero import LIBERO
+from etcvla.sims.metaworld import METAWORLD
+from etcvla.sims.registry import Requirement, Simulator, get, make, register, simulators
+
+__all__ = ["Environment", "Requirement", "Simulator", "get", "make", "register", "simulators"]
+
+register(METAWORLD)
+register(LIBERO)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import mujoco
 import numpy as np
 
-from etcvla.sims.conditions import AddedObject, Condition, paint_table, picture_of, textures_of
+from etcvla.sims.conditions import AddedObject, Condition
 from etcvla.sims.render import Extra, Renderer
 
 if TYPE_CHECKING:
@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 _CLEARANCE = 0.07  # metres between what is added and everything else
 _APART = 0.01  # metres between things that are moved
 _DIRECTIONS = 32  # that are tried
+_GEOMS = {
+    "cube": mujoco.mjtGeom.mjGEOM_BOX,
+    "ball": mujoco.mjtGeom.mjGEOM_SPHERE,
+    "can": mujoco.mjtGeom.mjGEOM_CYLINDER,
+    "egg": mujoco.mjtGeom.mjGEOM_ELLIPSOID,
+    "capsule": mujoco.mjtGeom.mjGEOM_CAPSULE,
+}
 _FIELDS = ("light_diffuse", "geom_matid", "geom_rgba", "mat_rgba")
 
 
@@ -97,7 +104,7 @@ def light_scene(model: mujoco.MjModel, factors: tuple[float, float, float], ambi
 
 def extra_of(thing: AddedObject) -> Extra:
     """A thing to be drawn, out of sight until it has a place."""
-    return Extra(thing.geom, thing.size, thing.rgb, np.array([0.0, 0.0, -1.0]))
+    return Extra(int(_GEOMS[thing.noun]), thing.size, thing.rgb, np.array([0.0, 0.0, -1.0]))
 
 
 def free_spots(
@@ -187,3 +194,47 @@ def _gap(
         return np.inf
     lows, highs = np.array(others).transpose(1, 0, 2)
     return float(np.hypot(*np.maximum(lows - high, low - highs).clip(0).T).min())
+
+
+def paint_table(model: mujoco.MjModel, condition: Condition, table: np.ndarray) -> None:
+    """Gives the table top, geoms `table`, its pattern or plain colour; what a renderer has uploaded stays as it was."""
+    if not condition.shades:
+        return
+    textures = textures_of(model, table)
+    if not condition.pattern or not textures:
+        model.geom_matid[table], model.geom_rgba[table] = -1, (*condition.shades[0], 1)
+        return
+    for texture in textures:
+        picture = picture_of(model, texture)
+        second = _pattern(condition.pattern, *picture.shape[:2])[..., None]
+        picture[..., :3] = np.where(
+            second, *(np.array(shade) * 255 for shade in condition.shades[::-1])
+        )
+
+
+def textures_of(model: mujoco.MjModel, geoms: np.ndarray) -> list[int]:
+    """The textures that these geoms are drawn with."""
+    materials = model.geom_matid[geoms]
+    found = np.unique(model.mat_texid[materials[materials >= 0]])
+    return found[found >= 0].tolist()
+
+
+def picture_of(model: mujoco.MjModel, texture: int) -> np.ndarray:
+    """uint8[H, W, channels], a view of the model's own."""
+    shape = [
+        int(field[texture]) for field in (model.tex_height, model.tex_width, model.tex_nchannel)
+    ]
+    start = int(model.tex_adr[texture])
+    return model.tex_data[start : start + np.prod(shape)].reshape(shape)
+
+
+def _pattern(name: str, height: int, width: int, repeats: int = 8) -> np.ndarray:
+    """bool[height, width]: where the second shade is."""
+    y, x = np.meshgrid(
+        np.arange(height) / height * repeats, np.arange(width) / width * repeats, indexing="ij"
+    )
+    if name == "stripes":
+        return x % 1 < 0.5
+    if name == "dots":
+        return np.hypot(y % 1 - 0.5, x % 1 - 0.5) < 0.3
+    return (y % 1 < 0.5) ^ (x % 1 < 0.5)

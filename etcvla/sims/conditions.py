@@ -9,20 +9,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-import mujoco
 import numpy as np
 
 from etcvla.names import lookup
-from etcvla.sims.render import Orbit
 
 TRAIN, HELD_OUT = "train", "held_out"
-_GEOMS = {
-    "cube": mujoco.mjtGeom.mjGEOM_BOX,
-    "ball": mujoco.mjtGeom.mjGEOM_SPHERE,
-    "can": mujoco.mjtGeom.mjGEOM_CYLINDER,
-    "egg": mujoco.mjtGeom.mjGEOM_ELLIPSOID,
-    "capsule": mujoco.mjtGeom.mjGEOM_CAPSULE,
-}
 _SHAPES = {
     "cube": "box",
     "ball": "sphere",
@@ -39,17 +30,23 @@ SWAPPABLE = (
 
 
 @dataclasses.dataclass(frozen=True)
+class Orbit:
+    """A free camera that looks at a point. Metres and degrees; elevation is negative from above."""
+
+    lookat: tuple[float, float, float]
+    distance: float
+    azimuth: float
+    elevation: float
+
+
+@dataclasses.dataclass(frozen=True)
 class AddedObject:
     """A thing that Meta-World does not have: a simple solid with a name and a colour."""
 
-    noun: str  # a name of `_GEOMS`
+    noun: str  # a key of `_SHAPES`
     color: str
     rgb: tuple[float, float, float]
     size: tuple[float, float, float]  # half sizes as MuJoCo has them for the solid, metres
-
-    @property
-    def geom(self) -> int:
-        return int(_GEOMS[self.noun])
 
     @property
     def shape(self) -> str:
@@ -140,7 +137,7 @@ CONDITIONS: dict[str, Condition] = {
 }
 
 
-def together(names: Sequence[str]) -> str:
+def shared_side(names: Sequence[str]) -> str:
     """The side that all conditions of `names` are on.
 
     Raises ValueError for an unknown name, and if some are for training and others held out.
@@ -151,47 +148,3 @@ def together(names: Sequence[str]) -> str:
             f"conditions {sides}: those for training and those held out must not meet in one dataset"
         )
     return next(iter(sides.values()))
-
-
-def paint_table(model: mujoco.MjModel, condition: Condition, table: np.ndarray) -> None:
-    """Gives the table top, geoms `table`, its pattern or plain colour; what a renderer has uploaded stays as it was."""
-    if not condition.shades:
-        return
-    textures = textures_of(model, table)
-    if not condition.pattern or not textures:
-        model.geom_matid[table], model.geom_rgba[table] = -1, (*condition.shades[0], 1)
-        return
-    for texture in textures:
-        picture = picture_of(model, texture)
-        second = _pattern(condition.pattern, *picture.shape[:2])[..., None]
-        picture[..., :3] = np.where(
-            second, *(np.array(shade) * 255 for shade in condition.shades[::-1])
-        )
-
-
-def textures_of(model: mujoco.MjModel, geoms: np.ndarray) -> list[int]:
-    """The textures that these geoms are drawn with."""
-    materials = model.geom_matid[geoms]
-    found = np.unique(model.mat_texid[materials[materials >= 0]])
-    return found[found >= 0].tolist()
-
-
-def picture_of(model: mujoco.MjModel, texture: int) -> np.ndarray:
-    """uint8[H, W, channels], a view of the model's own."""
-    shape = [
-        int(field[texture]) for field in (model.tex_height, model.tex_width, model.tex_nchannel)
-    ]
-    start = int(model.tex_adr[texture])
-    return model.tex_data[start : start + np.prod(shape)].reshape(shape)
-
-
-def _pattern(name: str, height: int, width: int, repeats: int = 8) -> np.ndarray:
-    """bool[height, width]: where the second shade is."""
-    y, x = np.meshgrid(
-        np.arange(height) / height * repeats, np.arange(width) / width * repeats, indexing="ij"
-    )
-    if name == "stripes":
-        return x % 1 < 0.5
-    if name == "dots":
-        return np.hypot(y % 1 - 0.5, x % 1 - 0.5) < 0.3
-    return (y % 1 < 0.5) ^ (x % 1 < 0.5)

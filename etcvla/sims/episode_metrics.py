@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:  # one simulator does without the other's packages
-    from etcvla.sims.libero.environment import Libero
-    from etcvla.sims.metaworld.environment import MetaWorld
+    from etcvla.sims.environment import Environment
 
 
 class EpisodeMetrics:
     """Watches one episode: make it after the reset, and call `update` after every step."""
 
-    def __init__(self, env: MetaWorld | Libero):
-        self._env, self._right = env, np.array(env.right)
+    def __init__(self, env: Environment):
+        self._env, self._right = env, np.array(env.goal_objects)
         self.progress = 0.0  # the farthest share of the subtasks that was reached; 1 on success
         self.intention: bool | None = (
             None  # was what the gripper first touched a right thing? None: touched nothing

@@ -9,6 +9,8 @@ import os
 import subprocess
 import sys
 
+from etcvla.errors import UserError
+
 FIX = "sudo apt-get install -y libegl1 libgl1"
 _DRAW = """
 import mujoco
@@ -25,7 +27,7 @@ os.environ.setdefault("LP_NUM_THREADS", "1")
 
 
 def require_egl() -> None:
-    """Raises RuntimeError, with the command that mends it, if the EGL or GL library is missing (cheap; no rendering).
+    """Raises UserError, with the command that mends it, if the EGL or GL library is missing (cheap; no rendering).
 
     Without them `import mujoco` itself fails, and its message names no cause.
     """
@@ -35,7 +37,7 @@ def require_egl() -> None:
         try:
             ctypes.CDLL(library)
         except OSError as error:
-            raise RuntimeError(
+            raise UserError(
                 f"{FIX}\n(the simulator renders without a display through EGL: {error})"
             ) from error
     _bind_mesa_to_its_llvm()
@@ -56,12 +58,12 @@ def _bind_mesa_to_its_llvm() -> None:
 def check_rendering() -> None:
     """Draws one tiny frame, in a process of its own for graphics libraries may die instead of raising.
 
-    Raises RuntimeError whose first line is the apt command that mends a missing library.
+    Raises UserError whose first line is the apt command that mends a missing library.
     """
     require_egl()
     done = subprocess.run([sys.executable, "-c", _DRAW], capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(
+        raise UserError(
             f"{FIX}\n(MUJOCO_GL={os.environ.get('MUJOCO_GL')} cannot draw a frame, exit code "
             f"{done.returncode}: {done.stderr.strip()[-500:]})"
         )

@@ -11,8 +11,8 @@ import mujoco
 import numpy as np
 
 from etcvla.etc.annotation import project
-from etcvla.sims.metaworld.tasks import Object
 from etcvla.sims.render import HIDDEN_GROUP, Extra, Orbit, Renderer, camera_matrix
+from etcvla.sims.task import ObjectSpec
 
 # Silhouettes are measured again only after an object moved this far, in metres.
 _STILL = 1e-3
@@ -22,7 +22,7 @@ _SIGNS = np.stack(np.meshgrid([-1, 1], [-1, 1], [-1, 1]), -1).reshape(8, 3)
 class Tracked:
     """One named object in a model: its visible parts, where they are, and what counts as touching it."""
 
-    def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, spec: Object):
+    def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, spec: ObjectSpec):
         """Raises ValueError if the model has nothing of that description."""
         self.spec, self._model = spec, model
         self.site = model.site(spec.site).id if spec.site else None
@@ -71,7 +71,12 @@ class Placed:
     """A named thing that is drawn only (see `render.Extra`), standing still or riding on an object that it replaces."""
 
     def __init__(
-        self, spec: Object, extra: Extra, half: np.ndarray, label: int, rides: Tracked | None = None
+        self,
+        spec: ObjectSpec,
+        extra: Extra,
+        half: np.ndarray,
+        label: int,
+        rides: Tracked | None = None,
     ):
         self.spec, self._extra, self._half, self._rides = spec, extra, half, rides
         self.site, self.labels = None, np.array([label])
@@ -102,7 +107,7 @@ class Oracle:
         self,
         model: mujoco.MjModel,
         data: mujoco.MjData,
-        objects: Sequence[Object],
+        objects: Sequence[ObjectSpec],
         view: Renderer,
         cameras: Sequence[str | Orbit],
         gripper_body: str,

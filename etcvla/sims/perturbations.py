@@ -17,10 +17,10 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from etcvla.names import lookup
+from etcvla.sims.perturbed_appearance import APPEARANCE_AXES
 
 if TYPE_CHECKING:  # one simulator does without the other's packages
-    from etcvla.sims.libero.environment import Libero
-    from etcvla.sims.metaworld.environment import MetaWorld
+    from etcvla.sims.environment import Environment
 
 AXES = {
     "camera": "the front camera goes around and up or down by 6 and 3, 14 and 7, 25 and 12 degrees, and 5, 12, 20 % "
@@ -82,12 +82,8 @@ class Perturbation:
             )
         return cls(axis, int(strength))
 
-    def reset(self, env: MetaWorld | Libero, seed: int) -> None:
+    def reset(self, env: Environment, seed: int) -> None:
         """Resets an environment, as it always is but for this."""
-        from etcvla.sims.perturbed_appearance import (
-            APPEARANCE_AXES,  # here, so that a policy's process needs no simulator
-        )
-
         rng = self._random(seed)
         env.reset(
             seed,
@@ -103,7 +99,7 @@ class Perturbation:
             seed,
         )
 
-    def show(self, observation: dict, key: tuple[int, ...]) -> dict:
+    def perturb_observation(self, observation: dict, key: tuple[int, ...]) -> dict:
         """An observation as the policy gets it; `key` is (seed, step)."""
         if self.axis != "noise":
             return observation
@@ -115,7 +111,7 @@ class Perturbation:
             }
         }
 
-    def say(self, instruction: str, seed: int) -> str:
+    def rewrite_instruction(self, instruction: str, seed: int) -> str:
         """The instruction as the policy gets it."""
         return (
             _paraphrase(self._random(seed), instruction, self.strength)

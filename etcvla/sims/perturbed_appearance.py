@@ -9,8 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from etcvla.sims.conditions import HELD_OUT, AddedObject, Condition
-from etcvla.sims.render import Orbit
+from etcvla.sims.conditions import HELD_OUT, AddedObject, Condition, Orbit
 
 _COLORS = {
     "pink": (0.95, 0.5, 0.7),

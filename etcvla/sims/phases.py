@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from etcvla.sims.metaworld.tasks import Phase
+from etcvla.sims.task import Phase
 
 # Just after a reset objects fall into place, and some touch the hand until it leaves. Steps.
 _SETTLING = 12

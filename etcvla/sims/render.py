@@ -12,23 +12,16 @@ import weakref
 
 import numpy as np
 
+from etcvla.errors import UserError
 from etcvla.sims import headless
 
 headless.require_egl()
 import mujoco  # noqa: E402
 
+from etcvla.sims.conditions import Orbit  # noqa: E402
+
 HIDDEN_GROUP = 5  # MuJoCo draws geom and site groups 0 to 2
 _SOLO_GROUP = 3
-
-
-@dataclasses.dataclass(frozen=True)
-class Orbit:
-    """A free camera that looks at a point. Metres and degrees; elevation is negative from above."""
-
-    lookat: tuple[float, float, float]
-    distance: float
-    azimuth: float
-    elevation: float
 
 
 _OPEN: weakref.WeakSet[Renderer] = weakref.WeakSet()
@@ -58,7 +51,7 @@ class Renderer:
 
     Shadows, reflections and multisampling are off: they cost eight times the frame. `extras` are drawn along.
 
-    Raises RuntimeError whose first line is the apt command that mends a missing library.
+    Raises UserError whose first line is the apt command that mends a missing library.
     """
 
     def __init__(self, model: mujoco.MjModel, image_size: int):
@@ -68,7 +61,7 @@ class Renderer:
         try:
             self._renderer = mujoco.Renderer(model, image_size, image_size)
         except Exception as error:  # MuJoCo and PyOpenGL raise a dozen types here
-            raise RuntimeError(
+            raise UserError(
                 f"{headless.FIX}\n(MuJoCo cannot draw without a display: {error})"
             ) from error
         _OPEN.add(self)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,8 +17,7 @@ from PIL import Image
 from etcvla.etc.annotation import STEP_FIELDS, Annotation
 
 if TYPE_CHECKING:  # one simulator does without the other's packages
-    from etcvla.sims.libero.environment import Libero
-    from etcvla.sims.metaworld.environment import MetaWorld, State
+    from etcvla.sims.environment import Environment
 
 ALL_VIEWS_EVERY = 4  # steps between two at which objects are looked for in every camera: that costs a drawing each
 
@@ -42,7 +41,7 @@ def encode_jpeg(image: np.ndarray, quality: int = 92) -> bytes:
 
 
 def rollout_expert(
-    env: MetaWorld | Libero,
+    env: Environment,
     seed: int,
     noise: tuple[float, float] = (0.1, 0.3),
     max_steps: int = 200,
@@ -54,9 +53,9 @@ def rollout_expert(
     path, and what is recorded is the expert's own action in the state it was pushed to (as in DART): the data show how
     to come back, and its labels stay clean. `steps_after` steps past the first success are kept.
     """
-    rng, scale, instruction = _start(env, seed, noise)
+    rng, scale, instruction = start(env, seed, noise)
     images, states, actions, facts = {name: [] for name in env.cameras}, [], [], []
-    for t, action in enumerate(_drive(env, rng, scale, max_steps, steps_after)):
+    for t, action in enumerate(drive(env, rng, scale, max_steps, steps_after)):
         observation = env.observe()
         for name, image in observation["images"].items():
             images[name].append(encode_jpeg(image))
@@ -70,52 +69,8 @@ def rollout_expert(
     )
 
 
-def record_expert(
-    env: MetaWorld,
-    seed: int,
-    noise: tuple[float, float] = (0.1, 0.3),
-    max_steps: int = 200,
-    steps_after: int = 5,
-) -> list[State] | None:
-    """The states of the demonstration that `rollout_expert` makes of the same arguments; no image is drawn."""
-    rng, scale, _ = _start(env, seed, noise)
-    states = [env.snapshot(env.phase()) for _ in _drive(env, rng, scale, max_steps, steps_after)]
-    return states if env.success else None
-
-
-def render_again(env: MetaWorld, states: Sequence[State], seed: int, stride: int) -> Episode:
-    """Every `stride`-th recorded state and the last two, as `env`'s condition shows them. There are no actions.
-
-    Raises `metaworld.NoRoom` if what the condition adds finds no room.
-    """
-    env.place_added(states, np.random.default_rng(seed))
-    kept = [state for t, state in enumerate(states) if t % stride == 0 or t >= len(states) - 2]
-    images, facts = {name: [] for name in env.cameras}, []
-    for state in kept:
-        env.show(state)
-        for name, image in env.observe()["images"].items():
-            images[name].append(encode_jpeg(image))
-        facts.append(env.shown_facts(state))
-    hands = np.array([state.hand for state in kept], np.float32)
-    # The canonical instruction names no colours, which a condition may have changed.
-    annotation = dataclasses.replace(
-        annotate(env, env.instruction(), facts), rate=env.rate / stride
-    )
-    return Episode(images, hands, None, annotation, seed)
-
-
-def layouts(env: MetaWorld, seeds: Iterable[int]) -> Annotation:
-    """The first frames of other episodes, as an annotation of as many steps."""
-    facts = []
-    for seed in seeds:
-        env.reset(seed)
-        env.place_added([env.snapshot(0)], np.random.default_rng(seed))
-        facts.append(env.facts())
-    return annotate(env, env.instruction(), facts)
-
-
-def _start(
-    env: MetaWorld | Libero, seed: int, noise: tuple[float, float]
+def start(
+    env: Environment, seed: int, noise: tuple[float, float]
 ) -> tuple[np.random.Generator, float, str]:
     """Resets, and returns the episode's random numbers, its noise and its instruction."""
     rng = np.random.default_rng([seed, zlib.crc32(env.task.instructions[0].encode())])
@@ -124,8 +79,8 @@ def _start(
     return rng, scale, env.instruction(rng)
 
 
-def _drive(
-    env: MetaWorld | Libero,
+def drive(
+    env: Environment,
     rng: np.random.Generator,
     scale: float,
     max_steps: int,
@@ -143,14 +98,14 @@ def _drive(
         env.step(action + scale * push)
 
 
-def annotate(env: MetaWorld | Libero, instruction: str, facts: list[dict]) -> Annotation:
+def annotate(env: Environment, instruction: str, facts: list[dict]) -> Annotation:
     """The facts of T steps of a successful episode as an annotation."""
     return Annotation(
-        instruction=env.say(instruction),
+        instruction=env.rename_objects(instruction),
         cameras=env.cameras,
         objects=tuple(spec.name for spec in env.objects),
         colors=tuple(spec.color for spec in env.objects),
-        phases=tuple(env.say(phase.text) for phase in env.task.phases),
+        phases=tuple(env.rename_objects(phase.text) for phase in env.task.phases),
         target=env.target,
         success=True,
         rate=env.rate,

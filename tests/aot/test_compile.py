@@ -116,11 +116,11 @@ def test_errors_before_anything_is_compiled():
         done.stderr
     )
     done = launch(
-        "--config=configs/objective_bridge.py:tiny", "--topology=v5e:2x2", "--json=/nowhere/x.json"
+        "--config=configs/objective_bridge.py:tiny", "--topology=v5e:2x2", "--out=/nowhere/x.json"
     )
     assert (
         done.returncode == 1
-        and "--json=/nowhere/x.json: its directory does not exist" in done.stderr
+        and "--out=/nowhere/x.json: its folder does not exist" in done.stderr
     )
 
 
@@ -132,7 +132,7 @@ def test_libtpu_compiles_the_sharded_step(tmp_path):
         "--config=configs/objective_bridge.py:tiny",
         "--topology=v5e:2x2",
         "--config.mesh.fsdp=4",
-        f"--json={out}",
+        f"--out={out}",
         "--nolargest",
     )
     assert done.returncode == 0, done.stderr

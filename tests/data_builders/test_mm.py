@@ -330,7 +330,7 @@ def get_config():
 def test_the_plan_shows_an_mm_stream(stage, tmp_path):
     root = pathlib.Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, "launch/plan.py", f"--config={stage}", f"--png={tmp_path / 'plan.png'}"],
+        [sys.executable, "launch/plan.py", f"--config={stage}", f"--out={tmp_path / 'plan.png'}"],
         capture_output=True,
         text=True,
         check=False,

@@ -131,7 +131,7 @@ def test_corrupted_questions_fail(question_type):
             check(dataclasses.replace(item, question=question), ANNOTATION, t)
             == "question cannot be read"
         )
-    assert check(dataclasses.replace(item, kind="other"), ANNOTATION, t) == "form of another kind"
+    assert check(dataclasses.replace(item, kind="other"), ANNOTATION, t) == "question type of another kind"
     assert (
         check(dataclasses.replace(item, question_type="other"), ANNOTATION, t)
         == "unknown question_type"

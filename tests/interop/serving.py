@@ -40,7 +40,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         spec = write_checkpoint(Path(folder)).assets.action_spec
         server = subprocess.Popen(
-            [sys.executable, "launch/serve.py", f"--workdir={folder}/run", "--port=0"],
+            [sys.executable, "launch/serve.py", f"--checkpoint={folder}/run", "--port=0"],
             text=True,
             stdout=subprocess.PIPE,
             env=os.environ | {"ETCVLA_API_KEY": KEY, "PYTHONPATH": "."},

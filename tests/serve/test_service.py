@@ -49,7 +49,7 @@ def test_a_client_gets_what_the_policy_does(policy):
 def test_nothing_is_compiled_while_clients_wait(policy):
     service = Service(policy)
     service.warm_up()
-    compiled = policy._sample._cache_size()
+    compiled = policy._model._sample_actions._cache_size()
     prefix = {"rtc": {"prefix": np.zeros((2, 2), np.float32), "delay": 1}}
     for change in (
         {},
@@ -58,8 +58,8 @@ def test_nothing_is_compiled_while_clients_wait(policy):
         prefix,
     ):
         service(MESSAGE | change)
-    assert policy._sample._cache_size() == compiled > 1
-    with pytest.raises(ValueError, match="a prompt has .* tokens, more than the 64"):
+    assert policy._model._sample_actions._cache_size() == compiled > 1
+    with pytest.raises(ValueError, match="a prompt has .* tokens, more than .* 64"):
         service(MESSAGE | {"prompt": "all " * 200})
 
 

@@ -9,9 +9,10 @@ from PIL import Image
 
 from etcvla.etc import make_items
 from etcvla.etc.annotation import project
-from etcvla.sims.conditions import CONDITIONS, HELD_OUT, TRAIN, together
+from etcvla.sims.conditions import CONDITIONS, HELD_OUT, TRAIN, shared_side
 from etcvla.sims.metaworld.environment import MetaWorld, demo_seed
-from etcvla.sims.rollout import record_expert, render_again, rollout_expert
+from etcvla.sims.metaworld.rerender import record_expert, rerender
+from etcvla.sims.rollout import rollout_expert
 
 NOISE = (0.0, 0.0)
 SIZE = 64
@@ -22,7 +23,7 @@ def recorded():
     env = MetaWorld("reach", image_size=SIZE)
     states = record_expert(env, demo_seed(0), NOISE)
     episode = rollout_expert(env, demo_seed(0), NOISE)
-    plain = render_again(env, states, 0, stride=1)
+    plain = rerender(env, states, 0, stride=1)
     env.close()
     return states, episode, plain
 
@@ -30,18 +31,18 @@ def recorded():
 @functools.cache
 def shown(condition):
     env = MetaWorld("reach", image_size=SIZE, condition=condition)
-    found = render_again(env, recorded()[0], 0, stride=8)
+    found = rerender(env, recorded()[0], 0, stride=8)
     env.close()
     return found
 
 
 def test_sides_never_meet():
-    assert together(["evening", "clutter"]) == TRAIN
-    assert together(["night"]) == HELD_OUT
+    assert shared_side(["evening", "clutter"]) == TRAIN
+    assert shared_side(["night"]) == HELD_OUT
     with pytest.raises(ValueError, match="must not meet"):
-        together(["evening", "night"])
+        shared_side(["evening", "night"])
     with pytest.raises(ValueError, match="unknown condition 'evning', did you mean 'evening'"):
-        together(["evning"])
+        shared_side(["evning"])
 
 
 def test_sides_share_nothing_that_is_seen():

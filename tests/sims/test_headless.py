@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from etcvla.errors import UserError
 from etcvla.sims import headless
 
 
@@ -20,14 +21,14 @@ def test_a_missing_library_is_named_with_its_cure(monkeypatch, check):
 
     monkeypatch.setenv("MUJOCO_GL", "egl")
     monkeypatch.setattr(ctypes, "CDLL", missing)
-    with pytest.raises(RuntimeError, match="libEGL.so.1: cannot open") as raised:
+    with pytest.raises(UserError, match="libEGL.so.1: cannot open") as raised:
         check()
     assert str(raised.value).startswith("sudo apt-get install -y libegl1 libgl1\n")
 
 
 def test_a_renderer_that_dies_is_reported(monkeypatch):
     monkeypatch.setattr(headless, "_DRAW", "import os; os.abort()")
-    with pytest.raises(RuntimeError, match="exit code -6") as raised:
+    with pytest.raises(UserError, match="exit code -6") as raised:
         headless.check_rendering()
     assert str(raised.value).startswith(headless.FIX)
 

@@ -405,5 +405,5 @@ def test_the_judge_sees_the_experts_subtasks(env):
         progress.append(metrics.progress)
         if env.success:
             break
-    assert env.success and metrics.intention is True and env.right == [env.target]
+    assert env.success and metrics.intention is True and env.goal_objects == [env.target]
     assert progress == sorted(progress) and {0.0, 0.25, 0.5, 1.0} <= set(progress)

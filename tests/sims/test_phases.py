@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from etcvla.sims.metaworld.tasks import Phase
 from etcvla.sims.phases import PhaseTracker
+from etcvla.sims.task import Phase
 
 PHASES = (
     Phase("move to the puck", "touch"),

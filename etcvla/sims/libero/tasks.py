@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from etcvla.sims.metaworld.tasks import Object, Phase, Task
+from etcvla.sims.task import ObjectSpec, Phase, Task
 
 # LIBERO's own. LIBERO-PRO's perturbed ones keep the files' names whatever their problems say.
 SUITES = ("libero_object", "libero_spatial", "libero_goal", "libero_10", "libero_90")
@@ -119,12 +119,12 @@ def noun(category: str) -> str:
     return NOUNS.get(category, category.replace("_", " "))
 
 
-def noun_of(spec: Object) -> str:
+def noun_of(spec: ObjectSpec) -> str:
     """The noun of an object of `describe`, whatever it is named to be told from its twin."""
     return noun(category_of(spec))
 
 
-def category_of(spec: Object) -> str:
+def category_of(spec: ObjectSpec) -> str:
     """LIBERO's category of an object of `describe`."""
     return re.sub(r"(_\d+)?_main$", "", spec.body)
 
@@ -161,7 +161,7 @@ def describe(problem: Mapping, file_words: str = "") -> Task:
     language = language if isinstance(language, str) else " ".join(language)
     return Task(
         objects=tuple(
-            Object(
+            ObjectSpec(
                 names[name], COLORS.get(category, ""), f"{name}_main", subtree=True, touch=_CENTRE
             )
             for name, category in instances.items()

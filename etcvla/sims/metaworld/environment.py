@@ -26,15 +26,17 @@ from etcvla.sims.appearance import (
     extra_of,
     free_spots,
     light_scene,
+    paint_table,
     scatter,
     shift_free,
 )  # noqa: E402
-from etcvla.sims.conditions import CONDITIONS, SWAPPABLE, AddedObject, Condition, paint_table  # noqa: E402
-from etcvla.sims.metaworld.tasks import SHAPES, TASKS, Object, Task  # noqa: E402
+from etcvla.sims.conditions import CONDITIONS, SWAPPABLE, AddedObject, Condition, Orbit  # noqa: E402
+from etcvla.sims.metaworld.tasks import SHAPES, TASKS  # noqa: E402
 from etcvla.sims.oracle import Oracle, Placed, hide_sites  # noqa: E402
 from etcvla.sims.phases import PhaseTracker  # noqa: E402
-from etcvla.sims.render import HIDDEN_GROUP, Orbit, Renderer, camera_matrix, coarsen_mesh  # noqa: E402
+from etcvla.sims.render import HIDDEN_GROUP, Renderer, camera_matrix, coarsen_mesh  # noqa: E402
 from etcvla.sims.seeds import EVAL_SEED_BASE, demo_seed, eval_seed  # noqa: E402, F401  a part of the interface
+from etcvla.sims.task import ObjectSpec, Task  # noqa: E402
 
 warnings.filterwarnings(
     "ignore", "Constant", module="metaworld.policies"
@@ -95,7 +97,7 @@ _CLEARANCE = 0.09  # metres from whatever stands or passes there
 _BORDER = 0.05  # of the image, where nothing is added
 
 
-class NoRoom(ValueError):
+class NoRoomError(ValueError):
     """What a look adds to a scene finds no place in it."""
 
 
@@ -274,7 +276,7 @@ class MetaWorld:
         return self.phase() / len(self.task.phases)
 
     @property
-    def right(self) -> list[int]:
+    def goal_objects(self) -> list[int]:
         """The objects that the task is about: the target, what it is a part of, and parts of the same body."""
         objects, target = self.task.objects, self._oracle.objects[self.target]
         return [
@@ -286,7 +288,7 @@ class MetaWorld:
         ]
 
     @property
-    def objects(self) -> list[Object]:
+    def objects(self) -> list[ObjectSpec]:
         """The named objects as the scene shows them."""
         return [tracked.spec for tracked in self._oracle.objects]
 
@@ -301,7 +303,7 @@ class MetaWorld:
         known = SHAPES | {thing.noun: thing.shape for thing in things}
         return tuple(known.get(spec.name, "") for spec in self.objects)
 
-    def say(self, text: str) -> str:
+    def rename_objects(self, text: str) -> str:
         """A text about the task in the words of the scene as it is shown."""
         for name, shown in self._names.items():
             text = text.replace(name, shown)
@@ -338,7 +340,7 @@ class MetaWorld:
     def place_added(self, states: Sequence[State], rng: np.random.Generator) -> None:
         """Puts the condition's added things on the table, in view and clear of all that stands or passes in `states`.
 
-        Raises NoRoom.
+        Raises NoRoomError.
         """
         if not self.condition or not self.condition.added:
             return
@@ -367,7 +369,7 @@ class MetaWorld:
         )
         free = (np.abs(seen - 0.5) < 0.5 - _BORDER).all(-1)
         if not free.any():
-            raise NoRoom(f"no room on the table for a {thing.noun}")
+            raise NoRoomError(f"no room on the table for a {thing.noun}")
         return spots[free][0]
 
     def _front(self) -> Orbit:
@@ -383,7 +385,7 @@ class MetaWorld:
         for thing in condition.added:
             extra = extra_of(thing)
             self._view.extras.append(extra)
-            spec = Object(thing.noun, thing.color)
+            spec = ObjectSpec(thing.noun, thing.color)
             self._oracle.objects.append(
                 Placed(spec, extra, thing.half, first + len(self._view.extras) - 1)
             )

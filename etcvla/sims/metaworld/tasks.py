@@ -4,40 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-
-@dataclasses.dataclass(frozen=True)
-class Object:
-    """A thing with a name: the visible geoms of a body (its subtree, or only some parts), or a site."""
-
-    name: str  # noun without article, as questions and answers use it
-    color: str  # the colour word that fits the render; "" mixed
-    body: str = ""
-    parts: tuple[str, ...] = ()  # only the geoms of these materials or meshes; () all
-    subtree: bool = False  # child bodies too
-    site: str = ""  # a marker instead of a body
-    touch: tuple[float, float, float] | None = (
-        None  # grasp point, metres from the centre; None: not to be held
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Phase:
-    """A subtask as an imperative; it lasts until its condition holds for the target (see `phases.CONDITIONS`)."""
-
-    text: str
-    until: str = "never"
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """One row of the table. `instructions[0]` is the canonical one, the others paraphrase it."""
-
-    objects: tuple[Object, ...]
-    target: str  # the object that the instruction is about
-    phases: tuple[Phase, ...]
-    instructions: tuple[str, ...]
-    joints: tuple[tuple[str, float], ...] = ()  # start positions that replace Meta-World's
-
+from etcvla.sims.task import ObjectSpec, Phase, Task
 
 _CENTRE = (0.0, 0.0, 0.0)
 
@@ -49,9 +16,9 @@ def _thing(
     *parts: str,
     at: tuple[float, float, float] = _CENTRE,
     subtree: bool = False,
-) -> Object:
+) -> ObjectSpec:
     """Something to hold or touch, `at` metres from its centre."""
-    return Object(name, color, body, parts, subtree, touch=at)
+    return ObjectSpec(name, color, body, parts, subtree, touch=at)
 
 
 def _act(target: str, act: str) -> tuple[Phase, ...]:
@@ -71,50 +38,50 @@ def _go(target: str, rest: str) -> tuple[Phase, ...]:
 
 
 # Markers have one colour and are drawn only where the instruction speaks of them: elsewhere they give the goal away.
-_MARKER = Object("goal marker", "green", site="goal", touch=_CENTRE)
+_MARKER = ObjectSpec("goal marker", "green", site="goal", touch=_CENTRE)
 _PUCK = _thing("puck", "red", "obj")
 _BLOCK = _thing("block", "brown", "obj", subtree=True)
-_WALL = Object("wall", "brown", "wall", subtree=True)
+_WALL = ObjectSpec("wall", "brown", "wall", subtree=True)
 _DOOR = (
     _thing("door handle", "gray", "door_link", "door_handle", "handle_base"),
-    Object("door", "black", "door_link"),
-    Object("safe", "black", "doorlockB"),
+    ObjectSpec("door", "black", "door_link"),
+    ObjectSpec("safe", "black", "doorlockB"),
 )
 _LOCK = (
     _thing("lock", "gray", "lock_link"),
-    Object("door", "black", "door_link"),
-    Object("safe", "black", "doorlockA"),
+    ObjectSpec("door", "black", "door_link"),
+    ObjectSpec("safe", "black", "doorlockA"),
 )
 _DRAWER = (
     _thing("drawer handle", "white", "drawer_link", "drawer_white", at=(0, -0.03, 0)),
-    Object("drawer", "green", "drawer_link"),
-    Object("cabinet", "green", "drawercase_link"),
+    ObjectSpec("drawer", "green", "drawer_link"),
+    ObjectSpec("cabinet", "green", "drawercase_link"),
 )
 _BUTTON_DOWN = (
     _thing("button", "red", "button", at=(0, 0, 0.05)),
-    Object("button box", "yellow", "buttonbox"),
+    ObjectSpec("button box", "yellow", "buttonbox"),
 )
 _BUTTON = (
     _thing("button", "red", "button", at=(0, -0.05, 0)),
-    Object("button box", "yellow", "buttonbox"),
+    ObjectSpec("button box", "yellow", "buttonbox"),
 )
 _WINDOW = (
     _thing("window handle", "white", "windowb_a", "window_white", at=(0, -0.03, 0)),
-    Object("window", "brown", "window", subtree=True),
+    ObjectSpec("window", "brown", "window", subtree=True),
 )
-_NUT = (_thing("nut", "gray", "asmbly_peg", at=(0.06, 0, 0)), Object("peg", "red", "peg"))
+_NUT = (_thing("nut", "gray", "asmbly_peg", at=(0.06, 0, 0)), ObjectSpec("peg", "red", "peg"))
 _COFFEE = (
     _thing("mug", "white", "mug"),
-    Object("coffee machine", "red", "cm_link"),
+    ObjectSpec("coffee machine", "red", "cm_link"),
     _thing("coffee machine button", "gray", "cmbutton", at=(0, -0.03, 0)),
 )
 _FAUCET = (
     _thing("faucet handle", "red", "faucet_link2", "faucet_red"),
-    Object("faucet", "gray", "faucet_link"),
+    ObjectSpec("faucet", "gray", "faucet_link"),
 )
 _HANDLE = (
     _thing("handle", "red", "handle_link", "hdlprs_red"),
-    Object("handle box", "gray", "hdlprs"),
+    ObjectSpec("handle box", "gray", "hdlprs"),
 )
 _HANDLE_UP = (_thing("handle", "red", "handle_link", "hdlprs_red", at=(0.05, -0.03, 0)), _HANDLE[1])
 _HANDLE_UP_SIDE = (
@@ -123,11 +90,11 @@ _HANDLE_UP_SIDE = (
 )
 _PLATE = (
     _thing("puck", "black", "puck_channel", subtree=True),
-    Object("goal net", "white", "puck_goal", subtree=True),
+    ObjectSpec("goal net", "white", "puck_goal", subtree=True),
 )
 _STICK = (
     _thing("stick", "blue", "stick", subtree=True),
-    Object("thermos", "green", "object", subtree=True),
+    ObjectSpec("thermos", "green", "object", subtree=True),
 )
 # Opening and closing start from the same half-open drawer, so that only the instruction tells them apart.
 _HALF_OPEN = (("goal_slidey", -0.1),)
@@ -147,8 +114,8 @@ TASKS: dict[str, Task] = {
     "basketball": Task(
         (
             _thing("basketball", "orange", "basketball"),
-            Object("hoop", "red", "hooplink"),
-            Object("backboard", "white", "backboardlink"),
+            ObjectSpec("hoop", "red", "hooplink"),
+            ObjectSpec("backboard", "white", "backboardlink"),
         ),
         "basketball",
         _carry("basketball", "drop the basketball into the hoop"),
@@ -162,8 +129,8 @@ TASKS: dict[str, Task] = {
     "bin-picking": Task(
         (
             _thing("block", "green", "objA"),
-            Object("red bin", "red", "binA"),
-            Object("blue bin", "blue", "binB"),
+            ObjectSpec("red bin", "red", "binA"),
+            ObjectSpec("blue bin", "blue", "binB"),
         ),
         "block",
         _carry("block", "put the block into the blue bin"),
@@ -175,7 +142,7 @@ TASKS: dict[str, Task] = {
         ),
     ),
     "box-close": Task(
-        (_thing("lid", "brown", "top_link", at=(0, 0, 0.04)), Object("box", "brown", "box")),
+        (_thing("lid", "brown", "top_link", at=(0, 0, 0.04)), ObjectSpec("box", "brown", "box")),
         "lid",
         _carry("lid", "put the lid on the box"),
         (
@@ -290,6 +257,7 @@ TASKS: dict[str, Task] = {
             "shut the safe door",
             "close the black door of the safe",
         ),
+        opposite="door-open",
     ),
     "door-lock": Task(
         _LOCK,
@@ -313,6 +281,7 @@ TASKS: dict[str, Task] = {
             "swing the door open",
             "open the black door",
         ),
+        opposite="door-close",
     ),
     "door-unlock": Task(
         _LOCK,
@@ -337,6 +306,7 @@ TASKS: dict[str, Task] = {
             "shut the green drawer",
         ),
         _HALF_OPEN,
+        opposite="drawer-open",
     ),
     "drawer-open": Task(
         _DRAWER,
@@ -350,6 +320,7 @@ TASKS: dict[str, Task] = {
             "open the green drawer by its handle",
         ),
         _HALF_OPEN,
+        opposite="drawer-close",
     ),
     "faucet-close": Task(
         _FAUCET,
@@ -361,6 +332,7 @@ TASKS: dict[str, Task] = {
             "turn the red faucet handle clockwise",
             "shut the tap",
         ),
+        opposite="faucet-open",
     ),
     "faucet-open": Task(
         _FAUCET,
@@ -372,12 +344,13 @@ TASKS: dict[str, Task] = {
             "turn the red faucet handle counterclockwise",
             "open the tap",
         ),
+        opposite="faucet-close",
     ),
     "hammer": Task(
         (
             _thing("hammer", "red", "hammer", at=(-0.06, 0, 0)),
-            Object("nail", "gray", "nail_link"),
-            Object("wooden block", "brown", "hammerblock"),
+            ObjectSpec("nail", "gray", "nail_link"),
+            ObjectSpec("wooden block", "brown", "hammerblock"),
         ),
         "hammer",
         _carry("hammer", "hit the nail with the hammer"),
@@ -441,7 +414,7 @@ TASKS: dict[str, Task] = {
     "lever-pull": Task(
         (
             _thing("lever", "blue", "lever_link1", "lever_blue"),
-            Object("lever stand", "gray", "lever", subtree=True),
+            ObjectSpec("lever stand", "gray", "lever", subtree=True),
         ),
         "lever",
         _act("lever", "push the lever up"),
@@ -453,7 +426,10 @@ TASKS: dict[str, Task] = {
         ),
     ),
     "peg-insert-side": Task(
-        (_thing("peg", "green", "peg", at=(0.03, 0, 0)), Object("box", "red", "box", subtree=True)),
+        (
+            _thing("peg", "green", "peg", at=(0.03, 0, 0)),
+            ObjectSpec("box", "red", "box", subtree=True),
+        ),
         "peg",
         _carry("peg", "insert the peg into the hole of the box"),
         (
@@ -464,7 +440,7 @@ TASKS: dict[str, Task] = {
         ),
     ),
     "peg-unplug-side": Task(
-        (_thing("plug", "black", "plug"), Object("socket", "white", "plug_wall")),
+        (_thing("plug", "black", "plug"), ObjectSpec("socket", "white", "plug_wall")),
         "plug",
         _act("plug", "pull the plug out of the socket"),
         (
@@ -609,7 +585,7 @@ TASKS: dict[str, Task] = {
         ),
     ),
     "shelf-place": Task(
-        (_thing("block", "blue", "obj"), Object("shelf", "brown", "shelf", subtree=True)),
+        (_thing("block", "blue", "obj"), ObjectSpec("shelf", "brown", "shelf", subtree=True)),
         "block",
         _carry("block", "put the block on the shelf"),
         (
@@ -622,7 +598,7 @@ TASKS: dict[str, Task] = {
     "soccer": Task(
         (
             _thing("soccer ball", "white", "soccer_ball1"),
-            Object("soccer goal", "blue", "soccer_goal"),
+            ObjectSpec("soccer goal", "blue", "soccer_goal"),
         ),
         "soccer ball",
         _act("soccer ball", "push the soccer ball into the goal"),
@@ -688,6 +664,7 @@ TASKS: dict[str, Task] = {
             "shut the window by its handle",
             "push the window handle until the window is closed",
         ),
+        opposite="window-open",
     ),
     "window-open": Task(
         _WINDOW,
@@ -699,6 +676,7 @@ TASKS: dict[str, Task] = {
             "push the window open by its handle",
             "move the white handle until the window is open",
         ),
+        opposite="window-close",
     ),
 }
 
