@@ -55,6 +55,7 @@ _NUM_OBJECTS = flags.DEFINE_integer(
     "num_objects", 6, "Object slots of the annotation.", lower_bound=1
 )
 command.define_output_flags()
+flags.adopt_module_key_flags(command)
 
 
 def main(argv: list[str]) -> None:

@@ -56,9 +56,7 @@ def add_etc(data: str, out: str, options: AddEtcOptions) -> tuple[Path, ItemCoun
         print(f"already built in {path}; delete it to build it again", file=sys.stderr)
         return path, ItemCounts()
     calibrations = _load_calibrations(adapter, options)
-    annotators = [
-        EpisodeAnnotator(dataset, adapter, options, calibrations) for dataset in datasets
-    ]
+    annotators = [EpisodeAnnotator(dataset, adapter, options, calibrations) for dataset in datasets]
     if calibrations is not None:
         for annotator in annotators:
             _check_calibration(annotator)

@@ -40,7 +40,7 @@ def new_features(num_cameras: int, num_objects: int) -> tuple[dict, dict]:
 
 
 def extend_features(source: dict, num_cameras: int, num_objects: int) -> tuple[dict, list[str]]:
-    """Return features.json with the new features, and the paths of those outside annotation and etc.
+    """Return features.json with the new features, and the paths of those outside annotation, etc.
 
     Features of the source that have the name of a new one are kept.
 

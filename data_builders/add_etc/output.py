@@ -48,7 +48,9 @@ class CopySettings:
     def metadata(self) -> dict[str, Any]:
         """Return the content of metadata.json without item counts."""
         return build_metadata(
-            self.to_dict(), ("numpy", "pillow"), seeding="an episode's items: crc32 of its episode_id"
+            self.to_dict(),
+            ("numpy", "pillow"),
+            seeding="an episode's items: crc32 of its episode_id",
         )
 
     def is_built(self, path: Path) -> bool:
@@ -76,9 +78,7 @@ class CopySettings:
             sources.append(f"boxes by {self.detector}")
         if self.endpoint:
             sources.append(f"words by {self.endpoint}")
-        return (
-            f"With annotation and ETC items by data_builders.add_etc ({'; '.join(sources)})."
-        )
+        return f"With annotation and ETC items by data_builders.add_etc ({'; '.join(sources)})."
 
 
 @dataclasses.dataclass

@@ -168,7 +168,7 @@ def _print_summary(builder: tfds.core.DatasetBuilder, path: Path, seconds: float
 
 
 def _find_system_error(error: BaseException | None) -> BaseException | None:
-    """Return the operating system's error that caused `error`; TFDS wraps it in other exceptions."""
+    """Return the operating system's error behind `error`; TFDS wraps it in other exceptions."""
     while error and not isinstance(error, (OSError, tf.errors.OpError)):
         error = error.__cause__ or error.__context__
     return error

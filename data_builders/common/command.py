@@ -38,7 +38,7 @@ def define_beam_flag() -> None:
     flags.DEFINE_list(
         "beam",
         [],
-        "Apache Beam options without dashes, e.g. runner=DirectRunner. Beam makes the episodes then.",
+        "Apache Beam options without dashes, e.g. runner=DirectRunner. Beam makes the episodes.",
     )
 
 
@@ -61,7 +61,7 @@ def define_simulator_flags(*, image_size: int, noise: tuple[str, str]) -> None:
         "locations",
         "loc",
         LOCATIONS,
-        "Format of coordinates in questions and answers: <locNNNN> tokens, or integers in brackets.",
+        "Format of coordinates in questions and answers: <locNNNN> tokens, or integers.",
     )
     flags.DEFINE_list(
         "noise",

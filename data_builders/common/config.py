@@ -21,7 +21,9 @@ def check_minimum(config: tfds.core.BuilderConfig, limits: Mapping[str, float]) 
 
 
 def changed_parts(
-    config: tfds.core.BuilderConfig, parts: Mapping[str, str], defaults: Mapping[str, Any] | None = None
+    config: tfds.core.BuilderConfig,
+    parts: Mapping[str, str],
+    defaults: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Return the parts of the fields that differ from their default.
 
@@ -42,6 +44,6 @@ def count_held_out(episodes: int, held_out: float) -> int:
 
 
 def assign_split(index: int, total: int, num_val: int) -> str:
-    """Return the split of episode `index` of `total`: `num_val` of them are "val", evenly spread."""
+    """Return the split of episode `index` of `total`; `num_val` of them are "val", evenly spread."""
     is_val = (index + 1) * num_val // total > index * num_val // total
     return "val" if is_val else "train"

@@ -35,9 +35,7 @@ def convert_locations(text: str, location_format: str, *, is_path: bool = False)
     if location_format == "text":
         return text
     if location_format != "loc":
-        text = _BRACKETS.sub(
-            lambda match: _convert_brackets(match, location_format, is_path), text
-        )
+        text = _BRACKETS.sub(lambda match: _convert_brackets(match, location_format, is_path), text)
     for token in _TOKEN.findall(text):
         match = _VALID_TOKEN.fullmatch(token)
         if match is None or int(match[1]) >= NUM_LOC:

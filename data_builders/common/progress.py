@@ -13,7 +13,7 @@ T = TypeVar("T")
 def show_progress(
     items: Iterable[T], *, total: int, label: str, interval: float = 2.0
 ) -> Iterator[T]:
-    """Yield `items`; print count, rate and remaining time every `interval` seconds and at the end."""
+    """Yield `items`; print count, rate and remaining time every `interval` seconds."""
     start = time.monotonic()
     last_shown = start
     for count, item in enumerate(items, 1):

@@ -38,7 +38,7 @@ _ANNOTATION_DOCS = {
 _ITEM_DOCS = {
     "grade": "scene_grounding, task_oriented, action_aligned, or general.",
     "kind": "The kind of supervision, e.g. spatial_understanding.",
-    "question_type": "The question type within the kind; fixes how the answer is parsed and scored.",
+    "question_type": "Type within the kind; fixes how the answer is parsed and scored.",
     "question": "Question about this frame's first camera.",
     "answer": "Canonical answer; locations as <locNNNN>, order y x or ymin xmin ymax xmax.",
     "source": "Origin of the answer: oracle, human, or model:<name>.",

@@ -135,7 +135,7 @@ class SimulatedBuilder(EpisodeBuilder, skip_registration=True):
             )
 
     def _run(self, jobs: Sequence[EpisodeJob]) -> Iterator[EpisodeResult]:
-        """Yield all results with progress lines; write success rates and item counts to metadata."""
+        """Yield all results with progress lines; write success rates and counts to metadata."""
         statistics = _BuildStatistics()
         results = worker_pool.run_jobs(type(self).make_episode, jobs, self.workers)
         label = f"{self.name} {self.builder_config.name}"

@@ -38,9 +38,7 @@ def run_jobs(
         def _submit(count: int) -> list[Future]:
             # The pool starts its processes when jobs are submitted.
             with _hide_main_module():
-                return [
-                    pool.submit(function, job) for job in itertools.islice(pending_jobs, count)
-                ]
+                return [pool.submit(function, job) for job in itertools.islice(pending_jobs, count)]
 
         running = deque(_submit(4 * workers))
         try:

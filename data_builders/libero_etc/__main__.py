@@ -23,6 +23,7 @@ _EPISODES = flags.DEFINE_integer(
     "episodes", 0, "Training episodes per task; 0: all of a file, or 20 of the expert."
 )
 command.define_simulator_flags(image_size=224, noise=("0", "0.1"))
+flags.adopt_module_key_flags(command)
 
 
 def main(argv: list[str]) -> None:

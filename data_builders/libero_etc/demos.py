@@ -110,7 +110,7 @@ def read_demo(path: str | Path, name: str) -> LiberoDemo:
 
 
 def _read_model_xml(group: h5py.Group, where: str) -> str:
-    """Return the model. It is needed because fixtures have no joints, so no state holds their pose."""
+    """Return the model: fixtures have no joints, so their poses are in the model only."""
     xml = str(group.attrs.get("model_file", ""))
     try:
         ET.fromstring(xml)

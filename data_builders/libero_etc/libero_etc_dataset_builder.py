@@ -1,4 +1,4 @@
-"""TFDS builder of LIBERO demonstrations: recorded ones or a scripted expert's, with checked items."""
+"""TFDS builder of LIBERO demonstrations: recorded ones, or a scripted expert's."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from absl import app, flags
 
 from data_builders.common import command
-from etcvla.sims.conditions import CONDITIONS, HELD_OUT, TRAIN
 from data_builders.metaworld_etc.task_sets import TASK_SETS
+from etcvla.sims.conditions import CONDITIONS, HELD_OUT, TRAIN
 
 
 def _conditions_of(side: str) -> str:
@@ -33,6 +33,7 @@ _CONDITIONS = flags.DEFINE_list(
     f"For training: {_conditions_of(TRAIN)}; held out: {_conditions_of(HELD_OUT)}.",
 )
 command.define_simulator_flags(image_size=96, noise=("0.1", "0.3"))
+flags.adopt_module_key_flags(command)
 
 
 def main(argv: list[str]) -> None:

@@ -58,7 +58,8 @@ def make_episode(job: MetaWorldJob) -> EpisodeResult:
     if job.condition:
         reason += f", or the objects of condition {job.condition!r} find no place,"
     raise UserError(
-        f"{job.episode_id}: {reason} in {MAX_ATTEMPTS} layouts with noise {job.noise}; lower --noise"
+        f"{job.episode_id}: {reason} in {MAX_ATTEMPTS} layouts with noise {job.noise}; "
+        "lower --noise"
     )
 
 

@@ -110,9 +110,7 @@ class MetaWorldConfig(SimulatedConfig):
         if not self.conditions:
             return [""]
         has_swappable = any(spec.name in SWAPPABLE for spec in TASKS[task].objects)
-        return [
-            name for name in self.conditions if has_swappable or not CONDITIONS[name].swapped
-        ]
+        return [name for name in self.conditions if has_swappable or not CONDITIONS[name].swapped]
 
 
 class Builder(SimulatedBuilder):

@@ -19,6 +19,8 @@ _IMAGES = flags.DEFINE_string(
 )
 _KIND_FIELD = flags.DEFINE_string("kind_field", "", "Field of an entry with the kind of its items.")
 mm_command.define_importer_flags()
+flags.adopt_module_key_flags(command)
+flags.adopt_module_key_flags(mm_command)
 
 
 def main(argv: list[str]) -> None:

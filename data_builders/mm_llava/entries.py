@@ -20,9 +20,7 @@ MODEL_ROLES = ("gpt", "assistant", "model")
 _SEPARATORS = " \t\r\n,"
 
 
-def read_entries(
-    path: str | Path, images: Path, kind_field: str
-) -> Iterator[MMEntry | EntryError]:
+def read_entries(path: str | Path, images: Path, kind_field: str) -> Iterator[MMEntry | EntryError]:
     """Yield the entries of a file; an EntryError in place of an unusable one.
 
     Args:

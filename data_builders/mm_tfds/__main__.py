@@ -20,6 +20,8 @@ _PROMPT = flags.DEFINE_string(
     "prompt", "describe the image.", "Question for every image if --question is empty."
 )
 mm_command.define_importer_flags()
+flags.adopt_module_key_flags(command)
+flags.adopt_module_key_flags(mm_command)
 
 
 def main(argv: list[str]) -> None:

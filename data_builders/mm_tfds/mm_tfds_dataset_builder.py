@@ -1,4 +1,4 @@
-"""TFDS builder of image-text datasets that TFDS has prepared: captions, or questions and answers."""
+"""TFDS builder of image-text datasets that TFDS has prepared, such as captions."""
 
 from __future__ import annotations
 

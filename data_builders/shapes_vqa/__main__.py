@@ -17,6 +17,7 @@ _IMAGE_SIZE = flags.DEFINE_integer("image_size", 96, "Height and width of images
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of all images.")
 command.define_output_flags()
 command.define_beam_flag()
+flags.adopt_module_key_flags(command)
 
 
 def main(argv: list[str]) -> None:

@@ -76,8 +76,6 @@ class Builder(EpisodeBuilder):
                 generators[split] = self._generate_examples(split, jobs)
         return generators
 
-    def _generate_examples(
-        self, split: str, jobs: list[ShapesJob]
-    ) -> Iterator[tuple[str, dict]]:
+    def _generate_examples(self, split: str, jobs: list[ShapesJob]) -> Iterator[tuple[str, dict]]:
         for job in show_progress(jobs, total=len(jobs), label=f"shapes_vqa {split}"):
             yield make_example(job)

@@ -77,9 +77,7 @@ def main(argv: list[str]) -> None:
     """Run the command."""
     with command.user_errors():
         command.check_no_arguments(argv)
-        write_dataset_gallery(
-            _DATA.value, _OUT.value, split=_SPLIT.value, num_frames=_FRAMES.value
-        )
+        write_dataset_gallery(_DATA.value, _OUT.value, split=_SPLIT.value, num_frames=_FRAMES.value)
         print(_OUT.value)
 
 

@@ -3,9 +3,9 @@
     python -m data_builders.tools.measure_libero_expert --tasks=libero_object,libero_spatial \\
         --states=0-9 --out=expert.csv
 
-Every state is tried once. Results are appended to the CSV file one by one, and trials in the file do
-not run again. So the same command resumes after an interruption, and prints the table of a finished
-file.
+Every state is tried once. Results are appended to the CSV file one by one, and trials that the file
+has do not run again. So the same command resumes after an interruption, and prints the table of a
+finished file.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python -m data_builders.tools.report --data=DIR [--json=FILE]
 
-The report has the numbers of items by grade, kind, task and split, how often answers can be guessed,
-how subtasks agree with contact, which items the build dropped, and how often experts succeeded. The
-exit code is 1 if answers of a question type are unbalanced.
+The report has the numbers of items by grade, kind, task and split, how often answers can be
+guessed, how subtasks agree with contact, which items the build dropped, and how often experts
+succeeded. The exit code is 1 if answers of a question type are unbalanced.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _count_items(dataset: RLDSDataset, tally: Tally) -> None:
 def _measure_agreement(dataset: RLDSDataset, agreements: Agreements) -> None:
     """Append each episode's agreement of phases with contact.
 
-    "plan" are the stored phases; "trajectory" those of `label_subtasks`, which does not use contact.
+    "plan" are the stored phases, "trajectory" those of `label_subtasks` without contact.
     """
     columns = {name: dataset.column(f"annotation/{name}") for name in _ANNOTATION_FIELDS}
     for episode in range(dataset.num_episodes):

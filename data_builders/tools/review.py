@@ -8,7 +8,6 @@ The source does not change.
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import sys
 from collections import Counter
@@ -64,8 +63,8 @@ def _copy_reviewed(source: Path, target: Path, review: Review, info: dict) -> No
     shards = find_shards(source, review.split)
     if ".array_record-" in shards[0].name:
         raise UserError(
-            f"{shards[0]}: reviews apply to TFRecord files only; convert the dataset with add_etc or "
-            "TFDS first"
+            f"{shards[0]}: reviews apply to TFRecord files only; convert the dataset first, "
+            "with add_etc or TFDS"
         )
     for file in source.iterdir():
         # The published files (card, statistics, ..) describe the source.

@@ -54,7 +54,7 @@ def test_files_are_found_by_the_task_that_they_name(folder):
 
 def test_a_demonstration_is_read_as_it_was_written(folder):
     file = folder / "libero_object" / "milk_demo.hdf5"
-    assert demos.names(file) == [f"demo_{i}" for i in range(12)]  # not 0, 1, 10, 11, 2
+    assert demos.demo_names(file) == [f"demo_{i}" for i in range(12)]  # not 0, 1, 10, 11, 2
     demo, written = demos.read_demo(file, "demo_10"), _demo(14)
     np.testing.assert_array_equal(demo.states, written["states"])
     np.testing.assert_array_equal(demo.actions, written["actions"])
@@ -131,7 +131,7 @@ def test_other_files_are_refused(folder):
 
 
 def test_jobs_of_recorded_demonstrations(folder):
-    jobs = LiberoConfig(tasks=("libero_object",), demos=str(folder), held_out=0.2).jobs()
+    jobs = LiberoConfig(tasks=("libero_object",), data=str(folder), held_out=0.2).jobs()
     assert Counter((job.task, job.split) for job in jobs) == {
         ("libero_object/soup", "train"): 1,
         ("libero_object/milk", "train"): 10,
@@ -139,12 +139,12 @@ def test_jobs_of_recorded_demonstrations(folder):
     }
     assert [job.demo for job in jobs[1:]] == [f"demo_{i}" for i in range(12)]
     assert jobs[1].episode_id == "libero/rlds/libero_object/milk/demo_0"
-    few = LiberoConfig(tasks=("libero_object/milk",), demos=str(folder), episodes=3).jobs()
+    few = LiberoConfig(tasks=("libero_object/milk",), data=str(folder), episodes=3).jobs()
     assert Counter(job.split for job in few) == {"train": 3, "val": 1}
     with pytest.raises(
         FileNotFoundError, match="no demonstrations of libero_spatial/bowl; there are libero_obj"
     ):
-        LiberoConfig(tasks=("libero_spatial",), demos=str(folder)).jobs()
+        LiberoConfig(tasks=("libero_spatial",), data=str(folder)).jobs()
 
 
 def test_jobs_of_the_expert(folder):
@@ -163,7 +163,7 @@ def test_jobs_of_the_expert(folder):
 def test_names_tell_configs_apart():
     assert LiberoConfig().name == "libero_object_rlds"
     assert LiberoConfig(
-        tasks=("libero_object/3",), scene="upright", image_size=96, demos="x"
+        tasks=("libero_object/3",), scene="upright", image_size=96, data="x"
     ).name == ("libero_object-3_upright_replayed_96px")
     assert (
         LiberoConfig(locations="integers", noise=[0, 0.2]).name

@@ -48,8 +48,10 @@ def _roll(job):
 @pytest.fixture
 def build(tmp_path, monkeypatch):
     monkeypatch.setattr(libero_files, "suites", lambda: {"libero_object": ("soup", "milk")})
-    monkeypatch.setattr(Builder, "roll", staticmethod(_roll))
-    monkeypatch.setattr(worker_pool, "run", lambda function, jobs, workers: map(function, jobs))
+    monkeypatch.setattr(Builder, "make_episode", staticmethod(_roll))
+    monkeypatch.setattr(
+        worker_pool, "run_jobs", lambda function, jobs, workers: map(function, jobs)
+    )
 
     def build(**settings):
         return prepare(Builder, LiberoConfig(image_size=SIZE, **settings), str(tmp_path / "out"))
@@ -63,7 +65,7 @@ def test_demonstrations_that_fail_are_left_out_and_counted(build, tmp_path):
         tmp_path / "private" / "files" / "milk_demo.hdf5", "libero_object", "milk", [demo] * 6
     )
     path = build(
-        tasks=("libero_object/milk",), demos=str(tmp_path / "private" / "files"), held_out=0.2
+        tasks=("libero_object/milk",), data=str(tmp_path / "private" / "files"), held_out=0.2
     )
     names = {
         split: [data.metadata(i)["episode_id"] for i in range(data.num_episodes)]
@@ -79,8 +81,10 @@ def test_demonstrations_that_fail_are_left_out_and_counted(build, tmp_path):
     ]
     assert len(names["val"]) == 1
     told = json.loads((path / "metadata.json").read_text())
-    assert told["tasks"] == {"libero_object/milk": {"episodes": 5, "tries": 6, "success": 0.833}}
-    assert told["config"]["demos"] == "files"
+    assert told["tasks"] == {
+        "libero_object/milk": {"episodes": 5, "attempts": 6, "success_rate": 0.833}
+    }
+    assert told["config"]["data"] == "files"
     assert "private" not in "".join(file.read_text() for file in path.glob("*.json"))
 
 
@@ -88,7 +92,7 @@ def test_a_split_in_which_all_demonstrations_fail_is_named(build, tmp_path):
     demo = {"states": np.zeros((4, 5)), "actions": np.zeros((4, 7))}
     write_demo_file(tmp_path / "milk_demo.hdf5", "libero_object", "milk", [demo] * 2)
     with pytest.raises(ValueError, match="no demonstration of the split 'val' ends in success"):
-        build(tasks=("libero_object/milk",), demos=str(tmp_path / "milk_demo.hdf5"), held_out=1.0)
+        build(tasks=("libero_object/milk",), data=str(tmp_path / "milk_demo.hdf5"), held_out=1.0)
 
 
 def test_an_experts_episodes_stand_on_disk_as_they_were_made(build):
@@ -118,6 +122,8 @@ def test_an_experts_episodes_stand_on_disk_as_they_were_made(build):
         np.testing.assert_array_equal(frame["annotation/box"][:, : boxes.shape[1]], boxes)
         assert np.isnan(frame["annotation/box"][:, boxes.shape[1] :]).all()
     assert (
-        json.loads((path / "metadata.json").read_text())["tasks"]["libero_object/milk"]["success"]
+        json.loads((path / "metadata.json").read_text())["tasks"]["libero_object/milk"][
+            "success_rate"
+        ]
         == 0.5
     )

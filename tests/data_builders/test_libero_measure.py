@@ -14,14 +14,14 @@ def run(monkeypatch):
     tried = []
 
     def one_by_one(function, trials, workers):
-        assert function is measure.try_expert
+        assert function is measure.run_expert_trial
         for trial in trials:
             tried.append((trial.task, trial.state))
             yield dataclasses.replace(
                 trial, success=1 - trial.state % 2, steps=100 + trial.state, grasps=1
             )
 
-    monkeypatch.setattr(measure.worker_pool, "run", one_by_one)
+    monkeypatch.setattr(measure.worker_pool, "run_jobs", one_by_one)
     return tried
 
 
@@ -56,7 +56,9 @@ def test_the_table_has_tasks_and_suites_with_intervals():
         )
         for state in range(10)
     ] + [ExpertTrial("other/b", 0)]
-    rows = {line.split()[0]: line.split()[1:] for line in measure.table(trials).splitlines()[1:]}
+    rows = {
+        line.split()[0]: line.split()[1:] for line in measure.format_table(trials).splitlines()[1:]
+    }
     assert list(rows) == ["suite/a", "other/b", "suite", "other"]
     assert rows["suite/a"] == rows["suite"] == ["9/10", "90%", "[", "60%,", "98%]", "104", "8"]
     assert rows["other/b"] == ["0/1", "0%", "[", "0%,", "79%]", "0"]
@@ -72,7 +74,7 @@ def test_another_table_is_refused(tmp_path):
 
 
 def test_states_are_a_number_or_a_range():
-    assert measure._states("3") == range(3, 4)
-    assert measure._states("0-9") == range(10)
+    assert measure.parse_states("3") == range(3, 4)
+    assert measure.parse_states("0-9") == range(10)
     with pytest.raises(ValueError, match="--states=a-3: expected a number, or first-last"):
-        measure._states("a-3")
+        measure.parse_states("a-3")

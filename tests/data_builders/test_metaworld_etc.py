@@ -14,8 +14,8 @@ from data_builders.common import worker_pool
 from data_builders.common.build import prepare
 from data_builders.metaworld_etc import episodes
 from data_builders.metaworld_etc.metaworld_etc_dataset_builder import Builder, MetaWorldConfig
-from data_builders.tools.gallery import read_annotation
-from data_builders.tools.report import dataset_report, table
+from data_builders.common.read_dataset import read_annotation
+from data_builders.tools.report import dataset_report, format_report
 from etcvla.data.rlds import RLDSDataset
 from etcvla.etc import make_items
 from etcvla.etc.items import ETC_KINDS, Item
@@ -148,10 +148,14 @@ def test_the_report_tells_what_was_built(built):
     assert set(report["by_split"]) == {"train", "val"}
     assert set(report["by_task"]) == {"drawer-open", "drawer-close"}
     assert sum(report["by_kind"].values()) == sum(report["by_question_type"].values())
-    assert report["build"]["tasks"]["drawer-open"] == {"episodes": 3, "tries": 3, "success": 1.0}
-    assert report["build"]["dropped"]["gripper_side: ambiguous"] > 0
+    assert report["build"]["tasks"]["drawer-open"] == {
+        "episodes": 3,
+        "attempts": 3,
+        "success_rate": 1.0,
+    }
+    assert report["build"]["dropped_items"]["gripper_side: ambiguous"] > 0
     assert all(share > 0.6 for share in report["contact_agreement"]["plan"].values())
-    text = table(report)
+    text = format_report(report)
     assert "scene_grounding" in text and "drawer-close" in text and "UNBALANCED" not in text
     with pytest.raises(FileNotFoundError, match="no dataset_info.json"):
         dataset_report(path.parent)
@@ -166,7 +170,7 @@ def test_a_build_says_which_answers_can_be_guessed(tmp_path, monkeypatch, capsys
         for job in jobs[:1]:
             yield episodes.EpisodeResult(job, None, [[item]] * 200, Counter(), 1)
 
-    monkeypatch.setattr(worker_pool, "run", fake)
+    monkeypatch.setattr(worker_pool, "run_jobs", fake)
     config = MetaWorldConfig(tasks=("reach",))
     assert len(list(Builder(config=config, data_dir=tmp_path)._run(config.jobs()))) == 1
     assert "warning: answers can be guessed: gripper_height: 100% of 200" in capsys.readouterr().err
@@ -180,7 +184,7 @@ def test_a_condition_makes_a_dataset_without_actions(tmp_path):
         "--held_out=0",
         "--image_size=32",
         "--workers=1",
-        "--condition=clutter,cube_for_it",
+        "--conditions=clutter,cube_for_it",
     )
     assert run.returncode == 0, run.stderr
     dataset = RLDSDataset(run.stdout.strip(), "train")
@@ -213,7 +217,7 @@ def test_held_out_looks_cannot_be_trained_on(tmp_path):
         "--held_out=1",
         "--image_size=32",
         "--workers=1",
-        "--condition=night",
+        "--conditions=night",
     )
     assert run.returncode == 0, run.stderr
     stage = nano_config(run.stdout.strip(), tmp_path / "run")
@@ -267,7 +271,7 @@ def test_a_full_disk_leaves_nothing_under_the_final_name(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
         yield
 
-    monkeypatch.setattr(worker_pool, "run", fail)
+    monkeypatch.setattr(worker_pool, "run_jobs", fail)
     with pytest.raises(OSError, match="No space left on device") as raised:
         prepare(Builder, MetaWorldConfig(tasks=("reach",)), str(tmp_path))
     assert str(tmp_path) in str(raised.value)
@@ -325,7 +329,7 @@ def test_a_failed_layout_is_replaced_by_the_next(monkeypatch, failures):
     monkeypatch.setattr(episodes, "rollout_expert", stub)
     monkeypatch.setattr(episodes, "_layouts", lambda *key: None)
     monkeypatch.setattr(episodes, "make_items", lambda annotation, seed, **kwargs: ([], Counter()))
-    result = episodes.roll(episodes.MetaWorldJob("reach", "source", "train", 7, 96, (0, 0)))
+    result = episodes.make_episode(episodes.MetaWorldJob("reach", "source", "train", 7, 96, (0, 0)))
     assert result.attempts == failures + 1
     assert stub.seeds == [demo_seed(7, attempt) for attempt in range(failures + 1)]
 
@@ -336,7 +340,7 @@ def test_an_expert_that_never_succeeds_is_an_error(monkeypatch):
     with pytest.raises(
         RuntimeError, match="metaworld/source/reach/00007: the expert failed in 20 layouts"
     ):
-        episodes.roll(episodes.MetaWorldJob("reach", "source", "train", 7, 96, (0, 0)))
+        episodes.make_episode(episodes.MetaWorldJob("reach", "source", "train", 7, 96, (0, 0)))
 
 
 def test_workers_do_not_run_the_main_script_again(tmp_path):

@@ -15,7 +15,10 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from data_builders.common.build import prepare
-from data_builders.common.mm_items import BadEntry, MMConfig, as_jpeg, make_item, split_of, to_loc
+from data_builders.common.mm_builder import MMConfig, split_of_image
+from data_builders.common.mm_entry import EntryError
+from data_builders.common.mm_items import make_item, to_jpeg
+from data_builders.common.mm_locations import convert_locations
 from data_builders.mm_llava import entries
 from data_builders.mm_llava import mm_llava_dataset_builder as mm_llava
 from data_builders.mm_tfds import mm_tfds_dataset_builder as mm_tfds
@@ -84,9 +87,9 @@ def built(tmp_path_factory):
     (folder / "talks.json").write_text(json.dumps(ENTRIES))
     config = mm_llava.LlavaConfig(
         name="",
-        json=str(folder / "talks.json"),
+        data=str(folder / "talks.json"),
         images=str(folder),
-        val=0.0,
+        held_out=0.0,
         kind_field="type",
         locations="xy1000",
         source="human",
@@ -188,21 +191,21 @@ def test_such_a_set_is_a_stream_of_any_kind(built):
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
 @pytest.mark.parametrize("lines", [False, True])
 def test_json_streams_in_pieces_of_any_size(tmp_path, monkeypatch, chunk, lines):
-    monkeypatch.setattr(entries, "CHUNK", chunk)
+    monkeypatch.setattr(entries, "READ_SIZE", chunk)
     path = tmp_path / "talks.json"
     path.write_text("\n".join(map(json.dumps, ENTRIES)) if lines else json.dumps(ENTRIES, indent=1))
-    assert list(entries.read_entries(path)) == ENTRIES
+    assert list(entries.read_json_values(path)) == ENTRIES
 
 
 def test_broken_json_names_the_entry(tmp_path):
     path = tmp_path / "talks.json"
     path.write_text(json.dumps(ENTRIES)[:-40])
     with pytest.raises(ValueError, match=rf"talks.json, entry {len(ENTRIES) - 1}: not JSON"):
-        list(entries.read_entries(path))
+        list(entries.read_json_values(path))
     with pytest.raises(FileNotFoundError, match="no JSON file"):
-        list(entries.read_entries(tmp_path / "none.json"))
+        list(entries.read_json_values(tmp_path / "none.json"))
     path.write_text("[]")
-    assert list(entries.read_entries(path)) == []
+    assert list(entries.read_json_values(path)) == []
 
 
 # As the paper's set is told to be: llava's conversations, a kind each, locations as integers.
@@ -255,7 +258,7 @@ def _build(folder, entries, name, **options):
     (folder / "a.jpg").write_bytes(_file("red"))
     (folder / f"{name}.json").write_text(json.dumps(entries))
     config = mm_llava.LlavaConfig(
-        name="", json=str(folder / f"{name}.json"), images=str(folder), val=0.0, **options
+        name="", data=str(folder / f"{name}.json"), images=str(folder), held_out=0.0, **options
     )
     dataset = RLDSDataset(prepare(mm_llava.Builder, config, str(folder / "out")))
     fields = ["etc/grade", "etc/kind", "etc/question_type", "etc/answer"]
@@ -358,9 +361,9 @@ def test_rejected_talks_are_left_out_and_the_rest_is_shown(built, tmp_path, caps
     path, _, folder = built
     arguments = [
         "data_builders.mm_llava",
-        f"--json={folder / 'talks.json'}",
+        f"--data={folder / 'talks.json'}",
         f"--images={folder}",
-        "--val=0",
+        "--held_out=0",
         f"--out={folder / 'out'}",
         "--kind_field=type",
         "--locations=xy1000",
@@ -407,12 +410,14 @@ def test_rejected_talks_are_left_out_and_the_rest_is_shown(built, tmp_path, caps
     ],
 )
 def test_locations_become_tokens(text, locations, expected):
-    assert to_loc(text, locations) == expected
+    assert convert_locations(text, locations) == expected
 
 
 def test_our_own_integers_come_back_as_they_went():
     values = np.random.default_rng(0).random((5, 2)).astype(np.float32)
-    text = to_loc(f"go {format_loc(values.ravel(), 'integers')}", "integers", paths=True)
+    text = convert_locations(
+        f"go {format_loc(values.ravel(), 'integers')}", "integers", is_path=True
+    )
     assert text == f"go {format_loc(values.ravel())}"
     np.testing.assert_allclose(parse_loc(text.removeprefix("go "), 2), values, atol=1 / 1024)
 
@@ -428,27 +433,27 @@ def test_our_own_integers_come_back_as_they_went():
     ],
 )
 def test_impossible_locations_are_left_out(text, locations, reason):
-    with pytest.raises(BadEntry, match=reason):
+    with pytest.raises(EntryError, match=reason):
         make_item("where?", text, kind="vqa", locations=locations, source="human")
 
 
 def test_a_picture_lies_in_one_split_whatever_is_asked():
     pictures = [i.to_bytes(8, "little") for i in range(2000)]
-    share = np.mean([split_of(picture, 0.1) == "val" for picture in pictures])
+    share = np.mean([split_of_image(picture, 0.1) == "val" for picture in pictures])
     assert 0.05 < share < 0.15
-    assert split_of(b"x", 0.0) == "train"
+    assert split_of_image(b"x", 0.0) == "train"
 
 
 def test_a_small_jpeg_is_kept_as_it_is():
     data = _file("green")
-    assert as_jpeg(data, 40) is data
-    assert Image.open(io.BytesIO(as_jpeg(data, 20))).size == (20, 15)
-    assert Image.open(io.BytesIO(as_jpeg(_file(7, question_type="PNG", mode="L"), 0))).mode == "RGB"
+    assert to_jpeg(data, 40) is data
+    assert Image.open(io.BytesIO(to_jpeg(data, 20))).size == (20, 15)
+    assert Image.open(io.BytesIO(to_jpeg(_file(7, question_type="PNG", mode="L"), 0))).mode == "RGB"
 
 
 def test_a_set_without_a_usable_entry_is_refused(tmp_path):
     (tmp_path / "talks.json").write_text(json.dumps(ENTRIES[4:6]))
-    config = mm_llava.LlavaConfig(name="", json=str(tmp_path / "talks.json"), images=str(tmp_path))
+    config = mm_llava.LlavaConfig(name="", data=str(tmp_path / "talks.json"), images=str(tmp_path))
     with pytest.raises(
         ValueError,
         match="no entry could be used .*left out, no image: 1, left out, several images: 1",
@@ -501,7 +506,7 @@ def test_a_tfds_set_is_read_by_a_map_of_its_fields(tmp_path, capsys):
     builder.download_and_prepare()
     data = str(builder.data_dir)
     config = mm_tfds.TfdsConfig(
-        name="", data=data, image="picture", question="asked", answer="said/answers", val=0.0
+        name="", data=data, image="picture", question="asked", answer="said/answers", held_out=0.0
     )
     dataset = RLDSDataset(prepare(mm_tfds.Builder, config, str(tmp_path / "out")))
     assert dataset.directory.parts[-3:] == ("mm_tfds", "toy_captions", "1.0.0")
@@ -509,10 +514,10 @@ def test_a_tfds_set_is_read_by_a_map_of_its_fields(tmp_path, capsys):
     assert found == {("what is 0?", "a mug"), ("what is 1?", "a dish")}
     assert "left out, no answer: 1" in capsys.readouterr().err
     captions = mm_tfds.TfdsConfig(
-        name="captions", data=data, image="picture", answer="asked", val=0.0
+        name="captions", data=data, image="picture", answer="asked", held_out=0.0
     )
     dataset = RLDSDataset(prepare(mm_tfds.Builder, captions, str(tmp_path / "out")))
     assert {item[1] for _, item in _items(dataset)} == {"describe the image."}
-    wrong = mm_tfds.TfdsConfig(name="wrong", data=data, image="image", val=0.0)
+    wrong = mm_tfds.TfdsConfig(name="wrong", data=data, image="image", held_out=0.0)
     with pytest.raises(ValueError, match="no feature 'image'; it has asked, picture, said"):
         prepare(mm_tfds.Builder, wrong, str(tmp_path / "out"))

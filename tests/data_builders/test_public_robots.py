@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from data_builders.add_etc.converter import add_etc, find_calibration, shipped_calibrations
-from data_builders.tools.gallery import dataset_gallery, read_entry
+from data_builders.add_etc.converter import add_etc
+from data_builders.add_etc.options import AddEtcOptions, find_calibration, shipped_calibrations
+from data_builders.tools.gallery import read_entry, write_dataset_gallery
 from data_builders.tools.report import dataset_report
 from data_builders.tools.review import apply_review
 from etcvla.data.adapters import ADAPTERS, open_dataset
@@ -17,7 +18,7 @@ from etcvla.data.stage_dataset import StageDataset
 from etcvla.etc.annotation import project
 from etcvla.etc.annotators.projection import Calibrations
 from etcvla.etc.review import ItemKey
-from tests.data_builders.public_robots import SIZE, TASK, picture, write_public
+from tests.data_builders.public_robots import SIZE, TASK, make_image, write_public
 from tests.data_builders.toy_robot import STEPS, episode
 from tests.golden_dir import golden
 
@@ -60,12 +61,12 @@ def test_facts_are_where_the_table_says(added):
 
 def test_the_page_shows_instruction_and_upright_images(added, tmp_path):
     name, path = added
-    dataset_gallery(path, tmp_path / "page.html", frames=8)
+    write_dataset_gallery(path, tmp_path / "page.html", num_frames=8)
     page = (tmp_path / "page.html").read_text()
     assert TASK.decode() in page and "trace the path of the gripper" in page
     dataset = RLDSDataset(path)
     entry = read_entry(dataset, 1, 7)
-    stored = picture(1, 0)
+    stored = make_image(1, 0)
     np.testing.assert_array_equal(
         entry.image, stored[::-1, ::-1] if name == "libero_raw" else stored
     )
@@ -78,7 +79,7 @@ def test_the_page_shows_instruction_and_upright_images(added, tmp_path):
 
 def check_review(path, folder):
     """Rejects one item of those that the page shows, and finds it gone."""
-    dataset_gallery(path, folder / "page.html", frames=8)
+    write_dataset_gallery(path, folder / "page.html", num_frames=8)
     page = json.loads(
         (folder / "page.html").read_text().split('id="reviewed">')[1].split("</script>")[0]
     )
@@ -219,7 +220,7 @@ class ToyArrays(tfds.core.GeneratorBasedBuilder):
                     "steps": [
                         {
                             "observation": {
-                                "front": picture(number, 0),
+                                "front": make_image(number, 0),
                                 "state": toy["observation/state"].reshape(STEPS, 4)[t],
                             },
                             "action": toy["action"].reshape(STEPS, 2)[t],
@@ -276,7 +277,7 @@ def test_array_records_get_what_tfrecords_get(arrays):
     np.testing.assert_array_equal(dataset.column("action"), source.column("action"))
     number = int(dataset.metadata(1)["file_path"].removeprefix("success/"))
     np.testing.assert_array_equal(
-        dataset.frame(70, ["observation/front"])["observation/front"], picture(number, 0)
+        dataset.frame(70, ["observation/front"])["observation/front"], make_image(number, 0)
     )
     assert sum(map(len, dataset.column("etc/question_type"))) > 100
 
@@ -285,4 +286,4 @@ def test_what_it_was_made_of_is_told(arrays):
     made = json.loads((arrays["tfrecord"][1] / "metadata.json").read_text())
     assert made["config"]["adapter"]["annotation"]["episode_id"] == "file_path"
     assert made["config"]["source"].startswith("toy_arrays/left/2.0.0 sha256:")
-    assert made["dropped"]["path_task: no success"] == 5 * STEPS
+    assert made["dropped_items"]["path_task: no success"] == 5 * STEPS

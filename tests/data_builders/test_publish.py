@@ -15,16 +15,17 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from data_builders.add_etc.output import new_features
+from data_builders.add_etc.features import new_features
 from data_builders.common.build import prepare
 from data_builders.libero_etc import libero_etc_dataset_builder as libero
 from data_builders.metaworld_etc import metaworld_etc_dataset_builder as metaworld
 from data_builders.mm_llava import mm_llava_dataset_builder as mm_llava
 from data_builders.mm_tfds import mm_tfds_dataset_builder as mm_tfds
 from data_builders.shapes_vqa import shapes_vqa_dataset_builder as shapes_vqa
-from data_builders.tools.gallery import dataset_gallery, read_items, upright
+from data_builders.common.read_dataset import read_items, to_upright
+from data_builders.tools.gallery import write_dataset_gallery
 from data_builders.tools.publish.__main__ import main, publish
-from data_builders.tools.publish.summary import DatasetFacts
+from data_builders.tools.publish.summary import DatasetSummary
 from data_builders.tools.review import apply_review
 from etcvla.data.rlds import RLDSDataset
 from etcvla.data.rlds_layout import read_features
@@ -48,7 +49,7 @@ def published(built, tmp_path_factory):
     (copy / "metadata.json").write_text(
         json.dumps(made | {"found": {"lift": {"tries": 4, "kept": 3}}})
     )
-    assert publish(copy, frames=5) == copy
+    assert publish(copy, num_frames=5) == copy
     return copy
 
 
@@ -97,7 +98,7 @@ BUILDERS = {
     "libero": lambda data: libero.Builder(config="libero_object_rlds", data_dir=data),
     "shapes": lambda data: shapes_vqa.Builder(data_dir=data),
     "llava": lambda data: mm_llava.Builder(
-        config=mm_llava.LlavaConfig(name="", json="talks.json", license="CC0-1.0"), data_dir=data
+        config=mm_llava.LlavaConfig(name="", data="talks.json", license="CC0-1.0"), data_dir=data
     ),
     "tfds": lambda data: mm_tfds.Builder(
         config=mm_tfds.TfdsConfig(name="", data=str(data)), data_dir=data.parent
@@ -126,7 +127,7 @@ def test_every_builder_says_what_it_writes_and_whose_that_is(built, make):
     assert not [path for path, doc in told.items() if not doc]
     assert info.description
     assert info.redistribution_info.license
-    assert {"commit", "config", "date", "seeds", "versions"} <= set(info.metadata)
+    assert {"commit", "config", "date", "seeding", "package_versions"} <= set(info.metadata)
 
 
 def test_what_add_etc_adds_says_what_it_is(tmp_path):
@@ -200,13 +201,14 @@ def test_statistics_are_exact(published):
             np.testing.assert_allclose(row[key], value, rtol=1e-6, atol=1e-7, err_msg=key)
         assert row["count"] == 3 * STEPS
     assert train["items"]["items"] == len(all_items(published))
-    assert found["transform"]["sha256"] == DatasetFacts.gather(published).transform()["sha256"]
+    assert found["transform"]["sha256"] == DatasetSummary.load(published).transform()["sha256"]
 
 
 def test_a_dataset_without_actions_is_published_as_well(tmp_path):
     croissant = pytest.importorskip("mlcroissant")
     folder = publish(
-        prepare(Builder, TinyConfig(name="seen", count=2, acted=False), str(tmp_path)), frames=3
+        prepare(Builder, TinyConfig(name="seen", count=2, has_actions=False), str(tmp_path)),
+        num_frames=3,
     )
     statistics = json.loads((folder / "statistics.json").read_text())
     assert set(statistics["splits"]["train"]["features"]) == {"observation/state"}
@@ -222,9 +224,9 @@ def test_a_dataset_without_actions_is_published_as_well(tmp_path):
 
 
 def test_the_hash_tells_features_apart(published, monkeypatch):
-    facts = DatasetFacts.gather(published)
+    facts = DatasetSummary.load(published)
     before = facts.transform()["sha256"]
-    monkeypatch.setattr(DatasetFacts, "vectors", lambda self: ["action"])
+    monkeypatch.setattr(DatasetSummary, "vectors", lambda self: ["action"])
     assert facts.transform()["sha256"] != before
 
 
@@ -333,7 +335,7 @@ def test_a_review_leaves_out_what_was_rejected(built, tmp_path):
     assert records(reviewed, "val") == records(built, "val")
     assert {file.name: file.read_bytes() for file in built.iterdir() if file.is_file()} == before
     made = json.loads((reviewed / "metadata.json").read_text())
-    assert made["dropped"] == {"human": 3}
+    assert made["dropped_items"] == {"human": 3}
     assert made["reviewed_from"] == NAME
     ours, theirs = RLDSDataset(built), RLDSDataset(reviewed)
     for name in ("action", "annotation/box", "language_instruction"):
@@ -390,7 +392,7 @@ def test_a_review_that_does_not_fit_is_refused(built, tmp_path):
 
 
 def test_the_page_of_any_dataset_can_be_judged(built, tmp_path):
-    dataset_gallery(built, tmp_path / "page.html", split="val", frames=4)
+    write_dataset_gallery(built, tmp_path / "page.html", split="val", num_frames=4)
     page = (tmp_path / "page.html").read_text()
     assert page.count("<article>") == 4
     assert page.count("<figcaption>camera1</figcaption>") == 4
@@ -402,5 +404,5 @@ def test_the_page_of_any_dataset_can_be_judged(built, tmp_path):
 
 def test_images_that_are_stored_upside_down_are_shown_upright():
     image, about = np.arange(12, dtype=np.uint8).reshape(2, 2, 3), {"turned": ["wrist"]}
-    np.testing.assert_array_equal(upright(image, "observation/wrist", about)[0, 0], image[1, 1])
-    np.testing.assert_array_equal(upright(image, "observation/front", about), image)
+    np.testing.assert_array_equal(to_upright(image, "observation/wrist", about)[0, 0], image[1, 1])
+    np.testing.assert_array_equal(to_upright(image, "observation/front", about), image)

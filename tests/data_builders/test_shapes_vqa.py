@@ -13,7 +13,7 @@ from data_builders.common import build
 from data_builders.shapes_vqa.shapes_vqa_dataset_builder import Builder, ShapesConfig, make_image
 from etcvla.etc.items import GENERAL
 
-CONFIG = ShapesConfig(train=12, val=5, image_size=48)
+CONFIG = ShapesConfig(episodes=12, val_episodes=5, image_size=48)
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess:
@@ -26,8 +26,8 @@ def built(tmp_path_factory):
     out = tmp_path_factory.mktemp("datasets")
     run = _run(
         f"--out={out}",
-        "--train=12",
-        "--val=5",
+        "--episodes=12",
+        "--val_episodes=5",
         "--image_size=48",
         f"--gallery={out}/page/shapes.html",
     )
@@ -104,7 +104,7 @@ def test_images_depend_on_seed_split_and_index_alone():
 
 def test_the_command_shows_progress_and_prints_the_path_alone(built):
     out, run = built
-    assert run.stdout.strip() == f"{out}/shapes_vqa/train12_val5_image_size48/1.0.0"
+    assert run.stdout.strip() == f"{out}/shapes_vqa/12ep_5val_48px/1.0.0"
     assert "shapes_vqa train: 12/12" in run.stderr
     assert "s left" in run.stderr
 
@@ -187,7 +187,7 @@ def test_the_command_names_a_bad_flag(tmp_path):
 
 
 def test_progress_counts_and_passes_on(capsys):
-    assert list(build.progress("abc", total=3, what="letters", every=0)) == ["a", "b", "c"]
+    assert list(show_progress("abc", total=3, label="letters", interval=0)) == ["a", "b", "c"]
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(",")[0] for line in lines] == [
         "letters: 1/3",
