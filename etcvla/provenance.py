@@ -8,7 +8,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+import etcvla
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+# A training run's numbers depend on these packages.
+RUN_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain")
 
 
 def package_versions(names: Sequence[str]) -> dict[str, str]:
@@ -20,6 +24,11 @@ def package_versions(names: Sequence[str]) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "not installed"
     return versions
+
+
+def run_versions() -> dict[str, str]:
+    """Return the versions of etcvla and of the packages that a run's numbers depend on."""
+    return {"etcvla": etcvla.__version__, **package_versions(RUN_PACKAGES)}
 
 
 def python_version() -> str:

@@ -1,4 +1,4 @@
-"""Intervals, so that ten trials are not read as a thousand."""
+"""95 % confidence intervals of success rates and accuracies."""
 
 from __future__ import annotations
 
@@ -7,20 +7,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy.stats
 
-
-def wilson(successes: float, trials: float, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval of a success rate (1927), 95 % by default; (0, 1) without trials."""
-    if not trials:
-        return 0.0, 1.0
-    p, z2 = successes / trials, z * z
-    centre = (p + z2 / (2 * trials)) / (1 + z2 / trials)
-    half = z / (1 + z2 / trials) * math.sqrt(p * (1 - p) / trials + z2 / (4 * trials * trials))
-    return max(0.0, centre - half), min(1.0, centre + half)
+Z = float(scipy.stats.norm.ppf(0.975))  # 1.95996: 95 % of a normal distribution is within +-Z
 
 
 class Estimate(NamedTuple):
-    """A share in [0, 1] with its 95 % interval, and from how many trials it is."""
+    """A rate in [0, 1] with its 95 % interval and the number of trials."""
 
     value: float
     low: float
@@ -28,36 +21,62 @@ class Estimate(NamedTuple):
     count: int
 
 
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """Return Wilson's score interval (1927) of a success rate; (0, 1) without trials."""
+    if not trials:
+        return 0.0, 1.0
+    interval = scipy.stats.binomtest(successes, trials).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
+
+
 def rate(successes: int, trials: int) -> Estimate | None:
-    """A success rate with Wilson's interval; None without trials."""
-    return Estimate(successes / trials, *wilson(successes, trials), trials) if trials else None
+    """Return a success rate with Wilson's interval; None without trials."""
+    if not trials:
+        return None
+    low, high = wilson(successes, trials)
+    return Estimate(successes / trials, low, high, trials)
 
 
 def clustered(values: Sequence[bool], clusters: Sequence[int]) -> Estimate:
-    """The share of true ones among values that come in clusters, as questions do in episodes.
+    """Return the rate of True among values that are correlated within clusters.
 
-    Its interval is Wilson's of as many independent trials as these are worth: their number over Kish's design effect
-    (1965), here the clustered variance of the mean over the independent one, at least 1.
+    An example are answers about frames of one episode. The interval is Wilson's for an effective
+    number of independent trials: the number of values over Kish's design effect (1965), which is
+    the clustered variance of the mean over its independent variance, at least 1.
+
+    Args:
+      clusters: the cluster of each value.
     """
-    values, p = np.asarray(values, float), float(np.mean(values))
-    sums = np.bincount(np.unique(clusters, return_inverse=True)[1], weights=values - p)
-    independent = len(values) * p * (1 - p)
-    trials = (
-        len(values) / max(1.0, float(np.square(sums).sum()) / independent)
-        if independent
-        else len(values)
-    )
-    return Estimate(p, *wilson(p * trials, trials), len(values))
+    values = np.asarray(values, float)
+    mean_value = float(values.mean())
+    cluster_index = np.unique(clusters, return_inverse=True)[1]
+    cluster_sums = np.bincount(cluster_index, weights=values - mean_value)
+    independent_variance = len(values) * mean_value * (1 - mean_value)
+    design_effect = 1.0
+    if independent_variance:
+        design_effect = max(1.0, float(np.square(cluster_sums).sum()) / independent_variance)
+    low, high = _wilson_of_rate(mean_value, len(values) / design_effect)
+    return Estimate(mean_value, low, high, len(values))
 
 
-def mean(parts: Sequence[Estimate]) -> Estimate | None:
-    """The unweighted mean of independent shares; None without any.
+def _wilson_of_rate(value: float, trials: float) -> tuple[float, float]:
+    """Return Wilson's interval of a rate for a number of trials that need not be an integer."""
+    shrink = 1 + Z**2 / trials
+    centre = (value + Z**2 / (2 * trials)) / shrink
+    half_width = Z / shrink * math.sqrt(value * (1 - value) / trials + Z**2 / (4 * trials**2))
+    return max(0.0, centre - half_width), min(1.0, centre + half_width)
 
-    Its interval is MOVER's (Zou and Donner 2008): the squared distances to the parts' limits add up.
+
+def mean(estimates: Sequence[Estimate]) -> Estimate | None:
+    """Return the unweighted mean of independent rates; None for no rates.
+
+    The interval is MOVER (Zou and Donner 2008): squared distances to the limits add up.
     """
-    if not parts:
+    if not estimates:
         return None
-    value = sum(part.value for part in parts) / len(parts)
-    below = math.hypot(*(part.value - part.low for part in parts)) / len(parts)
-    above = math.hypot(*(part.high - part.value for part in parts)) / len(parts)
-    return Estimate(value, value - below, value + above, sum(part.count for part in parts))
+    size = len(estimates)
+    value = sum(estimate.value for estimate in estimates) / size
+    below = math.hypot(*(estimate.value - estimate.low for estimate in estimates)) / size
+    above = math.hypot(*(estimate.high - estimate.value for estimate in estimates)) / size
+    count = sum(estimate.count for estimate in estimates)
+    return Estimate(value, value - below, value + above, count)

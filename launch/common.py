@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 import jax
 import ml_collections
 from absl import app, flags, logging
-from etcvla.pages.plan import plot_plan
 from etils import epath
 
 from configs import common as fields
@@ -23,6 +22,7 @@ from etcvla.errors import UserError
 from etcvla.eval.in_loop import make_evaluation
 from etcvla.names import lookup
 from etcvla.pages.first_batch import draw_batch
+from etcvla.pages.plan import plot_plan
 from etcvla.train.hosts import all_hosts_agree, log_on_host0
 from etcvla.train.loop import train
 from etcvla.train.monitor import MonitorOptions

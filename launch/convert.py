@@ -13,7 +13,7 @@ from absl import flags
 from etcvla.models import pretrained
 from etcvla.models.variants import config_from_dict
 from etcvla.policy import Policy
-from etcvla.train.checkpoint import Checkpoints
+from etcvla.train.checkpoint import find_checkpoint
 from launch import common
 
 _FROM = flags.DEFINE_string(
@@ -49,11 +49,11 @@ def norm_stats(policy: Policy) -> dict:
 
 def inspect(path: str) -> str:
     """Format, number of parameters and sizes of what lies at a path. Raises FileNotFoundError if nothing does."""
-    checkpoints = Checkpoints(path)
-    if checkpoints.latest() is not None:
-        meta = checkpoints.meta()
+    own = find_checkpoint(path)
+    if own is not None:
+        meta = own.meta()
         shapes = pretrained.parameter_shapes(config_from_dict(meta["model"])).values()
-        return f"{path}: etcvla checkpoint, step {checkpoints.latest()}: {total(shapes)}\n  {meta['model']}"
+        return f"{path}: etcvla checkpoint, step {own.step}: {total(shapes)}\n  {meta['model']}"
     checkpoint = pretrained.find(path)
     if checkpoint is None:
         raise FileNotFoundError(

@@ -8,13 +8,12 @@ checkpoint.
 """
 
 from absl import flags
-from etcvla.pages.knowledge import sections
-from etcvla.pages.report import make_page
 from etils import epath
 
 from etcvla.eval.evaluate import open_splits
 from etcvla.eval.knowledge import compare_checkpoints, write_csv
 from etcvla.files import write_json
+from etcvla.pages.knowledge import write_knowledge_page
 from launch import common
 
 _CHECKPOINT = flags.DEFINE_list(
@@ -51,9 +50,7 @@ def main(_: list[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "knowledge.json", results)
     write_csv(out / "knowledge.csv", results)
-    title = f"<h1>{', '.join(results)}</h1>"
-    (out / "knowledge.html").write_text(make_page("Knowledge", title, sections(results)))
-    print(out / "knowledge.html")
+    print(write_knowledge_page(out / "knowledge.html", results))
 
 
 if __name__ == "__main__":

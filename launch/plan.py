@@ -4,9 +4,9 @@ python launch/plan.py --config=configs/objective_bridge.py[:VARIANT] [--out=plan
 """
 
 from absl import flags
-from etcvla.pages.plan import plot_plan
 from ml_collections import config_flags
 
+from etcvla.pages.plan import plot_plan
 from etcvla.train.plan_table import plan_table
 from etcvla.train.stage import Stage, make_plan, missing_paths
 from launch import common

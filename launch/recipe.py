@@ -23,8 +23,7 @@ from etcvla.eval.trials import EvalProtocol
 from etcvla.eval.vqa import mean_accuracy
 from etcvla.files import write_json
 from etcvla.pages.report import write_report
-from etcvla.provenance import git_commit
-from etcvla.train.checkpoint import versions
+from etcvla.provenance import git_commit, run_versions
 from launch import common
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/recipe.py", "Config file of a recipe.")
@@ -187,7 +186,7 @@ def write_summary(
         "stages": summaries,
         "seconds": time.time() - start,
         "peak_memory_gib": max(own, children) / 2**20,
-        "versions": versions(),
+        "versions": run_versions(),
         "seeds": {"recipe": recipe.seed},
         "commit": git_commit(),
     }

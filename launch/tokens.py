@@ -8,7 +8,7 @@ from absl import flags
 
 from etcvla.data.assets import Assets
 from etcvla.data.tokenizer import Tokenizer
-from etcvla.train.checkpoint import Checkpoints
+from etcvla.train.checkpoint import open_checkpoint
 from launch import common
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -29,7 +29,7 @@ _TEXT = flags.DEFINE_string("text", "open the drawer\n<loc0512><loc1023>", "Text
 def main(_: list[str]) -> None:
     """Print the vocabulary."""
     if _CHECKPOINT.value:
-        meta = Checkpoints(_CHECKPOINT.value).meta()
+        meta = open_checkpoint(_CHECKPOINT.value).meta()
         tokenizer = Assets.from_json(meta["assets"]).tokenizer
     else:
         tokenizer = Tokenizer.load(

@@ -27,7 +27,7 @@ import numpy as np
 
 from etcvla.rules import path_str
 from etcvla.train import hosts, sharding
-from etcvla.train.checkpoint import Checkpoints
+from etcvla.train.checkpoint import find_checkpoint, open_checkpoint
 from etcvla.train.loop import abstract_state, train
 from etcvla.train.stage import Stage
 from tests.data.handmade_rlds import write_robot_set
@@ -51,6 +51,12 @@ def run(dataset: pathlib.Path, workdir: pathlib.Path, devices: int, others: tupl
     if others:
         hosts.connect(*others)
     train(config_of(dataset, workdir))
+
+
+def saved_step(workdir: pathlib.Path) -> int:
+    """Return the step of a workdir's newest checkpoint; 0 without one."""
+    checkpoint = find_checkpoint(workdir)
+    return checkpoint.step if checkpoint else 0
 
 
 def free_port() -> int:
@@ -107,7 +113,7 @@ class Killer:
         """The newest checkpoint, by path."""
         config = config_of(self.dataset, workdir)
         _, abstract = abstract_state(Stage.open(config), sharding.make_mesh(config.mesh))
-        found = Checkpoints(workdir).restore(abstract)
+        found = open_checkpoint(workdir).train_state(abstract)
         return {
             path_str(path): np.asarray(leaf)
             for path, leaf in jax.tree_util.tree_flatten_with_path(found)[0]
@@ -163,7 +169,7 @@ def kill_training(
         workdir = folder / f"killed_{counts['runs']}"
         if name := killer.kill(workdir, seconds):
             counts[name] += 1
-            print(f"{name} at step {Checkpoints(workdir).latest() or 0}", flush=True)
+            print(f"{name} at step {saved_step(workdir)}", flush=True)
         if not name or counts["SIGKILL"] + counts["SIGTERM"] == kills:
             killer.finish(workdir)
             assert_as(killer, workdir, expected, let_be[0])

@@ -103,9 +103,9 @@ def test_what_is_done_is_not_done_again(recipe):
 
 def test_a_stages_checkpoint_knows_where_it_comes_from(recipe):
     _, folder, _ = recipe
-    from etcvla.train.checkpoint import Checkpoints
+    from etcvla.train.checkpoint import open_checkpoint
 
-    meta = Checkpoints(str(folder / "run/retentive_adapt")).meta()
+    meta = open_checkpoint(str(folder / "run/retentive_adapt")).meta()
     assert [pathlib.Path(parent["workdir"]).name for parent in meta["lineage"]] == [
         "vlm_pretrain",
         "distribution_bridge",

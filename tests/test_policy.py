@@ -14,8 +14,8 @@ from etcvla.errors import UserError
 from etcvla.models.decode import decode_text, sample_actions
 from etcvla.models.lora import merge
 from etcvla.policy import Policy, PolicyOptions
-from etcvla.train.checkpoint import Checkpoints
-from etcvla.train.loop import checkpoint_meta
+from etcvla.train.checkpoint import CheckpointWriter
+from etcvla.train.checkpoint_meta import checkpoint_meta
 from etcvla.train.stage import Stage
 from etcvla.train.state import TrainState
 from tests.data.handmade_rlds import write_robot_set
@@ -33,7 +33,7 @@ token_state = pytest.mark.parametrize("flow_policy", ["token"], indirect=True)
 def save(stage, params, **options):
     """Save a checkpoint with these EMA parameters, as training does, and load it as a policy."""
     state = TrainState(step=np.int32(1), params={}, ema=params, opt={"count": np.zeros(1)})
-    checkpoints = Checkpoints(stage.config.workdir, keep=1)
+    checkpoints = CheckpointWriter(stage.config.workdir, keep=1)
     checkpoints.save(state, checkpoint_meta(stage))
     checkpoints.wait()
     return Policy.load(stage.config.workdir, num_steps=3, **options)
@@ -472,5 +472,5 @@ def test_stage_that_trained_no_actions_needs_an_explicit_head(flow_policy, tmp_p
 
 
 def test_missing_checkpoint_is_an_error(tmp_path):
-    with pytest.raises((UserError, FileNotFoundError), match="no checkpoint in"):
+    with pytest.raises(UserError, match="no checkpoint in"):
         Policy.load(str(tmp_path))

@@ -18,7 +18,7 @@ from etcvla.data.rows import RowBuilder, RowOptions
 from etcvla.data.tokenizer import Tokenizer
 from etcvla.models.variants import config_from_dict
 from etcvla.models.vla import init_params
-from etcvla.train.checkpoint import Checkpoints
+from etcvla.train.checkpoint import open_checkpoint
 from etcvla.train.loop import train
 from etcvla.train.optim import make_optimizer
 from etcvla.train.plan_table import plan_table
@@ -184,7 +184,7 @@ def test_a_recipe_trains(dataset, tmp_path, recipe):
     ]
     assert len(found) == 12 and np.mean(found[-3:]) < np.mean(found[:3])
     assert f"loss/{RECIPES[recipe][0][0]}" in result["metrics"]
-    saved = config_from_dict(Checkpoints(tmp_path).meta()["model"])
+    saved = config_from_dict(open_checkpoint(tmp_path).meta()["model"])
     assert saved == Stage.open(config).model.config
     assert (saved.expert is None) == (recipe == "pi0_fast")
 

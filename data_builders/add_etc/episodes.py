@@ -214,7 +214,7 @@ class EpisodeAnnotator:
                 calibration = self.calibrations.get(episode_id, camera)
                 if calibration is not None:
                     is_rotated = camera in self._rotated_cameras
-                    matrix[:, number] = calibration.matrix(turned=is_rotated)
+                    matrix[:, number] = calibration.matrix(rotated=is_rotated)
         return {"camera_matrix": matrix, "gripper_pixel": project(matrix, position[:, None])}
 
     def _query_endpoint(

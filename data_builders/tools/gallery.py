@@ -69,7 +69,7 @@ def read_entry(dataset: RLDSDataset, episode: int, step: int) -> GalleryEntry:
         annotation=annotation,
         step=step,
         episode_id=episode_id,
-        others=images,
+        other_images=images,
     )
 
 

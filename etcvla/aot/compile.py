@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import re
 import tempfile
 import time
@@ -145,7 +144,7 @@ def useful_flops(config: ml_collections.ConfigDict, mesh: Mesh) -> int:
     stage = planned_stage(config)
     optimizer, abstract = abstract_state(stage, mesh)
     return step_flops(
-        lambda model: make_step(dataclasses.replace(stage, model=model), optimizer, abstract),
+        lambda model: make_step(stage, optimizer, abstract, model=model),
         stage.model,
         abstract,
         abstract_batch(stage, mesh),
@@ -194,8 +193,3 @@ def _needed_gib(message: str) -> float:
     units = {"K": 2**-20, "M": 2**-10, "G": 1.0, "T": 2.0**10}
     found = re.search(r"(?:Used |\()([\d.]+)([KMGT])\)?(?: of| exceeds)", message)
     return float(found[1]) * units[found[2]] if found else float("nan")
-
-
-def versions() -> dict[str, str]:
-    """Of what compiled."""
-    return {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")}

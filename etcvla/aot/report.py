@@ -11,9 +11,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from etcvla.aot.chips import Chip, Slice
-from etcvla.aot.compile import Compiled, DoesNotFitError, compile_step, useful_flops, versions
+from etcvla.aot.compile import Compiled, DoesNotFitError, compile_step, useful_flops
 from etcvla.aot.costs import Costs
 from etcvla.aot.hlo import replica_groups
+from etcvla.provenance import package_versions
 from etcvla.train import sharding
 from etcvla.train.usage import GIB
 
@@ -35,7 +36,7 @@ def report(
         "chips": target.chips,
         "batch_size": config.batch_size,
         "hbm_gib": target.chip.hbm_gib,
-        "versions": versions(),
+        "versions": package_versions(("jax", "jaxlib", "libtpu")),
     }
     mesh = sharding.make_mesh(config.mesh, list(target.devices()))
     try:

@@ -1,14 +1,15 @@
-"""pi0 as the model benchmark computes it, and our side of the comparison.
+"""The workload of the model benchmark, and this project's side of it.
 
-Both sides have the same sizes, parameters and inputs: a batch with `TEXT_LEN` tokens of prompt, a state token, and
-chunks of `HORIZON` x `ACTION_DIM`; flow matching is the only loss, and layers are scanned and wholly rematerialised, as
-openpi has it.
+Both sides have the same sizes, parameters and inputs: `TEXT_LEN` prompt tokens, a state token, and
+chunks of `HORIZON` x `ACTION_DIM`. Flow matching is the only loss. Layers are scanned and fully
+rematerialised, as in openpi.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,16 +20,22 @@ import numpy as np
 from etcvla import batch as batch_lib
 from etcvla.models import flow, variants
 from etcvla.models.decode import sample_actions
-from etcvla.models.vla import VLA, VLAConfig, init_params
+from etcvla.models.vla import VLA, Params, VLAConfig, init_params
 from etcvla.train.optim import make_optimizer
 from etcvla.train.state import TrainState
 from etcvla.train.step import StepSettings, train_step
 
-TEXT_LEN, HORIZON, ACTION_DIM = 48, 50, 32  # openpi's pi0
-CAMERAS, EULER_STEPS = 3, 10
-TIME = 0.7  # at which both sides' velocities are compared
+# openpi's pi0.
+TEXT_LEN = 48
+HORIZON = 50
+ACTION_DIM = 32
+CAMERAS = 3
+EULER_STEPS = 10
 
-# openpi's optimizer. Both sides have warmed up and fall by a cosine or a line: of no consequence for speed.
+FLOW_TIME = 0.7  # flow time at which the sides' velocities are compared
+STEPS = 30_000
+
+# openpi's optimizer. The shape of the learning rate's decay has no influence on speed.
 OPTIMIZER = ml_collections.ConfigDict(
     {
         "lr": ((0.0, 2.5e-5), (1.0, 2.5e-6)),
@@ -44,22 +51,21 @@ OPTIMIZER = ml_collections.ConfigDict(
         "nu_dtype": "float32",
     }
 )
-STEPS = 30_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """What both sides compute."""
+    """Sizes and inputs that both sides share."""
 
     size: str  # a name in `etcvla.models.variants`
     vocab_size: int
-    rows: int  # of a training batch; acting has one
+    rows: int  # rows of a training batch; acting has one
     dtype: str
     seed: int = 0
 
     @property
     def config(self) -> VLAConfig:
-        """pi0 in this size."""
+        """Return pi0's config in this size."""
         return variants.make_config(
             self.size,
             expert="plain",
@@ -74,42 +80,49 @@ class Workload:
             remat="full",
         )
 
-    def params(self) -> dict:
-        """Noise, also where a model starts from zero: the sides' agreement would say less otherwise."""
+    def params(self) -> Params:
+        """Return random parameters.
+
+        Parameters that a model initialises to zero are random too, so that the comparison of
+        outputs covers them.
+        """
         rng = np.random.default_rng(self.seed)
         shapes = jax.eval_shape(functools.partial(init_params, VLA(self.config)))
-        return jax.tree.map(
-            lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape, np.float32) / 24), shapes
-        )
+
+        def _draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+            return jnp.asarray(rng.standard_normal(leaf.shape, np.float32) / 24)
+
+        return jax.tree.map(_draw, shapes)
 
     def batch(self, rows: int, cameras: int) -> dict[str, np.ndarray]:
-        """Noise, in the fields of `etcvla.batch`. Fewer cameras are the first ones of more."""
-        rng, size = np.random.default_rng(self.seed), self.config.siglip.image_size
+        """Return a random batch with the fields of `etcvla.batch`.
+
+        A batch with fewer cameras has the first cameras of one with more.
+        """
+        rng = np.random.default_rng(self.seed)
+        size = self.config.siglip.image_size
         batch = batch_lib.zeros(
             B=rows, C=CAMERAS, H=size, W=size, L=TEXT_LEN, S=ACTION_DIM, P=HORIZON, A=ACTION_DIM
         )
-        batch |= {
-            "images": rng.integers(0, 256, batch["images"].shape, np.uint8)[:, :cameras],
-            "image_mask": np.ones((rows, cameras), bool),
-            "tokens": rng.integers(4, self.vocab_size, batch["tokens"].shape, np.int32),
-            "segment": np.ones_like(batch["segment"]),
-            "action_segment": np.ones_like(batch["action_segment"]),
-            "state": rng.standard_normal(batch["state"].shape, np.float32),
-            "actions": rng.standard_normal(batch["actions"].shape, np.float32),
-            "action_mask": np.ones_like(batch["action_mask"]),
-        }
+        images = rng.integers(0, 256, batch["images"].shape, np.uint8)
+        batch["images"] = images[:, :cameras]
+        batch["image_mask"] = np.ones((rows, cameras), bool)
+        batch["tokens"] = rng.integers(4, self.vocab_size, batch["tokens"].shape, np.int32)
+        for name in ("segment", "action_segment", "action_mask"):
+            batch[name] = np.ones_like(batch[name])
+        for name in ("state", "actions"):
+            batch[name] = rng.standard_normal(batch[name].shape, np.float32)
         return batch
 
     def noise(self, rows: int) -> np.ndarray:
-        """float32[rows, P, A]."""
-        return np.random.default_rng(self.seed + 1).standard_normal(
-            (rows, HORIZON, ACTION_DIM), np.float32
-        )
+        """Return the noise float32[rows, P, A] from which chunks are sampled."""
+        rng = np.random.default_rng(self.seed + 1)
+        return rng.standard_normal((rows, HORIZON, ACTION_DIM), np.float32)
 
 
-def settings(*, losses: tuple[str, ...] = ("flow",), max_targets: int = 1) -> StepSettings:
-    """Of a step with these losses, each with weight 1, and one noise sample a chunk."""
-    points = {name: ((0.0, float(name in losses)),) for name in ("text", "fast", "flow")}
+def make_settings(*, losses: tuple[str, ...] = ("flow",), max_targets: int = 1) -> StepSettings:
+    """Return settings of a step with these losses, weight 1 each, and one noise sample."""
+    weights = {name: ((0.0, float(name in losses)),) for name in ("text", "fast", "flow")}
     return StepSettings(
         seed=0,
         steps=STEPS,
@@ -120,15 +133,19 @@ def settings(*, losses: tuple[str, ...] = ("flow",), max_targets: int = 1) -> St
         color=0.0,
         ema_decay=OPTIMIZER.ema,
         loc_offset=0,
-        **points,
+        **weights,
     )
 
 
-def make_step(model: VLA, params: Any, options: StepSettings):
-    """(train_step of (state, batch), initial state of params); params may be shapes."""
+def make_step(model: VLA, params: Params, settings: StepSettings) -> tuple[Callable, Callable]:
+    """Return the training step (state, batch) -> (state, metrics), and params -> initial state.
+
+    Args:
+      params: parameters or their shapes.
+    """
     optimizer = make_optimizer(OPTIMIZER, STEPS, params)
 
-    def start(params):
+    def _initial_state(params: Params) -> TrainState:
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -136,42 +153,46 @@ def make_step(model: VLA, params: Any, options: StepSettings):
             opt=optimizer.init(params),
         )
 
-    return functools.partial(train_step, model=model, optimizer=optimizer, settings=options), start
+    step = functools.partial(train_step, model=model, optimizer=optimizer, settings=settings)
+    return step, _initial_state
 
 
 class OurModel:
-    """The jobs of the benchmark, done by this project: its training step and its sampling as they are."""
+    """This project's side: its training step and its action sampling."""
 
     def __init__(self, **fields: Any):
         workload = Workload(**fields)
-        self.model, self.rows = VLA(workload.config), workload.rows
-        self.batches = {
-            (rows, cameras): jax.device_put(workload.batch(rows, cameras))
-            for rows in {1, self.rows}
-            for cameras in (2, CAMERAS)
-        }
+        self.model = VLA(workload.config)
+        self.rows = workload.rows
+        self.batches = {}
+        for rows in {1, self.rows}:
+            for cameras in (2, CAMERAS):
+                self.batches[rows, cameras] = jax.device_put(workload.batch(rows, cameras))
         self.noise = jnp.asarray(workload.noise(1))
         params = workload.params()
-        step, start = make_step(self.model, params, settings())
-        self.state = jax.jit(start, donate_argnums=0)(params)
+        step, initial_state = make_step(self.model, params, make_settings())
+        self.state = jax.jit(initial_state, donate_argnums=0)(params)
         self._step = jax.jit(step, donate_argnums=0)
         self._sample = jax.jit(functools.partial(sample_actions, self.model, num_steps=EULER_STEPS))
 
     def velocity(self, cameras: int) -> list:
-        """float[1, P, A] at `TIME`, as nested lists."""
+        """Return the velocity float[1, P, A] at `FLOW_TIME`, as nested lists."""
 
-        def predict(params, batch, noise):
-            time = jnp.full((1, 1), TIME)
+        def _predict(params: Params, batch: dict, noise: jax.Array) -> jax.Array:
+            time = jnp.full((1, 1), FLOW_TIME)
             x_t, _ = flow.interpolate(batch["actions"], noise[:, None], time)
-            return self.model.apply({"params": params}, batch, None, x_t, time)[1][:, 0]
+            _, velocity = self.model.apply({"params": params}, batch, None, x_t, time)
+            return velocity[:, 0]
 
-        return jax.jit(predict)(self.state.params, self.batches[1, cameras], self.noise).tolist()
+        batch = self.batches[1, cameras]
+        return jax.jit(_predict)(self.state.params, batch, self.noise).tolist()
 
     def sample(self, cameras: int) -> list:
-        """float[1, P, A]: one chunk, as nested lists."""
+        """Sample one chunk float[1, P, A], as nested lists."""
         return self._sample(self.state.params, self.batches[1, cameras], self.noise).tolist()
 
     def train(self, cameras: int) -> float:
-        """One step; returns the loss."""
+        """Run one training step and return its loss."""
         self.state, metrics = self._step(self.state, self.batches[self.rows, cameras])
-        return float(jax.block_until_ready((self.state, metrics))[1]["loss"])
+        jax.block_until_ready(self.state)
+        return float(metrics["loss"])

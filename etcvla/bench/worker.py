@@ -1,6 +1,6 @@
-"""One side of a comparison as a process that waits: it computes when it is asked, and else leaves the cores alone.
+"""Run one side of a comparison in a process of its own, which uses no CPU between jobs.
 
-A side is a class; a job is one of its methods. Requests and answers are lines of JSON.
+A side is a class, and a job is one of its methods. Requests and replies are lines of JSON.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from typing import Any, NamedTuple
 
 
 class Run(NamedTuple):
-    """One job, timed."""
+    """Result and cost of one job."""
 
     result: Any
     wall: float  # seconds
     cpu: float  # seconds over all threads
-    peak_gib: float  # the most memory that the process has held so far
+    peak_gib: float  # peak memory of the process so far
 
 
 class Worker:
-    """The parent's end.
+    """Parent's handle of a side's process.
 
     Args:
       side: "module:class".
-      arguments: of the class, as JSON can hold them.
+      arguments: arguments of the class, as JSON values.
     """
 
     def __init__(self, side: str, **arguments: Any):
@@ -40,49 +40,50 @@ class Worker:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self._answer()  # it stands ready
+        self._read_reply()  # the side is constructed
 
     def __call__(self, job: str, **arguments: Any) -> Run:
-        """Does one job and waits for it."""
+        """Run a job and wait for it. Raises RuntimeError if the process ended."""
         print(json.dumps([job, arguments]), file=self.process.stdin, flush=True)
-        return Run(**self._answer())
+        return Run(**self._read_reply())
 
-    def _answer(self) -> dict:
+    def _read_reply(self) -> dict[str, Any]:
         line = self.process.stdout.readline()
         if not line:
+            code = self.process.wait()
             raise RuntimeError(
-                f"the benchmark's process of {self.side} stopped with code {self.process.wait()}; why "
-                "stands above"
+                f"the benchmark process of {self.side} ended with code {code}; its error is above"
             )
         return json.loads(line)
 
     def __enter__(self) -> Worker:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.process.stdin.close()
         self.process.kill()
         self.process.wait()
 
 
 def main(side: str, arguments: str) -> None:
-    """The child's end: answers until its input ends."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever libraries print must not mix with the answers
+    """Run jobs from standard input until it ends (the child process)."""
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print goes to standard error, not between the replies
     module, name = side.split(":")
     worker = getattr(importlib.import_module(module), name)(**json.loads(arguments))
-    print("{}", file=answers, flush=True)
+    print("{}", file=replies, flush=True)
     for line in sys.stdin:
         job, options = json.loads(line)
-        wall, cpu = time.perf_counter(), time.process_time()
+        wall = time.perf_counter()
+        cpu = time.process_time()
         result = getattr(worker, job)(**options)
         run = Run(
-            result,
-            time.perf_counter() - wall,
-            time.process_time() - cpu,
-            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+            result=result,
+            wall=time.perf_counter() - wall,
+            cpu=time.process_time() - cpu,
+            peak_gib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         )
-        print(json.dumps(run._asdict()), file=answers, flush=True)
+        print(json.dumps(run._asdict()), file=replies, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""Other people's datasets in our terms: the one table of them, and a view of a dataset by one of its lines.
+"""Read datasets with other conventions: a table of adapters, and the view of a dataset by one.
 
-In our terms a frame has observation/<camera>, observation/state, language_instruction and action, and a gripper
-action is 1 open, 0 closed. Steps that a filter drops are as if they had not been recorded: frames are numbered, and
-chunks cut, without them. Each transform of actions stands beside its inverse, by which a policy speaks to the robot.
-What labels are made from (`AnnotationSources`) stands in the same line; a view neither reads nor changes it.
+After adaptation a frame has observation/<camera>, observation/state, language_instruction and
+action, and a gripper action is 1 for open and 0 for closed. Steps that a filter drops do not
+count: frames are numbered and chunks are cut without them. Each transform of actions is next to
+its inverse, which turns a policy's actions into the robot's. An adapter also names the features
+that ETC annotation needs (`AnnotationSources`); the view of the dataset neither reads nor changes
+them.
 
-Sources of the facts: the datasets' own builders, octo/data/oxe (octo-models/octo), openpi's droid_rlds_dataset.py and
-OpenVLA's LIBERO conversion.
+Sources of the table: the datasets' own builders, octo/data/oxe (octo-models/octo), openpi's
+droid_rlds_dataset.py and OpenVLA's LIBERO conversion.
 """
 
 from __future__ import annotations
@@ -21,24 +23,31 @@ from typing import Any
 
 import numpy as np
 
+from etcvla.data.cache import Entry
 from etcvla.data.episodes import NO_BUFFERS, Episodes, PendingImages
 from etcvla.data.rlds import RLDSDataset
 from etcvla.data.rlds_layout import Feature
+from etcvla.errors import UserError
 from etcvla.names import lookup
 
-STATE, ACTION, INSTRUCTION = "observation/state", "action", "language_instruction"
-NO_MOTION = 1e-4  # OpenVLA: an action whose motion is shorter does nothing
-IDLE = 1e-3  # openpi: motion below this is none
+STATE = "observation/state"
+ACTION = "action"
+INSTRUCTION = "language_instruction"
+NO_MOTION = 1e-4  # OpenVLA: an action with a shorter motion does nothing
+IDLE = 1e-3  # openpi: smaller motions do not count
 
 
 @dataclasses.dataclass(frozen=True)
 class AnnotationSources:
-    """Where a dataset says what ETC is made from; what it does not say is "" or NaN.
+    """The features of a dataset from which ETC annotation is made; "" or NaN where it has none.
 
-    position: (step feature, first dimension) of the grasp centre x, y, z, metres in `frame`.
-    opening: (step feature, dimension) of the gripper, and its values where it is closed and open.
-    episode_id: what of episode_metadata names an episode; without one, its split and number do.
-    calibration: where calibrations of its cameras can be had.
+    Attributes:
+      position: (step feature, first dimension) of the grasp centre x, y, z, in metres.
+      frame: coordinate frame of the position.
+      opening: (step feature, dimension) of the gripper's opening.
+      closed, open: the opening's values where the gripper is closed and open.
+      episode_id: name in episode_metadata of the episode's id; "": use the split and its number.
+      calibration: where calibrations of its cameras are available.
     """
 
     position: tuple[str, int] = ("", 0)
@@ -52,21 +61,28 @@ class AnnotationSources:
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """How a dataset is read; the defaults are our own datasets'. All vectors are float32 after reading.
+    """How a dataset is read; the defaults fit this project's datasets.
 
-    cameras: our name -> image feature, the first the one that ETC speaks of; {} keeps all as they are named.
-    rotated_cameras: cameras that stand on their heads.
-    camera_flags: camera -> what episode_metadata calls the flag that it shows anything.
-    state, action: features whose values make up the vector, one after another.
-    instruction: features, of which the first that is not empty counts.
-    rate: control steps a second; 0: the dataset says, or nobody does.
-    keep: (what of episode_metadata, a regex that all of it must match), for episodes.
-    drop: a name of `STEP_FILTERS`. idle: how many steps without motion make a step idle, so that no chunk begins there.
-    motion: how many of the first action dimensions move the arm; those after them are the gripper.
-    gripper_commands: action dimensions that are commands (1 close, -1 open, 0 go on) and become what they lead to (1 open).
-    affine: (action dimension, scale, shift): ours = theirs * scale + shift.
-    relative: (action dimension, state dimension): ours counts from the state at the chunk's first step.
-    annotation: what ETC is made from.
+    All vectors are float32 after reading.
+
+    Attributes:
+      cameras: camera name -> image feature; ETC items refer to the first. {}: keep all names.
+      rotated_cameras: cameras whose images are stored upside down.
+      camera_flags: camera -> name in episode_metadata of the flag that it has images.
+      state, action: features that are concatenated to the vector.
+      instruction: features with the instruction; the first that is not empty is used.
+      rate: control steps per second. 0: use the rate in the dataset's metadata, if any.
+      episode_filter: (name in episode_metadata, regex that its whole value must match) of the
+        episodes to keep.
+      step_filter: which steps are dropped, a name of `STEP_FILTERS`.
+      idle_steps: a chunk does not begin where nothing moves for this many steps; 0: it may.
+      motion_dims: the first action dimensions, which move the arm; the others are the gripper.
+      gripper_command_dims: action dimensions that are commands (1 close, -1 open, 0 continue) and
+        become the gripper states that follow from them (1 open).
+      affine: (action dimension, scale, shift): adapted = stored * scale + shift.
+      relative_dims: (action dimension, state dimension): the action is relative to the state at the
+        chunk's first step.
+      annotation: the features from which ETC annotation is made.
     """
 
     cameras: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -76,143 +92,173 @@ class Adapter:
     action: tuple[str, ...] = (ACTION,)
     instruction: tuple[str, ...] = (INSTRUCTION,)
     rate: float = 0.0
-    keep: tuple[str, str] | None = None
-    drop: str = "none"
-    idle: int = 0
-    motion: int = 6
-    gripper_commands: tuple[int, ...] = ()
+    episode_filter: tuple[str, str] | None = None
+    step_filter: str = "none"
+    idle_steps: int = 0
+    motion_dims: int = 6
+    gripper_command_dims: tuple[int, ...] = ()
     affine: tuple[tuple[int, float, float], ...] = ()
-    relative: tuple[tuple[int, int], ...] = ()
+    relative_dims: tuple[tuple[int, int], ...] = ()
     annotation: AnnotationSources = AnnotationSources()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON; `from_dict` is the inverse."""
+        """Return the fields as JSON values; `from_dict` is the inverse."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Adapter:
-        """The inverse of `to_dict`."""
-
-        def plain(value):
-            return tuple(plain(v) for v in value) if isinstance(value, list) else value
-
-        found = {name: plain(value) for name, value in fields.items()}
-        facts = {name: plain(value) for name, value in found.pop("annotation", {}).items()}
-        return cls(**found, annotation=AnnotationSources(**facts))
+        """Return the adapter with these fields; the inverse of `to_dict`."""
+        fields = {name: _as_tuples(value) for name, value in fields.items()}
+        annotation = fields.pop("annotation", {})
+        annotation = {name: _as_tuples(value) for name, value in annotation.items()}
+        return cls(**fields, annotation=AnnotationSources(**annotation))
 
     @property
     def digest(self) -> str:
-        """Names the transform: other numbers come from another digest."""
-        transform = {name: value for name, value in self.to_dict().items() if name != "annotation"}
+        """A digest of all fields that influence the values that are read."""
+        transform = self.to_dict()
+        del transform["annotation"]
         return hashlib.sha256(json.dumps(transform, sort_keys=True).encode()).hexdigest()[:16]
 
     def from_robot(self, actions: np.ndarray) -> np.ndarray:
-        """An episode's actions float32[T, A] as stored, in our terms, but for what is relative to a state."""
+        """Adapt an episode's stored actions, float32[T, A], except for `to_relative`."""
         actions = np.array(actions, np.float32)
-        for dim in self.gripper_commands:
+        for dim in self.gripper_command_dims:
             actions[:, dim] = gripper_states_from_commands(actions[:, dim])
         for dim, scale, shift in self.affine:
             actions[:, dim] = actions[:, dim] * scale + shift
         return actions
 
     def to_robot(self, actions: np.ndarray, state: np.ndarray) -> np.ndarray:
-        """Chunks float32[..., P, A] of our terms as the robot takes them: the inverse of `from_robot` and `to_relative`.
+        """Turn adapted chunks into the robot's actions.
+
+        This is the inverse of `from_robot` followed by `to_relative`.
 
         Args:
-          state: float32[..., S], the robot's at the chunk's first step.
+          actions: float32[..., P, A].
+          state: float32[..., S], the robot's state at the chunk's first step.
         """
-        actions = self.to_relative(actions, state, -1)
+        actions = np.array(actions, np.float32)
+        for dim, state_dim in self.relative_dims:
+            actions[..., dim] += state[..., None, state_dim]
         for dim, scale, shift in self.affine:
             actions[..., dim] = (actions[..., dim] - shift) / scale
-        for dim in self.gripper_commands:
+        for dim in self.gripper_command_dims:
             actions[..., dim] = commands_from_gripper_states(actions[..., dim])
         return actions
 
-    def to_relative(self, actions: np.ndarray, state: np.ndarray, sign: int = 1) -> np.ndarray:
-        """Chunks float32[..., P, A], counted from the state float32[..., S] where the table says so; -1 undoes it."""
+    def to_relative(self, actions: np.ndarray, state: np.ndarray) -> np.ndarray:
+        """Make the `relative_dims` of chunks relative to the state at their first step.
+
+        Args:
+          actions: float32[..., P, A]. state: float32[..., S].
+        """
         actions = np.array(actions, np.float32)
-        for dim, of_state in self.relative:
-            actions[..., dim] -= sign * state[..., None, of_state]
+        for dim, state_dim in self.relative_dims:
+            actions[..., dim] -= state[..., None, state_dim]
         return actions
 
     def rotate(self, camera: str, image: np.ndarray) -> np.ndarray:
-        """The image uint8[H, W, 3] upright; its own inverse."""
-        return np.ascontiguousarray(image[::-1, ::-1]) if camera in self.rotated_cameras else image
+        """Rotate the image uint8[H, W, 3] of a rotated camera by 180 degrees; its own inverse."""
+        if camera not in self.rotated_cameras:
+            return image
+        return np.ascontiguousarray(image[::-1, ::-1])
 
-    def idle_steps(self, actions: np.ndarray) -> np.ndarray:
-        """bool[T]: nothing moves from this step on for `idle` steps; of an episode's actions in our terms."""
-        if not self.idle:
+    def is_idle(self, actions: np.ndarray) -> np.ndarray:
+        """Return bool[T]: whether nothing moves in the `idle_steps` steps from each step on.
+
+        Args:
+          actions: an episode's actions after `from_robot`, float32[T, A].
+        """
+        if not self.idle_steps:
             return np.zeros(len(actions), bool)
-        last = np.minimum(np.arange(len(actions))[:, None] + np.arange(self.idle), len(actions) - 1)
-        ahead = actions[last]
-        absolute = {dim for dim, _ in self.relative}
-        moved = [
-            np.abs(
-                ahead[..., dim]
-                - (ahead[:, :1, dim] if dim in absolute or dim >= self.motion else 0)
-            )
-            > IDLE
-            for dim in range(actions.shape[1])
-        ]
-        return ~np.any(moved, axis=(0, 2))
+        steps = np.arange(len(actions))[:, None] + np.arange(self.idle_steps)
+        ahead = actions[np.minimum(steps, len(actions) - 1)]  # [T, idle_steps, A]
+        # Positions and the gripper move if they change; velocities move if they are not zero.
+        reference = np.zeros_like(ahead[:, :1])
+        position_dims = {dim for dim, _ in self.relative_dims}
+        position_dims.update(range(self.motion_dims, actions.shape[1]))
+        for dim in position_dims:
+            reference[:, 0, dim] = ahead[:, 0, dim]
+        moves = np.abs(ahead - reference) > IDLE
+        return ~moves.any(axis=(1, 2))
 
 
-def gripper_states_from_commands(command: np.ndarray) -> np.ndarray:
-    """Gripper commands float[T] (1 close, -1 open, 0 go on) as what they lead to: 1 open, 0 closed.
+def _as_tuples(value: Any) -> Any:
+    """Return the value with lists, at any depth, as tuples."""
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
-    Before the first command the gripper is as that command does not find it; open if there is none. As Octo has it.
+
+def gripper_states_from_commands(commands: np.ndarray) -> np.ndarray:
+    """Turn gripper commands (1 close, -1 open, 0 continue) into the states that follow.
+
+    As in Octo, the state before the first command is the opposite of what it commands, and open if
+    there is no command.
+
+    Args:
+      commands: float[T].
+
+    Returns: float32[T], 1 open and 0 closed.
     """
-    sign = np.where(command > 0.1, -1, np.where(command < -0.1, 1, 0))
-    given = np.flatnonzero(sign)
-    before = -sign[given[0]] if len(given) else 1
-    last = np.maximum.accumulate(np.where(sign != 0, np.arange(len(sign)), -1))
-    return (np.where(last < 0, before, sign[last]) + 1).astype(np.float32) / 2
+    sign = np.where(commands > 0.1, -1, np.where(commands < -0.1, 1, 0))  # 1 open, -1 close
+    command_steps = np.flatnonzero(sign)
+    first_state = -sign[command_steps[0]] if len(command_steps) else 1
+    last_command = np.maximum.accumulate(np.where(sign != 0, np.arange(len(sign)), -1))
+    state = np.where(last_command < 0, first_state, sign[last_command])
+    return (state + 1).astype(np.float32) / 2
 
 
-def commands_from_gripper_states(opened: np.ndarray) -> np.ndarray:
-    """Commands float32[..., P] that lead to these states: one at the first step, then where the state changes."""
-    wanted = np.where(opened > 0.5, -1.0, 1.0).astype(np.float32)
-    same = np.concatenate(
-        [np.zeros_like(wanted[..., :1], bool), wanted[..., 1:] == wanted[..., :-1]], axis=-1
-    )
-    return np.where(same, np.float32(0), wanted)
+def commands_from_gripper_states(states: np.ndarray) -> np.ndarray:
+    """Turn gripper states (1 open) into commands: at the first step, and where the state changes.
+
+    Args:
+      states: float32[..., P].
+
+    Returns: float32[..., P]: 1 close, -1 open, 0 continue.
+    """
+    commands = np.where(states > 0.5, -1.0, 1.0).astype(np.float32)
+    is_unchanged = np.zeros_like(commands, bool)
+    is_unchanged[..., 1:] = commands[..., 1:] == commands[..., :-1]
+    return np.where(is_unchanged, np.float32(0), commands)
 
 
-def drop_no_steps(actions: np.ndarray, motion: int) -> np.ndarray:
-    """bool[T], all False."""
+def drop_no_steps(actions: np.ndarray, motion_dims: int) -> np.ndarray:
+    """Drop nothing: return bool[T], all False."""
     return np.zeros(len(actions), bool)
 
 
-def drop_first_zero(actions: np.ndarray, motion: int) -> np.ndarray:
-    """bool[T]: the first step, if its action is all zero, as Bridge V2 pads it."""
-    return (np.arange(len(actions)) == 0) & ~actions.any(axis=1)
+def drop_first_zero(actions: np.ndarray, motion_dims: int) -> np.ndarray:
+    """Drop the first step if its action is all zero, as Bridge V2 pads it: return bool[T]."""
+    is_first = np.arange(len(actions)) == 0
+    return is_first & ~actions.any(axis=1)
 
 
-def drop_no_ops(actions: np.ndarray, motion: int) -> np.ndarray:
-    """bool[T]: steps that neither move nor change the gripper, and those that do not move before any that does."""
-    still = np.linalg.norm(actions[:, :motion], axis=1) < NO_MOTION
-    held = np.concatenate([[True], (actions[1:, motion:] == actions[:-1, motion:]).all(axis=1)])
-    leading = np.cumsum(~still) == 0
-    return still & (held | leading)
+def drop_no_ops(actions: np.ndarray, motion_dims: int) -> np.ndarray:
+    """Drop the steps that move neither arm nor gripper, and all still steps at the start.
+
+    Returns: bool[T].
+    """
+    is_still = np.linalg.norm(actions[:, :motion_dims], axis=1) < NO_MOTION
+    gripper = actions[:, motion_dims:]
+    is_gripper_held = np.concatenate([[True], (gripper[1:] == gripper[:-1]).all(axis=1)])
+    is_before_motion = np.cumsum(~is_still) == 0
+    return is_still & (is_gripper_held | is_before_motion)
 
 
-STEP_FILTERS = {
-    "none": drop_no_steps,
-    "first_zero": drop_first_zero,
-    "no_ops": drop_no_ops,
-}  # of an episode's stored actions
+# Filters of steps: (stored actions [T, A], motion dimensions) -> bool[T], the steps to drop.
+STEP_FILTERS = {"none": drop_no_steps, "first_zero": drop_first_zero, "no_ops": drop_no_ops}
 
 _LIBERO = Adapter(
     cameras={"front": "observation/image", "wrist": "observation/wrist_image"},
     rate=20.0,
-    drop="no_ops",
-    affine=((6, -0.5, 0.5),),  # -1 open, 1 closed
+    step_filter="no_ops",
+    affine=((6, -0.5, 0.5),),  # stored: -1 open, 1 closed
     annotation=AnnotationSources(
         position=(STATE, 0),
         frame="world",
         opening=(STATE, 6),
-        open=0.04,
-        episode_id="file_path",  # a finger
+        open=0.04,  # metres that one finger has moved
+        episode_id="file_path",
         calibration="libero_tabletop (spatial, goal), libero_floor (object)",
     ),
 )
@@ -226,10 +272,10 @@ _DROID = Adapter(
     action=("action_dict/joint_velocity", "action_dict/gripper_position"),
     instruction=(INSTRUCTION, "language_instruction_2", "language_instruction_3"),
     rate=15.0,
-    keep=("file_path", ".*success.*"),
-    idle=8,
-    motion=7,
-    affine=((7, -1.0, 1.0),),  # 0 open, 1 closed
+    episode_filter=("file_path", ".*success.*"),
+    idle_steps=8,
+    motion_dims=7,
+    affine=((7, -1.0, 1.0),),  # stored: 0 open, 1 closed
     annotation=AnnotationSources(
         position=("observation/cartesian_position", 0),
         opening=("observation/gripper_position", 0),
@@ -241,8 +287,10 @@ _DROID = Adapter(
 )
 
 ADAPTERS = {
-    "own": Adapter(),  # and any dataset that names things alike
-    "bridge_v2": Adapter(  # the release of rail.eecs.berkeley.edu; OXE's older copy has other features
+    # This project's datasets, and all datasets with the same feature names.
+    "own": Adapter(),
+    # The release of rail.eecs.berkeley.edu; OXE's older copy has other features.
+    "bridge_v2": Adapter(
         cameras={
             "front": "observation/image_0",
             "side": "observation/image_1",
@@ -256,8 +304,8 @@ ADAPTERS = {
             "wrist": "has_image_3",
         },
         rate=5.0,
-        keep=("has_language", "True"),
-        drop="first_zero",  # gripper: 1 open, 0 closed
+        episode_filter=("has_language", "True"),
+        step_filter="first_zero",
         annotation=AnnotationSources(
             position=(STATE, 0), opening=(STATE, 6), episode_id="file_path"
         ),
@@ -266,15 +314,16 @@ ADAPTERS = {
     "droid_joint_position": dataclasses.replace(
         _DROID,
         action=("action_dict/joint_position", "action_dict/gripper_position"),
-        relative=tuple((dim, dim) for dim in range(7)),
+        relative_dims=tuple((dim, dim) for dim in range(7)),
     ),
-    "fractal": Adapter(  # RT-1
+    # RT-1.
+    "fractal": Adapter(
         cameras={"front": "observation/image"},
         state=("observation/base_pose_tool_reached", "observation/gripper_closed"),
         action=("action/world_vector", "action/rotation_delta", "action/gripper_closedness_action"),
         instruction=("observation/natural_language_instruction",),
         rate=3.0,
-        gripper_commands=(6,),
+        gripper_command_dims=(6,),
         annotation=AnnotationSources(
             position=("observation/base_pose_tool_reached", 0),
             opening=("observation/gripper_closed", 0),
@@ -282,141 +331,165 @@ ADAPTERS = {
             open=0.0,
         ),
     ),
-    "libero": _LIBERO,  # OpenVLA's modified_libero_rlds, upright already
+    # OpenVLA's modified_libero_rlds, with upright images.
+    "libero": _LIBERO,
+    # Images upside down, as the simulator renders them.
     "libero_raw": dataclasses.replace(
         _LIBERO,
-        rotated_cameras=("front", "wrist"),  # as the simulator renders
+        rotated_cameras=("front", "wrist"),
         annotation=dataclasses.replace(_LIBERO.annotation, calibration=""),
     ),
 }
 
 
 def find_adapter(name: str) -> Adapter:
-    """A line of the table, or a JSON file of `Adapter`'s fields on top of the line that its "base" names ("own").
+    """Return an adapter of `ADAPTERS`, or the one that a JSON file defines.
 
-    Raises FileNotFoundError, or ValueError that names the nearest line or field, or what a field must be.
+    The file has fields of `Adapter`, and in "base" the name of the adapter that they change
+    ("own").
+
+    Raises UserError for an unknown name or field (with the nearest one), or a malformed value.
     """
     if not name.endswith(".json"):
         return lookup(ADAPTERS, name, "adapter of a dataset")
     try:
-        given = json.loads(Path(name).read_text())
+        fields = json.loads(Path(name).read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"adapter of a dataset: no file {name}") from error
     except json.JSONDecodeError as error:
-        raise ValueError(f"{name} is not JSON: {error}") from error
-    base = lookup(ADAPTERS, given.pop("base", "own"), f"base in {name}").to_dict()
-    facts = _over(base["annotation"], given.pop("annotation", {}), name)
-    return Adapter.from_dict(_over(base, given, name) | {"annotation": facts})
+        raise UserError(f"{name} is not JSON: {error}") from error
+    base = lookup(ADAPTERS, fields.pop("base", "own"), f"base in {name}").to_dict()
+    annotation = _override(base["annotation"], fields.pop("annotation", {}), name)
+    return Adapter.from_dict(_override(base, fields, name) | {"annotation": annotation})
 
 
-def _over(base: dict[str, Any], given: Mapping[str, Any], file: str) -> dict[str, Any]:
-    """`base` with the fields of `given`, which must be fields of the same kind."""
-    for field, value in given.items():
-        now = lookup(base, field, f"field in {file}")
-        if isinstance(now, (dict, list, str)) and not isinstance(value, type(now)):
-            raise ValueError(
-                f"{file}: {field} is {json.dumps(value)}, expected something like {json.dumps(now)}"
+def _override(base: dict[str, Any], fields: Mapping[str, Any], file: str) -> dict[str, Any]:
+    """Return `base` with the values of `fields`, which must be fields of the same types."""
+    for field, value in fields.items():
+        base_value = lookup(base, field, f"field in {file}")
+        if isinstance(base_value, dict | list | str) and not isinstance(value, type(base_value)):
+            raise UserError(
+                f"{file}: {field} is {json.dumps(value)}, "
+                f"expected something like {json.dumps(base_value)}"
             )
-    return base | dict(given)
+    return base | dict(fields)
 
 
 class AdaptedDataset(Episodes):
-    """A dataset in our terms. Attributes and methods are those of `Episodes`; `adapter` says how it is read.
+    """A dataset as an adapter reads it.
 
-    Features that the table does not speak of (annotation, ETC) are there under their own names.
+    Features that the adapter does not name (annotation, ETC) keep their names.
 
-    Raises ValueError naming a feature that the table wants and the dataset lacks, and where no step is left.
+    Raises UserError if the dataset lacks a feature that the adapter names, or no step is left.
     """
 
     def __init__(self, dataset: RLDSDataset, adapter: Adapter):
-        self.dataset, self.adapter = dataset, adapter
-        self.directory, self.split = dataset.directory, dataset.split
-        self.damaged, self.whole_records = dataset.damaged, dataset.whole_records
-        self._renamed = {f"observation/{name}": path for name, path in adapter.cameras.items()}
-        self.features = self._features()
+        self.dataset = dataset
+        self.adapter = adapter
+        self.directory = dataset.directory
+        self.split = dataset.split
+        self.damaged = dataset.damaged
+        self.whole_records = dataset.whole_records
+        self._stored_names = {f"observation/{name}": path for name, path in adapter.cameras.items()}
+        self.features = self._make_features()
         self.cache = dataset.cache.below(adapter.digest)
-        _, (self._episodes, lengths, self._steps, self._starts_chunk) = self.cache.get(
+        # The episodes kept and their lengths, int64[E]; of each frame its step in the stored
+        # episode, int64[N], and whether a chunk may begin at it, bool[N].
+        _, (self._episodes, lengths, self._steps, self._may_start) = self.cache.get(
             "steps", self._filter
         )
-        self.number(lengths)
+        self.set_lengths(lengths)
 
     def __reduce__(self):
         return AdaptedDataset, (self.dataset, self.adapter)
 
-    def _features(self) -> dict[str, Feature]:
-        made = {
-            ours: dataclasses.replace(self._find(theirs), name=ours)
-            for ours, theirs in self._renamed.items()
+    def _make_features(self) -> dict[str, Feature]:
+        adapter = self.adapter
+        adapted = {}
+        for name, stored_name in self._stored_names.items():
+            adapted[name] = dataclasses.replace(self._stored_feature(stored_name), name=name)
+        adapted[STATE] = self._vector_feature(STATE, adapter.state)
+        adapted[ACTION] = self._vector_feature(ACTION, adapter.action)
+        instruction = self._stored_feature(adapter.instruction[0])
+        adapted[INSTRUCTION] = dataclasses.replace(instruction, name=INSTRUCTION)
+        replaced = {
+            *self._stored_names.values(),
+            *adapter.state,
+            *adapter.action,
+            *adapter.instruction,
         }
-        for ours, parts in ((STATE, self.adapter.state), (ACTION, self.adapter.action)):
-            found = [self._find(part) for part in parts]
-            made[ours] = dataclasses.replace(
-                found[0],
-                name=ours,
-                shape=(sum(f.width for f in found),),
-                kind="tensor",
-                dtype=np.dtype(np.float32),
-                doc="; ".join(f.doc for f in found if f.doc),
-            )
-        made[INSTRUCTION] = dataclasses.replace(
-            self._find(self.adapter.instruction[0]), name=INSTRUCTION
-        )
-        taken = {
-            *self._renamed.values(),
-            *self.adapter.state,
-            *self.adapter.action,
-            *self.adapter.instruction,
-        }
-        others = {
-            name: feature
-            for name, feature in self.dataset.features.items()
-            if name not in taken and not (self.adapter.cameras and feature.kind == "image")
-        }
-        return others | made
+        features = {}
+        for name, feature in self.dataset.features.items():
+            is_other_camera = bool(adapter.cameras) and feature.kind == "image"
+            if name not in replaced and not is_other_camera:
+                features[name] = feature
+        return features | adapted
 
-    def _find(self, name: str) -> Feature:
+    def _vector_feature(self, name: str, stored_names: Sequence[str]) -> Feature:
+        """Return the feature of stored features that are concatenated to a vector."""
+        stored = [self._stored_feature(stored_name) for stored_name in stored_names]
+        return dataclasses.replace(
+            stored[0],
+            name=name,
+            shape=(sum(feature.width for feature in stored),),
+            kind="tensor",
+            dtype=np.dtype(np.float32),
+            doc="; ".join(feature.doc for feature in stored if feature.doc),
+        )
+
+    def _stored_feature(self, name: str) -> Feature:
         try:
             return self.dataset.feature(name)
-        except KeyError as error:
-            raise ValueError(f"the dataset's adapter does not fit: {error.args[0]}") from error
+        except UserError as error:
+            raise UserError(f"the dataset's adapter does not fit: {error}") from error
 
-    def _filter(self) -> tuple[dict, list[np.ndarray]]:
-        """Of the episodes kept: number and length int64[E]; of their steps kept: number int64[N], and bool[N] whether a
-        chunk may begin there."""
-        drop, kept, starts = lookup(STEP_FILTERS, self.adapter.drop, "drop of an adapter"), [], []
+    def _filter(self) -> Entry:
+        """Select episodes and steps. Returns: the arrays that `__init__` names."""
+        adapter = self.adapter
+        drop = lookup(STEP_FILTERS, adapter.step_filter, "step_filter of an adapter")
+        episodes = []
+        steps = []
+        may_start = []
         for episode, length in enumerate(self.dataset.lengths.tolist()):
-            stored = self._vector(self.adapter.action, episode, 0, length)
-            steps = np.flatnonzero(~drop(stored, self.adapter.motion))
-            if len(steps) and self._keeps(episode):
-                kept.append((episode, steps))
-                starts.append(~self.adapter.idle_steps(self.adapter.from_robot(stored))[steps])
-        if not kept:
-            raise ValueError(
-                f"{self.directory}, split {self.split}: the adapter's filters leave no steps"
+            actions = self._vector(adapter.action, episode, 0, length)
+            episode_steps = np.flatnonzero(~drop(actions, adapter.motion_dims))
+            if len(episode_steps) and self._keeps(episode):
+                episodes.append(episode)
+                steps.append(episode_steps)
+                is_idle = adapter.is_idle(adapter.from_robot(actions))
+                may_start.append(~is_idle[episode_steps])
+        if not episodes:
+            raise UserError(
+                f"{self.directory}, split {self.split}: the adapter's filters leave no steps; "
+                "use another adapter or split"
             )
-        episodes, steps = zip(*kept, strict=True)
-        return {}, [
+        lengths = [len(episode_steps) for episode_steps in steps]
+        arrays = [
             np.array(episodes),
-            np.array([len(of) for of in steps]),
+            np.array(lengths),
             np.concatenate(steps),
-            np.concatenate(starts),
+            np.concatenate(may_start),
         ]
+        return {}, arrays
 
     def _keeps(self, episode: int) -> bool:
-        if self.adapter.keep is None:
+        """Return whether the episode filter keeps an episode."""
+        if self.adapter.episode_filter is None:
             return True
-        name, pattern = self.adapter.keep
-        found = self.dataset.metadata(episode)
-        if name not in found:
-            raise ValueError(
-                f"{self.directory} has no episode_metadata/{name}, by which its adapter picks episodes"
+        name, pattern = self.adapter.episode_filter
+        metadata = self.dataset.metadata(episode)
+        if name not in metadata:
+            raise UserError(
+                f"{self.directory} has no episode_metadata/{name}, by which its adapter selects "
+                "episodes; use another adapter"
             )
-        return re.fullmatch(pattern, str(found[name])) is not None
+        return re.fullmatch(pattern, str(metadata[name])) is not None
 
-    def _vector(self, parts: Sequence[str], episode: int, start: int, stop: int) -> np.ndarray:
-        """float32[T, A] of features side by side, as stored."""
-        values = self.dataset.steps(episode, start, stop, parts)
-        return np.concatenate(
-            [values[part].reshape(stop - start, -1) for part in parts], axis=1
-        ).astype(np.float32)
+    def _vector(self, names: Sequence[str], episode: int, start: int, stop: int) -> np.ndarray:
+        """Read stored features and concatenate them, float32[T, A]."""
+        values = self.dataset.steps(episode, start, stop, names)
+        columns = [values[name].reshape(stop - start, -1) for name in names]
+        return np.concatenate(columns, axis=1).astype(np.float32)
 
     def steps(
         self,
@@ -424,99 +497,123 @@ class AdaptedDataset(Episodes):
         start: int,
         stop: int,
         names: Sequence[str],
-        into: Mapping[str, np.ndarray] = NO_BUFFERS,
+        buffers: Mapping[str, np.ndarray] = NO_BUFFERS,
         pending: PendingImages | None = None,
     ) -> dict[str, np.ndarray | list]:
-        """As of `Episodes`; actions are not yet counted from a state, which only a chunk has."""
-        at = int(self.starts[episode])
-        kept, source = self._steps[at + start : at + stop], int(self._episodes[episode])
-        first, last = int(kept[0]), int(kept[-1]) + 1
-        plain = [
-            self._renamed.get(name, name)
-            for name in names
-            if name not in (STATE, ACTION, INSTRUCTION)
-        ]
-        tasks = self.adapter.instruction if INSTRUCTION in names else ()
-        buffers = {
-            self._renamed.get(name, name): buffer
-            for name, buffer in into.items()
-            if last - first == len(kept)
-            and name.removeprefix("observation/") not in self.adapter.rotated_cameras
-        }
-        read = self.dataset.steps(source, first, last, [*plain, *tasks], buffers, pending)
-        found = {}
+        """Read steps; see `Episodes.steps`. Actions are not relative yet: only a chunk's are."""
+        first_frame = int(self.starts[episode])
+        kept = self._steps[first_frame + start : first_frame + stop]
+        stored_episode = int(self._episodes[episode])
+        first = int(kept[0])
+        last = int(kept[-1]) + 1
+        kept = kept - first  # rows of what is read
+
+        stored_names = []
+        for name in names:
+            if name not in (STATE, ACTION, INSTRUCTION):
+                stored_names.append(self._stored_names.get(name, name))
+        if INSTRUCTION in names:
+            stored_names += self.adapter.instruction
+        stored_buffers = {}
+        if last - first == len(kept):  # without dropped steps, images are read into their buffers
+            for name, buffer in buffers.items():
+                if _camera(name) not in self.adapter.rotated_cameras:
+                    stored_buffers[self._stored_names.get(name, name)] = buffer
+        stored = self.dataset.steps(
+            stored_episode, first, last, stored_names, stored_buffers, pending
+        )
+
+        values = {}
         for name in names:
             if name == STATE:
-                found[name] = self._vector(self.adapter.state, source, first, last)[kept - first]
+                values[name] = self._vector(self.adapter.state, stored_episode, first, last)[kept]
             elif name == ACTION:
-                found[name] = self._actions(source, first, last)[kept - first]
+                values[name] = self._actions(stored_episode, first, last)[kept]
             elif name == INSTRUCTION:
-                found[name] = [
-                    next((read[t][i] for t in tasks if read[t][i]), "") for i in kept - first
-                ]
+                values[name] = [self._instruction(stored, i) for i in kept]
             else:
-                found[name] = self._turned(name, read[self._renamed.get(name, name)], kept - first)
-        return found
+                stored_values = stored[self._stored_names.get(name, name)]
+                values[name] = self._select_steps(name, stored_values, kept)
+        return values
+
+    def _instruction(self, stored: Mapping[str, list], i: int) -> str:
+        """Return the first instruction of step i that is not empty."""
+        for name in self.adapter.instruction:
+            if stored[name][i]:
+                return stored[name][i]
+        return ""
 
     def _actions(self, episode: int, first: int, last: int) -> np.ndarray:
-        if self.adapter.gripper_commands:  # what a command leads to depends on those before it
-            whole = self._vector(
-                self.adapter.action, episode, 0, int(self.dataset.lengths[episode])
-            )
-            return self.adapter.from_robot(whole)[first:last]
-        return self.adapter.from_robot(self._vector(self.adapter.action, episode, first, last))
+        """Read the actions first .. last - 1 of a stored episode, float32[T, A]."""
+        names = self.adapter.action
+        if not self.adapter.gripper_command_dims:
+            return self.adapter.from_robot(self._vector(names, episode, first, last))
+        # A gripper state follows from all commands before it.
+        length = int(self.dataset.lengths[episode])
+        whole_episode = self._vector(names, episode, 0, length)
+        return self.adapter.from_robot(whole_episode)[first:last]
 
-    def _turned(self, name: str, values: np.ndarray | list, kept: np.ndarray) -> np.ndarray | list:
+    def _select_steps(
+        self, name: str, values: np.ndarray | list, kept: np.ndarray
+    ) -> np.ndarray | list:
+        """Return the values of the steps that are kept, images upright."""
         if isinstance(values, np.ndarray):
             return values[kept]
-        camera = name.removeprefix("observation/")
-        return [self.adapter.rotate(camera, values[i]) for i in kept]
+        return [self.adapter.rotate(_camera(name), values[i]) for i in kept]
 
     def windows(
         self, frames: Sequence[int], name: str, horizon: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As of `Episodes`; actions are counted from the state at the first step where the adapter says so."""
+        """Return windows; see `Episodes.windows`. Actions are relative in `relative_dims`."""
         chunks, inside = super().windows(frames, name, horizon)
-        if name == ACTION and self.adapter.relative:
-            chunks = np.stack(
-                [
-                    self.adapter.to_relative(chunk, self.frame(frame, [STATE])[STATE])
-                    for frame, chunk in zip(frames, chunks, strict=True)
-                ]
-            )
+        if name == ACTION and self.adapter.relative_dims:
+            states = [self.frame(frame, [STATE])[STATE] for frame in frames]
+            chunks = self.adapter.to_relative(chunks, np.stack(states))
         return chunks, inside
 
     def may_start(self) -> np.ndarray:
-        """As of `Episodes`: not where the robot idles."""
-        return self._starts_chunk
+        """Return bool[num_frames]: False where the robot is idle."""
+        return self._may_start
 
     def has_camera(self, frame: int, name: str) -> bool:
-        """As of `Episodes`."""
+        """Return whether a camera has an image at a frame, by its flag in episode_metadata."""
         flag = self.adapter.camera_flags.get(name)
-        return flag is None or bool(self.metadata(self.locate(frame)[0])[flag])
+        if flag is None:
+            return True
+        episode, _ = self.locate(frame)
+        return bool(self.metadata(episode)[flag])
 
     def metadata(self, episode: int) -> dict[str, Any]:
-        """As of `Episodes`, with the adapter's "rate" where it has one."""
-        found = self.dataset.metadata(int(self._episodes[episode]))
-        return {**found, "rate": self.adapter.rate} if self.adapter.rate else found
+        """Return an episode's metadata, with the adapter's "rate" if it has one."""
+        metadata = self.dataset.metadata(int(self._episodes[episode]))
+        if self.adapter.rate:
+            metadata["rate"] = self.adapter.rate
+        return metadata
 
     def skip(self, reason: str, problem: Exception | str) -> None:
-        """As of `Episodes`."""
+        """Count data that is left out; see `RLDSDataset.skip`."""
         self.dataset.skip(reason, problem)
 
-    def where(self, episode: int) -> tuple:
-        """(file, record in it, place) of an episode."""
+    def where(self, episode: int) -> tuple[Path, int, int]:
+        """Return (file, record number in it, position in it) of an episode."""
         return self.dataset.where(int(self._episodes[episode]))
 
 
+def _camera(feature_name: str) -> str:
+    return feature_name.removeprefix("observation/")
+
+
 def open_dataset(path: str, split: str = "train", *, adapter: str = "own", **options) -> Episodes:
-    """A dataset in our terms.
+    """Open a dataset and adapt it.
 
     Args:
-      adapter: as of `find_adapter`. options: of `RLDSDataset`.
+      adapter: see `find_adapter`.
+      options: of `RLDSDataset`.
 
-    Raises what `RLDSDataset`, `find_adapter` and `AdaptedDataset` raise.
+    Raises UserError as `RLDSDataset`, `find_adapter` and `AdaptedDataset` do.
     """
     found = find_adapter(adapter)
     dataset = RLDSDataset(path, split, **options)
-    return dataset if found.digest == Adapter().digest else AdaptedDataset(dataset, found)
+    if found.digest == Adapter().digest:
+        return dataset
+    return AdaptedDataset(dataset, found)

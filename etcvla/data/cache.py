@@ -1,8 +1,7 @@
-"""Arrays made from a split's files, kept on disk and mapped, and made anew when the files change."""
+"""Cache arrays that are computed from a split's files; they are discarded if the files change."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -10,76 +9,77 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from etcvla.data.storage import AnyPath, RemotePath
 
-VERSION = 3  # of all that is kept; what another version wrote is made anew
-INDEX_FOLDER = "~/.cache/etcvla/frame_index"  # where data lie remote or cannot be written; ETCVLA_INDEX overrides it
+VERSION = 3  # version of all cached arrays; arrays of another version are computed again
+# Folder of the caches of data that are remote or in a read-only folder; ETCVLA_INDEX overrides it.
+INDEX_FOLDER = "~/.cache/etcvla/frame_index"
 log = logging.getLogger(__name__)
+Entry = tuple[dict, list[np.ndarray]]  # (JSON values that describe the arrays, arrays)
 
 
 @dataclasses.dataclass(frozen=True)
 class IndexCache:
-    """What is kept of a split.
+    """The cached arrays of a split.
 
-    A file is a line of JSON, as an array of bytes, and arrays behind it. One that was made from other files than `key`
-    says, or that was cut off, counts as none.
+    An entry is a file with one JSON header (stored as an array of bytes) and arrays behind it. A
+    truncated file, or one with another `key`, counts as missing.
 
-    folders: where it may lie, best first; it is written into the first that can be.
-    key: JSON's plain values that tell these files from others.
+    Attributes:
+      folders: where entries may be, best first; an entry is written to the first writable folder.
+      key: JSON values that identify the dataset's files and their present content.
     """
 
     folders: tuple[Path, ...]
     key: Mapping[str, Any]
 
     def below(self, name: str) -> IndexCache:
-        """Of a view of the same files, which `name` tells from others."""
+        """Return the cache of a view of the same files; `name` identifies the view."""
         return IndexCache(tuple(folder / name for folder in self.folders), self.key)
 
-    def load(self, name: str) -> tuple[dict, list[np.ndarray]] | None:
-        """(what is said of them, arrays) kept as `name`, or None. The arrays are mapped and cannot be written."""
+    def load(self, name: str) -> Entry | None:
+        """Return an entry, or None if it is missing. Its arrays are mapped and read-only."""
         for folder in self.folders:
-            if (found := self._load(folder / _file_name(name))) is not None:
-                return found
+            entry = self._read(folder / _file_name(name))
+            if entry is not None:
+                return entry
         return None
 
     def save(self, name: str, arrays: Sequence[np.ndarray], **about: Any) -> None:
-        """Keeps arrays as `name`. If that cannot be it costs time only, and is logged."""
+        """Write an entry; log a warning if no folder is writable.
+
+        Args:
+          about: JSON values that describe the arrays.
+        """
         header = json.dumps({"key": self.key, "arrays": len(arrays), "about": about}).encode()
+        content = [np.frombuffer(header, np.uint8), *arrays]
         for folder in self.folders:
-            path = folder / _file_name(name)
-            partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                with open(partial, "wb") as file:
-                    for value in (np.frombuffer(header, np.uint8), *arrays):
-                        np.save(file, value)
-                os.replace(partial, path)
+                _write_arrays(folder / _file_name(name), content)
                 return
             except OSError as error:
-                log.info("%s cannot be kept in %s: %s", name, folder, error)
-                with contextlib.suppress(OSError):
-                    partial.unlink()
+                log.info("cannot write %s to %s: %s", name, folder, error)
         log.warning(
-            "%s is not kept, so that it is made again next time: %s cannot be written. Pass cache_dir=.",
+            "cannot write to %s: %s is computed again next time. Pass cache_dir=.",
+            " or ".join(map(str, self.folders)),
             name,
-            " and ".join(map(str, self.folders)),
         )
 
-    def get(
-        self, name: str, make: Callable[[], tuple[dict, list[np.ndarray]]]
-    ) -> tuple[dict, list[np.ndarray]]:
-        """What is kept as `name`, else what `make` gives, which is kept then."""
-        found = self.load(name)
-        if found is None:
-            found = make()
-            self.save(name, found[1], **found[0])
-        return found
+    def get(self, name: str, make: Callable[[], Entry]) -> Entry:
+        """Return an entry; if it is missing, make and save it."""
+        entry = self.load(name)
+        if entry is None:
+            entry = make()
+            about, arrays = entry
+            self.save(name, arrays, **about)
+        return entry
 
-    def _load(self, path: Path) -> tuple[dict, list[np.ndarray]] | None:
+    def _read(self, path: Path) -> Entry | None:
         try:
             with open(path, "rb") as file:
                 header = json.loads(np.load(file).tobytes())
@@ -87,34 +87,57 @@ class IndexCache:
                     return None
                 return header["about"], [_map_array(file) for _ in range(header["arrays"])]
         except (OSError, ValueError, KeyError, TypeError, EOFError):
-            return None
+            return None  # missing, truncated or not an entry
 
 
 def cache_folders(directory: AnyPath, split: str, cache_dir: str | Path | None) -> tuple[Path, ...]:
-    """Where a split's arrays may be kept: beside the data, else apart.
+    """Return the folders for a split's cached arrays: beside the data first, then `INDEX_FOLDER`.
 
     Args:
-      cache_dir: the only place, if given.
+      cache_dir: if given, the only folder.
     """
-    full = str(directory) if isinstance(directory, RemotePath) else str(directory.resolve())
-    digest = hashlib.sha256(full.encode()).hexdigest()[:12]
+    is_remote = isinstance(directory, RemotePath)
+    full_path = str(directory) if is_remote else str(directory.resolve())
+    digest = hashlib.sha256(full_path.encode()).hexdigest()[:12]
     folder = Path(cache_dir or os.environ.get("ETCVLA_INDEX", INDEX_FOLDER)).expanduser()
-    apart = folder / f"{directory.parent.name}-{directory.name}-{split}-{digest}"
-    beside = cache_dir is None and not isinstance(directory, RemotePath)
-    return (directory / ".etcvla" / split, apart) if beside else (apart,)
+    separate = folder / f"{directory.parent.name}-{directory.name}-{split}-{digest}"
+    if cache_dir is not None or is_remote:
+        return (separate,)
+    return directory / ".etcvla" / split, separate
 
 
 def _file_name(name: str) -> str:
     return name.replace("/", ".")
 
 
-def _map_array(file) -> np.ndarray:
-    # Mapped rather than loaded: the marks of a hundred million images are shared by all workers of a host.
+def _write_arrays(path: Path, arrays: Sequence[np.ndarray]) -> None:
+    """Write arrays one after another, atomically.
+
+    They are written directly rather than by `files.write_atomically`, which needs the whole content
+    in memory; several processes may write the same file at once, so the name has the process's id.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            for array in arrays:
+                np.save(file, array)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _map_array(file: BinaryIO) -> np.ndarray:
+    """Map the .npy array at the file's position, and move the position behind it.
+
+    It is mapped rather than loaded so that all worker processes of a host share the memory: an
+    index has one offset per image, and a dataset may have a hundred million images.
+    """
     np.lib.format.read_magic(file)
     shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    offset, size = file.tell(), int(np.prod(shape)) * dtype.itemsize
-    values = (
-        np.asarray(np.memmap(file, dtype, "r", offset, shape)) if size else np.zeros(shape, dtype)
-    )
-    file.seek(offset + size)
-    return values
+    offset = file.tell()
+    size = int(np.prod(shape)) * dtype.itemsize
+    if not size:
+        return np.zeros(shape, dtype)
+    array = np.asarray(np.memmap(file, dtype, "r", offset, shape))
+    file.seek(offset + size)  # np.memmap moves the position
+    return array

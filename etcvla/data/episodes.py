@@ -1,4 +1,7 @@
-"""What every dataset of episodes can do, given how to read some steps of one."""
+"""The interface of a dataset of episodes; a subclass defines how steps are read.
+
+Axes: E episodes, N frames, T steps of one episode, P steps of a window.
+"""
 
 from __future__ import annotations
 
@@ -13,22 +16,29 @@ import numpy as np
 from etcvla.data.cache import IndexCache
 from etcvla.data.rlds_layout import Feature
 from etcvla.data.storage import AnyPath
+from etcvla.errors import UserError
 
-MAX_WIDTH = (
-    128  # numbers a frame of a column that is kept: states and actions, not embeddings and depth
-)
+# The widest vector whose column is cached: states and actions, not embeddings or depth images.
+MAX_CACHED_WIDTH = 128
+# Image decodes that a reader puts off; each call decodes one image into its buffer.
 PendingImages = list[Callable[[], Any]]
 NO_BUFFERS: Mapping = types.MappingProxyType({})
 
 
 class Episodes(abc.ABC):
-    """Frames numbered through episodes; a subclass fills the attributes and defines `steps`.
+    """A dataset of episodes whose frames are numbered through all episodes.
+
+    A subclass sets the attributes (calling `set_lengths`) and defines the abstract methods.
 
     Attributes:
+      directory: folder of the dataset.
+      split: name of the split.
+      damaged: "raise" or "skip": what happens at data that cannot be used.
+      whole_records: reading a frame reads its whole episode.
       features: step features by name, without the leading "steps/".
-      lengths: int64[E] steps of each episode. starts: int64[E + 1] first frame of each episode, and the end.
-      damaged: "raise" or "skip", what to do about data that cannot be used.
-      whole_records: a frame costs reading its whole episode.
+      lengths: int64[E], steps of each episode.
+      starts: int64[E + 1], first frame of each episode, then the number of frames.
+      num_episodes, num_frames: the totals.
       cache: where columns are kept.
     """
 
@@ -39,6 +49,8 @@ class Episodes(abc.ABC):
     features: Mapping[str, Feature]
     lengths: np.ndarray
     starts: np.ndarray
+    num_episodes: int
+    num_frames: int
     cache: IndexCache
 
     @abc.abstractmethod
@@ -48,113 +60,116 @@ class Episodes(abc.ABC):
         start: int,
         stop: int,
         names: Sequence[str],
-        into: Mapping[str, np.ndarray] = NO_BUFFERS,
+        buffers: Mapping[str, np.ndarray] = NO_BUFFERS,
         pending: PendingImages | None = None,
     ) -> dict[str, np.ndarray | list]:
-        """Steps start .. stop of an episode: dtype[T, ...] of a tensor that is no list, else a list of T values.
+        """Read features of the steps start .. stop - 1 of an episode.
 
         Args:
-          into: uint8[T, H, W, 3] by image feature, where its pictures are put if they have that size: they are then
-            views of it.
-          pending: where the decoding of such pictures is put off to. Whoever calls these functions gets their errors.
+          names: features to read.
+          buffers: uint8[T, H, W, 3] by image feature. Images of that size are decoded into it,
+            and the returned images are views of it.
+          pending: if given, the decodes of those images are appended to it instead of run. The
+            caller runs them and gets their errors.
+
+        Returns: by name, dtype[T, ...] for a tensor that is not a list, else a list of T values.
         """
 
     @abc.abstractmethod
     def metadata(self, episode: int) -> dict[str, Any]:
-        """All that is said of an episode as a whole."""
+        """Return all features of an episode as a whole, by name without "episode_metadata/"."""
 
-    def number(self, lengths: np.ndarray) -> None:
-        """Sets what follows from the episodes' lengths."""
+    @abc.abstractmethod
+    def skip(self, reason: str, problem: Exception | str) -> None:
+        """Count data that is left out because it is damaged; log the first of each reason."""
+
+    @abc.abstractmethod
+    def where(self, episode: int) -> tuple[AnyPath, int, int]:
+        """Return (file, record number in it, position in it) of an episode."""
+
+    def set_lengths(self, lengths: np.ndarray) -> None:
+        """Set the attributes that follow from the episodes' lengths int64[E]."""
         self.lengths = lengths
         self.starts = np.concatenate([[0], np.cumsum(lengths)])
+        self.num_episodes = len(lengths)
+        self.num_frames = int(self.starts[-1])
         self._columns: dict[str, np.ndarray | None] = {}
-        self.num_episodes, self.num_frames = len(lengths), int(self.starts[-1])
 
     def __repr__(self) -> str:
         return (
-            f"{type(self).__name__}({str(self.directory)!r}, {self.split!r}): {self.num_episodes:,} episodes, "
-            f"{self.num_frames:,} frames"
+            f"{type(self).__name__}({str(self.directory)!r}, {self.split!r}): "
+            f"{self.num_episodes:,} episodes, {self.num_frames:,} frames"
         )
 
     def locate(self, frame: int) -> tuple[int, int]:
-        """(episode, step) of a frame. Raises IndexError outside 0 .. num_frames - 1."""
+        """Return (episode, step) of a frame. Raises IndexError outside 0 .. num_frames - 1."""
         episodes, steps = self.locate_all([frame])
         return int(episodes[0]), int(steps[0])
 
     def locate_all(self, frames: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """`locate` of many: int64[N] each."""
+        """Return the episodes and steps of frames, int64[N] each; errors as of `locate`."""
         if len(frames) and not 0 <= min(frames) <= max(frames) < self.num_frames:
-            wrong = next(frame for frame in frames if not 0 <= frame < self.num_frames)
-            raise IndexError(f"frame {wrong} of {self!r}")
+            outside = next(frame for frame in frames if not 0 <= frame < self.num_frames)
+            raise IndexError(f"frame {outside} of {self!r}")
         episodes = self.starts.searchsorted(frames, side="right") - 1
         return episodes, np.asarray(frames, np.int64) - self.starts[episodes]
 
     def feature(self, name: str) -> Feature:
-        """The step feature `name`. Raises KeyError with the closest names if there is none."""
+        """Return a step feature. Raises UserError with the closest names if there is none."""
         if name not in self.features:
             close = difflib.get_close_matches(name, self.features, 3, 0.5)
-            raise KeyError(
-                f"{self.directory} has no step feature {name!r}; "
-                + (
-                    f"did you mean {' or '.join(close)}?"
-                    if close
-                    else f"it has {', '.join(self.features)}"
-                )
-            )
+            hint = f"it has {', '.join(self.features)}"
+            if close:
+                hint = f"did you mean {' or '.join(close)}?"
+            raise UserError(f"{self.directory} has no step feature {name!r}; {hint}")
         return self.features[name]
 
-    def frame(
-        self,
-        frame: int,
-        names: Sequence[str],
-        into: Mapping[str, np.ndarray] = NO_BUFFERS,
-        pending: PendingImages | None = None,
-    ) -> dict[str, Any]:
-        """One step: images uint8[H, W, 3], texts str, tensors dtype[shape]; a list (or an array) where ragged.
+    def frame(self, frame: int, names: Sequence[str]) -> dict[str, Any]:
+        """Read features of one frame.
 
-        Args:
-          into: uint8[H, W, 3] by image feature, where its picture is put if it has that size: it is then a view of it.
-          pending: as of `steps`.
+        Returns: by name, images uint8[H, W, 3], texts str, tensors dtype[shape], and a list (or
+        an array) for a ragged feature.
         """
-        episode, step = self.locate(frame)
-        kept = {name: column for name in names if (column := self.kept(name)) is not None}
-        rest = [name for name in names if name not in kept]
-        read = (
-            self.steps(
-                episode,
-                step,
-                step + 1,
-                rest,
-                {name: buffer[None] for name, buffer in into.items()},
-                pending,
-            )
-            if rest
-            else {}
-        )
-        return {name: kept[name][frame] if name in kept else read[name][0] for name in names}
+        (values,) = self.frames([frame], names)
+        return {name: values[name] for name in names}
 
     def frames(
         self,
         frames: Sequence[int],
         names: Sequence[str],
-        into: Mapping[str, Sequence[np.ndarray]] = NO_BUFFERS,
+        buffers: Mapping[str, Sequence[np.ndarray]] = NO_BUFFERS,
         pending: Sequence[PendingImages] | None = None,
     ) -> list[dict[str, Any]]:
-        """`frame` of many, for less than one after another: `into` has a buffer a frame, `pending` a list a frame."""
-        return [
-            self.frame(
-                frame,
-                names,
-                {name: buffers[i] for name, buffers in into.items()},
-                pending and pending[i],
-            )
-            for i, frame in enumerate(frames)
-        ]
+        """Read features of several frames, faster than by one call of `frame` each.
+
+        Args:
+          buffers: by image feature, one uint8[H, W, 3] per frame; otherwise as of `steps`.
+          pending: one list per frame; otherwise as of `steps`.
+        """
+        episodes, steps = self.locate_all(frames)
+        columns, other_names = self._cached_columns(names)
+        results = []
+        for i, frame in enumerate(frames):
+            values = {name: column[frame] for name, column in columns.items()}
+            if other_names:
+                step = int(steps[i])
+                read = self.steps(
+                    int(episodes[i]),
+                    step,
+                    step + 1,
+                    other_names,
+                    {name: images[i][None] for name, images in buffers.items()},
+                    pending[i] if pending else None,
+                )
+                values |= {name: step_values[0] for name, step_values in read.items()}
+            results.append(values)
+        return results
 
     def window(self, frame: int, name: str, horizon: int) -> tuple[np.ndarray, np.ndarray]:
-        """The values of `horizon` steps from `frame` on: float32[P, A], and bool[P], False past the episode's end.
+        """Return a tensor feature at `horizon` consecutive steps, flattened to vectors.
 
-        There the last value is repeated. A is the product of the feature's shape.
+        Returns: float32[P, A], the episode's last value repeated past its end, and bool[P], False
+        past the episode's end.
         """
         chunks, inside = self.windows([frame], name, horizon)
         return chunks[0], inside[0]
@@ -162,94 +177,120 @@ class Episodes(abc.ABC):
     def windows(
         self, frames: Sequence[int], name: str, horizon: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """`window` of many: float32[N, P, A] and bool[N, P]."""
+        """Return the windows (see `window`) of N frames: float32[N, P, A] and bool[N, P]."""
         feature = self.feature(name)
         if feature.kind != "tensor" or feature.ragged:
-            raise ValueError(
-                f"{name} of {self.directory} is {kind_of(feature)}: a window needs a tensor"
+            raise UserError(
+                f"{name} of {self.directory} is {describe_kind(feature)}: a window needs a tensor"
             )
         episodes, steps = self.locate_all(frames)
-        ahead, left = np.arange(horizon), (self.lengths[episodes] - steps)[:, None]
-        column, inside = self.kept(name), ahead < left
+        offsets = np.arange(horizon)
+        steps_left = (self.lengths[episodes] - steps)[:, None]
+        inside = offsets < steps_left
+        column = self.cached_column(name)
         if column is None:
-            spans = zip(episodes.tolist(), steps.tolist(), inside.sum(axis=1).tolist(), strict=True)
-            parts = [
-                self.steps(episode, step, step + count, [name])[name].reshape(count, -1)
-                for episode, step, count in spans
-            ]
-            chunks = np.stack([part[np.minimum(ahead, len(part) - 1)] for part in parts])
+            chunks = self._read_windows(name, episodes, steps, inside)
         else:
-            chunks = column[np.asarray(frames)[:, None] + np.minimum(ahead, left - 1)].reshape(
-                len(frames), horizon, -1
-            )
+            rows = np.asarray(frames)[:, None] + np.minimum(offsets, steps_left - 1)
+            chunks = column[rows].reshape(len(frames), horizon, -1)
         return chunks.astype(np.float32), inside
 
+    def _read_windows(
+        self, name: str, episodes: np.ndarray, steps: np.ndarray, inside: np.ndarray
+    ) -> np.ndarray:
+        """Read windows from the files: dtype[N, P, A]; arguments int64[N], int64[N], bool[N, P]."""
+        offsets = np.arange(inside.shape[1])
+        counts = inside.sum(axis=1)
+        chunks = []
+        for episode, step, count in zip(
+            episodes.tolist(), steps.tolist(), counts.tolist(), strict=True
+        ):
+            values = self.steps(episode, step, step + count, [name])[name].reshape(count, -1)
+            chunks.append(values[np.minimum(offsets, count - 1)])
+        return np.stack(chunks)
+
     def column(self, name: str) -> np.ndarray | list:
-        """All frames' values: tensors as one dtype[num_frames, ...], texts as a list, ragged features as a list a
-        frame. Images do not fit in memory and raise ValueError. Vectors are mapped, and cannot be written."""
+        """Read a feature of all frames.
+
+        Returns: dtype[num_frames, ...] for tensors, a list of texts, or a list per frame for
+        ragged features. A vector is a read-only memory-mapped array.
+
+        Raises UserError for images, which do not fit in memory.
+        """
         feature = self.feature(name)
         if feature.kind == "image":
-            raise ValueError(f"{name} of {self.directory} is {kind_of(feature)}: read it by frame")
-        if (column := self.kept(name)) is not None:
+            raise UserError(
+                f"{name} of {self.directory} is {describe_kind(feature)}: read it by frame"
+            )
+        column = self.cached_column(name)
+        if column is not None:
             return column
-        parts = [
+        episode_values = [
             self.steps(episode, 0, int(self.lengths[episode]), [name])[name]
             for episode in range(self.num_episodes)
         ]
         if feature.kind == "tensor" and not feature.ragged:
-            return self._keep(name, np.concatenate(parts))
-        values = [value for part in parts for value in part]
+            return self._cache_column(name, np.concatenate(episode_values))
+        values = [value for values in episode_values for value in values]
         return _share_texts(values) if feature.kind == "text" else values
 
-    def kept(self, name: str) -> np.ndarray | None:
-        """The column of a vector (or number) that was read as a whole once, by whomever; else None."""
+    def cached_column(self, name: str) -> np.ndarray | None:
+        """Return the column of a vector (or number) if it was read and cached before, else None."""
         if name not in self._columns:
-            found = self.cache.load(name) if is_vector(self.feature(name)) else None
-            self._columns[name] = found and found[1][0]
+            cached = self.cache.load(name) if is_vector(self.feature(name)) else None
+            self._columns[name] = cached[1][0] if cached else None
         return self._columns[name]
 
-    def _keep(self, name: str, column: np.ndarray) -> np.ndarray:
+    def _cached_columns(self, names: Sequence[str]) -> tuple[dict[str, np.ndarray], list[str]]:
+        """Return the cached columns among `names`, and the names that must be read."""
+        columns = {}
+        other_names = []
+        for name in names:
+            column = self.cached_column(name)
+            if column is None:
+                other_names.append(name)
+            else:
+                columns[name] = column
+        return columns, other_names
+
+    def _cache_column(self, name: str, column: np.ndarray) -> np.ndarray:
+        """Cache a column if it is a vector's. Returns: the column, read-only."""
         if is_vector(self.feature(name)):
             self.cache.save(name, [column])
-            found = self.cache.load(name)
-            column = self._columns[name] = found[1][0] if found else column
+            cached = self.cache.load(name)
+            if cached:
+                column = cached[1][0]
+            self._columns[name] = column
         column.flags.writeable = False
         return column
 
-    @abc.abstractmethod
-    def skip(self, reason: str, problem: Exception | str) -> None:
-        """Counts one thing that is left out because it is damaged; the first of a kind is logged."""
-
-    @abc.abstractmethod
-    def where(self, episode: int) -> tuple[AnyPath, int, int]:
-        """(file, record in it, place) of an episode."""
-
     def may_start(self) -> np.ndarray:
-        """bool[num_frames]: where a chunk of actions may begin."""
+        """Return bool[num_frames]: whether a chunk of actions may begin at the frame."""
         return np.ones(self.num_frames, bool)
 
     def has_camera(self, frame: int, name: str) -> bool:
-        """Whether a camera (without "observation/") shows anything at a frame."""
+        """Return whether a camera (without "observation/") has an image at a frame."""
         return True
 
 
 def is_vector(feature: Feature) -> bool:
-    """Whether a feature's values are numbers or short vectors: small enough to be kept as a column."""
-    return feature.kind == "tensor" and not feature.ragged and 0 < feature.width <= MAX_WIDTH
+    """Return whether a feature's values are numbers or vectors small enough to be cached."""
+    is_tensor = feature.kind == "tensor" and not feature.ragged
+    return is_tensor and 0 < feature.width <= MAX_CACHED_WIDTH
 
 
-def kind_of(feature: Feature) -> str:
-    """A feature's kind in words."""
-    return f"{'a ragged' if feature.ragged else 'one'} {feature.kind} a step"
+def describe_kind(feature: Feature) -> str:
+    """Return a feature's kind in words."""
+    return f"{'a ragged' if feature.ragged else 'one'} {feature.kind} per step"
 
 
 def _share_texts(values: Iterable) -> list:
-    """The same values with equal strings stored once: instructions and kinds repeat at every step."""
+    """Return the values with equal strings stored once: instructions repeat at every step."""
     pool: dict[str, str] = {}
 
-    def share(value):
-        return (
-            pool.setdefault(value, value) if isinstance(value, str) else [share(v) for v in value]
-        )
+    def _share(value: Any) -> Any:
+        if isinstance(value, str):
+            return pool.setdefault(value, value)
+        return [_share(element) for element in value]
 
-    return [share(value) for value in values]
+    return [_share(value) for value in values]

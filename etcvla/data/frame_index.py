@@ -1,6 +1,8 @@
-"""The frame index: where each value of each episode lies, built in one pass over a split's files and kept on disk.
+"""The frame index: the location of each value of each episode.
 
-Axes: E records (episodes), K columns (features as named on disk), M marks.
+It is built in one pass over a split's files and kept on disk.
+
+Axes: E records (episodes), K columns (features as named on disk), M offsets.
 """
 
 from __future__ import annotations
@@ -20,64 +22,63 @@ from etcvla.data.records import RecordError, locate_features
 from etcvla.data.shards import Shard
 from etcvla.data.storage import AnyPath, RemotePath, file_version
 
-# Starting processes takes about a second, in which one process indexes some gigabytes of mapped files.
+# Starting processes takes about a second, in which one process indexes gigabytes of mapped files.
 PARALLEL_BYTES = 8 << 30
-REMOTE_THREADS = 16  # files under way at once; they wait for the network
+REMOTE_THREADS = 16  # files read at once; the threads wait for the network
 T = TypeVar("T")
 
 
 @dataclasses.dataclass
 class FrameIndex:
-    """Places of all values of a split.
+    """The locations of all values of a split.
 
-    records: int64[E, 4]; shard, record number in it, place (see `shards`) and size of the payload.
-    values: int64[E, K, 5]; kind, start, size, count (see `records.Values`), first mark; kind -1 where absent.
-    marks: int64[M]; of all features, one after another.
-    damaged: what is wrong with the records that are left out.
+    Attributes:
+      columns: column numbers by feature name.
+      records: int64[E, 4]: shard, record number in it, position (see `shards`), payload size.
+      locations: int64[E, K, 5]: kind, start, size, count (see `records.FeatureLocation`) and the
+        position of the first offset in `offsets`; kind -1 where the feature is absent.
+      offsets: int64[M]: the offsets of all features, one after another.
+      damaged: the problem of each record that is left out.
     """
 
     columns: dict[str, int]
     records: np.ndarray
-    values: np.ndarray
-    marks: np.ndarray
+    locations: np.ndarray
+    offsets: np.ndarray
     damaged: list[str]
 
 
-def files_key(shards: Sequence[AnyPath]) -> dict:
-    """What tells these files, as they are now, from others; for `cache.IndexCache`."""
-    stamps = map_shards(
-        file_version, shards, workers=1 if not isinstance(shards[0], RemotePath) else None
-    )
-    return {
-        "version": cache.VERSION,
-        "shards": [[path.name, *mark] for path, mark in zip(shards, stamps, strict=True)],
-    }
+def files_key(paths: Sequence[AnyPath]) -> dict:
+    """Return the values that identify files and their present content, for `cache.IndexCache`."""
+    is_remote = isinstance(paths[0], RemotePath)
+    versions = map_shards(file_version, paths, workers=None if is_remote else 1)
+    shards = [[path.name, *version] for path, version in zip(paths, versions, strict=True)]
+    return {"version": cache.VERSION, "shards": shards}
 
 
 def load_index(
-    shards: Sequence[Shard], kept: cache.IndexCache, *, workers: int | None = None
+    shards: Sequence[Shard], index_cache: cache.IndexCache, *, workers: int | None = None
 ) -> FrameIndex:
-    """The index of `shards`: the kept one, else built and kept. Damaged records are left out and noted.
+    """Load the index of files from the cache, or build and cache it.
+
+    Damaged records are left out and noted in `FrameIndex.damaged`.
 
     Args:
-      workers: processes (threads for remote files) that build it; None: as many as pay.
+      workers: as of `map_shards`.
     """
-    found = kept.load("index")
-    if found is None:
-        index = _merge(
-            map_shards(
-                _index_shard, shards, workers=workers, size=sum(shard.size for shard in shards)
-            )
-        )
-        kept.save(
-            "index",
-            [index.records, index.values, index.marks],
-            columns=index.columns,
-            damaged=index.damaged,
-        )
-        return index
-    about, (records, values, marks) = found
-    return FrameIndex(about["columns"], records, values, marks, about["damaged"])
+    entry = index_cache.load("index")
+    if entry is not None:
+        about, (records, locations, offsets) = entry
+        return FrameIndex(about["columns"], records, locations, offsets, about["damaged"])
+    total_size = sum(shard.size for shard in shards)
+    index = _merge(map_shards(_index_shard, shards, workers=workers, size=total_size))
+    index_cache.save(
+        "index",
+        [index.records, index.locations, index.offsets],
+        columns=index.columns,
+        damaged=index.damaged,
+    )
+    return index
 
 
 def map_shards(
@@ -87,92 +88,101 @@ def map_shards(
     workers: int | None = None,
     size: int = 0,
 ) -> list[T]:
-    """[function(shard) for each path or open file], by several processes (threads for remote files) where that pays.
+    """Return [function(shard) for shard in shards], in parallel where that is faster.
+
+    Remote files use threads, local files processes.
 
     Args:
-      workers: how many; None: by `size`, the bytes of all files.
+      shards: paths or open files.
+      workers: number of threads or processes; None: decide by `size`.
+      size: bytes of all files.
     """
-    remote = isinstance(getattr(shards[0], "path", shards[0]), RemotePath)
+    is_remote = isinstance(getattr(shards[0], "path", shards[0]), RemotePath)
     if workers is None:
-        workers = REMOTE_THREADS if remote else 1 if size < PARALLEL_BYTES else os.cpu_count() or 1
+        workers = _default_workers(is_remote, size)
     workers = min(workers, len(shards))
     if workers == 1:
-        return [function(path) for path in shards]
-    with _pool(workers, remote) as pool:
-        return list(
-            pool.map(
-                function, shards, chunksize=1 if remote else max(1, len(shards) // (8 * workers))
-            )
-        )
+        return [function(shard) for shard in shards]
+    chunksize = 1 if is_remote else max(1, len(shards) // (8 * workers))
+    with _make_pool(workers, is_remote) as pool:
+        return list(pool.map(function, shards, chunksize=chunksize))
 
 
-def _pool(workers: int, remote: bool) -> Executor:
-    # Spawned, as JAX's threads do not survive a fork.
-    return (
-        ThreadPoolExecutor(workers)
-        if remote
-        else ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    )
+def _default_workers(is_remote: bool, size: int) -> int:
+    if is_remote:
+        return REMOTE_THREADS
+    if size < PARALLEL_BYTES:
+        return 1
+    return os.cpu_count() or 1
+
+
+def _make_pool(workers: int, is_remote: bool) -> Executor:
+    if is_remote:
+        return ThreadPoolExecutor(workers)
+    # Spawn processes: JAX's threads do not survive a fork.
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
 
 
 def check_crc(shard: Shard) -> list[tuple[int, str]]:
-    """(record number, what is wrong) of the records of a file whose payload does not match its checksum."""
+    """Return (record number, problem) of each record whose payload fails its checksum."""
     damage: list[RecordError] = []
     good = {number for number, *_ in shard.records(verify_crc=True, damage=damage)}
-    bad = sorted(set(range(max(good, default=-1) + len(damage) + 1)) - good)
+    last = max(good, default=-1) + len(damage)
+    bad = sorted(set(range(last + 1)) - good)
     return [(number, str(error)) for number, error in zip(bad, damage, strict=False)]
 
 
 def _index_shard(shard: Shard) -> FrameIndex:
+    """Index one file; its shard number is 0 in the result."""
     columns: dict[str, int] = {}
-    records, rows, marks, damage = [], [], array.array("q"), []
-    for number, place, payload in shard.records(damage=damage):
+    records = []
+    rows: list[dict[int, tuple]] = []  # by record: column -> location
+    offsets = array.array("q")
+    damage: list[RecordError] = []
+    for number, position, payload in shard.records(damage=damage):
         try:
-            features = locate_features(payload, shard.peeker(place))
+            features = locate_features(payload, shard.peeker(position))
         except (ValueError, IndexError, KeyError) as error:
-            damage.append(
-                RecordError(shard.path, number, place, f"not a tf.train.Example ({error})")
-            )
+            problem = f"not a tf.train.Example ({error})"
+            damage.append(RecordError(shard.path, number, position, problem))
             continue
         row = {}
-        for name, value in features.items():
-            row[columns.setdefault(name, len(columns))] = (*value[:4], len(marks))
-            marks.extend(value.marks)
-        records.append((0, number, place, len(payload)))
+        for name, location in features.items():
+            column = columns.setdefault(name, len(columns))
+            row[column] = (*location[:4], len(offsets))
+            offsets.extend(location.offsets)
+        records.append((0, number, position, len(payload)))
         rows.append(row)
-    values = np.full((len(rows), len(columns), 5), -1, np.int64)
+    locations = np.full((len(rows), len(columns), 5), -1, np.int64)
     for e, row in enumerate(rows):
-        values[e, list(row)] = list(row.values())
+        locations[e, list(row)] = list(row.values())
     return FrameIndex(
         columns,
         np.array(records, np.int64).reshape(-1, 4),
-        values,
-        np.array(marks, np.int64),
+        locations,
+        np.array(offsets, np.int64),
         [str(error) for error in damage],
     )
 
 
-def _merge(parts: Sequence[FrameIndex]) -> FrameIndex:
-    columns = {
-        name: k for k, name in enumerate(sorted({name for part in parts for name in part.columns}))
-    }
-    records = np.concatenate([part.records + [shard, 0, 0, 0] for shard, part in enumerate(parts)])
-    values = np.full((len(records), len(columns), 5), -1, np.int64)
-    first, first_mark = 0, 0
-    for part in parts:
-        last = first + len(part.records)
-        values[first:last, [columns[name] for name in part.columns]] = part.values + [
-            0,
-            0,
-            0,
-            0,
-            first_mark,
-        ]
-        first, first_mark = last, first_mark + len(part.marks)
-    return FrameIndex(
-        columns,
-        records,
-        values,
-        np.concatenate([part.marks for part in parts]),
-        [problem for part in parts for problem in part.damaged],
-    )
+def _merge(indices: Sequence[FrameIndex]) -> FrameIndex:
+    """Merge the indices of a split's files, in order."""
+    names: set[str] = set()
+    damaged: list[str] = []
+    for index in indices:
+        names.update(index.columns)
+        damaged += index.damaged
+    columns = {name: column for column, name in enumerate(sorted(names))}
+    records = np.concatenate([index.records for index in indices])
+    records[:, 0] = np.repeat(np.arange(len(indices)), [len(index.records) for index in indices])
+    locations = np.full((len(records), len(columns), 5), -1, np.int64)
+    first = 0
+    num_offsets = 0
+    for index in indices:
+        last = first + len(index.records)
+        index.locations[..., 4] += num_offsets
+        locations[first:last, [columns[name] for name in index.columns]] = index.locations
+        first = last
+        num_offsets += len(index.offsets)
+    offsets = np.concatenate([index.offsets for index in indices])
+    return FrameIndex(columns, records, locations, offsets, damaged)

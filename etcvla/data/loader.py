@@ -1,5 +1,4 @@
-"""The loader: the plan's rows, built ahead of the trainer by threads or processes; of each global batch those that a
-process wants."""
+"""The loader: a process's rows of each global batch, built ahead by threads or processes."""
 
 from __future__ import annotations
 
@@ -15,49 +14,53 @@ from absl import flags
 from etcvla.data.rows import RowBuilder
 
 
-class Recycled:
-    """Memory of large arrays, used again once nobody looks at it.
+class BufferPool:
+    """Memory of large arrays that is reused once no array refers to it.
 
-    The kernel clears fresh memory, which costs a tenth of decoding images into it.
+    The kernel clears newly allocated memory, which costs a tenth of decoding images into it.
+
+    Args:
+      max_buffers: how many unused buffers are kept.
     """
 
-    def __init__(self, most: int = 16):
-        self._free: collections.deque[np.ndarray] = collections.deque(maxlen=most)
+    def __init__(self, max_buffers: int = 16):
+        self._free: collections.deque[np.ndarray] = collections.deque(maxlen=max_buffers)
 
     def __reduce__(self):
-        return Recycled, (self._free.maxlen,)
+        return BufferPool, (self._free.maxlen,)
 
     def empty(self, shape: tuple[int, ...]) -> np.ndarray:
-        """uint8[shape] with any content."""
+        """Return uint8[shape] with arbitrary content."""
+        size = math.prod(shape)
         try:
             memory = self._free.pop()
         except IndexError:
             memory = np.empty(0, np.uint8)
-        size = math.prod(shape)
         if memory.size != size:
             memory = np.empty(size, np.uint8)
-        # NumPy lets a view hold the array that its memory is, not the views between: a memoryview ends that chain here,
-        # so that `root` is gone only when all views are.
-        root = np.frombuffer(memoryview(memory), np.uint8)
-        weakref.finalize(root, self._free.append, memory).atexit = False
-        return root.reshape(shape)
+        # A NumPy view refers to the array that owns the memory, not to the views in between. The
+        # memoryview ends that chain, so `owner` lives until the last view of it is gone.
+        owner = np.frombuffer(memoryview(memory), np.uint8)
+        weakref.finalize(owner, self._free.append, memory).atexit = False
+        return owner.reshape(shape)
 
 
-class _Batches:
-    """Random access to a process's batches: index i is its rows of step i's global batch."""
+class _BatchSource:
+    """Random access to a process's batches: element i has its rows of step i's global batch."""
 
     def __init__(self, builder: RowBuilder, rows: Sequence[int] | None):
-        self.builder, self.memory = builder, Recycled()
-        self.size = builder.plan.batch_size
-        self.wanted = range(self.size) if rows is None else rows
+        self.builder = builder
+        self.buffers = BufferPool()
+        self.batch_size = builder.plan.batch_size
+        self.row_numbers = range(self.batch_size) if rows is None else rows
 
     def __len__(self) -> int:
         return self.builder.plan.steps
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-        draws = self.builder.plan.rows(int(step), 0, self.size)
-        memory = self.memory.empty(self.builder.image_shape(len(self.wanted)))
-        return self.builder.rows([draws[row] for row in self.wanted], memory)
+        draws = self.builder.plan.rows(int(step), 0, self.batch_size)
+        images = self.buffers.empty(self.builder.image_shape(len(self.row_numbers)))
+        return self.builder.rows([draws[row] for row in self.row_numbers], images)
 
 
 def batches(
@@ -69,24 +72,24 @@ def batches(
     workers: int = 0,
     prefetch: int = 4,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of steps `start`, `start` + 1, ... as fields of `etcvla.batch.SCHEMA`.
+    """Yield the batches of steps `start`, `start` + 1, ... as fields of `etcvla.batch.SCHEMA`.
 
     Args:
-      rows: which of every global batch are this process's; None: all.
-      threads, prefetch: how many build batches, and how many lie ready.
-      workers: processes that have these threads each; 0: this one. Decoding frees Python's lock, so that threads do
-        for most; processes are worth their memory where many cores would wait for the rest of a row.
+      rows: the rows of every global batch that this process builds; None: all.
+      threads: how many threads build batches.
+      workers: how many processes run these threads; 0: only this process. Image decoding releases
+        Python's lock, so threads suffice in most cases. Processes cost memory; use them where many
+        cores would wait for the other work on a row.
+      prefetch: how many batches are built ahead.
     """
-    dataset = grain.MapDataset.source(_Batches(builder, rows))[start:]
-    ahead = dataset.to_iter_dataset(
-        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
-    )
+    dataset = grain.MapDataset.source(_BatchSource(builder, rows))[start:]
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+    dataset = dataset.to_iter_dataset(options)
     if workers:
-        if (
-            not flags.FLAGS.is_parsed()
-        ):  # outside of absl's app; grain reads a flag of its own to start processes
+        # Grain reads one of its flags to start processes; outside absl's app they are not parsed.
+        if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
-        ahead = ahead.mp_prefetch(
+        dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
         )
-    return iter(ahead)
+    return iter(dataset)

@@ -1,4 +1,4 @@
-"""Normalisation of state and action vectors: exact statistics of a dataset, the transform, and its inverse."""
+"""Normalise state and action vectors: exact statistics of a dataset, the transform, its inverse."""
 
 from __future__ import annotations
 
@@ -11,20 +11,31 @@ from typing import Any
 import numpy as np
 
 from etcvla.data.episodes import Episodes
+from etcvla.errors import UserError
+from etcvla.names import lookup
 
-# A dimension that spreads less than this is a constant up to rounding: dividing by its spread would blow up noise.
+# A dimension with a smaller spread is constant up to rounding; dividing by it would amplify noise.
 MIN_SPREAD = 1e-6
+VECTORS = ("action", "observation/state")
+MODES = {
+    "quantile": "q01 .. q99 to -1 .. 1, not clipped",
+    "zscore": "mean 0, standard deviation 1",
+    "none": "unchanged",
+}
+_STATISTICS = ("mean", "std", "min", "max", "q01", "q99")
 log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(
-    frozen=True, eq=False
-)  # by identity, so that what follows from one can be remembered
+# Compared and hashed by identity, so that `_shift_scale` can be cached.
+@dataclasses.dataclass(frozen=True, eq=False)
 class NormStats:
-    """Statistics of one vector feature over all frames; each float32[A] in the feature's own units.
+    """Statistics of a vector feature over all frames, float32[A] in the feature's own units.
 
-    q01 and q99 are the exact 1 % and 99 % quantiles: order statistics of all values, linear between neighbours.
-    transform: digest of the adapter by which the values were read, "" for values as stored.
+    q01 and q99 are the exact 1 % and 99 % quantiles of all values, interpolated linearly.
+
+    Attributes:
+      count: number of frames.
+      transform: digest of the adapter by which the values were read; "" for values as stored.
     """
 
     mean: np.ndarray
@@ -37,18 +48,15 @@ class NormStats:
     transform: str = ""
 
     def constant(self, mode: str) -> np.ndarray:
-        """bool[A]: the dimensions that `mode` leaves as they are because they do not vary."""
-        spread = {
-            "quantile": self.q99 - self.q01,
-            "zscore": self.std,
-            "none": np.full_like(self.mean, np.inf),
-        }
-        if mode not in spread:
-            raise ValueError(f"unknown normalisation {mode!r}: choose from {', '.join(spread)}")
-        return spread[mode] < MIN_SPREAD
+        """Return bool[A]: the dimensions that do not vary, which `mode` leaves unchanged."""
+        lookup(MODES, mode, "normalisation")
+        if mode == "none":
+            return np.zeros(self.mean.shape, bool)
+        spread = self.std if mode == "zscore" else self.q99 - self.q01
+        return spread < MIN_SPREAD
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists and numbers, for JSON; `from_dict` is the inverse, without loss."""
+        """Return the fields as JSON values, without loss; `from_dict` is the inverse."""
         return {
             name: value.tolist() if isinstance(value, np.ndarray) else value
             for name, value in vars(self).items()
@@ -56,84 +64,81 @@ class NormStats:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> NormStats:
-        plain = {"count": int, "transform": str}
-        return cls(
-            **{
-                name: plain[name](value) if name in plain else np.asarray(value, np.float32)
-                for name, value in fields.items()
-            }
-        )
-
-
-VECTORS = ("action", "observation/state")
+        """Return the statistics with these fields; the inverse of `to_dict`."""
+        arrays = {name: np.asarray(fields[name], np.float32) for name in _STATISTICS}
+        transform = str(fields.get("transform", ""))
+        return cls(**arrays, count=int(fields["count"]), transform=transform)
 
 
 def compute_norm_stats(
     dataset: Episodes, names: Sequence[str] = VECTORS, *, horizon: int = 1
 ) -> dict[str, NormStats]:
-    """Exact statistics of the dataset's vector features as they are learnt, by name.
+    """Compute exact statistics of a dataset's vector features as they are trained on, by name.
 
-    Dimensions that do not vary are logged. Of a dataset with damaged="skip", episodes with a value that is not finite
-    are left out.
+    Dimensions that do not vary are logged. With damaged="skip", episodes with a value that is not
+    finite are left out.
 
     Args:
-      horizon: steps of a chunk, for actions that count from the state at its start: all steps of all chunks are taken.
+      horizon: steps of a chunk P. Actions that are relative to the state at the chunk's start are
+        taken from all steps of all chunks.
 
-    Raises KeyError for a feature that is not there, ValueError where a value is not finite (naming episode and step).
+    Raises UserError for a feature that is missing or no vector, or a value that is not finite.
     """
-    adapter = getattr(dataset, "adapter", None)
     for name in names:
         feature = dataset.feature(name)
         if feature.kind != "tensor" or feature.ragged:
-            raise ValueError(
-                f"{name} of {dataset.directory} is no vector: it has no norm statistics"
+            raise UserError(
+                f"{name} of {dataset.directory} is not a vector: it has no norm statistics"
             )
-    usable, stats = finite_frames(dataset, names), {}
+    adapter = getattr(dataset, "adapter", None)
+    usable = finite_frames(dataset, names)
+    stats = {}
     for name in names:
-        if name == "action" and adapter and adapter.relative:
-            chunks = (
-                dataset.window(frame, name, horizon) for frame in np.flatnonzero(usable).tolist()
-            )
-            values = np.concatenate([chunk[present] for chunk, present in chunks])
+        if name == "action" and adapter and adapter.relative_dims:
+            values = _chunk_values(dataset, name, usable, horizon)
         else:
             values = dataset.column(name).reshape(dataset.num_frames, -1)[usable]
-        stats[name] = dataclasses.replace(
-            stats_of(values), transform=adapter.digest if adapter else ""
-        )
-        still = np.flatnonzero(stats[name].constant("quantile")).tolist()
-        if still:
+        transform = adapter.digest if adapter else ""
+        stats[name] = dataclasses.replace(stats_of(values), transform=transform)
+        constant = np.flatnonzero(stats[name].constant("quantile")).tolist()
+        if constant:
             log.warning(
-                "%s of %s: dimensions %s do not vary between their 1 %% and 99 %% quantiles and are not scaled",
+                "%s of %s: dimensions %s do not vary between their 1 %% and 99 %% quantiles "
+                "and are not scaled",
                 name,
                 dataset.directory,
-                still,
+                constant,
             )
     return stats
 
 
+def _chunk_values(dataset: Episodes, name: str, usable: np.ndarray, horizon: int) -> np.ndarray:
+    """Return the values of all steps of the chunks that begin at usable frames, float32[N, A]."""
+    values = []
+    for frame in np.flatnonzero(usable).tolist():
+        chunk, inside = dataset.window(frame, name, horizon)
+        values.append(chunk[inside])
+    return np.concatenate(values)
+
+
 def stats_of(values: np.ndarray) -> NormStats:
-    """Statistics of float[N, A], a dimension at a time in float64, so that no second copy of all is made."""
-    columns = []
-    for dimension in range(values.shape[1]):
-        x = values[:, dimension].astype(np.float64)
-        columns.append(
-            (
-                x.mean(),
-                x.std(),
-                x.min(),
-                x.max(),
-                *np.quantile(x, [0.01, 0.99], overwrite_input=True),
-            )
-        )
-    names = ("mean", "std", "min", "max", "q01", "q99")
-    table = np.array(columns, np.float32).reshape(-1, len(names)).T
-    return NormStats(**dict(zip(names, table, strict=True)), count=len(values))
+    """Compute the statistics of values float[N, A].
+
+    It computes one dimension at a time in float64, so that there is no second copy of all values.
+    """
+    table = np.empty((len(_STATISTICS), values.shape[1]), np.float32)
+    for dim in range(values.shape[1]):
+        x = values[:, dim].astype(np.float64)
+        moments = x.mean(), x.std(), x.min(), x.max()
+        quantiles = np.quantile(x, [0.01, 0.99], overwrite_input=True)
+        table[:, dim] = [*moments, *quantiles]
+    return NormStats(**dict(zip(_STATISTICS, table, strict=True)), count=len(values))
 
 
 def finite_frames(dataset: Episodes, names: Sequence[str] = VECTORS) -> np.ndarray:
-    """bool[num_frames]: False throughout an episode with a value that is not finite, if such are to be skipped.
+    """Return bool[num_frames]: False throughout an episode with a value that is not finite.
 
-    Raises ValueError, naming dataset, file, episode, step and field, if they are not.
+    Raises UserError at such a value unless the dataset skips damaged data.
     """
     usable = np.ones(dataset.num_frames, bool)
     for name in names:
@@ -143,57 +148,62 @@ def finite_frames(dataset: Episodes, names: Sequence[str] = VECTORS) -> np.ndarr
         if dataset.damaged == "raise":
             check_finite(dataset, name, values)
         frames = np.flatnonzero(~np.isfinite(values).all(axis=1))
-        for episode in np.unique(dataset.starts.searchsorted(frames, side="right") - 1).tolist():
+        episodes, _ = dataset.locate_all(frames)
+        for episode in np.unique(episodes).tolist():
             dataset.skip("episodes with values that are not finite", f"{name} of episode {episode}")
             usable[dataset.starts[episode] : dataset.starts[episode + 1]] = False
     return usable
 
 
 def check_finite(dataset: Episodes, name: str, values: np.ndarray) -> None:
-    """Raises ValueError, naming dataset, file, episode, step and field, if float[num_frames, A] holds NaN or inf."""
+    """Raise UserError if values float[num_frames, A] contain NaN or infinity.
+
+    The message names dataset, file, episode, step and field.
+    """
     bad = np.argwhere(~np.isfinite(values))
-    if len(bad):
-        frame, dimension = bad[0].tolist()
-        episode, step = dataset.locate(frame)
-        file, record, _ = dataset.where(episode)
-        raise ValueError(
-            f"{name}[{dimension}] is {values[frame, dimension]} at episode {episode}, step {step} of "
-            f"{dataset.directory}, split {dataset.split} ({file.name}, record {record}); "
-            f"{len({row[0] for row in bad.tolist()})} frames are not finite"
-        )
+    if not len(bad):
+        return
+    frame, dim = bad[0].tolist()
+    episode, step = dataset.locate(frame)
+    file, record, _ = dataset.where(episode)
+    num_frames = len(np.unique(bad[:, 0]))
+    raise UserError(
+        f"{name}[{dim}] is {values[frame, dim]} at episode {episode}, step {step} of "
+        f"{dataset.directory}, split {dataset.split} ({file.name}, record {record}); "
+        f"{num_frames} frames are not finite"
+    )
 
 
 def normalize(x: np.ndarray, stats: NormStats, mode: str) -> np.ndarray:
-    """Data to model units: float[..., W] of the same width.
+    """Transform data to model units, float[..., W] of the same width.
 
     Args:
-      x: float[..., W] with W >= A; what lies beyond A is padding and stays as it is.
-      mode: "quantile" (q01 .. q99 to -1 .. 1, not clipped), "zscore" (mean 0, std 1) or "none". Dimensions that do not
-        vary stay as they are.
+      x: float[..., W] with W >= A; the dimensions beyond A are padding and stay unchanged.
+      mode: a name of `MODES`. Dimensions that do not vary stay unchanged.
     """
-    shift, scale = _affine(stats, mode, x.shape[-1])
+    shift, scale = _shift_scale(stats, mode, x.shape[-1])
     return (x - shift) / scale
 
 
 def unnormalize(x: np.ndarray, stats: NormStats, mode: str) -> np.ndarray:
-    """Model to data units: the inverse of `normalize`, same arguments."""
-    shift, scale = _affine(stats, mode, x.shape[-1])
+    """Transform model to data units; the inverse of `normalize`, with the same arguments."""
+    shift, scale = _shift_scale(stats, mode, x.shape[-1])
     return x * scale + shift
 
 
 @functools.lru_cache(64)
-def _affine(stats: NormStats, mode: str, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """(shift, scale), float32[W] each, of y = (x - shift) / scale."""
-    size, constant = len(stats.mean), stats.constant(mode)
+def _shift_scale(stats: NormStats, mode: str, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return float32[W] shift and scale of y = (x - shift) / scale."""
+    size = len(stats.mean)
+    constant = stats.constant(mode)
     if width < size:
-        raise ValueError(
-            f"a vector of width {width} cannot be normalised by statistics of width {size}"
-        )
-    shift, scale = np.zeros(width, np.float32), np.ones(width, np.float32)
-    if mode != "none":
-        centre, half = {
-            "quantile": ((stats.q01 + stats.q99) / 2, (stats.q99 - stats.q01) / 2),
-            "zscore": (stats.mean, stats.std),
-        }[mode]
-        shift[:size], scale[:size] = np.where(constant, 0, centre), np.where(constant, 1, half)
+        raise ValueError(f"a vector of width {width} does not fit statistics of width {size}")
+    shift = np.zeros(width, np.float32)
+    scale = np.ones(width, np.float32)
+    if mode == "quantile":
+        shift[:size] = np.where(constant, 0, (stats.q01 + stats.q99) / 2)
+        scale[:size] = np.where(constant, 1, (stats.q99 - stats.q01) / 2)
+    elif mode == "zscore":
+        shift[:size] = np.where(constant, 0, stats.mean)
+        scale[:size] = np.where(constant, 1, stats.std)
     return shift, scale

@@ -1,9 +1,11 @@
-"""The plan: what every step of a stage draws, settled before training starts.
+"""The plan: which row of the dataset every step of a stage draws, fixed before training starts.
 
-Streams (a dataset and a kind of supervision) have weights as points over the stage's progress. The plan turns them into
-whole rows a step by carrying the rounding on, so that after any number of steps a stream's drawn rows are its
-scheduled rows to within one. The n-th draw of a stream is a frame by an index shuffle per epoch. So the batch at step t
-is a function of (config, seed, t): nothing has to be remembered to resume, and hosts cut the same batch into slices.
+Streams (a dataset and a kind of targets) have weights that are schedules over the stage's
+progress. The plan turns them into whole rows per step and carries the rounding over, so that
+after any number of steps a stream's drawn rows differ from its scheduled rows by less than one.
+The n-th draw of a stream is a frame by an index shuffle per epoch. So the batch at step t is a
+function of (config, seed, t): resuming needs no saved state, and each host takes its slice of the
+same batch.
 """
 
 from __future__ import annotations
@@ -16,127 +18,155 @@ import numpy as np
 from grain.experimental import index_shuffle
 
 from etcvla import schedule
+from etcvla.errors import UserError
+
+_TOLERANCE = 1e-9  # a quota this close to an integer counts as whole
 
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """One source of rows."""
+    """A stream of the mixture.
+
+    Attributes:
+      name: name in the config.
+      dataset: name of the dataset.
+      kind: "action", one of the ETC kinds, or "any" (all ETC items of the dataset).
+      weight: share of the batch's rows, relative to the other streams.
+      extra_segments: number of further ETC items of the same frame in a row.
+    """
 
     name: str
     dataset: str
-    kind: str  # "action", one of the ETC kinds, or "any" (every item of the dataset)
-    weight: schedule.Schedule  # share of the batch's rows, relative to the other streams
-    extra_segments: int  # further items of the same frame that ride along as segments of their own
+    kind: str
+    weight: schedule.Schedule
+    extra_segments: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Rows drawn per step and stream."""
+    """The rows that each step draws from each stream.
+
+    Attributes:
+      weights: float64[steps, streams], shares of the batch; each step sums to 1.
+      counts: int64[steps, streams], rows; each step sums to batch_size.
+      before: int64[steps, streams], draws made before the step.
+    """
 
     streams: tuple[Stream, ...]
     batch_size: int
     seed: int
-    weights: np.ndarray  # float64[steps, streams], rows of each step sum to 1
-    counts: np.ndarray  # int64[steps, streams], rows of each step sum to batch_size
-    before: np.ndarray  # int64[steps, streams], draws made before the step
+    weights: np.ndarray
+    counts: np.ndarray
+    before: np.ndarray
 
     @classmethod
     def make(cls, streams: Sequence[Stream], *, batch_size: int, steps: int, seed: int) -> Plan:
-        """Raises ValueError if a schedule is malformed or all weights vanish somewhere."""
+        """Make the plan of a stage.
+
+        Raises UserError if a schedule is malformed or all weights are 0 at a step.
+        """
         for stream in streams:
             schedule.check_schedule(stream.weight, f"streams.{stream.name}.weight")
         progress = np.arange(steps) / max(steps - 1, 1)
-        weights = np.stack(
-            [schedule.value_at(s.weight, progress, np) for s in streams], axis=1
-        ).astype(np.float64)
+        columns = [schedule.value_at(stream.weight, progress, np) for stream in streams]
+        weights = np.stack(columns, axis=1).astype(np.float64)
         total = weights.sum(axis=1, keepdims=True)
         if not (total > 0).all():
-            raise ValueError(f"streams: all weights are 0 at step {int(np.argmin(total > 0))}")
+            raise UserError(
+                f"streams: all weights are 0 at step {int(np.argmin(total > 0))}; "
+                "raise the weight of a stream there"
+            )
         weights /= total
         counts = apportion(weights, batch_size)
-        return cls(
-            tuple(streams), batch_size, seed, weights, counts, np.cumsum(counts, axis=0) - counts
-        )
+        before = np.cumsum(counts, axis=0) - counts
+        return cls(tuple(streams), batch_size, seed, weights, counts, before)
 
     @property
     def steps(self) -> int:
+        """Number of steps."""
         return len(self.counts)
 
     def row(self, step: int, row: int) -> tuple[int, int]:
-        """(stream index, how many draws that stream has made before) of one row of one step's global batch."""
+        """Return (stream index, n) of a row of a step's global batch: the stream's n-th draw."""
         return self.rows(step, row, row + 1)[0]
 
     def rows(self, step: int, start: int, stop: int) -> list[tuple[int, int]]:
-        """`row` of rows start .. stop."""
+        """Return (stream index, n) of the rows start .. stop - 1; see `row`."""
         ends = np.cumsum(self.counts[step])
         rows = np.arange(start, stop)
         streams = ends.searchsorted(rows, side="right")
-        draws = rows + (self.before[step] + self.counts[step] - ends)[streams]
+        first_draws = self.before[step] + self.counts[step] - ends
+        draws = rows + first_draws[streams]
         return list(zip(streams.tolist(), draws.tolist(), strict=True))
 
     def draw(self, stream: int, n: int, size: int, together: int = 1) -> int:
-        """The n-th draw of a stream among `size` candidates: each once an epoch, in another order every epoch.
+        """Return the position of a stream's n-th draw among its `size` candidates.
+
+        Each candidate is drawn once per epoch, in another order every epoch.
 
         Args:
-          together: so many draws in a row are neighbours among the candidates, for files that are read in large
-            pieces; which ones are neighbours in a draw differs between epochs.
+          together: this many consecutive draws are neighbours among the candidates, for files that
+            are read in large pieces. The blocks of neighbours differ between epochs.
         """
         epoch, index = divmod(n, size)
-        block, inside = divmod(index, together)
-        blocks = size // together
-        if block < blocks:  # what is left at the end makes no whole block and keeps its place
+        block, offset = divmod(index, together)
+        num_blocks = size // together
+        if block < num_blocks:  # the candidates after the last whole block keep their position
             seed = _shuffle_seed(self.seed, stream, epoch)
-            block = int(index_shuffle(block, max_index=blocks - 1, seed=seed, rounds=4))
-        return (block * together + inside + epoch * (together > 1)) % size
+            block = int(index_shuffle(block, max_index=num_blocks - 1, seed=seed, rounds=4))
+        shift = epoch if together > 1 else 0
+        return (block * together + offset + shift) % size
 
 
-_WHOLE = 1e-9  # so far from a whole number, a quota is whole
-
-
-@functools.lru_cache(1024)  # it costs more than a draw
+@functools.lru_cache(1024)  # computing the seed takes longer than the draw
 def _shuffle_seed(seed: int, stream: int, epoch: int) -> int:
-    return int(np.random.SeedSequence((seed, stream, epoch)).generate_state(1)[0])
+    sequence = np.random.SeedSequence((seed, stream, epoch))
+    return int(sequence.generate_state(1)[0])
 
 
 def apportion(weights: np.ndarray, batch_size: int) -> np.ndarray:
-    """Whole rows a step whose running sums follow the running sums of `batch_size * weights`.
+    """Return whole rows per step whose running sums follow those of `batch_size * weights`.
 
-    Each running sum is its quota rounded down or up. Who gets the rows that rounding down leaves is decided by
-    deadline: the stream whose quota is whole again soonest. As rows cut into fractions could follow the quotas exactly,
-    whole ones, earliest deadline first, never miss a deadline. (The largest remainder, the obvious choice, lets many
-    light streams take their rows early and then leaves heavy ones behind by more than one.)
+    Each running sum is its quota rounded down or up. The rows that are left after rounding down go
+    to the streams with the earliest deadline: the step at which a stream's quota reaches the next
+    whole number. Fractional rows could follow the quotas exactly, so whole rows that are assigned
+    by the earliest deadline first never miss a deadline. (Giving them to the largest remainders
+    instead lets many light streams take their rows early and leaves heavy streams more than one
+    row behind.)
 
     Args:
-      weights: float[steps, streams], rows sum to 1.
-    Returns: int64[steps, streams], rows sum to batch_size.
+      weights: float[steps, streams]; each step sums to 1.
+
+    Returns: int64[steps, streams]; each step sums to batch_size.
     """
-    rate = weights.astype(
-        np.longdouble
-    )  # sums over a run of many steps must still tell a whole number
+    # Extended precision: sums over a long run must still show that a number is whole.
+    rate = weights.astype(np.longdouble)
     rate *= batch_size / rate.sum(axis=1, keepdims=True)
     quota = np.cumsum(rate, axis=0)
-    floor = np.floor(quota + _WHOLE).astype(
-        np.int64
-    )  # sums of shares that should be whole must not fall short
-    deadline = np.stack(list(map(_whole_again, quota.T, rate.T, floor.T)), axis=1)
+    floor = np.floor(quota + _TOLERANCE).astype(np.int64)
+    deadline = np.empty_like(rate)
+    for stream in range(rate.shape[1]):
+        deadline[:, stream] = _deadlines(quota[:, stream], rate[:, stream], floor[:, stream])
     drawn = floor.copy()
-    # Where quotas are whole, all have drawn theirs: only the steps between need one after another.
-    for step in np.flatnonzero(
-        floor.sum(axis=1) != batch_size * np.arange(1, len(floor) + 1)
-    ).tolist():
+    # At steps where all quotas are whole, `drawn` equals them; only the others need the loop.
+    planned = batch_size * np.arange(1, len(floor) + 1)
+    for step in np.flatnonzero(floor.sum(axis=1) != planned).tolist():
         before = drawn[step - 1] if step else np.zeros_like(drawn[0])
         drawn[step] = np.maximum(floor[step], before)
-        extra = batch_size - int((drawn[step] - before).sum())
-        closed = (drawn[step] > floor[step]) | (
-            quota[step] < floor[step] + _WHOLE
-        )  # rounded up, or nothing to round
-        drawn[step, np.lexsort((deadline[step], closed))[:extra]] += 1
+        rows_left = batch_size - int((drawn[step] - before).sum())
+        is_rounded_up = drawn[step] > floor[step]
+        is_whole = quota[step] < floor[step] + _TOLERANCE
+        order = np.lexsort((deadline[step], is_rounded_up | is_whole))
+        drawn[step, order[:rows_left]] += 1
     return np.diff(drawn, axis=0, prepend=0)
 
 
-def _whole_again(quota: np.ndarray, rate: np.ndarray, floor: np.ndarray) -> np.ndarray:
-    """float[steps]: the step at which a stream's quota is `floor` + 1; after the last one it grows as in that."""
-    step = np.searchsorted(quota, floor + 1 - _WHOLE)
+def _deadlines(quota: np.ndarray, rate: np.ndarray, floor: np.ndarray) -> np.ndarray:
+    """Return the step at which a stream's quota reaches floor + 1, float[steps].
+
+    After the last step the quota is assumed to grow as in the last step.
+    """
+    step = np.searchsorted(quota, floor + 1 - _TOLERANCE)
     last = np.minimum(step, len(quota) - 1)
     with np.errstate(divide="ignore"):
         return last + (floor + 1 - quota[last]) / rate[last]

@@ -1,7 +1,8 @@
-"""Every text that the model reads or writes, as segments: a prompt (both ways) and its targets (causal).
+"""All text that the model reads or writes, as segments: a prompt and its targets.
 
-A question is asked PaliGemma's way: bos, question, newline; the answer ends with eos. An action is asked for in one of
-`FORMATS`, which a stage's config names (`data.prompt`) and its checkpoint keeps.
+Prompt tokens attend in both directions, targets causally. A question has PaliGemma's format: bos,
+question, newline; the answer ends with eos. Actions use one of `FORMATS`, which a stage's config
+names (`data.prompt`) and its checkpoint keeps.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ STATE_BINS = 256
 
 
 class Segment(NamedTuple):
-    """Token ids of one lesson."""
+    """The token ids of a prompt and its targets."""
 
     prompt: list[int]
     target: list[int]
@@ -32,36 +33,44 @@ class Segment(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """How an action is asked for, and how its FAST tokens are framed where the backbone writes them.
+    """The prompt of an action, and the text around its FAST tokens if the backbone predicts them.
 
-    The templates' fields: {task} the instruction, {state} the bins of every number of the state, {subtask} what to do
-    of it now.
+    The templates' fields are {task}, the instruction; {state}, the bins of the state's numbers; and
+    {subtask}, the current subtask.
+
+    Attributes:
+      prompt: template of the action's prompt.
+      opening, closing: text before and after the FAST tokens; it is predicted like them.
+      subtask: template of the prompt that asks for the subtask; "": the format has none.
+      lower: write the task in lower case and keep its line breaks.
     """
 
     prompt: str
-    opening: str = ""  # written before the FAST tokens, and learnt like them
-    closing: str = ""  # and after
-    subtask: str = ""  # how the subtask is asked for; "" where the prompt speaks of none
-    lower: bool = False  # the task in lower case, its line breaks left
+    opening: str = ""
+    closing: str = ""
+    subtask: str = ""
+    lower: bool = False
 
     @property
     def has_state(self) -> bool:
+        """Whether a prompt contains the state."""
         return "{state}" in self.prompt + self.subtask
 
 
 FORMATS = {
-    # openpi's three tokenizers. pi0 has the state as a token of the expert's (pi0.5 without it: nowhere).
+    # openpi's three tokenizers. pi0's expert reads the state as a token of its own; pi0.5 without a
+    # state in its prompt does not read the state.
     "pi0": Format("{task}\n"),
     "pi05": Format("Task: {task}, State: {state};\nAction: "),
     "pi0_fast": Format(
         "Task: {task}, State: {state};\n", opening="Action: ", closing="|", lower=True
     ),
-    # pi0.5 acts on the subtask that it wrote, not on the task (arXiv 2504.16054); its question is not published: this
-    # is the one that its released weights were found to answer.
+    # pi0.5 acts on the subtask that it wrote instead of the task (arXiv 2504.16054). The prompt for
+    # the subtask is not published; the released weights answer this one.
     "pi05_subtask": Format(
         "Task: {subtask}, State: {state};\nAction: ", subtask="Task: {task}. Subtask: "
     ),
-    # Ours, on both: the action's prompt begins with the subtask's.
+    # This project's format has both; the action's prompt begins with the subtask's.
     "subtask": Format(
         "Task: {task}, State: {state};\nSubtask: {subtask};\nAction: ",
         subtask="Task: {task}, State: {state};\nSubtask: ",
@@ -70,14 +79,14 @@ FORMATS = {
 
 
 def find_format(name: str) -> Format:
-    """The format of this name; ValueError with the nearest name if there is none."""
+    """Return a format of `FORMATS`; an unknown name is an error with the nearest name."""
     return lookup(FORMATS, name, "data.prompt")
 
 
 def question(tokenizer: Tokenizer, text: str, answer: str | None = None) -> Segment:
-    """A question and, in training, its answer."""
+    """Return the segment of a question and, in training, its answer."""
     prompt = tokenizer.encode(text, bos=True) + tokenizer.encode("\n")
-    return Segment(prompt, [] if answer is None else tokenizer.encode(answer, eos=True))
+    return Segment(prompt, _answer(tokenizer, answer))
 
 
 def action(
@@ -89,39 +98,34 @@ def action(
     subtask: str | None = None,
     fast: Sequence[int] | None = None,
 ) -> Segment:
-    """What a robot is told and, where the backbone learns actions, their FAST tokens.
+    """Return the segment of an action: its prompt and, if given, its FAST tokens as targets.
 
     Args:
       prompt: a name of `FORMATS`.
-      state: float[S] normalised to [-1, 1].
-      subtask: what to do now, for a format that says so.
+      state: float[S] normalised to [-1, 1]; None if the format has no state.
+      subtask: the current subtask; None if the format has no subtask.
       fast: FAST tokens of the chunk.
 
-    Raises ValueError for an unknown format, or one that speaks of a state or a subtask that is not given.
+    Raises ValueError for an unknown format, or if the format needs a state or a subtask that
+    is not given.
     """
-    form = find_format(prompt)
-    told = (
-        _told(tokenizer, prompt, task, subtask)
-        if state is None
-        else tokenizer.encode(_fill(form.prompt, prompt, task, state, subtask), bos=True)
-    )
-    target = (
-        []
-        if fast is None
-        else [
-            *tokenizer.encode(form.opening),
-            *tokenizer.action_ids(fast),
-            *tokenizer.encode(form.closing, eos=True),
-        ]
-    )
-    return Segment(list(told), target)
+    if state is None:
+        prompt_ids = list(_prompt_without_state(tokenizer, prompt, task, subtask))
+    else:
+        text = _fill(find_format(prompt).prompt, prompt, task, state, subtask)
+        prompt_ids = tokenizer.encode(text, bos=True)
+    if fast is None:
+        return Segment(prompt_ids, [])
+    opening, closing = _fast_frame(tokenizer, prompt)
+    return Segment(prompt_ids, [*opening, *tokenizer.action_ids(fast), *closing])
 
 
-@functools.lru_cache(4096)  # instructions repeat at every step of an episode, and in most episodes
-def _told(tokenizer: Tokenizer, prompt: str, task: str, subtask: str | None) -> tuple[int, ...]:
-    return tuple(
-        tokenizer.encode(_fill(find_format(prompt).prompt, prompt, task, None, subtask), bos=True)
-    )
+@functools.lru_cache(4096)  # instructions repeat at every step of an episode and across episodes
+def _prompt_without_state(
+    tokenizer: Tokenizer, prompt: str, task: str, subtask: str | None
+) -> tuple[int, ...]:
+    text = _fill(find_format(prompt).prompt, prompt, task, None, subtask)
+    return tuple(tokenizer.encode(text, bos=True))
 
 
 def subtask(
@@ -132,64 +136,74 @@ def subtask(
     state: np.ndarray | None = None,
     answer: str | None = None,
 ) -> Segment:
-    """Asks what to do now, and in training says it; arguments and errors as of `action`.
+    """Return the segment that asks for the current subtask and, in training, its answer.
 
-    Raises ValueError for a format without subtasks.
+    The arguments and errors are those of `action`. Raises ValueError for a format without subtasks.
     """
-    form = find_format(prompt)
-    if not form.subtask:
-        raise ValueError(
-            f"prompt {prompt!r} has no subtasks; those with: "
-            f"{', '.join(name for name, other in FORMATS.items() if other.subtask)}"
-        )
-    text = _fill(form.subtask, prompt, task, state, None)
-    return Segment(
-        tokenizer.encode(text, bos=True),
-        [] if answer is None else tokenizer.encode(answer, eos=True),
-    )
+    template = find_format(prompt).subtask
+    if not template:
+        names = [name for name, other in FORMATS.items() if other.subtask]
+        raise ValueError(f"prompt {prompt!r} has no subtasks; choose from {', '.join(names)}")
+    text = _fill(template, prompt, task, state, None)
+    return Segment(tokenizer.encode(text, bos=True), _answer(tokenizer, answer))
+
+
+def _answer(tokenizer: Tokenizer, answer: str | None) -> list[int]:
+    """Return the target ids of an answer; [] if there is none."""
+    return [] if answer is None else tokenizer.encode(answer, eos=True)
+
+
+def _fast_frame(tokenizer: Tokenizer, prompt: str) -> tuple[list[int], list[int]]:
+    """Return the ids before and after the FAST tokens."""
+    prompt_format = find_format(prompt)
+    opening = tokenizer.encode(prompt_format.opening)
+    closing = tokenizer.encode(prompt_format.closing, eos=True)
+    return opening, closing
 
 
 def read_action(tokenizer: Tokenizer, ids: Iterable[int], *, prompt: str) -> list[int]:
-    """FAST tokens of what the model wrote; [], which decodes to no chunk, where it began with something else."""
-    opening, ids = tokenizer.encode(find_format(prompt).opening), list(map(int, ids))
+    """Return the FAST tokens in the ids that the model wrote.
+
+    Ids without the format's opening give [], which does not decode to a chunk.
+    """
+    ids = [int(token) for token in ids]
+    opening, _ = _fast_frame(tokenizer, prompt)
     if ids[: len(opening)] != opening:
         return []
-    return tokenizer.action_tokens(
-        list(itertools.takewhile(tokenizer.layout.action.contains, ids[len(opening) :]))
-    )
+    action_ids = itertools.takewhile(tokenizer.layout.action.contains, ids[len(opening) :])
+    return tokenizer.action_tokens(list(action_ids))
 
 
 def action_vocabulary(tokenizer: Tokenizer, *, prompt: str, fast_vocab: int) -> list[int]:
-    """The ids that an action's text is made of, to decode nothing else: sorted, `eos` among them."""
-    form = find_format(prompt)
-    return sorted(
-        {
-            *tokenizer.encode(form.opening),
-            *tokenizer.encode(form.closing, eos=True),
-            *tokenizer.action_ids(range(fast_vocab)),
-        }
-    )
+    """Return the sorted ids that an action's targets may contain, to decode no others."""
+    opening, closing = _fast_frame(tokenizer, prompt)
+    return sorted({*opening, *closing, *tokenizer.action_ids(range(fast_vocab))})
 
 
 def state_bins(state: np.ndarray) -> str:
-    """Bins of [-1, 1], as openpi counts them: 256 edges from -1 on, a value's bin is the last edge not above it."""
+    """Return the bins of a state float[S], as openpi counts them, separated by spaces.
+
+    There are 256 edges from -1 on; a value's bin is the last edge that is not above it.
+    """
     edges = np.linspace(-1, 1, STATE_BINS + 1)[:-1]
     return " ".join(str(i) for i in np.digitize(state, edges) - 1)
 
 
 def _fill(
-    template: str, name: str, task: str, state: np.ndarray | None, subtask: str | None
+    template: str, prompt: str, task: str, state: np.ndarray | None, subtask: str | None
 ) -> str:
-    known = {"task": _clean(task, FORMATS[name].lower)}
+    """Fill a template of the format named `prompt`."""
+    lower = FORMATS[prompt].lower
+    values = {"task": _clean(task, lower)}
     if state is not None:
-        known["state"] = state_bins(state)
+        values["state"] = state_bins(state)
     if subtask is not None:
-        known["subtask"] = _clean(subtask, FORMATS[name].lower)
+        values["subtask"] = _clean(subtask, lower)
     try:
-        return template.format(**known)
+        return template.format(**values)
     except KeyError as error:
         raise ValueError(
-            f"prompt {name!r} speaks of the {error.args[0]}, and none was given"
+            f"prompt {prompt!r} contains the {error.args[0]}, but none was given"
         ) from None
 
 

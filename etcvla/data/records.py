@@ -1,8 +1,9 @@
-"""A tf.train.Example, located rather than parsed.
+"""Locate the values of a tf.train.Example without parsing it.
 
-A payload is protobuf: Example > Features > map<name, Feature>, where a Feature is one list of bytes, floats or varints.
-Every level carries its length, so the place of each value is found by hopping from length to length; nothing between
-is touched. All offsets count from the payload's start.
+A record's payload is protobuf: Example > Features > map<name, Feature>, where a Feature is one
+list of bytes, floats or varints. Every level starts with its length, so each value is located by
+skipping from length to length without reading what is between. All offsets count from the
+payload's start.
 """
 
 from __future__ import annotations
@@ -12,49 +13,63 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from etcvla.errors import UserError
+
 if TYPE_CHECKING:
     from etcvla.data.storage import AnyPath
 
-BYTES, FLOATS, INTS = 1, 2, 3  # field numbers of tf.train.Feature's oneof
-ROW_LENGTHS = "/ragged_row_lengths_"  # TFDS: how many values each step of a nested sequence has
-FAR = 4096  # bytes; elements of this size lie on memory pages of their own
+# Field numbers of tf.train.Feature's oneof.
+BYTES = 1
+FLOATS = 2
+INTS = 3
+ROW_LENGTHS = "/ragged_row_lengths_"  # in TFDS's names of the lengths of nested sequences
+PAGE_SIZE = 4096  # bytes; a larger element fills memory pages of its own
 Buffer = memoryview | bytes
+Peek = Callable[[int], bytes]  # offset -> the four bytes there
 
 
-class RecordError(ValueError):
-    """A record that is truncated, damaged or not what it should be; names file, record and byte offset."""
+class RecordError(UserError):
+    """A record that is truncated, damaged or does not have the expected content.
+
+    The message names the file, the record's number and its byte offset.
+    """
 
     def __init__(self, path: AnyPath | str, record: int, offset: int, problem: str):
         super().__init__(f"{path}, record {record} (byte {offset}): {problem}")
 
     def __reduce__(self):
-        return RecordError.saying, (str(self),)
+        return RecordError.from_message, (str(self),)
 
     @classmethod
-    def saying(cls, message: str) -> RecordError:
-        """One whose message is known already."""
+    def from_message(cls, message: str) -> RecordError:
+        """Return an error with a complete message."""
         error = cls.__new__(cls)
         error.args = (message,)
         return error
 
 
-class Values(NamedTuple):
-    """Where one feature's values lie; `start` and `size` are bytes of the payload.
+class FeatureLocation(NamedTuple):
+    """The location of one feature's values in a payload.
 
-    `marks` are, for a list of bytes, the offset of each element's length prefix; for row lengths, the running sum of
-    the lengths from 0; else empty.
+    Attributes:
+      kind: BYTES, FLOATS or INTS; 0 for a feature without a list.
+      start, size: bytes of the payload.
+      count: number of values.
+      offsets: for a list of bytes, the offset of each element's length prefix; for row lengths, the
+        running sum of the lengths from 0 on; else empty.
     """
 
     kind: int
     start: int
     size: int
     count: int
-    marks: list[int]
+    offsets: list[int]
 
 
 def read_varint(buffer: Buffer, position: int) -> tuple[int, int]:
-    """(value, position after it)."""
-    value = shift = 0
+    """Read a varint. Returns: (value, position after it)."""
+    value = 0
+    shift = 0
     while True:
         byte = buffer[position]
         value |= (byte & 127) << shift
@@ -64,51 +79,57 @@ def read_varint(buffer: Buffer, position: int) -> tuple[int, int]:
         shift += 7
 
 
-def read_element(data: Buffer, mark: int = 0) -> Buffer:
-    """The element of a list of bytes whose length prefix lies at `mark`."""
-    size, start = read_varint(data, mark)
+def read_element(data: Buffer, offset: int = 0) -> Buffer:
+    """Return the element of a list of bytes whose length prefix is at `offset`."""
+    size, start = read_varint(data, offset)
     return data[start : start + size]
 
 
 def read_floats(data: Buffer) -> np.ndarray:
-    """float32[n], a view."""
+    """Return packed floats as a view, float32[n]."""
     return np.frombuffer(data, "<f4")
 
 
 def read_ints(data: Buffer) -> np.ndarray:
-    """int64[n] of n packed varints."""
+    """Return n packed varints as int64[n]."""
     raw = np.frombuffer(data, np.uint8)
-    last = raw < 128
-    if last.all():
+    is_last_byte = raw < 128
+    if is_last_byte.all():
         return raw.astype(np.int64)
-    ends = np.flatnonzero(last) + 1
+    ends = np.flatnonzero(is_last_byte) + 1
     begins = np.concatenate([[0], ends[:-1]])
-    place = np.arange(len(raw)) - np.repeat(begins, ends - begins)
-    bits = (raw & 127).astype(np.uint64) << (7 * place).astype(np.uint64)
+    byte_in_varint = np.arange(len(raw)) - np.repeat(begins, ends - begins)
+    bits = (raw & 127).astype(np.uint64) << (7 * byte_in_varint).astype(np.uint64)
     return np.bitwise_or.reduceat(bits, begins).view(np.int64)
 
 
-def locate_features(
-    buffer: Buffer, peek: Callable[[int], bytes] | None = None
-) -> dict[str, Values]:
-    """Where each feature of a tf.train.Example lies.
+def locate_features(buffer: Buffer, peek: Peek | None = None) -> dict[str, FeatureLocation]:
+    """Locate each feature of a tf.train.Example.
 
     Args:
-      peek: the four bytes from a place on, as `buffer` has them, by a way that is faster where far ones are wanted.
+      peek: reads four bytes of `buffer`, faster than `buffer` itself at offsets far apart.
 
-    Raises ValueError or IndexError if it is no tf.train.Example.
+    Raises ValueError or IndexError if the buffer is not a tf.train.Example.
     """
-    located = {}
-    for _, *features in _fields(buffer, 0, len(buffer)):
-        for _, *entry in _fields(buffer, *features):
-            spans = {number: (begin, end) for number, begin, end in _fields(buffer, *entry)}
-            name = bytes(buffer[slice(*spans[1])]).decode()
-            located[name] = _locate(buffer, *spans[2], peek, is_lengths=ROW_LENGTHS in name)
-    return located
+    locations = {}
+    for _, features_start, features_end in _fields(buffer, 0, len(buffer)):
+        for _, entry_start, entry_end in _fields(buffer, features_start, features_end):
+            bounds = {}
+            for number, start, end in _fields(buffer, entry_start, entry_end):
+                bounds[number] = (start, end)
+            key_start, key_end = bounds[1]
+            value_start, value_end = bounds[2]
+            name = bytes(buffer[key_start:key_end]).decode()
+            is_lengths = ROW_LENGTHS in name
+            locations[name] = _locate(buffer, value_start, value_end, peek, is_lengths=is_lengths)
+    return locations
 
 
 def _fields(buffer: Buffer, position: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """(field number, start, end) of a message whose fields are all length-delimited, as all around tf.train.Feature."""
+    """Yield (field number, start, end) of a message with length-delimited fields only.
+
+    The messages around a tf.train.Feature have no other fields.
+    """
     while position < end:
         tag, position = read_varint(buffer, position)
         size, position = read_varint(buffer, position)
@@ -119,36 +140,42 @@ def _fields(buffer: Buffer, position: int, end: int) -> Iterator[tuple[int, int,
 
 
 def _locate(
-    buffer: Buffer, start: int, end: int, peek: Callable[[int], bytes] | None, *, is_lengths: bool
-) -> Values:
-    spans = list(_fields(buffer, start, end))
-    if not spans:
-        return Values(0, start, 0, 0, [])
-    kind, start, end = spans[-1]
+    buffer: Buffer, start: int, end: int, peek: Peek | None, *, is_lengths: bool
+) -> FeatureLocation:
+    """Locate the values of the tf.train.Feature at start .. end."""
+    lists = list(_fields(buffer, start, end))
+    if not lists:
+        return FeatureLocation(0, start, 0, 0, [])
+    kind, start, end = lists[-1]
     if kind == BYTES:
-        marks = _element_marks(buffer, start, end, peek)
-        return Values(kind, start, end - start, len(marks), marks)
+        offsets = _element_offsets(buffer, start, end, peek)
+        return FeatureLocation(kind, start, end - start, len(offsets), offsets)
     start, end = _packed(buffer, start, end)
+    size = end - start
     if kind == FLOATS:
-        return Values(kind, start, end - start, (end - start) // 4, [])
+        return FeatureLocation(kind, start, size, size // 4, [])
     if is_lengths:
         splits = [0, *np.cumsum(read_ints(buffer[start:end])).tolist()]
-        return Values(kind, start, end - start, len(splits) - 1, splits)
+        return FeatureLocation(kind, start, size, len(splits) - 1, splits)
     count = np.count_nonzero(np.frombuffer(buffer[start:end], np.uint8) < 128)
-    return Values(kind, start, end - start, int(count), [])
+    return FeatureLocation(kind, start, size, int(count), [])
 
 
-def _element_marks(
-    buffer: Buffer, position: int, end: int, peek: Callable[[int], bytes] | None
-) -> list[int]:
-    # The inner loop of indexing: lengths of up to three bytes, which nearly all texts and images have, without a call.
-    marks, size = [], 0
+def _element_offsets(buffer: Buffer, position: int, end: int, peek: Peek | None) -> list[int]:
+    """Return the offset of each element's length prefix in a list of bytes.
+
+    This is the inner loop of indexing: it decodes lengths of up to three bytes, which nearly all
+    texts and images have, without a function call.
+    """
+    offsets = []
+    size = 0
     while position < end:
-        head = buffer[position : position + 4] if size < FAR or peek is None else peek(position)
+        use_peek = peek is not None and size >= PAGE_SIZE
+        head = peek(position) if use_peek else buffer[position : position + 4]
         if head[0] != 10:
-            raise ValueError(f"a list of bytes holds something else at byte {position}")
+            raise ValueError(f"a list of bytes has another field at byte {position}")
         position += 1
-        marks.append(position)
+        offsets.append(position)
         size = head[1]
         if size > 127:
             if head[2] < 128:
@@ -163,15 +190,14 @@ def _element_marks(
         position += size + 1
     if position != end:
         raise ValueError(f"a list of bytes overruns its message at byte {end}")
-    return marks
+    return offsets
 
 
 def _packed(buffer: Buffer, start: int, end: int) -> tuple[int, int]:
+    """Return the bounds of the packed numbers in the list at start .. end."""
     if start == end:
         return start, end
     size, first = read_varint(buffer, start + 1)
     if buffer[start] != 10 or first + size != end:
-        raise ValueError(
-            f"numbers at byte {start} are not one packed list, as TensorFlow writes them"
-        )
+        raise ValueError(f"the numbers at byte {start} are not packed as TensorFlow packs them")
     return first, end

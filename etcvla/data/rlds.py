@@ -1,9 +1,9 @@
-"""RLDS datasets by frame: any step of any episode is one small read and one decode, without TensorFlow.
+"""Read RLDS datasets by frame: any step of any episode is one small read, without TensorFlow.
 
     dataset = RLDSDataset("data/metaworld_etc/1.0.0")
     dataset.frame(1234, ["observation/front", "language_instruction"])
 
-`python -m etcvla.data.rlds DIRECTORY` prints what a dataset holds.
+`python -m etcvla.data.rlds DIRECTORY` prints the contents of a dataset.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,22 +37,39 @@ from etcvla.data.records import (
 from etcvla.data.rlds_layout import Feature, find_shards, find_version, read_features, shard_lengths
 from etcvla.data.shards import open_shard
 from etcvla.data.storage import ByteRange, RemotePath, allow_open_files, as_path
+from etcvla.errors import UserError
 from etcvla.names import lookup
 
-DAMAGED = {"raise": "stop with an error", "skip": "leave it out, and count"}
+DAMAGED = {
+    "raise": "stop with an error at damaged data",
+    "skip": "leave damaged data out and count it",
+}
 log = logging.getLogger(__name__)
+
+
+class _FlatValues(NamedTuple):
+    """The flat values first .. last - 1 of a feature in an episode.
+
+    Attributes:
+      location: kind, start, size, count and first offset, as in `FrameIndex.locations`.
+    """
+
+    feature: Feature
+    location: list[int]
+    first: int
+    last: int
 
 
 class RLDSDataset(Episodes):
     """One split of a dataset on disk (TFRecord or ArrayRecord by TFDS), read by a frame index.
 
-    Frames are numbered through the split, episodes in file order. Reading TFRecord is free of locks and shared state,
-    so that any number of threads may share one; pickling it (for worker processes) carries its arguments alone.
-    A dataset without steps (image and text) has episodes of one step each.
+    Frames are numbered through the split, episodes in file order. Reading TFRecord uses no locks
+    and no shared state, so any number of threads may share a dataset. Pickling it (for worker
+    processes) saves its arguments only. A dataset without steps (image and text) has episodes of
+    one step.
 
-    Attributes:
-      features, lengths, starts, damaged, whole_records: as of `Episodes`.
-      skipped: how many records, episodes and frames were left out, by what is wrong with them.
+    Attributes (the others as of `Episodes`):
+      skipped: by problem, the number of records, episodes and frames that were left out.
     """
 
     def __init__(
@@ -65,20 +82,22 @@ class RLDSDataset(Episodes):
         damaged: str = "raise",
         episodes: Sequence[int] | None = None,
     ):
-        """Opens the split; the first time, builds its frame index and keeps it.
+        """Open the split; the first time, build and cache its frame index.
 
         Args:
-          directory: the version folder, or its parent if that holds one version; a path or a URL (gs://, s3://).
-          cache_dir: where the index and columns are kept; by default in a hidden folder beside the data, else in
-            `cache.INDEX_FOLDER`.
-          verify_crc: check every record's payload against its checksum (reads everything once).
-          damaged: what to do about records that are damaged or do not fit features.json; a name of DAMAGED.
-          episodes: read these alone, as episodes 0, 1, ..
+          directory: the version folder, or its parent if that has one version; a path or a URL
+            (gs://, s3://).
+          cache_dir: where the index and columns are cached; by default a hidden folder beside the
+            data, or `cache.INDEX_FOLDER` if that is not writable.
+          verify_crc: check every record's payload against its checksum (reads all data once).
+          damaged: what happens at records that are damaged or do not match features.json; a name
+            of `DAMAGED`.
+          episodes: read only these episodes, as episodes 0, 1, ...
 
         Raises:
-          FileNotFoundError: no dataset, split or shard there.
-          ValueError: features.json is none, or no episode is left.
-          RecordError: a record is truncated or damaged, or an episode is empty or does not match features.json.
+          UserError: there is no such dataset, split or file, features.json is invalid, or no
+            episode is left.
+          RecordError: a record is damaged, or an episode is empty or does not match features.json.
         """
         lookup(DAMAGED, damaged, "data.on_damaged")
         self._arguments = {
@@ -87,33 +106,40 @@ class RLDSDataset(Episodes):
             "damaged": damaged,
             "episodes": episodes,
         }
-        self.directory, self.split, self.damaged = find_version(as_path(directory)), split, damaged
+        self.directory = find_version(as_path(directory))
+        self.split = split
+        self.damaged = damaged
         self.features, self._metadata = read_features(self.directory)
         self._paths = find_shards(self.directory, split)
         self.skipped: collections.Counter[str] = collections.Counter()
-        self._known_damage: set[str] = set()
-        kept = IndexCache(cache_folders(self.directory, split, cache_dir), files_key(self._paths))
+        self._known_problems: set[str] = set()
+        folders = cache_folders(self.directory, split, cache_dir)
+        split_cache = IndexCache(folders, files_key(self._paths))
+        self._open_shards(split_cache)
+        all_records = len(self._index.records)
+        self._records = _select(all_records, episodes)  # int64[E], record of each episode
+        if verify_crc:
+            self._records = self._records[~np.isin(self._records, self._bad_crc())]
+        self.set_lengths(self._check_episodes())
+        self.cache = split_cache
+        if len(self._records) != all_records:
+            digest = hashlib.sha256(self._records.tobytes()).hexdigest()[:16]
+            self.cache = split_cache.below(digest)
+
+    def _open_shards(self, split_cache: IndexCache) -> None:
+        """Open the files and load their index."""
         allow_open_files(len(self._paths))
-        self._shards = map_shards(open_shard, self._paths, workers=self._near)
-        self._index = load_index(self._shards, kept)
+        self._shards = map_shards(open_shard, self._paths, workers=self._io_workers)
+        self.whole_records = self._shards[0].whole_records
+        self._index = load_index(self._shards, split_cache)
         for problem in self._index.damaged:
-            self._skip("damaged records", problem)
+            self._raise_or_skip("damaged records", RecordError.from_message(problem))
         if not self._index.damaged:
             self._check_shard_lengths()
-        self.whole_records = self._shards[0].whole_records
-        self._records = _select(len(self._index.records), episodes)
-        if verify_crc:
-            self._leave_out(~np.isin(self._records, self._bad_crc()))
-        self.number(self._episode_lengths())
-        whole = len(self._records) == len(self._index.records)
-        self.cache = (
-            kept if whole else kept.below(hashlib.sha256(self._records.tobytes()).hexdigest()[:16])
-        )
 
     def __reduce__(self):
-        return functools.partial(
-            RLDSDataset, self.directory, **self._arguments, verify_crc=False
-        ), ()
+        make = functools.partial(RLDSDataset, self.directory, **self._arguments, verify_crc=False)
+        return make, ()
 
     def steps(
         self,
@@ -121,148 +147,153 @@ class RLDSDataset(Episodes):
         start: int,
         stop: int,
         names: Sequence[str],
-        into: Mapping[str, np.ndarray] = NO_BUFFERS,
+        buffers: Mapping[str, np.ndarray] = NO_BUFFERS,
         pending: PendingImages | None = None,
     ) -> dict[str, np.ndarray | list]:
-        """As of `Episodes`: images uint8[H, W, 3], texts str, tensors dtype[shape]; by one look at the file."""
+        """Read steps by one read of the file; see `Episodes.steps`."""
         features = [self.feature(name) for name in names]
-        return dict(
-            zip(names, self._read(features, episode, start, stop, into, pending), strict=True)
-        )
+        values = self._read(features, episode, start, stop, buffers, pending)
+        return dict(zip(names, values, strict=True))
 
     def frames(
         self,
         frames: Sequence[int],
         names: Sequence[str],
-        into: Mapping[str, Sequence[np.ndarray]] = NO_BUFFERS,
+        buffers: Mapping[str, Sequence[np.ndarray]] = NO_BUFFERS,
         pending: Sequence[PendingImages] | None = None,
     ) -> list[dict[str, Any]]:
-        """As of `Episodes`; what is a vector, a text or an image is found for all frames at once."""
-        kept = {name: column for name in names if (column := self.kept(name)) is not None}
-        rest = [self.feature(name) for name in names if name not in kept]
-        if not all(feature.is_plain and feature.kind in ("image", "text") for feature in rest):
-            return super().frames(frames, names, into, pending)
-        episodes, steps = self.locate_all(frames)
-        found = []
-        for i, (frame, episode, step, *elements) in enumerate(
-            zip(
-                frames,
-                episodes.tolist(),
-                steps.tolist(),
-                *self._elements(rest, episodes, steps),
-                strict=True,
-            )
-        ):
-            facts = {name: column[frame] for name, column in kept.items()}
-            for feature, element in zip(rest, elements, strict=True):
-                buffer = into[feature.name][i] if feature.name in into else None
-                decode = functools.partial(self._decode, feature, episode, step, element, buffer)
+        """Read frames, locating cached vectors, texts and images of all of them at once."""
+        columns, other_names = self._cached_columns(names)
+        features = [self.feature(name) for name in other_names]
+        if not all(feature.is_plain and feature.kind in ("image", "text") for feature in features):
+            return super().frames(frames, names, buffers, pending)
+        episode_array, step_array = self.locate_all(frames)
+        elements = self._elements(features, episode_array, step_array)
+        episodes = episode_array.tolist()
+        steps = step_array.tolist()
+        values = []
+        for i, frame in enumerate(frames):
+            frame_values = {name: column[frame] for name, column in columns.items()}
+            for feature, element in zip(features, elements[i], strict=True):
+                buffer = buffers[feature.name][i] if feature.name in buffers else None
+                decode = functools.partial(
+                    self._decode, feature, episodes[i], steps[i], element, buffer
+                )
                 if pending is not None and buffer is not None and feature.shape == buffer.shape:
                     pending[i].append(decode)
-                    facts[feature.name] = buffer
+                    frame_values[feature.name] = buffer
                 else:
-                    facts[feature.name] = decode()
-            found.append(facts)
-        return found
+                    frame_values[feature.name] = decode()
+            values.append(frame_values)
+        return values
 
     def _elements(
         self, features: Sequence[Feature], episodes: np.ndarray, steps: np.ndarray
     ) -> list[list[Buffer]]:
-        """What features that have one byte string a step hold at some steps: a list a feature."""
-        records, spans = self._records[episodes], []
-        for feature in features:
-            kind, start, size, count, mark = self._places(feature.path, records).T
-            for bad in np.flatnonzero(kind != BYTES).tolist():
-                self._read(
-                    [feature], int(episodes[bad]), int(steps[bad]), int(steps[bad]) + 1
-                )  # which says why
-            begin = self._index.marks[mark + steps]
-            after = self._index.marks[np.minimum(mark + steps + 1, len(self._index.marks) - 1)]
-            end = np.where(steps + 1 < count, after - 1, start + size)
-            spans.append(np.stack([begin, end - begin], axis=1).tolist())
-        shards, _, places, _ = self._index.records[records].T.tolist()
-        read = [
-            map(read_element, self._shards[shard].read(place, of))
-            for shard, place, *of in zip(shards, places, *spans, strict=True)
-        ]
-        return [list(of) for of in zip(*read, strict=True)]
+        """Read the encoded values of features with one byte string per step.
+
+        Args:
+          episodes, steps: int64[N].
+
+        Returns: for each of N steps, the bytes of each feature.
+        """
+        records = self._records[episodes]
+        ranges = [self._element_ranges(feature, episodes, steps).tolist() for feature in features]
+        shards, _, positions, _ = self._index.records[records].T.tolist()
+        elements = []
+        for i, shard in enumerate(shards):
+            data = self._shards[shard].read(positions[i], [of_steps[i] for of_steps in ranges])
+            elements.append(list(map(read_element, data)))
+        return elements
+
+    def _element_ranges(
+        self, feature: Feature, episodes: np.ndarray, steps: np.ndarray
+    ) -> np.ndarray:
+        """Return the byte range of a feature's element at each step, int64[N, 2]."""
+        locations = self._locations(feature.path, self._records[episodes])
+        kind, start, size, count, first_offset = locations.T
+        for i in np.flatnonzero(kind != BYTES).tolist():
+            step = int(steps[i])
+            self._read([feature], int(episodes[i]), step, step + 1)  # raises a RecordError
+        offsets = self._index.offsets
+        begin = offsets[first_offset + steps]
+        next_offset = offsets[np.minimum(first_offset + steps + 1, len(offsets) - 1)]
+        end = np.where(steps + 1 < count, next_offset - 1, start + size)
+        return np.stack([begin, end - begin], axis=1)
 
     def column(self, name: str) -> np.ndarray | list:
-        """As of `Episodes`."""
+        """Read a feature of all frames; see `Episodes.column`."""
         feature = self.feature(name)
-        if (
-            self.kept(name) is None
-            and is_vector(feature)
-            and feature.is_plain
-            and not self.whole_records
-        ):
-            places = self._places(feature.path)
-            if (places[:, 0] == FLOATS).all():
-                return self._keep(name, self._all_floats(feature, places))
+        is_uncached_vector = (
+            feature.is_plain and is_vector(feature) and self.cached_column(name) is None
+        )
+        if is_uncached_vector and not self.whole_records:
+            locations = self._locations(feature.path, self._records)
+            if (locations[:, 0] == FLOATS).all():
+                return self._cache_column(name, self._all_floats(feature, locations))
         return super().column(name)
 
-    def _all_floats(self, feature: Feature, places: np.ndarray) -> np.ndarray:
-        """All frames' values of a vector that lies at int64[E, 5] `places`; one look at each file."""
-        shards, _, payloads, _ = self._index.records[self._records].T
-        parts: list[Buffer] = [b""] * len(places)
+    def _all_floats(self, feature: Feature, locations: np.ndarray) -> np.ndarray:
+        """Read a vector of all frames by one read of each file, dtype[num_frames, ...].
+
+        Args:
+          locations: int64[E, 5].
+        """
+        shards, _, positions, _ = self._index.records[self._records].T
+        ranges = np.stack([positions + locations[:, 1], locations[:, 2]], axis=1)
+        data: list[Buffer] = [b""] * len(locations)
         for shard in np.unique(shards).tolist():
-            episodes = np.flatnonzero(shards == shard).tolist()
-            spans = list(
-                zip(
-                    (payloads + places[:, 1])[episodes].tolist(),
-                    places[episodes, 2].tolist(),
-                    strict=True,
-                )
-            )
-            for episode, part in zip(episodes, self._shards[shard].read(0, spans), strict=True):
-                parts[episode] = part
-        return read_floats(b"".join(parts)).astype(feature.dtype).reshape(-1, *feature.shape)
+            episodes = np.flatnonzero(shards == shard)
+            values = self._shards[shard].read(0, ranges[episodes].tolist())
+            for episode, episode_data in zip(episodes.tolist(), values, strict=True):
+                data[episode] = episode_data
+        return read_floats(b"".join(data)).astype(feature.dtype).reshape(-1, *feature.shape)
 
     def metadata(self, episode: int) -> dict[str, Any]:
-        """All that is said of an episode as a whole: texts str, tensors dtype[shape], lists where ragged. Names are
-        those on disk without "episode_metadata/"."""
+        """Return an episode's features: texts str, tensors dtype[shape], lists where ragged."""
         return {
-            name: self._metadatum(feature, episode)
+            name: self._episode_value(feature, episode)
             for name, feature in self._metadata.items()
             if feature.kind != "other"
         }
 
     def where(self, episode: int) -> tuple[Path, int, int]:
-        """(file, record in it, byte offset) of an episode."""
-        shard, number, place, _ = self._index.records[self._records[episode]].tolist()
-        return self._paths[shard], number, place
+        """Return (file, record number in it, position in it) of an episode."""
+        shard, number, position, _ = self._index.records[self._records[episode]].tolist()
+        return self._paths[shard], number, position
 
     def skip(self, reason: str, problem: Exception | str) -> None:
-        """Counts one thing that is left out because it is damaged, once; the first of a kind is logged."""
+        """Count data that is left out, each problem once; log the first of each reason."""
         if not self.skipped[reason]:
             log.warning(
-                "%s, split %s: %s are left out, the first: %s",
+                "%s, split %s: leaving out %s; the first: %s",
                 self.directory,
                 self.split,
                 reason,
                 problem,
             )
-        self.skipped[reason] += str(problem) not in self._known_damage
-        self._known_damage.add(str(problem))
+        if str(problem) not in self._known_problems:
+            self.skipped[reason] += 1
+            self._known_problems.add(str(problem))
 
-    def _skip(self, reason: str, problem: Exception | str) -> None:
+    def _raise_or_skip(self, reason: str, error: Exception) -> None:
         if self.damaged == "raise":
-            raise problem if isinstance(problem, Exception) else RecordError.saying(problem)
-        self.skip(reason, problem)
+            raise error
+        self.skip(reason, error)
 
-    def _metadatum(self, feature: Feature, episode: int) -> Any:
-        stored = self._values(feature, feature.count_path, episode)[3]
-        count = stored if feature.list_paths or not feature.width else stored // feature.width
-        if not feature.ragged and feature.width and stored != feature.width:
+    def _episode_value(self, feature: Feature, episode: int) -> Any:
+        """Read an episode feature."""
+        stored = self._location(feature, feature.count_path, episode)[3]
+        if feature.ragged:
+            is_nested = feature.list_paths or not feature.width
+            count = stored if is_nested else stored // feature.width
+            return self._read([feature], episode, 0, count)[0]
+        if feature.width and stored != feature.width:
             raise RecordError(
                 *self.where(episode),
                 f"{feature.path} has {stored} values instead of {feature.width}",
             )
-        return (
-            self._read([feature], episode, 0, count)[0]
-            if feature.ragged
-            else (self._read([feature], episode, 0, 1)[0][0])
-        )
+        return self._read([feature], episode, 0, 1)[0][0]
 
     def _read(
         self,
@@ -270,290 +301,312 @@ class RLDSDataset(Episodes):
         episode: int,
         start: int,
         stop: int,
-        into: Mapping[str, np.ndarray] = NO_BUFFERS,
+        buffers: Mapping[str, np.ndarray] = NO_BUFFERS,
         pending: PendingImages | None = None,
     ) -> list[np.ndarray | list]:
-        """Entries start .. stop of the outermost list of each feature, by one look at the file.
+        """Read the entries start .. stop - 1 of each feature's outermost list by one file read.
 
-        An array where the feature is a tensor and no list. Of a dataset without steps a list has all values of the one.
+        For a dataset without steps, a list is read as a whole.
+
+        Returns: per feature, an array for a tensor that is not a list, else a list.
         """
-        shard, _, place, _ = self._index.records[self._records[episode]].tolist()
-        wanted = []
+        shard, _, position, _ = self._index.records[self._records[episode]].tolist()
+        slices = []
+        splits_by_level = []
+        ranges = []
         for feature in features:
-            column = self._values(feature, feature.values_path, episode)
-            bounds = (
-                [(start, stop)] if feature.is_plain else self._bounds(feature, episode, start, stop)
-            )
-            wanted.append(
-                (feature, column, bounds, self._span(feature, episode, column, *bounds[-1]))
-            )
-        data = self._shards[shard].read(place, [span for *_, span in wanted])
-        found = []
-        for (feature, column, bounds, _), part in zip(wanted, data, strict=True):
-            values = self._parse(
-                feature, episode, column, *bounds[-1], part, into.get(feature.name), pending
-            )
-            found.append(values if feature.is_plain else self._nest(feature, bounds, values))
-        return found
+            location = self._location(feature, feature.values_path, episode)
+            splits, first, last = self._flat_bounds(feature, episode, start, stop)
+            flat_values = _FlatValues(feature, location, first, last)
+            slices.append(flat_values)
+            splits_by_level.append(splits)
+            ranges.append(self._byte_range(flat_values, episode))
+        data = self._shards[shard].read(position, ranges)
+        results = []
+        for flat_values, splits, value_data in zip(slices, splits_by_level, data, strict=True):
+            feature = flat_values.feature
+            buffer = buffers.get(feature.name)
+            values = self._parse(flat_values, episode, value_data, buffer, pending)
+            results.append(values if feature.is_plain else _nest(feature, splits, values))
+        return results
 
-    def _bounds(self, feature: Feature, episode: int, start: int, stop: int) -> list:
-        """[running sums of lengths at each level of lists .., (first, last) of the flat values]."""
-        found: list = []
-        if not feature.in_steps and feature.ragged and feature.is_step:
-            start, stop = 0, self._values(feature, feature.count_path, episode)[3]
-            stop = stop if feature.list_paths else stop // max(1, feature.width)
+    def _flat_bounds(
+        self, feature: Feature, episode: int, start: int, stop: int
+    ) -> tuple[list[list[int]], int, int]:
+        """Return (running sums of the list lengths at each level, first, last) of entries.
+
+        `first` and `last` bound the entries' values in the column of flat values.
+        """
+        if feature.is_plain:
+            return [], start, stop
+        if feature.is_record_list:
+            stored = self._location(feature, feature.count_path, episode)[3]
+            start = 0
+            stop = stored if feature.list_paths else stored // max(1, feature.width)
+        splits_by_level = []
         for path in feature.list_paths:
-            mark = self._values(feature, path, episode)[4]
-            found.append(self._index.marks[mark + start : mark + stop + 1].tolist())
-            start, stop = found[-1][0], found[-1][-1]
-        return [*found, (start, stop)]
+            first_offset = self._location(feature, path, episode)[4]
+            splits = self._index.offsets[first_offset + start : first_offset + stop + 1].tolist()
+            splits_by_level.append(splits)
+            start = splits[0]
+            stop = splits[-1]
+        return splits_by_level, start, stop
 
-    def _nest(self, feature: Feature, bounds: list, values: np.ndarray | list) -> np.ndarray | list:
-        for splits in reversed(bounds[:-1]):
-            values = [values[a - splits[0] : b - splits[0]] for a, b in itertools.pairwise(splits)]
-        return [values] if not feature.in_steps and feature.ragged and feature.is_step else values
-
-    def _span(
-        self, feature: Feature, episode: int, column: Sequence[int], first: int, last: int
-    ) -> ByteRange:
-        """The bytes of the payload that hold flat values first .. last of a column, as of `_values`."""
-        kind, start, size, count, mark = column
+    def _byte_range(self, flat_values: _FlatValues, episode: int) -> ByteRange:
+        """Return the bytes of the payload that contain flat values."""
+        feature, (kind, start, size, count, first_offset), first, last = flat_values
         if count and (kind == BYTES) != (feature.encoding != "none"):
             raise RecordError(
-                *self.where(episode), f"{feature.path} does not hold what features.json says"
+                *self.where(episode), f"{feature.path} has another type than in features.json"
             )
         if kind == BYTES and first < last:
-            begin = int(self._index.marks[mark + first])
-            return begin, (
-                int(self._index.marks[mark + last]) - 1 if last < count else start + size
-            ) - begin
+            offsets = self._index.offsets
+            begin = int(offsets[first_offset + first])
+            end = int(offsets[first_offset + last]) - 1 if last < count else start + size
+            return begin, end - begin
         if kind == FLOATS and feature.width:
             return start + 4 * feature.width * first, 4 * feature.width * (last - first)
         return start, size
 
     def _parse(
         self,
-        feature: Feature,
+        flat_values: _FlatValues,
         episode: int,
-        column: Sequence[int],
-        first: int,
-        last: int,
         data: Buffer,
-        into: np.ndarray | None,
+        buffer: np.ndarray | None,
         pending: PendingImages | None,
     ) -> np.ndarray | list:
-        """Flat values first .. last of a column, from the bytes of their span; images in `into` if they fit, and
-        `pending` if they are known to."""
-        kind, *_, mark = column
+        """Return flat values from the bytes of their range; for images see `Episodes.steps`."""
+        feature, location, first, last = flat_values
         if feature.encoding != "none":
-            places = [0]
-            if last - first != 1:
-                marks = self._index.marks[mark + first : mark + last]
-                places = (marks - marks[:1]).tolist()
-            elements = [read_element(data, place) for place in places]
-            fits = into is not None and len(into) == len(elements)
-            jobs = [
-                functools.partial(
-                    self._decode, feature, episode, first + i, element, into[i] if fits else None
-                )
-                for i, element in enumerate(elements)
-            ]
-            if fits and pending is not None and feature.shape == into.shape[1:]:
-                pending += jobs
-                return into
-            values = [job() for job in jobs]
-            return np.stack(values) if feature.kind == "tensor" and values else values
-        numbers = read_floats(data) if kind == FLOATS else read_ints(data)
+            return self._parse_bytes(flat_values, episode, data, buffer, pending)
+        is_float = location[0] == FLOATS
+        numbers = read_floats(data) if is_float else read_ints(data)
         if not feature.width:
             return feature.shaped(numbers.astype(feature.dtype))[None]
-        if kind != FLOATS:
+        if not is_float:
             numbers = numbers[feature.width * first : feature.width * last]
         return numbers.astype(feature.dtype).reshape(last - first, *feature.shape)
+
+    def _parse_bytes(
+        self,
+        flat_values: _FlatValues,
+        episode: int,
+        data: Buffer,
+        buffer: np.ndarray | None,
+        pending: PendingImages | None,
+    ) -> np.ndarray | list:
+        """Decode the elements of a list of bytes."""
+        feature, location, first, last = flat_values
+        element_offsets = [0]
+        if last - first != 1:
+            first_offset = location[4]
+            offsets = self._index.offsets[first_offset + first : first_offset + last]
+            element_offsets = (offsets - offsets[:1]).tolist()
+        fits = buffer is not None and len(buffer) == len(element_offsets)
+        decodes = []
+        for i, offset in enumerate(element_offsets):
+            element = read_element(data, offset)
+            element_buffer = buffer[i] if fits else None
+            decodes.append(
+                functools.partial(
+                    self._decode, feature, episode, first + i, element, element_buffer
+                )
+            )
+        if fits and pending is not None and feature.shape == buffer.shape[1:]:
+            pending += decodes
+            return buffer
+        values = [decode() for decode in decodes]
+        return np.stack(values) if feature.kind == "tensor" and values else values
 
     def _decode(
         self, feature: Feature, episode: int, number: int, data: Buffer, buffer: np.ndarray | None
     ) -> Any:
+        """Decode value `number` of a feature in an episode. Raises RecordError if it is damaged."""
         try:
             return feature.decode(data, buffer)
-        except Exception as error:  # damaged data fails in as many ways as there are decoders
+        except Exception as error:  # each decoder raises its own errors at damaged data
             problem = f"{feature.path}, value {number} does not decode: {error}"
             raise RecordError(*self.where(episode), problem) from error
 
-    def _values(self, feature: Feature, path: str, episode: int) -> list[int]:
-        """(kind, start, size, count, first mark) of a column in an episode."""
+    def _location(self, feature: Feature, path: str, episode: int) -> list[int]:
+        """Return (kind, start, size, count, first offset) of a feature's column in an episode."""
         if feature.kind == "other":
-            raise ValueError(
-                f"{feature.path} of {self.directory} is of a structure that cannot be read"
-            )
+            raise UserError(f"{feature.path} of {self.directory} has a type that cannot be read")
         column = self._index.columns.get(path)
-        found = (
-            [-1] if column is None else self._index.values[self._records[episode], column].tolist()
-        )
-        if found[0] < 0:
-            raise RecordError(
-                *self.where(episode), f"{path} is missing, though features.json has it"
-            )
-        return found
+        if column is not None:
+            location = self._index.locations[self._records[episode], column].tolist()
+            if location[0] >= 0:
+                return location
+        raise RecordError(*self.where(episode), f"{path} is missing, but features.json has it")
 
-    def _places(self, path: str, records: np.ndarray | None = None) -> np.ndarray:
-        """int64[E, 5] of a column in some records, by default all episodes'; -1 where it is absent."""
-        records = self._records if records is None else records
+    def _locations(self, path: str, records: np.ndarray) -> np.ndarray:
+        """Return the location of a column in each record, int64[E, 5]; -1 where it is absent."""
         if path not in self._index.columns:
             return np.full((len(records), 5), -1)
-        return self._index.values[records, self._index.columns[path]]
+        return self._index.locations[records, self._index.columns[path]]
 
-    def _episode_lengths(self) -> np.ndarray:
-        """int64[E] of the episodes that are whole; others are damage."""
+    def _check_episodes(self) -> np.ndarray:
+        """Compare the episodes with features.json and leave out those that do not match.
+
+        Returns: the lengths of the episodes that are left, int64[E].
+        """
         lengths = np.full(len(self._records), -1)
         good = np.ones(len(self._records), bool)
         if not any(feature.in_steps for feature in self.features.values()):
             lengths[:] = 1
         for feature in self.features.values():
-            if feature.kind == "other":
+            if feature.kind == "other" or not feature.width:
                 continue
-            if feature.in_steps and feature.width:
-                kinds, counts = self._places(feature.count_path)[:, [0, 3]].T
+            if feature.in_steps:
                 width = 1 if feature.ragged else feature.width
+                kinds, counts = self._locations(feature.count_path, self._records)[:, [0, 3]].T
                 lengths = np.where((lengths < 0) & (kinds >= 0), counts // width, lengths)
-                good &= self._demand(
-                    (kinds < 0) | (counts == lengths * width),
-                    good,
-                    feature,
-                    "disagrees with the other features' steps",
-                )
-            if feature.list_paths and feature.width:
-                good &= self._check_lists(feature, good)
+                fits = (kinds < 0) | (counts == lengths * width)
+                problem = "disagrees with the other features about the number of steps"
+                good = self._keep_fitting(good, fits, feature, problem)
+            if feature.list_paths:
+                good = self._check_lists(feature, good)
         for episode in np.flatnonzero(good & (lengths < 1)).tolist():
-            self._skip(
-                "empty episodes",
-                RecordError(
-                    *self.where(episode),
-                    f'episode {episode} has no steps; leave it out by episodes= or damaged="skip"',
-                ),
-            )
+            problem = f'episode {episode} has no steps; leave it out by episodes= or damaged="skip"'
+            self._raise_or_skip("empty episodes", RecordError(*self.where(episode), problem))
         good &= lengths > 0
-        self._leave_out(good)
+        self._records = self._records[good]
         if not len(self._records):
-            raise ValueError(f"{self.directory}, split {self.split}: no episodes")
+            raise UserError(
+                f"{self.directory}, split {self.split}: no episodes; use another split or dataset"
+            )
         return lengths[good]
 
     def _check_lists(self, feature: Feature, good: np.ndarray) -> np.ndarray:
-        """bool[E]: lengths at each level of lists add up to the number of entries at the next."""
-        for path, inner in itertools.pairwise([*feature.list_paths, feature.values_path]):
-            lengths, entries = self._places(path), self._places(inner)[:, 3]
-            stored = lengths[:, 0] == INTS
-            total = self._index.marks[np.where(stored, lengths[:, 4] + lengths[:, 3], 0)]
-            width = feature.width if inner == feature.values_path else 1
-            good = good & self._demand(
-                ~stored | (entries == total * width),
-                good,
-                feature,
-                "has other values than its row lengths say",
-            )
+        """Leave out episodes whose list lengths do not add up to the entries of the next level.
+
+        Args:
+          good: bool[E], the episodes that are not left out yet.
+        """
+        paths = [*feature.list_paths, feature.values_path]
+        for path, inner_path in itertools.pairwise(paths):
+            kind, _, _, count, first_offset = self._locations(path, self._records).T
+            entries = self._locations(inner_path, self._records)[:, 3]
+            is_stored = kind == INTS
+            total = self._index.offsets[np.where(is_stored, first_offset + count, 0)]
+            width = feature.width if inner_path == feature.values_path else 1
+            fits = ~is_stored | (entries == total * width)
+            problem = "has another number of values than its row lengths"
+            good = self._keep_fitting(good, fits, feature, problem)
         return good
 
-    def _demand(
-        self, fits: np.ndarray, good: np.ndarray, feature: Feature, problem: str
+    def _keep_fitting(
+        self, good: np.ndarray, fits: np.ndarray, feature: Feature, problem: str
     ) -> np.ndarray:
+        """Report the good episodes that do not fit. Returns: bool[E], good & fits."""
         for episode in np.flatnonzero(good & ~fits).tolist():
-            self._skip(
-                "episodes that do not fit features.json",
+            self._raise_or_skip(
+                "episodes that do not match features.json",
                 RecordError(*self.where(episode), f"{feature.path} {problem}"),
             )
-        return fits
-
-    def _leave_out(self, good: np.ndarray) -> None:
-        self._records = self._records[good]
+        return good & fits
 
     def _bad_crc(self) -> np.ndarray:
-        """Records whose payload does not match its checksum."""
-        found = map_shards(check_crc, self._shards, workers=self._near)
-        problems = {
-            (shard, number): problem
-            for shard, damage in enumerate(found)
-            for number, problem in damage
-        }
-        bad = {
-            i: problems[key]
-            for i, key in enumerate(map(tuple, self._index.records[:, :2].tolist()))
-            if key in problems
-        }
-        for problem in bad.values():
-            self._skip("damaged records", problem)
-        return np.array(sorted(bad), np.int64)
+        """Return the records whose payload does not match its checksum, int64[n]."""
+        problems = {}
+        damage_by_shard = map_shards(check_crc, self._shards, workers=self._io_workers)
+        for shard, damage in enumerate(damage_by_shard):
+            for number, problem in damage:
+                problems[shard, number] = problem
+        bad = []
+        for record, (shard, number) in enumerate(self._index.records[:, :2].tolist()):
+            if (shard, number) in problems:
+                error = RecordError.from_message(problems[shard, number])
+                self._raise_or_skip("damaged records", error)
+                bad.append(record)
+        return np.array(bad, np.int64)
 
     @property
-    def _near(self) -> int | None:
-        """Workers that open or check files: many requests at once to a remote place, one process here."""
+    def _io_workers(self) -> int | None:
+        """Workers that open or check files: many for remote files, one process for local ones."""
         return None if isinstance(self.directory, RemotePath) else 1
 
     def _check_shard_lengths(self) -> None:
-        """A file cut at a record's border shows only against dataset_info.json."""
+        """Compare the number of records with dataset_info.json.
+
+        Nothing else shows that a file was cut at the border of a record.
+        """
         expected = shard_lengths(self.directory, self.split)
-        found = np.bincount(self._index.records[:, 0], minlength=len(self._paths)).tolist()
-        if expected not in (None, found):
-            self._skip(
-                "incomplete files",
-                ValueError(
-                    f"{self.directory}, split {self.split}: the files hold {found} episodes, dataset_info.json says "
-                    f"{expected}: incomplete copy?"
-                ),
+        lengths = np.bincount(self._index.records[:, 0], minlength=len(self._paths)).tolist()
+        if expected is not None and expected != lengths:
+            error = UserError(
+                f"{self.directory}, split {self.split}: the files have {lengths} episodes, but "
+                f"dataset_info.json says {expected}: incomplete copy?"
             )
+            self._raise_or_skip("incomplete files", error)
+
+
+def _nest(
+    feature: Feature, splits_by_level: list[list[int]], values: np.ndarray | list
+) -> np.ndarray | list:
+    """Cut flat values into nested lists at the running sums of `RLDSDataset._flat_bounds`."""
+    for splits in reversed(splits_by_level):
+        origin = splits[0]
+        values = [
+            values[start - origin : stop - origin] for start, stop in itertools.pairwise(splits)
+        ]
+    return [values] if feature.is_record_list else values
 
 
 def _select(total: int, episodes: Sequence[int] | None) -> np.ndarray:
+    """Return the record numbers of the episodes to read, int64[E]."""
     if episodes is None:
         return np.arange(total)
     selected = np.asarray(episodes, np.int64).reshape(-1)
     if len(selected) and (selected.min() < 0 or selected.max() >= total):
         raise IndexError(
-            f"episodes {selected.min()} .. {selected.max()} asked for, the split has 0 .. {total - 1}"
+            f"episodes= has {selected.min()} .. {selected.max()}, "
+            f"but the split has episodes 0 .. {total - 1}"
         )
     return selected
 
 
 def describe(dataset: Episodes) -> str:
-    """What a dataset holds, with the first frame's values, as a table."""
-    lines = [f"{dataset!r} ({dataset.lengths.min()} to {dataset.lengths.max()} an episode)"]
+    """Return a table of a dataset's features with the values of the first frame and episode."""
+    lengths = dataset.lengths
+    lines = [f"{dataset!r} ({lengths.min()} to {lengths.max()} per episode)"]
     for name, feature in dataset.features.items():
         shape = "x".join("?" if size is None else str(size) for size in feature.shape)
         kind = f"{feature.kind}{' list' if feature.ragged else ''}"
-        value = "" if feature.kind == "other" else _brief(dataset.frame(0, [name])[name])
+        value = ""
+        if feature.kind != "other":
+            value = _short_text(dataset.frame(0, [name])[name])
         lines.append(f"  {name:<32} {kind:<12} {feature.dtype!s:<8} {shape:<10} {value}")
     lines.append("first episode:")
-    lines += [f"  {name:<32} {_brief(value)}" for name, value in dataset.metadata(0).items()]
+    lines += [f"  {name:<32} {_short_text(value)}" for name, value in dataset.metadata(0).items()]
     return "\n".join(lines)
 
 
-def _brief(value: Any) -> str:
+def _short_text(value: Any) -> str:
+    """Return a value as text of at most 60 characters; an image as its mean color."""
     if isinstance(value, np.ndarray) and value.ndim == 3 and value.dtype == np.uint8:
         return "mean RGB " + " ".join(f"{mean:.0f}" for mean in value.mean((0, 1)))
-    value = value.item() if isinstance(value, np.generic) else value
-    text = (
-        np.array2string(value, precision=3, threshold=8)
-        if isinstance(value, np.ndarray)
-        else repr(value)
-    )
+    if isinstance(value, np.ndarray):
+        text = np.array2string(value, precision=3, threshold=8)
+    else:
+        text = repr(value.item() if isinstance(value, np.generic) else value)
     text = " ".join(text.split())
     return text if len(text) < 60 else text[:57] + "..."
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Print what an RLDS dataset holds.")
+    """Print the contents of the dataset that the command line names."""
+    parser = argparse.ArgumentParser(description="Print the contents of an RLDS dataset.")
     parser.add_argument("directory", help="version folder of the dataset, or its parent")
-    parser.add_argument("--split", default="train")
-    parser.add_argument(
-        "--cache_dir", help="where the frame index is kept (default: beside the data)"
-    )
+    parser.add_argument("--split", default="train", help="name of the split")
+    parser.add_argument("--cache_dir", help="folder of the frame index (default: beside the data)")
     arguments = parser.parse_args()
     try:
-        print(
-            describe(
-                RLDSDataset(arguments.directory, arguments.split, cache_dir=arguments.cache_dir)
-            )
-        )
-    except (FileNotFoundError, ValueError) as error:
+        dataset = RLDSDataset(arguments.directory, arguments.split, cache_dir=arguments.cache_dir)
+    except UserError as error:
         raise SystemExit(f"error: {error}") from error
+    print(describe(dataset))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""The folder of a dataset as TFDS writes it: its files, its features, and how one stored value is decoded.
+"""The folder of a dataset as TFDS writes it: its files, its features, and how a value is decoded.
 
-An RLDS dataset has `steps`; in any other (image and text, say) a record is read as an episode of one step.
+An RLDS dataset has `steps`. In any other dataset (image and text, for example) a record is read
+as an episode of one step.
 """
 
 from __future__ import annotations
@@ -19,36 +20,45 @@ import numpy as np
 from PIL import Image
 
 from etcvla.data.storage import AnyPath, as_path
+from etcvla.errors import UserError
 
-try:  # the same libjpeg-turbo, and the same pixels, a fifth faster; Pillow does where there is no wheel of it
+try:  # it decodes to the same pixels as Pillow, a fifth faster; it has no wheel for some platforms
     from simplejpeg import decode_jpeg, decode_jpeg_header
 except ImportError:
     decode_jpeg = None
 
 IMAGE_FORMATS = ("JPEG", "PNG")
-_JPEG = b"\xff\xd8\xff"  # how every JPEG file begins
-_SHARD = re.compile(
+_JPEG_MAGIC = b"\xff\xd8\xff"  # the first bytes of a JPEG file
+_SHARD_NAME = re.compile(
     r"(?P<prefix>.+)-(?P<split>[^-]+)\.(?:tfrecord|array_record)-(?P<shard>\d+)-of-(?P<shards>\d+)"
 )
+Shape = tuple[int | None, ...]  # None: the size varies
 
 
 @dataclasses.dataclass(frozen=True)
 class Feature:
-    """One feature, per step or per episode.
+    """One feature of a step or of an episode.
 
-    kind: "image" (uint8[H, W, channels]), "text" (str), "tensor" (dtype[shape]), or "other", which cannot be read.
-    shape: of one value; None where it varies. dtype: of one value, as `np.dtype`; object for text.
-    levels: how deep the lists are that every step (or episode) holds; 0: one value. Lists have any length.
-    in_steps: the file has a list over steps around it. is_step: it is a step's; in a dataset without steps, all are.
-    path: the name on disk, without what TFDS adds for lists.
-    encoding: "none" for plain numbers, else how one value is packed into bytes.
+    Attributes:
+      name: name without "steps/" and "episode_metadata/".
+      path: name on disk, without the suffixes that TFDS adds for lists.
+      kind: "image" (uint8[H, W, channels]), "text" (str), "tensor" (dtype[shape]), or "other",
+        which cannot be read.
+      dtype: dtype of a value; object for text.
+      shape: shape of a value.
+      levels: depth of the lists of values that a step (or episode) has; 0: one value. The lists
+        have any length.
+      in_steps: the values on disk are in a list over steps.
+      is_step: the feature belongs to a step. In a dataset without steps all features do.
+      encoding: "none" for plain numbers, else how a value is packed into bytes.
+      doc: the description in features.json.
     """
 
     name: str
     path: str
     kind: str
     dtype: np.dtype
-    shape: tuple[int | None, ...]
+    shape: Shape
     levels: int
     in_steps: bool
     is_step: bool
@@ -57,111 +67,133 @@ class Feature:
 
     @functools.cached_property
     def width(self) -> int:
-        """How many stored numbers or byte strings make up one value; 0 where that varies."""
-        return math.prod(size or 0 for size in self.shape) if self.encoding == "none" else 1
+        """Number of stored numbers or byte strings per value; 0 where it varies."""
+        if self.encoding != "none":
+            return 1
+        return math.prod(size or 0 for size in self.shape)
 
     @functools.cached_property
     def ragged(self) -> bool:
+        """Whether a step (or episode) has a list of values."""
         return self.levels > 0
 
     @functools.cached_property
     def is_plain(self) -> bool:
-        """Whether the file has one entry a step, which most features have."""
+        """Whether the file has one value per step, as for most features."""
         return self.in_steps and not self.ragged
 
     @functools.cached_property
+    def is_record_list(self) -> bool:
+        """Whether the feature is a list in a dataset without steps; it is the value of one step."""
+        return self.is_step and not self.in_steps and self.ragged
+
+    @functools.cached_property
     def list_paths(self) -> list[str]:
-        """The columns of list lengths, outermost first. TFDS leaves out those of a record's outermost list."""
-        return [
-            f"{self.path}/ragged_row_lengths_{level}"
-            for level in range(self.levels - (not self.in_steps))
-        ]
+        """The columns of list lengths, outermost first; TFDS omits those of a record's top list."""
+        num_columns = self.levels if self.in_steps else self.levels - 1
+        return [f"{self.path}/ragged_row_lengths_{level}" for level in range(num_columns)]
 
     @functools.cached_property
     def values_path(self) -> str:
+        """The column of the values."""
         return f"{self.path}/ragged_flat_values" if self.list_paths else self.path
 
     @functools.cached_property
     def count_path(self) -> str:
-        """The column with one entry a value of the outermost list on disk."""
+        """The column with one entry per element of the outermost list on disk."""
         return self.list_paths[0] if self.list_paths else self.path
 
     def decode(self, data: bytes | memoryview, buffer: np.ndarray | None = None) -> Any:
-        """One value of a feature that is stored as bytes. Raises ValueError if it is not what it should be.
+        """Decode a value that is stored as bytes.
 
         Args:
-          buffer: uint8[H, W, 3] that an image of this size is put into; it is returned then.
+          buffer: uint8[H, W, 3]; an image of this size is decoded into it and it is returned.
+
+        Raises ValueError if the value does not match the feature.
         """
         if self.kind == "image":
             return _decode_image(data, self.shape, self.dtype, buffer)
         if self.kind == "text":
             return bytes(data).decode()
-        data = zlib.decompress(data) if self.encoding == "zlib" else data
+        if self.encoding == "zlib":
+            data = zlib.decompress(data)
         return self.shaped(np.frombuffer(data, self.dtype))
 
     def shaped(self, numbers: np.ndarray) -> np.ndarray:
-        """Flat numbers of one value in its shape, of which one size may vary."""
+        """Return the flat numbers of a value in its shape, of which one size may vary."""
         return numbers.reshape([-1 if size is None else size for size in self.shape])
 
 
 def find_version(directory: AnyPath) -> AnyPath:
-    """The folder with features.json: `directory`, or the one version inside it. Raises FileNotFoundError."""
+    """Return the folder with features.json: `directory`, or the only version inside it.
+
+    Raises UserError if there is no dataset, or several versions.
+    """
     directory = as_path(directory)
     if (directory / "features.json").is_file():
         return directory
-    inside = directory.iterdir() if directory.is_dir() else ()
-    versions = sorted(
-        path
-        for path in inside
-        if not path.name.startswith("incomplete.") and (path / "features.json").is_file()
-    )
+    exists = directory.is_dir()
+    versions = []
+    for path in sorted(directory.iterdir() if exists else ()):
+        is_incomplete = path.name.startswith("incomplete.")
+        if not is_incomplete and (path / "features.json").is_file():
+            versions.append(path)
     if len(versions) > 1:
-        raise FileNotFoundError(
-            f"{directory} holds several datasets; name one: {', '.join(map(str, versions))}"
+        raise UserError(
+            f"{directory} has several datasets; choose one: {', '.join(map(str, versions))}"
         )
     if not versions:
-        problem = "has no features.json" if directory.is_dir() else "does not exist"
-        raise FileNotFoundError(
-            f"no dataset: {directory} {problem}. Build one with data_builders (see the "
-            "README), or give the version folder of a TFDS dataset (.../name/1.0.0)"
+        problem = "has no features.json" if exists else "does not exist"
+        raise UserError(
+            f"no dataset: {directory} {problem}. Build one with data_builders (see the README), "
+            "or give the version folder of a TFDS dataset (.../name/1.0.0)"
         )
     return versions[0]
 
 
 def find_shards(directory: AnyPath, split: str) -> list[AnyPath]:
-    """The split's files in order. The prefix is dataset_info.json's, not the folder's, which may differ.
+    """Return the files of a split in order.
 
-    Raises FileNotFoundError if the split is unknown (listing those there) or a file is missing.
+    Their prefix is the name in dataset_info.json, from which the folder's name may differ.
+
+    Raises UserError if there is no such split (listing the splits) or a file is missing.
     """
     name = _read_info(directory).get("name")
-    found = [match for path in directory.iterdir() if (match := _SHARD.fullmatch(path.name))]
-    found = [match for match in found if name in (None, match["prefix"])] or found
-    shards = {
-        int(match["shard"]): directory / match.string for match in found if match["split"] == split
-    }
-    if not shards:
-        raise FileNotFoundError(
+    files = _shard_files(directory)
+    named_files = [match for match in files if name in (None, match["prefix"])]
+    if named_files:
+        files = named_files
+    split_files = [match for match in files if match["split"] == split]
+    if not split_files:
+        splits = sorted({match["split"] for match in files})
+        raise UserError(
             f"{directory} has no split {split!r} in TFRecord or ArrayRecord files; it has "
-            + (", ".join(sorted({match["split"] for match in found})) or "no such files")
+            f"{', '.join(splits) or 'no such files'}"
         )
-    total = next(int(match["shards"]) for match in found if match["split"] == split)
+    total = int(split_files[0]["shards"])
+    shards = {int(match["shard"]): directory / match.string for match in split_files}
     missing = sorted(set(range(total)) - set(shards))
     if missing:
-        raise FileNotFoundError(
-            f"{directory}, split {split}: files {missing} of {total} are missing"
+        raise UserError(
+            f"{directory}, split {split}: files {missing} of {total} are missing; "
+            "copy or build the dataset again"
         )
     return [shards[number] for number in range(total)]
 
 
 def split_names(directory: AnyPath) -> list[str]:
-    """The splits that have files."""
-    return sorted(
-        {match["split"] for path in directory.iterdir() if (match := _SHARD.fullmatch(path.name))}
-    )
+    """Return the names of the splits that have files, sorted."""
+    return sorted({match["split"] for match in _shard_files(directory)})
+
+
+def _shard_files(directory: AnyPath) -> list[re.Match]:
+    """Return the files of records in a folder, as matches of their names."""
+    matches = [_SHARD_NAME.fullmatch(path.name) for path in directory.iterdir()]
+    return [match for match in matches if match]
 
 
 def shard_lengths(directory: AnyPath, split: str) -> list[int] | None:
-    """Episodes in each file of the split as dataset_info.json has it; None if it does not say."""
+    """Return the episodes in each file of a split by dataset_info.json; None if not given."""
     for info in _read_info(directory).get("splits", []):
         if info["name"] == split and "shardLengths" in info:
             return [int(length) for length in info["shardLengths"]]
@@ -169,29 +201,30 @@ def shard_lengths(directory: AnyPath, split: str) -> list[int] | None:
 
 
 def read_features(directory: AnyPath) -> tuple[dict[str, Feature], dict[str, Feature]]:
-    """(step features, episode features) by name; "steps/" and "episode_metadata/" are left out of the names.
+    """Read features.json. In a dataset without steps, all features belong to the step.
 
-    A dataset without steps has one a record: all its features are the step's.
+    Returns: (step features, episode features) by name.
 
-    Raises ValueError if features.json is none.
+    Raises UserError if the file is not a TFDS feature description.
     """
     path = directory / "features.json"
     try:
         tree = json.loads(path.read_text())
-        episodic = "steps" in tree["featuresDict"]["features"]
-        found = list(_walk(tree, "", 0))
+        has_steps = "steps" in tree["featuresDict"]["features"]
+        features = list(_walk(tree, "", 0))
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a TFDS feature description ({error!r})") from error
-    if not episodic:
-        found = [dataclasses.replace(feature, is_step=True) for feature in found]
-    steps = {feature.name: feature for feature in found if feature.is_step}
-    if not steps:
-        raise ValueError(f"{path} describes no features")
-    return steps, {feature.name: feature for feature in found if not feature.is_step}
+        raise UserError(f"{path} is not a TFDS feature description ({error!r})") from error
+    if not has_steps:
+        features = [dataclasses.replace(feature, is_step=True) for feature in features]
+    step_features = {feature.name: feature for feature in features if feature.is_step}
+    if not step_features:
+        raise UserError(f"{path} describes no features of steps")
+    episode_features = {feature.name: feature for feature in features if not feature.is_step}
+    return step_features, episode_features
 
 
 def _walk(node: dict, path: str, depth: int) -> Iterator[Feature]:
-    """Leaves below `node`; `depth` counts the sequences around it."""
+    """Yield the leaf features below `node`; `depth` counts the sequences around it."""
     if "featuresDict" in node:
         for name, child in sorted(node["featuresDict"]["features"].items()):
             yield from _walk(child, f"{path}/{name}" if path else name, depth)
@@ -202,79 +235,80 @@ def _walk(node: dict, path: str, depth: int) -> Iterator[Feature]:
 
 
 def _leaf(node: dict, path: str, depth: int) -> Feature:
-    kind, dtype, shape, encoding = _describe(node)
+    kind, dtype, shape, encoding = _leaf_type(node)
     in_steps = path.startswith("steps/")
-    name = path.removeprefix("steps/").removeprefix("episode_metadata/")
     return Feature(
-        name,
-        path,
-        kind,
-        dtype,
-        shape,
-        depth - in_steps,
-        in_steps,
-        in_steps,
-        encoding,
-        node.get("description", ""),
+        name=path.removeprefix("steps/").removeprefix("episode_metadata/"),
+        path=path,
+        kind=kind,
+        dtype=dtype,
+        shape=shape,
+        levels=depth - 1 if in_steps else depth,
+        in_steps=in_steps,
+        is_step=in_steps,
+        encoding=encoding,
+        doc=node.get("description", ""),
     )
 
 
-def _describe(node: dict) -> tuple[str, np.dtype, tuple, str]:
-    """(kind, dtype, shape, encoding) of a leaf in features.json."""
+def _leaf_type(node: dict) -> tuple[str, np.dtype, Shape, str]:
+    """Return (kind, dtype, shape, encoding) of a leaf in features.json."""
+    text = ("text", np.dtype(object), (), "text")
     if "image" in node:
-        return (
-            "image",
-            np.dtype(node["image"].get("dtype", "uint8")),
-            _shape(node["image"]),
-            "image",
-        )
+        image = node["image"]
+        return "image", np.dtype(image.get("dtype", "uint8")), _shape(image), "image"
     if "text" in node:
-        return "text", np.dtype(object), (), "text"
+        return text
     if "classLabel" in node:
         return "tensor", np.dtype(np.int64), (), "none"
     tensor = node.get("tensor") or node.get("boundingBox", {})
-    shape, name = _shape(tensor), tensor.get("dtype", "")
-    if name in ("string", "object") and shape == ():
-        return "text", np.dtype(object), (), "text"
+    shape = _shape(tensor)
+    dtype_name = tensor.get("dtype", "")
+    if dtype_name in ("string", "object") and shape == ():
+        return text
     try:
-        dtype = np.dtype(name or object)
+        dtype = np.dtype(dtype_name or object)
     except TypeError:
         dtype = np.dtype(object)
     encoding = tensor.get("encoding", "none").lower()
-    kind = "other" if dtype.kind == "O" or shape.count(None) > 1 else "tensor"
-    return kind, dtype, shape, encoding
+    is_readable = dtype.kind != "O" and shape.count(None) <= 1
+    return "tensor" if is_readable else "other", dtype, shape, encoding
 
 
-def _shape(node: dict) -> tuple[int | None, ...]:
+def _shape(node: dict) -> Shape:
     sizes = [int(size) for size in node.get("shape", {}).get("dimensions", [])]
     return tuple(None if size < 0 else size for size in sizes)
 
 
 def _decode_image(
-    data: bytes | memoryview, shape: tuple, dtype: np.dtype, buffer: np.ndarray | None
+    data: bytes | memoryview, shape: Shape, dtype: np.dtype, buffer: np.ndarray | None
 ) -> np.ndarray:
-    if decode_jpeg is not None and shape[-1:] == (3,) and bytes(data[:3]) == _JPEG:
-        # A fresh array of this size costs a fifth of decoding into it: the kernel clears its pages each time.
-        if (
-            buffer is not None
-            and (*(decode_jpeg_header(data)[:2] if None in shape else shape[:2]), 3) != buffer.shape
-        ):
-            buffer = None
-        return _of_shape(decode_jpeg(data, colorspace="RGB", buffer=buffer), shape)
+    if decode_jpeg is not None and shape[-1:] == (3,) and bytes(data[:3]) == _JPEG_MAGIC:
+        # Decoding into a buffer is a fifth faster than into a new array, whose pages the kernel
+        # has to clear.
+        if buffer is not None:
+            height_width = decode_jpeg_header(data)[:2] if None in shape else shape[:2]
+            if (*height_width, 3) != buffer.shape:
+                buffer = None
+        return _check_shape(decode_jpeg(data, colorspace="RGB", buffer=buffer), shape)
     image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
     if shape[-1:] == (3,) and image.mode != "RGB":
         image = image.convert("RGB")
     pixels = np.asarray(image, dtype)
-    pixels = _of_shape(pixels[..., None] if pixels.ndim == 2 else pixels, shape)
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    _check_shape(pixels, shape)
     if buffer is None or pixels.shape != buffer.shape:
         return pixels
     buffer[...] = pixels
     return buffer
 
 
-def _of_shape(pixels: np.ndarray, shape: tuple) -> np.ndarray:
-    if any(want not in (None, size) for want, size in zip(shape, pixels.shape, strict=True)):
-        raise ValueError(f"shape {pixels.shape}, features.json says {shape}")
+def _check_shape(pixels: np.ndarray, shape: Shape) -> np.ndarray:
+    """Return the image. Raises ValueError if it has another shape than features.json says."""
+    for expected, size in zip(shape, pixels.shape, strict=True):
+        if expected not in (None, size):
+            raise ValueError(f"shape {pixels.shape}, features.json says {shape}")
     return pixels
 
 

@@ -268,10 +268,10 @@ class RowBuilder:
         dataset = stage_dataset.dataset
         camera_sets = {stage_dataset.present_cameras(frame) for frame in frames}
         if len(camera_sets) > 1:  # frames are only read together if they have the same cameras
-            pending = []
-            for draw, frame in zip(draws, frames, strict=True):
-                pending += self._fill_from_frames(stream_index, [draw], [frame])
-            return pending
+            return [
+                self._fill_from_frames(stream_index, [draw], [frame])[0]
+                for draw, frame in zip(draws, frames, strict=True)
+            ]
 
         (cameras,) = camera_sets
         pending = [[] for _ in draws]
@@ -391,7 +391,7 @@ class RowBuilder:
     def _draw_extra_segments(
         self, items: Sequence[Item], count: int, rng: np.random.Generator
     ) -> list[prompts.Segment]:
-        """Draw at most `count` different items by `extra_segment_weights`; return their segments."""
+        """Draw up to `count` different items by their kinds' weights; return their segments."""
         if not count or not items:
             return []
         kind_weights = self.options.extra_segment_weights

@@ -1,7 +1,8 @@
-"""One file of a dataset as records: TFRecord, whose records are read in parts, or ArrayRecord, which gives them whole.
+"""Read the records of a dataset's file: parts of TFRecord's records, or ArrayRecord's whole ones.
 
-A TFRecord file is a run of [uint64 size, uint32 crc(size), payload, uint32 crc(payload)], little endian. ArrayRecord
-(https://github.com/google/array_record) is compressed and has an index of its own; a record's place is its number.
+A TFRecord file is a sequence of [uint64 size, uint32 crc(size), payload, uint32 crc(payload)],
+little endian. ArrayRecord (https://github.com/google/array_record) is compressed and has its own
+index. A record's position is its payload's offset in TFRecord, and its number in ArrayRecord.
 """
 
 from __future__ import annotations
@@ -9,30 +10,36 @@ from __future__ import annotations
 import collections
 import struct
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import google_crc32c
 
-from etcvla.data.records import Buffer, RecordError
+from etcvla.data.records import Buffer, Peek, RecordError
 from etcvla.data.storage import AnyPath, ByteRange, MappedFile, RemotePath, open_file
+from etcvla.errors import UserError
 
-HEADER, FOOTER = 12, 4
-KEPT = 8  # decoded ArrayRecord records a file that stay in memory: draws of one episode come one after another
+HEADER_SIZE = 12
+FOOTER_SIZE = 4
+CACHED_RECORDS = 8  # decoded ArrayRecord records per file in memory; draws reuse an episode
 
 
 def masked_crc(data: Buffer) -> int:
-    """TFRecord's checksum: CRC-32C, rotated and offset so that checksums of checksums stay useful."""
+    """Return TFRecord's checksum: CRC-32C, rotated and offset.
+
+    The mask keeps checksums of data that contain checksums useful.
+    """
     crc = google_crc32c.value(bytes(data))
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 class TFRecordShard:
-    """An uncompressed TFRecord file. A record's place is its payload's offset."""
+    """An uncompressed TFRecord file."""
 
     whole_records = False
 
     def __init__(self, path: AnyPath):
-        self.path, self._file = path, open_file(path)
+        self.path = path
+        self._file = open_file(path)
         self.size = self._file.size
 
     def __reduce__(self):
@@ -41,86 +48,86 @@ class TFRecordShard:
     def records(
         self, *, verify_crc: bool = False, damage: list[RecordError] | None = None
     ) -> Iterator[tuple[int, int, Buffer]]:
-        """(number, place, payload) of each record. Sizes are checked against their CRC, payloads on request.
+        """Yield (number, position, payload) of each record.
 
-        Raises RecordError where the file is damaged; with `damage` that is noted there and the record left out. What
-        follows a damaged size cannot be found, and is left out with it.
+        Sizes are always checked against their checksums.
+
+        Args:
+          verify_crc: check the payloads too.
+          damage: if given, errors are appended to it and damaged records are left out. The records
+            after a damaged size cannot be located and are left out without an error of their own.
+
+        Raises RecordError if the file is damaged and `damage` is not given.
         """
-        position, number = 0, 0
-        header = self._file.read([(0, HEADER)])[0]
-        while position < self._file.size:
+        offset = 0
+        number = 0
+        header = self._file.read([(0, HEADER_SIZE)])[0]
+        while offset < self._file.size:
             try:
-                size = self._size(number, position, header)
+                size = self._payload_size(number, offset, header)
             except RecordError as error:
-                if damage is None:
-                    raise
-                damage.append(error)
+                _note(error, damage)
                 return
-            # The next header comes with the payload: a remote file answers one request a record.
-            data = self._file.read([(position + HEADER, size + FOOTER + HEADER)])[0]
-            payload, header = data[:size], data[size + FOOTER :]
+            # Read the next header with the payload: a remote file then needs one request a record.
+            length = size + FOOTER_SIZE + HEADER_SIZE
+            data = self._file.read([(offset + HEADER_SIZE, length)])[0]
+            payload = data[:size]
+            header = data[size + FOOTER_SIZE :]
             if verify_crc and masked_crc(payload) != struct.unpack_from("<I", data, size)[0]:
-                error = RecordError(self.path, number, position, "damaged payload (CRC mismatch)")
-                if damage is None:
-                    raise error
-                damage.append(error)
+                problem = "damaged payload (CRC mismatch)"
+                _note(RecordError(self.path, number, offset, problem), damage)
             else:
-                yield number, position + HEADER, payload
-            position, number = position + HEADER + size + FOOTER, number + 1
+                yield number, offset + HEADER_SIZE, payload
+            offset += HEADER_SIZE + size + FOOTER_SIZE
+            number += 1
 
-    def _size(self, number: int, position: int, header: Buffer) -> int:
-        if len(header) < HEADER:
-            raise RecordError(
-                self.path,
-                number,
-                position,
-                "the file ends inside the record's header: truncated copy?",
-            )
+    def _payload_size(self, number: int, offset: int, header: Buffer) -> int:
+        """Return the payload's size from a record's header. Raises RecordError if it is damaged."""
+        if len(header) < HEADER_SIZE:
+            problem = "the file ends inside the record's header: truncated copy?"
+            raise RecordError(self.path, number, offset, problem)
         size, crc = struct.unpack("<QI", header)
         if masked_crc(header[:8]) != crc:
-            raise RecordError(
-                self.path,
-                number,
-                position,
-                "damaged header (CRC mismatch), or not an uncompressed TFRecord",
-            )
-        need, left = HEADER + size + FOOTER, self._file.size - position
-        if need > left:
-            raise RecordError(
-                self.path,
-                number,
-                position,
-                f"needs {need} bytes, the file has {left} left: truncated copy?",
-            )
+            problem = "damaged header (CRC mismatch), or not an uncompressed TFRecord"
+            raise RecordError(self.path, number, offset, problem)
+        needed = HEADER_SIZE + size + FOOTER_SIZE
+        left = self._file.size - offset
+        if needed > left:
+            problem = f"needs {needed} bytes, the file has {left} left: truncated copy?"
+            raise RecordError(self.path, number, offset, problem)
         return size
 
-    def peeker(self, place: int) -> Callable[[int], bytes] | None:
-        """As `records.locate_features` takes it, for the payload at `place`."""
-        return self._file.peeker(place) if isinstance(self._file, MappedFile) else None
+    def peeker(self, position: int) -> Peek | None:
+        """Return the `peek` of `records.locate_features` for a payload; None for remote files."""
+        return self._file.peeker(position) if isinstance(self._file, MappedFile) else None
 
-    def read(self, place: int, spans: Sequence[ByteRange]) -> list[Buffer]:
-        """The bytes of each (offset, length) of the payload at `place`."""
-        return self._file.read([(place + start, size) for start, size in spans])
+    def read(self, position: int, ranges: Sequence[ByteRange]) -> list[Buffer]:
+        """Return the bytes of each range of the payload at `position`."""
+        return self._file.read([(position + start, length) for start, length in ranges])
 
 
 class ArrayRecordShard:
-    """An ArrayRecord file. A record's place is its number; it is read whole, and the last few are kept."""
+    """An ArrayRecord file; its records are read whole, and the last `CACHED_RECORDS` are cached.
+
+    Raises UserError for a remote file, or if the array-record package is not installed.
+    """
 
     whole_records = True
 
     def __init__(self, path: AnyPath):
         if isinstance(path, RemotePath):
-            raise ValueError(
-                f"{path}: ArrayRecord files are read from local disks only; copy it, or use TFRecord"
+            raise UserError(
+                f"{path}: ArrayRecord files can only be read from local disks; "
+                "copy the dataset, or use TFRecord"
             )
         try:
             from array_record.python.array_record_module import ArrayRecordReader
         except ImportError as error:
-            raise RuntimeError(
-                f"{path} is an ArrayRecord file: pip install array-record"
-            ) from error
-        self.path, self.size, self._reader = path, path.stat().st_size, ArrayRecordReader(str(path))
-        self._kept: collections.OrderedDict[int, bytes] = collections.OrderedDict()
+            raise UserError(f"{path} is an ArrayRecord file: pip install array-record") from error
+        self.path = path
+        self.size = path.stat().st_size
+        self._reader = ArrayRecordReader(str(path))
+        self._cache: collections.OrderedDict[int, bytes] = collections.OrderedDict()
         self._lock = threading.Lock()
 
     def __reduce__(self):
@@ -129,41 +136,47 @@ class ArrayRecordShard:
     def records(
         self, *, verify_crc: bool = False, damage: list[RecordError] | None = None
     ) -> Iterator[tuple[int, int, Buffer]]:
-        """As `TFRecordShard.records`; checksums are always checked, by the format's own reader."""
+        """Yield records as `TFRecordShard.records`; the format's reader always checks checksums."""
         for number in range(self._reader.num_records()):
             try:
                 yield number, number, self._payload(number)
             except RecordError as error:
-                if damage is None:
-                    raise
-                damage.append(error)
+                _note(error, damage)
 
-    def peeker(self, place: int) -> None:
-        """As `TFRecordShard.peeker`: there is none."""
+    def peeker(self, position: int) -> None:
+        """Return None: payloads are in memory."""
 
-    def read(self, place: int, spans: Sequence[ByteRange]) -> list[Buffer]:
-        """As `TFRecordShard.read`."""
-        payload = memoryview(self._payload(place))
-        return [payload[start : start + size] for start, size in spans]
+    def read(self, position: int, ranges: Sequence[ByteRange]) -> list[Buffer]:
+        """Return the bytes of each range of the payload of record number `position`."""
+        payload = memoryview(self._payload(position))
+        return [payload[start : start + length] for start, length in ranges]
 
     def _payload(self, number: int) -> bytes:
-        with self._lock:  # the reader is not safe to share, and a second thread would decode the same record again
-            if number not in self._kept:
+        # The lock protects the reader, which is not thread-safe, and keeps two threads from
+        # decoding the same record.
+        with self._lock:
+            if number not in self._cache:
                 try:
-                    (self._kept[number],) = self._reader.read([number])
+                    (self._cache[number],) = self._reader.read([number])
                 except (ValueError, RuntimeError, IndexError) as error:
-                    raise RecordError(
-                        self.path, number, 0, f"damaged ArrayRecord: {error}"
-                    ) from error
-                if len(self._kept) > KEPT:
-                    self._kept.popitem(last=False)
-            self._kept.move_to_end(number)
-            return self._kept[number]
+                    problem = f"damaged ArrayRecord: {error}"
+                    raise RecordError(self.path, number, 0, problem) from error
+                if len(self._cache) > CACHED_RECORDS:
+                    self._cache.popitem(last=False)
+            self._cache.move_to_end(number)
+            return self._cache[number]
 
 
 Shard = TFRecordShard | ArrayRecordShard
 
 
 def open_shard(path: AnyPath) -> Shard:
-    """The file as records, by the format in its name."""
+    """Open a file of records; its name determines the format."""
     return ArrayRecordShard(path) if ".array_record-" in path.name else TFRecordShard(path)
+
+
+def _note(error: RecordError, damage: list[RecordError] | None) -> None:
+    """Append the error to `damage`; raise it if there is no such list."""
+    if damage is None:
+        raise error
+    damage.append(error)

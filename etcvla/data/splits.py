@@ -1,4 +1,4 @@
-"""Episodes that two sets share: what is evaluated must not have been learnt."""
+"""Check that training and evaluation data have no episodes in common."""
 
 from __future__ import annotations
 
@@ -7,46 +7,49 @@ import hashlib
 import numpy as np
 
 from etcvla.data.episodes import Episodes
+from etcvla.errors import UserError
 
-_IDS = ("episode_id", "file_path")  # what episode_metadata may call an episode
+_ID_NAMES = ("episode_id", "file_path")  # names in episode_metadata that identify an episode
 
 
 def episode_keys(dataset: Episodes) -> list[str]:
-    """A key an episode: its id, else the path of the file that it came from, else a digest of its vectors."""
-    return [_key(dataset, episode) for episode in range(dataset.num_episodes)]
+    """Return a key per episode: its id, the path of its source file, or a digest of its vectors."""
+    return [_episode_key(dataset, episode) for episode in range(dataset.num_episodes)]
 
 
-def _key(dataset: Episodes, episode: int) -> str:
+def _episode_key(dataset: Episodes, episode: int) -> str:
     metadata = dataset.metadata(episode)
-    for name in _IDS:
+    for name in _ID_NAMES:
         if isinstance(metadata.get(name), str) and metadata[name]:
             return f"{name} {metadata[name]}"
-    vectors = [
-        name
-        for name, f in dataset.features.items()
-        if f.kind == "tensor" and f.dtype.kind == "f" and not f.ragged
-    ]
+    vectors = []
+    for name, feature in dataset.features.items():
+        is_tensor = feature.kind == "tensor" and not feature.ragged
+        if is_tensor and feature.dtype.kind == "f":
+            vectors.append(name)
     values = dataset.steps(episode, 0, int(dataset.lengths[episode]), sorted(vectors))
-    digest = hashlib.sha256(
-        b"".join(np.ascontiguousarray(value).tobytes() for value in values.values())
-    )
+    digest = hashlib.sha256()
+    for value in values.values():
+        digest.update(np.ascontiguousarray(value).tobytes())
     return f"content {digest.hexdigest()[:16]}"
 
 
 def check_disjoint(training: Episodes, held_out: Episodes) -> None:
-    """Raises ValueError naming both datasets and the first episode that is in both."""
-    learnt = {key: episode for episode, key in enumerate(episode_keys(training))}
-    shared = [
-        (learnt[key], episode, key)
-        for episode, key in enumerate(episode_keys(held_out))
-        if key in learnt
-    ]
-    if shared:
-        first, second, key = shared[0]
-        (file, record, _), (other, number, _) = training.where(first), held_out.where(second)
-        raise ValueError(
-            f"{len(shared)} episodes are both learnt from ({training.directory}, split {training.split}) "
-            f"and evaluated on ({held_out.directory}, split {held_out.split}); the first: {key}, "
-            f"{file.name} record {record} and {other.name} record {number}. Split by episode, and keep "
-            "ETC items with the split of their episode"
-        )
+    """Raise UserError, naming both datasets and the first common episode, if there is one."""
+    training_episodes = {key: episode for episode, key in enumerate(episode_keys(training))}
+    shared = []
+    for episode, key in enumerate(episode_keys(held_out)):
+        if key in training_episodes:
+            shared.append((training_episodes[key], episode, key))
+    if not shared:
+        return
+    training_episode, held_out_episode, key = shared[0]
+    training_file, training_record, _ = training.where(training_episode)
+    held_out_file, held_out_record, _ = held_out.where(held_out_episode)
+    raise UserError(
+        f"{len(shared)} episodes are both in the training data ({training.directory}, split "
+        f"{training.split}) and in the evaluation data ({held_out.directory}, split "
+        f"{held_out.split}); the first: {key}, {training_file.name} record {training_record} and "
+        f"{held_out_file.name} record {held_out_record}. Split by episode, and keep ETC items in "
+        "the split of their episode"
+    )

@@ -1,4 +1,4 @@
-"""A dataset as a stage uses it: its cameras, its ETC items, and the frames that a stream may draw."""
+"""A dataset as a stage uses it: its cameras, its ETC items, and the frames a stream may draw."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class StageDataset:
 
     Attributes:
       dataset: the episodes.
-      cameras: names of C image features without "observation/". ETC items refer to the first camera.
+      cameras: names of C image features without "observation/". ETC items refer to the first
+      camera.
 
     Raises UserError if the dataset lacks a camera.
     """

@@ -1,21 +1,24 @@
-"""Pictures of 2-D shapes with questions about them: a small stand-in for the web data that a VLM is pre-trained on.
+"""Pictures of 2-D shapes with questions: a small substitute for the web data of VLM pre-training.
 
-A scene is sampled, drawn, and asked about; every answer follows from the scene alone. The words (left, right, above,
-below, yes, no, `<loc>` boxes and points) are those of robot ETC, so that a model that has learnt them here finds them
-again there. Coordinates are as in `annotation`: (y, x) in [0, 1], origin at the top left.
+A scene is sampled and drawn, and questions are asked about it. All answers follow from the scene
+alone. The vocabulary (left, right, above, below, yes, no, `<loc>` boxes and points) is that of
+robot ETC items, so that what a model learns here transfers to them. Coordinates are those of
+`annotation`: (y, x) in [0, 1] with the origin at the top left.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from etcvla.etc.items import Item, format_loc
+from etcvla.etc.question_types import template_pattern
 from etcvla.etc.scene import place
 
 COLORS: dict[str, tuple[int, int, int]] = {
@@ -28,6 +31,7 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "black": (25, 25, 25),
     "white": (242, 242, 242),
 }
+# Name -> plural.
 SHAPES = {
     "circle": "circles",
     "square": "squares",
@@ -36,100 +40,135 @@ SHAPES = {
     "cross": "crosses",
     "diamond": "diamonds",
     "ring": "rings",
-}  # with plurals
-SIZES: dict[str, tuple[float, float]] = {
-    "small": (0.09, 0.115),
-    "large": (0.15, 0.19),
-}  # radius, share of the side
+}
+# Name -> range of the radius, relative to the image's side.
+SIZES: dict[str, tuple[float, float]] = {"small": (0.09, 0.115), "large": (0.15, 0.19)}
 MAX_SHAPES = 5
-# Of 1 .. MAX_SHAPES shapes: naming and pointing are learnt where there is one, choosing where there are several.
-_COUNT_ODDS = (0.45, 0.2, 0.15, 0.1, 0.1)
-MARGIN = 0.12  # centres nearer than this along an axis are not asked which is left, or above
-# Without 0, 1, 5 and 8, which look like O, I, S and B.
-CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234679"
-TEXT = "text"  # the name of a text among the shapes' names
-_GAP = 0.02  # between things, and to the border
-_CONTRAST = 110  # RGB distance between a thing's colour and the background
+# Probabilities of 1 .. MAX_SHAPES shapes. Scenes with one shape teach names and locations, scenes
+# with several shapes teach references and relations.
+COUNT_PROBABILITIES = (0.45, 0.2, 0.15, 0.1, 0.1)
+MARGIN = 0.12  # objects whose centres are nearer along an axis are not compared along it
+CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234679"  # without 0, 1, 5 and 8, similar to O, I, S and B
+TEXT = "text"  # the name of objects that are texts
+MIN_ITEMS = 5  # of a scene about which enough can be asked
+MAX_ITEMS = 8
+_GAP = 0.02  # between objects, and between objects and the border
+_CONTRAST = 110  # minimal RGB distance between an object's colour and the background
 _SUPERSAMPLE = 3
+_FONT_SIZE = 96  # pixels, at which the proportions of a text are measured
 
 
 @dataclasses.dataclass(frozen=True)
 class ShapesObject:
-    """A shape, or a text (`name` is "text" and `text` what it says)."""
+    """A shape, or a text if `name` is "text"."""
 
     name: str
     color: str
     size: str
     box: tuple[float, float, float, float]  # ymin, xmin, ymax, xmax
     angle: float = 0.0  # radians
-    text: str = ""
+    text: str = ""  # the characters of a text
 
     @property
     def center(self) -> tuple[float, float]:
+        """The centre (y, x) of the box."""
         ymin, xmin, ymax, xmax = self.box
         return (ymin + ymax) / 2, (xmin + xmax) / 2
+
+    @property
+    def full_name(self) -> str:
+        """Colour and name, for instance "red circle"."""
+        return f"{self.color} {self.name}"
 
 
 @dataclasses.dataclass(frozen=True)
 class ShapesScene:
+    """The objects of a picture and its mean background colour."""
+
     objects: tuple[ShapesObject, ...]
-    background: tuple[int, int, int]  # mean RGB
+    background: tuple[int, int, int]  # RGB
 
     @property
     def shapes(self) -> tuple[ShapesObject, ...]:
-        return tuple(thing for thing in self.objects if thing.name != TEXT)
+        """The objects that are not texts."""
+        return tuple(obj for obj in self.objects if obj.name != TEXT)
+
+    @property
+    def text(self) -> str | None:
+        """The characters of the text in the picture, None if there is none."""
+        return next((obj.text for obj in self.objects if obj.name == TEXT), None)
 
     def find(self, phrase: str) -> list[ShapesObject]:
-        """The things that a phrase such as "a large red circle", "blue shape" or "text" fits.
+        """Return the objects that match a phrase: "a large red circle", "blue shape" or "text".
 
-        Raises ValueError for a word that is no size, colour or name.
+        Raises ValueError if a word is not a size, a colour or a name.
         """
         *adjectives, noun = re.sub(r"^(a|an|the) ", "", phrase).split()
         if noun not in {"shape", TEXT, *SHAPES} or not set(adjectives) <= {*SIZES, *COLORS}:
             raise ValueError(f"{phrase!r} names no shape")
-        named = (
-            self.shapes
-            if noun == "shape"
-            else [thing for thing in self.objects if thing.name == noun]
-        )
-        return [thing for thing in named if set(adjectives) <= {thing.size, thing.color}]
+        candidates = self.shapes if noun == "shape" else self.objects
+        return [
+            obj
+            for obj in candidates
+            if noun in ("shape", obj.name) and set(adjectives) <= {obj.size, obj.color}
+        ]
+
+    def find_one(self, phrase: str) -> ShapesObject:
+        """Return the object that matches a phrase. Raises ValueError if not exactly one does."""
+        matches = self.find(phrase)
+        if len(matches) != 1:
+            raise ValueError(f"{phrase!r} matches {len(matches)} objects")
+        return matches[0]
+
+    def is_unique(self, phrase: str) -> bool:
+        """Return whether exactly one object matches a phrase."""
+        return len(self.find(phrase)) == 1
 
 
-# --- drawing -------------------------------------------------------------------------------------------------------
+# --- drawing
+# ---------------------------------------------------------------------------------------
+
+
+def _regular_polygon(corners: int, turn: float = 0.0) -> np.ndarray:
+    """Return the corners of a polygon in the unit circle, float[corners, 2] (y, x).
+
+    Args:
+      corners: number of corners.
+      turn: position of the first corner, in corners clockwise from the top.
+    """
+    angles = (np.arange(corners) + turn) * 2 * np.pi / corners
+    return np.stack([-np.cos(angles), np.sin(angles)], axis=-1)
 
 
 @functools.cache
 def _outline(name: str) -> np.ndarray:
-    """float[V, 2] (y, x) corners of a polygon within the unit circle."""
-    if name in ("triangle", "square", "diamond", "star"):
-        corners, turn = {
-            "triangle": (3, 0),
-            "square": (4, 0.5),
-            "diamond": (4, 0),
-            "star": (10, 0),
-        }[name]
-        angles = (np.arange(corners) + turn) * 2 * np.pi / corners
-        radius = np.where(np.arange(corners) % 2, 0.42, 1.0) if name == "star" else np.ones(corners)
-        # A diamond is narrower than it is high, or a turned square would pass for one.
-        width = 0.62 if name == "diamond" else 1.0
-        return np.stack([-radius * np.cos(angles), width * radius * np.sin(angles)], axis=-1)
-    arm = 0.3
+    """Return the corners of a shape in the unit circle, float[V, 2] (y, x)."""
+    if name == "triangle":
+        return _regular_polygon(3)
+    if name == "square":
+        return _regular_polygon(4, 0.5)
+    if name == "diamond":
+        # A diamond is narrower than it is high. Otherwise it would look like a turned square.
+        return _regular_polygon(4) * [1.0, 0.62]
+    if name == "star":
+        radius = np.where(np.arange(10) % 2, 0.42, 1.0)
+        return _regular_polygon(10) * radius[:, None]
+    arm = 0.3  # half the width of a cross's arms
     quarter = np.array([[-1, -arm], [-1, arm], [-arm, arm]])
-    return np.concatenate(
-        [quarter @ _turn(angle) for angle in np.arange(4) * np.pi / 2]
-    ) / np.hypot(1, arm)
+    quarters = [quarter @ _rotation(angle) for angle in np.arange(4) * np.pi / 2]
+    return np.concatenate(quarters) / np.hypot(1, arm)
 
 
-def _turn(angle: float) -> np.ndarray:
-    """float[2, 2]: turns rows (y, x) clockwise as seen on the screen."""
+def _rotation(angle: float) -> np.ndarray:
+    """Return float[2, 2], which turns rows (y, x) clockwise on the screen."""
     return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
 
 
 def _corners(name: str, angle: float) -> np.ndarray:
-    """float[V, 2]: the outline turned by `angle`; a circle's or ring's are its bounding square's."""
+    """Return the turned outline, float[V, 2], or for a circle or ring its bounding square."""
     if name in ("circle", "ring"):
         return np.array([[-1.0, -1.0], [1.0, 1.0]])
-    return _outline(name) @ _turn(angle)
+    return _outline(name) @ _rotation(angle)
 
 
 @functools.lru_cache(maxsize=256)
@@ -138,311 +177,334 @@ def _font(pixels: int) -> ImageFont.FreeTypeFont:
 
 
 @functools.lru_cache(maxsize=4096)
-def _ink(text: str, pixels: int) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of the drawn pixels, from the pen position."""
+def _text_box(text: str, pixels: int) -> tuple[int, int, int, int]:
+    """Return (left, top, right, bottom) of the drawn pixels, relative to the pen position."""
     return _font(pixels).getbbox(text)
 
 
 def _extent(name: str, radius: float, angle: float, text: str) -> tuple[np.ndarray, np.ndarray]:
-    """The box's two corners from the centre of the thing, as shares of the side."""
+    """Return the box's corners relative to the object's centre, in image sides."""
     if name == TEXT:
-        left, top, right, bottom = _ink(text, 96)
-        half = np.array([bottom - top, right - left]) / 96 * radius
+        left, top, right, bottom = _text_box(text, _FONT_SIZE)
+        half = np.array([bottom - top, right - left]) / _FONT_SIZE * radius
         return -half, half
     corners = _corners(name, angle) * radius
     return corners.min(0), corners.max(0)
 
 
-def _draw(
-    draw: ImageDraw.ImageDraw,
-    thing: ShapesObject,
-    side: int,
-    fill: tuple[int, ...],
-    hole: tuple[int, ...],
-) -> None:
-    ymin, xmin, ymax, xmax = (value * side for value in thing.box)
-    if thing.name == TEXT:
-        pixels = max(
-            6, round((ymax - ymin) / (_ink(thing.text, 96)[3] - _ink(thing.text, 96)[1]) * 96)
-        )
-        left, top, *_ = _ink(thing.text, pixels)
-        draw.text((xmin - left, ymin - top), thing.text, fill=fill, font=_font(pixels))
-    elif thing.name in ("circle", "ring"):
+def _draw(draw: ImageDraw.ImageDraw, obj: ShapesObject, side: int, color: tuple[int, ...]) -> None:
+    """Draw an object on a transparent layer.
+
+    Args:
+      draw: the layer.
+      obj: the object.
+      side: of the layer in pixels.
+      color: RGB.
+    """
+    ymin, xmin, ymax, xmax = (value * side for value in obj.box)
+    fill = (*color, 255)
+    if obj.name == TEXT:
+        _, top, _, bottom = _text_box(obj.text, _FONT_SIZE)
+        pixels = max(6, round((ymax - ymin) / (bottom - top) * _FONT_SIZE))
+        left, top, *_ = _text_box(obj.text, pixels)
+        draw.text((xmin - left, ymin - top), obj.text, fill=fill, font=_font(pixels))
+    elif obj.name in ("circle", "ring"):
         draw.ellipse((xmin, ymin, xmax, ymax), fill=fill)
-        if thing.name == "ring":
+        if obj.name == "ring":
             inset = (xmax - xmin) * 0.25
-            draw.ellipse((xmin + inset, ymin + inset, xmax - inset, ymax - inset), fill=hole)
+            hole = (xmin + inset, ymin + inset, xmax - inset, ymax - inset)
+            draw.ellipse(hole, fill=(*color, 0))
     else:
-        corners = _corners(thing.name, thing.angle)
-        low, high = corners.min(0), corners.max(0)
+        corners = _corners(obj.name, obj.angle)
+        low = corners.min(0)
+        high = corners.max(0)
         scaled = (corners - low) / (high - low) * [ymax - ymin, xmax - xmin] + [ymin, xmin]
         draw.polygon([(x, y) for y, x in scaled], fill=fill)
 
 
 def _place(
     rng: np.random.Generator,
-    things: list[ShapesObject],
+    objects: Sequence[ShapesObject],
     name: str,
     color: str,
     size: str,
     text: str = "",
 ) -> ShapesObject | None:
-    """A thing where no other is, or None after some tries."""
+    """Return an object that overlaps no other object, or None if 40 attempts fail."""
     radius = rng.uniform(*SIZES[size])
     angle = float(rng.uniform(-0.3, 0.3)) if name != TEXT else 0.0
     low, high = _extent(name, radius, angle, text)
-    room = np.stack([_GAP - low, 1 - _GAP - high])
-    others = np.array([thing.box for thing in things]).reshape(-1, 4)
-    for center in rng.uniform(*room, size=(40, 2)):
+    others = np.array([obj.box for obj in objects]).reshape(-1, 4)
+    for center in rng.uniform(_GAP - low, 1 - _GAP - high, size=(40, 2)):
         box = np.concatenate([center + low, center + high])
         apart = (box[:2] > others[:, 2:] + _GAP) | (box[2:] < others[:, :2] - _GAP)
         if apart.any(1).all():
-            return ShapesObject(name, color, size, tuple(map(float, box)), angle, text)
+            return ShapesObject(name, color, size, tuple(box.tolist()), angle, text)
     return None
 
 
 def sample_scene(rng: np.random.Generator) -> ShapesScene:
-    """One to five shapes that do not overlap, and in one scene of three a text of one to three characters."""
-    background = rng.uniform(40, 215) + rng.uniform(
-        -15, 15, 3
-    )  # nearly grey, so that colour means a thing
+    """Sample one to five shapes that do not overlap, and in a third of the scenes a text.
+
+    The text has one to three characters.
+    """
+    # The background is nearly grey, so that colour words refer to objects.
+    background = rng.uniform(40, 215) + rng.uniform(-15, 15, 3)
     colors = [word for word, rgb in COLORS.items() if np.linalg.norm(background - rgb) > _CONTRAST]
     names = list(SHAPES)
-    if rng.random() < 0.5:  # few kinds, or counting would only ever find none or one
+    if rng.random() < 0.5:  # few colours and names, otherwise most counts would be zero or one
         colors = list(rng.choice(colors, rng.integers(1, 3), replace=False))
         names = list(rng.choice(names, rng.integers(1, 3), replace=False))
-    things: list[ShapesObject] = []
+    objects: list[ShapesObject] = []
     if rng.random() < 1 / 3:
         text = "".join(rng.choice(list(CHARACTERS), rng.integers(1, 4)))
-        things.append(_place(rng, things, TEXT, str(rng.choice(colors)), "small", text))
-    for _ in range(1 + rng.choice(MAX_SHAPES, p=_COUNT_ODDS)):
-        thing = _place(
-            rng,
-            things,
-            str(rng.choice(names)),
-            str(rng.choice(colors)),
-            str(rng.choice(list(SIZES))),
-        )
-        things += [thing] if thing else []
-    return ShapesScene(tuple(things), tuple(int(value) for value in background))
+        objects.append(_place(rng, objects, TEXT, str(rng.choice(colors)), "small", text))
+    for _ in range(1 + rng.choice(MAX_SHAPES, p=COUNT_PROBABILITIES)):
+        name = str(rng.choice(names))
+        color = str(rng.choice(colors))
+        size = str(rng.choice(list(SIZES)))
+        obj = _place(rng, objects, name, color, size)
+        if obj:
+            objects.append(obj)
+    return ShapesScene(tuple(objects), tuple(int(value) for value in background))
 
 
 def render(scene: ShapesScene, rng: np.random.Generator, image_size: int) -> np.ndarray:
-    """uint8[H, W, 3]: the scene before a cloudy background, with noise and unsteady colours drawn from `rng`."""
+    """Draw a scene.
+
+    Args:
+      scene: the scene.
+      rng: draws the cloudy background, the noise and small variations of the colours.
+      image_size: side in pixels.
+
+    Returns:
+      uint8[image_size, image_size, 3].
+    """
     clouds = np.array(scene.background) + rng.uniform(-12, 12, (3, 3, 3))
+    picture = Image.fromarray(clouds.clip(0, 255).astype(np.uint8))
+    picture = picture.resize((image_size, image_size), Image.BICUBIC)
+    # Objects are drawn large on a transparent layer, which is then reduced: Pillow does not
+    # antialias.
     side = image_size * _SUPERSAMPLE
-    small = Image.fromarray(clouds.clip(0, 255).astype(np.uint8)).resize(
-        (image_size, image_size), Image.BICUBIC
-    )
-    # Things are drawn large on a transparent layer, then shrunk: Pillow's own edges are jagged.
     layer = Image.new("RGBA", (side, side), (*scene.background, 0))
     draw = ImageDraw.Draw(layer)
-    for thing in scene.objects:
-        fill = tuple(
-            int(value)
-            for value in np.clip(np.array(COLORS[thing.color]) + rng.uniform(-14, 14, 3), 0, 255)
-        )
-        _draw(draw, thing, side, (*fill, 255), (*fill, 0))
+    for obj in scene.objects:
+        color = np.clip(np.array(COLORS[obj.color]) + rng.uniform(-14, 14, 3), 0, 255)
+        _draw(draw, obj, side, tuple(int(value) for value in color))
     layer = layer.reduce(_SUPERSAMPLE)
-    small.paste(layer, mask=layer.getchannel("A"))
-    noise = rng.standard_normal((image_size, image_size, 3), np.float32) * np.float32(
-        rng.uniform(0, 10)
-    )
-    return (np.asarray(small) + noise).clip(0, 255).astype(np.uint8)
+    picture.paste(layer, mask=layer.getchannel("A"))
+    noise = rng.standard_normal((image_size, image_size, 3), np.float32)
+    noise *= np.float32(rng.uniform(0, 10))
+    return (np.asarray(picture) + noise).clip(0, 255).astype(np.uint8)
 
 
 def draw_scene(rng: np.random.Generator, image_size: int) -> tuple[np.ndarray, ShapesScene]:
-    """A new scene and its picture, uint8[image_size, image_size, 3]."""
+    """Sample a scene and draw it, uint8[image_size, image_size, 3]."""
     scene = sample_scene(rng)
     return render(scene, rng, image_size), scene
 
 
-# --- asking --------------------------------------------------------------------------------------------------------
+# --- proposing questions
+# -----------------------------------------------------------------------------
+#
+# A proposal returns the fields of a question about a scene, or None if no question is possible.
 
-
-def _unique(scene: ShapesScene, phrase: str) -> ShapesObject:
-    found = scene.find(phrase)
-    if len(found) != 1:
-        raise ValueError(f"{phrase!r} fits {len(found)} things")
-    return found[0]
-
-
-def _full_name(thing: ShapesObject) -> str:
-    return f"{thing.color} {thing.name}"
+Fields = dict[str, str]
+Proposal = Callable[[ShapesScene, np.random.Generator], Fields | None]
 
 
 def _article(phrase: str) -> str:
-    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+    return f"an {phrase}" if phrase[0] in "aeiou" else f"a {phrase}"
 
 
 def _referable(scene: ShapesScene, rng: np.random.Generator) -> dict[str, ShapesObject]:
-    """A phrase for every shape that some phrase singles out, in random order."""
+    """Return a unique phrase for every shape that has one, in random order."""
     phrases = {}
     for index in rng.permutation(len(scene.shapes)):
-        thing = scene.shapes[index]
-        tries = [_full_name(thing), f"{thing.size} {_full_name(thing)}"]
+        obj = scene.shapes[index]
+        options = [obj.full_name, f"{obj.size} {obj.full_name}"]
         if rng.random() < 0.3:
-            tries = [thing.name, f"{thing.color} shape", *tries]
-        found = next((phrase for phrase in tries if len(scene.find(phrase)) == 1), None)
-        if found:
-            phrases[found] = thing
+            options = [obj.name, f"{obj.color} shape", *options]
+        phrase = next(filter(scene.is_unique, options), None)
+        if phrase:
+            phrases[phrase] = obj
     return phrases
 
 
-def _any(options: list[dict[str, str]], rng: np.random.Generator) -> dict[str, str] | None:
+def _choose(options: Sequence[Fields], rng: np.random.Generator) -> Fields | None:
     return options[rng.integers(len(options))] if options else None
 
 
-def _rarest(options: Mapping[str, int], rng: np.random.Generator) -> str:
-    """A key drawn with odds that favour high counts, which scenes show seldom."""
-    odds = np.array(
-        [{0: 0.5, 1: 1, 2: 5, 3: 18, 4: 30, 5: 50}[count] for count in options.values()], float
-    )
-    return str(rng.choice(list(options), p=odds / odds.sum()))
+def _choose_rare(counts: Mapping[str, int], rng: np.random.Generator) -> str:
+    """Draw a key. Keys with high counts, which are rare in scenes, have higher weights."""
+    weight_of_count = (0.5, 1, 5, 18, 30, 50)
+    weights = np.array([weight_of_count[count] for count in counts.values()], float)
+    return str(rng.choice(list(counts), p=weights / weights.sum()))
 
 
-def _propose_thing(scene: ShapesScene, rng: np.random.Generator) -> dict[str, str] | None:
+def _propose_object(scene: ShapesScene, rng: np.random.Generator) -> Fields | None:
     options = [{"a": phrase} for phrase in _referable(scene, rng)]
-    if len(scene.shapes) < len(scene.objects) and rng.random() < 0.15:
+    if scene.text and rng.random() < 0.15:
         return {"a": TEXT}
-    return _any(options, rng)
+    return _choose(options, rng)
 
 
-def _propose_box(scene: ShapesScene, rng: np.random.Generator) -> dict[str, str] | None:
-    return _any([{"box": format_loc(thing.box)} for thing in scene.shapes], rng)
+def _propose_box(scene: ShapesScene, rng: np.random.Generator) -> Fields | None:
+    return _choose([{"box": format_loc(obj.box)} for obj in scene.shapes], rng)
 
 
-def _propose_color_of(scene: ShapesScene, rng: np.random.Generator) -> dict[str, str] | None:
-    return _any([{"a": name} for name in SHAPES if len(scene.find(name)) == 1], rng)
+def _propose_name(scene: ShapesScene, rng: np.random.Generator) -> Fields | None:
+    """Propose a shape whose name is unique."""
+    return _choose([{"a": name} for name in SHAPES if scene.is_unique(name)], rng)
 
 
-def _propose_place_of(scene: ShapesScene, rng: np.random.Generator) -> dict[str, str] | None:
-    names = [name for name in SHAPES if len(scene.find(name)) == 1]
-    return _any(
-        [{"a": name} for name in names if place(np.array(scene.find(name)[0].center))[1]], rng
-    )
+def _propose_placed_name(scene: ShapesScene, rng: np.random.Generator) -> Fields | None:
+    """Propose a shape whose name is unique and whose place in the image is unambiguous."""
+    options = []
+    for name in SHAPES:
+        if scene.is_unique(name):
+            _, is_clear = place(scene.find_one(name).center)
+            if is_clear:
+                options.append({"a": name})
+    return _choose(options, rng)
 
 
-def _propose_shape_of(scene: ShapesScene, rng: np.random.Generator) -> dict[str, str] | None:
-    return _any(
-        [{"color": color} for color in COLORS if len(scene.find(f"{color} shape")) == 1], rng
-    )
+def _propose_unique_color(scene: ShapesScene, rng: np.random.Generator) -> Fields | None:
+    return _choose([{"color": c} for c in COLORS if scene.is_unique(f"{c} shape")], rng)
 
 
-def _propose_color(scene: ShapesScene, rng: np.random.Generator) -> dict[str, str]:
-    return {"color": _rarest({color: len(scene.find(f"{color} shape")) for color in COLORS}, rng)}
+def _propose_color(scene: ShapesScene, rng: np.random.Generator) -> Fields:
+    counts = {color: len(scene.find(f"{color} shape")) for color in COLORS}
+    return {"color": _choose_rare(counts, rng)}
 
 
-def _propose_name(scene: ShapesScene, rng: np.random.Generator) -> dict[str, str]:
-    return {"plural": SHAPES[_rarest({name: len(scene.find(name)) for name in SHAPES}, rng)]}
+def _propose_plural(scene: ShapesScene, rng: np.random.Generator) -> Fields:
+    counts = {name: len(scene.find(name)) for name in SHAPES}
+    return {"plural": SHAPES[_choose_rare(counts, rng)]}
 
 
-def _propose_existence(scene: ShapesScene, rng: np.random.Generator) -> dict[str, str]:
-    """Half present; of the absent half share a colour or a shape with something present."""
-    thing = scene.shapes[rng.integers(len(scene.shapes))]
+def _propose_existence(scene: ShapesScene, rng: np.random.Generator) -> Fields:
+    """Propose a present or an absent object with equal probability.
+
+    Absent objects share their colour or their name with a present object, half of them each.
+    Otherwise the colour or the name alone would reveal the answer.
+    """
+    obj = scene.shapes[rng.integers(len(scene.shapes))]
     if rng.random() < 0.5:
-        return {"a": _article(_full_name(thing))}
-    colors, names = ([thing.color], SHAPES) if rng.random() < 0.5 else (COLORS, [thing.name])
-    absent = [
-        f"{color} {name}" for color in colors for name in names if not scene.find(f"{color} {name}")
-    ]
+        return {"a": _article(obj.full_name)}
+    if rng.random() < 0.5:
+        options = [f"{obj.color} {name}" for name in SHAPES]
+    else:
+        options = [f"{color} {obj.name}" for color in COLORS]
+    absent = [phrase for phrase in options if not scene.find(phrase)]
     return {"a": _article(str(rng.choice(absent)))}
 
 
-def _propose_pair(axis: int) -> Callable[[ShapesScene, np.random.Generator], dict[str, str] | None]:
-    def propose(scene: ShapesScene, rng: np.random.Generator) -> dict[str, str] | None:
-        things = _referable(scene, rng)
-        return _any(
-            [
-                {"a": a, "b": b}
-                for a in things
-                for b in things
-                if abs(things[a].center[axis] - things[b].center[axis]) > MARGIN
-            ],
-            rng,
-        )
-
-    return propose
+def _propose_pair(scene: ShapesScene, rng: np.random.Generator, axis: int) -> Fields | None:
+    """Propose two objects that are clearly apart along an axis (0 y, 1 x)."""
+    centers = {phrase: obj.center[axis] for phrase, obj in _referable(scene, rng).items()}
+    options = [
+        {"a": a, "b": b}
+        for a, b in itertools.permutations(centers, 2)
+        if abs(centers[a] - centers[b]) > MARGIN
+    ]
+    return _choose(options, rng)
 
 
-def _propose_relation(scene: ShapesScene, rng: np.random.Generator) -> dict[str, str] | None:
+def _propose_relation(scene: ShapesScene, rng: np.random.Generator) -> Fields | None:
     axis = int(rng.integers(2))
-    relations = [("above", "below"), ("to the left of", "to the right of")][axis]
-    pair = _propose_pair(axis)(scene, rng)
+    relations = ("to the left of", "to the right of") if axis else ("above", "below")
+    pair = _propose_pair(scene, rng, axis)
     return pair and {**pair, "relation": str(rng.choice(relations))}
 
 
+def _propose_nothing(scene: ShapesScene, rng: np.random.Generator) -> Fields:
+    """Propose a question without fields."""
+    return {}
+
+
+def _propose_text(scene: ShapesScene, rng: np.random.Generator) -> Fields | None:
+    return {} if scene.text else None
+
+
+# --- answering questions
+# -----------------------------------------------------------------------------
+#
+# An answer raises ValueError if the question has no unique answer.
+
+
 def _compare(scene: ShapesScene, a: str, b: str, axis: int) -> str:
-    difference = _unique(scene, a).center[axis] - _unique(scene, b).center[axis]
+    difference = scene.find_one(a).center[axis] - scene.find_one(b).center[axis]
     if abs(difference) <= MARGIN:
         raise ValueError(f"{a!r} and {b!r} are too close along that axis")
-    return (("above", "below"), ("left", "right"))[axis][int(difference > 0)]
+    if axis == 0:
+        return "below" if difference > 0 else "above"
+    return "right" if difference > 0 else "left"
 
 
 def _relation_holds(scene: ShapesScene, a: str, b: str, relation: str) -> str:
     word = relation.removeprefix("to the ").removesuffix(" of")
-    return "yes" if _compare(scene, a, b, int(word in ("left", "right"))) == word else "no"
+    axis = 1 if word in ("left", "right") else 0
+    return "yes" if _compare(scene, a, b, axis) == word else "no"
 
 
 def _caption(scene: ShapesScene) -> str:
-    return ", ".join(
-        _full_name(thing) for thing in sorted(scene.shapes, key=lambda thing: thing.center[::-1])
-    )
+    from_left = sorted(scene.shapes, key=lambda obj: obj.center[::-1])
+    return ", ".join(obj.full_name for obj in from_left)
 
 
 def _describe(scene: ShapesScene, a: str) -> str:
-    thing = _unique(scene, a)
-    where, clear = place(np.array(thing.center))
-    if not clear:
-        raise ValueError(f"{a!r} lies between two places")
-    return f"{_full_name(thing)}, {where}"
+    obj = scene.find_one(a)
+    where, is_clear = place(obj.center)
+    if not is_clear:
+        raise ValueError(f"{a!r} is between two places")
+    return f"{obj.full_name}, {where}"
 
 
 def _identify(scene: ShapesScene, box: str) -> str:
-    found = [thing for thing in scene.shapes if format_loc(thing.box) == box]
-    if len(found) != 1:
-        raise ValueError(f"{len(found)} shapes in the box {box}")
-    return _full_name(found[0])
+    matches = [obj for obj in scene.shapes if format_loc(obj.box) == box]
+    if len(matches) != 1:
+        raise ValueError(f"{len(matches)} shapes in the box {box}")
+    return matches[0].full_name
 
 
-def _count_name(scene: ShapesScene, plural: str) -> str:
-    return str(len(scene.find(next(name for name, value in SHAPES.items() if value == plural))))
+def _count_plural(scene: ShapesScene, plural: str) -> str:
+    names = {value: name for name, value in SHAPES.items()}
+    return str(len(scene.find(names[plural])))
 
 
-def _no_slots(scene: ShapesScene, rng: np.random.Generator) -> dict[str, str]:
-    return {}
-
-
-def _propose_read(scene: ShapesScene, rng: np.random.Generator) -> dict[str, str] | None:
-    return {} if len(scene.shapes) < len(scene.objects) else None
+def _read_text(scene: ShapesScene) -> str:
+    if scene.text is None:
+        raise ValueError("the scene has no text")
+    return scene.text.lower()
 
 
 @dataclasses.dataclass(frozen=True)
 class ShapesQuestion:
-    """A kind of question: how it may be put, what to ask of a scene, and what the scene answers."""
+    """A question type about scenes of shapes."""
 
     kind: str
-    templates: tuple[str, ...]
-    propose: Callable[
-        [ShapesScene, np.random.Generator], dict[str, str] | None
-    ]  # slots; None: nothing to ask here
-    answer: Callable[
-        ..., str
-    ]  # (scene, **slots); raises ValueError where the question has no one answer
+    templates: tuple[str, ...]  # paraphrases of the question, with {fields}
+    propose: Proposal
+    answer: Callable[..., str]  # called with the scene and the fields
 
-    def parse(self, question: str) -> dict[str, str] | None:
-        """The slots of a question, None if it is not one of this question_type's."""
-        for pattern in map(_pattern, self.templates):
-            if match := pattern.fullmatch(question):
+    def parse(self, question: str) -> Fields | None:
+        """Return the fields of a question, None if no template of this question type matches it."""
+        for template in self.templates:
+            match = _pattern(template).fullmatch(question)
+            if match:
                 return match.groupdict()
         return None
 
 
-_PHRASE = rf"(?:an? )?(?:(?:{'|'.join(SIZES)}) )?(?:(?:{'|'.join(COLORS)}) )?(?:shape|{TEXT}|{'|'.join(SHAPES)})"
-_SLOTS = {
+_SIZE = "|".join(SIZES)
+_COLOR = "|".join(COLORS)
+_NOUN = "|".join(["shape", TEXT, *SHAPES])
+_PHRASE = rf"(?:an? )?(?:(?:{_SIZE}) )?(?:(?:{_COLOR}) )?(?:{_NOUN})"
+_FIELD_PATTERNS = {
     "a": _PHRASE,
     "b": _PHRASE,
-    "color": "|".join(COLORS),
+    "color": _COLOR,
     "plural": "|".join(SHAPES.values()),
     "box": r"(?:<loc\d{4}>){4}",
     "relation": "above|below|to the left of|to the right of",
@@ -451,11 +513,7 @@ _SLOTS = {
 
 @functools.cache
 def _pattern(template: str) -> re.Pattern[str]:
-    return re.compile(
-        re.sub(
-            r"\\{(\w+)\\}", lambda slot: f"(?P<{slot[1]}>{_SLOTS[slot[1]]})", re.escape(template)
-        )
-    )
+    return template_pattern(template, _FIELD_PATTERNS)
 
 
 SHAPES_QUESTIONS: dict[str, ShapesQuestion] = {
@@ -466,7 +524,7 @@ SHAPES_QUESTIONS: dict[str, ShapesQuestion] = {
             "what is in the image?",
             "list the shapes from left to right.",
         ),
-        _no_slots,
+        _propose_nothing,
         _caption,
     ),
     "describe": ShapesQuestion(
@@ -476,7 +534,7 @@ SHAPES_QUESTIONS: dict[str, ShapesQuestion] = {
             "what color is the {a}, and where in the image?",
             "name the color and the place of the {a}.",
         ),
-        _propose_place_of,
+        _propose_placed_name,
         _describe,
     ),
     "color": ShapesQuestion(
@@ -486,8 +544,8 @@ SHAPES_QUESTIONS: dict[str, ShapesQuestion] = {
             "which color does the {a} have?",
             "name the color of the {a}.",
         ),
-        _propose_color_of,
-        lambda scene, a: _unique(scene, a).color,
+        _propose_name,
+        lambda scene, a: scene.find_one(a).color,
     ),
     "shape": ShapesQuestion(
         "caption",
@@ -496,8 +554,8 @@ SHAPES_QUESTIONS: dict[str, ShapesQuestion] = {
             "which shape is {color}?",
             "name the {color} shape.",
         ),
-        _propose_shape_of,
-        lambda scene, color: _unique(scene, f"{color} shape").name,
+        _propose_unique_color,
+        lambda scene, color: scene.find_one(f"{color} shape").name,
     ),
     "locate_box": ShapesQuestion(
         "locate",
@@ -506,8 +564,8 @@ SHAPES_QUESTIONS: dict[str, ShapesQuestion] = {
             "detect the {a}.",
             "where is the {a}? answer with a box.",
         ),
-        _propose_thing,
-        lambda scene, a: format_loc(_unique(scene, a).box),
+        _propose_object,
+        lambda scene, a: format_loc(scene.find_one(a).box),
     ),
     "locate_point": ShapesQuestion(
         "locate",
@@ -516,8 +574,8 @@ SHAPES_QUESTIONS: dict[str, ShapesQuestion] = {
             "mark the {a}.",
             "where is the {a}? answer with a point.",
         ),
-        _propose_thing,
-        lambda scene, a: format_loc(_unique(scene, a).center),
+        _propose_object,
+        lambda scene, a: format_loc(scene.find_one(a).center),
     ),
     "identify": ShapesQuestion(
         "locate",
@@ -546,8 +604,8 @@ SHAPES_QUESTIONS: dict[str, ShapesQuestion] = {
             "count the {plural}.",
             "how many {plural} do you see?",
         ),
-        _propose_name,
-        _count_name,
+        _propose_plural,
+        _count_plural,
     ),
     "count_all": ShapesQuestion(
         "count",
@@ -556,7 +614,7 @@ SHAPES_QUESTIONS: dict[str, ShapesQuestion] = {
             "count the shapes.",
             "how many shapes do you see?",
         ),
-        _no_slots,
+        _propose_nothing,
         lambda scene: str(len(scene.shapes)),
     ),
     "exist": ShapesQuestion(
@@ -576,7 +634,7 @@ SHAPES_QUESTIONS: dict[str, ShapesQuestion] = {
             "where is the {a} relative to the {b}, left or right?",
             "on which side of the {b} is the {a}, left or right?",
         ),
-        _propose_pair(1),
+        functools.partial(_propose_pair, axis=1),
         functools.partial(_compare, axis=1),
     ),
     "relation_height": ShapesQuestion(
@@ -586,7 +644,7 @@ SHAPES_QUESTIONS: dict[str, ShapesQuestion] = {
             "where is the {a} relative to the {b}, above or below?",
             "compare the heights: is the {a} above or below the {b}?",
         ),
-        _propose_pair(0),
+        functools.partial(_propose_pair, axis=0),
         functools.partial(_compare, axis=0),
     ),
     "relation_holds": ShapesQuestion(
@@ -605,66 +663,51 @@ SHAPES_QUESTIONS: dict[str, ShapesQuestion] = {
             "what does the text say?",
             "what is written in the image?",
         ),
-        _propose_read,
-        lambda scene: next(thing.text.lower() for thing in scene.objects if thing.name == TEXT),
+        _propose_text,
+        _read_text,
     ),
 }
-ITEMS = (5, 8)  # least and most items of a scene with enough to ask
 
 
 def make_items(scene: ShapesScene, rng: np.random.Generator) -> list[Item]:
-    """At most eight questions about the scene, each of another question_type and with its one answer."""
-    wanted = rng.integers(ITEMS[0], ITEMS[1] + 1)
-    # What few scenes allow to ask is asked first, or relations and reading would be rare.
+    """Make five to eight items about a scene, each of another question type.
+
+    Scenes about which little can be asked may have fewer.
+    """
+    num_items = rng.integers(MIN_ITEMS, MAX_ITEMS + 1)
+    # Question types that few scenes allow come first. Otherwise they would be rare.
     first = ["read_text", "relation_side", "relation_height"]
+    others = [name for name in rng.permutation(list(SHAPES_QUESTIONS)) if name not in first]
     items: list[Item] = []
-    for name in [
-        *first,
-        *(
-            question_type
-            for question_type in rng.permutation(list(SHAPES_QUESTIONS))
-            if question_type not in first
-        ),
-    ]:
-        if (
-            SHAPES_QUESTIONS[name].kind == "count"
-            and len(scene.shapes) == 1
-            and rng.random() < 0.85
-        ):
-            continue  # or the answer to every count would be one
-        slots = SHAPES_QUESTIONS[name].propose(scene, rng)
-        if slots is None or len(items) == wanted:
+    for name in [*first, *others]:
+        question_type = SHAPES_QUESTIONS[name]
+        is_trivial = question_type.kind == "count" and len(scene.shapes) == 1
+        if is_trivial and rng.random() < 0.85:
+            continue  # otherwise the answer to most counts would be one
+        fields = question_type.propose(scene, rng)
+        if fields is None or len(items) == num_items:
             continue
-        question = (
-            SHAPES_QUESTIONS[name]
-            .templates[rng.integers(len(SHAPES_QUESTIONS[name].templates))]
-            .format(**slots)
-        )
-        items.append(
-            Item(
-                SHAPES_QUESTIONS[name].kind,
-                name,
-                question,
-                SHAPES_QUESTIONS[name].answer(scene, **slots),
-            )
-        )
+        template = question_type.templates[rng.integers(len(question_type.templates))]
+        answer = question_type.answer(scene, **fields)
+        items.append(Item(question_type.kind, name, template.format(**fields), answer))
     return items
 
 
 def check(item: Item, scene: ShapesScene) -> str | None:
-    """Why `item` is wrong about the scene, or None. The question is parsed back; what it was made from is not used."""
+    """Return the reason why `item` is wrong about the scene, None if it is correct.
+
+    The question is parsed from its text; the objects from which it was made are not used.
+    """
     question_type = SHAPES_QUESTIONS.get(item.question_type)
     if question_type is None or question_type.kind != item.kind:
         return f"no question_type {item.question_type!r} of kind {item.kind!r}"
-    slots = question_type.parse(item.question)
-    if slots is None:
+    fields = question_type.parse(item.question)
+    if fields is None:
         return f"not a question of question_type {item.question_type}: {item.question!r}"
     try:
-        expected = question_type.answer(scene, **slots)
-    except (ValueError, StopIteration) as error:
-        return f"{item.question!r} has no one answer: {error}"
-    return (
-        None
-        if item.answer == expected
-        else f"{item.question!r}: {item.answer!r}, the scene says {expected!r}"
-    )
+        expected = question_type.answer(scene, **fields)
+    except ValueError as error:
+        return f"{item.question!r} has no unique answer: {error}"
+    if item.answer != expected:
+        return f"{item.question!r}: {item.answer!r}, the scene says {expected!r}"
+    return None

@@ -18,10 +18,10 @@ MIN_GRASP_VISIBLE = 0.05
 REGION_SIDES = (0.1, 0.2)  # of the image: range of the height and width of a proposed region
 LARGE_SIDES = (0.4, 0.55)  # of the image: range of the sides of a region that is too large
 REGION_GAP = 0.02  # of the image: minimal distance of a wrong region from the point
-TOO_LARGE = 0.15  # fraction of wrong regions that are too large
-NEIGHBOUR = (
-    0.4  # fraction of wrong regions around another object; the rest is just beside the point
-)
+# Fractions of wrong regions that are too large, or around another object. The rest is near the
+# point.
+TOO_LARGE = 0.15
+NEIGHBOUR = 0.4
 MIN_CARRY = 0.05  # metres by which an object must move to have a place where it ends up
 MIN_LEFT = 0.05  # of the image: minimal distance that the object still has to move
 # Steps between two questions for the plan. The instruction alone gives the answer, so these
@@ -189,7 +189,7 @@ def propose_region(
 
 
 def settled(phase: np.ndarray) -> np.ndarray:
-    """Return a mask bool[T] of the steps whose phase is known and the same one step before and after.
+    """Return a mask bool[T] of the steps with a known phase that both neighbouring steps share.
 
     At the other steps, the name of the current subtask is debatable.
     """

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import platform
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from etils import epath
@@ -19,12 +18,13 @@ from etcvla.eval.results_log import ResultsLog, write
 from etcvla.eval.trials import EvalProtocol, Trial, TrialResult
 from etcvla.names import lookup
 from etcvla.policy import Policy
+from etcvla.provenance import run_versions
 from etcvla.results_schema import INTERVENTIONS
 from etcvla.sims.perturbations import Perturbation
 from etcvla.sims.seeds import EVAL_SEED_BASE, eval_seed
 from etcvla.sims.suites import Suite
 from etcvla.stats import wilson
-from etcvla.train.checkpoint import Checkpoints, versions
+from etcvla.train.checkpoint import open_checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +150,7 @@ def describe_protocol(
     simulator: Mapping[str, str],
 ) -> dict:
     """What protocol.json says beside the names of what is played; docs/evaluation.md explains it."""
+    checkpoint = open_checkpoint(workdir)
     how = "open loop" if not protocol.replan_steps else "receding horizon"
     if protocol.ensemble is not None:
         how = f"temporal ensembling, m = {protocol.ensemble:g}"
@@ -171,9 +172,9 @@ def describe_protocol(
             "euler_steps": policy.options.num_steps,
             "subtask_question": policy.options.subtask_question,
         },
-        "checkpoint": {"step": Checkpoints(workdir).latest(), "sha256": checkpoint_hash(workdir)},
+        "checkpoint": {"step": checkpoint.step, "sha256": checkpoint.content_hash()},
         "versions": {
-            **versions(),
+            **run_versions(),
             "python": platform.python_version(),
             "simulator": dict(simulator),
         },
@@ -196,25 +197,6 @@ def check_fit(policy: Policy, suite: Suite) -> None:
                 f"the checkpoint's {name} is {spec[name]}, but {suite.name}'s is {getattr(suite, name)}: "
                 "it was trained for another robot"
             )
-
-
-def checkpoint_hash(workdir: str) -> str:
-    """SHA-256 of the newest checkpoint's files that a policy reads: their names and their bytes, in order."""
-    checkpoints, digest = Checkpoints(workdir), hashlib.sha256()
-    if checkpoints.latest() is None:
-        raise FileNotFoundError(f"no checkpoint in {checkpoints.directory}")
-    root = checkpoints.directory / str(checkpoints.latest())
-    for path in sorted(path for item in ("ema", "meta") for path in _files(root / item)):
-        digest.update(f"{path.relative_to(root)}\n".encode())
-        with path.open("rb") as file:
-            while block := file.read(1 << 24):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-def _files(folder: epath.Path) -> Iterator[epath.Path]:
-    for path in folder.iterdir():
-        yield from _files(path) if path.is_dir() else [path]
 
 
 def wrong_instruction(simulator: str, task: str, tasks: Sequence[str]) -> str:

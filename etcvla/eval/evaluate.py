@@ -25,7 +25,7 @@ from etcvla.eval.results_log import ResultsLog, write
 from etcvla.eval.trials import EvalProtocol, Trial
 from etcvla.policy import Policy
 from etcvla.results_schema import INTERVENTIONS
-from etcvla.train.checkpoint import Checkpoints
+from etcvla.train.checkpoint import open_checkpoint
 
 EXAMPLES_PER_KIND = 8
 
@@ -60,7 +60,7 @@ def evaluate(workdir: str, spec: EvaluationSpec) -> dict:
     """Evaluates the newest checkpoint of `workdir` and returns what scores.json holds."""
     out = epath.Path(workdir) / "evaluation"
     asked = json.loads(
-        json.dumps({"step": Checkpoints(workdir).latest(), "spec": dataclasses.asdict(spec)})
+        json.dumps({"step": open_checkpoint(workdir).step, "spec": dataclasses.asdict(spec)})
     )
     done = out / "scores.json"
     if (

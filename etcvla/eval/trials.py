@@ -39,7 +39,7 @@ class EvalProtocol:
     replan_steps: int = 5  # control steps between looks; 0 is every chunk to its end (open loop)
     image_size: int = 96  # pixels
     workers: int = 4  # simulators, and the size of the policy's batch
-    ensemble: float | None = None  # averages chunks: see `chunks.Chunks`
+    ensemble: float | None = None  # averages chunks: see `etcvla.chunks.ActionChunks`
     seed: int = 0  # of the policy's noise
 
     def __post_init__(self):

@@ -16,8 +16,8 @@ from multiprocessing.connection import Connection
 import numpy as np
 
 from etcvla import sims
+from etcvla.chunks import ActionChunks
 from etcvla.errors import UserError
-from etcvla.eval.chunks import Chunks
 from etcvla.eval.trials import EvalProtocol, Trial, TrialResult
 from etcvla.results_schema import VIDEO_CAMERA
 from etcvla.sims.environment import Environment
@@ -74,7 +74,7 @@ def _episode(
     changed = Perturbation.parse(trial.perturbation)
     changed.reset(env, seed)
     instruction = changed.rewrite_instruction(_instruction(env, trial), seed)
-    metrics, chunks = EpisodeMetrics(env), Chunks(protocol.replan_steps, protocol.ensemble)
+    metrics, chunks = EpisodeMetrics(env), ActionChunks(protocol.replan_steps, protocol.ensemble)
     frames, steps = [], 0
     while steps < protocol.max_steps and not env.success:
         if chunks.needs_query:

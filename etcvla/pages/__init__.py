@@ -1,1 +1,1 @@
-"""HTML pages and pictures: report, gallery, knowledge charts, first batch, plan, videos."""
+"""Pages and pictures for people: reports, galleries of labels, charts, videos, the first batch."""

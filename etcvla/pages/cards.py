@@ -1,133 +1,168 @@
-"""Cards of the report: held-out questions with what was answered, and videos of rollouts."""
+"""Cards of the report: example answers to held-out questions, and videos of episodes."""
 
 from __future__ import annotations
 
-import html
+import dataclasses
 import io
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import starmap, zip_longest
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from etils import epath
 from PIL import Image, ImageSequence
 
-from etcvla.pages import overlay, palette
-from etcvla.pages.overlay import prose, words
-from etcvla.pages.results import RecipeResults, RunResults, read_json, union
-from etcvla.results_schema import INTERVENTIONS
-from etcvla.sims.perturbations import AXES
+from etcvla.pages.results import SHAPES, RecipeResults, RunResults, read_json, union
+from etcvla.pages.shapes import Shape, answer_shapes, question_shapes
+from etcvla.pages.templates import EmbeddedImage, as_words, embed_image
+from etcvla.results_schema import INTERVENTIONS, VideoName
 
-EXAMPLES = {False: 3, True: 2}  # wrong and right ones of each stage, dataset and kind
-EXAMPLE_BYTES, FILM_BYTES = 4_000_000, 4_000_000  # pictures embedded at most, before base64
-NONE = "none"  # of a video: nothing was changed, or no benchmark
-TRUTH, SAID = (
-    palette.TRUTH,
-    palette.PREDICTION,
-)  # the true answer, below and broader, and the prediction
-_COLORS = {True: "#2f9e5f", False: "#c2352b"}  # right, wrong
-_FILM = re.compile(
-    rf"(?P<intervention>{'|'.join(INTERVENTIONS)})_(?P<scene>[^_]+)_(?P<task>.+?)(_(?P<changed>("
-    rf"{'|'.join(AXES)})\d))?_(?P<trial>\d+)_(?P<outcome>success|failure)"
-)
+WRONG_EXAMPLES = 3  # examples of each run, dataset and kind
+CORRECT_EXAMPLES = 2
+MAX_EXAMPLE_BYTES = 4_000_000  # size of all embedded images, before base64
+MAX_VIDEO_BYTES = 4_000_000
+NONE = "none"  # filter value of a video without a perturbation or benchmark
 
 
-def answers(recipe: RecipeResults) -> str:
-    """Questions with the true answer and the prediction drawn over the image; "" if there are none."""
-    newest = [*recipe.road[::-1], *(stage for stage in recipe.stages if stage not in recipe.road)]
-    pool = [
-        (stage.folder / "evaluation" / row["image"], stage, row)
-        for stage in newest
-        for row in _pick(read_json(stage.folder / "evaluation/examples.json", []))
-    ]
-    cards = _within(EXAMPLE_BYTES, pool)
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """An image or video with a description.
+
+    Attributes:
+      filters: filter axis -> value, by which the page shows and hides cards.
+      title: heading of the card.
+      outcome: "correct", "wrong", "success" or "failure".
+      good: the outcome is good.
+      image: the image or video.
+      details: values for the template.
+      shapes: shapes of the question, the true answer and the prediction.
+    """
+
+    filters: Mapping[str, str]
+    title: str
+    outcome: str
+    good: bool
+    image: EmbeddedImage
+    details: Mapping[str, Any]
+    shapes: Mapping[str, Sequence[Shape]] = dataclasses.field(default_factory=dict)
+
+
+# ---- Example answers ----
+
+
+def examples(results: RecipeResults) -> dict[str, Any] | None:
+    """Held-out questions with the true answer and the prediction, wrong answers first."""
+    main_runs = results.main_runs
+    controls = [run for run in results.runs if run not in main_runs]
+    newest_first = [*reversed(main_runs), *controls]
+    pool = []
+    for run in newest_first:
+        for row in _select_examples(read_json(run.evaluation / "examples.json", [])):
+            path = run.evaluation / row["image"]
+            if path.exists():
+                pool.append((path, run, row))
+    cards = []
+    budget = MAX_EXAMPLE_BYTES
+    for path, run, row in pool:
+        data = path.read_bytes()
+        budget -= len(data)
+        if budget < 0:
+            break
+        cards.append(_example_card(embed_image(data), run, row))
     if not cards:
-        return ""
-    axes = {
-        "stage": [stage.title for stage in recipe.stages],
-        "dataset": union([row["dataset"]] for *_, row in cards),
-        "kind": union([row["kind"]] for *_, row in cards),
-        "answer": ["wrong", "right"],
+        return None
+    return {
+        "cards": cards,
+        "num_available": len(pool),
+        "axes": _filter_axes(cards, ("stage", "dataset", "kind", "answer")),
+        "selected_stage": cards[0].filters["stage"],
     }
-    return (
-        f'<p>Held-out questions with the <b class="truth">● true answer</b> and the <b class="said">● prediction'
-        f"</b>, wrong ones first. Places that a question names are dashed.{_note(cards, pool)}</p>"
-        + _filters(axes, cards[0][1].title)
-        + _grid(starmap(_answer_card, cards))
+
+
+def _select_examples(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Select a few examples of each dataset and kind.
+
+    Wrong answers come first, and robot scenes come before shapes. The kinds take turns.
+    """
+    groups = defaultdict(list)
+    for row in sorted(rows, key=lambda row: (row["correct"], row["dataset"] == SHAPES)):
+        groups[row["correct"], row["dataset"], row["kind"]].append(row)
+    selected = []
+    for correct, count in ((False, WRONG_EXAMPLES), (True, CORRECT_EXAMPLES)):
+        for turn in range(count):
+            for (group_correct, _, _), group in groups.items():
+                if group_correct == correct and turn < len(group):
+                    selected.append(group[turn])
+    return selected
+
+
+def _example_card(image: EmbeddedImage, run: RunResults, row: Mapping[str, Any]) -> Card:
+    outcome = "correct" if row["correct"] else "wrong"
+    return Card(
+        filters={
+            "stage": run.title,
+            "dataset": row["dataset"],
+            "kind": row["kind"],
+            "answer": outcome,
+        },
+        title=as_words(row["kind"]),
+        outcome=outcome,
+        good=row["correct"],
+        image=image,
+        details=row,
+        shapes={
+            "question": question_shapes(row["question"]),
+            "truth": answer_shapes(row["question_type"], row["answer"]),
+            "prediction": answer_shapes(row["question_type"], row["prediction"]),
+        },
     )
 
 
-def rollouts(recipe: RecipeResults) -> str:
-    """Films of episodes, failures first; "" if there are none."""
-    videos = [
-        (
-            path,
-            stage,
-            {**found.groupdict(NONE), "benchmark": NONE if path.parent == own else path.parts[-3]},
-        )
-        for stage in recipe.stages
-        for own in [stage.folder / "evaluation/videos"]
-        for path in [*sorted(own.glob("*.gif")), *sorted(own.parent.glob("*/videos/*.gif"))]
-        if (found := _FILM.fullmatch(path.stem))
-    ]
-    videos.sort(
-        key=lambda video: (video[2]["intervention"] != "right", video[2]["outcome"] == "success")
-    )
-    cards = _within(FILM_BYTES, videos)
+# ---- Videos ----
+
+
+def videos(results: RecipeResults) -> dict[str, Any] | None:
+    """Videos of episodes: failures with the right instruction first."""
+    pool = []
+    for run in results.runs:
+        for path in sorted(run.evaluation.glob("videos/*.gif")):
+            pool.append((path, run, NONE))
+        for path in sorted(run.evaluation.glob("*/videos/*.gif")):
+            pool.append((path, run, path.parent.parent.name))
+    named = []
+    for path, run, benchmark in pool:
+        name = VideoName.parse(path.stem)
+        if name is not None:
+            named.append((path, run, benchmark, name))
+    named.sort(key=lambda video: (video[3].intervention != "right", video[3].success))
+    cards = []
+    budget = MAX_VIDEO_BYTES
+    for path, run, benchmark, name in named:
+        data = _webp(path)
+        budget -= len(data)
+        if budget < 0:
+            break
+        cards.append(_video_card(embed_image(data), run, benchmark, name))
     if not cards:
-        return ""
-    axes = {"stage": union([stage.title] for _, stage, _ in cards)}
-    axes |= {
-        axis: union([video[axis]] for *_, video in cards)
-        for axis in ("benchmark", "scene", "intervention", "changed", "outcome")
+        return None
+    axes = ("stage", "benchmark", "scene", "intervention", "perturbation", "outcome")
+    return {
+        "cards": cards,
+        "num_available": len(named),
+        "axes": _filter_axes(cards, axes),
+        "selected_stage": "",
     }
-    return (
-        '<p>What the first camera showed, one frame a look, failures first. The <b class="said">line</b> is the '
-        f"path that the policy expects of its gripper, asked for at every look.{_note(cards, videos)}</p>"
-        + _filters(axes)
-        + _grid(starmap(_video_card, cards), "videos")
-    )
 
 
-def _pick(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """A few of each dataset and kind in turn, wrong ones and those of robot scenes first."""
-    piles = defaultdict(list)
-    for row in sorted(rows, key=lambda row: (row["correct"], row["dataset"] == "shapes")):
-        piles[row["correct"], row["dataset"], row["kind"]].append(row)
-    return [
-        row
-        for correct in (False, True)
-        for turn in zip_longest(
-            *(pile[: EXAMPLES[correct]] for key, pile in piles.items() if key[0] == correct)
-        )
-        for row in turn
-        if row
-    ]
-
-
-def _within(budget: int, files: Iterable[tuple]) -> list[tuple]:
-    """(path, ...) as (bytes, ...) of the files that exist, as many as the budget holds."""
-    kept = []
-    for path, *rest in files:
-        if path.exists():
-            data = _webp(path.read_bytes()) if path.suffix == ".gif" else path.read_bytes()
-            budget -= len(data)
-            if budget < 0:
-                break
-            kept.append((data, *rest))
-    return kept
-
-
-def _webp(video: bytes) -> bytes:
-    """A GIF as an animated WebP: a quarter of its size."""
+def _webp(path: epath.Path) -> bytes:
+    """Convert a GIF to an animated WebP, which has a quarter of its size."""
     buffer = io.BytesIO()
-    with Image.open(io.BytesIO(video)) as gif:
-        first, *rest = [frame.convert("RGB") for frame in ImageSequence.Iterator(gif)]
+    with Image.open(io.BytesIO(path.read_bytes())) as gif:
+        first, *others = [frame.convert("RGB") for frame in ImageSequence.Iterator(gif)]
         first.save(
             buffer,
             "webp",
             save_all=True,
-            append_images=rest,
+            append_images=others,
             duration=gif.info.get("duration", 60),
             loop=0,
             quality=70,
@@ -136,98 +171,53 @@ def _webp(video: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def _answer_card(image: bytes, stage: RunResults, row: Mapping[str, Any]) -> str:
-    def draw(aspect: float) -> str:
-        return (
-            f'<g style="color:#fff">{overlay.asked(row["question"], aspect)}</g>'
-            f'<g class="broad" style="color:{TRUTH}">{overlay.answered(row["question_type"], row["answer"], aspect)}</g>'
-            f'<g style="color:{SAID}">{overlay.answered(row["question_type"], row["prediction"], aspect)}</g>'
+def _video_card(image: EmbeddedImage, run: RunResults, benchmark: str, name: VideoName) -> Card:
+    outcome = "success" if name.success else "failure"
+    episode = _find_episode(run, "" if benchmark == NONE else benchmark, name)
+    return Card(
+        filters={
+            "stage": run.title,
+            "benchmark": benchmark,
+            "scene": name.scene,
+            "intervention": name.intervention,
+            "perturbation": name.perturbation or NONE,
+            "outcome": outcome,
+            "task": name.task,
+        },
+        title=as_words(name.task),
+        outcome=outcome,
+        good=name.success,
+        image=image,
+        details={
+            "trial": name.trial,
+            "steps": episode.get("steps"),
+            "intervention": INTERVENTIONS[name.intervention],
+            "instruction_of": episode.get("instruction_of", name.task),
+        },
+    )
+
+
+def _find_episode(run: RunResults, benchmark: str, name: VideoName) -> Mapping[str, str]:
+    """Return the line of episodes.csv about the episode of a video; empty if there is none."""
+    for row in run.episodes(benchmark):
+        row_name = VideoName(
+            intervention=row["intervention"],
+            scene=row["scene"],
+            task=row["task"].replace("/", "_"),
+            trial=int(row["trial"]),
+            success=name.success,
+            perturbation=row.get("perturbation", ""),
         )
-
-    verdict = "right" if row["correct"] else "wrong"
-    data = {"stage": stage.title, "dataset": row["dataset"], "kind": row["kind"], "answer": verdict}
-    instruction = (
-        f'<p class="meta">“{html.escape(row["instruction"])}”</p>' if row["instruction"] else ""
-    )
-    return _card(
-        data,
-        overlay.look(image, row["question"], draw),
-        row["kind"],
-        verdict,
-        row["correct"],
-        f'{instruction}<p class="qa">{prose(row["question"])}</p><p class="truth">{prose(row["answer"])}</p>'
-        f'<p class="said">{prose(row["prediction"]) or "<i>nothing</i>"}</p>',
-    )
+        if row_name == name:
+            return row
+    return {}
 
 
-def _video_card(image: bytes, stage: RunResults, video: Mapping[str, str]) -> str:
-    key = video["scene"], video["task"], video["trial"], video["intervention"], video["changed"]
-    episode = next(
-        (
-            row
-            for row in stage.episodes(video["benchmark"] if video["benchmark"] != NONE else "")
-            if (
-                row["scene"],
-                row["task"].replace("/", "_"),
-                row["trial"],
-                row["intervention"],
-                row.get("perturbation", "").replace(":", "") or NONE,
-            )
-            == key
-        ),
-        {},
-    )
-    steps = f", {episode['steps']} steps" if episode else ""
-    marks = "".join(
-        f", {words(video[axis])}" for axis in ("changed", "benchmark") if video[axis] != NONE
-    )
-    other = episode.get("instruction_of", video["task"])
-    told = f" (of {html.escape(other)})" if other != video["task"] else ""
-    picture = (
-        f'<img src="{overlay.data_uri(image, "image/webp")}" alt="{html.escape(" ".join(key))}">'
-    )
-    return _card(
-        {"stage": stage.title, **video},
-        picture,
-        video["task"],
-        video["outcome"],
-        video["outcome"] == "success",
-        f'<p class="meta">{html.escape(video["scene"])} scene, trial {video["trial"]}{steps}<br>'
-        f"{words(INTERVENTIONS.get(video['intervention'], video['intervention']))}{told}{marks}<br>"
-        f"after {html.escape(stage.title)}</p>",
-    )
-
-
-def _card(
-    data: Mapping[str, str], picture: str, title: str, mark: str, good: bool, body: str
-) -> str:
-    attributes = " ".join(f'data-{axis}="{html.escape(value)}"' for axis, value in data.items())
-    return (
-        f'<article {attributes} style="--c:{_COLORS[good]}">{picture}<div><span class="mark">{mark}</span>'
-        f"<p><b>{words(title)}</b></p>{body}</div></article>"
-    )
-
-
-def _grid(cards: Iterable[str], name: str = "") -> str:
-    return f'<div class="cards {name}">{"".join(cards)}</div>'
-
-
-def _note(cards: Sequence, pool: Sequence) -> str:
-    return f" {len(cards)} of {len(pool)} fit into the page." if len(cards) < len(pool) else ""
-
-
-def _filters(axes: Mapping[str, Sequence[str]], stage: str = "") -> str:
-    """Buttons, a row an axis; that of `stage` is pressed."""
-
-    def button(axis: str, value: str) -> str:
-        return (
-            f'<button data-axis="{axis}" data-value="{html.escape(value)}" '
-            f'aria-pressed="{str(axis == "stage" and value == stage).lower()}">{words(value)}</button>'
-        )
-
-    rows = [
-        f"<div>{axis} {''.join(button(axis, value) for value in values)}</div>"
-        for axis, values in axes.items()
-        if len(values) > 1
-    ]
-    return f'<div class="filters">{"".join(rows)}</div>'
+def _filter_axes(cards: Sequence[Card], axes: Sequence[str]) -> dict[str, list[str]]:
+    """Return the values of each filter axis, without axes that have only one value."""
+    values_by_axis = {}
+    for axis in axes:
+        values = union([card.filters[axis]] for card in cards)
+        if len(values) > 1:
+            values_by_axis[axis] = values
+    return values_by_axis

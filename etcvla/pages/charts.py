@@ -1,35 +1,40 @@
-"""The report's charts, as SVG text that stands inside a page and takes its font.
+"""Charts of the pages, drawn with matplotlib and returned as SVG elements.
 
-One palette for all of them: a colour means the same thing everywhere. None is drawn as missing, never as zero.
+Values that were not measured are left out or marked as missing; they are never drawn as zero.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, PercentFormatter
 
-from etcvla.pages.palette import KIND_COLORS
+from etcvla.pages import palette
 from etcvla.stats import Estimate
 
-INK, SOFT, LINE = "#1d2329", "#68717a", "#e3e6ea"
-MM, ETC, SOURCE, TARGET = "#8257d6", "#0e9f8a", "#2b6be0", "#e5812b"
-SCENES = {"source": SOURCE, "target": TARGET}
-PAGE_WIDTH = 11  # inches of a chart that fills the page; narrower ones keep their scale
-_LOSSES = {"loss": INK, "loss/text": ETC, "loss/fast": SOURCE, "loss/flow": TARGET}
-_RC = {
+PAGE_WIDTH = 11  # inches of a chart that fills the width of the page
+_NARROW = 7  # inches of a chart with a single panel
+_LOSS_COLORS = {
+    "loss": palette.INK,
+    "loss/text": palette.ETC,
+    "loss/fast": palette.SCENE_COLORS["source"],
+    "loss/flow": palette.SCENE_COLORS["target"],
+}
+_STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "etcvla",
     "font.size": 9.5,
-    "text.color": INK,
-    "axes.labelcolor": SOFT,
+    "text.color": palette.INK,
+    "axes.labelcolor": palette.MUTED,
     "axes.edgecolor": "#b9c0c7",
     "axes.linewidth": 0.8,
     "axes.spines.top": False,
@@ -37,14 +42,14 @@ _RC = {
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.grid.axis": "y",
-    "grid.color": LINE,
+    "grid.color": palette.GRID,
     "grid.linewidth": 0.8,
     "axes.titlesize": 10.5,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.titlepad": 10,
-    "xtick.color": SOFT,
-    "ytick.color": SOFT,
+    "xtick.color": palette.MUTED,
+    "ytick.color": palette.MUTED,
     "xtick.major.size": 0,
     "ytick.major.size": 0,
     "legend.frameon": False,
@@ -53,257 +58,324 @@ _RC = {
 }
 
 
-def _chart(draw):
-    """Makes a function that fills a figure of (width, height) inches into one that returns its SVG."""
-
-    def drawn(*args, size: tuple[float, float], label: str) -> str:
-        with matplotlib.rc_context(_RC):
-            figure, text = Figure(figsize=size, layout="constrained"), io.StringIO()
-            draw(figure, *args)
-            figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-        svg = text.getvalue()
-        svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-        svg = re.sub(
-            r' id="(?!m)[a-z0-9_.]*_\d+"', "", svg
-        )  # would not be unique in a page of many charts
-        svg = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--font)", svg)
-        head = f'<svg class="chart" role="img" aria-label="{label}" style="max-width:{size[0] / PAGE_WIDTH:.0%}"'
-        return re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', rf"{head} \1>", svg, count=1)
-
-    drawn.__doc__ = draw.__doc__
-    return drawn
+def _figure(width: float, height: float) -> Figure:
+    return Figure(figsize=(width, height), layout="constrained")
 
 
-@_chart
-def road(
-    figure: Figure,
-    stages: Sequence[str],
-    parents: Sequence[int | None],
-    series: Mapping[str, tuple[str, str, Sequence[Estimate | None]]],
-) -> None:
-    """Shares over the stages with their intervals; a line leads from the stage that a stage starts from.
+def _svg(figure: Figure, label: str) -> Markup:
+    """Return a figure as an SVG element that uses the font of its page.
+
+    The ids of groups are removed, because they repeat in a page with several charts. Ids that
+    begin with "m" are kept: the SVG refers to them (markers).
+    """
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' id="(?!m)[a-z0-9_.]*_\d+"', "", svg)
+    svg = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--font)", svg)
+    width = figure.get_size_inches()[0] / PAGE_WIDTH
+    attributes = Markup('class="chart" role="img" aria-label="{}" style="max-width:{:.0%}"')
+    attributes = attributes.format(label, width)
+    svg = re.sub(
+        r'<svg [^>]*?(viewBox="[^"]*")[^>]*>',
+        lambda match: f"<svg {attributes} {match[1]}>",
+        svg,
+        count=1,
+    )
+    return Markup(svg)
+
+
+def series_colors(names: Sequence[str]) -> dict[str, str]:
+    """Return a colour for each name, as hexadecimal text, from matplotlib's cycle."""
+    return {name: to_hex(f"C{i % 10}") for i, name in enumerate(names)}
+
+
+# ---- Scores after each stage ----
+
+
+@dataclasses.dataclass(frozen=True)
+class StageSeries:
+    """One line of `stage_chart`.
+
+    Attributes:
+      name: name of the line.
+      color: colour of the line.
+      values: one estimate for each run, None if it was not evaluated.
+      dashed: draw a dashed line.
+    """
+
+    name: str
+    color: str
+    values: Sequence[Estimate | None]
+    dashed: bool = False
+
+
+@matplotlib.rc_context(_STYLE)
+def stage_chart(
+    labels: Sequence[str], parents: Sequence[int | None], series: Sequence[StageSeries]
+) -> Markup:
+    """Draw scores after each run with their intervals.
 
     Args:
-      stages: labels. parents: for each stage the index of the one it starts from.
-      series: name -> (colour, line style, one estimate a stage).
+      labels: one label for each run.
+      parents: for each run, the index of the run that it starts from. A line connects the two.
+        A run that does not start from the run before it has hollow points and thin lines.
+      series: lines of the chart.
     """
-    axes = _percent(figure.subplots(), "y")
-    at = np.linspace(-0.07, 0.07, len(series))
+    figure = _figure(PAGE_WIDTH, 4.4)
+    axes = figure.subplots()
+    _percent_axis(axes, "y")
+    right = len(labels) - 0.6
     ends = []
-    for shift, (name, (color, style, values)) in zip(at, series.items(), strict=True):
-        known = [i for i, value in enumerate(values) if value]
-        for i in known:
-            if parents[i] in known:
-                beside = parents[i] != i - 1  # a side road past other stages
-                axes.plot(
-                    [parents[i] + shift, i + shift],
-                    [values[parents[i]].value, values[i].value],
-                    style,
-                    color=color,
-                    linewidth=1 if beside else 2.2,
-                    alpha=0.45 if beside else 1,
-                )
-            _interval(axes, i + shift, values[i], color, hollow=parents[i] not in (None, i - 1))
-        if known:
-            ends.append((values[known[-1]].value, known[-1] + shift, name, color))
-    axes.set(xlim=(-0.35, len(stages) - 0.6), xticks=range(len(stages)), ylim=(0, 1.02))
-    axes.set_xticklabels(stages, color=INK)
-    _label_ends(axes, ends, len(stages) - 0.6)
+    shifts = np.linspace(-0.07, 0.07, len(series))  # so that intervals do not overlap
+    for shift, line in zip(shifts, series, strict=True):
+        evaluated = [i for i, value in enumerate(line.values) if value]
+        for i in evaluated:
+            _stage_point(axes, line, i, parents[i], shift)
+        if evaluated:
+            last = evaluated[-1]
+            ends.append(_LineEnd(line.values[last].value, last + shift, line.name, line.color))
+    axes.set(xlim=(-0.35, right), xticks=range(len(labels)), ylim=(0, 1.02))
+    axes.set(ylabel="accuracy or success rate")
+    axes.set_xticklabels(labels, color=palette.INK)
+    _label_line_ends(axes, ends, right)
+    return _svg(figure, "scores after each stage")
 
 
-def _interval(axes: Axes, x: float, value: Estimate, color: str, hollow: bool) -> None:
-    axes.plot([x, x], [value.low, value.high], color=color, linewidth=1.3, alpha=0.55)
+def _stage_point(
+    axes: Axes, line: StageSeries, index: int, parent: int | None, shift: float
+) -> None:
+    """Draw one run's value with its interval, and the line from its parent's value."""
+    value = line.values[index]
+    is_control = parent not in (None, index - 1)
+    if parent is not None and line.values[parent]:
+        axes.plot(
+            [parent + shift, index + shift],
+            [line.values[parent].value, value.value],
+            "--" if line.dashed else "-",
+            color=line.color,
+            linewidth=1 if is_control else 2.2,
+            alpha=0.45 if is_control else 1,
+        )
+    x = index + shift
+    axes.plot([x, x], [value.low, value.high], color=line.color, linewidth=1.3, alpha=0.55)
     axes.plot(
         [x],
         [value.value],
         "o",
         markersize=6,
-        color="white" if hollow else color,
-        markeredgecolor=color if hollow else "white",
+        color="white" if is_control else line.color,
+        markeredgecolor=line.color if is_control else "white",
         markeredgewidth=1.4,
     )
 
 
-def _label_ends(
-    axes: Axes, ends: Sequence[tuple[float, float, str, str]], right: float, gap: float = 0.062
-) -> None:
-    """Names beside the ends of lines, (y, x, name, colour), moved apart where they would touch."""
-    ends = sorted(ends)
-    places = np.array([y for y, *_ in ends])
+@dataclasses.dataclass(frozen=True)
+class _LineEnd:
+    """The last point of a line, beside which its name is written."""
+
+    y: float
+    x: float
+    name: str
+    color: str
+
+
+def _label_line_ends(axes: Axes, ends: Sequence[_LineEnd], right: float) -> None:
+    """Write the names of lines at x = `right`, moved apart where they would overlap."""
+    gap = 0.062  # smallest vertical distance of two names
+    ends = sorted(ends, key=lambda end: end.y)
+    heights = np.array([end.y for end in ends])
     for _ in range(100):
-        for i in range(len(places) - 1):
-            lack = gap - (places[i + 1] - places[i])
-            if lack > 0:
-                places[i : i + 2] += [-lack / 2, lack / 2]
-    for place, (y, x, name, color) in zip(places, ends, strict=True):
-        axes.plot(
-            [x + 0.06, right - 0.03],
-            [y, place],
-            ":",
-            color=color,
-            linewidth=0.9,
-            alpha=0.7,
-            clip_on=False,
-        )
-        axes.text(right, place, name, color=color, va="center", weight="bold", clip_on=False)
+        for i in range(len(heights) - 1):
+            missing = gap - (heights[i + 1] - heights[i])
+            if missing > 0:
+                heights[i] -= missing / 2
+                heights[i + 1] += missing / 2
+    for end, height in zip(ends, heights, strict=True):
+        style = {"color": end.color, "clip_on": False}
+        axes.plot([end.x + 0.06, right - 0.03], [end.y, height], ":", linewidth=0.9, **style)
+        axes.text(right, height, end.name, va="center", weight="bold", **style)
 
 
-@_chart
-def bars(
-    figure: Figure,
+# ---- Bars ----
+
+
+@matplotlib.rc_context(_STYLE)
+def bar_chart(
     panels: Mapping[str, Mapping[str, Mapping[str, Estimate | None]]],
     colors: Mapping[str, str],
-) -> None:
-    """Panels side by side of groups of bars with their intervals.
+    xlabel: str,
+) -> Markup:
+    """Draw panels side by side of groups of horizontal bars with their intervals.
 
     Args:
-      panels: title -> group -> bar -> estimate. colors: of each bar, in drawing order.
+      panels: panel title -> group -> bar -> estimate.
+      colors: colour of each bar, in the order of the bars in a group.
+      xlabel: name of the measured quantity.
     """
+    groups = {}
+    for panel in panels.values():
+        groups.update(dict.fromkeys(panel))
+    width = PAGE_WIDTH if len(panels) > 1 else _NARROW
+    figure = _figure(width, 1 + 0.2 * len(groups) * max(len(colors), 2))
     figure.get_layout_engine().set(wspace=0.05)
-    groups = list(dict.fromkeys(group for panel in panels.values() for group in panel))
-    for axes, (title, panel) in zip(
-        figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), strict=True
-    ):
-        _percent(axes, "x").set(title=title, ylim=(len(groups) - 0.5, -0.5), xlim=(0, 1.14))
-        axes.set_yticks(range(len(groups)), groups, color=INK)
-        for j, (name, color) in enumerate(colors.items()):
-            for i, group in enumerate(groups):
-                y = i + (j - (len(colors) - 1) / 2) * 0.8 / len(colors)
-                _bar(axes, y, 0.7 / len(colors), panel.get(group, {}).get(name), color)
+    all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (title, panel) in zip(all_axes, panels.items(), strict=True):
+        _percent_axis(axes, "x")
+        axes.set(title=title, xlabel=xlabel, ylim=(len(groups) - 0.5, -0.5), xlim=(0, 1.14))
+        axes.set_yticks(range(len(groups)), groups, color=palette.INK)
+        for i, group in enumerate(groups):
+            _bar_group(axes, i, panel.get(group, {}), colors)
+    return _svg(figure, f"{xlabel}: {', '.join(panels)}")
 
 
-def _bar(axes: Axes, y: float, height: float, value: Estimate | None, color: str) -> None:
-    if value is None:
-        axes.text(
-            0.012, y, "not evaluated", va="center", fontsize=8, style="italic", color="#8a929a"
-        )
-        return
-    axes.barh(y, value.value, height, color=color, alpha=0.85)
-    axes.plot([value.low, value.high], [y, y], color=INK, linewidth=1.1, alpha=0.6)
-    axes.text(
-        max(value.high, value.value) + 0.015,
-        y,
-        f"{round(value.value * value.count)}/{value.count}",
-        va="center",
-        fontsize=8,
-        color=SOFT,
-    )
-
-
-def _percent(axes: Axes, axis: str) -> Axes:
-    getattr(axes, f"{axis}axis").set_major_formatter(PercentFormatter(1, decimals=0))
-    getattr(axes, f"set_{axis}ticks")(np.linspace(0, 1, 5))
-    axes.grid(False)
-    axes.grid(axis=axis)
-    return axes
-
-
-@_chart
-def by_layer(
-    figure: Figure,
-    panels: Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]],
-    colors: Mapping[str, str],
-    even: float,
+def _bar_group(
+    axes: Axes, center: int, bars: Mapping[str, Estimate | None], colors: Mapping[str, str]
 ) -> None:
-    """Panels side by side of lines over a model's layers.
+    spacing = 0.8 / len(colors)
+    first = center - spacing * (len(colors) - 1) / 2
+    for i, (name, color) in enumerate(colors.items()):
+        y = first + i * spacing
+        value = bars.get(name)
+        if value is None:
+            style = {"fontsize": 8, "style": "italic", "color": "#8a929a"}
+            axes.text(0.012, y, "not evaluated", va="center", **style)
+            continue
+        axes.barh(y, value.value, 0.7 / len(colors), color=color, alpha=0.85)
+        axes.plot([value.low, value.high], [y, y], color=palette.INK, linewidth=1.1, alpha=0.6)
+        count = f"{round(value.value * value.count)}/{value.count}"
+        x = max(value.high, value.value) + 0.015
+        axes.text(x, y, count, va="center", fontsize=8, color=palette.MUTED)
+
+
+def _percent_axis(axes: Axes, name: str) -> None:
+    """Format the "x" or "y" axis in percent and draw only its grid lines."""
+    axis = axes.xaxis if name == "x" else axes.yaxis
+    axis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.set_ticks(np.linspace(0, 1, 5))
+    axes.grid(False)
+    axes.grid(axis=name)
+
+
+# ---- Curves over layers ----
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerCurve:
+    """Values by layer of a model, with the ends of their intervals if these are known."""
+
+    values: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+
+
+@matplotlib.rc_context(_STYLE)
+def layer_chart(
+    panels: Mapping[str, Mapping[str, LayerCurve]],
+    colors: Mapping[str, str],
+    reference: float,
+    ylabel: str,
+) -> Markup:
+    """Draw panels side by side of curves over the layers of a model.
 
     Args:
-      panels: title -> line -> a layer's {"value"} and, if it has an interval, {"low", "high"}. colors: of each line.
-      even: where a dotted line stands.
+      panels: panel title -> name of a curve -> curve.
+      colors: colour of each curve.
+      reference: value of a dotted horizontal line.
+      ylabel: name of the measured quantity.
     """
-    for axes, (title, lines) in zip(
-        figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), strict=True
-    ):
-        axes.axhline(even, linestyle=":", color=SOFT, linewidth=1)
-        for name, layers in lines.items():
-            at = np.arange(1, len(layers) + 1)
-            axes.plot(
-                at,
-                [layer["value"] for layer in layers],
-                "o-",
-                color=colors[name],
-                label=name,
-                markersize=4,
-            )
-            if layers and "low" in layers[0]:
-                axes.fill_between(
-                    at,
-                    *([layer[end] for layer in layers] for end in ("low", "high")),
-                    color=colors[name],
-                    alpha=0.15,
-                    linewidth=0,
-                )
+    figure = _figure(PAGE_WIDTH, 3.2)
+    all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (title, curves) in zip(all_axes, panels.items(), strict=True):
+        axes.axhline(reference, linestyle=":", color=palette.MUTED, linewidth=1)
+        for name, curve in curves.items():
+            layers = np.arange(1, len(curve.values) + 1)
+            axes.plot(layers, curve.values, "o-", color=colors[name], markersize=4)
+            if len(curve.low):
+                style = {"color": colors[name], "alpha": 0.15, "linewidth": 0}
+                axes.fill_between(layers, curve.low, curve.high, **style)
         axes.set(title=title, xlabel="layer")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    all_axes[0].set(ylabel=ylabel)
+    return _svg(figure, f"{ylabel} by layer")
 
 
-def legend(colors: Mapping[str, str]) -> str:
-    """Names in their colours, as HTML."""
-    return (
-        "<p>"
-        + " &ensp; ".join(
-            f'<b style="color:{to_hex(color)}">{name}</b>' for name, color in colors.items()
-        )
-        + "</p>"
-    )
+# ---- Training curves ----
 
 
-@_chart
-def training(figure: Figure, rows: Sequence[Mapping[str, float]]) -> None:
-    """What a run logged: its losses, its next-token accuracy by stream, its rate and its wait for data.
+@matplotlib.rc_context(_STYLE)
+def training_chart(rows: Sequence[Mapping[str, float]]) -> Markup:
+    """Draw a run's losses, next-token accuracy by stream, speed and time waiting for data.
 
     Args:
-      rows: lines of metrics.jsonl, in the order of their steps.
+      rows: lines of metrics.jsonl in the order of their steps.
     """
+    figure = _figure(PAGE_WIDTH, 2.6)
     losses, accuracies, speed = figure.subplots(1, 3, width_ratios=(1, 1, 0.85))
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    parts = [
-        name for name in names if name.startswith("loss/") and any(row.get(name) for row in rows)
-    ]
-    for name in parts if len(parts) == 1 else ["loss", *parts]:
-        _curve(
-            losses,
-            rows,
-            name,
-            {"loss": "total"}.get(name, name.removeprefix("loss/")),
-            _LOSSES.get(name, SOFT),
-        )
-    losses.set(title="loss", yscale="log", xlabel="step")
-    losses.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    losses.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    losses.minorticks_off()
+    names = {}
+    for row in rows:
+        names.update(dict.fromkeys(row))
+    _draw_losses(losses, rows, list(names))
+    _draw_accuracies(accuracies, rows, list(names))
+    _draw_speed(speed, rows)
+    return _svg(figure, "training curves")
+
+
+def _draw_losses(axes: Axes, rows: Sequence[Mapping[str, float]], names: Sequence[str]) -> None:
+    components = []
+    for name in names:
+        if name.startswith("loss/") and any(row.get(name) for row in rows):
+            components.append(name)
+    for name in components if len(components) == 1 else ["loss", *components]:
+        label = "total" if name == "loss" else name.removeprefix("loss/")
+        _draw_curve(axes, rows, name, label, _LOSS_COLORS.get(name, palette.MUTED))
+    axes.set(title="loss", yscale="log", xlabel="step")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.minorticks_off()
+    if axes.lines:
+        axes.legend(handlelength=1.2, labelspacing=0.3)
+
+
+def _draw_accuracies(axes: Axes, rows: Sequence[Mapping[str, float]], names: Sequence[str]) -> None:
     streams = [name.removesuffix("/accuracy") for name in names if name.endswith("/accuracy")]
     for i, stream in enumerate(streams):
-        kind = next((color for kind, color in KIND_COLORS.items() if stream.endswith(kind)), None)
-        _curve(
-            accuracies,
-            rows,
-            f"{stream}/accuracy",
-            stream.replace("_", " "),
-            kind or {"action": INK, "shapes": MM}.get(stream, f"C{i}"),
-        )
-    _percent(accuracies, "y").set(
-        title="next-token accuracy by stream", xlabel="step", ylim=(0, 1.02)
-    )
-    _curve(speed, rows, "steps_per_second", "steps/s", SOURCE)
-    top = max((row["steps_per_second"] for row in rows if "steps_per_second" in row), default=1)
-    speed.set(
-        title="rate", xlabel="step", ylim=(0, 1.4 * top or 1)
-    )  # the legend stands above the curves
-    waiting = _percent(speed.twinx(), "y")
-    _curve(waiting, rows, "data_wait", "waiting for data", TARGET)
+        color = {"action": palette.INK, "shapes": palette.SHAPES}.get(stream, f"C{i % 10}")
+        for kind, kind_color in palette.KIND_COLORS.items():
+            if stream.endswith(kind):
+                color = kind_color
+        _draw_curve(axes, rows, f"{stream}/accuracy", stream.replace("_", " "), color)
+    _percent_axis(axes, "y")
+    axes.set(title="next-token accuracy by stream", xlabel="step", ylim=(0, 1.02))
+    if axes.lines:
+        axes.legend(handlelength=1.2, loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def _draw_speed(axes: Axes, rows: Sequence[Mapping[str, float]]) -> None:
+    """Draw steps per second (left axis) and the share of time waiting for data (right axis)."""
+    source = palette.SCENE_COLORS["source"]
+    target = palette.SCENE_COLORS["target"]
+    _draw_curve(axes, rows, "steps_per_second", "steps/s", source)
+    fastest = max((row.get("steps_per_second", 0) for row in rows), default=0)
+    top = 1.4 * fastest or 1  # leaves room for the legend
+    axes.set(title="speed and data wait", xlabel="step", ylim=(0, top))
+    waiting = axes.twinx()
+    _percent_axis(waiting, "y")
+    _draw_curve(waiting, rows, "data_wait", "waiting for data", target)
     waiting.set(ylim=(0, 1.02))
     waiting.grid(False)
-    if losses.lines:
-        losses.legend(handlelength=1.2, labelspacing=0.3)
-    if accuracies.lines:
-        accuracies.legend(handlelength=1.2, loc="center left", bbox_to_anchor=(1, 0.5))
-    speed.legend(handles=[*speed.lines, *waiting.lines], handlelength=1.2, loc="upper right")
+    handles = [*axes.lines, *waiting.lines]
+    axes.legend(handles=handles, handlelength=1.2, loc="upper right")
 
 
-def _curve(
+def _draw_curve(
     axes: Axes, rows: Sequence[Mapping[str, float]], name: str, label: str, color: str
 ) -> None:
-    points = [(row["step"], row[name]) for row in rows if name in row]
-    if points:
-        axes.plot(*zip(*points, strict=True), color=color, label=label, linewidth=1.5)
+    """Draw one metric over the steps at which it was logged."""
+    logged = [row for row in rows if name in row]
+    if logged:
+        steps = [row["step"] for row in logged]
+        values = [row[name] for row in logged]
+        axes.plot(steps, values, color=color, label=label, linewidth=1.5)

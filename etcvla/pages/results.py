@@ -1,4 +1,4 @@
-"""A recipe's folder, read: what its runs are, what they scored, what they logged."""
+"""Read the results of training runs and evaluations from their folders."""
 
 from __future__ import annotations
 
@@ -8,195 +8,246 @@ import functools
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 from etils import epath
 
+from etcvla.errors import UserError
 from etcvla.stats import Estimate, mean, rate
-from etcvla.train.checkpoint import Checkpoints
+from etcvla.train.checkpoint import find_checkpoint
 
-CURVE_POINTS = 400  # lines of metrics.jsonl kept, about
+SHAPES = "shapes"  # the dataset of held-out shapes questions, which measure retention
+MAX_CURVE_POINTS = 400  # approximate number of lines of metrics.jsonl that are kept
 
 
 @dataclasses.dataclass(frozen=True)
 class RunResults:
-    """A run of the recipe. Parts that were not written are empty."""
+    """Results of one training run. Results that were not written are empty.
+
+    Attributes:
+      name: name of the run in the report.
+      folder: workdir of the run.
+      info: "config", "steps", "seconds" and "init_from" of the run, as far as they are known.
+      scores: content of evaluation/scores.json.
+    """
 
     name: str
     folder: epath.Path
-    facts: Mapping[str, Any]  # its entry in summary.json
-    scores: Mapping[str, Any]  # its scores.json
+    info: Mapping[str, Any]
+    scores: Mapping[str, Any]
 
     @property
     def title(self) -> str:
+        """Name in words."""
         return self.name.replace("_", " ")
 
     @property
-    def questions(self) -> dict[str, Mapping[str, Mapping[str, float]]]:
-        """{dataset: {kind: scores}}; the held-out shapes, which measure retention, are "mm"."""
-        return {"mm": self.scores.get("mm") or {}, **self.scores.get("etc", {})}
+    def evaluation(self) -> epath.Path:
+        """Folder of the evaluation."""
+        return self.folder / "evaluation"
+
+    def kinds(self, dataset: str) -> Mapping[str, Mapping[str, float]]:
+        """Return {kind: scores} of the held-out questions of a dataset."""
+        if dataset == SHAPES:
+            return self.scores.get("mm") or {}
+        return self.scores.get("etc", {}).get(dataset, {})
 
     def accuracy(self, dataset: str) -> Estimate | None:
-        """The mean over the kinds."""
-        return mean([estimate(kind) for kind in self.questions.get(dataset, {}).values()])
+        """Return the mean accuracy over the kinds of questions of a dataset."""
+        return mean([accuracy_estimate(kind) for kind in self.kinds(dataset).values()])
 
-    def tasks(self, scene: str, intervention: str = "right") -> dict[str, Estimate | None]:
-        """{task: success rate}."""
-        cells = self.scores.get("success", {}).get(intervention, {}).get(scene, {})
-        return {task: rate(*cell) for task, cell in cells.items()}
+    def task_rates(self, scene: str, intervention: str = "right") -> dict[str, Estimate | None]:
+        """Return {task: success rate}."""
+        tasks = self.scores.get("success", {}).get(intervention, {}).get(scene, {})
+        return {task: rate(successes, trials) for task, (successes, trials) in tasks.items()}
 
     def success(self, scene: str, intervention: str = "right") -> Estimate | None:
-        """Over all tasks and trials together."""
-        cells = self.scores.get("success", {}).get(intervention, {}).get(scene, {}).values()
-        return rate(*map(sum, zip(*cells, strict=True))) if cells else None
+        """Return the success rate over the trials of all tasks; None if none was run."""
+        tasks = self.scores.get("success", {}).get(intervention, {}).get(scene, {})
+        successes = sum(task_successes for task_successes, _ in tasks.values())
+        trials = sum(task_trials for _, task_trials in tasks.values())
+        return rate(successes, trials)
 
-    def episodes(self, suite: str = "") -> list[dict[str, str]]:
-        """Lines of episodes.csv, the recipe's own or those of a benchmark."""
-        path = self.folder / "evaluation" / suite / "episodes.csv"
-        return list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+    def episodes(self, benchmark: str = "") -> list[dict[str, str]]:
+        """Read episodes.csv of the run's own evaluation, or of a benchmark."""
+        path = self.evaluation / benchmark / "episodes.csv"
+        if not path.exists():
+            return []
+        return list(csv.DictReader(path.read_text().splitlines()))
 
     @functools.cached_property
-    def suites(self) -> dict[str, Sequence[Mapping[str, Any]]]:
-        """{benchmark: the cells of its scores}, of those that were played into folders of evaluation/."""
-        paths = sorted((self.folder / "evaluation").glob("*/scores.json"))
-        return {path.parent.name: read_json(path)["groups"] for path in paths}
+    def benchmarks(self) -> dict[str, Sequence[Mapping[str, Any]]]:
+        """{benchmark: cells of its scores.json}, one for each folder of evaluation/ with scores."""
+        paths = sorted(self.evaluation.glob("*/scores.json"))
+        return {path.parent.name: read_json(path)["cells"] for path in paths}
 
     @functools.cached_property
     def metrics(self) -> list[dict[str, float]]:
-        """Lines of metrics.jsonl by step; where a resumed run repeats a step, its last line."""
+        """Lines of metrics.jsonl by step. If a resumed run repeats a step, its last line counts."""
         path = self.folder / "metrics.jsonl"
-        rows = map(json.loads, path.read_text().splitlines() if path.exists() else [])
-        by_step = {row["step"]: row for row in rows}
+        if not path.exists():
+            return []
+        by_step = {}
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            by_step[row["step"]] = row
         rows = [by_step[step] for step in sorted(by_step)]
-        return rows[:: 1 + len(rows) // CURVE_POINTS]
+        return rows[:: 1 + len(rows) // MAX_CURVE_POINTS]
 
 
 @dataclasses.dataclass(frozen=True)
 class RecipeResults:
-    """A recipe's folder, read."""
+    """Results of the runs of a recipe, or of runs that are compared.
+
+    Attributes:
+      summary: content of the recipe's summary.json; empty for a comparison.
+      runs: the runs in their order.
+      finished: time of the results, seconds since 1970.
+    """
 
     summary: Mapping[str, Any]
-    stages: tuple[RunResults, ...]
-    finished: float  # seconds since 1970
+    runs: tuple[RunResults, ...]
+    finished: float
 
     @classmethod
-    def read(cls, root: epath.PathLike) -> RecipeResults:
-        """Raises FileNotFoundError without a summary.json, ValueError where a file is not JSON."""
-        root = epath.Path(root)
-        path = root / "summary.json"
+    def read(cls, workdir: epath.PathLike) -> RecipeResults:
+        """Read the workdir of a recipe.
+
+        Raises:
+          UserError: summary.json is missing, or a file is not JSON.
+        """
+        workdir = epath.Path(workdir)
+        path = workdir / "summary.json"
         if not path.exists():
-            raise FileNotFoundError(
-                f"{path} is missing: launch/recipe.py writes it; is {root} a recipe's workdir?"
+            raise UserError(
+                f"{path} is missing: give the workdir of a recipe (launch/recipe.py writes the file)"
             )
         summary = read_json(path)
-        return cls(
-            summary,
-            tuple(
-                RunResults(
-                    name,
-                    root / name,
-                    summary.get("stages", {}).get(name, {}),
-                    read_json(root / name / "evaluation/scores.json", {}),
-                )
-                for name in summary.get("runs", [])
-            ),
-            path.stat().mtime,
-        )
+        stages = summary.get("stages", {})
+        runs = []
+        for name in summary.get("runs", []):
+            folder = workdir / name
+            scores = read_json(folder / "evaluation/scores.json", {})
+            runs.append(RunResults(name, folder, stages.get(name, {}), scores))
+        return cls(summary, tuple(runs), path.stat().mtime)
 
     @classmethod
-    def of(cls, workdirs: Sequence[epath.PathLike]) -> RecipeResults:
-        """Runs that no recipe bound together. Raises FileNotFoundError where there is none."""
-        return cls(
-            {}, tuple(map(_run, map(epath.Path, workdirs), short_names(workdirs))), time.time()
-        )
+    def compare(cls, workdirs: Sequence[epath.PathLike]) -> RecipeResults:
+        """Read runs that are not part of one recipe.
+
+        Raises:
+          UserError: a workdir does not exist.
+        """
+        runs = []
+        for folder, name in zip(workdirs, short_names(workdirs), strict=True):
+            runs.append(_read_run(epath.Path(folder), name))
+        return cls({}, tuple(runs), time.time())
 
     @property
     def parents(self) -> list[int | None]:
-        """For each stage the index of the one that it starts from: its sibling, if the folder of both was moved."""
-        folders = [stage.folder for stage in self.stages]
+        """Index of the run whose checkpoint each run starts from; None for other checkpoints.
 
-        def index(stage: RunResults) -> int | None:
-            origin = epath.Path(stage.facts.get("init_from") or "")
-            homes = (origin, stage.folder.parent / origin.name) if origin.name else ()
-            return next((folders.index(home) for home in homes if home in folders), None)
-
-        return [index(stage) for stage in self.stages]
-
-    @property
-    def road(self) -> list[RunResults]:
-        """The stages that follow one another from the first; others are controls beside them.
-
-        A run that starts from none of the others is nobody's control, and stands on the road too.
+        A parent is found by its folder's name too, because both folders may have been moved.
         """
-        road: list[int] = []
-        for i, parent in enumerate(self.parents):
-            if not road or parent in (None, road[-1]):
-                road.append(i)
-        return [self.stages[i] for i in road]
+        index_by_folder = {run.folder: i for i, run in enumerate(self.runs)}
+        parents = []
+        for run in self.runs:
+            origin = epath.Path(run.info.get("init_from") or "")
+            sibling = run.folder.parent / origin.name if origin.name else origin
+            parents.append(index_by_folder.get(origin, index_by_folder.get(sibling)))
+        return parents
 
     @property
-    def acting(self) -> list[RunResults]:
-        return [stage for stage in self.stages if any(map(stage.success, self.scenes))]
+    def main_runs(self) -> list[RunResults]:
+        """Runs without the control runs.
+
+        A control run starts from an earlier run than the main run before it.
+        """
+        indices: list[int] = []
+        for i, parent in enumerate(self.parents):
+            if not indices or parent is None or parent == indices[-1]:
+                indices.append(i)
+        return [self.runs[i] for i in indices]
+
+    @property
+    def acting_runs(self) -> list[RunResults]:
+        """Runs that were evaluated in closed loop."""
+        return [run for run in self.runs if any(run.success(scene) for scene in self.scenes)]
 
     @property
     def scenes(self) -> list[str]:
-        return union(
-            scenes for stage in self.stages for scenes in stage.scores.get("success", {}).values()
-        )
+        """Scenes in which any run was evaluated."""
+        names = []
+        for run in self.runs:
+            for scenes in run.scores.get("success", {}).values():
+                names.append(scenes)
+        return union(names)
+
+    @property
+    def etc_datasets(self) -> list[str]:
+        """Datasets with held-out ETC questions."""
+        return union(run.scores.get("etc", {}) for run in self.runs)
 
     @property
     def datasets(self) -> list[str]:
-        """Those of ETC."""
-        return [name for name in union(stage.questions for stage in self.stages) if name != "mm"]
+        """Datasets with held-out questions: shapes first, if any run answered questions on them."""
+        shapes = [SHAPES] if any(run.kinds(SHAPES) for run in self.runs) else []
+        return [*shapes, *self.etc_datasets]
 
 
 def short_names(paths: Sequence[epath.PathLike]) -> list[str]:
-    """The last parts of paths, as few as tell them apart."""
-    parts = [epath.Path(path).parts for path in paths]
-    ends = ([part[-count:] for part in parts] for count in range(1, 1 + max(map(len, parts))))
-    return [
-        "/".join(end) for end in next((end for end in ends if len(set(end)) == len(parts)), parts)
-    ]
+    """Return the last parts of each path, as few as make the names different."""
+    all_parts = [epath.Path(path).parts for path in paths]
+    longest = max(len(parts) for parts in all_parts)
+    names = []
+    for count in range(1, longest + 1):
+        names = ["/".join(parts[-count:]) for parts in all_parts]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
-def _run(folder: epath.Path, name: str) -> RunResults:
-    """A run by its workdir alone."""
+def _read_run(folder: epath.Path, name: str) -> RunResults:
+    """Read a run without the summary of a recipe."""
     if not folder.exists():
-        raise FileNotFoundError(f"{folder} is missing: it should be a run's workdir")
-    checkpoints, facts = Checkpoints(folder), {}
-    if (step := checkpoints.latest()) is not None:
-        config = checkpoints.meta()["config"]
-        facts = {
-            "steps": step,
+        raise UserError(f"{folder} is missing: give the workdir of a run")
+    info = {}
+    checkpoint = find_checkpoint(folder)
+    if checkpoint is not None:
+        config = checkpoint.meta()["config"]
+        info = {
+            "steps": checkpoint.step,
             "init_from": config["init_from"],
             "config": f"{config['stage']}:{config['variant']}",
         }
-    return RunResults(
-        name,
-        folder,
-        facts | read_json(folder / "training.json", {}),
-        read_json(folder / "evaluation/scores.json", {}),
-    )
+    info |= read_json(folder / "training.json", {})
+    return RunResults(name, folder, info, read_json(folder / "evaluation/scores.json", {}))
 
 
 def read_json(path: epath.Path, default: Any = None) -> Any:
-    """What a file holds, or `default` where there is none. Raises ValueError where it is not JSON."""
+    """Return the content of a JSON file, or `default` if the file does not exist.
+
+    Raises:
+      UserError: the file is not JSON.
+    """
     if not path.exists():
         return default
     try:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is not JSON ({error}): remove it and run the recipe again"
         ) from error
 
 
-def union(parts: Iterable[Iterable[str]]) -> list[str]:
-    """All names, each once, in order of appearance."""
-    return list(dict.fromkeys(chain.from_iterable(parts)))
+def union(collections: Iterable[Iterable[str]]) -> list[str]:
+    """Return all names, each once, in the order of their first appearance."""
+    names = {}
+    for collection in collections:
+        names.update(dict.fromkeys(collection))
+    return list(names)
 
 
-def estimate(kind: Mapping[str, float]) -> Estimate:
-    """The accuracy in one kind's scores."""
-    return Estimate(kind["accuracy"], kind["low"], kind["high"], kind["count"])
+def accuracy_estimate(scores: Mapping[str, float]) -> Estimate:
+    """Return the accuracy in the scores of one kind of questions."""
+    return Estimate(scores["accuracy"], scores["low"], scores["high"], scores["count"])

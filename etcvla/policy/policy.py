@@ -39,7 +39,7 @@ from etcvla.policy.observations import (
 from etcvla.policy.options import HEADS, PolicyOptions, trained_head
 from etcvla.policy.prompting import Prompting
 from etcvla.train import sharding
-from etcvla.train.checkpoint import Checkpoints
+from etcvla.train.checkpoint import open_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +93,7 @@ class Policy:
         """Load the EMA parameters of the newest checkpoint.
 
         Args:
+          workdir: a workdir, or the folder of one of its checkpoints.
           quantize: "int8" loads weights of eight bits, see `etcvla.models.quantize`.
           options: fields of `PolicyOptions`. The default of head is the head that the
             checkpoint's stage trained (flow before fast), and that of max_fast_tokens is the
@@ -100,8 +101,8 @@ class Policy:
 
         Raises UserError if there is no checkpoint or an option is wrong.
         """
-        checkpoints = Checkpoints(workdir)
-        meta = checkpoints.meta()
+        checkpoint = open_checkpoint(workdir)
+        meta = checkpoint.meta()
         config = config_from_dict(meta["model"])
         stage = meta["config"]
         if options.get("head") is None:
@@ -112,7 +113,7 @@ class Policy:
         options = PolicyOptions(**options)
         mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.local_devices()[:1])
         shapes = jax.eval_shape(functools.partial(init_params, VLA(config)))
-        params = checkpoints.ema(sharding.placed(shapes, mesh))
+        params = checkpoint.ema(sharding.placed(shapes, mesh))
         params = merge(params, config.adapters)  # separate adapters would cost time in every step
         if quantize:
             params = quantize_params(params, quantize)

@@ -1,1 +1,1 @@
-"""A policy behind a websocket, for openpi's clients and ours; real-time chunking."""
+"""A policy behind a websocket, for openpi's clients and ours, and real-time chunking."""

@@ -1,6 +1,7 @@
-"""What other people's clients call things: the one table of them, and their messages in a policy's terms.
+"""Message formats of known clients, and their translation to a policy's observation.
 
-Sources of the facts: openpi's libero_policy.py, droid_policy.py, aloha_policy.py and examples; VLABench's openpi.py.
+Sources: openpi's libero_policy.py, droid_policy.py, aloha_policy.py and examples; VLABench's
+openpi.py.
 """
 
 from __future__ import annotations
@@ -11,16 +12,21 @@ from typing import Any
 
 import numpy as np
 
-PROTOCOL = 1  # of what is ours in a message: openpi's own has no number
+from etcvla.errors import UserError
+
+PROTOCOL = 1  # version of our additions to openpi's protocol, which itself has no version
 
 
 @dataclasses.dataclass(frozen=True)
 class ClientFormat:
-    """How a client names what it sends. A map in a map is one name, with a slash: images/cam_high.
+    """Field names of a client's messages. Nested maps are joined by slashes: images/cam_high.
 
-    cameras: its name -> ours. A camera that the checkpoint's own dataset calls as the client does needs no line.
-    state: numbers that make up the state, one after another.
-    upright: it turns images that its simulator renders upside down, so that they need not be turned again.
+    Attributes:
+      cameras: the client's field -> our camera. A camera of the checkpoint that is missing here is
+        read from images/<camera>.
+      state: fields whose numbers make up the state, in order.
+      upright: the client already rotates the images that its simulator renders upside down, so
+        the policy must not rotate them again.
     """
 
     cameras: Mapping[str, str]
@@ -29,7 +35,7 @@ class ClientFormat:
 
 
 CLIENT_FORMATS = {
-    "own": ClientFormat({}, state=("state",)),  # images/<camera>
+    "own": ClientFormat({}, state=("state",)),
     "libero": ClientFormat(
         {"observation/image": "front", "observation/wrist_image": "wrist"}, upright=True
     ),
@@ -59,8 +65,10 @@ CLIENT_FORMATS = {
         state=("state",),
     ),
 }
-INSTRUCTION = ("prompt", "instruction")
-PREFIX, DELAY = "rtc/prefix", "rtc/delay"  # real-time chunking; see `etcvla.serve.client`
+INSTRUCTION_FIELDS = ("prompt", "instruction")
+# Real-time chunking, see `etcvla.chunks.RealTimeChunks`.
+PREFIX = "rtc/prefix"
+DELAY = "rtc/delay"
 
 
 def translate(
@@ -68,123 +76,131 @@ def translate(
     cameras: Sequence[str],
     *,
     instruction: str = "",
-    turned: Sequence[str] = (),
+    rotated_cameras: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """An observation as `Policy.act` takes it, from a message of any client in the table.
+    """Return the observation for `Policy.infer` from a message of any known client.
 
     Args:
-      cameras: those that the policy looks through; others are not touched.
-      instruction: where the client gives none. turned: cameras that the policy turns.
+      cameras: cameras of the policy; other images of the message are ignored.
+      instruction: default for clients that send none.
+      rotated_cameras: cameras whose images the policy rotates.
 
-    Raises ValueError naming what is missing, or what is of another kind than expected.
+    Raises UserError that names the field that is missing or has a wrong type.
     """
-    flat = _flatten(message)
-    if flat.get("protocol", PROTOCOL) != PROTOCOL:
-        raise ValueError(
-            f"the client speaks protocol {flat['protocol']!r}, this server speaks {PROTOCOL}; update the "
+    fields = _flatten(message)
+    protocol = fields.get("protocol", PROTOCOL)
+    if protocol != PROTOCOL:
+        raise UserError(
+            f"the client has protocol version {protocol!r}, this server has {PROTOCOL}; update the "
             "older of the two"
         )
-    client = _find_client(flat, cameras)
-    images = {
-        ours: _image(theirs, flat[theirs]) for ours, theirs in _sources(client, cameras).items()
-    }
-    if client.upright:
-        images |= {name: np.rot90(images[name], 2) for name in turned if name in images}
+    client = _find_format(fields, cameras)
+    images = {}
+    for camera, name in _image_fields(client, cameras).items():
+        image = _to_image(name, fields[name])
+        if client.upright and camera in rotated_cameras:
+            image = np.rot90(image, 2)
+        images[camera] = image
     observation = {
         "images": images,
-        "state": np.concatenate([_numbers(name, flat[name]) for name in client.state]),
-        "instruction": _instruction(flat, instruction),
+        "state": np.concatenate([_to_numbers(name, fields[name]) for name in client.state]),
+        "instruction": _find_instruction(fields, instruction),
     }
-    if PREFIX in flat:
-        observation |= {"prefix": _prefix(flat[PREFIX]), "delay": _whole(DELAY, flat.get(DELAY))}
+    if PREFIX in fields:
+        observation["prefix"] = _to_actions(fields[PREFIX])
+        observation["delay"] = _to_delay(fields.get(DELAY))
     return observation
 
 
 def _flatten(message: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+    fields = {}
     for name, value in message.items():
-        flat |= (
-            _flatten(value, f"{prefix}{name}/")
-            if isinstance(value, dict)
-            else {f"{prefix}{name}": value}
-        )
-    return flat
+        if isinstance(value, dict):
+            fields |= _flatten(value, f"{prefix}{name}/")
+        else:
+            fields[f"{prefix}{name}"] = value
+    return fields
 
 
-def _sources(client: ClientFormat, cameras: Sequence[str]) -> dict[str, str]:
-    """Our camera -> the client's name of it."""
-    theirs = {ours: name for name, ours in client.cameras.items()}
-    return {camera: theirs.get(camera, f"images/{camera}") for camera in cameras}
+def _image_fields(client: ClientFormat, cameras: Sequence[str]) -> dict[str, str]:
+    """Return our camera -> the client's field."""
+    fields = {camera: name for name, camera in client.cameras.items()}
+    return {camera: fields.get(camera, f"images/{camera}") for camera in cameras}
 
 
-def _find_client(flat: Mapping[str, Any], cameras: Sequence[str]) -> ClientFormat:
-    """The first line of the table all of whose names are there; an error tells what the nearest line lacks."""
-    lacking = {
-        name: [
-            key for key in (*_sources(client, cameras).values(), *client.state) if key not in flat
-        ]
-        for name, client in CLIENT_FORMATS.items()
-    }
-    nearest = min(lacking, key=lambda name: len(lacking[name]))
-    if lacking[nearest]:
-        raise ValueError(
-            f"the observation lacks {', '.join(lacking[nearest])}; it has {', '.join(sorted(flat))}. The "
-            f"policy looks through {', '.join(cameras)}; the nearest kind of client is {nearest!r} of "
-            f"{', '.join(CLIENT_FORMATS)}"
-        )
-    return CLIENT_FORMATS[nearest]
+def _find_format(fields: Mapping[str, Any], cameras: Sequence[str]) -> ClientFormat:
+    """Return the first format whose fields are all present.
+
+    Raises UserError with the missing fields of the format that lacks the fewest.
+    """
+    missing = {}
+    for name, client in CLIENT_FORMATS.items():
+        needed = [*_image_fields(client, cameras).values(), *client.state]
+        missing[name] = [field for field in needed if field not in fields]
+        if not missing[name]:
+            return client
+    nearest = min(missing, key=lambda name: len(missing[name]))
+    raise UserError(
+        f"the observation lacks {', '.join(missing[nearest])}; it has {', '.join(sorted(fields))}. "
+        f"The policy needs the cameras {', '.join(cameras)}; the nearest client format is "
+        f"{nearest!r} of {', '.join(CLIENT_FORMATS)}"
+    )
 
 
-def _image(name: str, image: Any) -> np.ndarray:
-    """uint8[H, W, 3] of it, whether its colours come first or last, and whether it counts to 255 or to 1."""
-    if (
-        not isinstance(image, np.ndarray)
-        or image.ndim != 3
-        or 3 not in (image.shape[0], image.shape[2])
-    ):
-        raise ValueError(f"{name} is {_kind(image)}, expected an image [H, W, 3] or [3, H, W]")
-    image = image if image.shape[2] == 3 else image.transpose(1, 2, 0)
+def _to_image(name: str, image: Any) -> np.ndarray:
+    """Return uint8[H, W, 3] of an image with channels first or last, in 0..255 or 0..1."""
+    is_image = isinstance(image, np.ndarray) and image.ndim == 3
+    if not is_image or (image.shape[0] != 3 and image.shape[2] != 3):
+        raise UserError(f"{name} is {_describe(image)}, expected an image [H, W, 3] or [3, H, W]")
+    if image.shape[2] != 3:
+        image = image.transpose(1, 2, 0)
     if image.dtype == np.uint8:
         return image
-    if image.dtype.kind != "f" or not ((image >= 0) & (image <= 1)).all():  # NaN is neither
-        raise ValueError(f"{name} is {_kind(image)}, expected uint8, or floats from 0 to 1")
+    in_range = (image >= 0) & (image <= 1)  # False for NaN
+    if image.dtype.kind != "f" or not in_range.all():
+        raise UserError(f"{name} is {_describe(image)}, expected uint8, or floats from 0 to 1")
     return (255 * image).astype(np.uint8)
 
 
-def _numbers(name: str, value: Any) -> np.ndarray:
-    """float32[n]."""
-    many = isinstance(value, list) and all(isinstance(x, int | float) for x in value)
-    if not many and not isinstance(value, int | float | np.ndarray) or np.ndim(value) > 1:
-        raise ValueError(f"{name} is {_kind(value)}, expected a list of numbers")
-    with np.errstate(over="ignore"):  # what is infinite in float32 is refused as such
+def _to_numbers(name: str, value: Any) -> np.ndarray:
+    """Return float32[n] of a number, a list of numbers or an array."""
+    if isinstance(value, list):
+        numeric = all(isinstance(item, int | float) for item in value)
+    else:
+        numeric = isinstance(value, int | float | np.ndarray) and np.ndim(value) <= 1
+    if not numeric:
+        raise UserError(f"{name} is {_describe(value)}, expected a list of numbers")
+    with np.errstate(over="ignore"):  # the policy refuses numbers that are infinite in float32
         return np.atleast_1d(np.asarray(value, np.float32))
 
 
-def _instruction(flat: Mapping[str, Any], default: str) -> str:
-    told = next((flat[name] for name in INSTRUCTION if name in flat), default)
-    if not isinstance(told, str) or not told.strip():
-        raise ValueError(
-            f"{INSTRUCTION[0]} is {told!r:.60}, expected words that say what to do"
-            + ("" if isinstance(told, str) else f" (text, not {_kind(told)})")
+def _find_instruction(fields: Mapping[str, Any], default: str) -> str:
+    value = default
+    for name in reversed(INSTRUCTION_FIELDS):
+        value = fields.get(name, value)
+    if not isinstance(value, str):
+        raise UserError(
+            f"{INSTRUCTION_FIELDS[0]} is {value!r:.60}, expected an instruction (text, not "
+            f"{_describe(value)})"
         )
-    return told
-
-
-def _prefix(actions: Any) -> np.ndarray:
-    if not isinstance(actions, np.ndarray) or actions.ndim != 2 or actions.dtype.kind != "f":
-        raise ValueError(f"{PREFIX} is {_kind(actions)}, expected actions float[n, A]")
-    return actions.astype(np.float32)
-
-
-def _whole(name: str, value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{name} is {value!r:.60}, expected a number of steps")
+    if not value.strip():
+        raise UserError(f"{INSTRUCTION_FIELDS[0]} is {value!r:.60}, expected an instruction")
     return value
 
 
-def _kind(value: Any) -> str:
-    return (
-        f"{value.dtype}{list(value.shape)}"
-        if isinstance(value, np.ndarray)
-        else type(value).__name__
-    )
+def _to_actions(actions: Any) -> np.ndarray:
+    if not isinstance(actions, np.ndarray) or actions.ndim != 2 or actions.dtype.kind != "f":
+        raise UserError(f"{PREFIX} is {_describe(actions)}, expected actions float[n, A]")
+    return actions.astype(np.float32)
+
+
+def _to_delay(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise UserError(f"{DELAY} is {value!r:.60}, expected a number of steps")
+    return value
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{list(value.shape)}"
+    return type(value).__name__

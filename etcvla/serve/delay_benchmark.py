@@ -1,8 +1,9 @@
-"""Success against delay: what late chunks cost, and what real-time chunking (arXiv 2506.07339) wins back.
+"""Success by delay: how late chunks hurt, and how much real-time chunking helps (arXiv 2506.07339).
 
-Time is simulated: a chunk is there `delay` control steps after its look, however long this machine takes. Meanwhile
-the robot executes the chunk before, as `client.RealTimeChunks` has it. The trials of a task run abreast, so that all looks of a
-step are one batch. Only for the first chunk of an episode the robot stands still.
+Time is simulated: a chunk arrives `delay` control steps after its observation, independent of the
+speed of this machine. Meanwhile the robot executes the previous chunk (`RealTimeChunks`); it waits
+only for the first chunk of an episode. The trials of a task run in parallel, so that all
+observations of a step form one batch.
 """
 
 from __future__ import annotations
@@ -14,20 +15,22 @@ from typing import Any
 import numpy as np
 
 from etcvla import sims
+from etcvla.chunks import RealTimeChunks
+from etcvla.errors import UserError
 from etcvla.policy import Policy
-from etcvla.serve.client import RealTimeChunks
+from etcvla.sims.environment import Environment
 from etcvla.sims.seeds import eval_seed
 from etcvla.stats import wilson
 
 
 @dataclasses.dataclass(frozen=True)
 class DelaySpec:
-    """What is run. Raises ValueError for numbers that mean nothing."""
+    """What the benchmark runs."""
 
     tasks: tuple[str, ...]
-    trials: int  # a task
+    trials: int  # per task
     delays: tuple[int, ...]  # control steps
-    execute: int = 5  # control steps between looks, at least
+    execute: int = 5  # minimum control steps between two queries
     scene: str = "source"
     max_steps: int = 250
     image_size: int = 96
@@ -35,116 +38,142 @@ class DelaySpec:
 
     def __post_init__(self):
         if min(self.delays, default=-1) < 0 or self.execute < 1 or self.trials < 1:
-            raise ValueError(f"delays must be 0 or more, execute and trials 1 or more, got {self}")
+            raise UserError(f"delays must be 0 or more, execute and trials 1 or more, got {self}")
 
 
 class _Episode:
-    """One trial: an environment, its chunks, and the one that is on its way."""
+    """One trial: an environment and its chunks, one of which may be delayed."""
 
-    def __init__(self, env: Any, trial: int, instruction: str, chunks: RealTimeChunks, delay: int):
-        self.env, self.instruction, self.seed, self.delay = (
-            env,
-            instruction,
-            eval_seed(trial),
-            delay,
-        )
+    def __init__(
+        self, env: Environment, trial: int, instruction: str, chunks: RealTimeChunks, delay: int
+    ):
+        self.env = env
+        self.seed = eval_seed(trial)
+        self.steps = 0
+        self._instruction = instruction
+        self._chunks = chunks
+        self._delay = delay
+        self._delayed_chunk: np.ndarray | None = None
+        self._arrival_step = 0
         env.reset(self.seed)
-        self.chunks, self.steps, self._due = chunks, 0, (0, None)
 
-    def look(self) -> dict[str, Any] | None:
-        """The observation, where it is time for one."""
-        self._take()
-        extra = self.chunks.look()
-        if extra is None:
+    def observe(self) -> dict[str, Any] | None:
+        """Return the observation for the policy; None if no query is due."""
+        self._receive()
+        fields = self._chunks.request_fields()
+        if fields is None:
             return None
-        return {**self.env.observe(), "instruction": self.instruction, **extra.get("rtc", {})}
+        return {
+            **self.env.observe(),
+            "instruction": self._instruction,
+            **fields.get("rtc", {}),
+        }
 
-    def answer(self, chunk: np.ndarray) -> None:
-        """The chunk for the last look; nobody knows of it before its time."""
-        self._due = self.steps + self.delay, chunk
+    def send(self, chunk: np.ndarray) -> None:
+        """Send the chunk for the last observation; it arrives after the delay."""
+        self._delayed_chunk = chunk
+        self._arrival_step = self.steps + self._delay
 
     def step(self) -> None:
-        """One control step."""
-        self._take()
-        self.env.step(self.chunks.next())
+        """Execute one control step."""
+        self._receive()
+        self.env.step(self._chunks.next())
         self.steps += 1
 
-    def _take(self) -> None:
-        """The chunk, if it is there by now."""
-        due, chunk = self._due
-        if chunk is not None and (self.steps >= due or self.chunks.empty):
-            self.chunks.arrive(chunk)
-            self._due = 0, None
+    def _receive(self) -> None:
+        """Add the delayed chunk if it has arrived, or if the robot has to wait for it."""
+        if self._delayed_chunk is None:
+            return
+        if self.steps >= self._arrival_step or self._chunks.empty:
+            self._chunks.add(self._delayed_chunk)
+            self._delayed_chunk = None
 
 
 def evaluate(policy: Policy, spec: DelaySpec) -> list[dict[str, Any]]:
-    """A row for each delay, guided and not: successes by task, trials, rate and its 95 % interval; prints them.
+    """Run the benchmark and print its results.
 
-    Raises ValueError if a delay is so long that chunks run out.
+    Returns:
+      A row for each delay, without and with guidance: "delay", "guided", "tasks" (task ->
+      successes), "successes", "trials", "rate", and the 95 % interval "low" to "high".
+
+    Raises UserError if chunks are too short for the delay.
     """
-    longest = max(spec.delays) + spec.execute
-    if longest > policy.config.horizon:
-        raise ValueError(
-            f"a delay of {max(spec.delays)} and {spec.execute} steps between looks are {longest}, more "
-            f"than the {policy.config.horizon} steps of a chunk"
+    needed = max(spec.delays) + spec.execute
+    if needed > policy.config.horizon:
+        raise UserError(
+            f"a delay of {max(spec.delays)} and {spec.execute} steps between queries need chunks "
+            f"of {needed} steps, but the policy's chunks have {policy.config.horizon}"
         )
-    rows = [
-        {"delay": delay, "guided": guided, "tasks": dict.fromkeys(spec.tasks, 0)}
-        for delay in spec.delays
-        for guided in (False, True)
-    ]
+    rows = []
+    for delay in spec.delays:
+        for guided in (False, True):
+            rows.append({"delay": delay, "guided": guided, "tasks": {}})
     for task in spec.tasks:
-        envs = _environments(task, spec)
+        envs = _make_environments(task, spec)
         for row in rows:
-            row["tasks"][task] = _run(policy, spec, task, envs, row["delay"], row["guided"])
+            row["tasks"][task] = _count_successes(policy, spec, task, envs, row)
         for env in envs:
             env.close()
-        print(
-            f"{task}: "
-            + ", ".join(f"{_name(row)} {row['tasks'][task]}/{spec.trials}" for row in rows),
-            flush=True,
-        )
+        counts = [f"{_name(row)} {row['tasks'][task]}/{spec.trials}" for row in rows]
+        print(f"{task}: {', '.join(counts)}", flush=True)
     for row in rows:
-        won, total = sum(row["tasks"].values()), spec.trials * len(spec.tasks)
-        low, high = wilson(won, total)
-        row |= {"successes": won, "trials": total, "rate": won / total, "low": low, "high": high}
+        successes = sum(row["tasks"].values())
+        trials = spec.trials * len(spec.tasks)
+        rate = successes / trials
+        low, high = wilson(successes, trials)
+        row |= {"successes": successes, "trials": trials, "rate": rate, "low": low, "high": high}
         print(
-            f"{_name(row):24}{won}/{total} = {won / total:.0%} [{low:.0%}, {high:.0%}]", flush=True
+            f"{_name(row):24}{successes}/{trials} = {rate:.0%} [{low:.0%}, {high:.0%}]", flush=True
         )
     return rows
 
 
 def _name(row: dict) -> str:
-    return f"delay {row['delay']}, {'guided' if row['guided'] else 'jumping'}"
+    return f"delay {row['delay']}, {'guided' if row['guided'] else 'not guided'}"
 
 
-def _environments(task: str, spec: DelaySpec) -> list[Any]:
+def _make_environments(task: str, spec: DelaySpec) -> list[Environment]:
     return [
         sims.make(spec.simulator, task, spec.scene, spec.image_size) for _ in range(spec.trials)
     ]
 
 
-def _run(
-    policy: Policy, spec: DelaySpec, task: str, envs: Sequence[Any], delay: int, guided: bool
+def _count_successes(
+    policy: Policy, spec: DelaySpec, task: str, envs: Sequence[Environment], row: dict[str, Any]
 ) -> int:
-    """Successes of the trials of one task."""
+    """Run the trials of one task, and return how many succeed.
+
+    Args:
+      row: the delay and the guidance.
+    """
     instruction = sims.get(spec.simulator).instruction(task)
-    episodes = [
-        _Episode(
-            env, trial, instruction, RealTimeChunks(spec.execute, delay=delay, guided=guided), delay
-        )
-        for trial, env in enumerate(envs)
-    ]
+    delay = row["delay"]
+    episodes = []
+    for trial, env in enumerate(envs):
+        chunks = RealTimeChunks(spec.execute, delay=delay, guided=row["guided"])
+        episodes.append(_Episode(env, trial, instruction, chunks, delay))
     for _ in range(spec.max_steps):
-        alive = [episode for episode in episodes if not episode.env.success]
-        looks = [(episode, look) for episode in alive if (look := episode.look()) is not None]
-        if looks:
-            padded = (looks * spec.trials)[: spec.trials]  # one shape is compiled
-            chunks = policy.act(
-                [look for _, look in padded], [(e.seed, e.steps) for e, _ in padded]
-            )
-            for (episode, _), chunk in zip(looks, chunks, strict=False):
-                episode.answer(chunk)
-        for episode in alive:
+        running = [episode for episode in episodes if not episode.env.success]
+        _query(policy, running, spec.trials)
+        for episode in running:
             episode.step()
     return sum(episode.env.success for episode in episodes)
+
+
+def _query(policy: Policy, episodes: Sequence[_Episode], batch_size: int) -> None:
+    """Send chunks to all episodes that need one."""
+    observing = []
+    observations = []
+    for episode in episodes:
+        observation = episode.observe()
+        if observation is not None:
+            observing.append(episode)
+            observations.append(observation)
+    if not observing:
+        return
+    # Rows are repeated up to the batch size, so that one shape is compiled.
+    rows = np.arange(batch_size) % len(observing)
+    seeds = [(observing[i].seed, observing[i].steps) for i in rows]
+    chunks = policy.act([observations[i] for i in rows], seeds)
+    for episode, chunk in zip(observing, chunks, strict=False):
+        episode.send(chunk)

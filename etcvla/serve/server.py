@@ -1,10 +1,12 @@
-"""The websocket server: openpi's protocol, for strangers.
+"""A websocket server with openpi's protocol, safe to expose to untrusted clients.
 
-A client is sent the metadata first. Then each of its messages, an observation, is answered by actions with their
-timing; an error by one text, and the connection is closed with code 1011. So does openpi's websocket_policy_server.py.
-The rest is what a server needs that does not trust its clients: `Limits`, a key, and no page of a browser may connect.
+The server sends its metadata first. Then it answers each message of the client (an observation)
+with actions and their timing. An error is answered with one text message, and the connection is
+closed with code 1011, as in openpi's websocket_policy_server.py. In addition to openpi's server
+there are `Limits` and an API key, and web pages cannot connect.
 
-GET /healthz says OK (503 while it stops), GET /metrics has counters in Prometheus' text format.
+GET /healthz returns OK (503 while the server stops); GET /metrics returns counters in the text
+format of Prometheus.
 """
 
 from __future__ import annotations
@@ -24,98 +26,119 @@ import numpy as np
 import websockets
 from websockets.asyncio import server as ws
 
+from etcvla.errors import UserError
 from etcvla.serve import wire
 
 Answer = Callable[[dict[str, Any]], dict[str, Any]]
-REFUSED, BUSY = 1011, 1013  # close codes: openpi's for every error, and "try again later"
+CLOSE_ERROR = 1011  # close code of openpi's server for every error
+CLOSE_BUSY = 1013  # "try again later"
 log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a client may ask for. Times in seconds."""
+    """Limits for clients. Times in seconds."""
 
-    message: int = 16 * 2**20  # bytes: three cameras of 640 x 480, even as floats
+    message: int = 16 * 2**20  # bytes; enough for three cameras of 640 x 480 as floats
     connections: int = 16
-    rate: float = 100.0  # messages a second and connection; those that come faster wait
-    idle: float = 600.0  # without a message
-    answer: float = 60.0  # until a message is answered, others' before it
-    send: float = 20.0  # until a client has taken its answer
-    stop: float = 10.0  # for answers under way when the server stops
+    rate: float = 100.0  # messages per second and connection; faster messages wait
+    idle: float = 600.0  # maximum time without a message
+    answer: float = 60.0  # maximum time to answer a message, earlier messages included
+    send: float = 20.0  # maximum time until a client has received its answer
+    stop: float = 10.0  # maximum time for pending answers when the server stops
 
     def __post_init__(self):
         if not all(value > 0 for value in dataclasses.astuple(self)):
-            raise ValueError(f"limits must be positive, got {self}")
+            raise UserError(f"limits must be positive, got {self}")
 
 
 class Server:
-    """Serves `answer`, one message at a time, whoever sent it.
+    """Answers messages one at a time, in the order in which they arrive from all clients.
 
     Args:
-      answer: of a message; runs in a thread of its own. Its ValueError is told to the client; of any other error the
-        client hears no more than that it was one, and the log has the rest.
-      metadata: what a client is told first.
-      key: which clients must give as `Authorization: Api-Key ...` (openpi's `api_key`), also for the metrics; "": none.
+      answer: maps a message to its answer; runs in a thread of its own. The client gets the
+        message of its UserError. Of any other exception the client gets only that there was one,
+        and the log gets the traceback.
+      metadata: the first message to every client.
+      key: API key that clients must send as `Authorization: Api-Key ...` (openpi's `api_key`),
+        also for the metrics; "" for none.
     """
 
     def __init__(
-        self, answer: Answer, metadata: dict[str, Any], *, key: str = "", limits: Limits = Limits()
+        self,
+        answer: Answer,
+        metadata: dict[str, Any],
+        *,
+        key: str = "",
+        limits: Limits | None = None,
     ):
-        self.limits, self.metrics = limits, collections.Counter()
-        self._answer, self._hello, self._key = answer, wire.pack(metadata), key
-        self._open = self._busy = 0
-        self._seconds: collections.deque[float] = collections.deque(maxlen=1000)
+        self.limits = limits or Limits()
+        self.metrics = collections.Counter()
+        self._answer = answer
+        self._metadata_message = wire.pack(metadata)
+        self._key = key
+        self._connections = 0
+        self._pending_answers = 0
+        self._answer_seconds: collections.deque[float] = collections.deque(maxlen=1000)
         self._stopping = False
-        self._worker = concurrent.futures.ThreadPoolExecutor(1, "answer")
+        self._answer_thread = concurrent.futures.ThreadPoolExecutor(1, "answer")
 
     async def run(
-        self, host: str, port: int, stop: asyncio.Event, opened: Callable[[int], None]
+        self, host: str, port: int, stop: asyncio.Event, on_listening: Callable[[int], None]
     ) -> None:
-        """Listens until `stop` is set, then answers what it has begun and closes. `opened` is told the port."""
-        # One that sends on without reading is not read from, its farewell neither: that is not waited for long.
+        """Listen until `stop` is set, then finish the pending answers and close.
+
+        Args:
+          port: 0 takes a free port.
+          on_listening: called with the port once the server listens.
+        """
         async with ws.serve(
-            self._talk,
+            self._handle_connection,
             host,
             port,
             compression=None,
             max_size=self.limits.message,
             max_queue=1,
+            # A client that only sends does not read the closing handshake either.
             close_timeout=1,
-            origins=[None],
-            process_request=self._admit,
+            origins=[None],  # browsers send an origin, so they are refused
+            process_request=self._handle_request,
             server_header=None,
         ) as server:
-            opened(server.sockets[0].getsockname()[1])
+            on_listening(server.sockets[0].getsockname()[1])
             await stop.wait()
-            self._stopping, deadline = True, time.monotonic() + self.limits.stop
-            while self._busy and time.monotonic() < deadline:
+            self._stopping = True
+            deadline = time.monotonic() + self.limits.stop
+            while self._pending_answers and time.monotonic() < deadline:
                 await asyncio.sleep(0.02)
-        self._worker.shutdown(wait=False, cancel_futures=True)
+        self._answer_thread.shutdown(wait=False, cancel_futures=True)
 
-    def describe(self) -> str:
-        """The metrics, in Prometheus' text format."""
-        lines = [f"etcvla_{name} {value}" for name, value in sorted(self.metrics.items())]
-        if self._seconds:
-            lines += [
-                f'etcvla_answer_seconds{{quantile="{q}"}} {np.quantile(self._seconds, q):.6f}'
-                for q in (0.5, 0.99)
-            ]
-        return "\n".join([f"etcvla_connections {self._open}", *lines, ""])
+    def describe_metrics(self) -> str:
+        """Return the metrics in the text format of Prometheus."""
+        lines = [f"etcvla_connections {self._connections}"]
+        lines += [f"etcvla_{name} {value}" for name, value in sorted(self.metrics.items())]
+        if self._answer_seconds:
+            for quantile in (0.5, 0.99):
+                seconds = np.quantile(self._answer_seconds, quantile)
+                lines.append(f'etcvla_answer_seconds{{quantile="{quantile}"}} {seconds:.6f}')
+        return "\n".join(lines) + "\n"
 
-    def _admit(self, connection: ws.ServerConnection, request: ws.Request) -> ws.Response | None:
-        """Answers plain HTTP, and turns away who may not enter."""
+    def _handle_request(
+        self, connection: ws.ServerConnection, request: ws.Request
+    ) -> ws.Response | None:
+        """Answer plain HTTP requests and refuse clients; None accepts a websocket."""
         if request.path == "/healthz":
-            status = http.HTTPStatus.SERVICE_UNAVAILABLE if self._stopping else http.HTTPStatus.OK
-            return connection.respond(status, "stopping\n" if self._stopping else "OK\n")
-        given = " ".join(request.headers.get_all("Authorization"))
-        if self._key and not hmac.compare_digest(given.encode(), f"Api-Key {self._key}".encode()):
+            if self._stopping:
+                return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "stopping\n")
+            return connection.respond(http.HTTPStatus.OK, "OK\n")
+        if not self._has_key(request):
             self.metrics["refused_total"] += 1
             return connection.respond(
-                http.HTTPStatus.UNAUTHORIZED, "this server wants `Authorization: Api-Key KEY`\n"
+                http.HTTPStatus.UNAUTHORIZED, "this server needs `Authorization: Api-Key KEY`\n"
             )
         if request.path == "/metrics":
-            return connection.respond(http.HTTPStatus.OK, self.describe())
-        if self._open >= self.limits.connections or self._stopping:
+            return connection.respond(http.HTTPStatus.OK, self.describe_metrics())
+        if self._connections >= self.limits.connections or self._stopping:
             self.metrics["refused_total"] += 1
             return connection.respond(
                 http.HTTPStatus.SERVICE_UNAVAILABLE,
@@ -123,51 +146,61 @@ class Server:
             )
         return None
 
-    async def _talk(self, connection: ws.ServerConnection) -> None:
-        self._open += 1
+    def _has_key(self, request: ws.Request) -> bool:
+        if not self._key:
+            return True
+        authorization = " ".join(request.headers.get_all("Authorization"))
+        expected = f"Api-Key {self._key}"
+        return hmac.compare_digest(authorization.encode(), expected.encode())
+
+    async def _handle_connection(self, connection: ws.ServerConnection) -> None:
+        self._connections += 1
         self.metrics["connections_total"] += 1
-        who = connection.remote_address
-        log.info("%s: connected", who)
+        address = connection.remote_address
+        log.info("%s: connected", address)
         try:
-            await self._converse(connection)
+            await self._answer_messages(connection)
         except (websockets.ConnectionClosed, TimeoutError):
             pass
         finally:
-            self._open -= 1
-            log.info("%s: gone", who)
+            self._connections -= 1
+            log.info("%s: disconnected", address)
 
-    async def _converse(self, connection: ws.ServerConnection) -> None:
-        await self._send(connection, self._hello)
-        took, free = None, 0.0
+    async def _answer_messages(self, connection: ws.ServerConnection) -> None:
+        await self._send(connection, self._metadata_message)
+        previous_seconds = None  # of the client's previous message, from receipt to answer
+        next_start = 0.0  # the rate limit allows the next message at this time
         while not self._stopping:
             async with asyncio.timeout(self.limits.idle):
                 message = await connection.recv()
-            began = time.monotonic()
-            if began < free:
-                await asyncio.sleep(free - began)
-            free = max(began, free) + 1 / self.limits.rate
-            self._busy += 1
+            received = time.monotonic()
+            if received < next_start:
+                await asyncio.sleep(next_start - received)
+            next_start = max(received, next_start) + 1 / self.limits.rate
+            self._pending_answers += 1
             try:
-                reply = await self._reply(message, took)
+                reply = await self._reply(message, previous_seconds)
                 await self._send(connection, reply if isinstance(reply, bytes) else str(reply))
             finally:
-                self._busy -= 1
+                self._pending_answers -= 1
             if isinstance(reply, Exception):
                 log.warning("%s: %s", connection.remote_address, reply)
-                await connection.close(
-                    BUSY if isinstance(reply, TimeoutError) else REFUSED, "the text before says why"
-                )
+                code = CLOSE_BUSY if isinstance(reply, TimeoutError) else CLOSE_ERROR
+                await connection.close(code, "the last text message has the reason")
                 return
-            took = time.monotonic() - began
+            previous_seconds = time.monotonic() - received
 
-    async def _reply(self, message: str | bytes, took: float | None) -> bytes | Exception:
-        """The packed answer, or what to say instead."""
+    async def _reply(
+        self, message: str | bytes, previous_seconds: float | None
+    ) -> bytes | Exception:
+        """Return the packed answer, or an exception whose text the client gets."""
         self.metrics["messages_total"] += 1
-        job = asyncio.get_running_loop().run_in_executor(self._worker, self._compute, message, took)
+        loop = asyncio.get_running_loop()
+        job = loop.run_in_executor(self._answer_thread, self._compute, message, previous_seconds)
         try:
             async with asyncio.timeout(self.limits.answer):
                 return await job
-        except ValueError as error:
+        except UserError as error:
             self.metrics["bad_messages_total"] += 1
             return error
         except TimeoutError:
@@ -176,19 +209,19 @@ class Server:
         except Exception:
             self.metrics["errors_total"] += 1
             log.exception("an answer failed")
-            return RuntimeError("the server failed on this message; its log says why")
+            return RuntimeError("the server failed on this message; its log has the reason")
 
-    def _compute(self, message: str | bytes, took: float | None) -> bytes:
+    def _compute(self, message: str | bytes, previous_seconds: float | None) -> bytes:
         if isinstance(message, str):
-            raise ValueError("a text message, expected bytes of msgpack")
+            raise UserError("a text message, expected bytes of msgpack")
         observation = wire.unpack(message)
-        began = time.monotonic()
+        start = time.monotonic()
         answer = self._answer(observation)
-        seconds = time.monotonic() - began
-        self._seconds.append(seconds)
-        timing = {"infer_ms": 1000 * seconds} | (
-            {} if took is None else {"prev_total_ms": 1000 * took}
-        )
+        seconds = time.monotonic() - start
+        self._answer_seconds.append(seconds)
+        timing = {"infer_ms": 1000 * seconds}
+        if previous_seconds is not None:
+            timing["prev_total_ms"] = 1000 * previous_seconds
         return wire.pack(answer | {"server_timing": timing})
 
     async def _send(self, connection: ws.ServerConnection, message: bytes | str) -> None:

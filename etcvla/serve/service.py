@@ -1,4 +1,4 @@
-"""What a policy answers to its clients' messages."""
+"""Answers of a policy to the messages of clients."""
 
 from __future__ import annotations
 
@@ -12,23 +12,30 @@ import numpy as np
 from etcvla.policy import Policy
 from etcvla.serve.client_formats import CLIENT_FORMATS, PROTOCOL, translate
 
+_SPEC_FIELDS = ("state", "state_dim", "action", "action_dim", "horizon", "rate")
+
 
 class Service:
-    """Answers messages by actions; `etcvla.serve.server.Server` calls it from one thread.
+    """Answers messages with actions; `etcvla.serve.server.Server` calls it from one thread.
 
     Args:
-      policy: best made with `text_len` and `keep_image_cache`, so that nothing is compiled while clients wait.
-      instruction: for clients that give none.
-      seed: of the noise; the n-th answer's is (seed, n).
+      policy: with `text_len` and `keep_image_cache`, so that nothing compiles while clients wait.
+      instruction: default for clients that send none.
+      seed: of the noise; the n-th answer has the seed (seed, n).
     """
 
     def __init__(self, policy: Policy, *, instruction: str = "", seed: int = 0):
-        self.policy, self.instruction, self.seed = policy, instruction, seed
-        self._turned, self._count = policy.assets.adapter.rotated_cameras, itertools.count()
+        self.policy = policy
+        self.instruction = instruction
+        self.seed = seed
+        self._counter = itertools.count()
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What a client is told of the policy first. Raises ValueError for a checkpoint that cannot act."""
+        """The first message to every client, which describes the policy.
+
+        Raises UserError for a checkpoint that cannot act.
+        """
         self.policy.check_can_act()
         spec = self.policy.assets.action_spec
         return {
@@ -37,41 +44,50 @@ class Service:
             "cameras": list(self.policy.cameras),
             "clients": list(CLIENT_FORMATS),
             "real_time_chunking": self.policy.head == "flow",
-            **{
-                name: spec[name]
-                for name in ("state", "state_dim", "action", "action_dim", "horizon", "rate")
-            },
+            **{name: spec[name] for name in _SPEC_FIELDS},
         }
 
     def warm_up(self) -> float:
-        """Compiles all that a message can ask for, by answering such messages. Returns the seconds it took."""
-        began, spec = time.monotonic(), self.policy.assets.action_spec
+        """Compile everything that a message can need. Returns the seconds that it took.
+
+        It answers every observation twice: the second answer reuses the image cache, which has
+        another shape.
+        """
+        start = time.monotonic()
+        spec = self.policy.assets.action_spec
         size = self.policy.config.siglip.image_size
-        look = {
-            "images": {name: np.zeros((size, size, 3), np.uint8) for name in self.policy.cameras},
-            "state": np.zeros(spec["state_dim"], np.float32),
-            "instruction": "wait",
-        }
-        prefix = {"prefix": np.zeros((1, spec["action_dim"]), np.float32), "delay": 0}
-        other = look | {"images": {name: image + 1 for name, image in look["images"].items()}}
-        for extra in ({}, prefix) if self.policy.head == "flow" else ({},):
-            for seen in (look, look, other, other):  # a kept look has another shape the second time
-                self.policy.act([seen | extra], [0])
-        return time.monotonic() - began
+        extra_fields = [{}]
+        if self.policy.head == "flow":
+            prefix = np.zeros((1, spec["action_dim"]), np.float32)
+            extra_fields.append({"prefix": prefix, "delay": 0})
+        for extra in extra_fields:
+            for brightness in (0, 0, 1, 1):
+                image = np.full((size, size, 3), brightness, np.uint8)
+                observation = {
+                    "images": dict.fromkeys(self.policy.cameras, image),
+                    "state": np.zeros(spec["state_dim"], np.float32),
+                    "instruction": "wait",
+                }
+                self.policy.act([observation | extra], [0])
+        return time.monotonic() - start
 
     def __call__(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """`actions` float32[P, A], and the subtask where the policy writes one.
+        """Return `actions` float32[P, A], timing, and the subtask if the policy writes one.
 
-        Raises ValueError for what is wrong with the message.
+        Raises UserError for a wrong message.
         """
         observation = translate(
-            message, self.policy.cameras, instruction=self.instruction, turned=self._turned
+            message,
+            self.policy.cameras,
+            instruction=self.instruction,
+            rotated_cameras=self.policy.assets.adapter.rotated_cameras,
         )
-        began = time.monotonic()
-        decision = self.policy.infer([observation], [(self.seed, next(self._count))])
-        timing = {"policy_timing": {"infer_ms": 1000 * (time.monotonic() - began)}}
-        return (
-            {"actions": decision.actions[0]}
-            | timing
-            | ({"subtask": decision.subtasks[0]} if decision.subtasks else {})
-        )
+        start = time.monotonic()
+        output = self.policy.infer([observation], [(self.seed, next(self._counter))])
+        answer = {
+            "actions": output.actions[0],
+            "policy_timing": {"infer_ms": 1000 * (time.monotonic() - start)},
+        }
+        if output.subtasks:
+            answer["subtask"] = output.subtasks[0]
+        return answer

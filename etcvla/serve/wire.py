@@ -1,13 +1,13 @@
-"""openpi's wire format, read without trust: msgpack with NumPy arrays in it.
+"""openpi's wire format, read safely: msgpack with NumPy arrays.
 
-An array is the map {b"__ndarray__": true, b"data": bytes, b"dtype": "|u1", b"shape": [..]}, a NumPy scalar the map
-{b"__npgeneric__": true, b"data": value, b"dtype": ..} (openpi_client/msgpack_numpy.py). Nothing here can run code:
-there is no pickle, no dtype is made from a stranger's words, and what a message makes grow is counted as it is read.
+An array is the map {b"__ndarray__": true, b"data": bytes, b"dtype": "|u1", b"shape": [..]}, a
+NumPy scalar the map {b"__npgeneric__": true, b"data": value, b"dtype": ..}
+(openpi_client/msgpack_numpy.py). Messages cannot run code: there is no pickle, and only the dtypes
+of a fixed table are accepted. The sizes that a message announces are limited while it is read.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections.abc import Mapping
@@ -16,57 +16,71 @@ from typing import Any
 import msgpack
 import numpy as np
 
+from etcvla.errors import UserError
+
 MAX_TEXT = 16_384  # bytes of a string
 MAX_ITEMS = 1024  # of a list or a map: a state has dozens of numbers, an array is bytes
-MAX_PARTS = (
-    256  # lists and maps of a message; an empty one takes a byte to send and some sixty to hold
-)
+# Lists and maps of a message. An empty one takes one byte to send and about 60 bytes to hold.
+MAX_CONTAINERS = 256
 MAX_RANK = 4
-_KINDS = ("?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8")
-DTYPES = {
-    dtype.str: dtype
-    for kind in _KINDS
-    for order in "<>"
-    for dtype in [np.dtype(kind).newbyteorder(order)]
-}
+
+
+def _dtype_table() -> dict[str, np.dtype]:
+    """Return the accepted dtypes by the name that NumPy writes, such as "<f4"."""
+    table = {}
+    for kind in ("?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8"):
+        for byte_order in "<>":
+            dtype = np.dtype(kind).newbyteorder(byte_order)
+            table[dtype.str] = dtype
+    return table
+
+
+DTYPES = _dtype_table()
 
 
 def pack(message: Mapping[str, Any]) -> bytes:
-    """The bytes of a message of plain values, arrays and NumPy scalars. Raises ValueError for other dtypes."""
+    """Return the bytes of a message of plain values, arrays and NumPy scalars.
+
+    Raises ValueError for other types and dtypes.
+    """
     return msgpack.packb(message, default=_pack_array)
 
 
 def unpack(data: bytes) -> dict[str, Any]:
-    """The inverse of `pack`. Arrays are views into `data`, not copies, and cannot be written to.
+    """Return the message of these bytes: the inverse of `pack`.
 
-    Raises ValueError saying what is wrong with it.
+    Arrays are read-only views into `data`. Raises UserError for any other bytes.
     """
-    parts = itertools.count(1)
+    containers = 0
 
-    def check(part):
-        if next(parts) > MAX_PARTS:
-            raise ValueError(f"more than {MAX_PARTS} lists and maps")
-        return _unpack_map(part) if isinstance(part, dict) else part
+    def _check_container(value: Any) -> Any:
+        nonlocal containers
+        containers += 1
+        if containers > MAX_CONTAINERS:
+            raise ValueError(f"more than {MAX_CONTAINERS} lists and maps")
+        return _unpack_map(value) if isinstance(value, dict) else value
 
     try:
         message = msgpack.unpackb(
             data,
-            object_hook=check,
-            list_hook=check,
+            object_hook=_check_container,
+            list_hook=_check_container,
             max_str_len=MAX_TEXT,
             max_ext_len=0,
             max_array_len=MAX_ITEMS,
             max_map_len=MAX_ITEMS,
         )
     except (ValueError, TypeError, RecursionError) as error:
-        why = str(error) or type(error).__name__  # msgpack's own say nothing more
-        raise ValueError(f"the message is no msgpack as openpi's client packs it: {why}") from error
+        reason = str(error) or type(error).__name__  # some errors of msgpack have no text
+        raise UserError(
+            f"the message is not msgpack as openpi's client packs it: {reason}"
+        ) from error
     if not isinstance(message, dict):
-        raise ValueError(f"the message is {type(message).__name__}, expected a map")
+        raise UserError(f"the message is {type(message).__name__}, expected a map")
     return message
 
 
-def _pack_array(value):
+def _pack_array(value: Any) -> dict[bytes, Any]:
     if not isinstance(value, np.ndarray | np.generic):
         raise ValueError(f"cannot send {type(value).__name__}")
     if value.dtype.str not in DTYPES:
@@ -81,46 +95,50 @@ def _pack_array(value):
     }
 
 
-def _unpack_map(part: dict) -> Any:
-    if part.get(b"__ndarray__"):
-        return _array(part)
-    if part.get(b"__npgeneric__"):
-        return _scalar(part)
-    named = [key for key in part if not isinstance(key, str)]
-    if named:
-        raise ValueError(f"a map has the key {named[0]!r}, expected text")
-    return part
+def _unpack_map(value: dict) -> Any:
+    if value.get(b"__ndarray__"):
+        return _unpack_array(value)
+    if value.get(b"__npgeneric__"):
+        return _unpack_scalar(value)
+    for key in value:
+        if not isinstance(key, str):
+            raise ValueError(f"a map has the key {key!r}, expected text")
+    return value
 
 
-def _array(part: dict) -> np.ndarray:
-    data, dtype, shape = (part.get(name) for name in (b"data", b"dtype", b"shape"))
+def _unpack_array(value: dict) -> np.ndarray:
+    data = value.get(b"data")
+    dtype = value.get(b"dtype")
+    shape = value.get(b"shape")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"an array of dtype {_short(dtype)}, expected numbers")
-    if (
-        not isinstance(shape, list)
-        or len(shape) > MAX_RANK
-        or not all(type(n) is int and n >= 0 for n in shape)
-    ):
+    if not _is_shape(shape):
         raise ValueError(f"an array of shape {_short(shape)}, expected at most {MAX_RANK} sizes")
-    if not isinstance(data, bytes) or len(data) != math.prod(shape) * DTYPES[dtype].itemsize:
-        found = f"{len(data)} bytes" if isinstance(data, bytes) else type(data).__name__
-        raise ValueError(
-            f"an array {dtype}{shape} of {found}, expected {math.prod(shape) * DTYPES[dtype].itemsize}"
-        )
+    size = math.prod(shape) * DTYPES[dtype].itemsize
+    if not isinstance(data, bytes):
+        raise ValueError(f"an array {dtype}{shape} of {type(data).__name__}, expected {size} bytes")
+    if len(data) != size:
+        raise ValueError(f"an array {dtype}{shape} of {len(data)} bytes, expected {size}")
     return np.frombuffer(data, DTYPES[dtype]).reshape(shape)
 
 
-def _scalar(part: dict) -> bool | int | float | str:
-    value, dtype = part.get(b"data"), part.get(b"dtype")
-    if (
-        not isinstance(value, bool | int | float | str)
-        or not isinstance(dtype, str)
-        or not (dtype in DTYPES or re.fullmatch(r"[<>]U\d{1,6}", dtype))
-    ):
+def _is_shape(shape: Any) -> bool:
+    if not isinstance(shape, list) or len(shape) > MAX_RANK:
+        return False
+    return all(type(size) is int and size >= 0 for size in shape)
+
+
+def _unpack_scalar(value: dict) -> bool | int | float | str:
+    data = value.get(b"data")
+    dtype = value.get(b"dtype")
+    known_dtype = isinstance(dtype, str) and (
+        dtype in DTYPES or re.fullmatch(r"[<>]U\d{1,6}", dtype)
+    )
+    if not isinstance(data, bool | int | float | str) or not known_dtype:
         raise ValueError(
-            f"a scalar {_short(value)} of dtype {_short(dtype)}, expected a number or text"
+            f"a scalar {_short(data)} of dtype {_short(dtype)}, expected a number or text"
         )
-    return value
+    return data
 
 
 def _short(value: Any) -> str:

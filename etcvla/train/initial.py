@@ -16,7 +16,7 @@ from etcvla.models.siglip import resize_positions
 from etcvla.models.variants import config_from_dict
 from etcvla.models.vla import init_params
 from etcvla.train import sharding
-from etcvla.train.checkpoint import Checkpoints
+from etcvla.train.checkpoint import SavedCheckpoint, find_checkpoint
 from etcvla.train.hosts import log_on_host0
 from etcvla.train.optim import Optimizer
 from etcvla.train.stage import Stage
@@ -53,8 +53,8 @@ def initial_state(stage: Stage, optimizer: Optimizer, abstract: TrainState) -> T
 
 def _taken(stage: Stage, wanted: Flat) -> Flat:
     """The parameters that `init_rules` lets through of what lies at `init_from`."""
-    parent = Checkpoints(stage.config.init_from)
-    if parent.latest() is None:
+    parent = find_checkpoint(stage.config.init_from)
+    if parent is None:
         return _released(stage, wanted)
     params = _inherited(parent, wanted)
     keep = _choice(stage, {*params, *wanted})
@@ -85,7 +85,7 @@ def _choice(stage: Stage, paths: set[str]) -> dict[str, bool]:
     return rules.assign(stage.config.init_rules, dict.fromkeys(sorted(paths), 0), "init_rules")
 
 
-def _inherited(parent: Checkpoints, wanted: Flat) -> Flat:
+def _inherited(parent: SavedCheckpoint, wanted: Flat) -> Flat:
     """The EMA of another stage, its adapters merged, its positions at our resolution."""
     mesh = next(iter(wanted.values())).sharding.mesh
     params = flatten_dict(parent.ema(sharding.placed(parent.ema_shapes(), mesh)), sep="/")

@@ -23,10 +23,11 @@ from etcvla.data.prompts import find_format
 from etcvla.data.rlds_layout import find_version
 from etcvla.data.stage_dataset import ACTION_KIND, StageDataset
 from etcvla.data.tokenizer import Tokenizer
+from etcvla.errors import UserError
 from etcvla.models import pretrained
 from etcvla.models.variants import make_config
 from etcvla.models.vla import VLA
-from etcvla.train.checkpoint import Checkpoints
+from etcvla.train.checkpoint import find_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 def missing_paths(config: ml_collections.ConfigDict) -> dict[str, str]:
     """Config field -> path, for every dataset and checkpoint that the stage needs and that is not there."""
     needs = {f"datasets.{name}.path": d.path for name, d in config.datasets.items()}
-    if config.init_from and Checkpoints(config.workdir).latest() is None:
+    if config.init_from and find_checkpoint(config.workdir) is None:
         needs["init_from"] = config.init_from
     if config.data.tokenizer != "tiny":
         needs["data.tokenizer"] = config.data.tokenizer
@@ -46,7 +47,7 @@ def missing_paths(config: ml_collections.ConfigDict) -> dict[str, str]:
 def _exists(field: str, path: str) -> bool:
     # A workdir without a finished checkpoint, or a dataset whose build was killed, is as good as missing.
     if field == "init_from":
-        return Checkpoints(path).latest() is not None or pretrained.find(path) is not None
+        return find_checkpoint(path) is not None or pretrained.find(path) is not None
     return has_dataset(path) if field.startswith("datasets.") else pathlib.Path(path).exists()
 
 
@@ -54,7 +55,7 @@ def has_dataset(path: str) -> bool:
     """Whether a whole RLDS dataset lies at `path`."""
     try:
         find_version(path)
-    except FileNotFoundError:
+    except UserError:
         return False
     return True
 
@@ -234,15 +235,18 @@ def inherited_assets(config: ml_collections.ConfigDict) -> Assets:
 
     Raises ValueError for a checkpoint with another token layout.
     """
-    for workdir in (config.workdir, config.init_from):
-        if workdir and Checkpoints(workdir).latest() is not None:
-            assets = Assets.from_json(Checkpoints(workdir).meta()["assets"])
-            if (found := assets.tokenizer.layout.name) != config.data.layout:
-                raise ValueError(
-                    f"data.layout is {config.data.layout!r}, but {workdir} was trained with {found!r}: "
-                    "its ids mean other things"
-                )
-            return assets
+    checkpoint = find_checkpoint(config.workdir)
+    if checkpoint is None and config.init_from:
+        checkpoint = find_checkpoint(config.init_from)
+    if checkpoint is not None:
+        assets = Assets.from_json(checkpoint.meta()["assets"])
+        layout = assets.tokenizer.layout.name
+        if layout != config.data.layout:
+            raise UserError(
+                f"data.layout is {config.data.layout!r}, but {checkpoint.workdir} was trained with "
+                f"{layout!r}, whose token ids differ; set data.layout={layout!r}"
+            )
+        return assets
     return Assets(
         Tokenizer.load(
             config.data.tokenizer, num_actions=config.data.fast_vocab, layout=config.data.layout

@@ -48,9 +48,9 @@ def test_both_sides_give_the_same_samples(folder, monkeypatch):
 
 
 def test_memory_is_what_a_process_holds():
-    before = loader.resident(os.getpid())
+    before = loader.anonymous_memory(os.getpid())
     held = np.ones(50 << 20, np.uint8)
-    assert 45 < loader.resident(os.getpid()) - before < 60 and held.any()
+    assert 45 < loader.anonymous_memory(os.getpid()) - before < 60 and held.any()
 
 
 def test_the_table_says_what_was_missed():

@@ -8,6 +8,7 @@ import pytest
 
 from etcvla.bench import model, openpi, ours
 from etcvla.bench.worker import Run
+from etcvla.errors import UserError
 from etcvla.models import variants
 from etcvla.models.vla import VLA
 from launch import common
@@ -69,7 +70,7 @@ def test_tflop_of_a_step_by_hand():
     heads = (2 * vlm.num_heads + 2 * vlm.num_kv_heads) * vlm.head_dim
     gemma = vlm.depth * vlm.width * (heads + 3 * vlm.mlp_dim)
     few, many = (
-        model.step_tflop(VLA(config), TINY.batch(1, n), ours.settings()) * 1e12 for n in (1, 2)
+        model.step_tflop(VLA(config), TINY.batch(1, n), ours.make_settings()) * 1e12 for n in (1, 2)
     )
     linear = (
         6
@@ -85,25 +86,25 @@ def test_tflop_of_a_step_by_hand():
     assert many - few == pytest.approx(by_hand, rel=1e-9)
 
 
-def test_lessons():
+def test_segment_counts():
     segments = model.SegmentCount(
         extra_segments=4, text_len=256, tflop_packed=2.0, tflop_action=1.5, tflop_etc=1.0
     )
     assert segments.packed == 2.5
-    assert segments.apart == 40 / (32 * 1.5 + 8 * 1.0)
+    assert segments.separate == 40 / (32 * 1.5 + 8 * 1.0)
 
 
 def test_segments_that_do_not_fit_are_not_counted():
     config = common.load_config("configs/objective_bridge.py", "paligemma_3b")
     config.data.text_len = 128
     with pytest.raises(ValueError, match=r"take 256 tokens.*data.text_len 128"):
-        model.count_lessons(config)
+        model.count_segments(config)
 
 
 def test_turns_and_ratios():
-    runs = model._take_turns(fixed(ours=3.0, openpi=4.0), rounds=3)
+    runs = model.take_turns(fixed(ours=3.0, openpi=4.0), rounds=3)
     assert {len(run) for run in runs.values()} == {3}
-    found = model.summarise(runs)
+    found = model.summarize(runs)
     for name in (
         "train_step_ratio_3cam",
         "train_step_ratio_2cam",
@@ -130,7 +131,7 @@ def test_install_says_what_it_could_not_get(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(
-        RuntimeError, match=r"(?s)could not install rlinf-openpi==0.1.1.*--only=flops runs without"
+        UserError, match=r"(?s)could not install rlinf-openpi==0.1.1.*--only=flops runs without"
     ):
         openpi.install(tmp_path / "openpi")
     assert not (tmp_path / "openpi" / "requirements.txt").exists()

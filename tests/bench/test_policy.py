@@ -31,7 +31,7 @@ def test_ratios_are_of_medians_by_round():
     seconds = {
         (name, n): value for n in model.FLOORS for name, value in (("ours", us), ("openpi", them))
     }
-    found = policy.summarise(seconds, dict.fromkeys(model.FLOORS, [0.1, 0.1, 0.3]))
+    found = policy.summarize(seconds, dict.fromkeys(model.FLOORS, [0.1, 0.1, 0.3]))
     for n in model.FLOORS:
         assert found[f"latency_ratio_{n}cam"] == pytest.approx(0.5)
         assert found[f"openpi_p50_ms_{n}cam"] == pytest.approx(400)

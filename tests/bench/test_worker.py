@@ -46,6 +46,6 @@ def test_jobs_keep_their_state_and_are_timed():
 def test_a_side_that_dies_is_named():
     with (
         Worker(SIDE, start=1) as worker,
-        pytest.raises(RuntimeError, match=r"test_worker:Side stopped with code 1"),
+        pytest.raises(RuntimeError, match=r"test_worker:Side ended with code 1"),
     ):
         worker("die")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from etcvla.data.adapters import ADAPTERS, AdaptedDataset, Adapter
-from etcvla.data.episodes import MAX_WIDTH
+from etcvla.data.episodes import MAX_CACHED_WIDTH
 from etcvla.data.rlds import RLDSDataset
 from etcvla.data.stage_dataset import StageDataset
 from tests.data.handmade_rlds import KINDS, robot_episode, robot_steps, write_rlds, write_robot_set
@@ -14,8 +14,8 @@ from tests.data.handmade_rlds import KINDS, robot_episode, robot_steps, write_rl
 ADAPTER = Adapter(
     cameras={"front": "observation/front"},
     state=("observation/state", "action"),
-    drop="first_zero",
-    idle=2,
+    step_filter="first_zero",
+    idle_steps=2,
 )
 
 
@@ -49,9 +49,9 @@ def test_a_kept_column_gives_the_frames_that_the_files_give(folder):
     read = [fresh.frame(frame, names) for frame in range(fresh.num_frames)]
     windows = [fresh.window(frame, "action", 5) for frame in range(fresh.num_frames)]
     for name in names:
-        assert fresh.kept(name) is None
+        assert fresh.cached_column(name) is None
         fresh.column(name)
-        assert fresh.kept(name) is not None
+        assert fresh.cached_column(name) is not None
     for frame, values in enumerate(read):
         for name in names:
             np.testing.assert_array_equal(fresh.frame(frame, names)[name], values[name])
@@ -80,7 +80,7 @@ def test_some_episodes_have_columns_of_their_own(folder):
 
 
 def test_wide_tensors_and_texts_are_not_kept(tmp_path):
-    wide = MAX_WIDTH + 1
+    wide = MAX_CACHED_WIDTH + 1
     steps = {
         "embedding": (
             "tensor.Tensor",
@@ -95,7 +95,7 @@ def test_wide_tensors_and_texts_are_not_kept(tmp_path):
     )
     dataset = RLDSDataset(tmp_path)
     assert dataset.column("embedding").shape == (2, wide) and dataset.column("note") == ["a", "b"]
-    assert dataset.kept("embedding") is None and dataset.kept("note") is None
+    assert dataset.cached_column("embedding") is None and dataset.cached_column("note") is None
 
 
 def test_an_adapters_filters_run_once(folder, monkeypatch):
@@ -134,7 +134,7 @@ def test_what_cannot_be_kept_is_read_each_time_and_logged(folder, tmp_path, capl
     (tmp_path / "file").touch()
     dataset = RLDSDataset(folder, cache_dir=tmp_path / "file" / "cache")
     column = dataset.column("action")
-    assert "action is not kept" in caplog.text and not column.flags.writeable
+    assert "action is computed again" in caplog.text and not column.flags.writeable
     np.testing.assert_array_equal(column, RLDSDataset(folder).column("action"))
     assert dataset.column("action") is column
 

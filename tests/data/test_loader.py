@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from etcvla import batch as batch_lib
-from etcvla.data.loader import Recycled, batches
+from etcvla.data.loader import BufferPool, batches
 from etcvla.train.sharding import make_mesh, put_batch
 from tests.data.handmade_rlds import write_robot_set
 from tests.data.made_rows import make_builder, stream
@@ -86,7 +86,7 @@ def test_the_schemas_errors_name_the_field(whole):
 
 
 def test_memory_is_used_again_only_when_nobody_looks_at_it():
-    memory = Recycled(most=2)
+    memory = BufferPool(max_buffers=2)
     first = memory.empty((4, 6))
     place, view = first.ctypes.data, np.asarray(first[1:, ::2]).T
     del first

@@ -91,11 +91,11 @@ def test_neighbours_are_drawn_together_and_still_every_frame_once_an_epoch(size)
 @pytest.mark.parametrize(
     ("weight", "message"),
     [
-        (((0, 1), (0, 2)), "rise"),
+        (((0, 1), (0, 2)), "increase"),
         (((0, -1),), "negative"),
         ((1, 2), "expected"),
         (((0, 0),), "all weights"),
-        (((0.5, 1), (2, 1)), "rise"),
+        (((0.5, 1), (2, 1)), "increase"),
     ],
 )
 def test_malformed_schedules_are_named(weight, message):

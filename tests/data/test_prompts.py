@@ -108,10 +108,10 @@ def test_acting_asks_as_training_did(tokenizer):
     ("options", "message"),
     [
         ({"prompt": "pi0.5"}, "unknown data.prompt 'pi0.5', did you mean 'pi05'"),
-        ({"prompt": "pi05"}, "prompt 'pi05' speaks of the state, and none was given"),
+        ({"prompt": "pi05"}, "prompt 'pi05' contains the state, but none was given"),
         (
             {"prompt": "subtask", "state": STATE},
-            "prompt 'subtask' speaks of the subtask, and none was given",
+            "prompt 'subtask' contains the subtask, but none was given",
         ),
     ],
 )
@@ -122,7 +122,7 @@ def test_what_a_format_lacks_is_named(tokenizer, options, message):
 
 def test_a_format_without_subtasks_is_told(tokenizer):
     with pytest.raises(
-        ValueError, match="prompt 'pi0' has no subtasks; those with: pi05_subtask, subtask"
+        ValueError, match="prompt 'pi0' has no subtasks; choose from pi05_subtask, subtask"
     ):
         prompts.subtask(tokenizer, "open the door", prompt="pi0")
 

@@ -56,7 +56,7 @@ def test_every_value_is_found(texts, floats, ints, order):
         len(floats),
         len(ints),
     ]
-    assert [read_element(payload, mark) for mark in found["texts"].marks] == texts
+    assert [read_element(payload, offset) for offset in found["texts"].offsets] == texts
     span = {name: payload[v.start : v.start + v.size] for name, v in found.items()}
     np.testing.assert_array_equal(read_floats(span["floats"]), floats)
     assert read_ints(span["ints"]).tolist() == ints
@@ -71,15 +71,17 @@ def test_element_sizes_around_varint_borders(size):
         peeked.append(place)
         return payload[place : place + 4]
 
-    marks = locate_features(payload)["image"].marks
-    assert locate_features(payload, peek)["image"].marks == marks and len(peeked) == (size >= 4096)
-    assert [len(read_element(payload, mark)) for mark in marks] == [1, size, 1]
+    offsets = locate_features(payload)["image"].offsets
+    assert locate_features(payload, peek)["image"].offsets == offsets and len(peeked) == (
+        size >= 4096
+    )
+    assert [len(read_element(payload, mark)) for mark in offsets] == [1, size, 1]
 
 
 def test_row_lengths_are_summed():
     payload = example({"etc/ragged_row_lengths_0": [2, 0, 300]})
     found = locate_features(payload)["etc/ragged_row_lengths_0"]
-    assert (found.count, found.marks) == (3, [0, 2, 2, 302])
+    assert (found.count, found.offsets) == (3, [0, 2, 2, 302])
 
 
 def test_value_before_key_and_a_feature_without_a_list():

@@ -14,6 +14,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from data_builders.tools import train_tokenizer
 from etcvla.data.tokenizer import LAYOUTS, IdRange, Tokenizer, TokenLayout
+from etcvla.errors import UserError
 from etcvla.etc.question_types import QUESTION_TYPES
 from etcvla.etc.shapes import SHAPES_QUESTIONS as SHAPES_FORMS
 from etcvla.sims.metaworld.tasks import TASKS
@@ -183,8 +184,8 @@ def test_it_travels_as_json_and_by_pickle():
         ({"action": (1000, 512)}, "text ids .* overlap action ids"),
         ({"loc": (2000, 1024)}, "overlap"),
         ({"loc": (1536, 1000)}, "1000 loc"),
-        ({"eos": 0}, "must be four ids"),
-        ({"bos": 1024}, "must be four ids"),
+        ({"eos": 0}, "must be four different ids"),
+        ({"bos": 1024}, "must be four different ids"),
         ({"action": (1024, 0)}, "no room for actions"),
         ({"name": "openpy"}, "unknown token layout 'openpy', did you mean 'openpi'"),
         ({"name": "openpi"}, "layout openpi: actions end at 1536, expected 2560"),
@@ -402,9 +403,9 @@ def _with_locations(model: bytes) -> bytes:
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no file tinny; give one of \['tiny'\]"):
+    with pytest.raises(UserError, match=r"no file tinny; give one of \['tiny'\]"):
         Tokenizer.load("tinny")
-    with pytest.raises(FileNotFoundError, match=r"no tokenizer.json or tokenizer.model in"):
+    with pytest.raises(UserError, match=r"no tokenizer.json or tokenizer.model in"):
         Tokenizer.load(str(tmp_path))
 
 
@@ -412,7 +413,7 @@ def test_a_missing_file_is_named(tmp_path):
     ("options", "message"),
     [
         ({"layout": "disjont"}, "unknown token layout 'disjont', did you mean 'disjoint'"),
-        ({"num_actions": 300_000}, r"no room for actions .* beside text .*fewer FAST tokens fit"),
+        ({"num_actions": 300_000}, r"no room for actions .* beside text .*use fewer FAST tokens"),
     ],
 )
 def test_what_paligemmas_vocabulary_cannot_hold(paligemma, options, message):

@@ -43,7 +43,7 @@ def test_points_turn_with_the_image(tmp_path):
     image = np.zeros((480, 640, 3), np.uint8)
     image[int(y * 480), int(x * 640)] = 255
     row, column = np.argwhere(Adapter(rotated_cameras=("front",)).rotate("front", image)[..., 0])[0]
-    found = project(calibration.matrix(turned=True), point) * [480, 640]
+    found = project(calibration.matrix(rotated=True), point) * [480, 640]
     np.testing.assert_allclose(found, [row + 0.5, column + 0.5], atol=0.6)
 
 

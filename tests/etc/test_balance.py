@@ -59,7 +59,7 @@ def test_blind_guessing_is_measured_by_task_and_question():
     tally.add(
         _items("gripper_height", "spatial_understanding", ["below"] * 4), task="push", split="train"
     )
-    blind = tally.blind()
+    blind = tally.blind_accuracy()
     assert blind["gripper_height"] == {
         "share": 0.625,
         "items": 8,
@@ -82,7 +82,7 @@ def test_what_is_learnt_blindly_is_tried_on_the_other_split():
         task="reach",
         split="val",
     )
-    assert tally.blind()["gripper_height"] == {"share": 0.5, "items": 4, "questions": 2}
+    assert tally.blind_accuracy()["gripper_height"] == {"share": 0.5, "items": 4, "questions": 2}
 
 
 def test_a_kind_that_a_task_lacks_is_shown():

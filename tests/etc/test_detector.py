@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 
+from etcvla.errors import UserError
 from etcvla.etc.annotators.cache import AnswerCache
 from etcvla.etc.annotators.detector import Detector, best_box
 
@@ -93,5 +94,5 @@ def test_a_random_model_answers_within_the_image_and_once(model, tmp_path):
 
 def test_without_torch_the_extra_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ImportError, match=r"etcvla\[annotate\]"):
+    with pytest.raises(UserError, match=r"etcvla\[annotate\]"):
         Detector("any", cache=AnswerCache(tmp_path))

@@ -57,10 +57,10 @@ def saved(browser, tmp_path):
 
 def test_verdicts_are_saved_reloaded_and_filtered(page, tmp_path):
     with Browser(page, tmp_path) as browser:
-        browser.click('li[data-key="1"] [data-say=reject]')
-        browser.click('li[data-key="2"] [data-say=accept]')
-        browser.click('li[data-key="0"] [data-say=reject]')
-        browser.click('li[data-key="0"] [data-say=reject]')  # a second click takes it back
+        browser.click('li[data-key="1"] [data-choice=reject]')
+        browser.click('li[data-key="2"] [data-choice=accept]')
+        browser.click('li[data-key="0"] [data-choice=reject]')
+        browser.click('li[data-key="0"] [data-choice=reject]')  # a second click takes it back
         review = saved(browser, tmp_path)
         assert review == Review(NAME, "train", {key(0, 1): "reject", key(1, 0): "accept"})
         assert review.rejected() == {key(0, 1)}
@@ -75,7 +75,7 @@ def test_verdicts_are_saved_reloaded_and_filtered(page, tmp_path):
         browser.click("nav button[data-kind=trajectory]")
         browser.click("nav button[data-grade=scene_grounding]")
         assert browser.run(shown) == [0, 2]
-        search = "[document.getElementById('find')].map(x => { x.value = %r; x.oninput(); })"
+        search = "[document.getElementById('search')].map(x => { x.value = %r; x.oninput(); })"
         browser.run(search % "GRIPPER")
         assert browser.run(shown) == [2]
         browser.run(search % "")
@@ -104,7 +104,7 @@ def test_a_loaded_file_keeps_what_the_page_does_not_show(page, tmp_path):
         "items": [elsewhere, key(0, 0)._asdict() | {"verdict": "reject"}],
     }
     with Browser(page, tmp_path) as browser:
-        browser.run(f"load({json.dumps(file)})")
+        browser.run(f"loadReview({json.dumps(file)})")
         browser.run("""hovered = document.querySelector('li[data-key="1"]');
                        document.dispatchEvent(new KeyboardEvent('keydown', {key: 'a'}))""")
         found = saved(browser, tmp_path)
@@ -120,7 +120,7 @@ def test_a_page_of_no_dataset_has_nothing_to_judge(tmp_path):
         tmp_path / "page.html", [GalleryEntry(np.zeros((8, 8, 3), np.uint8), ITEMS[0])], "Look"
     )
     text = (tmp_path / "page.html").read_text()
-    assert 'data-say="' not in text
+    assert 'data-choice="' not in text
     assert 'id="save"' not in text
 
 

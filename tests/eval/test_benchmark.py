@@ -4,14 +4,12 @@ import dataclasses
 import importlib.util
 import types
 
-import numpy as np
 import pytest
 
 from etcvla.errors import UserError
 from etcvla.eval.benchmark import (
     Benchmark,
     check_fit,
-    checkpoint_hash,
     format_scores,
     score_episodes,
     score_groups,
@@ -208,27 +206,3 @@ def test_scores_count_and_keep_cells_apart():
     ] == pytest.approx(0.625)
     assert (noisy["perturbation"], noisy["overall"]["success"]["count"]) == ("noise:1", 2)
     assert any("2/4" in line and "0.62" in line for line in format_scores([plain]))
-
-
-def test_a_checkpoints_hash_is_of_what_a_policy_reads(tmp_path):
-    from etcvla.train.checkpoint import Checkpoints
-    from etcvla.train.state import TrainState
-
-    def saved(name, value, step=1):
-        checkpoints = Checkpoints(tmp_path / name, keep=1)
-        checkpoints.save(
-            TrainState(
-                step=np.int32(step),
-                params={},
-                ema={"w": np.full(4, value, np.float32)},
-                opt={"n": np.zeros(1)},
-            ),
-            {"note": "made"},
-        )
-        checkpoints.wait()
-        return checkpoint_hash(str(tmp_path / name))
-
-    first = saved("a", 1.0)
-    assert first == checkpoint_hash(str(tmp_path / "a")) and first != saved("b", 2.0)
-    with pytest.raises(FileNotFoundError, match="no checkpoint in"):
-        checkpoint_hash(str(tmp_path / "c"))

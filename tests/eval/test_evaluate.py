@@ -27,6 +27,6 @@ def test_a_set_of_held_out_looks_has_nothing_to_learn(tmp_path):
     _write(tmp_path, "val", (0, 1))
     held_out, training = open_splits(str(tmp_path), ("front",))
     assert training is held_out
-    with pytest.raises(FileNotFoundError, match="no split 'val' .*it has train"):
+    with pytest.raises(ValueError, match="no split 'val' .*it has train"):
         _write(tmp_path / "other", "train", (0,))
         open_splits(str(tmp_path / "other"), ("front",))

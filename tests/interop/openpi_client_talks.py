@@ -77,7 +77,7 @@ def check_an_error_is_told_and_others_go_on():
     other, client = connect(), connect()
     for change, word in (
         ({"observation/state": np.full(STATE_DIM, np.nan)}, "finite"),
-        ({"prompt": 3}, "expected words"),
+        ({"prompt": 3}, "expected an instruction"),
         ({"observation/image": picture(0)[..., 0]}, "expected an image"),
     ):
         try:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from etcvla.train.checkpoint import Checkpoints
-from etcvla.train.loop import checkpoint_meta
+from etcvla.train.checkpoint import CheckpointWriter
+from etcvla.train.checkpoint_meta import checkpoint_meta
 from etcvla.train.stage import Stage
 from etcvla.train.state import TrainState
 from tests.data.handmade_rlds import write_robot_set
@@ -26,7 +26,7 @@ KEY = "interop"
 def write_checkpoint(folder: Path) -> Stage:
     """A run of the small model with random parameters in folder/run."""
     stage = Stage.open(nano_config(write_robot_set(folder / "robot"), folder / "run"))
-    checkpoints = Checkpoints(stage.config.workdir, keep=1)
+    checkpoints = CheckpointWriter(stage.config.workdir, keep=1)
     params = random_params(stage.model, scale=0.5)
     checkpoints.save(
         TrainState(step=np.int32(1), params={}, ema=params, opt={"count": np.zeros(1)}),

@@ -1,4 +1,4 @@
-"""A recipe's folder as the recipe and its evaluation leave it, with made-up numbers."""
+"""Write the folder of a recipe with synthetic results, as the recipe and its evaluation do."""
 
 import csv
 import json
@@ -7,10 +7,11 @@ import numpy as np
 from PIL import Image
 
 from etcvla.etc.items import ETC_KINDS, format_loc
+from etcvla.results_schema import VideoName
 from etcvla.stats import wilson
 
 TASKS = ("reach", "door-open", "drawer-open", "drawer-close")
-ROAD = ("vlm_pretrain", "distribution_bridge", "objective_bridge", "retentive_adapt")
+MAIN_RUNS = ("vlm_pretrain", "distribution_bridge", "objective_bridge", "retentive_adapt")
 CONTROL = "retentive_adapt_action_only"
 QUESTION_TYPES = {
     "spatial_understanding": "gripper_side",
@@ -20,8 +21,8 @@ QUESTION_TYPES = {
     "trajectory": "path_task",
     "count": "count_all",
 }
-# (question, answer, wrong answer) of each question_type
-SAID = {
+# question type -> (question, answer, wrong answer)
+QUESTIONS = {
     "gripper_side": ("is the gripper to the left or to the right of the drawer?", "left", "right"),
     "locate_box": (
         "locate the drawer.",
@@ -41,14 +42,26 @@ SAID = {
     ),
     "count_all": ("how many shapes are there?", "3", "4"),
 }
+SUCCESS_CHANCE = {"right": 0.75, "wrong_instruction": 0.3, "blank_image": 0.0}
+OPPOSITE = {"drawer-open": "drawer-close", "drawer-close": "drawer-open"}
+EPISODE_COLUMNS = (
+    "scene",
+    "task",
+    "trial",
+    "intervention",
+    "instruction_of",
+    "success",
+    "steps",
+)
 
 
-def scores_of(
-    right: int, count: int, majority: float = 0.3, blind: float = 0.45
+def kind_scores(
+    correct: int, count: int, majority: float = 0.3, blind: float = 0.45
 ) -> dict[str, float]:
-    low, high = wilson(right, count)
+    """Return the scores of one kind of questions."""
+    low, high = wilson(correct, count)
     return {
-        "accuracy": right / count,
+        "accuracy": correct / count,
         "low": low,
         "high": high,
         "count": count,
@@ -57,42 +70,24 @@ def scores_of(
     }
 
 
-def write_recipe(root, *, runs=(*ROAD, CONTROL), tasks=TASKS, trials=10, steps=60, seed=0):
-    """Writes the folder and returns its summary; only the stages after `distribution_bridge` act, and only
-    `objective_bridge` is tested under all interventions."""
-    rng, stages = np.random.default_rng(seed), {}
+def write_recipe(root, *, runs=(*MAIN_RUNS, CONTROL), tasks=TASKS, trials=10, steps=60, seed=0):
+    """Write the folder and return its summary.
+
+    Only the runs after `distribution_bridge` act, and only `objective_bridge` is evaluated with
+    all interventions.
+    """
+    rng = np.random.default_rng(seed)
+    stages = {}
     for i, name in enumerate(runs):
-        out = root / name / "evaluation"
-        (out / "examples").mkdir(parents=True)
-        (out / "videos").mkdir()
-        datasets = ([] if i == 0 else ["source"]) + (
-            ["target"] if name.startswith("retentive") else []
-        )
-        scores = {
-            "step": steps,
-            "seconds": 61.0,
-            "protocol": {"max_steps": 250, "replan_steps": 5, "image_size": 96},
-            "spec": {"trials": trials, "tasks": list(tasks)},
-            "mm": {kind: scores_of(90 - 5 * i, 100) for kind in ("count", "relation", "caption")},
-            "etc": {
-                name: {kind: scores_of(40 + 4 * i + 5 * k, 100) for k, kind in enumerate(ETC_KINDS)}
-                for name in datasets
-            },
-        }
-        if i > 1:
-            interventions = {"right": trials} | (
-                {"wrong_instruction": 5, "blank_image": 5} if i == 2 else {}
-            )
-            scores["success"] = _episodes(rng, out, tasks, interventions, i)
-        (out / "scores.json").write_text(json.dumps(scores))
-        _examples(rng, out, ["shapes", *datasets])
-        _metrics(rng, root / name, steps, acts=i > 1)
+        _write_evaluation(rng, root, name, i, tasks=tasks, trials=trials, steps=steps)
+        _write_metrics(rng, root / name, steps, acts=i > 1)
         Image.fromarray(np.full((60, 90, 3), 240, np.uint8)).save(root / name / "plan.png")
+        parent = runs[0] if name == CONTROL else runs[i - 1]
         stages[name] = {
             "config": f"configs/{name.removesuffix('_action_only')}.py:tiny",
             "steps": steps,
             "seconds": 100.0 * (i + 1),
-            "init_from": "" if i == 0 else runs[0 if name == CONTROL else i - 1],
+            "init_from": parent if i > 0 else "",
         }
     summary = {
         "recipe": "demo",
@@ -108,61 +103,81 @@ def write_recipe(root, *, runs=(*ROAD, CONTROL), tasks=TASKS, trials=10, steps=6
     return summary
 
 
-def _episodes(rng, out, tasks, interventions, i):
-    success, lines = {}, []
+def _write_evaluation(rng, root, name, index, *, tasks, trials, steps):
+    """Write the evaluation folder of one run; `index` is its position in the recipe."""
+    out = root / name / "evaluation"
+    (out / "examples").mkdir(parents=True)
+    (out / "videos").mkdir()
+    datasets = []
+    if index > 0:
+        datasets.append("source")
+    if name.startswith("retentive"):
+        datasets.append("target")
+    etc_scores = {}
+    for dataset in datasets:
+        etc_scores[dataset] = {}
+        for k, kind in enumerate(ETC_KINDS):
+            etc_scores[dataset][kind] = kind_scores(40 + 4 * index + 5 * k, 100)
+    shapes_kinds = ("count", "relation", "caption")
+    scores = {
+        "step": steps,
+        "seconds": 61.0,
+        "protocol": {"max_steps": 250, "replan_steps": 5, "image_size": 96},
+        "spec": {"trials": trials, "tasks": list(tasks)},
+        "mm": {kind: kind_scores(90 - 5 * index, 100) for kind in shapes_kinds},
+        "etc": etc_scores,
+    }
+    if index > 1:
+        interventions = {"right": trials}
+        if index == 2:
+            interventions |= {"wrong_instruction": 5, "blank_image": 5}
+        scores["success"] = _write_episodes(rng, out, tasks, interventions, index)
+    (out / "scores.json").write_text(json.dumps(scores))
+    _write_examples(rng, out, ["shapes", *datasets])
+
+
+def _write_episodes(rng, out, tasks, interventions, index):
+    """Write episodes.csv and videos; return the table of successes for scores.json."""
+    table = {}
+    lines = []
     for intervention, trials in interventions.items():
-        chance = {"right": 0.75, "wrong_instruction": 0.3, "blank_image": 0.0}[intervention]
         for scene in ("source", "target"):
             for t, task in enumerate(tasks):
-                wrong = {"drawer-open": "drawer-close", "drawer-close": "drawer-open"}.get(
-                    task, tasks[t - 1]
-                )
-                won = rng.random(trials) < chance - 0.3 * (scene == "target" and i == 2)
-                success.setdefault(intervention, {}).setdefault(scene, {})[task] = [
-                    int(won.sum()),
-                    trials,
-                ]
-                lines += [
-                    (
-                        scene,
-                        task,
-                        trial,
-                        intervention,
-                        wrong if intervention == "wrong_instruction" else task,
-                        int(ok),
-                        88 if ok else 250,
-                    )
-                    for trial, ok in enumerate(won)
-                ]
-                _write_video(
-                    rng,
-                    out
-                    / "videos"
-                    / f"{intervention}_{scene}_{task}_0_{'success' if won[0] else 'failure'}.gif",
-                )
+                chance = SUCCESS_CHANCE[intervention] - 0.3 * (scene == "target" and index == 2)
+                successes = rng.random(trials) < chance
+                cell = [int(successes.sum()), trials]
+                table.setdefault(intervention, {}).setdefault(scene, {})[task] = cell
+                wrong_task = OPPOSITE.get(task, tasks[t - 1])
+                instruction_of = wrong_task if intervention == "wrong_instruction" else task
+                for trial, success in enumerate(successes):
+                    steps = 88 if success else 250
+                    row = (scene, task, trial, intervention, instruction_of, int(success), steps)
+                    lines.append(row)
+                name = VideoName(intervention, scene, task, 0, bool(successes[0]))
+                _write_video(rng, out / "videos" / f"{name.stem}.gif")
     with (out / "episodes.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(
-            [
-                ("scene", "task", "trial", "intervention", "instruction_of", "success", "steps"),
-                *lines,
-            ]
-        )
-    return success
+        csv.writer(file).writerows([EPISODE_COLUMNS, *lines])
+    return table
+
+
+def _random_image(rng):
+    return Image.fromarray(rng.integers(0, 255, (16, 16, 3), np.uint8))
 
 
 def _write_video(rng, path):
-    first, *rest = (Image.fromarray(rng.integers(0, 255, (16, 16, 3), np.uint8)) for _ in range(3))
+    first, *rest = [_random_image(rng) for _ in range(3)]
     first.save(path, save_all=True, append_images=rest, duration=60, loop=0)
 
 
-def _examples(rng, out, datasets):
+def _write_examples(rng, out, datasets):
+    """Write examples.json with three wrong and three correct answers by dataset and kind."""
     rows = []
     for dataset in datasets:
         for kind in ["count"] if dataset == "shapes" else ETC_KINDS:
+            question, answer, wrong = QUESTIONS[QUESTION_TYPES[kind]]
             for n in range(6):
-                question, answer, wrong = SAID[QUESTION_TYPES[kind]]
                 image = f"examples/{len(rows):04d}.png"
-                Image.fromarray(rng.integers(0, 255, (16, 16, 3), np.uint8)).save(out / image)
+                _random_image(rng).save(out / image)
                 rows.append(
                     {
                         "dataset": dataset,
@@ -179,27 +194,24 @@ def _examples(rng, out, datasets):
     (out / "examples.json").write_text(json.dumps(rows))
 
 
-def _metrics(rng, folder, steps, acts):
+def _write_metrics(rng, folder, steps, acts):
     lines = []
     for step in range(20, steps + 1, 20):
-        decay = 7 * np.exp(-5 * step / steps) + 0.4 + 0.05 * rng.random()
-        lines.append(
-            {
-                "step": step,
-                "time": 1.7e9 + step,
-                "loss": decay,
-                "loss/text": decay * 0.8,
-                "loss/fast": 0.0,
-                "grad_norm": 1.0,
-                "steps_per_second": 1.5 + 0.2 * rng.random(),
-                "data_wait": 0.03,
-                "source_affordance/accuracy": 1 - decay / 8,
-            }
-        )
+        loss = 7 * np.exp(-5 * step / steps) + 0.4 + 0.05 * rng.random()
+        line = {
+            "step": step,
+            "time": 1.7e9 + step,
+            "loss": loss,
+            "loss/text": loss * 0.8,
+            "loss/fast": 0.0,
+            "grad_norm": 1.0,
+            "steps_per_second": 1.5 + 0.2 * rng.random(),
+            "data_wait": 0.03,
+            "source_affordance/accuracy": 1 - loss / 8,
+        }
         if acts:
-            lines[-1] |= {
-                "loss/fast": decay * 0.9,
-                "loss/flow": decay * 0.2,
-                "action/accuracy": 0.9 - decay / 9,
-            }
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            line["loss/fast"] = loss * 0.9
+            line["loss/flow"] = loss * 0.2
+            line["action/accuracy"] = 0.9 - loss / 9
+        lines.append(json.dumps(line) + "\n")
+    (folder / "metrics.jsonl").write_text("".join(lines))

@@ -1,111 +1,100 @@
-"""Every kind of client's message becomes the observation that it means; what is wrong with one is said in its words."""
+"""Messages of every known client become observations; errors name the field of the message."""
 
 import numpy as np
 import pytest
 
+from etcvla.errors import UserError
 from etcvla.serve.client_formats import translate
 
-FRONT, WRIST = (np.random.default_rng(i).integers(0, 256, (4, 6, 3), np.uint8) for i in range(2))
+FRONT = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
+WRIST = np.random.default_rng(1).integers(0, 256, (4, 6, 3), np.uint8)
+CAMERAS = ("front", "wrist")
 LIBERO = {
     "observation/image": FRONT,
     "observation/wrist_image": WRIST,
     "observation/state": np.arange(8.0),
     "prompt": "open the drawer",
 }
-CAMERAS = ("front", "wrist")
-
-
-def seen(message, cameras=CAMERAS, **options):
-    return translate(message, cameras, **options)
+OWN = {
+    "images": {"front": FRONT, "wrist": WRIST},
+    "state": list(range(8)),
+    "instruction": "open the drawer",
+}
+OWN_FLAT = {
+    "images/front": FRONT,
+    "images/wrist": WRIST,
+    "state": np.arange(8),
+    "prompt": "open the drawer",
+}
+DROID = {
+    "observation/exterior_image_1_left": FRONT,
+    "observation/wrist_image_left": WRIST,
+    "prompt": "open the drawer",
+    "observation/joint_position": np.arange(7.0),
+    "observation/gripper_position": 7.0,
+}
+VLABENCH = LIBERO | {"observation/second_image": FRONT, "unknown": [1]}
+CHANNELS_FIRST = LIBERO | {
+    "observation/image": FRONT.transpose(2, 0, 1),
+    "observation/wrist_image": WRIST.transpose(2, 0, 1),
+}
 
 
 @pytest.mark.parametrize(
     "message",
-    [
-        LIBERO,
-        {
-            "images": {"front": FRONT, "wrist": WRIST},
-            "state": list(range(8)),
-            "instruction": "open the drawer",
-        },
-        {
-            "images/front": FRONT,
-            "images/wrist": WRIST,
-            "state": np.arange(8),
-            "prompt": "open the drawer",
-        },
-        {
-            "observation/exterior_image_1_left": FRONT,
-            "observation/wrist_image_left": WRIST,
-            "prompt": "open the drawer",
-            "observation/joint_position": np.arange(7.0),
-            "observation/gripper_position": 7.0,
-        },
-        LIBERO | {"observation/second_image": FRONT, "unknown": [1]},
-        {
-            name: (value.transpose(2, 0, 1) if "image" in name else value)
-            for name, value in LIBERO.items()
-        },
-    ],
+    [LIBERO, OWN, OWN_FLAT, DROID, VLABENCH, CHANNELS_FIRST],
+    ids=["libero", "own", "own_flat", "droid", "vlabench", "channels_first"],
 )
-def test_kinds_of_clients(message):
-    observation = seen(message)
-    assert observation["instruction"] == "open the drawer" and list(observation["images"]) == list(
-        CAMERAS
-    )
+def test_every_client_gives_the_same_observation(message):
+    observation = translate(message, CAMERAS)
+    assert observation["instruction"] == "open the drawer"
+    assert list(observation["images"]) == list(CAMERAS)
     np.testing.assert_array_equal(observation["images"]["front"], FRONT)
     np.testing.assert_array_equal(observation["images"]["wrist"], WRIST)
     np.testing.assert_array_equal(observation["state"], np.arange(8, dtype=np.float32))
     assert observation["state"].dtype == np.float32
 
 
-def test_aloha_by_its_own_names_and_by_ours():
+@pytest.mark.parametrize("cameras", [("cam_high", "cam_right_wrist"), ("front", "right_wrist")])
+def test_aloha_cameras_have_the_clients_names_or_ours(cameras):
+    names = ("cam_high", "cam_low", "cam_left_wrist", "cam_right_wrist")
     message = {
         "state": np.ones(14),
-        "images": {
-            name: np.full((3, 4, 6), i, np.uint8)
-            for i, name in enumerate(("cam_high", "cam_low", "cam_left_wrist", "cam_right_wrist"))
-        },
+        "images": {name: np.full((3, 4, 6), i, np.uint8) for i, name in enumerate(names)},
         "prompt": "x",
     }
-    own = seen(message, ("cam_high", "cam_right_wrist"))["images"]
-    ours = seen(message, ("front", "right_wrist"))["images"]
-    for images, names in ((own, ("cam_high", "cam_right_wrist")), (ours, ("front", "right_wrist"))):
-        assert [images[name][0, 0, 0] for name in names] == [0, 3]
+    images = translate(message, cameras)["images"]
+    assert [images[camera][0, 0, 0] for camera in cameras] == [0, 3]
 
 
-def test_only_the_cameras_that_the_policy_looks_through_are_touched():
-    assert list(seen(LIBERO | {"observation/wrist_image": "broken"}, ("front",))["images"]) == [
-        "front"
-    ]
+def test_cameras_that_the_policy_does_not_use_are_ignored():
+    message = LIBERO | {"observation/wrist_image": "broken"}
+    assert list(translate(message, ("front",))["images"]) == ["front"]
 
 
-def test_floats_count_to_one():
-    images = seen(LIBERO | {"observation/image": FRONT / 255})["images"]
-    assert (
-        images["front"].dtype == np.uint8 and np.abs(images["front"].astype(int) - FRONT).max() <= 1
-    )
+def test_float_images_are_from_0_to_1():
+    image = translate(LIBERO | {"observation/image": FRONT / 255}, CAMERAS)["images"]["front"]
+    assert image.dtype == np.uint8
+    assert np.abs(image.astype(int) - FRONT).max() <= 1
 
 
-def test_what_libero_has_turned_is_not_turned_again():
-    images = seen(LIBERO, turned=("front",))["images"]
-    np.testing.assert_array_equal(
-        images["front"][::-1, ::-1], FRONT
-    )  # so the policy's turning gives what was sent
+def test_upright_images_are_rotated_for_the_policy_to_rotate_them_back():
+    images = translate(LIBERO, CAMERAS, rotated_cameras=("front",))["images"]
+    np.testing.assert_array_equal(images["front"][::-1, ::-1], FRONT)
     np.testing.assert_array_equal(images["wrist"], WRIST)
 
 
-def test_an_instruction_for_clients_without():
-    assert (
-        seen({k: v for k, v in LIBERO.items() if k != "prompt"}, instruction="wait")["instruction"]
-        == "wait"
-    )
+def test_default_instruction_is_for_clients_without_one():
+    message = {name: value for name, value in LIBERO.items() if name != "prompt"}
+    assert translate(message, CAMERAS, instruction="wait")["instruction"] == "wait"
 
 
-def test_the_chunk_under_way():
-    observation = seen(LIBERO | {"rtc": {"prefix": np.ones((3, 4)), "delay": 2}})
-    assert observation["prefix"].shape == (3, 4) and observation["delay"] == 2
-    assert "prefix" not in seen(LIBERO)
+def test_real_time_chunking_fields_are_passed_on():
+    rtc = {"prefix": np.ones((3, 4)), "delay": 2}
+    observation = translate(LIBERO | {"rtc": rtc}, CAMERAS)
+    assert observation["prefix"].shape == (3, 4)
+    assert observation["delay"] == 2
+    assert "prefix" not in translate(LIBERO, CAMERAS)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +102,7 @@ def test_the_chunk_under_way():
     [
         (
             {"observation/wrist_image": None},
-            "lacks observation/wrist_image; it has .* nearest kind of client is 'libero'",
+            "lacks observation/wrist_image; it has .* nearest client format is 'libero'",
         ),
         ({"observation/state": None}, "lacks observation/state"),
         ({"observation/image": FRONT[0]}, r"observation/image is uint8\[6, 3\], expected an image"),
@@ -127,16 +116,16 @@ def test_the_chunk_under_way():
         ({"observation/state": "x"}, "observation/state is str, expected a list of numbers"),
         ({"observation/state": ["x"]}, "is list"),
         ({"observation/state": np.zeros((2, 2))}, r"float64\[2, 2\]"),
-        ({"prompt": 3}, r"prompt is 3, expected words .* \(text, not int\)"),
+        ({"prompt": 3}, r"prompt is 3, expected an instruction \(text, not int\)"),
         ({"prompt": " "}, "prompt is ' ', expected"),
-        ({"prompt": None}, "prompt is '', expected words"),
-        ({"protocol": 2}, "speaks protocol 2, this server speaks 1"),
+        ({"prompt": None}, "prompt is '', expected an instruction"),
+        ({"protocol": 2}, "has protocol version 2, this server has 1"),
         ({"rtc": {"prefix": 3, "delay": 1}}, "rtc/prefix is int"),
         ({"rtc": {"prefix": np.ones((1, 1))}}, "rtc/delay is None"),
         ({"rtc": {"prefix": np.ones((1, 1)), "delay": -1}}, "rtc/delay is -1"),
     ],
 )
-def test_what_is_wrong_is_said(change, error):
+def test_wrong_messages_are_refused(change, error):
     message = {name: value for name, value in (LIBERO | change).items() if value is not None}
-    with pytest.raises(ValueError, match=error):
-        seen(message)
+    with pytest.raises(UserError, match=error):
+        translate(message, CAMERAS)

@@ -1,4 +1,4 @@
-"""The wire format: what openpi's client writes is read, what it never would is refused, and nothing else happens."""
+"""The wire format reads what openpi's client writes and refuses everything else."""
 
 import resource
 
@@ -6,14 +6,15 @@ import msgpack
 import numpy as np
 import pytest
 
+from etcvla.errors import UserError
 from etcvla.serve import wire
-from tests.serve.running import MESSAGE
+from tests.serve.running_server import MESSAGE
 
-DAMAGED = 10_000
+DAMAGED_MESSAGES = 10_000
 
 
 def array(**fields):
-    """An array of ours as a map, with other fields."""
+    """Return the map of an array with some fields replaced."""
     return {b"__ndarray__": True, b"data": b"\0" * 12, b"dtype": "<f4", b"shape": [3]} | {
         name.encode(): value for name, value in fields.items()
     }
@@ -21,14 +22,15 @@ def array(**fields):
 
 @pytest.mark.parametrize("dtype", ["bool", "uint8", "int16", "int64", "float16", "float32", ">f8"])
 @pytest.mark.parametrize("shape", [(), (0,), (5,), (2, 3, 4)])
-def test_arrays_come_back(dtype, shape):
+def test_arrays_keep_values_and_dtype(dtype, shape):
     value = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
-    (back,) = wire.unpack(wire.pack({"x": value})).values()
+    back = wire.unpack(wire.pack({"x": value}))["x"]
     np.testing.assert_array_equal(back, value)
-    assert back.dtype == value.dtype and not back.flags.writeable
+    assert back.dtype == value.dtype
+    assert not back.flags.writeable
 
 
-def test_plain_values_and_scalars_come_back():
+def test_plain_values_and_scalars_are_kept():
     message = {"a": [1, 2.5, "x", None, True], "b": {"c": np.float32(0.5), "d": np.int64(-3)}}
     assert wire.unpack(wire.pack(message)) == {
         "a": [1, 2.5, "x", None, True],
@@ -42,7 +44,7 @@ def test_plain_values_and_scalars_come_back():
 @pytest.mark.parametrize(
     "value", [np.array([object()]), np.array(["x"]), np.zeros(2, "c8"), np.zeros(2, "i4,f4"), set()]
 )
-def test_what_is_no_number_is_not_sent(value):
+def test_other_types_cannot_be_sent(value):
     with pytest.raises(ValueError, match="cannot send"):
         wire.pack({"x": value})
 
@@ -61,7 +63,7 @@ def test_what_is_no_number_is_not_sent(value):
         (array(shape=[1] * 5), "shape"),
         (array(shape=3), "shape"),
         (array(shape=[2**60, 2**60]), "expected"),
-        (array(data="text"), "str"),
+        (array(data="text"), "of str, expected 12"),
         (array(data=None), "NoneType"),
         ({b"__npgeneric__": True, b"data": b"x", b"dtype": "<f4"}, "scalar"),
         ({b"__npgeneric__": True, b"data": 1, b"dtype": "|O"}, "scalar"),
@@ -73,8 +75,8 @@ def test_what_is_no_number_is_not_sent(value):
         (msgpack.Timestamp(1), "ext"),
     ],
 )
-def test_what_openpis_client_never_sends_is_refused(part, error):
-    with pytest.raises(ValueError, match=error.replace("|", r"\|")):
+def test_wrong_values_are_refused(part, error):
+    with pytest.raises(UserError, match=error.replace("|", r"\|")):
         wire.unpack(msgpack.packb({"x": part}))
 
 
@@ -95,15 +97,17 @@ def test_what_openpis_client_never_sends_is_refused(part, error):
         b"\x81\x01\x02",
     ],
 )
-def test_what_is_no_message_is_refused(data):
-    with pytest.raises(ValueError, match="the message is"):
+def test_wrong_messages_are_refused(data):
+    with pytest.raises(UserError, match="the message is"):
         wire.unpack(data)
 
 
 def damage(data, rng):
-    """The bytes with a few changed, some of them lost, doubled, or put elsewhere."""
-    data, kind = bytearray(data), rng.integers(4)
-    at, length = rng.integers(len(data)), rng.integers(1, 64)
+    """Return the bytes after changing, removing, repeating or cutting off some of them."""
+    data = bytearray(data)
+    kind = rng.integers(4)
+    at = rng.integers(len(data))
+    length = rng.integers(1, 64)
     if kind == 0:
         for place in rng.integers(0, len(data), rng.integers(1, 8)):
             data[place] = rng.integers(256)
@@ -116,8 +120,7 @@ def damage(data, rng):
     return bytes(data)
 
 
-def test_damaged_messages_do_no_harm():
-    """Each is read or refused; memory stays where it was."""
+def test_damaged_messages_are_read_or_refused_in_constant_memory():
     rng = np.random.default_rng(0)
     small = {
         "observation/image": np.zeros((2, 2, 3), np.uint8),
@@ -126,33 +129,35 @@ def test_damaged_messages_do_no_harm():
         "n": [1, {"a": 2}],
         "s": np.float32(1),
     }
-    others = {"x": {"y": {"z": [0.5] * 20}}, "u": "words"}, {"e": np.zeros((0, 3))}
-    whole = [wire.pack(message) for message in (small, *others)]
-    refused, before = 0, None
-    for i in range(DAMAGED):
+    nested = {"x": {"y": {"z": [0.5] * 20}}, "u": "words"}
+    empty = {"e": np.zeros((0, 3))}
+    messages = [wire.pack(message) for message in (small, nested, empty)]
+    refused = 0
+    before = None
+    for i in range(DAMAGED_MESSAGES):
         try:
-            wire.unpack(damage(whole[i % len(whole)], rng))
-        except ValueError:
+            wire.unpack(damage(messages[i % len(messages)], rng))
+        except UserError:
             refused += 1
-        if i == DAMAGED // 4:
+        if i == DAMAGED_MESSAGES // 4:
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert DAMAGED // 2 < refused < DAMAGED
+    assert DAMAGED_MESSAGES // 2 < refused < DAMAGED_MESSAGES
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 4096  # KiB
 
 
-def test_a_message_cannot_grow_much():
-    """Lists in lists that each announce as much as is allowed, and as many empty ones as fit."""
+def test_small_messages_cannot_take_much_memory():
+    """Messages with nested lists of the largest allowed size, and with many empty lists."""
     for bomb in (
         b"\xdc\x04\x00" * 400 + b"\x00" * 100_000,
         b"\x81\xa1x\xdc\x04\x00" + b"\x90" * 1024,
     ):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        with pytest.raises(ValueError, match="the message is no msgpack"):
+        with pytest.raises(UserError, match="the message is not msgpack"):
             wire.unpack(bomb)
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 16_384
 
 
-def test_a_real_message_is_read():
+def test_complete_message_is_kept():
     back = wire.unpack(wire.pack(MESSAGE))
     assert back["prompt"] == MESSAGE["prompt"]
     np.testing.assert_array_equal(back["observation/image"], MESSAGE["observation/image"])

@@ -1,8 +1,9 @@
-"""Checkpoints that are damaged, cannot be written, or are to be kept: nothing whole is ever lost."""
+"""Saving and reading checkpoints, also damaged ones, and disks that cannot be written."""
 
 import json
 import logging
 import shutil
+import time
 from collections import namedtuple
 
 import jax
@@ -11,172 +12,229 @@ import numpy as np
 import pytest
 from etils import epath
 
+from etcvla.errors import UserError
 from etcvla.train import checkpoint
-from etcvla.train.checkpoint import Checkpoints
+from etcvla.train.checkpoint import (
+    CheckpointWriter,
+    check_writable,
+    find_checkpoint,
+    open_checkpoint,
+    set_aside_newer,
+)
 from etcvla.train.state import TrainState
 from tests.train.full_disk import files_up_to
 
 META = {"config": {"seed": 0}}
 
 
-def state(step):
+def make_state(step):
     rng = np.random.default_rng(step)
-    tree = {"a": {"w": jnp.asarray(rng.normal(size=(64, 64)), jnp.float32)}, "b": jnp.float32(step)}
+    weights = jnp.asarray(rng.normal(size=(64, 64)), jnp.float32)
+    params = {"a": {"w": weights}, "b": jnp.float32(step)}
     return TrainState(
         step=jnp.int32(step),
-        params=tree,
-        ema=tree,
+        params=params,
+        ema=params,
         opt={"a": {"w": ()}, "b": {"mu": jnp.ones(3)}},
         skipped=jnp.int32(0),
     )
 
 
 ABSTRACT = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state(0)
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), make_state(0)
 )
 
 
-def saved(workdir, *steps, **options):
-    checkpoints = Checkpoints(workdir, **{"keep": 3, **options})
+def save(workdir, *steps, keep=3, keep_every=0):
+    writer = CheckpointWriter(workdir, keep, keep_every)
     for step in steps:
-        checkpoints.save(state(step), META)
-    checkpoints.wait()
-    return checkpoints
+        writer.save(make_state(step), META)
+    writer.wait()
+    return writer
 
 
-def assert_same(found, expected):
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+def assert_same(actual, expected):
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
-def files(folder):
-    """The data of a checkpoint, largest first."""
-    return sorted(
-        (path for path in folder.rglob("d/*") if path.is_file()),
-        key=lambda path: -path.stat().st_size,
-    )
+def array_files(folder):
+    """The files of a checkpoint's arrays, largest first."""
+    files = [path for path in folder.rglob("d/*") if path.is_file()]
+    return sorted(files, key=lambda path: -path.stat().st_size)
 
 
-def cut(folder):
-    path = files(folder / "train")[0]
+def truncate_array(folder):
+    path = array_files(folder / "train")[0]
     path.write_bytes(path.read_bytes()[:100])
 
 
-def lose(folder):
-    files(folder / "ema")[0].unlink()
+def delete_array(folder):
+    array_files(folder / "ema")[0].unlink()
 
 
-def scramble(folder):
-    for path in files(folder / "train"):  # as long as before: it shows in reading only
+def overwrite_arrays(folder):
+    """Keep the sizes of the files: only reading them shows the damage."""
+    for path in array_files(folder):
         path.write_bytes(bytes(path.stat().st_size))
 
 
-def tear_meta(folder):
+def truncate_meta(folder):
     path = folder / "meta" / "metadata"
     path.write_text(path.read_text()[:20])
 
 
-@pytest.mark.parametrize("damage", [cut, lose, scramble, tear_meta])
-def test_the_one_before_is_taken_where_the_newest_is_damaged(tmp_path, caplog, damage):
-    saved(tmp_path, 4, 6)
+@pytest.mark.parametrize("damage", [truncate_array, delete_array, overwrite_arrays, truncate_meta])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, caplog, damage):
+    save(tmp_path, 4, 6)
     damage(tmp_path / "checkpoints" / "6")
-    reader = Checkpoints(tmp_path)
-    assert reader.latest() == (6 if damage is scramble else 4)
+    assert open_checkpoint(tmp_path).step == (6 if damage is overwrite_arrays else 4)
     with caplog.at_level(logging.WARNING):
-        checkpoints = Checkpoints(tmp_path, keep=3)
-        assert_same(checkpoints.restore(ABSTRACT), state(4))
-    assert (
-        "/checkpoints/6 is damaged (" in caplog.text
-        and "taking the checkpoint before it" in caplog.text
-    )
-    assert checkpoints.latest() == 4 and checkpoints.meta()["config"] == META["config"]
-    checkpoints.save(state(5), META)  # its step, and those before it, can be saved again
-    checkpoints.save(state(6), META)
-    checkpoints.wait()
-    assert_same(Checkpoints(tmp_path).restore(ABSTRACT), state(6))
+        saved = open_checkpoint(tmp_path)
+        assert_same(saved.train_state(ABSTRACT), make_state(4))
+    assert "/checkpoints/6 is damaged (" in caplog.text
+    assert "using the checkpoint before it" in caplog.text
+    assert saved.step == 4
+    assert saved.meta()["config"] == META["config"]
+    assert_same(open_checkpoint(tmp_path).ema(ABSTRACT.ema), make_state(4).ema)
+
+
+def test_damaged_steps_can_be_saved_again(tmp_path):
+    save(tmp_path, 4, 6)
+    overwrite_arrays(tmp_path / "checkpoints" / "6")
+    set_aside_newer(tmp_path, 4)
+    save(tmp_path, 5, 6)
+    assert_same(open_checkpoint(tmp_path).train_state(ABSTRACT), make_state(6))
     assert (tmp_path / "checkpoints" / "6.damaged").is_dir()
 
 
-def test_who_only_reads_moves_nothing(tmp_path):
-    saved(tmp_path, 4, 6)
-    scramble(tmp_path / "checkpoints" / "6")
-    assert_same(Checkpoints(tmp_path).restore(ABSTRACT), state(4))
+def test_reading_renames_nothing_and_fails_without_an_intact_checkpoint(tmp_path):
+    save(tmp_path, 4, 6)
+    overwrite_arrays(tmp_path / "checkpoints" / "6")
+    assert_same(open_checkpoint(tmp_path).train_state(ABSTRACT), make_state(4))
     assert not (tmp_path / "checkpoints" / "6.damaged").exists()
-    cut(tmp_path / "checkpoints" / "4")
-    with pytest.raises(FileNotFoundError, match="no checkpoint that can be read in .*checkpoints"):
-        Checkpoints(tmp_path).restore(ABSTRACT)
+    overwrite_arrays(tmp_path / "checkpoints" / "4")
+    with pytest.raises(UserError, match="no readable checkpoint in .*checkpoints"):
+        open_checkpoint(tmp_path).train_state(ABSTRACT)
 
 
-def test_some_are_kept_by_number_and_some_for_good(tmp_path):
-    saved(tmp_path, 1, 2, 3, 4, 5, 6, 7, 8, keep=2, keep_every=3)
-    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [3, 6, 7, 8]
+def test_one_checkpoint_of_a_workdir_is_opened_by_its_folder(tmp_path):
+    save(tmp_path, 4, 6)
+    saved = open_checkpoint(tmp_path / "checkpoints" / "4")
+    assert saved.step == 4
+    assert saved.workdir == tmp_path
+    assert_same(saved.ema(ABSTRACT.ema), make_state(4).ema)
+    assert jax.tree.map(lambda x: x.shape, saved.ema_shapes()) == {"a": {"w": (64, 64)}, "b": ()}
 
 
-def test_a_full_disk_costs_the_save_and_nothing_else(tmp_path):
-    checkpoints, now = saved(tmp_path, 4), state(6)
-    told = r"checkpoints: the checkpoint of step 6 was not written: .*make room"
-    with files_up_to(2000), pytest.raises(OSError, match=told):
-        checkpoints.save(now, META)
-        checkpoints.wait()
-    assert Checkpoints(tmp_path).latest() == 4
-    checkpoints.save(now, META)
-    checkpoints.wait()
-    assert_same(checkpoints.restore(ABSTRACT), state(6))
+def test_a_missing_checkpoint_is_named(tmp_path):
+    save(tmp_path, 4)
+    for path in (tmp_path / "other", tmp_path / "checkpoints" / "5", tmp_path / "checkpoints"):
+        assert find_checkpoint(path) is None
+        with pytest.raises(UserError, match=f"no checkpoint in {path}"):
+            open_checkpoint(path)
 
 
-def test_a_place_that_cannot_be_written_is_named_before_training(tmp_path, monkeypatch):
+def test_the_content_hash_covers_what_a_policy_reads(tmp_path):
+    save(tmp_path / "a", 1)
+    save(tmp_path / "b", 2)
+    first = open_checkpoint(tmp_path / "a").content_hash()
+    assert first == open_checkpoint(tmp_path / "a").content_hash()
+    assert first != open_checkpoint(tmp_path / "b").content_hash()
+    truncate_array(tmp_path / "a" / "checkpoints" / "1")
+    (tmp_path / "a" / "checkpoints" / "1" / "files.json").unlink()
+    assert first == open_checkpoint(tmp_path / "a").content_hash()
+
+
+def test_the_newest_and_every_nth_checkpoint_are_kept(tmp_path):
+    save(tmp_path, 1, 2, 3, 4, 5, 6, 7, 8, keep=2, keep_every=3)
+    steps = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    assert steps == [3, 6, 7, 8]
+
+
+def test_only_a_writer_deletes_unfinished_checkpoints(tmp_path):
+    """A policy may read a workdir while a run saves; the next run deletes what a killed run left."""
+    read, written = (
+        tmp_path / name / "checkpoints" / "3.orbax-checkpoint-tmp" for name in ("read", "written")
+    )
+    read.mkdir(parents=True)
+    written.mkdir(parents=True)
+    assert find_checkpoint(tmp_path / "read") is None
+    CheckpointWriter(tmp_path / "written", keep=1)
+    for _ in range(500):  # orbax deletes in the background
+        if not written.exists():
+            break
+        time.sleep(0.02)
+    assert read.exists() and not written.exists()
+
+
+def test_a_full_disk_fails_the_save_only(tmp_path):
+    writer = save(tmp_path, 4)
+    state = make_state(6)
+    message = r"checkpoints: the checkpoint of step 6 was not written: .*make room"
+    with files_up_to(2000), pytest.raises(UserError, match=message):
+        writer.save(state, META)
+        writer.wait()
+    assert open_checkpoint(tmp_path).step == 4
+    writer.save(state, META)
+    writer.wait()
+    assert_same(open_checkpoint(tmp_path).train_state(ABSTRACT), state)
+
+
+def test_a_directory_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(
-        OSError, match="no checkpoint can be written to .*/file/run/checkpoints.*--config.workdir"
-    ):
-        Checkpoints(tmp_path / "file" / "run", keep=1).check_writable(ABSTRACT)
-    checkpoints = Checkpoints(tmp_path / "run", keep=1)
-    checkpoints.check_writable(ABSTRACT)
+    message = "cannot write checkpoints to .*/file/run/checkpoints.*--config.workdir"
+    with pytest.raises(UserError, match=message):
+        check_writable(tmp_path / "file" / "run", ABSTRACT)
+    check_writable(tmp_path / "run", ABSTRACT)
     assert not any((tmp_path / "run" / "checkpoints").iterdir())
     monkeypatch.setattr(shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(1000))
-    with pytest.raises(
-        OSError, match="a checkpoint takes 0.00 GiB, and .*/run/checkpoints has room for 0.00 GiB"
-    ):
-        checkpoints.check_writable(ABSTRACT)
+    message = "a checkpoint takes 0.00 GiB, but .*/run/checkpoints has room for 0.00 GiB"
+    with pytest.raises(UserError, match=message):
+        check_writable(tmp_path / "run", ABSTRACT)
 
 
-def test_a_bucket_that_does_not_answer_is_named(monkeypatch):
-    """Its filesystem's own error says of no place; and it is no local folder of that name."""
+def test_an_unreachable_bucket_is_named(monkeypatch):
+    """The file system's own error does not name the path, and the URL is not a local path."""
 
-    def silent(self):
+    def fail(self):
         raise ConnectionError("Cannot connect to host storage.googleapis.com:443")
 
-    monkeypatch.setattr(type(epath.Path("gs://no-bucket")), "exists", silent)
-    with pytest.raises(
-        OSError, match="^gs://no-bucket/run/checkpoints cannot be reached: Cannot connect to host"
-    ):
-        Checkpoints("gs://no-bucket/run")
+    monkeypatch.setattr(type(epath.Path("gs://no-bucket")), "exists", fail)
+    message = "^gs://no-bucket/run/checkpoints cannot be reached: Cannot connect to host"
+    with pytest.raises(UserError, match=message):
+        find_checkpoint("gs://no-bucket/run")
 
 
-def test_a_newer_versions_checkpoint_is_refused(tmp_path, monkeypatch):
+def test_a_checkpoint_of_a_newer_format_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "FORMAT", 2)
-    saved(tmp_path, 1)
+    save(tmp_path, 1)
     monkeypatch.undo()
-    with pytest.raises(
-        ValueError,
-        match=r"checkpoint format 2 is newer than this etcvla reads \(1\); update etcvla",
-    ):
-        Checkpoints(tmp_path).meta()
+    message = r"format 2 is newer than this version of etcvla reads \(1\); update etcvla"
+    with pytest.raises(UserError, match=message):
+        open_checkpoint(tmp_path).meta()
 
 
-def test_another_models_state_is_refused_with_lists(tmp_path):
-    saved(tmp_path, 1)
-    params = {"a": ABSTRACT.params["a"], "c": ABSTRACT.params["b"]}
-    with pytest.raises(ValueError, match=r"(?s)missing: \['params/c'\].*extra: \['params/b'\]"):
-        Checkpoints(tmp_path).restore(ABSTRACT.replace(params=params))
-
-
-def test_sizes_are_noted_beside_what_was_written(tmp_path):
-    saved(tmp_path, 1)
-    folder = tmp_path / "checkpoints" / "1"
-    known = json.loads((folder / "files.json").read_text())
-    assert known == {
-        str(path.relative_to(folder)): path.stat().st_size
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != "files.json"
+def test_parameters_of_another_model_are_refused_with_lists(tmp_path):
+    save(tmp_path, 1)
+    params = {
+        "a": {"w": jax.ShapeDtypeStruct((7,), jnp.float32)},
+        "renamed": ABSTRACT.params["b"],
     }
+    with pytest.raises(UserError) as error:
+        open_checkpoint(tmp_path).ema(params)
+    assert str(error.value).splitlines()[1:] == [
+        "  missing: ['renamed']",
+        "  extra: ['b']",
+        "  wrong shape: ['a/w [64, 64] instead of [7]']",
+    ]
+    with pytest.raises(UserError, match=r"(?s)missing: \['params/renamed'\]"):
+        open_checkpoint(tmp_path).train_state(ABSTRACT.replace(params=params))
+
+
+def test_file_sizes_are_recorded(tmp_path):
+    save(tmp_path, 1)
+    folder = tmp_path / "checkpoints" / "1"
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "files.json"]
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
+    assert json.loads((folder / "files.json").read_text()) == sizes

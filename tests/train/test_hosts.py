@@ -12,7 +12,7 @@ import pytest
 
 from etcvla.rules import path_str
 from etcvla.train import hosts, sharding
-from etcvla.train.checkpoint import Checkpoints
+from etcvla.train.checkpoint import open_checkpoint
 from etcvla.train.loop import abstract_state, train
 from etcvla.train.stage import Stage
 from tests.data.handmade_rlds import write_robot_set
@@ -72,7 +72,7 @@ def lines(workdir):
 
 def saved(config):
     _, abstract = abstract_state(Stage.open(config), sharding.make_mesh(config.mesh))
-    found = Checkpoints(config.workdir).restore(abstract)
+    found = open_checkpoint(config.workdir).train_state(abstract)
     return {
         path_str(path): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_flatten_with_path(found)[0]
@@ -89,10 +89,10 @@ def test_hosts_come_and_go(dataset, tmp_path):
     train(alone)
     told = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [hosts.PREEMPTED] * 2, told
-    stopped = Checkpoints(config.workdir).latest()
+    stopped = open_checkpoint(config.workdir).step
     assert 3 < stopped <= STEPS
     assert [out.splitlines()[0] for out, _ in told] == ["rows [0, 1, 4, 5]", "rows [2, 3, 6, 7]"]
-    assert f"taken up at step 2 of {STEPS}" in told[0][0] and "told to stop; saved at" in told[0][0]
+    assert f"resumed at step 2 of {STEPS}" in told[0][0] and "Preempted; saved at" in told[0][0]
     assert "objective_bridge" not in told[1][0]  # one process speaks for all
     train(config)
     found, expected = lines(tmp_path / "run"), lines(tmp_path / "alone")
@@ -123,7 +123,7 @@ def test_a_run_that_is_told_to_stop_saves_and_says_so(dataset, tmp_path, monkeyp
         patch.setattr(Stage, "batches", told)
         train(config)
     assert stopped.value.code == hosts.PREEMPTED == 75
-    assert Checkpoints(tmp_path).latest() == 3 and signal.getsignal(number) == before
+    assert open_checkpoint(tmp_path).step == 3 and signal.getsignal(number) == before
     assert train(config)["steps"] == STEPS
 
 

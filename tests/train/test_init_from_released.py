@@ -7,8 +7,9 @@ from flax.traverse_util import flatten_dict
 
 from etcvla.models import pretrained
 from etcvla.train import sharding
-from etcvla.train.checkpoint import Checkpoints
-from etcvla.train.loop import abstract_state, initial_state, train
+from etcvla.train.checkpoint import open_checkpoint
+from etcvla.train.initial import initial_state
+from etcvla.train.loop import abstract_state, train
 from etcvla.train.stage import Stage, missing_paths
 from tests.data.handmade_rlds import write_robot_set
 from tests.models.small import is_backbone, random_params
@@ -65,8 +66,8 @@ def test_the_backbone_is_the_checkpoints_and_the_expert_is_fresh(
 def test_it_trains_and_remembers_where_it_came_from(dataset, released, tmp_path):
     config = nano_config(dataset, tmp_path, init_from=released[0])
     train(config, until=1)
-    assert Checkpoints(config.workdir).meta()["lineage"] == [{"released": released[0]}]
-    state = Checkpoints(config.workdir).restore(
+    assert open_checkpoint(config.workdir).meta()["lineage"] == [{"released": released[0]}]
+    state = open_checkpoint(config.workdir).train_state(
         abstract_state(Stage.open(config), sharding.make_mesh(config.mesh))[1]
     )
     moved = np.abs(

@@ -15,7 +15,7 @@ from etcvla.models.variants import SIZES, make_config
 from etcvla.models.vla import VLA, init_params
 from etcvla.rules import path_str
 from etcvla.train import sharding
-from etcvla.train.checkpoint import Checkpoints
+from etcvla.train.checkpoint import open_checkpoint
 from etcvla.train.loop import train
 from tests.data.handmade_rlds import write_robot_set
 from tests.models.small import is_backbone
@@ -26,7 +26,8 @@ import json, sys
 import jax
 from tests.train.nano import nano_config
 from etcvla.train import sharding
-from etcvla.train.loop import abstract_state, initial_state, make_step, train
+from etcvla.train.initial import initial_state
+from etcvla.train.loop import abstract_state, make_step, train
 from etcvla.train.stage import Stage
 dataset, workdir = sys.argv[1:]
 for fields in ({"batch_size": 6}, {"optim__microbatches": 4}):
@@ -168,7 +169,7 @@ def test_a_mesh_changes_no_number(tmp_path):
         "error: batch_size 8 does not divide among mesh.data x mesh.fsdp = 4 x optim.microbatches 4\n"
         in out
     )
-    assert Checkpoints(tmp_path / "eight").latest() == 2
+    assert open_checkpoint(tmp_path / "eight").step == 2
     train(nano_config(dataset, tmp_path / "eight"), until=3)
     one, other = (metrics(tmp_path / name) for name in ("one", "eight"))
     for step in (1, 2, 3):

@@ -7,8 +7,8 @@ import pytest
 
 from configs import common
 from etcvla.data.assets import Assets
-from etcvla.train.checkpoint import Checkpoints
-from etcvla.train.loop import checkpoint_meta
+from etcvla.train.checkpoint import CheckpointWriter, open_checkpoint
+from etcvla.train.checkpoint_meta import checkpoint_meta
 from etcvla.train.stage import Stage, build_datasets, inherited_assets, streams_of
 from etcvla.train.state import TrainState
 from tests.data.handmade_rlds import write_robot_set
@@ -40,7 +40,7 @@ def parent(dataset, tmp_path_factory):
     state = TrainState(
         step=np.int32(6), params={"w": np.ones(2)}, ema={"w": np.ones(2)}, opt={"m": np.ones(2)}
     )
-    checkpoints = Checkpoints(config.workdir, keep=1)
+    checkpoints = CheckpointWriter(config.workdir, keep=1)
     checkpoints.save(state, checkpoint_meta(Stage.open(config)))
     checkpoints.wait()
     return config.workdir
@@ -195,7 +195,7 @@ def test_another_token_layout_than_the_checkpoints(parent, dataset, tmp_path):
 
 def test_the_layout_and_the_prompt_travel_in_a_checkpoint(parent):
     """So that its ids mean what they meant."""
-    assets = Checkpoints(parent).meta()["assets"]
+    assets = open_checkpoint(parent).meta()["assets"]
     layout = json.loads(assets["tokenizer"])["layout"]
     assert (
         layout["action"] == [1024, 512]

@@ -1,108 +1,177 @@
-const all = (selector, root = document) => [...root.querySelectorAll(selector)];
-const AXES = ['grade', 'kind', 'verdict'];
-const off = Object.fromEntries(AXES.map(axis => [axis, new Set()]));
+// Filters, hover and review of the gallery page.
 
-// Filters.
-const find = document.getElementById('find');
-function apply() {
-  let frames = 0, items = 0;
-  const wanted = find.value.toLowerCase();
-  for (const card of all('article')) {
-    let shown = 0;
-    const about = card.querySelector('header').textContent;
-    for (const row of all('li[data-item]', card)) {
-      row.hidden = AXES.some(axis => off[axis].has(row.dataset[axis]))
-        || !`${about} ${row.textContent}`.toLowerCase().includes(wanted);
-      card.querySelector(`g[data-item="${row.dataset.item}"]`).toggleAttribute('hidden', row.hidden);
-      shown += !row.hidden;
+const selectAll = (selector, root = document) => [...root.querySelectorAll(selector)];
+
+// ---- Filters ----
+
+const FILTERS = ['grade', 'kind', 'verdict'];
+const hiddenNames = Object.fromEntries(FILTERS.map(filter => [filter, new Set()]));
+const search = document.getElementById('search');
+
+function applyFilters() {
+  let frameCount = 0;
+  let itemCount = 0;
+  const query = search.value.toLowerCase();
+  for (const card of selectAll('article')) {
+    const cardText = card.querySelector('header').textContent;
+    let shownItems = 0;
+    for (const row of selectAll('li[data-item]', card)) {
+      const filtered = FILTERS.some(filter => hiddenNames[filter].has(row.dataset[filter]));
+      const matches = `${cardText} ${row.textContent}`.toLowerCase().includes(query);
+      row.hidden = filtered || !matches;
+      shapesOf(row).toggleAttribute('hidden', row.hidden);
+      if (!row.hidden) shownItems += 1;
     }
-    for (const heading of all('li.grade', card))
-      heading.hidden = !card.querySelector(`li[data-item][data-grade="${heading.dataset.grade}"]:not([hidden])`);
-    card.hidden = !shown;
-    frames += shown > 0; items += shown;
+    for (const heading of selectAll('li.grade', card)) {
+      const grade = heading.dataset.grade;
+      heading.hidden = !card.querySelector(`li[data-item][data-grade="${grade}"]:not([hidden])`);
+    }
+    card.hidden = shownItems === 0;
+    if (!card.hidden) frameCount += 1;
+    itemCount += shownItems;
   }
-  document.getElementById('count').textContent = `${frames} frames, ${items} items`;
+  document.getElementById('count').textContent = `${frameCount} frames, ${itemCount} items`;
 }
-for (const axis of AXES) {
-  const buttons = all(`nav button[data-${axis}]`), names = buttons.map(button => button.dataset[axis]);
-  for (const button of buttons) button.onclick = () => {
-    // The first click keeps this one alone, a click on the last one left brings all back.
-    const name = button.dataset[axis], alone = off[axis].size === names.length - 1 && !off[axis].has(name);
-    if (alone) off[axis].clear();
-    else if (!off[axis].size) off[axis] = new Set(names.filter(other => other !== name));
-    else if (!off[axis].delete(name)) off[axis].add(name);
-    for (const other of buttons) other.setAttribute('aria-pressed', !off[axis].has(other.dataset[axis]));
-    apply();
+
+function shapesOf(row) {
+  return row.closest('article').querySelector(`g[data-item="${row.dataset.item}"]`);
+}
+
+// The first click on a name shows it alone, further clicks show or hide others. A click on the
+// only name that is shown shows all names again.
+function toggleName(filter, name, names) {
+  const hidden = hiddenNames[filter];
+  const onlyThisShown = hidden.size === names.length - 1 && !hidden.has(name);
+  if (onlyThisShown) hidden.clear();
+  else if (hidden.size === 0) names.filter(other => other !== name).forEach(other => hidden.add(other));
+  else if (hidden.has(name)) hidden.delete(name);
+  else hidden.add(name);
+}
+
+for (const filter of FILTERS) {
+  const buttons = selectAll(`nav button[data-${filter}]`);
+  const names = buttons.map(button => button.dataset[filter]);
+  for (const button of buttons) {
+    button.onclick = () => {
+      toggleName(filter, button.dataset[filter], names);
+      for (const other of buttons)
+        other.setAttribute('aria-pressed', !hiddenNames[filter].has(other.dataset[filter]));
+      applyFilters();
+    };
+  }
+}
+search.oninput = applyFilters;
+
+// ---- Hover: show the shapes of one item alone ----
+
+let hovered = null;
+for (const row of selectAll('li[data-item]')) {
+  const card = row.closest('article');
+  row.onmouseenter = () => {
+    hovered = row;
+    card.classList.add('focus');
+    shapesOf(row).classList.add('highlighted');
+  };
+  row.onmouseleave = () => {
+    hovered = null;
+    card.classList.remove('focus');
+    shapesOf(row).classList.remove('highlighted');
   };
 }
-find.oninput = apply;
-let hovered = null;
-for (const row of all('li[data-item]')) {
-  const card = row.closest('article'), shape = card.querySelector(`g[data-item="${row.dataset.item}"]`);
-  row.onmouseenter = () => { hovered = row; card.classList.add('focus'); shape.classList.add('lit'); };
-  row.onmouseleave = () => { hovered = null; card.classList.remove('focus'); shape.classList.remove('lit'); };
+
+const annotationButton = document.getElementById('annotation');
+annotationButton.onclick = () => {
+  const shown = document.body.classList.toggle('annotation-shown');
+  annotationButton.setAttribute('aria-pressed', shown);
+};
+annotationButton.hidden = !document.querySelector('svg .annotation');
+
+// ---- Review ----
+// Verdicts are kept in the browser's storage and saved as a file (format: etcvla/etc/review.py).
+
+const review = JSON.parse(document.getElementById('review-data').textContent);
+const storageKey = `${review.format} ${review.dataset} ${review.split}`;
+let otherVerdicts = [];  // verdicts of a loaded file on items that this page does not show
+
+function keyOf(row) {
+  const key = review.keys[row.dataset.key];
+  return Object.fromEntries(review.fields.map((field, i) => [field, key[i]]));
 }
-const facts = document.getElementById('facts');
-facts.onclick = () => facts.setAttribute('aria-pressed', document.body.classList.toggle('facts'));
-facts.hidden = !document.querySelector('svg .facts');
 
-// Verdicts: kept in the browser while one works, saved as a file that the builders read (etcvla/etc/review.py).
-const review = JSON.parse(document.getElementById('reviewed').textContent);
-const keyOf = row => Object.fromEntries(review.fields.map((field, i) => [field, review.keys[row.dataset.key][i]]));
-const memory = `${review.format} ${review.dataset} ${review.split}`;
-let elsewhere = [];  // verdicts of a loaded file about items that this page does not show
-
-function judge(row, verdict) {
+function setVerdict(row, verdict) {
   row.dataset.verdict = verdict;
-  for (const button of all('.judge button', row))
-    button.setAttribute('aria-pressed', button.dataset.say === verdict);
+  for (const button of selectAll('.verdict button', row))
+    button.setAttribute('aria-pressed', button.dataset.choice === verdict);
 }
-function reviewed() {
-  const here = all('li[data-key]').filter(row => row.dataset.verdict !== 'open')
-    .map(row => ({...keyOf(row), verdict: row.dataset.verdict}));
+
+function reviewDocument() {
+  const reviewedRows = selectAll('li[data-key]').filter(row => row.dataset.verdict !== 'open');
+  const verdicts = reviewedRows.map(row => ({...keyOf(row), verdict: row.dataset.verdict}));
   const {format, version, dataset, split} = review;
-  return {format, version, dataset, split, items: [...elsewhere, ...here]};
+  return {format, version, dataset, split, items: [...otherVerdicts, ...verdicts]};
 }
-function tally() {
-  const count = verdict => all(`li[data-verdict=${verdict}]`).length;
-  for (const button of all('nav button[data-verdict]'))
-    button.querySelector('small').textContent = count(button.dataset.verdict);
+
+function updateCounts() {
+  for (const button of selectAll('nav button[data-verdict]')) {
+    const rows = selectAll(`li[data-verdict=${button.dataset.verdict}]`);
+    button.querySelector('small').textContent = rows.length;
+  }
 }
-function keep() {
-  tally();
-  try { localStorage.setItem(memory, JSON.stringify(reviewed())); } catch { /* a browser that forbids it for files */ }
+
+function store() {
+  updateCounts();
+  try {
+    localStorage.setItem(storageKey, JSON.stringify(reviewDocument()));
+  } catch { /* Some browsers forbid storage for local files. */ }
 }
-function load(saved) {
-  if (['format', 'version', 'dataset', 'split'].some(field => saved[field] !== review[field]))
-    return alert(`This is a review of ${saved.dataset}, ${saved.split}; the page shows ${review.dataset}, ${review.split}.`);
-  const rows = new Map(all('li[data-key]').map(row => [JSON.stringify(review.keys[row.dataset.key]), row]));
-  elsewhere = [];
+
+function loadReview(saved) {
+  const sameDataset = ['format', 'version', 'dataset', 'split'].every(field => saved[field] === review[field]);
+  if (!sameDataset) {
+    alert(`This file is a review of ${saved.dataset} (${saved.split}), but the page shows ${review.dataset} (${review.split}).`);
+    return;
+  }
+  const rows = new Map();
+  for (const row of selectAll('li[data-key]')) rows.set(JSON.stringify(review.keys[row.dataset.key]), row);
+  otherVerdicts = [];
   for (const item of saved.items) {
     const row = rows.get(JSON.stringify(review.fields.map(field => item[field])));
-    if (row) judge(row, item.verdict); else elsewhere.push(item);
+    if (row) setVerdict(row, item.verdict);
+    else otherVerdicts.push(item);
   }
-  keep();
+  store();
 }
+
+function saveReview() {
+  const content = JSON.stringify(reviewDocument(), null, 1);
+  const link = document.createElement('a');
+  link.href = URL.createObjectURL(new Blob([content], {type: 'application/json'}));
+  link.download = review.file;
+  link.click();
+  URL.revokeObjectURL(link.href);
+}
+
 if (review.dataset) {
-  for (const button of all('.judge button')) button.onclick = () => {
-    const row = button.closest('li');
-    judge(row, row.dataset.verdict === button.dataset.say ? 'open' : button.dataset.say);
-    keep();
-  };
+  for (const button of selectAll('.verdict button')) {
+    button.onclick = () => {
+      const row = button.closest('li');
+      const choice = button.dataset.choice;
+      setVerdict(row, row.dataset.verdict === choice ? 'open' : choice);
+      store();
+    };
+  }
   document.onkeydown = event => {
-    const say = {a: 'accept', r: 'reject'}[event.key];
-    if (say && hovered && event.target !== find && !event.ctrlKey && !event.metaKey) hovered.querySelector(`[data-say=${say}]`).click();
+    const choice = {a: 'accept', r: 'reject'}[event.key];
+    if (!choice || !hovered || event.target === search || event.ctrlKey || event.metaKey) return;
+    hovered.querySelector(`[data-choice=${choice}]`).click();
   };
-  document.getElementById('save').onclick = () => {
-    const link = document.createElement('a');
-    link.href = URL.createObjectURL(new Blob([JSON.stringify(reviewed(), null, 1)], {type: 'application/json'}));
-    link.download = review.file;
-    link.click();
-    URL.revokeObjectURL(link.href);
-  };
-  const file = document.getElementById('file');
-  document.getElementById('load').onclick = () => file.click();
-  file.onchange = async () => load(JSON.parse(await file.files[0].text()));
-  try { const saved = localStorage.getItem(memory); if (saved) load(JSON.parse(saved)); } catch { /* as above */ }
-  tally();
+  const fileInput = document.getElementById('file');
+  document.getElementById('save').onclick = saveReview;
+  document.getElementById('load').onclick = () => fileInput.click();
+  fileInput.onchange = async () => loadReview(JSON.parse(await fileInput.files[0].text()));
+  try {
+    const saved = localStorage.getItem(storageKey);
+    if (saved) loadReview(JSON.parse(saved));
+  } catch { /* Some browsers forbid storage for local files. */ }
+  updateCounts();
 }

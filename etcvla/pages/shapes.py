@@ -1,0 +1,64 @@
+"""Boxes, points and paths that questions and answers contain, to draw over an image."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import numpy as np
+
+from etcvla.etc.items import parse_loc
+from etcvla.etc.question_types import BOX, PATH, POINT, WORDS, answer_type
+from etcvla.etc.score import parse_answer
+
+OVERLAY_HEIGHT = 1000  # height of an overlay in its own units
+_LOCATIONS = re.compile(r"(?:<loc\d{4}>)+|\[\d{1,4}(?:, \d{1,4})+\]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """A box, point or path on an image.
+
+    Attributes:
+      kind: BOX, POINT or PATH.
+      points: float[n, 2], (y, x) in [0, 1]: the top left and bottom right corner of a box, one
+        point, or the keypoints of a path.
+      dashed: the shape is part of a question, not of an answer.
+    """
+
+    kind: str
+    points: np.ndarray
+    dashed: bool = False
+
+
+def question_shapes(question: str) -> list[Shape]:
+    """Return the shapes that a question names, dashed."""
+    return shapes_in_text(question, dashed=True)
+
+
+def answer_shapes(question_type: str, answer: str) -> list[Shape]:
+    """Return the shape that an answer is; none if it is words or cannot be parsed."""
+    kind = answer_type(question_type)
+    coordinates = None if kind == WORDS else parse_answer(kind, answer)
+    if coordinates is None:
+        return []
+    return [Shape(kind, coordinates.reshape(-1, 2))]
+
+
+def shapes_in_text(text: str, *, kind: str | None = None, dashed: bool = False) -> list[Shape]:
+    """Return all shapes in a text, written as location tokens or as integers in brackets.
+
+    Args:
+      text: any text.
+      kind: the kind of the shapes; None: a point if one point is given, a box if two are given,
+        otherwise a path.
+      dashed: see `Shape`.
+    """
+    shapes = []
+    for location in _LOCATIONS.findall(text):
+        points = parse_loc(location, 2)
+        if points is None:
+            continue
+        kind_by_size = {1: POINT, 2: BOX}.get(len(points), PATH)
+        shapes.append(Shape(kind or kind_by_size, points, dashed))
+    return shapes
