@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from etcvla.data.adapters import INSTRUCTION
 from etcvla.data.rlds import RLDSDataset
 from etcvla.errors import UserError
 from etcvla.etc.annotation import STEP_FIELDS, Annotation
 from etcvla.etc.items import ITEM_FIELDS, Item
 
-INSTRUCTION = "language_instruction"
 _OBSERVATION = "observation/"
 _NAME_LISTS = ("cameras", "objects", "colors", "phases", "shapes", "axes")
 

@@ -13,7 +13,6 @@ from absl import app, flags
 
 from data_builders.common import command
 from data_builders.common.read_dataset import (
-    INSTRUCTION,
     frame_number,
     full_name,
     read_annotation,
@@ -21,6 +20,7 @@ from data_builders.common.read_dataset import (
     read_items,
     sample_frames,
 )
+from etcvla.data.adapters import INSTRUCTION
 from etcvla.data.rlds import RLDSDataset
 from etcvla.data.rlds_layout import find_version, split_names
 from etcvla.pages.gallery import GalleryEntry, write_gallery

@@ -263,7 +263,7 @@ def test_a_recorded_demonstration_is_shown_again(env, recorded, tmp_path):
             )
     assert episode.annotation.success
     assert np.isfinite(episode.annotation.grasp_pixel[:, 0, episode.annotation.target]).all()
-    cut = demos.Demo(demo.states[:30], demo.actions[:30], demo.model_xml)
+    cut = demos.LiberoDemo(demo.states[:30], demo.actions[:30], demo.model_xml)
     assert demos.replay(env, cut) is None
 
 
@@ -284,7 +284,7 @@ def test_a_state_or_model_of_another_task_is_refused(env, bowls, recorded, tmp_p
     with pytest.raises(
         ValueError, match=r"a.hdf5: data/demo_0: libero_object/.*: a state of shape"
     ):
-        episodes._recorded(env, job, 0)
+        episodes.replay_demo(env, job, 0)
 
 
 def test_fixtures_stand_where_the_recorded_model_has_them(bowls):

@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from data_builders.common.read_dataset import (
-    INSTRUCTION,
     frame_number,
     has_items,
     read_images,
     read_items,
     sample_frames,
 )
+from etcvla.data.adapters import INSTRUCTION
 from etcvla.data.rlds import RLDSDataset
 from etcvla.etc.items import ITEM_FIELDS
 
