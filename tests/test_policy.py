@@ -11,7 +11,7 @@ from configs.common import constant
 from etcvla.data.norm_stats import unnormalize
 from etcvla.data.rows import RowBuilder, RowOptions
 from etcvla.errors import UserError
-from etcvla.models.decode import decode_text, sample_actions
+from etcvla.models.decode import TextOptions, decode_text, sample_actions
 from etcvla.models.lora import merge
 from etcvla.policy import Policy, PolicyOptions
 from etcvla.train.checkpoint import CheckpointWriter
@@ -132,8 +132,8 @@ def model_actions(stage, params, batch, seeds):
 def model_text(stage, params, batch, **options):
     """Return the token ids that the model writes, by `decode_text` alone."""
     eos = stage.assets.tokenizer.layout.eos
-    decode = jax.jit(lambda *args: decode_text(stage.model, *args, eos=eos, **options))
-    return np.asarray(decode(params, batch))
+    decode = jax.jit(lambda *args: decode_text(stage.model, *args))
+    return np.asarray(decode(params, batch, TextOptions(eos=eos, **options)))
 
 
 def test_policy_merges_adapters(tmp_path):

@@ -158,14 +158,14 @@ def _trace(stage: Stage, mesh: Mesh):
 
 def abstract_batch(stage: Stage, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """A batch's shapes, and where it lies."""
-    sizes, where = stage.sizes, NamedSharding(mesh, sharding.BATCH)
+    sizes, where = stage.sizes, NamedSharding(mesh, sharding.BATCH_SPEC)
     row = batch_lib.zeros(
         B=1,
         C=sizes.num_cameras,
         H=sizes.image_size,
         W=sizes.image_size,
         L=sizes.text_len,
-        S=sizes.state_dim,
+        Q=sizes.state_dim,
         P=sizes.horizon,
         A=sizes.action_dim,
     )

@@ -113,7 +113,7 @@ class Policy:
         options = PolicyOptions(**options)
         mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.local_devices()[:1])
         shapes = jax.eval_shape(functools.partial(init_params, VLA(config)))
-        params = checkpoint.ema(sharding.placed(shapes, mesh))
+        params = checkpoint.ema(sharding.add_shardings(shapes, mesh))
         params = merge(params, config.adapters)  # separate adapters would cost time in every step
         if quantize:
             params = quantize_params(params, quantize)

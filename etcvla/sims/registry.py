@@ -43,7 +43,7 @@ def _no_opposite(task: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Simulator:
-    """Everything that the rest of the code needs to know about a simulator.
+    """A simulator's name, factory, tasks and suites.
 
     The callables import the simulator's packages when they are called, not before.
     """
@@ -82,7 +82,10 @@ def simulators() -> dict[str, Simulator]:
 
 
 def get(name: str) -> Simulator:
-    """Return the simulator of this name. Raises UserError with the nearest name if there is none."""
+    """Return the simulator of this name.
+
+    Raises UserError with the nearest name if there is none.
+    """
     return lookup(_SIMULATORS, name, "simulator")
 
 
@@ -98,8 +101,8 @@ def make(
       image_size: height and width of every camera, pixels.
       condition: a key of `etcvla.sims.conditions.CONDITIONS`; "" for none.
 
-    Raises UserError if the simulator is not installed (with the install command), if it cannot render, and for unknown
-    names.
+    Raises UserError if the simulator is not installed (with the install command), if it cannot
+    render, and for unknown names.
     """
     registered = get(simulator)
     registered.requirement.check()

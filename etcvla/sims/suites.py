@@ -1,7 +1,7 @@
-"""Benchmarks by name: their tasks, step limits and cameras, as the installed simulator defines them.
+"""Benchmarks by name, as the installed simulator defines them.
 
-Each simulator lists its suites in `Simulator.suites`. `python -m etcvla.sims NAME` prints one as JSON, because the
-simulator may be installed in another Python than the policy.
+Each simulator lists its suites in `Simulator.suites`. `python -m etcvla.sims NAME` prints one as
+JSON, because the simulator may be installed in another Python than the policy.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class Suite:
     def select_tasks(self, names: Sequence[str]) -> tuple[str, ...]:
         """Return the tasks with these names or numbers; all tasks if `names` is empty.
 
-        A name may omit everything up to its last "/". Raises UserError with the nearest name, or the range of numbers.
+        A name may omit everything up to its last "/". Raises UserError with the nearest name, or
+        the range of numbers.
         """
         by_name = {}
         for number, task in enumerate(self.tasks):
@@ -70,8 +71,8 @@ def _simulator_of_suite() -> dict[str, registry.Simulator]:
 def describe(name: str) -> Suite:
     """Return a suite of a simulator that is installed in this Python.
 
-    Raises UserError with the nearest name for an unknown suite, with the install command if the simulator is not
-    installed, and if the simulator lacks files of the suite.
+    Raises UserError with the nearest name for an unknown suite, with the install command if the
+    simulator is not installed, and if the simulator lacks files of the suite.
     """
     simulator = lookup(_simulator_of_suite(), name, "suite")
     simulator.requirement.check()
@@ -79,9 +80,10 @@ def describe(name: str) -> Suite:
 
 
 def find(name: str, python: str = sys.executable) -> Suite:
-    """Return `describe(name)` as run by the Python that has the simulator; also renders a frame there.
+    """Return `describe(name)` as computed by the Python that has the simulator.
 
-    Raises UserError if the suite is unknown or the simulator cannot run, FileNotFoundError if `python` does not exist.
+    Also renders a frame there. Raises UserError if the suite is unknown or the simulator cannot
+    run, FileNotFoundError if `python` does not exist.
     """
     lookup(_simulator_of_suite(), name, "suite")
     done = subprocess.run(
@@ -113,7 +115,7 @@ def _error_message(stderr: str, python: str) -> str:
 
 
 def environment_variables() -> dict[str, str]:
-    """Return the environment of a simulator process: this etcvla on the path, and one thread each."""
+    """Return a simulator process's environment variables: this etcvla, one thread each."""
     root = str(Path(__file__).resolve().parents[2])
     inherited = os.environ.get("PYTHONPATH")
     path = os.pathsep.join([root, inherited]) if inherited else root

@@ -9,7 +9,8 @@ import dataclasses
 class ObjectSpec:
     """A named object of a MuJoCo scene: the visible geoms of a body, or a site.
 
-    The geoms are those of the body alone, of its subtree, or only those of some materials or meshes.
+    The geoms are those of the body alone, of its subtree, or only those of some materials or
+    meshes.
     """
 
     name: str  # noun without article, as questions and answers use it

@@ -1,4 +1,4 @@
-"""What TFDS writes is read as TFDS reads it: every value of every step and episode."""
+"""Every value of every step and episode that TFDS writes is read as TFDS reads it."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def flatten(tree, prefix=""):
 
 
 def assert_same(got, want):
-    """Equal in value, and tensors in dtype; `want` is TFDS's. Encoded images are decoded by TensorFlow."""
+    """Compare values, and dtypes of tensors; `want` is TFDS's, where images may be encoded."""
     want = want.decode() if isinstance(want, bytes) and isinstance(got, str) else want
     if isinstance(got, list):
         assert len(got) == len(want)
@@ -60,7 +60,7 @@ def assert_same(got, want):
 
 
 def assert_reads_like_tfds(folder, *cameras):
-    """Every value of every step and episode, through `frame`, `column` and `metadata`."""
+    """Compare every value of every step and episode by `frame`, `column` and `metadata`."""
     dataset = RLDSDataset(folder)
     columns = {
         name: dataset.column(name)
@@ -93,7 +93,7 @@ def assert_reads_like_tfds(folder, *cameras):
     return dataset
 
 
-def test_our_own_schema_reads_as_tfds_reads_it(tmp_path):
+def test_robot_schema_equals_tfds(tmp_path):
     rng = np.random.default_rng(0)
 
     def made(number, steps, num_items):
@@ -141,7 +141,7 @@ def test_our_own_schema_reads_as_tfds_reads_it(tmp_path):
     assert sorted(map(len, dataset.column("etc/question"))) == [0, 0, 0, 0, 0, 1, 2, 3, 5]
 
 
-def test_image_text_schema_reads_as_tfds_reads_it(tmp_path):
+def test_image_text_schema_equals_tfds(tmp_path):
     examples = [
         {
             "steps": [
@@ -162,7 +162,7 @@ def test_image_text_schema_reads_as_tfds_reads_it(tmp_path):
     assert dataset.lengths.tolist() == [1, 1, 1]
 
 
-def test_other_peoples_features_read_as_tfds_reads_them(tmp_path):
+def test_other_feature_types_equal_tfds(tmp_path):
     F = tfds.features
     features = F.FeaturesDict(
         {
@@ -262,7 +262,7 @@ def nested_episode(length):
 
 
 def plain(value):
-    """Lists of lists of numbers and strings, from ragged tensors too."""
+    """Return nested lists of numbers and strings, from ragged tensors as well."""
     if hasattr(value, "to_list"):
         value = value.to_list()
     if hasattr(value, "numpy"):
@@ -273,7 +273,7 @@ def plain(value):
 
 
 @pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
-def test_lists_of_lists_in_both_formats(tmp_path, file_format):
+def test_nested_lists_in_both_file_formats(tmp_path, file_format):
     folder = build(tmp_path, nested_features(), [nested_episode(3), nested_episode(2)], file_format)
     dataset = RLDSDataset(folder, verify_crc=True)
     assert dataset.whole_records == (file_format == "array_record") and sorted(
@@ -291,7 +291,7 @@ def test_lists_of_lists_in_both_formats(tmp_path, file_format):
     np.testing.assert_array_equal(dataset.window(0, "action", 2)[0][:, 0], [0, 1])
 
 
-def test_image_text_sets_without_steps(tmp_path):
+def test_image_text_dataset_without_steps(tmp_path):
     F = tfds.features
     features = F.FeaturesDict(
         {

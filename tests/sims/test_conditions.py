@@ -10,9 +10,10 @@ from PIL import Image
 from etcvla.etc import make_items
 from etcvla.etc.annotation import project
 from etcvla.sims.conditions import CONDITIONS, HELD_OUT, TRAIN, shared_side
-from etcvla.sims.metaworld.environment import MetaWorld, demo_seed
+from etcvla.sims.metaworld.environment import MetaWorld
 from etcvla.sims.metaworld.rerender import record_expert, rerender
 from etcvla.sims.rollout import rollout_expert
+from etcvla.sims.seeds import demo_seed
 
 NOISE = (0.0, 0.0)
 SIZE = 64
@@ -39,7 +40,7 @@ def shown(condition):
 def test_sides_never_meet():
     assert shared_side(["evening", "clutter"]) == TRAIN
     assert shared_side(["night"]) == HELD_OUT
-    with pytest.raises(ValueError, match="must not meet"):
+    with pytest.raises(ValueError, match="cannot mix train and held_out in one dataset"):
         shared_side(["evening", "night"])
     with pytest.raises(ValueError, match="unknown condition 'evning', did you mean 'evening'"):
         shared_side(["evning"])

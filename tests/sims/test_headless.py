@@ -27,7 +27,7 @@ def test_a_missing_library_is_named_with_its_cure(monkeypatch, check):
 
 
 def test_a_renderer_that_dies_is_reported(monkeypatch):
-    monkeypatch.setattr(headless, "_DRAW", "import os; os.abort()")
+    monkeypatch.setattr(headless, "_RENDER_SCRIPT", "import os; os.abort()")
     with pytest.raises(UserError, match="exit code -6") as raised:
         headless.check_rendering()
     assert str(raised.value).startswith(headless.FIX)
@@ -42,6 +42,6 @@ def test_a_renderer_that_dies_is_reported(monkeypatch):
     ],
 )
 def test_rendering_survives_what_is_imported_first(imports):
-    code = f"{imports}; import mujoco; " + headless._DRAW
+    code = f"{imports}; import mujoco; " + headless._RENDER_SCRIPT
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

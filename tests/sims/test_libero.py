@@ -363,7 +363,7 @@ def test_where_the_goal_is_no_thing_in_its_place_there_is_no_expert_and_no_subta
     assert env.facts()["phase"] == -1
     with pytest.raises(
         ValueError,
-        match=r"only knows how to put one thing on or in another; the goal is \[\['open'",
+        match=r"can only put one object on or in another; the goal is \[\['open'",
     ):
         env.expert_action()
     env.close()
@@ -373,7 +373,7 @@ def test_what_is_perturbed_is_as_it_was_afterwards(env):
     def look(name):
         changed = Perturbation.parse(name)
         changed.reset(env, eval_seed(1))
-        return changed.show(env.observe(), (1, 0))
+        return changed.perturb_observation(env.observe(), (1, 0))
 
     plain = look("")
     for name in ("camera:2", "texture:2", "layout:3", "robot:2"):

@@ -4,7 +4,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from etcvla.sims.libero.expert import GraspScene, grasps
+from etcvla.sims.libero.expert import SceneGeometry, grasps
 
 RNG = np.random.default_rng(0)
 NOTHING = np.zeros((0, 3))
@@ -69,7 +69,7 @@ def test_points_lie_on_the_surface_and_move_with_the_body():
       <geom name="g" type="box" size=".1 .2 .3"/></body></worldbody></mujoco>""")
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
-    scene = GraspScene(model, data, [np.array([0])])
+    scene = SceneGeometry(model, data, [np.array([0])])
     local = scene.points(0) - [1, 2, 3]
     np.testing.assert_allclose(np.abs(local / [0.1, 0.2, 0.3]).max(-1), 1, atol=1e-6)
     np.testing.assert_allclose(np.ptp(local, axis=0), [0.2, 0.4, 0.6], atol=1e-6)

@@ -4,7 +4,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from etcvla.etc.annotation import project
-from etcvla.sims.libero.oracle import Moment, PickPlace, mirror, to_base_frame
+from etcvla.sims.libero.oracle import PickPlaceState, PickPlaceTracker, mirror, to_base_frame
 
 MATRIX = np.array([[[0.9, 0.1, -0.5, 1.0], [0.0, -0.9, -0.5, 1.2], [0.1, 0.0, -1.0, 2.0]]] * 2)
 POINTS = np.array([[0.1, 0.2, 0.3], [-0.2, 0.1, 0.5]])
@@ -67,11 +67,11 @@ def test_the_base_frame_moves_places_and_not_pixels():
 
 
 def _moment(height=0.0, x=0.0, touched=False, within=False):
-    return Moment(np.array([x, 0, height]), np.array([0.3, 0, 0]), touched, within)
+    return PickPlaceState(np.array([x, 0, height]), np.array([0.3, 0, 0]), touched, within)
 
 
 def _run(moments, phases=None):
-    phases = phases or PickPlace()
+    phases = phases or PickPlaceTracker()
     return [phases.update(moment) for moment in moments], phases
 
 

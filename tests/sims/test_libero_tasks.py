@@ -7,7 +7,7 @@ import pytest
 
 from etcvla.errors import UserError
 from etcvla.sims.libero import files as libero_files
-from etcvla.sims.libero.tasks import describe, file_instruction, goal_of, noun_of
+from etcvla.sims.libero.tasks import PickPlaceGoal, file_instruction, make_task, noun_of
 
 SPATIAL = {
     "objects": {
@@ -29,7 +29,7 @@ SPATIAL = {
 
 
 def test_a_problem_becomes_a_task():
-    task = describe(SPATIAL, "pick_up_the_black_bowl")
+    task = make_task(SPATIAL, "pick_up_the_black_bowl")
     assert [spec.name for spec in task.objects] == [
         "black bowl next to the ramekin",
         "black bowl on the wooden cabinet",
@@ -53,27 +53,27 @@ def test_a_problem_becomes_a_task():
 
 
 def test_twins_without_a_known_place_are_numbered():
-    task = describe(SPATIAL | {"initial_state": []})
+    task = make_task(SPATIAL | {"initial_state": []})
     assert [spec.name for spec in task.objects][:2] == ["black bowl 1", "black bowl 2"]
 
 
 @pytest.mark.parametrize(
     ("state", "goal"),
     [
-        ([["In", "milk_1", "basket_1_contain_region"]], ("milk_1", "basket_1", "in")),
-        ([["on", "milk_1", "basket_1"]], ("milk_1", "basket_1", "on")),
-        ([["open", "basket_1_top_region"]], ("", "", "")),
-        ([["in", "milk_1", "basket_1"], ["in", "basket_1", "milk_1"]], ("", "", "")),
-        ([["on", "milk_1", "main_table_region"]], ("", "", "")),
-        ([["on", "milk_1", "basket_10"]], ("", "", "")),
+        ([["In", "milk_1", "basket_1_contain_region"]], PickPlaceGoal("milk_1", "basket_1", "in")),
+        ([["on", "milk_1", "basket_1"]], PickPlaceGoal("milk_1", "basket_1", "on")),
+        ([["open", "basket_1_top_region"]], None),
+        ([["in", "milk_1", "basket_1"], ["in", "basket_1", "milk_1"]], None),
+        ([["on", "milk_1", "main_table_region"]], None),
+        ([["on", "milk_1", "basket_10"]], None),
     ],
 )
 def test_a_goal_is_one_thing_on_or_in_another(state, goal):
-    assert goal_of(state, ["milk_1", "basket_1"]) == goal
+    assert PickPlaceGoal.of(state, ["milk_1", "basket_1"]) == goal
 
 
 def test_where_the_goal_is_something_else_no_phase_is_known():
-    task = describe(
+    task = make_task(
         SPATIAL
         | {
             "goal_state": [["open", "wooden_cabinet_1_top_region"]],

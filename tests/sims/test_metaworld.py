@@ -6,16 +6,10 @@ import numpy as np
 import pytest
 
 from etcvla.etc.annotation import STEP_FIELDS, project
-from etcvla.sims.metaworld.environment import (
-    CAMERAS,
-    EVAL_SEED_BASE,
-    SCENES,
-    MetaWorld,
-    demo_seed,
-    eval_seed,
-)
+from etcvla.sims.metaworld.environment import CAMERAS, SCENES, MetaWorld
 from etcvla.sims.metaworld.tasks import DEMO_TASKS, TASKS
 from etcvla.sims.rollout import rollout_expert
+from etcvla.sims.seeds import EVAL_SEED_BASE, demo_seed, eval_seed
 
 
 @functools.cache
@@ -197,13 +191,13 @@ def test_what_has_no_name_of_its_own_belongs_to_the_part_that_has_one():
         touched.append(env.facts(all_views=False)["contact"][0])
     assert np.mean(touched[30:]) > 0.5
     handle, drawer = make("drawer-open")._oracle.objects[:2]
-    assert set(handle.solid) < set(drawer.solid)
+    assert set(handle.solid_geoms) < set(drawer.solid_geoms)
 
 
 def test_the_gripper_pixel_lies_between_the_fingers():
     env = make("reach")
     env.reset(0)
-    facts, labels = env.facts(), env._view.labels(env._data, env.scene.camera)
+    facts, labels = env.facts(), env._renderer.labels(env._data, env.scene.camera)
     fingers = [
         env._model.geom(name).id
         for name in ("rightpad_geom", "leftpad_geom", "rightclaw_it", "leftclaw_it")

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from etcvla.sims.episode_metrics import EpisodeMetrics
-from etcvla.sims.metaworld.environment import MetaWorld, eval_seed
+from etcvla.sims.metaworld.environment import MetaWorld
 from etcvla.sims.perturbations import AXES, STRENGTHS, Perturbation
+from etcvla.sims.seeds import eval_seed
 
 SEED = eval_seed(3)
 
@@ -64,9 +65,9 @@ def test_things_that_lie_free_are_moved(env):
     np.testing.assert_allclose(puck(), start, atol=1e-6)
     look(env, "layout:3")
     assert np.linalg.norm((puck() - start)[:2]) == pytest.approx(0.04, abs=1e-3)
-    assert len(env._view.extras) == 5
+    assert len(env._renderer.extras) == 5
     look(env, "")
-    assert not env._view.extras
+    assert not env._renderer.extras
 
 
 def test_noise_is_of_the_step(env):

@@ -13,7 +13,7 @@ from etcvla.eval.held_out import HeldOut
 from etcvla.pages.first_batch import draw_batch
 from etcvla.train import sharding
 from etcvla.train.loop import train
-from etcvla.train.monitor import MonitorOptions, evaluations_due
+from etcvla.train.monitor import MonitorOptions, evaluation_steps
 from etcvla.train.profiler import Profiler, parse_window
 from etcvla.train.stage import Stage, make_plan
 from tests.data.handmade_rlds import robot_episode, robot_steps, write_rlds, write_robot_set
@@ -128,10 +128,12 @@ def test_the_mixture_is_the_plans(run):
         drawn = plan.counts[: line["step"]].sum(axis=0)
         planned = plan.batch_size * plan.weights[: line["step"]].sum(axis=0)
         for stream, real, ideal in zip(("action", "etc"), drawn, planned, strict=True):
-            np.testing.assert_allclose(line[f"mixture/{stream}/drawn"], real / drawn.sum())
-            np.testing.assert_allclose(line[f"mixture/{stream}/planned"], ideal / drawn.sum())
-        np.testing.assert_allclose(line["mixture/rows_off"], np.abs(drawn - planned).max())
-        assert line["mixture/rows_off"] <= 1
+            np.testing.assert_allclose(line[f"mixture/{stream}/row_share"], real / drawn.sum())
+            np.testing.assert_allclose(
+                line[f"mixture/{stream}/planned_row_share"], ideal / drawn.sum()
+            )
+        np.testing.assert_allclose(line["mixture/max_row_error"], np.abs(drawn - planned).max())
+        assert line["mixture/max_row_error"] <= 1
 
 
 def test_tokens_and_flops_go_with_the_rate(run):
@@ -152,7 +154,7 @@ def test_tokens_and_flops_go_with_the_rate(run):
         ((0.0,), "eval.at_progress is"),
         ((0.5, 2), "eval.at_progress is"),
         (("half",), "eval.at_progress is"),
-        ((0.5,), "was not told how to evaluate"),
+        ((0.5,), "there is no evaluation"),
     ],
 )
 def test_knots_that_cannot_be(dataset, tmp_path, points, problem):
@@ -197,8 +199,8 @@ def test_a_dataset_without_a_held_out_split_is_left_out(dataset, tmp_path):
 
 
 def test_knots_are_steps():
-    assert evaluations_due((), 10) == set()
-    assert evaluations_due((0.001, 0.5, 1), 10) == {1, 5, 10}
+    assert evaluation_steps((), 10) == set()
+    assert evaluation_steps((0.001, 0.5, 1), 10) == {1, 5, 10}
 
 
 @pytest.mark.parametrize("text", ["5", "3:2", "0:4", "a:b", "1:2:3"])

@@ -1,4 +1,4 @@
-"""LIBERO (https://arxiv.org/abs/2306.03310) and LIBERO-PRO's perturbed suites: tasks of a Panda arm."""
+"""LIBERO (https://arxiv.org/abs/2306.03310) and LIBERO-PRO: tasks of a Panda arm."""
 
 from __future__ import annotations
 

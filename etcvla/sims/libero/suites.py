@@ -7,7 +7,8 @@ from etcvla.sims.libero import files
 from etcvla.sims.libero.tasks import ACTION_SIZE, STATE_SIZE
 from etcvla.sims.suites import Suite
 
-# Suite -> control steps before an episode counts as failed, as in OpenVLA's and openpi's evaluations.
+# Suite -> control steps before an episode counts as failed, as in OpenVLA's and openpi's
+# evaluations.
 _MAX_STEPS = {
     "libero_spatial": 220,
     "libero_object": 280,
