@@ -44,6 +44,6 @@ def count_held_out(episodes: int, held_out: float) -> int:
 
 
 def assign_split(index: int, total: int, num_val: int) -> str:
-    """Return the split of episode `index` of `total`; `num_val` of them are "val", evenly spread."""
+    """Return the split of an episode: `num_val` of `total` are "val", evenly spread."""
     is_val = (index + 1) * num_val // total > index * num_val // total
     return "val" if is_val else "train"

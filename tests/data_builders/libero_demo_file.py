@@ -19,8 +19,8 @@ def write_demo_file(path, suite, name, demos, language="pick up the milk"):
     """Write a file of one task.
 
     Args:
-      demos: dicts with "states" [T, D], "actions" [T, 7], and optionally "model_xml" and "obs". As in
-        LIBERO's files, row t of "obs" belongs to the state t + 1.
+      demos: dicts with "states" [T, D], "actions" [T, 7], and optionally "model_xml" and "obs".
+        As in LIBERO's files, row t of "obs" belongs to the state t + 1.
     """
     problem = {
         "problem_name": "libero_floor_manipulation",

@@ -49,7 +49,7 @@ def write_public(folder, name):
 def _step_features(adapter):
     sizes = [str(SIZE), str(SIZE), "3"]
     image = {"image": {"dtype": "uint8", "shape": {"dimensions": sizes}}}
-    steps = {feature: ("image_feature.Image", image) for feature in adapter.cameras.values()}
+    steps = dict.fromkeys(adapter.cameras.values(), ("image_feature.Image", image))
     sources = adapter.annotation
     vectors = [*adapter.state, *adapter.action, sources.position[0], sources.opening[0]]
     for vector in vectors:
