@@ -12,7 +12,6 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from etcvla.errors import UserError
 from etcvla.etc.annotation import project
 from etcvla.sims.conditions import Orbit
 from etcvla.sims.render import HIDDEN_GROUP, Extra, Renderer, camera_matrix
@@ -23,6 +22,9 @@ _MOVED = 1e-3
 # Metres around the visible parts of an object within which a collision shape belongs to it.
 _SOLID_MARGIN = 0.015
 _BOX_CORNERS = np.stack(np.meshgrid([-1, 1], [-1, 1], [-1, 1]), -1).reshape(8, 3)
+
+
+Bounds = tuple[np.ndarray, np.ndarray]  # world-aligned corners (low, high), float[3] metres
 
 
 class _Located:
@@ -53,7 +55,7 @@ class Tracked(_Located):
     """
 
     def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, spec: ObjectSpec):
-        """Find the object in the model. Raises UserError if it renders nothing."""
+        """Find the object in the model. Raises ValueError if it renders nothing."""
         self.spec = spec
         self._model = model
         if spec.site:
@@ -64,7 +66,7 @@ class Tracked(_Located):
             self.geoms = _geoms_of(model, spec.body, spec.subtree)
         self.visible_geoms = self._find_visible_geoms()
         if self.site is None and not len(self.visible_geoms):
-            raise UserError(
+            raise ValueError(
                 f"object {spec.name!r}: body {spec.body!r} renders nothing, parts "
                 f"{spec.parts or 'all'}"
             )
@@ -90,7 +92,7 @@ class Tracked(_Located):
         is_within = (centres > low - _SOLID_MARGIN) & (centres < high + _SOLID_MARGIN)
         return self.geoms[is_within.all(-1)]
 
-    def bounds(self, data: mujoco.MjData) -> tuple[np.ndarray, np.ndarray]:
+    def bounds(self, data: mujoco.MjData) -> Bounds:
         """Return the world-aligned corners (low, high), float[3] metres each."""
         if self.site is not None:
             centre = data.site_xpos[self.site]
@@ -135,7 +137,7 @@ class Placed(_Located):
             self.solid_geoms = replaces.solid_geoms
         self.visible_geoms = self.solid_geoms
 
-    def bounds(self, data: mujoco.MjData) -> tuple[np.ndarray, np.ndarray]:
+    def bounds(self, data: mujoco.MjData) -> Bounds:
         """Return the world-aligned corners (low, high), float[3] metres each."""
         centre = self.position(data)
         return centre - self._half_extent, centre + self._half_extent
@@ -210,7 +212,7 @@ class Oracle:
         Args:
           data: the simulator's state.
           grasp_centre: float[3] metres.
-          all_views: look for objects in the other cameras as well. If False, boxes and shares there
+          all_views: search objects in the other cameras as well. If False, boxes and shares there
             are NaN, which halves the cost.
         """
         self.follow(data)
@@ -273,7 +275,7 @@ class Oracle:
     def _silhouette(self, data: mujoco.MjData, n: int) -> int:
         """Return how many pixels object n covers in the first camera if nothing is in front of it.
 
-        The first camera does not move, so the count is kept while the object rests.
+        The first camera does not move, so the count is kept until the object moves.
         """
         pose = np.concatenate(self.objects[n].bounds(data))
         measured_at, count = self._silhouettes.get(n, (np.inf, 0))

@@ -57,15 +57,20 @@ class Suite:
 
 
 def names() -> list[str]:
-    """Return the names of all suites of all registered simulators."""
-    return list(_simulator_of_suite())
-
-
-def _simulator_of_suite() -> dict[str, registry.Simulator]:
-    table = {}
+    """Return the names of the listed suites of all registered simulators."""
+    suites = []
     for simulator in registry.simulators().values():
-        table |= dict.fromkeys(simulator.suites, simulator)
-    return table
+        suites += simulator.suites
+    return suites
+
+
+def _simulator_of(suite: str) -> registry.Simulator:
+    """Return the simulator of a suite. Raises UserError with the nearest name if it is unknown."""
+    for simulator in registry.simulators().values():
+        is_other = simulator.other_suites and suite.startswith(simulator.other_suites)
+        if suite in simulator.suites or is_other:
+            return simulator
+    return lookup(dict.fromkeys(names()), suite, "suite")
 
 
 def describe(name: str) -> Suite:
@@ -74,7 +79,7 @@ def describe(name: str) -> Suite:
     Raises UserError with the nearest name for an unknown suite, with the install command if the
     simulator is not installed, and if the simulator lacks files of the suite.
     """
-    simulator = lookup(_simulator_of_suite(), name, "suite")
+    simulator = _simulator_of(name)
     simulator.requirement.check()
     return dataclasses.replace(simulator.describe_suite(name), versions=simulator.versions())
 
@@ -82,16 +87,15 @@ def describe(name: str) -> Suite:
 def find(name: str, python: str = sys.executable) -> Suite:
     """Return `describe(name)` as computed by the Python that has the simulator.
 
-    Also renders a frame there. Raises UserError if the suite is unknown or the simulator cannot
-    run, FileNotFoundError if `python` does not exist.
+    Also renders a frame there. Raises UserError if the suite is unknown, and if `python` or the
+    simulator cannot run.
     """
-    lookup(_simulator_of_suite(), name, "suite")
-    done = subprocess.run(
-        [python, "-m", "etcvla.sims", name],
-        capture_output=True,
-        text=True,
-        env=environment_variables(),
-    )
+    _simulator_of(name)  # fails before a process is started
+    command = [python, "-m", "etcvla.sims", name]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment_variables())
+    except OSError as error:
+        raise UserError(f"--simulator_python {python}: cannot run it ({error})") from error
     if done.returncode:
         raise UserError(f"suite {name}: {_error_message(done.stderr, python)}")
     last_line = done.stdout.splitlines()[-1]

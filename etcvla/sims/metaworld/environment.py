@@ -31,10 +31,10 @@ from etcvla.sims.appearance import (  # noqa: E402
     light_scene,
     make_extra,
     paint_table,
-    scatter,
     shift_free_objects,
 )
 from etcvla.sims.conditions import (  # noqa: E402
+    COLORS,
     CONDITIONS,
     SWAPPABLE,
     AddedObject,
@@ -48,7 +48,8 @@ from etcvla.sims.metaworld.scene import (  # noqa: E402
     table_geoms,
 )
 from etcvla.sims.metaworld.tasks import SHAPES, TASKS  # noqa: E402
-from etcvla.sims.oracle import Oracle, Placed, Tracked  # noqa: E402
+from etcvla.sims.mujoco_environment import MujocoEnvironment  # noqa: E402
+from etcvla.sims.oracle import Bounds, Oracle, Placed, Tracked  # noqa: E402
 from etcvla.sims.phases import PhaseTracker  # noqa: E402
 from etcvla.sims.render import HIDDEN_GROUP, Renderer, camera_matrix  # noqa: E402
 from etcvla.sims.task import ObjectSpec  # noqa: E402
@@ -71,6 +72,8 @@ ACTION_SIZE = 4
 # Where x, y, z of the base frame point for the robot, which is at y = 0.
 AXES = ("right", "front", "up")
 
+# Fields of the model that Meta-World changes at a reset.
+_LAYOUT_FIELDS = ("body_pos", "body_quat", "site_pos")
 _TABLE = np.array([[-0.4, 0.42], [0.4, 0.92]])  # where objects may be added: (low, high) in x and y
 _CLEARANCE = 0.09  # metres between an added object and everything else
 _BORDER = 0.05  # share of the image in which no object is added
@@ -85,12 +88,12 @@ class State:
     """What a frame depends on, so that it can be rendered again under another condition."""
 
     physics: np.ndarray  # float64, mjSTATE_INTEGRATION
-    layout: tuple[np.ndarray, ...]  # the model's body_pos, body_quat, site_pos
+    layout: dict[str, np.ndarray]  # the model's `_LAYOUT_FIELDS`
     hand: np.ndarray  # float[4], see STATE_DOC
     phase: int
 
 
-class MetaWorld:
+class MetaWorld(MujocoEnvironment):
     """One task in one scene; see `etcvla.sims.environment.Environment` for the methods.
 
     Args:
@@ -119,6 +122,7 @@ class MetaWorld:
             paint_table(self._model, self.condition, table_geoms(self._model))
             light_scene(self._model, self.condition.light, self.condition.ambient)
         self._renderer = Renderer(self._model, image_size)
+        self._default_front = self.orbit
         self._cameras = {"front": self.orbit, "wrist": "gripperPOV"}
         mujoco.mj_forward(self._model, self._data)
         self._oracle = Oracle(
@@ -174,24 +178,13 @@ class MetaWorld:
             return self.condition.camera
         return self.scene.camera
 
-    def set_appearance(self, condition: Condition | None, seed: int) -> None:
-        """Change the scene's appearance after a reset; None restores the default appearance."""
-        self._cameras["front"] = self.orbit
-        if condition and condition.camera:
-            self._cameras["front"] = condition.camera
-        extras = self._appearance.apply(condition)
-        if extras:
-            area = ScatterArea(_TABLE, ground=0.0, hand=self._grasp_centre)
-            occupied = [footprint(tracked.bounds(self._data)) for tracked in self._oracle.objects]
-            scatter(extras, condition.added, area, occupied, seed)
+    def _scatter_area(self, bounds: list[Bounds]) -> ScatterArea:
+        return ScatterArea(_TABLE, ground=0.0, hand=self.grasp_centre)
 
     def observe(self) -> dict[str, Any]:
         """Return {"images": {camera: uint8[H, W, 3]}, "state": float32[S]}; see STATE_DOC."""
         self._oracle.follow(self._data)
-        images = {}
-        for name, camera in self._cameras.items():
-            images[name] = self._renderer.rgb(self._data, camera)
-        return {"images": images, "state": self.state()}
+        return {"images": self._render(), "state": self.state()}
 
     def state(self) -> np.ndarray:
         """Return the proprioception, float32[S]; see STATE_DOC."""
@@ -212,17 +205,14 @@ class MetaWorld:
         """Return the action of Meta-World's scripted policy, float32[4] in [-1, 1]."""
         return np.clip(self._policy.get_action(self._observation), -1, 1).astype(np.float32)
 
-    def instruction(self, rng: np.random.Generator | None = None) -> str:
-        """Return the task's canonical instruction, or a random paraphrase where `rng` is given."""
-        return self.task.instructions[0] if rng is None else str(rng.choice(self.task.instructions))
-
     @property
-    def _grasp_centre(self) -> np.ndarray:
+    def grasp_centre(self) -> np.ndarray:
+        """The gripper's grasp centre in the world, float64[3]."""
         return self._env.tcp_center
 
     def facts(self, all_views: bool = True) -> dict[str, Any]:
         """Return the current frame's value of every step field; see `Environment.facts`."""
-        facts = self._oracle.facts(self._data, self._grasp_centre, all_views)
+        facts = self._oracle.facts(self._data, self.grasp_centre, all_views)
         return {**facts, "gripper_open": self._observation[3], "phase": self.phase()}
 
     def phase(self) -> int:
@@ -230,15 +220,11 @@ class MetaWorld:
         target = self._oracle.objects[self.target]
         return self._phases.update(
             self._env.curr_path_length,
-            grasp_centre=self._grasp_centre,
+            grasp_centre=self.grasp_centre,
             grasp_point=target.grasp_point(self._data),
             bounds=target.bounds(self._data),
             contact=bool(self.touched()[self.target]),
         )
-
-    def touched(self) -> np.ndarray:
-        """Return bool[N]: which objects the gripper touches now."""
-        return self._oracle.contact(self._data, self._grasp_centre) == 1
 
     def progress(self) -> float:
         """Return the share of the subtasks that are complete. Call it once a step."""
@@ -258,11 +244,6 @@ class MetaWorld:
         return indices
 
     @property
-    def objects(self) -> list[ObjectSpec]:
-        """The named objects, as the scene shows them."""
-        return [tracked.spec for tracked in self._oracle.objects]
-
-    @property
     def shapes(self) -> tuple[str, ...]:
         """The shape word of each object, "" where it is unknown."""
         shapes = dict(SHAPES)
@@ -279,12 +260,12 @@ class MetaWorld:
             text = text.replace(name, new_name)
         return text
 
-    def _layout(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        model = self._model
-        return model.body_pos.copy(), model.body_quat.copy(), model.site_pos.copy()
+    def _layout(self) -> dict[str, np.ndarray]:
+        return {name: getattr(self._model, name).copy() for name in _LAYOUT_FIELDS}
 
-    def _set_layout(self, layout: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
-        self._model.body_pos[:], self._model.body_quat[:], self._model.site_pos[:] = layout
+    def _set_layout(self, layout: dict[str, np.ndarray]) -> None:
+        for name, value in layout.items():
+            getattr(self._model, name)[:] = value
 
     def snapshot(self) -> State:
         """Return the state of the current frame for `restore`."""
@@ -307,7 +288,7 @@ class MetaWorld:
 
     def facts_of(self, state: State) -> dict[str, Any]:
         """Return `facts` of the state that was just restored, with the recorded phase."""
-        facts = self._oracle.facts(self._data, self._grasp_centre)
+        facts = self._oracle.facts(self._data, self.grasp_centre)
         return {**facts, "gripper_open": state.hand[3], "phase": state.phase}
 
     def place_added(self, states: Sequence[State], rng: np.random.Generator) -> None:
@@ -362,16 +343,16 @@ class MetaWorld:
         self._renderer.extras.append(extra)
         return Placed(spec, extra, added.half_extent, label, replaces)
 
-    def _recolor(self, colors: Sequence[tuple[str, tuple[float, float, float]]]) -> None:
+    def _recolor(self, colors: Sequence[str]) -> None:
         """Color every object that is no marker and does not have its color in its name."""
         for n, tracked in enumerate(self._oracle.objects):
-            word, rgb = colors[n % len(colors)]
+            color = colors[n % len(colors)]
             if tracked.site is not None or tracked.spec.color in tracked.spec.name.split():
                 continue
             own = self._geoms_without_parts(tracked)
             self._model.geom_matid[own] = -1
-            self._model.geom_rgba[own] = (*rgb, 1)
-            tracked.spec = dataclasses.replace(tracked.spec, color=word)
+            self._model.geom_rgba[own] = (*COLORS[color], 1)
+            tracked.spec = dataclasses.replace(tracked.spec, color=color)
 
     def _geoms_without_parts(self, tracked: Tracked) -> np.ndarray:
         """Return an object's visible geoms that belong to no smaller object, such as its handle."""
@@ -394,7 +375,3 @@ class MetaWorld:
         spec = dataclasses.replace(old.spec, name=replacement.noun, color=replacement.color)
         objects[n] = self._add_extra(spec, replacement, replaces=old)
         self._renamed[old.spec.name] = replacement.noun
-
-    def close(self) -> None:
-        """Free the renderer."""
-        self._renderer.close()
