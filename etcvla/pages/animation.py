@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -79,7 +80,7 @@ def record_episode(
 
 
 def draw_answers(image: np.ndarray, path: np.ndarray | None, box: np.ndarray | None) -> Image.Image:
-    """Draw a path float[k, 2] (y, x) and a box float[4] (ymin, xmin, ymax, xmax), both in [0, 1]."""
+    """Draw a path float[k, 2] (y, x) and a box float[4] (ymin, xmin, ymax, xmax) in [0, 1]."""
     picture = Image.fromarray(image)
     pen = ImageDraw.Draw(picture)
     height, width = image.shape[:2]
@@ -118,10 +119,8 @@ def write_animation(path: epath.PathLike, episodes: Sequence[Sequence[Image.Imag
             picture.paste(frame, (left, 0))
             left += frame.width
         pictures.append(picture.quantize(64, dither=Image.Dither.NONE))
-    path = epath.Path(path)
-    temporary = path.with_name(path.name + ".tmp")
+    buffer = io.BytesIO()
     pictures[0].save(
-        temporary, format="GIF", save_all=True, append_images=pictures[1:], duration=80, loop=0
+        buffer, format="GIF", save_all=True, append_images=pictures[1:], duration=80, loop=0
     )
-    write_atomically(path, temporary.read_bytes())
-    temporary.unlink(missing_ok=True)
+    write_atomically(path, buffer.getvalue())
