@@ -1,22 +1,26 @@
-"""The batch: what the loader emits and the model reads, once and for all stages.
+"""The batch: what the data loader returns and the model reads, in all stages.
 
-One row is one look (the images of one frame) with several segments on it (segments of text, and the action chunk):
+One row is one observation (the images of one frame) with one or several segments (text, and the
+action chunk):
 
-| field          | dtype[shape]         | meaning                                                                   |
-|----------------|----------------------|---------------------------------------------------------------------------|
-| images         | uint8[B, C, H, W, 3] | C cameras                                                                 |
-| image_mask     | bool[B, C]           | the camera is present                                                     |
-| tokens         | int32[B, L]          | all segments' text, one after another                                     |
-| segment        | int32[B, L]          | 0 padding, 1.. which segment                                              |
-| target         | bool[B, L]           | the token is predicted (causal); else prompt (both ways inside a segment) |
-| weight         | float32[B, L]        | loss weight of the token                                                  |
-| action_segment | int32[B]             | the segment whose prompt the expert reads; 0 where the row has no action  |
-| state          | float32[B, S]        | normalised proprioception                                                 |
-| actions        | float32[B, P, A]     | normalised chunk                                                          |
-| action_mask    | bool[B, P, A]        | false on padded widths and on steps past the episode's end                |
-| stream         | int32[B, L]          | the index of the stream that each token serves, for metrics               |
+| field          | dtype[shape]         | meaning                                                 |
+|----------------|----------------------|---------------------------------------------------------|
+| images         | uint8[B, C, H, W, 3] | images of C cameras                                     |
+| image_mask     | bool[B, C]           | the camera is present                                   |
+| tokens         | int32[B, L]          | the text of all segments, concatenated                  |
+| segment        | int32[B, L]          | number of the token's segment from 1 on; 0: padding     |
+| target         | bool[B, L]           | the token is predicted (causal); else it is a prompt    |
+|                |                      | token (bidirectional within its segment)                |
+| weight         | float32[B, L]        | loss weight of the token                                |
+| action_segment | int32[B]             | segment whose prompt the expert reads; 0: no action     |
+| state          | float32[B, Q]        | normalised proprioception                               |
+| actions        | float32[B, P, A]     | normalised action chunk                                 |
+| action_mask    | bool[B, P, A]        | false on padded action dimensions and on steps past the |
+|                |                      | end of the episode                                      |
+| stream         | int32[B, L]          | index of the token's stream in the mixture, for metrics |
 
-Axes: B rows, C cameras, H W pixels, L text length, S state width, P action horizon, A action width.
+Axes: B batch, C cameras, H image height, W image width, L text length, Q state width, P action
+horizon, A action width.
 """
 
 from __future__ import annotations
@@ -24,6 +28,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+
+from etcvla.errors import UserError
 
 SCHEMA: dict[str, tuple[type, str]] = {
     "images": (np.uint8, "BCHW3"),
@@ -33,7 +39,7 @@ SCHEMA: dict[str, tuple[type, str]] = {
     "target": (np.bool_, "BL"),
     "weight": (np.float32, "BL"),
     "action_segment": (np.int32, "B"),
-    "state": (np.float32, "BS"),
+    "state": (np.float32, "BQ"),
     "actions": (np.float32, "BPA"),
     "action_mask": (np.bool_, "BPA"),
     "stream": (np.int32, "BL"),
@@ -41,28 +47,35 @@ SCHEMA: dict[str, tuple[type, str]] = {
 
 
 def zeros(**sizes: int) -> dict[str, np.ndarray]:
-    """An empty batch; sizes by axis letter, e.g. zeros(B=2, C=1, H=96, W=96, L=64, S=4, P=10, A=4)."""
+    """Return a batch of zeros.
+
+    Args:
+      **sizes: sizes by axis letter, e.g. zeros(B=2, C=1, H=96, W=96, L=64, Q=4, P=10, A=4).
+    """
     sizes["3"] = 3
-    return {
-        name: np.zeros([sizes[axis] for axis in axes], dtype)
-        for name, (dtype, axes) in SCHEMA.items()
-    }
+    batch = {}
+    for name, (dtype, axes) in SCHEMA.items():
+        batch[name] = np.zeros([sizes[axis] for axis in axes], dtype)
+    return batch
 
 
 def validate(batch: Mapping[str, np.ndarray], **sizes: int) -> None:
-    """Raises ValueError naming the field whose dtype, rank or size is not the schema's; sizes by axis letter."""
+    """Check the fields of a batch against the schema and the sizes (by axis letter).
+
+    Raises: UserError naming the field that is missing or whose dtype, rank or size is wrong.
+    """
     sizes["3"] = 3
     for name, (dtype, axes) in SCHEMA.items():
         if name not in batch:
-            raise ValueError(f"batch has no field {name!r}")
+            raise UserError(f"batch has no field {name!r}")
         value = batch[name]
         if value.dtype != dtype or value.ndim != len(axes):
-            raise ValueError(
+            raise UserError(
                 f"batch[{name!r}] is {value.dtype}{list(value.shape)}, expected "
                 f"{np.dtype(dtype).name}[{', '.join(axes)}]"
             )
         for axis, size in zip(axes, value.shape, strict=True):
             if sizes.setdefault(axis, size) != size:
-                raise ValueError(
+                raise UserError(
                     f"batch[{name!r}]: axis {axis} has size {size}, expected {sizes[axis]}"
                 )

@@ -1,58 +1,63 @@
-"""Ordered (regex, value) lists: the one idiom for sharding, learning-rate multiples, weight decay and freezing.
+"""Ordered (regex, value) rules over parameters: sharding, learning rates, weight decay, freezing.
 
-The first rule whose regex matches a parameter's whole path (`llm/layers/attn/q_einsum/w`) gives its value. Every
-parameter must match one; a rule that matches nothing is an error too, since it is a typo that would do nothing.
+The first rule whose regex matches a parameter's whole path (`llm/layers/attn/q_einsum/w`) gives its
+value. Every parameter must match a rule. A rule that matches no parameter is an error too, because
+it is probably a typo.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 
+from etcvla.errors import UserError
+
 Rules = Sequence[tuple[str, Any]]
 
 
 def path_str(path: tuple) -> str:
-    """A key path as `a/b/c`."""
-    return "/".join(
-        str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path
-    )
+    """Return a JAX key path as `a/b/c`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def assign(rules: Rules, params: Any, name: str, *, all_used: bool = True) -> Any:
-    """The tree of values that the rules give to `params`.
+    """Return the tree of values that the rules give to `params`.
 
     Args:
-      name: the config field, for the errors.
-      all_used: a rule without a match is an error. (Sharding rules are shared by all models, so there it is not.)
+      rules: ordered (regex, value) pairs.
+      params: tree of parameters; only the paths matter.
+      name: the config field, for error messages.
+      all_used: whether a rule without a match is an error. (False for rules that all models share.)
 
-    Raises ValueError listing unmatched parameters, or rules without a match.
+    Raises: UserError listing the unmatched parameters, or the rules without a match.
     """
-    unmatched, used = [], set()
+    unmatched = []
+    used = set()
 
-    def value(path, _):
+    def _value(path, _):
         path = path_str(path)
-        for i, (pattern, result) in enumerate(rules):
+        for i, (pattern, value) in enumerate(rules):
             if re.fullmatch(pattern, path):
                 used.add(i)
-                return _Box(result)
+                return _Leaf(value)
         unmatched.append(path)
         return None
 
-    boxes = jax.tree_util.tree_map_with_path(value, params)
+    leaves = jax.tree_util.tree_map_with_path(_value, params)
     if unmatched:
-        raise ValueError(f"{name}: no rule matches {', '.join(sorted(unmatched))}")
-    unused = [rules[i][0] for i in range(len(rules)) if i not in used]
+        raise UserError(f"{name}: no rule matches {', '.join(sorted(unmatched))}")
+    unused = [repr(pattern) for i, (pattern, _) in enumerate(rules) if i not in used]
     if unused and all_used:
-        raise ValueError(f"{name}: no parameter matches {', '.join(map(repr, unused))}")
-    return jax.tree.map(lambda box: box.value, boxes, is_leaf=lambda x: isinstance(x, _Box))
+        raise UserError(f"{name}: no parameter matches {', '.join(unused)}")
+    return jax.tree.map(lambda leaf: leaf.value, leaves)
 
 
-class _Box:
-    """Keeps a value that is itself a tree (a PartitionSpec, a tuple) from being flattened."""
+@dataclasses.dataclass(frozen=True)
+class _Leaf:
+    """Holds a value that is itself a tree (a PartitionSpec or a tuple), so JAX sees one leaf."""
 
-    def __init__(self, value: Any):
-        self.value = value
+    value: Any

@@ -1,7 +1,8 @@
 """A schedule: a value as a piecewise linear function of a stage's progress.
 
-Mixture weights, loss weights, learning rates, freezing and insulation are schedules. A schedule is a sequence of points
-(progress, value). Progress increases from 0 (start of the stage) to 1 (end). The value is constant before the first
+Mixture weights, loss weights, learning rates, freezing and insulation are schedules. A schedule is
+a sequence of points (progress, value). Progress increases from 0 (start of the stage) to 1 (end).
+The value is constant before the first
 point and after the last one: ((0, 0.5), (1, 0.8)) is a ramp, ((0, 1),) is constant.
 """
 
@@ -29,8 +30,8 @@ def check_schedule(
       name: config field, for the error message.
       most: largest value that the field allows.
 
-    Raises: UserError if `points` is not a schedule, progress does not increase in [0, 1], or a value is outside
-      [0, most].
+    Raises: UserError if `points` is not a schedule, progress does not increase in [0, 1], or a
+      value is outside [0, most].
     """
     try:
         checked = tuple((float(progress), float(value)) for progress, value in points)
@@ -48,7 +49,7 @@ def check_schedule(
 
 
 def value_at(points: Schedule, progress: Any, xp: ModuleType = jnp) -> Any:
-    """Return the value at `progress` in [0, 1]. `xp` is jnp inside a jitted step and np on the host."""
+    """Return the value at `progress` in [0, 1], by jnp inside a jitted step or np on the host."""
     times, values = zip(*points, strict=True)
     return xp.interp(progress, xp.asarray(times, xp.float32), xp.asarray(values, xp.float32))
 

@@ -11,7 +11,7 @@ from configs.common import constant
 from etcvla.data.norm_stats import unnormalize
 from etcvla.data.rows import RowBuilder, RowOptions
 from etcvla.errors import UserError
-from etcvla.models.decode import decode_text, sample_actions
+from etcvla.models.decode import TextOptions, decode_text, sample_actions
 from etcvla.models.lora import merge
 from etcvla.policy import Policy, PolicyOptions
 from etcvla.train.checkpoint import CheckpointWriter
@@ -84,7 +84,10 @@ def row_builder(stage, *, use_fast=True):
 
 
 def stack(rows):
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    batch = {}
+    for name in rows[0]:
+        batch[name] = np.stack([row[name] for row in rows])
+    return batch
 
 
 def without_targets(rows):
@@ -132,8 +135,8 @@ def model_actions(stage, params, batch, seeds):
 def model_text(stage, params, batch, **options):
     """Return the token ids that the model writes, by `decode_text` alone."""
     eos = stage.assets.tokenizer.layout.eos
-    decode = jax.jit(lambda *args: decode_text(stage.model, *args, eos=eos, **options))
-    return np.asarray(decode(params, batch))
+    decode = jax.jit(lambda *args: decode_text(stage.model, *args))
+    return np.asarray(decode(params, batch, TextOptions(eos=eos, **options)))
 
 
 def test_policy_merges_adapters(tmp_path):
@@ -382,12 +385,12 @@ def test_wrong_observations_are_refused(flow_policy):
     check_refused({"images": only_front}, r"has no camera wrist; it has \['front'\]")
     for state in (np.zeros(2), np.array([0, np.nan, 0]), np.zeros((1, 3))):
         check_refused({"state": state}, "observation state .*: expected 3 finite numbers")
-    for image, found in (
+    for image, description in (
         (images["wrist"] / 255, r"float64\[20, 20, 3\]"),
         (images["wrist"][..., 0], r"uint8\[20, 20\]"),
         (np.zeros((20, 20, 4), np.uint8), r"uint8\[20, 20, 4\]"),
     ):
-        message = rf"observation image 'wrist' is {found}, expected uint8\[H, W, 3\]"
+        message = rf"observation image 'wrist' is {description}, expected uint8\[H, W, 3\]"
         check_refused({"images": images | {"wrist": image}}, message)
     check_refused({"instruction": 3}, "observation instruction is int, expected text")
     for field in good:

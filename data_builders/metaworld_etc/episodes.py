@@ -9,9 +9,10 @@ from data_builders.common import jobs
 from data_builders.common.jobs import EpisodeResult
 from etcvla.etc import make_items, scene
 from etcvla.etc.annotation import Annotation
-from etcvla.sims.metaworld.environment import EVAL_SEED_BASE, MetaWorld, NoRoomError, demo_seed
+from etcvla.sims.metaworld.environment import MetaWorld, NoRoomError
 from etcvla.sims.metaworld.rerender import initial_frames, record_expert, rerender
 from etcvla.sims.rollout import Episode, rollout_expert
+from etcvla.sims.seeds import EVAL_SEED_BASE, demo_seed
 
 MAX_ATTEMPTS = 20
 NUM_LAYOUTS = 12  # from which is told what is so in nearly every episode

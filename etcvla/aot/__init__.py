@@ -1,1 +1,1 @@
-"""A stage's step compiled for a TPU slice by libtpu's compiler, on a machine without a TPU, and what that tells."""
+"""Compile a stage's step for a TPU slice on a machine without a TPU, and estimate its cost."""

@@ -1,12 +1,14 @@
-"""What a compiled program costs, from its HLO text: FLOPs, bytes of memory and on the wire, loops multiplied out.
+"""Count the cost of a compiled program from its HLO text: FLOPs, bytes of HBM, bytes on the wire.
 
-The compiler's own cost analysis counts a loop's body once. Here every `while` counts as often as it turns, and the text
-is the scheduled program of one device, after partitioning and fusion: what is computed twice counts twice.
+The compiler's own cost analysis counts a loop's body once; here it counts once per iteration. The
+text is the scheduled program of one device, after partitioning and fusion, so what is computed
+twice counts twice.
 
-FLOPs are those of matrix products (a TPU's are all convolutions), two a multiplication with its addition, without the
-zeros of padding and dilation. Memory is an approximation: every operation of the schedule reads its operands from HBM
-and writes its result there, once, unless the compiler put them elsewhere (on-chip memory is marked in the layout); of
-an operand that is only sliced the slices count. Padding of tiles is left out.
+FLOPs are those of matrix products (on a TPU all are convolutions), two for a multiplication with
+its addition, without the zeros of padding and dilation. HBM traffic is approximate: each scheduled
+instruction reads its operands and writes its result once, unless the compiler placed them in
+on-chip memory (which the layout shows); of an operand that is only sliced, the slices count. The
+padding of tiles does not count.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from etcvla.aot.hlo import (
     num_bytes,
     parse,
     replica_groups,
+    root_of,
 )
 
 COLLECTIVES = (
@@ -40,7 +43,7 @@ COLLECTIVES = (
     "collective-permute",
     "collective-broadcast",
 )
-# What moves nothing; loops and calls are entered instead.
+# Instructions that move no data. Loops, branches and calls are counted by what they run.
 _FREE = {
     "parameter",
     "constant",
@@ -56,30 +59,31 @@ _FREE = {
     "opt-barrier",
     "add-dependency",
     "iota",
-    "scene",
+    "domain",
 }
 _SLICES = ("dynamic-slice", "slice", "gather")
+_COPIES = ("copy", "bitcast", "convert", "copy-done", "copy-start")
 
 
 class Collective(NamedTuple):
-    """What a collective is, apart from its size."""
+    """The kind and the device groups of a collective."""
 
     kind: str
-    groups: str  # as the text has them; "" where every chip sends to one other
+    groups: str  # as in the text; "" if each chip sends to one other
 
 
 @dataclasses.dataclass
 class Costs:
-    """Of one device in one run of the program."""
+    """Costs of one device in one run of the program."""
 
     flops: float = 0.0
     hbm_bytes: float = 0.0
     wire_bytes: Counter[Collective] = dataclasses.field(default_factory=Counter)  # into each chip
-    unknown_loops: list[str] = dataclasses.field(
-        default_factory=list
-    )  # counted as if they turned once
+    # Loops with an unknown number of iterations, which count once.
+    unknown_loops: list[str] = dataclasses.field(default_factory=list)
 
     def add(self, other: Costs) -> None:
+        """Add other costs to these."""
         self.flops += other.flops
         self.hbm_bytes += other.hbm_bytes
         self.wire_bytes.update(other.wire_bytes)
@@ -87,112 +91,146 @@ class Costs:
 
 
 def analyse(text: str, devices: int) -> Costs:
-    """The costs of a program of so many devices. Raises ValueError for text that is not HLO."""
+    """Return the costs of a program for `devices` devices. Raises ValueError if it is not HLO."""
     module = parse(text)
-    return _Walk(module, devices).visit(module.entry, 1, scheduled=True)
+    return _CostCounter(module, devices).count(module.entry, 1, scheduled=True)
 
 
-class _Walk:
+class _CostCounter:
     def __init__(self, module: Module, devices: int):
-        self.module, self.devices = module, devices
-        self._chains: set[str] = set()
+        self.module = module
+        self.devices = devices
+        self._counted_chains: set[str] = set()
 
-    def visit(self, name: str, times: float, *, scheduled: bool) -> Costs:
-        """Costs of a computation that runs `times` times; `scheduled`: its results lie in memory (it is no fusion)."""
-        costs, body = Costs(), self.module.computations[name]
-        for inst in body.values():
-            if inst.opcode in ("dot", "convolution"):
-                costs.flops += times * _matmul_flops(inst, body)
-            elif (kind := inst.opcode.removesuffix("-start")) in COLLECTIVES and self._first_piece(
-                inst
-            ):
-                groups = groups_text(inst)
-                kind = "reduce-scatter" if name.startswith("all-reduce-scatter") else kind
-                costs.wire_bytes[Collective(kind, groups)] += times * self._wire_bytes(
-                    inst, kind, groups, body
-                )
-            if scheduled and inst.opcode not in _FREE:
-                costs.hbm_bytes += times * self._hbm_bytes(inst, body)
-            costs.add(self._enter(inst, body, times, scheduled))
+    def count(self, name: str, times: float, *, scheduled: bool) -> Costs:
+        """Return the costs of a computation that runs `times` times.
+
+        Args:
+          scheduled: its instructions write their results to memory, as those of a fusion do not.
+        """
+        costs = Costs()
+        body = self.module.computations[name]
+        for instruction in body.values():
+            if instruction.opcode in ("dot", "convolution"):
+                costs.flops += times * _matmul_flops(instruction, body)
+            kind = instruction.opcode.removesuffix("-start")
+            if kind in COLLECTIVES and self._is_first_piece(instruction):
+                if name.startswith("all-reduce-scatter"):
+                    kind = "reduce-scatter"
+                collective = Collective(kind, groups_text(instruction))
+                wire_bytes = self._wire_bytes(instruction, collective, body)
+                costs.wire_bytes[collective] += times * wire_bytes
+            if scheduled and instruction.opcode not in _FREE:
+                costs.hbm_bytes += times * self._hbm_bytes(instruction, body)
+            costs.add(self._count_called(instruction, body, times, scheduled))
         return costs
 
-    def _enter(self, inst: Instruction, body: Computation, times: float, scheduled: bool) -> Costs:
-        """What the computations cost that an instruction runs."""
+    def _count_called(
+        self, instruction: Instruction, body: Computation, times: float, scheduled: bool
+    ) -> Costs:
+        """Return the costs of the computations that an instruction runs."""
         costs = Costs()
-        if inst.opcode == "while":
-            turns = _turns(inst, body, self.module)
-            costs.unknown_loops += [inst.name] if turns is None else []
-            times *= 1 if turns is None else turns
-        inside = [
-            self.visit(
-                name, times, scheduled=scheduled and inst.opcode in ("while", "conditional", "call")
-            )
-            for name in inst.called
-        ]
-        if inst.opcode == "conditional":
-            inside = [max(inside, key=lambda branch: branch.flops)]
-        for part in inside:
+        if instruction.opcode == "while":
+            iterations = _iterations(instruction, body, self.module)
+            if iterations is None:
+                costs.unknown_loops.append(instruction.name)
+                iterations = 1
+            times *= iterations
+        scheduled = scheduled and instruction.opcode in ("while", "conditional", "call")
+        called = [self.count(name, times, scheduled=scheduled) for name in instruction.called]
+        if instruction.opcode == "conditional":
+            called = [max(called, key=lambda branch: branch.flops)]
+        for part in called:
             costs.add(part)
         return costs
 
-    def _first_piece(self, inst: Instruction) -> bool:
-        """Whether a collective is to be counted: one that is spread over several fusions stands in each of them."""
-        chain = re.search(r'chain_id="?(\w+)', inst.attributes)
+    def _is_first_piece(self, instruction: Instruction) -> bool:
+        """Return whether to count a collective: one may be split over several fusions."""
+        chain = re.search(r'chain_id="?(\w+)', instruction.attributes)
         if chain is None:
             return True
-        new = chain[1] not in self._chains
-        self._chains.add(chain[1])
-        return new
+        is_first = chain[1] not in self._counted_chains
+        self._counted_chains.add(chain[1])
+        return is_first
 
-    def _wire_bytes(self, inst: Instruction, kind: str, groups: str, body: Computation) -> float:
-        """Bytes that reach each chip of a group, as a ring has them: no algorithm needs fewer."""
-        size = sum(num_bytes(body[name].shape) for name in inst.operands)
-        if not groups:
+    def _wire_bytes(
+        self, instruction: Instruction, collective: Collective, body: Computation
+    ) -> float:
+        """Return the bytes that reach each chip of a group in a ring; no algorithm needs fewer."""
+        size = sum(num_bytes(body[name].shape) for name in instruction.operands)
+        if not collective.groups:
             return size
-        n = len(replica_groups(groups, self.devices)[0])
-        return size * {"all-gather": n - 1, "all-reduce": 2 * (n - 1) / n}.get(kind, (n - 1) / n)
+        n = len(replica_groups(collective.groups, self.devices)[0])
+        factors = {"all-gather": n - 1, "all-reduce": 2 * (n - 1) / n}
+        return size * factors.get(collective.kind, (n - 1) / n)
 
-    def _hbm_bytes(self, inst: Instruction, body: Computation) -> float:
-        if inst.opcode.endswith("-start"):
+    def _hbm_bytes(self, instruction: Instruction, body: Computation) -> float:
+        if instruction.opcode.endswith("-start"):
             return 0
-        if inst.opcode.endswith("-done"):
-            return _copied_bytes(inst, body)
-        fused = self.module.computations[inst.called[0]] if inst.opcode == "fusion" else None
-        reads = sum(_read_bytes(i, name, inst, fused, body) for i, name in enumerate(inst.operands))
-        return reads + (
-            _written_bytes(inst, body) if fused is None else _written_bytes_of_fusion(inst, fused)
-        )
+        if instruction.opcode.endswith("-done"):
+            return _async_bytes(instruction, body)
+        if instruction.opcode == "fusion":
+            fused = self.module.computations[instruction.called[0]]
+            return _fusion_bytes(instruction, fused, body)
+        return _instruction_bytes(instruction, body)
 
 
-def _copied_bytes(done: Instruction, body: Computation) -> int:
-    """What an asynchronous copy, slice or collective reads and writes."""
+# ---- HBM traffic -----------------------------------------------------------------------------
+
+
+def _async_bytes(done: Instruction, body: Computation) -> int:
+    """Return what an asynchronous copy, slice or collective reads and writes."""
+    written = num_bytes(done.shape, hbm=True)
     start = body.get(done.operands[0])
     source = body.get(start.operands[0]) if start and start.operands else None
-    size = num_bytes(done.shape)
-    reads = size if source and all(array.in_hbm for array in arrays(source.shape)) else 0
-    return reads + num_bytes(done.shape, hbm=True)
+    if source and all(array.in_hbm for array in arrays(source.shape)):
+        return num_bytes(done.shape) + written
+    return written
 
 
-def _read_bytes(
-    i: int, name: str, inst: Instruction, fused: Computation | None, body: Computation
-) -> int:
-    size = num_bytes(body[name].shape, hbm=True)
-    if not size:
-        return 0
-    if fused is None:
-        if inst.opcode == "dynamic-update-slice" and i == 0:
-            return 0
-        return min(size, num_bytes(inst.shape)) if inst.opcode in _SLICES and i == 0 else size
-    parameter = next(
-        p for p in fused.values() if p.opcode == "parameter" and p.arguments.strip() == str(i)
-    )
-    return min(
-        size, sum(_use_bytes(user, alias, size) for user, alias in _uses(parameter.name, fused))
-    )
+def _instruction_bytes(instruction: Instruction, body: Computation) -> int:
+    """Return what an instruction outside of fusions reads and writes."""
+    read = 0
+    for index, name in enumerate(instruction.operands):
+        size = num_bytes(body[name].shape, hbm=True)
+        if index == 0 and instruction.opcode == "dynamic-update-slice":
+            size = 0  # updated in place
+        elif index == 0 and instruction.opcode in _SLICES:
+            size = min(size, num_bytes(instruction.shape))
+        read += size
+    written = num_bytes(instruction.shape, hbm=True)
+    if instruction.opcode == "dynamic-update-slice" and written:
+        written = num_bytes(body[instruction.operands[1]].shape)
+    return read + written
+
+
+def _fusion_bytes(fusion: Instruction, fused: Computation, body: Computation) -> int:
+    """Return what a fusion reads and writes. Operands that are only sliced count as the slices."""
+    total = 0
+    parameters = {}
+    for instruction in fused.values():
+        if instruction.opcode == "parameter":
+            parameters[int(instruction.arguments)] = instruction
+    for index, name in enumerate(fusion.operands):
+        size = num_bytes(body[name].shape, hbm=True)
+        uses = _uses(parameters[index].name, fused)
+        total += min(size, sum(_use_bytes(user, alias, size) for user, alias in uses))
+    root = root_of(fused)
+    results = [fused[name] for name in root.operands] if root.opcode == "tuple" else [root]
+    for result, array in zip(results, arrays(fusion.shape), strict=False):
+        while result.opcode == "bitcast":
+            result = fused[result.operands[0]]
+        if not array.in_hbm:
+            continue
+        if result.opcode == "dynamic-update-slice":  # an operand, updated in place
+            total += num_bytes(fused[result.operands[1]].shape)
+        else:
+            total += array.num_bytes
+    return total
 
 
 def _uses(name: str, body: Computation) -> Iterator[tuple[Instruction, str]]:
-    """Instructions that read an array, with the name under which they do."""
+    """Yield the instructions that read an array, and the name under which they do."""
     for user in body.values():
         if name not in user.operands:
             continue
@@ -203,127 +241,125 @@ def _uses(name: str, body: Computation) -> Iterator[tuple[Instruction, str]]:
 
 
 def _use_bytes(user: Instruction, name: str, size: int) -> int:
-    if user.opcode in _SLICES and user.operands[0] == name:
+    """Return how much of an array of `size` bytes an instruction in a fusion reads."""
+    is_first = user.operands[0] == name
+    if is_first and user.opcode in _SLICES:
         return num_bytes(user.shape)
-    return 0 if user.opcode == "dynamic-update-slice" and user.operands[0] == name else size
+    if is_first and user.opcode == "dynamic-update-slice":
+        return 0
+    return size
 
 
-def _written_bytes(inst: Instruction, body: Computation) -> int:
-    if inst.opcode == "dynamic-update-slice":
-        return num_bytes(body[inst.operands[1]].shape) if num_bytes(inst.shape, hbm=True) else 0
-    return num_bytes(inst.shape, hbm=True)
+# ---- matrix products -------------------------------------------------------------------------
 
 
-def _written_bytes_of_fusion(inst: Instruction, fused: Computation) -> int:
-    """Of each result: its size, or the update's where it is another array with one slice changed."""
-    root = next(i for i in fused.values() if i.root)
-    results = [fused[name] for name in root.operands] if root.opcode == "tuple" else [root]
-    total = 0
-    for result, array in zip(results, arrays(inst.shape), strict=False):
-        while result.opcode == "bitcast":
-            result = fused[result.operands[0]]
-        update = result.opcode == "dynamic-update-slice"
-        total += array.in_hbm * (
-            num_bytes(fused[result.operands[1]].shape) if update else array.num_bytes
+def _matmul_flops(instruction: Instruction, body: Computation) -> float:
+    left_name, right_name = instruction.operands[:2]
+    left = arrays(body[left_name].shape)[0].dims
+    right = arrays(body[right_name].shape)[0].dims
+    out = arrays(instruction.shape)[0].dims
+    if instruction.opcode == "dot":
+        axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)[1]
+        contracted = math.prod(left[int(axis)] for axis in axes.split(",") if axis)
+        return 2.0 * math.prod(out) * contracted
+    left_labels, right_labels, out_labels = re.split("_|->", instruction.attribute("dim_labels"))
+    window = _Window.parse(instruction)
+    pairs = 1
+    for axis in range(sum(label.isdigit() for label in left_labels)):
+        pairs *= window.pairs(
+            axis,
+            size=left[left_labels.index(str(axis))],
+            kernel=right[right_labels.index(str(axis))],
+            results=out[out_labels.index(str(axis))],
         )
-    return total
+    batch_groups = int(instruction.attribute("batch_group_count") or 1)
+    batch = left[left_labels.index("b")] // batch_groups
+    in_features = right[right_labels.index("i")]
+    out_features = right[right_labels.index("o")]
+    return 2.0 * pairs * batch * in_features * out_features
 
 
-# ---- matrix products -------------------------------------------------------------------------------------------------
+class _Window(NamedTuple):
+    """The window of a convolution: name -> one value per spatial axis."""
+
+    fields: Mapping[str, list[str]]
+
+    @classmethod
+    def parse(cls, instruction: Instruction) -> _Window:
+        """Parse the attribute `window`."""
+        match = re.search(r"window=\{([^}]*)\}", instruction.attributes)
+        fields = re.findall(r"(\w+)=(\S+)", match[1] if match else "")
+        return cls({name: values.split("x") for name, values in fields})
+
+    def _get(self, name: str, axis: int, default: str) -> str:
+        return self.fields[name][axis] if name in self.fields else default
+
+    def pairs(self, axis: int, *, size: int, kernel: int, results: int) -> int:
+        """Count the pairs of an output and a kernel position that meet an input, not padding."""
+        stride = int(self._get("stride", axis, "1"))
+        input_dilation = int(self._get("lhs_dilate", axis, "1"))
+        kernel_dilation = int(self._get("rhs_dilate", axis, "1"))
+        low_padding = int(self._get("pad", axis, "0_0").split("_")[0])
+        outputs = np.arange(results)[:, None] * stride
+        taps = np.arange(kernel)[None] * kernel_dilation
+        positions = outputs + taps - low_padding
+        is_input = (positions % input_dilation == 0) & (positions >= 0)
+        return int((is_input & (positions // input_dilation < size)).sum())
 
 
-def _matmul_flops(inst: Instruction, body: Computation) -> float:
-    left, right = (arrays(body[name].shape)[0].dims for name in inst.operands[:2])
-    out = arrays(inst.shape)[0].dims
-    if inst.opcode == "dot":
-        axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", inst.attributes)[1]
-        return 2.0 * math.prod(out) * math.prod(left[int(axis)] for axis in axes.split(",") if axis)
-    labels = re.split("_|->", inst.attribute("dim_labels"))
-    window = dict(
-        re.findall(
-            r"(\w+)=(\S+)", (re.search(r"window=\{([^}]*)\}", inst.attributes) or ["", ""])[1]
-        )
-    )
-    pairs = math.prod(
-        _window_pairs(axis, left, right, out, labels, window)
-        for axis in range(sum(label.isdigit() for label in labels[0]))
-    )
-    batch = left[labels[0].index("b")] // int(inst.attribute("batch_group_count") or 1)
-    return 2.0 * pairs * batch * right[labels[1].index("i")] * right[labels[1].index("o")]
+# ---- loops -----------------------------------------------------------------------------------
 
 
-def _window_pairs(axis: int, left, right, out, labels: list[str], window: Mapping[str, str]) -> int:
-    """Pairs of an output place and a kernel place along a spatial axis that meet an input, and no zero between."""
-
-    def option(name, default):
-        return window[name].split("x")[axis] if name in window else default
-
-    size, kernel, results = (
-        dims[label.index(str(axis))] for dims, label in zip((left, right, out), labels, strict=True)
-    )
-    stride, dilate_left, dilate_right = (
-        int(option(name, 1)) for name in ("stride", "lhs_dilate", "rhs_dilate")
-    )
-    low = int(str(option("pad", "0_0")).split("_")[0])
-    place = np.arange(results)[:, None] * stride + np.arange(kernel)[None] * dilate_right - low
-    return int(((place >= 0) & (place % dilate_left == 0) & (place // dilate_left < size)).sum())
-
-
-# ---- loops -----------------------------------------------------------------------------------------------------------
-
-
-def _turns(loop: Instruction, body: Computation, module: Module) -> int | None:
-    """How often a loop turns: as the compiler says, or by its bounds where it counts up to a constant."""
-    if known := re.search(r'"?known_trip_count"?:\{"?n"?:"?(\d+)', loop.attributes):
+def _iterations(loop: Instruction, body: Computation, module: Module) -> int | None:
+    """Return the number of a loop's iterations, from the compiler or from constant bounds."""
+    known = re.search(r'"?known_trip_count"?:\{"?n"?:"?(\d+)', loop.attributes)
+    if known:
         return int(known[1])
-    test = module.computations[loop.attribute("condition")]
-    root = next(i for i in test.values() if i.root)
-    if root.opcode != "compare" or root.attribute("direction") not in ("LT", "LE"):
+    condition = module.computations[loop.attribute("condition")]
+    test = root_of(condition)
+    direction = test.attribute("direction")
+    if test.opcode != "compare" or direction not in ("LT", "LE"):
         return None
-    starts = [body[name] for name in body[loop.operands[0]].operands]
-    limit = _constant(root.operands[1], test, starts, body)
-    start = _constant(root.operands[0], test, starts, body)
-    step = _step(_tuple_index(root.operands[0], test), module.computations[loop.attribute("body")])
-    if limit is None or start is None or not step:
+    counter = _source(condition[test.operands[0]], condition)
+    limit = _source(condition[test.operands[1]], condition)
+    initial = [body[name] for name in body[loop.operands[0]].operands]
+    start = _loop_constant(counter, initial, body)
+    stop = _loop_constant(limit, initial, body)
+    step = _loop_step(counter, module.computations[loop.attribute("body")])
+    if start is None or stop is None or not step:
         return None
-    return max(0, -(-(limit - start + (root.attribute("direction") == "LE")) // step))
+    if direction == "LE":
+        stop += 1
+    return len(range(start, stop, step))
 
 
-def _tuple_index(name: str, body: Computation) -> int | None:
-    inst = _source(body[name], body)
-    return int(inst.attribute("index")) if inst.opcode == "get-tuple-element" else None
+def _loop_constant(value: Instruction, initial: list[Instruction], body: Computation) -> int | None:
+    """Return an integer of a loop's condition: a constant, or one in the loop's initial state."""
+    if value.opcode == "get-tuple-element":
+        value = _source(initial[int(value.attribute("index"))], body)
+    if value.opcode == "constant" and re.fullmatch(r"-?\d+", value.arguments):
+        return int(value.arguments)
+    return None
 
 
-def _constant(
-    name: str, test: Computation, starts: list[Instruction], body: Computation
-) -> int | None:
-    """An integer that a condition reads, from itself or from what the loop starts with."""
-    inst = _source(test[name], test)
-    if inst.opcode == "get-tuple-element":
-        inst = _source(starts[int(inst.attribute("index"))], body)
-    return (
-        int(inst.arguments)
-        if inst.opcode == "constant" and re.fullmatch(r"-?\d+", inst.arguments)
-        else None
-    )
-
-
-def _step(index: int | None, body: Computation) -> int | None:
-    """What a loop's body adds to the counter that it carries at `index`."""
-    root = next(i for i in body.values() if i.root)
-    if index is None or root.opcode != "tuple":
+def _loop_step(counter: Instruction, body: Computation) -> int | None:
+    """Return the constant that a loop's body adds to its counter."""
+    result = root_of(body)
+    if counter.opcode != "get-tuple-element" or result.opcode != "tuple":
         return None
-    add = _source(body[root.operands[index]], body)
-    steps = [_source(body[name], body) for name in add.operands] if add.opcode == "add" else []
-    values = [int(i.arguments) for i in steps if i.opcode == "constant" and i.arguments.isdigit()]
-    return values[0] if values else None
+    index = int(counter.attribute("index"))
+    add = _source(body[result.operands[index]], body)
+    if add.opcode != "add":
+        return None
+    for name in add.operands:
+        operand = _source(body[name], body)
+        if operand.opcode == "constant" and operand.arguments.isdigit():
+            return int(operand.arguments)
+    return None
 
 
-def _source(inst: Instruction, body: Computation) -> Instruction:
-    """Where a value comes from that was only copied."""
-    while (
-        inst.opcode in ("copy", "bitcast", "convert", "copy-done", "copy-start")
-        and inst.operands[0] in body
-    ):
-        inst = body[inst.operands[0]]
-    return inst
+def _source(value: Instruction, body: Computation) -> Instruction:
+    """Follow copies back to the instruction that computes a value."""
+    while value.opcode in _COPIES and value.operands[0] in body:
+        value = body[value.operands[0]]
+    return value

@@ -117,7 +117,7 @@ def count_segments(config: ml_collections.ConfigDict) -> SegmentCount:
             H=size,
             W=size,
             L=text_len,
-            S=config.model.state_dim,
+            Q=config.model.state_dim,
             P=config.model.horizon,
             A=config.model.action_dim,
         )

@@ -102,7 +102,7 @@ class Workload:
         rng = np.random.default_rng(self.seed)
         size = self.config.siglip.image_size
         batch = batch_lib.zeros(
-            B=rows, C=CAMERAS, H=size, W=size, L=TEXT_LEN, S=ACTION_DIM, P=HORIZON, A=ACTION_DIM
+            B=rows, C=CAMERAS, H=size, W=size, L=TEXT_LEN, Q=ACTION_DIM, P=HORIZON, A=ACTION_DIM
         )
         images = rng.integers(0, 256, batch["images"].shape, np.uint8)
         batch["images"] = images[:, :cameras]

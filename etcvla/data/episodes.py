@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import abc
 import difflib
+import itertools
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -231,7 +232,7 @@ class Episodes(abc.ABC):
         ]
         if feature.kind == "tensor" and not feature.ragged:
             return self._cache_column(name, np.concatenate(episode_values))
-        values = [value for values in episode_values for value in values]
+        values = list(itertools.chain.from_iterable(episode_values))
         return _share_texts(values) if feature.kind == "text" else values
 
     def cached_column(self, name: str) -> np.ndarray | None:

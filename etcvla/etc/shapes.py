@@ -125,8 +125,7 @@ class ShapesScene:
         return len(self.find(phrase)) == 1
 
 
-# --- drawing
-# ---------------------------------------------------------------------------------------
+# --- drawing -------------------------------------------------------------------------------------
 
 
 def _regular_polygon(corners: int, turn: float = 0.0) -> np.ndarray:
@@ -148,7 +147,7 @@ def _outline(name: str) -> np.ndarray:
     if name == "square":
         return _regular_polygon(4, 0.5)
     if name == "diamond":
-        # A diamond is narrower than it is high. Otherwise it would look like a turned square.
+        # A diamond is narrower than a square, which would otherwise be a turned diamond.
         return _regular_polygon(4) * [1.0, 0.62]
     if name == "star":
         radius = np.where(np.arange(10) % 2, 0.42, 1.0)
@@ -304,8 +303,7 @@ def draw_scene(rng: np.random.Generator, image_size: int) -> tuple[np.ndarray, S
     return render(scene, rng, image_size), scene
 
 
-# --- proposing questions
-# -----------------------------------------------------------------------------
+# --- proposing questions -------------------------------------------------------------------------
 #
 # A proposal returns the fields of a question about a scene, or None if no question is possible.
 
@@ -427,8 +425,7 @@ def _propose_text(scene: ShapesScene, rng: np.random.Generator) -> Fields | None
     return {} if scene.text else None
 
 
-# --- answering questions
-# -----------------------------------------------------------------------------
+# --- answering questions -------------------------------------------------------------------------
 #
 # An answer raises ValueError if the question has no unique answer.
 

@@ -1,7 +1,9 @@
-"""Flow matching between actions and noise, with openpi's convention: time 1 is noise, time 0 is the action.
+"""Flow matching between actions and noise.
 
-x_t = t * noise + (1 - t) * actions, and the network regresses u = noise - actions (Lipman et al. 2022; pi0,
-arXiv 2410.24164). Axes as in `etcvla.models.ops`.
+The convention is that of openpi: time 1 is noise, time 0 is the action.
+
+x_t = t * noise + (1 - t) * actions, and the network regresses the velocity u = noise - actions
+(Lipman et al. 2022; pi0, arXiv 2410.24164). Axes as in `etcvla.models.ops`.
 """
 
 from __future__ import annotations
@@ -14,80 +16,99 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-PULL = (
-    5.0  # arXiv 2506.07339 bounds what guidance adds at both ends of the integration by this (beta)
-)
+# Upper bound of the strength of guidance at both ends of the integration (beta in arXiv
+# 2506.07339).
+MAX_STRENGTH = 5.0
 
-Velocity = Callable[[Float[Array, "b p a"], Float[Array, "b"]], Float[Array, "b p a"]]
+Velocity = Callable[[Float[Array, "B P A"], Float[Array, " B"]], Float[Array, "B P A"]]
 
 
 class Guide(NamedTuple):
-    """What a new chunk has to go on from: the one that is being executed (real-time chunking, arXiv 2506.07339)."""
+    """The chunk that is being executed, which a new chunk continues.
 
-    actions: Float[
-        Array, "b p a"
-    ]  # normalised, from the new chunk's first step on; anything where the weight is 0
-    weight: Float[Array, "b p"]  # how firmly each step is held, 0 not at all; see `soft_mask`
+    See real-time chunking, arXiv 2506.07339.
+    """
+
+    # Normalised, from the first step of the new chunk on. Any value where the weight is 0.
+    actions: Float[Array, "B P A"]
+    # How strongly each step is held to `actions`, 0 for not at all; see `soft_mask`.
+    weight: Float[Array, "B P"]
 
 
-def sample_time(key: jax.Array, shape: tuple[int, ...]) -> Float[Array, ...]:
-    """t ~ 0.999 * Beta(1.5, 1) + 0.001: more weight on the noisy end, where the observation decides (pi0).
+def sample_time(key: jax.Array, shape: tuple[int, ...]) -> Float[Array, "*shape"]:
+    """Sample t ~ 0.999 * Beta(1.5, 1) + 0.001.
 
-    Beta(a, 1) is U^(1/a), which spares the gamma sampler's loop.
+    The distribution has more weight at the noisy end, where the observation decides (pi0). Beta(a,
+    1) is U^(1/a), which avoids the loop of the gamma sampler.
     """
     return 0.999 * jax.random.uniform(key, shape) ** (1 / 1.5) + 0.001
 
 
 def interpolate(
-    actions: Float[Array, "b p a"], noise: Float[Array, "b r p a"], time: Float[Array, "b r"]
-) -> tuple[Float[Array, "b r p a"], Float[Array, "b r p a"]]:
-    """(x_t, u) for R noise_samples of noise and time over each chunk."""
-    t, actions = time[..., None, None], actions[:, None]
+    actions: Float[Array, "B P A"], noise: Float[Array, "B R P A"], time: Float[Array, "B R"]
+) -> tuple[Float[Array, "B R P A"], Float[Array, "B R P A"]]:
+    """Compute (x_t, u) for R noise samples of each chunk."""
+    t = time[..., None, None]
+    actions = actions[:, None]
     return t * noise + (1 - t) * actions, noise - actions
 
 
 def integrate(
-    velocity: Velocity, noise: Float[Array, "b p a"], num_steps: int, guide: Guide | None = None
-) -> Float[Array, "b p a"]:
-    """`num_steps` Euler steps of equal length from noise (time 1) to actions (time 0), pulled to `guide` if there is
-    one: a row whose weights are 0 gets the chunk that it gets without."""
-    dt = -1.0 / num_steps
-    velocity = velocity if guide is None else _guided(velocity, guide)
+    velocity: Velocity, noise: Float[Array, "B P A"], num_steps: int, guide: Guide | None = None
+) -> Float[Array, "B P A"]:
+    """Integrate from noise (time 1) to actions (time 0).
 
-    def euler(x, step):
+    Args:
+      velocity: function of (x_t, time).
+      noise: start of the integration.
+      num_steps: number of Euler steps, all of the same length.
+      guide: chunks to continue. A row whose weights are all 0 is integrated as without a guide.
+    """
+    dt = -1.0 / num_steps
+    if guide is not None:
+        velocity = _guided(velocity, guide)
+
+    def _euler_step(x, step):
         time = jnp.full(x.shape[:1], 1.0 + step * dt, jnp.float32)
         return x + dt * velocity(x, time), None
 
-    return jax.lax.scan(euler, noise, jnp.arange(num_steps, dtype=jnp.float32))[0]
+    actions, _ = jax.lax.scan(_euler_step, noise, jnp.arange(num_steps, dtype=jnp.float32))
+    return actions
 
 
 def soft_mask(horizon: int, delay: int, left: int) -> np.ndarray:
-    """float32[P], `Guide.weight` of one chunk (arXiv 2506.07339, equation 5).
+    """Compute `Guide.weight` of one chunk, float32[P] (arXiv 2506.07339, equation 5).
 
     Args:
-      delay: steps that will have been executed before the new chunk is there: 1.
-      left: steps that the old chunk still has; from `delay` to there the weight falls, and is 0 afterwards.
+      horizon: P.
+      delay: number of steps that are executed before the new chunk is available; their weight is 1.
+      left: number of steps that the old chunk still has. From `delay` to `left` the weight
+        decreases; it is 0 from there on.
     """
     step = np.arange(horizon)
-    fall = np.clip((left - step) / max(left - delay + 1, 1), 0, 1)
-    fall = fall * np.expm1(fall) / np.expm1(1)
-    return np.where(step < min(delay, left), 1, fall).astype(np.float32)
+    ramp = np.clip((left - step) / max(left - delay + 1, 1), 0, 1)
+    weight = ramp * np.expm1(ramp) / np.expm1(1)
+    return np.where(step < min(delay, left), 1, weight).astype(np.float32)
 
 
 def _guided(velocity: Velocity, guide: Guide) -> Velocity:
-    """The velocity, and a step down the guide's weighted error of the actions that it leads to (PiGDM).
+    """Add guidance to a velocity (PiGDM).
 
-    The paper counts time from noise to actions, so its tau is 1 - t, and its velocity is minus ours.
+    The guidance is a step down the guide's weighted error of the predicted actions.
+
+    The paper counts time from noise to actions, so its tau is 1 - t, and its velocity is the
+    negative of ours.
     """
 
-    def pulled(x, time):
-        def denoise(x):
+    def _guided_velocity(x, time):
+        def _predict_actions(x):
             u = velocity(x, time)
             return x - time[:, None, None] * u, u
 
-        actions, back, u = jax.vjp(denoise, x, has_aux=True)
-        (pull,) = back((guide.actions - actions) * guide.weight[..., None])
-        strength = jnp.minimum(PULL, (time**2 + (1 - time) ** 2) / (time * (1 - time)))
-        return u - strength[:, None, None] * pull
+        actions, vjp, u = jax.vjp(_predict_actions, x, has_aux=True)
+        (correction,) = vjp((guide.actions - actions) * guide.weight[..., None])
+        strength = (time**2 + (1 - time) ** 2) / (time * (1 - time))
+        strength = jnp.minimum(MAX_STRENGTH, strength)
+        return u - strength[:, None, None] * correction
 
-    return pulled
+    return _guided_velocity

@@ -1,38 +1,39 @@
-"""Gemma as a stack that several token streams share, each with weights of its own.
+"""Gemma as one stack of layers that several token streams share, each with its own weights.
 
-Stream 0 is the language model, stream 1 the action expert: same depth, heads and head width, other width. A stream
-attends to its own keys and to those of the streams before it, never to later ones; that is all that joins them. Names
-are those of the released checkpoints; stream i > 0 carries the suffix `_i` (as openpi has it).
+Stream 0 is the language model and stream 1 the action expert. They have the same depth, number of
+heads and head width, and different model widths. The streams interact only in attention: a stream
+reads its own keys and values and those of the streams before it, never those of later ones.
+Parameters have the names of the released checkpoints; stream i > 0 has the suffix `_i`, as in
+openpi.
 
-Gemma 1 and Gemma 2 are covered: what the second adds (arXiv 2408.00118) are fields of `GemmaConfig` that are off by
-default.
-
-Axes as in `etcvla.models.ops`.
+Gemma 1 and Gemma 2 are supported. The additions of Gemma 2 (arXiv 2408.00118) are fields of
+`GemmaConfig` that are off by default. Axes as in `etcvla.models.ops`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float, Int
 
 from etcvla.models import ops
-from etcvla.models.lora import LoRA, Projection, dense, make_weight
+from etcvla.models.lora import LoRA, Projection, Weight, dense, make_weight
 from etcvla.models.scan import scan_layers
 
-KVCache = tuple[jax.Array, jax.Array]  # keys and values of stream 0: [depth, B, S, K, H] each
-Mask = (
-    jax.Array | tuple[jax.Array, jax.Array]
-)  # bool[B, T, S] of all layers, or of (global, local) layers
+KVCache = tuple[Array, Array]  # keys and values of stream 0, each float[depth, B, S, K, H]
+Mask = Array | tuple[Array, Array]  # bool[B, T, S] for all layers, or for (global, local) layers
+PerStream = Sequence[Array | None]  # one array per stream, None for an absent stream
 
 
 @dataclasses.dataclass(frozen=True)
 class GemmaConfig:
-    """Sizes and switches of one stream. All streams agree in depth, num_heads, num_kv_heads and head_dim."""
+    """Sizes and options of one stream. All streams have equal depth, heads and head width."""
 
     width: int
     depth: int
@@ -40,31 +41,53 @@ class GemmaConfig:
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    adaptive: bool = False  # norms scaled, shifted and gated by a condition (adaRMS of pi0.5)
-    query_pre_attn_scalar: int = 0  # queries are scaled by its inverse root; 0: head_dim
-    attn_softcap: float = 0.0  # soft cap of attention logits; 0: none
-    final_softcap: float = 0.0  # soft cap of the output's logits; 0: none
-    post_norms: bool = (
-        False  # attention and MLP outputs are normed too, before they join the residual
-    )
-    mlp_parts: int = (
-        1  # that the MLP's width is computed in, one after another, where layers are rematerialised
-    )
-    window: int = 0  # keys that causal tokens see in local layers (the first, third, ..); 0: no layer is local
+    # Norms are scaled, shifted and gated by a condition (adaRMS of pi0.5).
+    adaptive: bool = False
+    # Queries are multiplied by the inverse square root of this number; 0: of head_dim.
+    query_pre_attn_scalar: int = 0
+    # Soft caps of the attention logits and of the output logits; 0: none.
+    attn_softcap: float = 0.0
+    final_softcap: float = 0.0
+    # The outputs of attention and MLP are normalized before they are added to the residual.
+    post_norms: bool = False
+    # Split the MLP's width into this many parts, computed one after another to save memory. Used
+    # only where layers are rematerialised.
+    mlp_parts: int = 1
+    # Number of keys that causal tokens read in local layers (the first, third, ...); 0: all layers
+    # are global.
+    window: int = 0
 
     def __post_init__(self):
         if self.mlp_dim % self.mlp_parts:
             raise ValueError(f"mlp_parts {self.mlp_parts} does not divide mlp_dim {self.mlp_dim}")
 
 
-def _suffix(name: str, stream: int) -> str:
-    return name if stream == 0 else f"{name}_{stream}"
+@flax.struct.dataclass
+class TokenStream:
+    """The input of one stream."""
+
+    tokens: Float[Array, "B T D"]
+    positions: Int[Array, "B T"]
+    mask: Mask  # over the keys of the streams before it (or of the cache) and its own
+    cond: Float[Array, "B T D"] | None = None  # condition of an adaptive stream
+
+
+@flax.struct.dataclass
+class LayerInputs:
+    """The inputs that all layers share. Lists have one entry per stream, None if it is absent."""
+
+    rope_tables: Sequence[ops.RopeTables | None]
+    masks: Sequence[Mask | None]
+    conds: PerStream
+    write_at: Int[Array, ""]  # cache column of the first new token of stream 0
+    gradient_scale: Float[Array, ""] | None
 
 
 class RMSNorm(nn.Module):
-    """Plain: normed * (1 + scale). Adaptive: scale, shift and the residual's gate come from the condition.
+    """RMS norm, plain or adaptive.
 
-    Returns (float[B, T, D], gate float[B, T, D] or None).
+    A plain norm returns normed * (1 + scale) with a learned scale. An adaptive norm computes the
+    scale, a shift and the gate of the residual from a condition.
     """
 
     adaptive: bool
@@ -72,31 +95,34 @@ class RMSNorm(nn.Module):
     lora: LoRA
 
     @nn.compact
-    def __call__(self, x, cond):
+    def __call__(
+        self, x: Float[Array, "B T D"], cond: Float[Array, "B T D"] | None
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"] | None]:
+        """Return the normalized `x` and the gate (None for a plain norm)."""
+        width = x.shape[-1]
         normed = ops.rms_norm(x)
         if not self.adaptive:
-            scale = self.param("scale", nn.initializers.zeros, (x.shape[-1],))
+            scale = self.param("scale", nn.initializers.zeros, (width,))
             return (normed * (1 + scale)).astype(self.dtype), None
-        # Zero-initialised: the expert starts as plain norms with closed gates, which adaLN-Zero found to train best.
-        modulation = dense(
-            cond.shape[-1],
-            3 * x.shape[-1],
-            self.dtype,
-            self.lora,
-            name="Dense_0",
-            init=nn.initializers.zeros,
-        )(cond)
-        scale, shift, gate = jnp.split(modulation.astype(jnp.float32), 3, axis=-1)
+        # Zeros make the expert start with plain norms and closed gates (adaLN-Zero).
+        zeros = nn.initializers.zeros
+        project = dense(
+            cond.shape[-1], 3 * width, self.dtype, self.lora, name="Dense_0", init=zeros
+        )
+        modulation = project(cond).astype(jnp.float32)
+        scale, shift, gate = jnp.split(modulation, 3, axis=-1)
         return (normed * (1 + scale) + shift).astype(self.dtype), gate.astype(self.dtype)
 
 
-def add_residual(x: jax.Array, y: jax.Array, gate: jax.Array | None) -> jax.Array:
-    """x + y, or x + gate * y under an adaptive norm."""
+def add_residual(
+    x: Float[Array, "B T D"], y: Float[Array, "B T D"], gate: Float[Array, "B T D"] | None
+) -> Float[Array, "B T D"]:
+    """Return x + y, or x + gate * y for an adaptive norm."""
     return x + y if gate is None else x + gate * y
 
 
 class Attention(nn.Module):
-    """One attention over all streams."""
+    """Self-attention over all streams."""
 
     configs: Sequence[GemmaConfig]
     insulate: bool
@@ -104,123 +130,157 @@ class Attention(nn.Module):
     lora: LoRA
 
     @nn.compact
-    def __call__(self, xs, turns, masks, cache, write_at, gradient_scale, local):
-        q, k, v = zip(
-            *[self._project(i, x, p) for i, (x, p) in enumerate(zip(xs, turns, strict=True))],
-            strict=True,
-        )
-        k, v = list(k), list(v)
-        if cache is not None:
-            k[0], v[0] = _into_cache(cache, k[0], v[0], write_at)
-        out = []
+    def __call__(
+        self, xs: PerStream, cache: KVCache | None, is_local: Bool[Array, ""], shared: LayerInputs
+    ) -> tuple[list[Array | None], KVCache]:
+        """Return the output of each stream and the keys and values of stream 0."""
+        queries = [None] * len(xs)
+        keys = [None] * len(xs)
+        values = [None] * len(xs)
         for i, x in enumerate(xs):
-            if x is None:
-                out.append(None)
+            if x is not None:
+                queries[i], keys[i], values[i] = self._project(i, x, shared.rope_tables[i])
+        if cache is not None:
+            keys[0], values[0] = _update_cache(cache, keys[0], values[0], shared.write_at)
+        outputs = [None] * len(xs)
+        for i, query in enumerate(queries):
+            if query is None:
                 continue
-            keys, values = [self._visible(i, tensors, gradient_scale) for tensors in (k, v)]
-            mask = _mask_of_layer(masks[i], local)
-            self.sow("intermediates", f"attention_inputs_{i}", (q[i], keys, mask))
-            read = ops.attend(q[i], keys, values, mask, self.configs[i].attn_softcap)
-            out.append(self._merge(i, read))
-        return out, (k[0], v[0])
+            key = self._readable(i, keys, shared.gradient_scale)
+            value = self._readable(i, values, shared.gradient_scale)
+            mask = _mask_of_layer(shared.masks[i], is_local)
+            self.sow("intermediates", f"attention_inputs_{i}", (query, key, mask))
+            heads = ops.attend(query, key, value, mask, self.configs[i].attn_softcap)
+            outputs[i] = self._merge_heads(i, heads)
+        return outputs, (keys[0], values[0])
 
-    def _visible(self, stream, tensors, gradient_scale):
-        """Keys (or values) that a stream reads: those before it, whose gradient `insulate` stops, and its own."""
-        before = [t for t in tensors[:stream] if t is not None]
+    def _readable(
+        self, stream: int, tensors: PerStream, gradient_scale: Float[Array, ""] | None
+    ) -> Float[Array, "B S K H"]:
+        """Concatenate the keys (or values) of the earlier streams and of this one.
+
+        The gradient to the earlier streams is scaled, or stopped with `insulate`.
+        """
+        earlier = [x for x in tensors[:stream] if x is not None]
         if gradient_scale is not None:
-            before = [ops.scale_gradient(t, gradient_scale) for t in before]
+            earlier = [ops.scale_gradient(x, gradient_scale) for x in earlier]
         elif self.insulate:
-            before = [jax.lax.stop_gradient(t) for t in before]
-        return jnp.concatenate([*before, tensors[stream]], axis=1)
+            earlier = [jax.lax.stop_gradient(x) for x in earlier]
+        return jnp.concatenate([*earlier, tensors[stream]], axis=1)
 
-    def _project(self, stream, x, turn):
-        if x is None:
-            return None, None, None
+    def _project(
+        self, stream: int, x: Float[Array, "B T D"], tables: ops.RopeTables
+    ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
+        """Compute the scaled queries, keys and values of one stream."""
         cfg = self.configs[stream]
-        q = self._einsum(
-            "q_einsum", stream, "btd,ndh->btnh", (cfg.num_heads, cfg.width, cfg.head_dim), 1, (0, 2)
+        q = self._projection(
+            _suffix("q_einsum", stream),
+            "btd,ndh->btnh",
+            (cfg.num_heads, cfg.width, cfg.head_dim),
+            nn.initializers.lecun_normal(1, (0, 2)),
         )(x)
-        k, v = self._einsum(
-            "kv_einsum",
-            stream,
+        k, v = self._projection(
+            _suffix("kv_einsum", stream),
             "bsd,kdh->bskh",
             (2, cfg.num_kv_heads, cfg.width, cfg.head_dim),
-            2,
-            (1, 3),
-            (0,),
+            nn.initializers.lecun_normal(2, (1, 3), (0,)),
             split=True,
         )(x)
         scale = (cfg.query_pre_attn_scalar or cfg.head_dim) ** -0.5
-        return ops.rope(q, turn) * scale, ops.rope(k, turn), v
+        return ops.rope(q, tables) * scale, ops.rope(k, tables), v
 
-    def _merge(self, stream, heads):
+    def _merge_heads(self, stream: int, heads: Float[Array, "B T N H"]) -> Float[Array, "B T D"]:
+        """Project the outputs of the heads to the stream's width."""
         cfg = self.configs[stream]
-        shape = (cfg.num_heads, cfg.head_dim, cfg.width)
-        return self._einsum("attn_vec_einsum", stream, "btnh,nhd->btd", shape, (0, 1), 2)(heads)
+        return self._projection(
+            _suffix("attn_vec_einsum", stream),
+            "btnh,nhd->btd",
+            (cfg.num_heads, cfg.head_dim, cfg.width),
+            nn.initializers.lecun_normal((0, 1), 2),
+        )(heads)
 
-    def _einsum(self, name, stream, equation, shape, *fans, split=False):
+    def _projection(
+        self, name: str, equation: str, shape: tuple[int, ...], init: Callable, split: bool = False
+    ) -> Projection:
         return Projection(
-            equation,
-            shape,
-            self.dtype,
-            self.lora,
-            bias=False,
-            split=split,
-            name=_suffix(name, stream),
-            init=nn.initializers.lecun_normal(*fans),
+            equation, shape, self.dtype, self.lora, bias=False, split=split, init=init, name=name
         )
 
 
-def _mask_of_layer(mask: Mask, local: jax.Array) -> jax.Array:
-    return jnp.where(local, mask[1], mask[0]) if isinstance(mask, tuple) else mask
+def _suffix(name: str, stream: int) -> str:
+    """Return the name of a stream's parameter."""
+    return name if stream == 0 else f"{name}_{stream}"
 
 
-def _into_cache(
-    cache: KVCache, k: jax.Array | None, v: jax.Array | None, write_at: jax.Array
+def _mask_of_layer(mask: Mask, is_local: Bool[Array, ""]) -> Bool[Array, "B T S"]:
+    if isinstance(mask, tuple):
+        global_mask, local_mask = mask
+        return jnp.where(is_local, local_mask, global_mask)
+    return mask
+
+
+def _update_cache(
+    cache: KVCache, k: Array | None, v: Array | None, write_at: Int[Array, ""]
 ) -> KVCache:
-    """The cached keys and values of one layer, with new ones (if any) written from column `write_at` on."""
+    """Write new keys and values of one layer, if any, into its cache from column `write_at`."""
     if k is None:
         return cache
-    return tuple(
-        jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, write_at, 0, 0))
-        for old, new in zip(cache, (k, v), strict=True)
-    )
+
+    def _write(old, new):
+        return jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, write_at, 0, 0))
+
+    old_k, old_v = cache
+    return _write(old_k, k), _write(old_v, v)
 
 
 class FeedForward(nn.Module):
-    """Gated gelu: down(gelu(gate(x)) * up(x))."""
+    """The gated MLP: down(gelu(gate(x)) * up(x))."""
 
     config: GemmaConfig
     dtype: jnp.dtype
     lora: LoRA
 
     @nn.compact
-    def __call__(self, x):
-        cfg, how = self.config, (self.dtype, self.lora)
-        init = nn.initializers.lecun_normal(in_axis=1, out_axis=2, batch_axis=(0,))
-        gating = make_weight(self, "gating_einsum", init, (2, cfg.width, cfg.mlp_dim), *how)
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """Return the output of the MLP."""
+        cfg = self.config
+        gating = make_weight(
+            self,
+            "gating_einsum",
+            nn.initializers.lecun_normal(in_axis=1, out_axis=2, batch_axis=(0,)),
+            (2, cfg.width, cfg.mlp_dim),
+            self.dtype,
+            self.lora,
+        )
         linear = make_weight(
-            self, "linear", nn.initializers.lecun_normal(), (cfg.mlp_dim, cfg.width), *how
+            self,
+            "linear",
+            nn.initializers.lecun_normal(),
+            (cfg.mlp_dim, cfg.width),
+            self.dtype,
+            self.lora,
         )
         if cfg.mlp_parts == 1:
-            return _gated(x, gating, linear)
+            return _gated_mlp(x, gating, linear)
 
         @jax.checkpoint
-        def add(y, i):
-            return y + _gated(
-                x, gating.part("f", i, cfg.mlp_parts), linear.part("f", i, cfg.mlp_parts)
-            ), None
+        def _add_part(total, i):
+            gating_part = gating.part("f", i, cfg.mlp_parts)
+            linear_part = linear.part("f", i, cfg.mlp_parts)
+            return total + _gated_mlp(x, gating_part, linear_part), None
 
-        return jax.lax.scan(add, jnp.zeros_like(x), jnp.arange(cfg.mlp_parts))[0]
+        total, _ = jax.lax.scan(_add_part, jnp.zeros_like(x), jnp.arange(cfg.mlp_parts))
+        return total
 
 
-def _gated(x, gating, linear):
-    gate, up = (gating[i].einsum("btd,df->btf", x) for i in range(2))
+def _gated_mlp(x: Float[Array, "B T D"], gating: Weight, linear: Weight) -> Float[Array, "B T D"]:
+    gate = gating[0].einsum("btd,df->btf", x)
+    up = gating[1].einsum("btd,df->btf", x)
     return linear.einsum("btf,fd->btd", nn.gelu(gate, approximate=True) * up)
 
 
 class Block(nn.Module):
-    """One layer of every stream. The carry is the streams; the output is this layer's keys and values of stream 0."""
+    """One layer of every stream."""
 
     configs: Sequence[GemmaConfig]
     insulate: bool
@@ -228,49 +288,62 @@ class Block(nn.Module):
     lora: LoRA
 
     @nn.compact
-    def __call__(self, xs, cache, local, turns, masks, conds, write_at, gradient_scale):
-        normed, gates = self._norm("pre_attention_norm", xs, conds)
-        attended, cache = Attention(
-            self.configs, self.insulate, self.dtype, self.lora, name="attn"
-        )(normed, turns, masks, cache, write_at, gradient_scale, local)
-        attended = self._post_norm("post_attention_norm", attended)
-        xs = [
-            _map(add_residual, x, y, gate) for x, y, gate in zip(xs, attended, gates, strict=True)
-        ]
-        normed, gates = self._norm("pre_ffw_norm", xs, conds)
-        fed = [
-            _map(FeedForward(cfg, self.dtype, self.lora, name=_suffix("mlp", i)), y)
-            for i, (cfg, y) in enumerate(zip(self.configs, normed, strict=True))
-        ]
-        fed = self._post_norm("post_ffw_norm", fed)
-        xs = [_map(add_residual, x, y, gate) for x, y, gate in zip(xs, fed, gates, strict=True)]
+    def __call__(
+        self, xs: PerStream, cache: KVCache | None, is_local: Bool[Array, ""], shared: LayerInputs
+    ) -> tuple[list[Array | None], KVCache]:
+        """Return the streams (the carry of the scan) and the keys and values of stream 0."""
+        normed, gates = self._norm("pre_attention_norm", xs, shared.conds)
+        attention = Attention(self.configs, self.insulate, self.dtype, self.lora, name="attn")
+        outputs, cache = attention(normed, cache, is_local, shared)
+        outputs = self._post_norm("post_attention_norm", outputs)
+        xs = _map_streams(add_residual, xs, outputs, gates)
+
+        normed, gates = self._norm("pre_ffw_norm", xs, shared.conds)
+        outputs = self._post_norm("post_ffw_norm", self._feed_forward(normed))
+        xs = _map_streams(add_residual, xs, outputs, gates)
         self.sow("intermediates", "streams", xs)
-        return [_map(ops.shard_batch, x) for x in xs], cache
+        return _map_streams(ops.shard_batch, xs), cache
 
-    def _norm(self, name, xs, conds):
-        pairs = [
-            (None, None)
-            if x is None
-            else RMSNorm(cfg.adaptive, self.dtype, self.lora, name=_suffix(name, i))(x, cond)
-            for i, (cfg, x, cond) in enumerate(zip(self.configs, xs, conds, strict=True))
-        ]
-        return tuple(zip(*pairs, strict=True))
+    def _norm(
+        self, name: str, xs: PerStream, conds: PerStream
+    ) -> tuple[list[Array | None], list[Array | None]]:
+        """Return the normalized streams and the gates of their residuals."""
+        normed = [None] * len(xs)
+        gates = [None] * len(xs)
+        for i, x in enumerate(xs):
+            if x is not None:
+                norm = self._make_norm(name, i, self.configs[i].adaptive)
+                normed[i], gates[i] = norm(x, conds[i])
+        return normed, gates
 
-    def _post_norm(self, name, ys):
-        return [
-            y
-            if y is None or not cfg.post_norms
-            else RMSNorm(False, self.dtype, self.lora, name=_suffix(name, i))(y, None)[0]
-            for i, (cfg, y) in enumerate(zip(self.configs, ys, strict=True))
-        ]
+    def _post_norm(self, name: str, xs: PerStream) -> list[Array | None]:
+        """Normalize the streams that have `post_norms`."""
+        out = list(xs)
+        for i, x in enumerate(xs):
+            if x is not None and self.configs[i].post_norms:
+                out[i], _ = self._make_norm(name, i, adaptive=False)(x, None)
+        return out
+
+    def _make_norm(self, name: str, stream: int, adaptive: bool) -> RMSNorm:
+        return RMSNorm(adaptive, self.dtype, self.lora, name=_suffix(name, stream))
+
+    def _feed_forward(self, xs: PerStream) -> list[Array | None]:
+        out = [None] * len(xs)
+        for i, x in enumerate(xs):
+            if x is not None:
+                mlp = FeedForward(self.configs[i], self.dtype, self.lora, name=_suffix("mlp", i))
+                out[i] = mlp(x)
+        return out
 
 
-def _map(fn, x, *args):
-    return None if x is None else fn(x, *args)
+def _map_streams(fn: Callable, xs: Sequence[Any], *others: Sequence[Any]) -> list[Any]:
+    """Apply `fn` to the entries of each present stream; an absent stream stays None."""
+    rows = zip(xs, *others, strict=True)
+    return [None if row[0] is None else fn(*row) for row in rows]
 
 
 class Embedder(nn.Module):
-    """Token table; the same table reads out the logits."""
+    """The token table, which also computes the logits."""
 
     vocab_size: int
     width: int
@@ -283,17 +356,18 @@ class Embedder(nn.Module):
             (self.vocab_size, self.width),
         )
 
-    def encode(self, tokens):
+    def encode(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
+        """Return the embeddings, multiplied by sqrt(D)."""
         return self.table.astype(self.dtype)[tokens] * jnp.asarray(self.width**0.5, self.dtype)
 
-    def decode(self, x):
-        return jnp.einsum(
-            "...d,vd->...v", x, self.table.astype(self.dtype), preferred_element_type=jnp.float32
-        )
+    def decode(self, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Return the logits in float32."""
+        table = self.table.astype(self.dtype)
+        return jnp.einsum("...d,vd->...v", x, table, preferred_element_type=jnp.float32)
 
 
 class Gemma(nn.Module):
-    """Token streams through the shared stack."""
+    """The stack of layers with its token table and final norms."""
 
     configs: Sequence[GemmaConfig]
     vocab_size: int
@@ -304,73 +378,74 @@ class Gemma(nn.Module):
     unroll: int
 
     def setup(self):
-        depth = {cfg.depth for cfg in self.configs}
+        depths = {cfg.depth for cfg in self.configs}
         heads = {(cfg.num_heads, cfg.num_kv_heads, cfg.head_dim) for cfg in self.configs}
-        if len(depth) > 1 or len(heads) > 1:
+        if len(depths) > 1 or len(heads) > 1:
             raise ValueError(f"streams must agree in depth and heads, got {self.configs}")
-        # Parts save memory only where they are computed again, and cost a gather where each device has a part already.
-        whole = self.remat == "none" or ops.mesh_size("tensor") > 1
-        configs = [
-            dataclasses.replace(cfg, mlp_parts=1 if whole else cfg.mlp_parts)
-            for cfg in self.configs
-        ]
-        self.embedder = Embedder(self.vocab_size, self.configs[0].width, self.dtype)
-        self.layers = scan_layers(
+        configs = self.configs
+        # Splitting the MLP saves memory only with rematerialisation. Where tensor parallelism
+        # splits the MLP already, it would cost a gather.
+        if self.remat == "none" or ops.mesh_size("tensor") > 1:
+            configs = [dataclasses.replace(cfg, mlp_parts=1) for cfg in configs]
+        self.embedder = Embedder(self.vocab_size, configs[0].width, self.dtype)
+        layers = scan_layers(
             Block,
-            self.configs[0].depth,
-            in_axes=(0, 0, *(nn.broadcast,) * 5),
+            configs[0].depth,
+            in_axes=(0, 0, nn.broadcast),
             remat=self.remat,
             unroll=self.unroll,
-        )(configs, self.insulate, self.dtype, self.lora)
+        )
+        self.layers = layers(configs, self.insulate, self.dtype, self.lora)
         self.final_norms = [
             RMSNorm(cfg.adaptive, self.dtype, self.lora, name=_suffix("final_norm", i))
-            for i, cfg in enumerate(self.configs)
+            for i, cfg in enumerate(configs)
         ]
 
     def __call__(
         self,
-        xs: Sequence[Array | None],
-        positions: Sequence[Array | None],
-        masks: Sequence[Mask | None],
-        conds: Sequence[Array | None],
+        streams: Sequence[TokenStream | None],
         cache: KVCache | None = None,
-        write_at: Array | int = 0,
-        gradient_scale: Array | None = None,
+        write_at: Int[Array, ""] | int = 0,
+        gradient_scale: Float[Array, ""] | None = None,
     ) -> tuple[list[Array | None], KVCache]:
-        """Runs the streams.
+        """Run the streams through all layers.
 
         Args:
-          xs: per stream float[B, T, D], or None where the stream is absent. (Streams that the stack has not, as the
-            expert's where there is none, are left out of all arguments.)
-          positions: per stream int[B, T].
-          masks: per stream bool[B, T, S], S the keys of the streams before it (or the cache) and its own; a pair of
-            them, for global and for local layers, where these differ.
-          conds: per adaptive stream float[B, T, D], else None.
-          cache: keys and values of stream 0; new tokens of stream 0 are written from column `write_at` on.
-          gradient_scale: the share of a stream's gradient that reaches the streams before it; None: all or, insulated, nothing.
+          streams: one entry per stream, None for an absent one. The entry of a stream that this
+            model does not have (the expert of a language model alone) must be None and is ignored.
+          cache: keys and values of stream 0. New tokens of stream 0 are written into it.
+          write_at: first cache column to write.
+          gradient_scale: factor of the gradient from a stream to the streams before it; None: 0
+            with `insulate`, else 1.
 
-        Returns: per stream float[B, T, D] after its final norm, and stream 0's keys and values.
+        Returns: for each stream float[B, T, D] after its final norm, and the keys and values of
+          stream 0.
         """
-        xs, positions, masks, conds = (
-            part[: len(self.configs)] for part in (xs, positions, masks, conds)
+        streams = streams[: len(self.configs)]
+        config = self.configs[0]
+        shared = LayerInputs(
+            rope_tables=_map_streams(
+                lambda stream: ops.rope_tables(stream.positions, config.head_dim), streams
+            ),
+            masks=_map_streams(lambda stream: stream.mask, streams),
+            conds=_map_streams(lambda stream: stream.cond, streams),
+            write_at=jnp.asarray(write_at, jnp.int32),
+            gradient_scale=gradient_scale,
         )
-        xs = [_map(lambda x: ops.shard_batch(x.astype(self.dtype)), x) for x in xs]
-        local = jnp.arange(self.configs[0].depth) % 2 == 0
-        turns = [_map(ops.rope_tables, p, self.configs[0].head_dim) for p in positions]
-        xs, cache = self.layers(
-            xs, cache, local, turns, masks, conds, jnp.asarray(write_at, jnp.int32), gradient_scale
-        )
-        return [
-            _map(lambda x, n, c: n(x, c)[0], x, norm, cond)
-            for x, norm, cond in zip(xs, self.final_norms, conds, strict=True)
-        ], cache
+        is_local = jnp.arange(config.depth) % 2 == 0
+        xs = _map_streams(lambda stream: ops.shard_batch(stream.tokens.astype(self.dtype)), streams)
+        xs, cache = self.layers(xs, cache, is_local, shared)
+        outputs = [None] * len(xs)
+        for i, x in enumerate(xs):
+            if x is not None:
+                outputs[i], _ = self.final_norms[i](x, shared.conds[i])
+        return outputs, cache
 
-    def embed(self, tokens: Array) -> Array:
-        """int[...] to float[..., D], scaled by sqrt(D)."""
+    def embed(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
+        """Return the embeddings of the tokens, multiplied by sqrt(D)."""
         return self.embedder.encode(tokens)
 
-    def logits(self, x: Array) -> Array:
-        """float[..., D] to float32[..., V]."""
-        return ops.shard_batch(
-            ops.softcap(self.embedder.decode(x), self.configs[0].final_softcap), "tensor"
-        )
+    def logits(self, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Return the float32 logits of the next token from hidden states."""
+        logits = ops.softcap(self.embedder.decode(x), self.configs[0].final_softcap)
+        return ops.shard_batch(logits, "tensor")

@@ -1,24 +1,28 @@
 """Differentiate float32 parameters in the narrower dtype in which the modules read them.
 
-The parameters are float32, and most modules cast them to bfloat16 before use. There are two obvious ways to compute the
-gradients, and both cost memory in proportion to the whole model (3 billion parameters at full size):
+The parameters are float32, and most modules cast them to bfloat16 before use. There are two obvious
+ways to compute the gradients, and both cost memory in proportion to the whole model (3 billion
+parameters at full size):
 
-- Cast all parameters at the start of the step and differentiate with respect to the cast ones. This keeps a bfloat16
-  copy of all parameters (6 GB) during the step.
-- Differentiate with respect to the float32 parameters. JAX casts each gradient to the dtype of its parameter, so the
-  gradients of all parameters exist in float32 (12 GB) instead of bfloat16 (6 GB).
+- Cast all parameters at the start of the step and differentiate with respect to the cast ones. This
+  keeps a bfloat16 copy of all parameters (6 GB) during the step.
+- Differentiate with respect to the float32 parameters. JAX casts each gradient to the dtype of its
+  parameter, so the gradients of all parameters exist in float32 (12 GB) instead of bfloat16 (6 GB).
 
-This module avoids both. A parameter that is read in a narrower dtype is passed to the model as a `CastOnRead`: the
-float32 value, and a placeholder of the narrow dtype that receives the gradient. The cast happens where a module reads
-the parameter, which is one layer at a time inside the loop over layers. The values of the placeholder are never used,
-so XLA never allocates it. A training step needs two calls:
+This module avoids both. A parameter that is read in a narrower dtype is passed to the model as a
+`CastOnRead`: the float32 value, and a placeholder of the narrow dtype that receives the gradient.
+The cast happens where a module reads the parameter, which is one layer at a time inside the loop
+over layers. The values of the placeholder are never used, so XLA never allocates it. A training
+step needs two calls:
 
     variables = gradient_variables(params, dtypes, trainable)
 
     def loss_fn(variables):
         return loss(bind_variables(params, variables))
 
-    grads = jax.grad(loss_fn)(variables)  # each gradient in the dtype in which its parameter is read
+    grads = jax.grad(loss_fn)(variables)
+
+Each gradient has the dtype in which its parameter is read.
 """
 
 from __future__ import annotations
@@ -33,20 +37,21 @@ from jaxtyping import Array, Float
 
 @flax.struct.dataclass
 class CastOnRead:
-    """A float32 parameter that a module reads with `astype`, and whose gradient has the dtype of that cast."""
+    """A float32 parameter whose gradient has the dtype in which a module reads it."""
 
     value: Float[Array, "*shape"]  # float32
     placeholder: Float[Array, "*shape"]  # of the narrow dtype; receives the gradient
 
     def astype(self, dtype: jnp.dtype) -> Float[Array, "*shape"]:
-        """Return the parameter as `dtype`; the gradient flows to `placeholder` instead of `value`."""
+        """Return the parameter as `dtype`; its gradient goes to `placeholder`, not to `value`."""
         return _cast(self.value, self.placeholder.astype(dtype))
 
 
 @jax.custom_vjp
 def _cast(value: jax.Array, placeholder: jax.Array) -> jax.Array:
     """Cast `value` to the dtype of `placeholder`."""
-    # XLA moves a plain cast out of the loop over layers, which creates the copy of all parameters after all.
+    # XLA moves a plain cast out of the loop over layers, which creates the copy of all parameters
+    # after all.
     info = jnp.finfo(placeholder.dtype)
     rounded = jax.lax.reduce_precision(value, info.nexp, info.nmant)
     return rounded.astype(placeholder.dtype)
@@ -71,8 +76,8 @@ def gradient_variables(params: Any, dtypes: Any, trainable: Any) -> Any:
       dtypes: tree of the dtypes in which the modules read the parameters.
       trainable: tree of bools.
 
-    Returns: a tree like `params`: None for a frozen parameter, the parameter itself if it is read in its own dtype,
-      else a placeholder of the dtype in which it is read.
+    Returns: a tree like `params`: None for a frozen parameter, the parameter itself if it is read
+      in its own dtype, else a placeholder of the dtype in which it is read.
     """
 
     def _variable(param, dtype, is_trainable):
@@ -86,7 +91,7 @@ def gradient_variables(params: Any, dtypes: Any, trainable: Any) -> Any:
 
 
 def bind_variables(params: Any, variables: Any) -> Any:
-    """Return the parameters for the model, connected to the `variables` from `gradient_variables`."""
+    """Return the model's parameters, connected to `variables` from `gradient_variables`."""
 
     def _bind(param, variable):
         if variable is None:

@@ -1,9 +1,16 @@
-"""Pure maths of the model: norms, rotary positions, masks, attention.
+"""The pure functions of the model: norms, rotary positions, masks and attention.
 
-Axes: B batch, T query length, S key length, N query heads, K key/value heads, G = N / K query heads a key head, H head
-width, D model width, C cameras, I image tokens, L text length, R noise samples, P action horizon, A action width.
+Axes, in this package and in `etcvla.train` (einsum equations use the same letters in lower case):
 
-Everything here computes in float32 where rounding matters (norms, softmax, rotations) and returns its input's dtype.
+  B  batch                     D  model width           C  cameras
+  T  query length              F  MLP width             I  image tokens
+  S  key length                V  vocabulary            P  action horizon
+  N  query heads               L  text length           A  action width
+  K  key and value heads       M  target positions      R  noise samples
+  G  query heads per key head  H  head width            Q  state width
+
+The functions compute in float32 where rounding matters (norms, softmax, rotary positions) and
+return the dtype of their input.
 """
 
 from __future__ import annotations
@@ -13,161 +20,216 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-RopeTables = tuple[Float[Array, "b t d/2"], Float[Array, "b t d/2"]]
+RopeTables = tuple[Float[Array, "B T H/2"], Float[Array, "B T H/2"]]  # sine and cosine
 
-BATCH_AXES = ("data", "fsdp")  # axes of the mesh over which rows are split
-MASKED = (
-    -2.3819763e38
-)  # Gemma's: finite, so that a row with every key masked gives numbers instead of NaN
+BATCH_AXES = ("data", "fsdp")  # the mesh axes over which the batch is split
+
+# Gemma's value of a masked logit. It is finite, so a query whose keys are all masked does not give
+# NaN.
+MASKED = -2.3819763e38
 
 
-def shard_batch(x: Float[Array, "b *t d"], last: str | None = None) -> Float[Array, "b *t d"]:
-    """x, said to have its rows split over the mesh that the step runs on, and its last axis over the mesh's `last`.
+# ---- sharding ------------------------------------------------------------------------------------
 
-    Said of embedded tokens, of what a layer hands on and of logits. What lies between follows; with nothing said, XLA
-    may gather rows instead of parameters. Without a mesh (acting, one device) nothing is said.
+
+def shard_batch(x: Float[Array, "B *T D"], last: str | None = None) -> Float[Array, "B *T D"]:
+    """Constrain the batch axis of `x` to (data, fsdp), and its last axis to the mesh axis `last`.
+
+    Applied to embedded tokens, to the output of each layer and to logits. XLA propagates the
+    constraint in between; without it, XLA may gather the batch instead of the parameters. Does
+    nothing without a mesh.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return x
-    axes = (BATCH_AXES, *(None,) * (x.ndim - 2), last)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes[: x.ndim]))
+    middle = (None,) * (x.ndim - 2)
+    axes = (BATCH_AXES, *middle, last)[: x.ndim]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
 
 
 def mesh_size(axis: str) -> int:
-    """Devices along an axis of the mesh that the step runs on; 1 without a mesh."""
+    """Return the number of devices along a mesh axis of the current step; 1 without a mesh."""
     return dict(jax.sharding.get_abstract_mesh().shape).get(axis, 1)
 
 
+# ---- products and gradients ----------------------------------------------------------------------
+
+
 @jax.custom_vjp
-def scale_gradient(x: Float[Array, "*b"], share: Float[Array, ""]) -> Float[Array, "*b"]:
-    """x, through which `share` of the gradient flows."""
+def scale_gradient(x: Float[Array, "*shape"], scale: Float[Array, ""]) -> Float[Array, "*shape"]:
+    """Return `x`; multiply its gradient by `scale` in the backward pass."""
     return x
 
 
-scale_gradient.defvjp(
-    lambda x, share: (x, share),
-    lambda share, grad: ((grad * share).astype(grad.dtype), jnp.zeros_like(share)),
-)
+def _scale_gradient_fwd(x, scale):
+    return x, scale
+
+
+def _scale_gradient_bwd(scale, grad):
+    return (grad * scale).astype(grad.dtype), jnp.zeros_like(scale)
+
+
+scale_gradient.defvjp(_scale_gradient_fwd, _scale_gradient_bwd)
 
 
 @jax.custom_vjp
-def matmul(x: Float[Array, "*b d"], w: Float[Array, "d f"]) -> Float[Array, "*b f"]:
-    """x @ w, whose weight gradient has the narrower of its two factors on the left.
+def matmul(x: Float[Array, "*B D"], w: Float[Array, "D F"]) -> Float[Array, "*B F"]:
+    """Compute x @ w, with a faster weight gradient.
 
-    XLA transposes the left one on a CPU, together with what makes it. JAX puts the output's gradient there, which in an
-    MLP is the wide one and made of many arrays: half of the MLP's time goes into that.
+    The product for the weight gradient has the narrower of its two factors on the left.
+
+    On a CPU, XLA transposes the left factor together with the operations that produce it. JAX puts
+    the gradient of the output there, which in an MLP is the wide factor and the result of many
+    operations. That transposition takes half of the MLP's time.
     """
     return x @ w
 
 
 def _matmul_fwd(x, w):
-    # Only what a wanted gradient needs is kept: a frozen weight's is not computed.
-    return x.value @ w.value, (x.value if w.perturbed else None, w.value if x.perturbed else None)
+    # With symbolic_zeros, `perturbed` says whether a factor has a gradient. Save only what those
+    # gradients need.
+    saved_x = x.value if w.perturbed else None
+    saved_w = w.value if x.perturbed else None
+    return x.value @ w.value, (saved_x, saved_w)
 
 
 def _matmul_bwd(saved, grad):
     x, w = saved
-    return None if w is None else grad @ w.T, None if x is None else _weight_grad(x, grad)
+    x_grad = None if w is None else grad @ w.T
+    w_grad = None if x is None else _weight_grad(x, grad)
+    return x_grad, w_grad
 
 
 def _weight_grad(x, grad):
-    rows = tuple(range(x.ndim - 1))
-    left, right = (x, grad) if x.shape[-1] < grad.shape[-1] else (grad, x)
-    product = jax.lax.dot_general(left, right, ((rows, rows), ((), ())))
-    return product if left is x else product.T
+    batch_axes = tuple(range(x.ndim - 1))
+    contract = ((batch_axes, batch_axes), ((), ()))
+    if x.shape[-1] < grad.shape[-1]:
+        return jax.lax.dot_general(x, grad, contract)
+    return jax.lax.dot_general(grad, x, contract).T
 
 
 matmul.defvjp(_matmul_fwd, _matmul_bwd, symbolic_zeros=True)
 
 
-def rms_norm(x: Float[Array, "*b d"], eps: float = 1e-6) -> Float[Array, "*b d"]:
-    """x over its root mean square, in float32, unscaled: scales differ between plain and adaptive norms."""
+# ---- norms, positions, attention -----------------------------------------------------------------
+
+
+def rms_norm(x: Float[Array, "*B D"], eps: float = 1e-6) -> Float[Array, "*B D"]:
+    """Divide `x` by its root mean square, in float32. The caller applies the scale."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
 
 
-def rope_tables(positions: Int[Array, "b t"], width: int, base: float = 10_000.0) -> RopeTables:
-    """Sine and cosine by which `rope` turns heads of `width`; the same in every layer."""
-    half = width // 2
-    angle = positions[..., None].astype(jnp.float32) / base ** (
-        jnp.arange(half, dtype=jnp.float32) / half
-    )
+def rope_tables(positions: Int[Array, "B T"], head_dim: int, base: float = 10_000.0) -> RopeTables:
+    """Compute the sine and cosine tables for `rope`. All layers use the same tables."""
+    half = head_dim // 2
+    period = base ** (jnp.arange(half, dtype=jnp.float32) / half)
+    angle = positions[..., None].astype(jnp.float32) / period
     return jnp.sin(angle), jnp.cos(angle)
 
 
-def rope(x: Float[Array, "b t *h d"], turn: RopeTables) -> Float[Array, "b t *h d"]:
-    """Rotary position embedding, half-split layout: element i is paired with i + H / 2 (Su et al. 2021, as Gemma)."""
-    sin, cos = (part.reshape(*part.shape[:2], *(1,) * (x.ndim - 3), -1) for part in turn)
+def rope(x: Float[Array, "B T *N H"], tables: RopeTables) -> Float[Array, "B T *N H"]:
+    """Apply rotary position embedding (Su et al. 2021).
+
+    The layout is Gemma's: element i is paired with element i + H / 2.
+    """
+    head_axes = (1,) * (x.ndim - 3)
+    sin, cos = (table.reshape(*table.shape[:2], *head_axes, -1) for table in tables)
     x1, x2 = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1).astype(x.dtype)
 
 
 def attend(
-    q: Float[Array, "b t n h"],
-    k: Float[Array, "b s k h"],
-    v: Float[Array, "b s k e"],
-    mask: Bool[Array, "b t s"] | None = None,
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K E"],
+    mask: Bool[Array, "B T S"] | None = None,
     cap: float = 0.0,
-) -> Float[Array, "b t n e"]:
-    """Grouped-query attention; `q` comes scaled. Query head n reads key head n // G.
+) -> Float[Array, "B T N E"]:
+    """Compute grouped-query attention. Query head n reads key head n // G.
 
     Args:
-      mask: who sees whom; None: every query sees every key.
+      q: queries, already scaled.
+      k: keys.
+      v: values; their width E is usually H.
+      mask: True where a query reads a key; None: every query reads every key.
       cap: soft cap of the logits, 0 for none.
     """
     batch, length, heads, width = q.shape
     kv_heads = k.shape[2]
-    # Heads stand before tokens, so that no product of T x S numbers has to be transposed; and it is the sums of T x H
-    # that are divided, not the weights. Both tell on a CPU.
-    q = (
-        q.reshape(batch, length, kv_heads, -1, width)
-        .transpose(0, 2, 3, 1, 4)
-        .reshape(batch, kv_heads, -1, width)
-    )
-    logits = softcap(jnp.einsum("bkqh,bskh->bkqs", q, k, preferred_element_type=jnp.float32), cap)
-    if (
-        mask is not None
-    ):  # added, not chosen: a choice would be kept, head by head, for its gradient
-        hidden = jnp.where(mask, 0, MASKED)[:, None, None]
-        logits = (logits.reshape(batch, kv_heads, -1, *mask.shape[1:]) + hidden).reshape(
-            logits.shape
-        )
-    weights, total = _exponents(
-        logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)), v
-    )
+    # Two measures for speed on a CPU: heads precede tokens, so no array of T x S numbers is
+    # transposed; and the output of T x H numbers is divided by the softmax's sum, instead of the T
+    # x S weights. Axis q below is (G, T) flattened.
+    q = q.reshape(batch, length, kv_heads, -1, width)
+    q = q.transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, -1, width)
+    logits = jnp.einsum("bkqh,bskh->bkqs", q, k, preferred_element_type=jnp.float32)
+    logits = softcap(logits, cap)
+    if mask is not None:
+        # Add a bias instead of jnp.where, which would save the mask of every head for its gradient.
+        bias = jnp.where(mask, 0, MASKED)[:, None, None]
+        grouped = logits.reshape(batch, kv_heads, -1, *mask.shape[1:])
+        logits = (grouped + bias).reshape(logits.shape)
+    largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+    weights, total = _exp_and_sum(logits - largest, v)
     out = jnp.einsum("bkqs,bskh->bkqh", weights, v, preferred_element_type=jnp.float32)
     out = (out / total).astype(v.dtype)
     return out.reshape(batch, heads, length, -1).swapaxes(1, 2)
 
 
 @jax.custom_vjp
-def _exponents(
-    x: Float[Array, "*b s"], like: Array
-) -> tuple[Float[Array, "*b s"], Float[Array, "*b 1"]]:
-    """exp(x) in the dtype of `like`, and its float32 sums; what is kept for the gradient is narrow too."""
+def _exp_and_sum(
+    x: Float[Array, "*B S"], like: Array
+) -> tuple[Float[Array, "*B S"], Float[Array, "*B 1"]]:
+    """Compute exp(x) in the dtype of `like`, and its sum in float32.
+
+    The gradient needs only the narrow array.
+    """
     y = jnp.exp(x)
     return y.astype(like.dtype), y.sum(axis=-1, keepdims=True)
 
 
-def _exponents_fwd(x, like):
-    y, total = _exponents(x, like)
+def _exp_and_sum_fwd(x, like):
+    y, total = _exp_and_sum(x, like)
     return (y, total), y
 
 
-_exponents.defvjp(
-    _exponents_fwd, lambda y, grads: (y * (grads[0].astype(jnp.float32) + grads[1]), None)
-)
+def _exp_and_sum_bwd(y, grads):
+    y_grad, total_grad = grads
+    return y * (y_grad.astype(jnp.float32) + total_grad), None
 
 
-def softcap(x: Float[Array, "*b"], cap: float) -> Float[Array, "*b"]:
-    """x, bent into (-cap, cap) by cap * tanh(x / cap) as in Gemma 2 (arXiv 2408.00118); unchanged where cap is 0."""
+_exp_and_sum.defvjp(_exp_and_sum_fwd, _exp_and_sum_bwd)
+
+
+def softcap(x: Float[Array, "*shape"], cap: float) -> Float[Array, "*shape"]:
+    """Compute cap * tanh(x / cap), as in Gemma 2 (arXiv 2408.00118). Returns `x` if `cap` is 0."""
     return cap * jnp.tanh(x / cap) if cap else x
 
 
-def text_mask(segment: Int[Array, "b l"], target: Bool[Array, "b l"]) -> Bool[Array, "b l l"]:
-    """Who sees whom among text tokens: prompts both ways, targets causally, segments not at all.
+def sincos_embedding(
+    value: Float[Array, "*shape"], width: int, min_period: float, max_period: float
+) -> Float[Array, "*shape D"]:
+    """Embed a scalar as sines and cosines with geometrically spaced periods.
 
-    Example: one row with segments [1 1 1 2 2 0] and targets [. . T . T .]:
+    This is openpi's time embedding.
+    Both `min_period` and `max_period` are among the periods.
+    """
+    if width % 2:
+        raise ValueError(f"the width of a sine-cosine embedding must be even, got {width}")
+    fraction = jnp.linspace(0.0, 1.0, width // 2, dtype=jnp.float32)
+    period = min_period * (max_period / min_period) ** fraction
+    angle = value[..., None].astype(jnp.float32) * (1.0 / period * 2 * jnp.pi)
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+# ---- masks and positions of the prefix -----------------------------------------------------------
+
+
+def text_mask(segment: Int[Array, "B L"], target: Bool[Array, "B L"]) -> Bool[Array, "B L L"]:
+    """Compute the attention mask among text tokens.
+
+    Attention is bidirectional in a prompt and causal in its targets.
+    Tokens of different segments do not attend to each other. Example: one row with segments [1 1 1
+    2 2 0] and targets [. . T . T .]; x marks the keys that a query reads:
 
         query \\ key   1p 1p 1T 2p 2T 0
         1 prompt       x  x
@@ -177,66 +239,64 @@ def text_mask(segment: Int[Array, "b l"], target: Bool[Array, "b l"]) -> Bool[Ar
         2 target                x  x
         padding
     """
-    same = (segment[:, :, None] == segment[:, None, :]) & (segment[:, None, :] > 0)
+    same_segment = (segment[:, :, None] == segment[:, None, :]) & (segment[:, None, :] > 0)
     index = jnp.arange(segment.shape[1])
-    return same & (~target[:, None, :] | (index[None, None, :] <= index[None, :, None]))
+    causal = index[None, None, :] <= index[None, :, None]
+    return same_segment & (~target[:, None, :] | causal)
 
 
 def prefix_mask(
-    image_mask: Bool[Array, "b i"],
-    segment: Int[Array, "b l"],
-    target: Bool[Array, "b l"],
+    image_token_mask: Bool[Array, "B I"],
+    segment: Int[Array, "B L"],
+    target: Bool[Array, "B L"],
     image_attends_prompt: bool,
-) -> Bool[Array, "b i+l i+l"]:
-    """The whole prefix: images see images (and prompts, if asked); a text token sees the images and its segment."""
-    batch, num_image = image_mask.shape
+) -> Bool[Array, "B I+L I+L"]:
+    """Compute the attention mask of the prefix (image tokens, then text).
+
+    Image tokens read the present image tokens and, with `image_attends_prompt`, the prompts. Text
+    tokens read the present image tokens and, by `text_mask`, their segment.
+    """
+    batch, num_image = image_token_mask.shape
+    length = segment.shape[1]
     prompt = (segment > 0) & ~target
-    to_text = prompt if image_attends_prompt else jnp.zeros_like(prompt)
-    image_rows = jnp.concatenate([image_mask, to_text], axis=1)
-    image_rows = jnp.broadcast_to(image_rows[:, None], (batch, num_image, image_rows.shape[1]))
-    seen = jnp.broadcast_to(image_mask[:, None], (batch, segment.shape[1], num_image))
-    return jnp.concatenate(
-        [image_rows, jnp.concatenate([seen, text_mask(segment, target)], axis=2)], axis=1
-    )
+    image_to_text = prompt if image_attends_prompt else jnp.zeros_like(prompt)
+    image_query = jnp.concatenate([image_token_mask, image_to_text], axis=1)
+    image_queries = jnp.broadcast_to(image_query[:, None], (batch, num_image, num_image + length))
+    text_to_image = jnp.broadcast_to(image_token_mask[:, None], (batch, length, num_image))
+    text_queries = jnp.concatenate([text_to_image, text_mask(segment, target)], axis=2)
+    return jnp.concatenate([image_queries, text_queries], axis=1)
 
 
 def local_mask(
-    mask: Bool[Array, "b t s"],
-    positions: Int[Array, "b t"],
-    key_positions: Int[Array, "b s"],
-    causal: Bool[Array, "b t"],
+    mask: Bool[Array, "B T S"],
+    positions: Int[Array, "B T"],
+    key_positions: Int[Array, "B S"],
+    causal: Bool[Array, "B T"],
     window: int,
-) -> Bool[Array, "b t s"]:
-    """The mask of layers that look back `window` positions, the query's own included.
+) -> Bool[Array, "B T S"]:
+    """Restrict the mask of a local layer to the last `window` positions, the query's own included.
 
-    Only causal queries do: PaliGemma 2's prefix sees itself whole in these layers too (as Hugging Face has it).
+    Only causal queries are restricted: the prefix of PaliGemma 2 attends to itself without a window
+      in these layers too
+    (as in the Hugging Face implementation).
     """
-    near = key_positions[:, None, :] > positions[:, :, None] - window
-    return mask & (near | ~causal[:, :, None])
+    within_window = key_positions[:, None, :] > positions[:, :, None] - window
+    return mask & (within_window | ~causal[:, :, None])
 
 
 def prefix_positions(
-    image_mask: Bool[Array, "b i"], segment: Int[Array, "b l"]
-) -> Int[Array, "b i+l"]:
-    """Positions that restart after the images for every segment.
+    image_token_mask: Bool[Array, "B I"], segment: Int[Array, "B L"]
+) -> Int[Array, "B I+L"]:
+    """Compute the positions of the prefix.
 
-    Only image tokens in `image_mask` take one; a segment's first token stands right after the last of them.
+    Image tokens come first. Each segment starts at the first position after them. Image tokens
+    outside `image_token_mask` take no position.
     """
-    image = jnp.cumsum(image_mask, axis=1) - 1
+    image_positions = jnp.cumsum(image_token_mask, axis=1) - 1
+    num_image = image_token_mask.sum(axis=1, keepdims=True)
     index = jnp.arange(segment.shape[1])
-    starts = (segment != jnp.pad(segment, ((0, 0), (1, 0)))[:, :-1]) | (index == 0)
-    first = jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
-    return jnp.concatenate([image, index - first + image_mask.sum(axis=1, keepdims=True)], axis=1)
-
-
-def sincos_embedding(
-    value: Float[Array, "*b"], width: int, min_period: float, max_period: float
-) -> Float[Array, "*b d"]:
-    """Sine-cosine features of a scalar, periods geometric from min to max, both included (openpi's time embedding)."""
-    if width % 2:
-        raise ValueError(f"sincos width must be even, got {width}")
-    period = min_period * (max_period / min_period) ** jnp.linspace(
-        0.0, 1.0, width // 2, dtype=jnp.float32
-    )
-    angle = value[..., None].astype(jnp.float32) * (1.0 / period * 2 * jnp.pi)
-    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+    previous = jnp.pad(segment, ((0, 0), (1, 0)))[:, :-1]
+    is_start = (segment != previous) | (index == 0)
+    segment_start = jax.lax.cummax(jnp.where(is_start, index, 0), axis=1)
+    text_positions = index - segment_start + num_image
+    return jnp.concatenate([image_positions, text_positions], axis=1)

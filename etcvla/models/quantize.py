@@ -1,8 +1,11 @@
-"""Weights of eight bits, for acting: a quarter of the memory that float32 takes, half of bfloat16.
+"""Quantize weights to eight bits for inference.
 
-Weights alone, by qwix: an int8 for each number and a float32 for each output channel of each layer, the largest
-absolute value at 127. Products are of floats as before. Left as they are: biases, norms, position and token tables, and
-the expert's ends, which are physical quantities.
+They need a quarter of the memory of float32, half of bfloat16.
+
+Only weights are quantized, by qwix: one int8 per number and one float32 scale per output channel of
+each layer, such that the largest absolute value becomes 127. Products are computed in floating
+point as before. Biases, norms, position and token tables are not quantized, and neither are the
+expert's projections of actions, state and time, which handle physical quantities.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from etcvla.errors import UserError
 from etcvla.models import lora
 from etcvla.names import lookup
 
@@ -21,32 +25,33 @@ DTYPES = {"int8": jnp.int8}
 
 
 def quantize_params(params: Any, dtype: str) -> Any:
-    """The parameters of the same model with weights of this type; adapters must have been merged.
+    """Return the parameters of the same model with weights of type `dtype`.
 
-    Raises ValueError for an unknown type, and without qwix.
+    Args:
+      params: parameters without adapters (see `etcvla.models.lora.merge`).
+      dtype: a name of `DTYPES`.
+
+    Raises: UserError for an unknown `dtype`, or if qwix is not installed.
     """
-    qtype = lookup(DTYPES, dtype, "type of quantised weights")
+    qtype = lookup(DTYPES, dtype, "type of quantized weights")
     try:
         import qwix
     except ModuleNotFoundError as error:
-        raise ValueError("quantised weights need qwix: pip install 'etcvla[serve]'") from error
+        raise UserError("quantized weights need qwix: pip install 'etcvla[serve]'") from error
     flat = flatten_dict(params, sep="/")
     for path, w in flat.items():
         axes = lora.axes_of(path)
         if axes and path.startswith(("img/", "llm/")):
-            flat[path] = jax.jit(
-                functools.partial(
-                    qwix.quantize, qtype=qtype, channelwise_axes=_channels(axes, w.ndim)
-                )
-            )(w)
+            channel_axes = _channel_axes(axes, w.ndim)
+            quantize = functools.partial(qwix.quantize, qtype=qtype, channelwise_axes=channel_axes)
+            flat[path] = jax.jit(quantize)(w)
     return unflatten_dict(flat, sep="/")
 
 
-def _channels(axes: str, ndim: int) -> tuple[int, ...]:
-    """Which axes of a weight its product does not sum over: those before its own are the layers."""
-    w, a, b = axes.split(",")
-    layers = ndim - len(w)
-    return (
-        *range(layers),
-        *(layers + i for i, axis in enumerate(w) if axis not in set(a) - set(b)),
-    )
+def _channel_axes(axes: str, ndim: int) -> tuple[int, ...]:
+    """Return the axes of a weight that its product does not sum over, layer axis included."""
+    w_axes, a_axes, b_axes = axes.split(",")
+    num_layer_axes = ndim - len(w_axes)
+    summed = set(a_axes) - set(b_axes)
+    channels = [num_layer_axes + i for i, axis in enumerate(w_axes) if axis not in summed]
+    return (*range(num_layer_axes), *channels)

@@ -1,4 +1,4 @@
-"""The one place where layers are scanned and rematerialised."""
+"""Scan over layers, with rematerialisation. All stacks of layers go through this function."""
 
 from __future__ import annotations
 
@@ -19,21 +19,27 @@ REMAT = {
 def scan_layers(
     block: type[nn.Module], depth: int, *, in_axes: Any, remat: str, unroll: int
 ) -> type[nn.Module]:
-    """`block`, repeated `depth` times with parameters stacked on axis 0.
+    """Repeat `block` `depth` times, with the parameters of all layers stacked on axis 0.
 
     Args:
-      in_axes: for every argument after the carry, 0 (one slice a layer) or nn.broadcast.
-      remat: "none", "full" (save nothing) or "dots" (save matrix products without batch axes).
-      unroll: layers a loop turn; `depth` removes the loop, which compiles longer and runs faster on a CPU.
+      block: module of one layer; its first argument is the carry.
+      depth: number of layers.
+      in_axes: for every argument after the carry, 0 (one slice per layer) or nn.broadcast.
+      remat: what the backward pass recomputes: "none", "full" (save nothing) or "dots" (save matrix
+        products without batch axes).
+      unroll: layers per iteration of the loop. `depth` removes the loop, which compiles longer and
+        runs faster on a CPU.
 
-    Raises ValueError for an unknown remat policy.
+    Raises: UserError for an unknown `remat`.
     """
-    if (policy := lookup(REMAT, remat, "model.remat")) is not None:
+    policy = lookup(REMAT, remat, "model.remat")
+    if policy is not None:
         block = nn.remat(block, prevent_cse=False, policy=policy)
-    axes = {"params": 0, "intermediates": 0}  # the second: what is sown, for who asks for it
     return nn.scan(
         block,
-        variable_axes=axes,
+        # "intermediates" holds what layers sow, for callers that ask for it
+        # (`etcvla.eval.knowledge`).
+        variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True},
         in_axes=in_axes,
         length=depth,

@@ -1,6 +1,7 @@
-"""SigLIP image tower: a ViT without class token or pooling. Parameter names and stacking are big_vision's.
+"""The SigLIP image tower: a ViT without class token or pooling.
 
-Axes as in `etcvla.models.ops`.
+The names and the stacking of the parameters are those of big_vision. Axes as in
+`etcvla.models.ops`; in this module the batch axis B counts images (rows times cameras).
 """
 
 from __future__ import annotations
@@ -8,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 
+from etcvla.errors import UserError
 from etcvla.models import ops
 from etcvla.models.lora import LoRA, Projection, dense, make_weight
 from etcvla.models.scan import scan_layers
@@ -26,82 +27,91 @@ class SigLIPConfig:
     depth: int
     num_heads: int
     mlp_dim: int
-    patch: int  # pixels, the side of a square patch
-    image_size: int  # pixels, the side of the square image
+    patch: int  # side of a square patch, pixels
+    image_size: int  # side of the square image, pixels
 
     @property
     def tokens(self) -> int:
-        """Image tokens a camera."""
+        """Number of image tokens per camera."""
         return (self.image_size // self.patch) ** 2
 
     def __post_init__(self):
         if self.image_size % self.patch:
-            raise ValueError(
+            raise UserError(
                 f"siglip.image_size {self.image_size} is not a multiple of patch {self.patch}"
             )
         if self.width % self.num_heads:
-            raise ValueError(
+            raise UserError(
                 f"siglip.width {self.width} is not a multiple of num_heads {self.num_heads}"
             )
         if self.width % 4:
-            raise ValueError(
-                f"siglip.width {self.width} is not a multiple of 4, as its position codes must be"
+            raise UserError(
+                f"siglip.width {self.width} is not a multiple of 4, as position embeddings need"
             )
 
 
 class MlpBlock(nn.Module):
+    """The MLP of a layer."""
+
     config: SigLIPConfig
     dtype: jnp.dtype
     lora: LoRA
 
     @nn.compact
-    def __call__(self, x):
-        width, mlp_dim = self.config.width, self.config.mlp_dim
-        hidden = nn.gelu(
-            dense(width, mlp_dim, self.dtype, self.lora, name="Dense_0")(x), approximate=True
-        )
+    def __call__(self, x: Float[Array, "B I D"]) -> Float[Array, "B I D"]:
+        """Return the output of the MLP."""
+        width = self.config.width
+        mlp_dim = self.config.mlp_dim
+        hidden = dense(width, mlp_dim, self.dtype, self.lora, name="Dense_0")(x)
+        hidden = nn.gelu(hidden, approximate=True)
         return dense(mlp_dim, width, self.dtype, self.lora, name="Dense_1")(hidden)
 
 
 class MultiHeadDotProductAttention(nn.Module):
-    """Every token reads every token. The name is the one that released checkpoints hold."""
+    """Bidirectional self-attention. Released checkpoints contain this name."""
 
     config: SigLIPConfig
     dtype: jnp.dtype
     lora: LoRA
 
     @nn.compact
-    def __call__(self, x):
-        width, heads = self.config.width, self.config.num_heads
+    def __call__(self, x: Float[Array, "B I D"]) -> Float[Array, "B I D"]:
+        """Return the output of the attention."""
+        width = self.config.width
+        heads = self.config.num_heads
         head_dim = width // heads
 
-        def project(name, equation, shape, in_axis, out_axis):
-            return Projection(
-                equation,
-                shape,
-                self.dtype,
-                self.lora,
-                name=name,
-                init=nn.initializers.lecun_normal(in_axis, out_axis),
+        def _project_in(name):
+            init = nn.initializers.lecun_normal(0, (1, 2))
+            shape = (width, heads, head_dim)
+            return Projection("btd,dnh->btnh", shape, self.dtype, self.lora, name=name, init=init)(
+                x
             )
 
-        q, k, v = (
-            project(name, "btd,dnh->btnh", (width, heads, head_dim), 0, (1, 2))(x)
-            for name in ("query", "key", "value")
-        )
-        read = ops.attend(q * head_dim**-0.5, k, v)
-        return project("out", "btnh,nhd->btd", (heads, head_dim, width), (0, 1), 2)(read)
+        q = _project_in("query")
+        k = _project_in("key")
+        v = _project_in("value")
+        merged = ops.attend(q * head_dim**-0.5, k, v)
+        return Projection(
+            "btnh,nhd->btd",
+            (heads, head_dim, width),
+            self.dtype,
+            self.lora,
+            name="out",
+            init=nn.initializers.lecun_normal((0, 1), 2),
+        )(merged)
 
 
 class EncoderBlock(nn.Module):
-    """Pre-norm transformer layer, both ways."""
+    """A pre-norm transformer layer."""
 
     config: SigLIPConfig
     dtype: jnp.dtype
     lora: LoRA
 
     @nn.compact
-    def __call__(self, x, _):
+    def __call__(self, x: Float[Array, "B I D"], _: None) -> tuple[Float[Array, "B I D"], None]:
+        """Return the carry of the scan over layers."""
         y = nn.LayerNorm(dtype=self.dtype)(x)
         x = x + MultiHeadDotProductAttention(self.config, self.dtype, self.lora)(y)
         y = nn.LayerNorm(dtype=self.dtype)(x)
@@ -111,6 +121,8 @@ class EncoderBlock(nn.Module):
 
 
 class Transformer(nn.Module):
+    """The layers and the final norm."""
+
     config: SigLIPConfig
     dtype: jnp.dtype
     lora: LoRA
@@ -118,7 +130,8 @@ class Transformer(nn.Module):
     unroll: int
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "B I D"]) -> Float[Array, "B I D"]:
+        """Return the normalized output of the last layer."""
         block = scan_layers(
             EncoderBlock,
             self.config.depth,
@@ -131,11 +144,7 @@ class Transformer(nn.Module):
 
 
 class SigLIP(nn.Module):
-    """Images to tokens of the language model's width.
-
-    Args of the call: images float[M, H, W, 3] in [-1, 1].
-    Returns: float[M, (H / patch) * (W / patch), out_width].
-    """
+    """The tower with its output projection to the width of the language model."""
 
     config: SigLIPConfig
     out_width: int
@@ -145,79 +154,91 @@ class SigLIP(nn.Module):
     unroll: int
 
     @nn.compact
-    def __call__(self, images: Float[Array, "m h w 3"]) -> Float[Array, "m i d"]:
+    def __call__(self, images: Float[Array, "B height width 3"]) -> Float[Array, "B I D"]:
+        """Return the image tokens of images in [-1, 1]."""
         cfg = self.config
         x = PatchEmbed(cfg, self.dtype, self.lora, name="embedding")(images)
-        pos = self.param(
-            "pos_embedding",
-            lambda _, shape: position_codes(*shape[1:])[None],
-            (1, cfg.tokens, cfg.width),
-        )
-        x = ops.shard_batch(x + pos.astype(self.dtype))
+        positions = self.param("pos_embedding", _init_positions, (1, cfg.tokens, cfg.width))
+        x = ops.shard_batch(x + positions.astype(self.dtype))
         x = Transformer(cfg, self.dtype, self.lora, self.remat, self.unroll, name="Transformer")(x)
         return dense(cfg.width, self.out_width, self.dtype, self.lora, name="head")(x)
 
 
-def position_codes(tokens: int, width: int) -> Float[Array, "i d"]:
-    """Sine-cosine codes of a square grid's rows and columns, where the learned table starts.
-
-    (From small random values, SigLIP's own start, a tower this side of a billion images does not learn places.)
-    """
-    side = int(tokens**0.5)
-    y, x = jnp.divmod(jnp.arange(tokens), side)
-    return jnp.concatenate(
-        [ops.sincos_embedding((axis + 0.5) / side, width // 2, 2 / side, 4.0) for axis in (y, x)],
-        axis=-1,
-    )
-
-
-def resize_positions(
-    table: Float[np.ndarray, "1 i d"], tokens: int
-) -> Float[np.ndarray, "1 tokens d"]:
-    """A learned position table for another resolution of a square image, as big_vision resamples it.
-
-    That is `scipy.ndimage.zoom` of order 1: bilinear without antialiasing, the four corner patches keep their codes.
-
-    Raises ValueError if either number of tokens is not a square.
-    """
-    old, new = (round(count**0.5) for count in (table.shape[1], tokens))
-    if old**2 != table.shape[1] or new**2 != tokens:
-        raise ValueError(
-            f"pos_embedding: cannot resize a table of {table.shape[1]} tokens to {tokens}, both must be "
-            "squares"
-        )
-    if old == new:
-        return table
-    import scipy.ndimage  # takes longer to import than all of this file's other imports but JAX
-
-    grid = np.asarray(table, np.float32).reshape(old, old, -1)
-    grid = scipy.ndimage.zoom(grid, (new / old, new / old, 1), order=1)
-    return grid.reshape(1, tokens, -1).astype(table.dtype)
-
-
 class PatchEmbed(nn.Module):
-    """A strided convolution, written as the matrix product that it is: several times faster on a CPU."""
+    """The patch embedding: a strided convolution, computed as a matrix product.
+
+    The product is several times faster than a convolution on a CPU.
+    """
 
     config: SigLIPConfig
     dtype: jnp.dtype
     lora: LoRA
 
     @nn.compact
-    def __call__(self, images):
-        cfg, p = self.config, self.config.patch
+    def __call__(self, images: Float[Array, "B height width 3"]) -> Float[Array, "B I D"]:
+        """Return one token per patch."""
+        width = self.config.width
+        patch = self.config.patch
         init = nn.initializers.lecun_normal(in_axis=(0, 1, 2), out_axis=3)
-        weight = make_weight(self, "kernel", init, (p, p, 3, cfg.width), self.dtype, self.lora)
-        bias = self.param("bias", nn.initializers.zeros, (cfg.width,))
-        m, height, width, _ = images.shape
-        patches = (
-            images.astype(self.dtype)
-            .reshape(m, height // p, p, width // p, p, 3)
-            .transpose(0, 1, 3, 2, 4, 5)
+        shape = (patch, patch, 3, width)
+        weight = make_weight(self, "kernel", init, shape, self.dtype, self.lora)
+        bias = self.param("bias", nn.initializers.zeros, (width,))
+        batch, image_height, image_width, _ = images.shape
+        rows = image_height // patch
+        columns = image_width // patch
+        patches = images.astype(self.dtype).reshape(batch, rows, patch, columns, patch, 3)
+        patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, patch, patch, 3)
+        return weight.einsum("biuvc,uvcd->bid", patches) + bias.astype(self.dtype)
+
+
+def position_codes(tokens: int, width: int) -> Float[Array, "I D"]:
+    """Return sine-cosine codes of the rows and columns of a square grid.
+
+    The learned position table starts with these values. SigLIP itself starts with small random
+    values, from which a tower does not learn places unless it is trained on billions of images.
+    """
+    side = int(tokens**0.5)
+    row, column = jnp.divmod(jnp.arange(tokens), side)
+    codes = [
+        ops.sincos_embedding((index + 0.5) / side, width // 2, 2 / side, 4.0)
+        for index in (row, column)
+    ]
+    return jnp.concatenate(codes, axis=-1)
+
+
+def _init_positions(_, shape: tuple[int, int, int]) -> Float[Array, "1 I D"]:
+    """Initialise the position table (a Flax initialiser, whose key is not used)."""
+    _, tokens, width = shape
+    return position_codes(tokens, width)[None]
+
+
+def resize_positions(
+    table: Float[np.ndarray, "1 I D"], tokens: int
+) -> Float[np.ndarray, "1 tokens D"]:
+    """Resize a learned position table to another resolution of a square image, as big_vision does.
+
+    That is `scipy.ndimage.zoom` of order 1: bilinear without antialiasing, and the four corner
+    patches keep their codes.
+
+    Raises: UserError if either number of tokens is not a square.
+    """
+    old_side = round(table.shape[1] ** 0.5)
+    new_side = round(tokens**0.5)
+    if old_side**2 != table.shape[1] or new_side**2 != tokens:
+        raise UserError(
+            f"pos_embedding: cannot resize a table of {table.shape[1]} tokens to {tokens}, "
+            "both must be squares"
         )
-        patches = patches.reshape(m, -1, p, p, 3)
-        return weight.einsum("miuvc,uvcd->mid", patches) + bias.astype(self.dtype)
+    if old_side == new_side:
+        return table
+    import scipy.ndimage  # imported here because it takes longer than all other imports but JAX
+
+    grid = np.asarray(table, np.float32).reshape(old_side, old_side, -1)
+    scale = new_side / old_side
+    grid = scipy.ndimage.zoom(grid, (scale, scale, 1), order=1)
+    return grid.reshape(1, tokens, -1).astype(table.dtype)
 
 
-def to_float(images: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """uint8 pixels to [-1, 1], the range that every released SigLIP was trained on."""
+def to_float(images: UInt8[Array, "*B height width 3"], dtype: jnp.dtype) -> Float[Array, "*shape"]:
+    """Scale pixels to [-1, 1], the range on which every released SigLIP was trained."""
     return images.astype(dtype) / 127.5 - 1.0

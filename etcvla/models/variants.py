@@ -1,14 +1,20 @@
 """Model sizes by name.
 
-Two generations of released weights fit: `paligemma_3b` is PaliGemma 1 (arXiv 2407.07726: SigLIP So400m/14, Gemma 1 2B)
-with openpi's 300 M expert, `paligemma2_3b` is PaliGemma 2 (arXiv 2412.03555: the same tower, Gemma 2 2B) with an expert
-of the same width and as many layers as Gemma 2 has. Both are at 224 px, at any other multiple of 14 with their position
-table resized. SigLIP 2, Gemma 3 and what came later are not covered.
+Two generations of released weights fit:
 
-`tiny` learns on a laptop CPU in minutes: one wide head, since many small ones are slow there. `small` is for
-benchmarks.
+- `paligemma_3b` is PaliGemma 1 (arXiv 2407.07726: SigLIP So400m/14 and Gemma 1 2B) with openpi's
+  expert of 300 M parameters.
+- `paligemma2_3b` is PaliGemma 2 (arXiv 2412.03555: the same tower and Gemma 2 2B) with an expert of
+  the same width and as many layers as Gemma 2.
 
-Parameters, with state as text, 32 widths of actions, and the ids of the embedded or of PaliGemma's tokenizer:
+Both use images of 224 px, or any other multiple of 14 with a resized position table. SigLIP 2,
+Gemma 3 and later models are not supported.
+
+`tiny` trains on a laptop CPU in minutes. It has few wide heads, because many small heads are slow
+on a CPU. `small` is for benchmarks.
+
+Number of parameters with state as text, 32 action dimensions, and the token ids of the built-in
+tokenizer (2,688) or of PaliGemma's (257,152):
 
 | size          | ids     | tower and language model | expert      |
 |---------------|---------|--------------------------|-------------|
@@ -124,41 +130,47 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 EXPERTS = {
-    "adaptive": {"adaptive": True},
-    "plain": {"adaptive": False},
-    "none": None,
-}  # of pi0.5, pi0, pi0-FAST
+    "adaptive": {"adaptive": True},  # pi0.5
+    "plain": {"adaptive": False},  # pi0
+    "none": None,  # pi0-FAST
+}
 
 
 def make_config(
     size: str, *, expert: str = "adaptive", image_size: int = 0, **fields: Any
 ) -> VLAConfig:
-    """The named size and kind of expert with the remaining fields of `VLAConfig`.
+    """Build the config of a named size.
 
     Args:
-      image_size: pixels, a multiple of the patch; 0: the size's own.
+      size: name in `SIZES`.
+      expert: name in `EXPERTS`.
+      image_size: pixels, a multiple of the patch; 0: the default of the size.
+      **fields: the remaining fields of `VLAConfig`.
 
-    Raises ValueError for an unknown name, or a resolution that the patch does not divide.
+    Raises: UserError for an unknown name, or if the patch does not divide `image_size`.
     """
-    parts, change = lookup(SIZES, size, "model.size"), lookup(EXPERTS, expert, "model.expert")
-    siglip = parts["siglip"]
-    made = {
-        "siglip": dataclasses.replace(siglip, image_size=image_size or siglip.image_size),
-        "expert": change and dataclasses.replace(parts["expert"], **change),
-    }
-    return VLAConfig(**{**parts, **made, **fields})
+    defaults = dict(lookup(SIZES, size, "model.size"))
+    expert_fields = lookup(EXPERTS, expert, "model.expert")
+    if image_size:
+        defaults["siglip"] = dataclasses.replace(defaults["siglip"], image_size=image_size)
+    if expert_fields is None:
+        defaults["expert"] = None
+    else:
+        defaults["expert"] = dataclasses.replace(defaults["expert"], **expert_fields)
+    return VLAConfig(**{**defaults, **fields})
 
 
-def config_to_dict(config: VLAConfig) -> dict:
-    """Plain values, as a checkpoint stores them."""
+def config_to_dict(config: VLAConfig) -> dict[str, Any]:
+    """Return the config as plain values, as a checkpoint stores them."""
     return dataclasses.asdict(config)
 
 
-def config_from_dict(data: dict) -> VLAConfig:
-    """The inverse of `config_to_dict`."""
-    parts = {
+def config_from_dict(data: dict[str, Any]) -> VLAConfig:
+    """Build the config from the values of `config_to_dict`."""
+    expert = data["expert"]
+    nested = {
         "siglip": SigLIPConfig(**data["siglip"]),
         "vlm": GemmaConfig(**data["vlm"]),
-        "expert": data["expert"] and GemmaConfig(**data["expert"]),
+        "expert": None if expert is None else GemmaConfig(**expert),
     }
-    return VLAConfig(**{**data, **parts})
+    return VLAConfig(**{**data, **nested})

@@ -1,9 +1,12 @@
-"""The vision-language-action model: SigLIP and Gemma (the prefix), and the action expert (the suffix).
+"""The vision-language-action model.
 
-The prefix holds the image tokens and every segment's text; the suffix holds an optional state token and the noisy
-action chunk. Training runs both at once; acting runs the prefix once, keeps its keys and values, and loops the suffix.
+SigLIP and Gemma process the prefix, the action expert processes the suffix.
 
-Axes as in `etcvla.models.ops`; the batch is `etcvla.batch`'s.
+The prefix holds the image tokens and the text of all segments. The suffix holds an optional state
+token and the noisy action chunk. Training runs both in one pass. A policy runs the prefix once,
+keeps its keys and values, and runs the suffix once per integration step.
+
+Axes as in `etcvla.models.ops`; the fields of a batch are described in `etcvla.batch`.
 """
 
 from __future__ import annotations
@@ -19,14 +22,16 @@ from jaxtyping import Array, Bool, Float, Int
 
 from etcvla import batch as batch_lib
 from etcvla import rules
+from etcvla.errors import UserError
 from etcvla.models import lora, ops
-from etcvla.models.gemma import Gemma, GemmaConfig, KVCache, Mask
+from etcvla.models.gemma import Gemma, GemmaConfig, KVCache, Mask, TokenStream
 from etcvla.models.siglip import SigLIP, SigLIPConfig, to_float
 
 Batch = Mapping[str, jax.Array]
 Params = Mapping
 
-# Parameters that are read in float32 whatever the rest: scales and biases of norms, and the expert's ends.
+# Parameters that are read in float32 for any `VLAConfig.dtype`: scales and biases of norms, and
+# the projections of actions, state and time.
 _FLOAT32 = (
     r".*([nN]orm)[^/]*/(scale|bias)|"
     r"(state_proj|action_in_proj|action_out_proj|(action_)?time_mlp_(in|out))/.*"
@@ -35,364 +40,415 @@ _FLOAT32 = (
 
 @dataclasses.dataclass(frozen=True)
 class VLAConfig:
-    """Sizes and switches of the model."""
+    """Sizes and options of the model."""
 
     siglip: SigLIPConfig
     vlm: GemmaConfig
-    expert: GemmaConfig | None  # None: the language model alone (pi0-FAST)
+    # None: the language model alone (pi0-FAST).
+    expert: GemmaConfig | None
     vocab_size: int
-    state_dim: int  # S
-    action_dim: int  # A
-    horizon: int  # P
-    state: str  # "token": one continuous token before the actions (pi0); "text": in the prompt or nowhere (pi0.5)
-    insulate: (
-        bool  # stop the expert's gradient at the backbone's keys and values (arXiv 2505.23705)
-    )
-    image_attends_prompt: (
-        bool  # image tokens read the prompt, as released PaliGemma: one segment a row then
-    )
-    dtype: str  # of activations and matrix products; parameters are float32
-    remat: str  # "none", "dots", "full"
-    unroll: int  # layers a loop turn
-    count_absent_cameras: bool = (
-        False  # an absent camera's tokens take positions too (openpi's pi0-FAST; pi0 skips them)
-    )
-    lora: tuple[
-        tuple[str, int], ...
-    ] = ()  # ordered (regex, rank) over projections; see `etcvla.models.lora`
-    lora_scale: float = 1.0  # of all adapters: alpha / rank
+    state_dim: int
+    action_dim: int
+    horizon: int
+    # "token": one continuous token before the actions (pi0); "text": in the prompt, or absent
+    # (pi0.5).
+    state: str
+    # Stop the gradient of the expert at the keys and values of the language model (arXiv
+    # 2505.23705).
+    insulate: bool
+    # Image tokens read the prompt, as in released PaliGemma. A row must then hold one segment.
+    image_attends_prompt: bool
+    # Of activations and matrix products; parameters are float32.
+    dtype: str
+    # "none", "dots" or "full"; see `etcvla.models.scan`.
+    remat: str
+    # Layers per iteration of the loop over layers.
+    unroll: int
+    # The tokens of an absent camera take positions too (openpi's pi0-FAST; pi0 skips them).
+    count_absent_cameras: bool = False
+    # Ordered (regex, rank) rules over projections; see `etcvla.models.lora`.
+    lora: tuple[tuple[str, int], ...] = ()
+    # Scale of all adapters: alpha / rank.
+    lora_scale: float = 1.0
 
     def __post_init__(self):
         if self.state not in ("token", "text"):
-            raise ValueError(f'model.state is {self.state!r}, expected "token" or "text"')
-        object.__setattr__(
-            self, "lora", tuple((pattern, rank) for pattern, rank in self.lora)
-        )  # JSON has lists
+            raise UserError(f'model.state is {self.state!r}, expected "token" or "text"')
+        # A config that is read from JSON has lists.
+        lora_rules = tuple((pattern, rank) for pattern, rank in self.lora)
+        object.__setattr__(self, "lora", lora_rules)
 
     def check_batch(self, batch: Mapping[str, np.ndarray]) -> None:
-        """Raises ValueError naming the field of a batch on the host that the model cannot read.
+        """Check on the host that the model can read a batch.
 
-        On a device nothing would: an id beyond the table reads its last row.
+        Nothing checks this on a device: a token id beyond the table reads the table's last row.
+
+        Raises: UserError naming the field with a wrong dtype or shape, or with a token id outside
+          the vocabulary.
         """
         size = self.siglip.image_size
         batch_lib.validate(
-            batch, H=size, W=size, S=self.state_dim, P=self.horizon, A=self.action_dim
+            batch, H=size, W=size, Q=self.state_dim, P=self.horizon, A=self.action_dim
         )
         tokens = batch["tokens"]
         outside = (tokens < 0) | (tokens >= self.vocab_size)
         if outside.any():
-            raise ValueError(
+            raise UserError(
                 f"batch['tokens'] holds id {tokens[outside][0]}, the model has ids 0 to "
                 f"{self.vocab_size - 1}"
             )
 
     @property
     def adapters(self) -> lora.LoRA:
-        """Which projections have adapters."""
+        """The LoRA adapters of the model's projections."""
         return lora.LoRA(self.lora, self.lora_scale)
 
 
 class VLA(nn.Module):
-    """See the module docstring. Parameters: img, llm, and the expert's projections, named as openpi names them."""
+    """The model. Its parameters have the names of openpi: `img`, `llm`, `action_in_proj`, ..."""
 
     config: VLAConfig
 
     def setup(self):
         cfg = self.config
         dtype = jnp.dtype(cfg.dtype)
-        streams, adapters = (
-            (cfg.vlm,) if cfg.expert is None else (cfg.vlm, cfg.expert),
-            cfg.adapters,
-        )
+        adapters = cfg.adapters
+        streams = (cfg.vlm,) if cfg.expert is None else (cfg.vlm, cfg.expert)
         self.img = SigLIP(cfg.siglip, cfg.vlm.width, dtype, adapters, cfg.remat, cfg.unroll)
         self.llm = Gemma(
             streams, cfg.vocab_size, cfg.insulate, dtype, adapters, cfg.remat, cfg.unroll
         )
         if cfg.expert is None:
             return
+
+        def _float32_dense(name, in_width, out_width):
+            # In float32 because actions and velocities are physical quantities.
+            return lora.dense(in_width, out_width, jnp.float32, adapters, name=name)
+
         width = cfg.expert.width
-
-        def expert_end(name, width_in, width_out):
-            # In float32 whatever the rest: actions and velocities are physical quantities.
-            return lora.dense(width_in, width_out, jnp.float32, adapters, name=name)
-
-        self.action_in_proj = expert_end("action_in_proj", cfg.action_dim, width)
-        self.action_out_proj = expert_end("action_out_proj", width, cfg.action_dim)
+        self.action_in_proj = _float32_dense("action_in_proj", cfg.action_dim, width)
+        self.action_out_proj = _float32_dense("action_out_proj", width, cfg.action_dim)
         if cfg.state == "token":
-            self.state_proj = expert_end("state_proj", cfg.state_dim, width)
-        self.time_mlp = (
-            [expert_end("time_mlp_in", width, width), expert_end("time_mlp_out", width, width)]
-            if cfg.expert.adaptive
-            else [
-                expert_end("action_time_mlp_in", 2 * width, width),
-                expert_end("action_time_mlp_out", width, width),
+            self.state_proj = _float32_dense("state_proj", cfg.state_dim, width)
+        if cfg.expert.adaptive:
+            self.time_mlp = [
+                _float32_dense("time_mlp_in", width, width),
+                _float32_dense("time_mlp_out", width, width),
             ]
-        )
+        else:
+            self.time_mlp = [
+                _float32_dense("action_time_mlp_in", 2 * width, width),
+                _float32_dense("action_time_mlp_out", width, width),
+            ]
 
-    # ---- prefix -----------------------------------------------------------------------------------------------------
+    # ---- prefix ----------------------------------------------------------------------------------
 
-    def encode_images(self, images: Array) -> Float[Array, "b i d"]:
-        """uint8[B, C, H, W, 3] to the image tokens of all cameras, one after another."""
+    def encode_images(self, images: Array) -> Float[Array, "B I D"]:
+        """Encode uint8[B, C, height, width, 3]; the tokens of the cameras are concatenated."""
         size = self.config.siglip.image_size
         if images.dtype != jnp.uint8 or images.shape[2:] != (size, size, 3):
             raise ValueError(
-                f"images are {images.dtype}{list(images.shape)}, the model reads uint8[B, C, {size}, "
-                f"{size}, 3]"
+                f"images are {images.dtype}{list(images.shape)}, the model reads "
+                f"uint8[B, C, {size}, {size}, 3]"
             )
         flat = images.reshape(-1, *images.shape[2:])
         tokens = self.img(to_float(flat, jnp.dtype(self.config.dtype)))
         return tokens.reshape(images.shape[0], -1, tokens.shape[-1])
 
-    def encode_prefix(
-        self, images: Float[Array, "b i d"], image_token_mask: Bool[Array, "b i"], batch: Batch
-    ) -> tuple[Array, Array, Mask]:
-        """Tokens float[B, I + L, D], positions and mask(s) of the prefix; `there` says which image tokens are real."""
-        tokens = jnp.concatenate([images, self.llm.embed(batch["tokens"])], axis=1)
-        return tokens, *prefix_positions_and_mask(self.config, image_token_mask, batch)
+    def embed_prefix(
+        self,
+        image_tokens: Float[Array, "B I D"],
+        image_token_mask: Bool[Array, "B I"],
+        batch: Batch,
+    ) -> TokenStream:
+        """Build the prefix stream from encoded images and the batch's text."""
+        tokens = jnp.concatenate([image_tokens, self.llm.embed(batch["tokens"])], axis=1)
+        positions, mask = prefix_positions_and_mask(self.config, image_token_mask, batch)
+        return TokenStream(tokens, positions, mask)
 
-    # ---- suffix -----------------------------------------------------------------------------------------------------
+    # ---- suffix ----------------------------------------------------------------------------------
 
-    def encode_suffix(
-        self, state: Float[Array, "b s"], x_t: Float[Array, "b r p a"], time: Float[Array, "b r"]
-    ) -> tuple[Float[Array, "b t d"], Float[Array, "b t d"] | None]:
-        """Expert tokens ([state,] R chunks of P actions) and, for an adaptive expert, their condition."""
+    def embed_suffix(
+        self,
+        state: Float[Array, "B Q"],
+        x_t: Float[Array, "B R P A"],
+        time: Float[Array, "B R"],
+        prefix_mask: Bool[Array, "B S"],
+        step_mask: Bool[Array, "B P"],
+    ) -> TokenStream:
+        """Build the suffix stream: an optional state token, then R chunks of P actions.
+
+        Args:
+          state: normalised proprioception.
+          x_t: noisy actions.
+          time: flow time of each chunk.
+          prefix_mask: prefix columns that the suffix reads.
+          step_mask: False on steps past the end of the episode. Nothing reads those actions.
+        """
         batch, noise_samples, horizon, _ = x_t.shape
-        actions, cond = self._mix_time(
-            self.action_in_proj(x_t),
-            ops.sincos_embedding(time, self.config.expert.width, 4e-3, 4.0),
-        )
+        time_embedding = ops.sincos_embedding(time, self.config.expert.width, 4e-3, 4.0)
+        actions, cond = self._mix_time(self.action_in_proj(x_t), time_embedding)
         tokens = actions.reshape(batch, noise_samples * horizon, -1)
-        cond = None if cond is None else jnp.repeat(cond, horizon, axis=1)
-        if self.config.state == "text":
-            return tokens, cond
-        tokens = jnp.concatenate([self.state_proj(state)[:, None], tokens], axis=1)
-        # The state token is shared by all noise_samples, so its condition must not depend on their times: it has none.
-        cond = None if cond is None else jnp.pad(cond, ((0, 0), (1, 0), (0, 0)))
-        return tokens, cond
+        if cond is not None:
+            cond = jnp.repeat(cond, horizon, axis=1)
+        if self.config.state == "token":
+            tokens = jnp.concatenate([self.state_proj(state)[:, None], tokens], axis=1)
+            # All noise samples read the state token, so its condition must not depend on their
+            # times: it is zero.
+            if cond is not None:
+                cond = jnp.pad(cond, ((0, 0), (1, 0), (0, 0)))
+        positions, mask = self._suffix_positions_and_mask(prefix_mask, step_mask, noise_samples)
+        return TokenStream(tokens, positions, mask, cond)
 
-    def _mix_time(self, actions, time_emb):
-        first, second = self.time_mlp
+    def _mix_time(
+        self, actions: Float[Array, "B R P D"], time_embedding: Float[Array, "B R D"]
+    ) -> tuple[Float[Array, "B R P D"], Float[Array, "B R D"] | None]:
+        """Return the action tokens and the condition (None for a plain expert)."""
+        mlp_in, mlp_out = self.time_mlp
         if self.config.expert.adaptive:
-            return actions, nn.swish(second(nn.swish(first(time_emb))))
-        time_emb = jnp.broadcast_to(time_emb[:, :, None], actions.shape)
-        return second(nn.swish(first(jnp.concatenate([actions, time_emb], axis=-1)))), None
+            return actions, nn.swish(mlp_out(nn.swish(mlp_in(time_embedding))))
+        time_embedding = jnp.broadcast_to(time_embedding[:, :, None], actions.shape)
+        both = jnp.concatenate([actions, time_embedding], axis=-1)
+        return mlp_out(nn.swish(mlp_in(both))), None
 
-    def suffix_positions_and_mask(
-        self, visible: Bool[Array, "b s"], steps: Bool[Array, "b p"], noise_samples: int
-    ) -> tuple[Array, Array]:
-        """Positions int32[B, T] and mask bool[B, T, S + T] of the suffix over prefix columns it may read.
+    def _suffix_positions_and_mask(
+        self, prefix_mask: Bool[Array, "B S"], step_mask: Bool[Array, "B P"], noise_samples: int
+    ) -> tuple[Int[Array, "B T"], Bool[Array, "B T S+T"]]:
+        """Compute the positions and the mask of the suffix.
 
-        The state sees the prefix and itself; an action sees the prefix, the state, and the actions of its own draw at
-        the `steps` that are present: what stands past an episode's end was never done, so nothing may read it.
+        The state token reads the prefix and itself. An action reads the prefix, the state token,
+        and the actions of its own noise sample at the steps in `step_mask`.
         """
         horizon = self.config.horizon
-        has_state = int(self.config.state == "token")
-        draw = jnp.concatenate(
-            [jnp.zeros(has_state, jnp.int32), jnp.repeat(jnp.arange(noise_samples) + 1, horizon)]
+        num_state = int(self.config.state == "token")
+        # Sample 0 is the state token; the noise samples count from 1.
+        sample = jnp.concatenate(
+            [jnp.zeros(num_state, jnp.int32), jnp.repeat(jnp.arange(noise_samples) + 1, horizon)]
         )
         order = jnp.concatenate(
-            [jnp.arange(has_state), jnp.tile(jnp.arange(horizon) + has_state, noise_samples)]
+            [jnp.arange(num_state), jnp.tile(jnp.arange(horizon) + num_state, noise_samples)]
         )
-        among = (draw[:, None] == draw[None, :]) | (draw[None, :] == 0)
-        real = jnp.pad(
-            jnp.tile(steps, (1, noise_samples)), ((0, 0), (has_state, 0)), constant_values=True
+        same_sample = (sample[:, None] == sample[None, :]) | (sample[None, :] == 0)
+        is_real = jnp.tile(step_mask, (1, noise_samples))
+        is_real = jnp.pad(is_real, ((0, 0), (num_state, 0)), constant_values=True)
+        suffix_mask = same_sample[None] & is_real[:, None]
+        batch, columns = prefix_mask.shape
+        prefix_mask_of_queries = jnp.broadcast_to(
+            prefix_mask[:, None], (batch, len(sample), columns)
         )
-        seen = jnp.broadcast_to(visible[:, None], (visible.shape[0], len(draw), visible.shape[1]))
-        mask = jnp.concatenate([seen, among[None] & real[:, None]], axis=2)
-        return visible.sum(axis=1, keepdims=True) + order[None], mask
+        mask = jnp.concatenate([prefix_mask_of_queries, suffix_mask], axis=2)
+        positions = prefix_mask.sum(axis=1, keepdims=True) + order[None]
+        return positions, mask
 
-    def _velocity(self, hidden, noise_samples):
-        """Expert output to velocities float32[B, R, P, A]."""
-        actions = hidden[:, int(self.config.state == "token") :].astype(jnp.float32)
-        return self.action_out_proj(actions).reshape(
-            hidden.shape[0], noise_samples, self.config.horizon, -1
-        )
+    def _velocity(
+        self, hidden: Float[Array, "B T D"], noise_samples: int
+    ) -> Float[Array, "B R P A"]:
+        """Project the expert's output to velocities in float32."""
+        num_state = int(self.config.state == "token")
+        actions = hidden[:, num_state:].astype(jnp.float32)
+        velocity = self.action_out_proj(actions)
+        return velocity.reshape(hidden.shape[0], noise_samples, self.config.horizon, -1)
 
-    # ---- entry points -----------------------------------------------------------------------------------------------
+    # ---- entry points ----------------------------------------------------------------------------
 
     def __call__(
         self,
         batch: Batch,
-        target_positions: Int[Array, "b m"] | None,
-        x_t: Float[Array, "b r p a"] | None,
-        time: Float[Array, "b r"] | None,
+        target_positions: Int[Array, "B M"] | None,
+        x_t: Float[Array, "B R P A"] | None,
+        time: Float[Array, "B R"] | None,
         gradient_scale: Float[Array, ""] | None = None,
-    ) -> tuple[Array | None, Array | None]:
-        """One pass over everything a row teaches.
+    ) -> tuple[Float[Array, "B M V"] | None, Float[Array, "B R P A"] | None]:
+        """Run the whole model, as in training.
 
         Args:
-          target_positions: columns of the text whose token is to be predicted; None for no logits.
-          x_t, time: R noisy chunks and their flow times; None leaves the expert out.
-          gradient_scale: the share of the expert's gradient that reaches the backbone; None: what `insulate` says.
+          batch: a batch.
+          target_positions: text columns of the tokens to predict; None: compute no logits.
+          x_t: R noisy chunks per row; None: do not run the expert.
+          time: their flow times.
+          gradient_scale: factor of the gradient from the expert to the language model; None: 0 with
+            `insulate`, else 1.
 
-        Returns: logits float32[B, M, V] that predict tokens[target_positions], and velocities float32[B, R, P, A]; None each
-          where not asked for.
+        Returns: float32 logits that predict tokens[target_positions], and float32 velocities; each
+          None if not asked for.
         """
         image_token_mask = expand_image_mask(self.config, batch["image_mask"])
-        prefix, positions, mask = self.encode_prefix(
-            self.encode_images(batch["images"]), image_token_mask, batch
-        )
-        suffix = suffix_positions = suffix_mask = cond = velocity = logits = None
+        image_tokens = self.encode_images(batch["images"])
+        prefix = self.embed_prefix(image_tokens, image_token_mask, batch)
+        suffix = None
         if x_t is not None:
-            suffix, cond = self.encode_suffix(batch["state"], x_t, time)
-            suffix_positions, suffix_mask = self.suffix_positions_and_mask(
-                expert_key_mask(image_token_mask, batch),
-                batch["action_mask"].any(axis=2),
-                x_t.shape[1],
-            )
-        out, _ = self.llm(
-            [prefix, suffix],
-            [positions, suffix_positions],
-            [mask, suffix_mask],
-            [None, cond],
-            gradient_scale=gradient_scale,
-        )
+            readable = expert_key_mask(image_token_mask, batch)
+            step_mask = batch["action_mask"].any(axis=2)
+            suffix = self.embed_suffix(batch["state"], x_t, time, readable, step_mask)
+        outputs, _ = self.llm([prefix, suffix], gradient_scale=gradient_scale)
+        logits = None
+        velocity = None
         if target_positions is not None:
-            before = image_token_mask.shape[1] + jnp.maximum(target_positions - 1, 0)
-            logits = self.llm.logits(jnp.take_along_axis(out[0], before[..., None], axis=1))
+            # The token before a target predicts it.
+            columns = image_token_mask.shape[1] + jnp.maximum(target_positions - 1, 0)
+            hidden = jnp.take_along_axis(outputs[0], columns[..., None], axis=1)
+            logits = self.llm.logits(hidden)
         if x_t is not None:
-            velocity = self._velocity(out[1], x_t.shape[1])
+            velocity = self._velocity(outputs[1], x_t.shape[1])
         return logits, velocity
 
     def prefill(
-        self, images: Float[Array, "b i d"], image_token_mask: Bool[Array, "b i"], batch: Batch
-    ) -> tuple[Array, KVCache]:
-        """The prefix alone: hidden float[B, I + L, D], and its keys and values."""
-        prefix, positions, mask = self.encode_prefix(images, image_token_mask, batch)
-        out, cache = self.llm([prefix, None], [positions, None], [mask, None], [None, None])
-        return out[0], cache
+        self,
+        image_tokens: Float[Array, "B I D"],
+        image_token_mask: Bool[Array, "B I"],
+        batch: Batch,
+    ) -> tuple[Float[Array, "B I+L D"], KVCache]:
+        """Run the prefix alone and return its hidden states, keys and values."""
+        prefix = self.embed_prefix(image_tokens, image_token_mask, batch)
+        outputs, cache = self.llm([prefix, None])
+        return outputs[0], cache
 
     def extend(
         self,
-        tokens: Int[Array, "b t"],
-        positions: Int[Array, "b t"],
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
         mask: Mask,
         cache: KVCache,
         column: Int[Array, ""] | int,
-    ) -> tuple[Float[Array, "b t d"], KVCache]:
-        """Writes a block of T tokens into the cache from `column` on: hidden states and the cache.
+    ) -> tuple[Float[Array, "B T D"], KVCache]:
+        """Run T text tokens after a cached prefix and write them into the cache from `column` on.
 
-        `mask` (bool[B, T, S], or one of each kind of layer) says which of the cache's S columns, with the block in
-        them, each token reads: a prompt reads all of itself, a written token itself and what stands before it.
+        Args:
+          tokens: token ids.
+          positions: their positions.
+          mask: cache columns that each token reads, those of the new tokens included. A prompt
+            token reads the whole prompt, a generated token reads itself and the tokens before it.
+          cache: keys and values, with room for the new tokens.
+          column: first column to write.
+
+        Returns: hidden states and the updated cache.
         """
-        out, cache = self.llm(
-            [self.llm.embed(tokens), None],
-            [positions, None],
-            [mask, None],
-            [None, None],
-            cache,
-            column,
-        )
-        return out[0], cache
+        stream = TokenStream(self.llm.embed(tokens), positions, mask)
+        outputs, cache = self.llm([stream, None], cache, column)
+        return outputs[0], cache
 
-    def readout(self, hidden: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
-        """Logits of the tokens that follow, from hidden states of `prefill` or `extend`."""
+    def readout(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Return the logits of the next token from hidden states of `prefill` or `extend`."""
         return self.llm.logits(hidden)
 
-    def act(
+    def predict_velocity(
         self,
         cache: KVCache,
-        visible: Bool[Array, "b s"],
-        state: Float[Array, "b s"],
-        x_t: Float[Array, "b p a"],
-        time: Float[Array, " b"],
-    ) -> Float[Array, "b p a"]:
-        """Velocity of one chunk from a cached prefix, of which the expert reads the `visible` columns."""
-        suffix, cond = self.encode_suffix(state, x_t[:, None], time[:, None])
-        positions, mask = self.suffix_positions_and_mask(visible, jnp.ones(x_t.shape[:2], bool), 1)
-        out, _ = self.llm([None, suffix], [None, positions], [None, mask], [None, cond], cache)
-        return self._velocity(out[1], 1)[:, 0]
+        prefix_mask: Bool[Array, "B S"],
+        state: Float[Array, "B Q"],
+        x_t: Float[Array, "B P A"],
+        time: Float[Array, " B"],
+    ) -> Float[Array, "B P A"]:
+        """Return the velocity of one chunk; the expert reads the cache columns in `prefix_mask`."""
+        step_mask = jnp.ones(x_t.shape[:2], bool)
+        suffix = self.embed_suffix(state, x_t[:, None], time[:, None], prefix_mask, step_mask)
+        outputs, _ = self.llm([None, suffix], cache)
+        return self._velocity(outputs[1], 1)[:, 0]
 
 
 def init_params(model: VLA, seed: int = 0, loc: tuple[int, int] | None = None) -> Params:
-    """Random parameters. (`rbg` keys compile several times faster than JAX's default, and are as good for this.)
+    """Return random parameters.
 
     Args:
-      loc: (offset, count) of the location tokens, which then start as sine-cosine codes of their coordinate: what is
-        learnt of one place is learnt of those beside it. As unrelated vectors a thousand of them are a thousand words.
+      model: the model.
+      seed: seed of an `rbg` key, which compiles several times faster than JAX's default and is as
+        good for this use.
+      loc: (offset, count) of the location tokens. Their embeddings start as sine-cosine codes of
+        their coordinate, so what the model learns about one place holds for its neighbours. Random
+        embeddings would be a thousand unrelated words.
     """
     cfg = model.config
     size = cfg.siglip.image_size
     batch = batch_lib.zeros(
-        B=1, C=1, H=size, W=size, L=2, S=cfg.state_dim, P=cfg.horizon, A=cfg.action_dim
+        B=1, C=1, H=size, W=size, L=2, Q=cfg.state_dim, P=cfg.horizon, A=cfg.action_dim
     )
-    noisy = (
-        (None, None)
-        if cfg.expert is None
-        else (jnp.zeros((1, 1, cfg.horizon, cfg.action_dim)), jnp.zeros((1, 1)))
-    )
+    x_t = None
+    time = None
+    if cfg.expert is not None:
+        x_t = jnp.zeros((1, 1, cfg.horizon, cfg.action_dim))
+        time = jnp.zeros((1, 1))
     key = jax.random.key(seed, impl="rbg")
-    params = model.init(key, batch, jnp.zeros((1, 1), jnp.int32), *noisy)["params"]
-    lora.check(cfg.adapters, params)
+    params = model.init(key, batch, jnp.zeros((1, 1), jnp.int32), x_t, time)["params"]
+    lora.check_rules(cfg.adapters, params)
     if loc is not None:
         offset, count = loc
-        codes = (
-            ops.sincos_embedding((jnp.arange(count) + 0.5) / count, cfg.vlm.width, 2**-5, 4.0)
-            * (2 / cfg.vlm.width) ** 0.5
-        )
-        table = params["llm"]["embedder"]["input_embedding"].at[offset : offset + count].set(codes)
-        params["llm"]["embedder"]["input_embedding"] = table
+        width = cfg.vlm.width
+        coordinates = (jnp.arange(count) + 0.5) / count
+        codes = ops.sincos_embedding(coordinates, width, 2**-5, 4.0) * (2 / width) ** 0.5
+        embedder = params["llm"]["embedder"]
+        table = embedder["input_embedding"].at[offset : offset + count].set(codes)
+        embedder["input_embedding"] = table
     return params
 
 
 def read_dtypes(params: Params, config: VLAConfig) -> Params:
-    """Return the tree of dtypes in which the modules read the parameters; see `etcvla.models.mixed_precision`."""
+    """Return the tree of dtypes in which the modules read the parameters.
+
+    See `etcvla.models.mixed_precision`.
+    """
     dtype_rules = [(_FLOAT32, jnp.dtype("float32")), (".*", jnp.dtype(config.dtype))]
     return rules.assign(dtype_rules, params, "dtypes", all_used=False)
 
 
-def expand_image_mask(config: VLAConfig, image_mask: Bool[Array, "b c"]) -> Bool[Array, "b i"]:
-    """Which image tokens are present, from which cameras are."""
+def expand_image_mask(config: VLAConfig, image_mask: Bool[Array, "B C"]) -> Bool[Array, "B I"]:
+    """Return the mask of image tokens from the mask of cameras."""
     return jnp.repeat(image_mask, config.siglip.tokens, axis=1)
 
 
 def prefix_positions_and_mask(
-    config: VLAConfig, image_token_mask: Bool[Array, "b i"], batch: Batch
-) -> tuple[Array, Mask]:
-    """Positions int32[B, I + L] and mask(s) bool[B, I + L, I + L] of images and text."""
-    mask = ops.prefix_mask(
-        image_token_mask, batch["segment"], batch["target"], config.image_attends_prompt
-    )
-    positions = ops.prefix_positions(
-        jnp.ones_like(image_token_mask) if config.count_absent_cameras else image_token_mask,
-        batch["segment"],
-    )
-    causal = jnp.pad(batch["target"], ((0, 0), (image_token_mask.shape[1], 0)))
+    config: VLAConfig, image_token_mask: Bool[Array, "B I"], batch: Batch
+) -> tuple[Int[Array, "B I+L"], Mask]:
+    """Compute the positions of the prefix and its mask(s) bool[B, I + L, I + L]."""
+    segment = batch["segment"]
+    target = batch["target"]
+    mask = ops.prefix_mask(image_token_mask, segment, target, config.image_attends_prompt)
+    takes_position = image_token_mask
+    if config.count_absent_cameras:
+        takes_position = jnp.ones_like(image_token_mask)
+    positions = ops.prefix_positions(takes_position, segment)
+    causal = jnp.pad(target, ((0, 0), (image_token_mask.shape[1], 0)))
     return positions, layer_masks(config, mask, positions, positions, causal)
 
 
 def layer_masks(
     config: VLAConfig,
-    mask: Bool[Array, "b t s"],
-    positions: Int[Array, "b t"],
-    key_positions: Int[Array, "b s"],
-    causal: Bool[Array, "b t"],
+    mask: Bool[Array, "B T S"],
+    positions: Int[Array, "B T"],
+    key_positions: Int[Array, "B S"],
+    causal: Bool[Array, "B T"],
 ) -> Mask:
-    """The mask, and beside it that of the local layers where the model has some."""
+    """Return the mask, or the masks of global and local layers if the model has local layers."""
     window = config.vlm.window
-    return (
-        (mask, ops.local_mask(mask, positions, key_positions, causal, window)) if window else mask
-    )
+    if not window:
+        return mask
+    return mask, ops.local_mask(mask, positions, key_positions, causal, window)
 
 
-def expert_key_mask(image_mask: Bool[Array, "b i"], batch: Batch) -> Bool[Array, "b i+l"]:
-    """Prefix columns that the expert reads: present images and its segment's prompt, never its FAST tokens."""
-    prompt = (
-        (batch["segment"] == batch["action_segment"][:, None])
-        & (batch["segment"] > 0)
-        & ~batch["target"]
-    )
-    return jnp.concatenate([image_mask, prompt], axis=1)
+def expert_key_mask(image_token_mask: Bool[Array, "B I"], batch: Batch) -> Bool[Array, "B I+L"]:
+    """Return the prefix columns that the expert reads.
+
+    These are the present image tokens and the prompt of the action segment, but not its FAST
+    tokens.
+    """
+    segment = batch["segment"]
+    in_segment = (segment == batch["action_segment"][:, None]) & (segment > 0)
+    return jnp.concatenate([image_token_mask, in_segment & ~batch["target"]], axis=1)
 
 
-def action_dim_mask(batch: Batch) -> Bool[Array, "b 1 a"]:
-    """The widths that the row's actions have. What pads them to A is no target, so it must be no input either."""
+def action_dim_mask(batch: Batch) -> Bool[Array, "B 1 A"]:
+    """Return the mask of the unpadded action dimensions.
+
+    The padding is no target of the flow loss, so it must not be an input either.
+    """
     return batch["action_mask"].any(axis=1, keepdims=True)
 
 
 def find_target_positions(
-    target: Bool[Array, "b l"], count: int
-) -> tuple[Int[Array, "b m"], Bool[Array, "b m"]]:
-    """The columns of the first `count` targets of every row, in order, and which of them are real."""
-    real, target_positions = jax.lax.top_k(target.astype(jnp.int32), min(count, target.shape[1]))
-    return target_positions, real > 0
+    target: Bool[Array, "B L"], count: int
+) -> tuple[Int[Array, "B M"], Bool[Array, "B M"]]:
+    """Find the first `count` targets of every row.
+
+    Returns: their columns in order, and a mask of the real ones if a row has fewer.
+    """
+    is_target, positions = jax.lax.top_k(target.astype(jnp.int32), min(count, target.shape[1]))
+    return positions, is_target > 0

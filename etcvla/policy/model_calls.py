@@ -16,7 +16,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from etcvla.data import prompts
 from etcvla.data.assets import Assets
 from etcvla.models import flow
-from etcvla.models.decode import ImageCache, cache_images, decode_text, sample_with_image_cache
+from etcvla.models.decode import (
+    ImageCache,
+    TextOptions,
+    cache_images,
+    decode_text,
+    sample_with_image_cache,
+)
 from etcvla.models.vla import VLA, Params, VLAConfig
 from etcvla.policy.options import PolicyOptions
 
@@ -51,11 +57,7 @@ class ModelCalls:
             # The new image cache overwrites the buffers of the old one.
             donate_argnames="image_cache" if options.keep_image_cache else None,
         )
-        self._decode_text = jax.jit(
-            functools.partial(decode_text, model, eos=assets.tokenizer.layout.eos),
-            static_argnames="max_new",
-            out_shardings=replicated,
-        )
+        self._decode_text = jax.jit(functools.partial(decode_text, model), out_shardings=replicated)
 
     def cache_images(self, params: Params, batch: Batch) -> ImageCache:
         """Encode the images of a batch for several prompts."""
@@ -147,12 +149,12 @@ class ModelCalls:
         image_cache: ImageCache | None,
     ) -> list[np.ndarray]:
         """Return the token ids that the model writes after each prompt, before eos."""
-        tokens = self._decode_text(
-            params, batch, max_new=max_new, allowed=allowed, image_cache=image_cache
-        )
+        eos = self._assets.tokenizer.layout.eos
+        options = TextOptions(max_new=max_new, eos=eos, allowed=allowed)
+        tokens = self._decode_text(params, batch, options, image_cache)
         rows = []
         for row in np.asarray(tokens):
-            ends = np.flatnonzero(row == self._assets.tokenizer.layout.eos)
+            ends = np.flatnonzero(row == eos)
             rows.append(row[: ends[0]] if len(ends) else row)
         return rows
 

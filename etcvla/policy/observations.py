@@ -95,7 +95,7 @@ class ObservationTransforms:
             H=size,
             W=size,
             L=0,
-            S=config.state_dim,
+            Q=config.state_dim,
             P=config.horizon,
             A=config.action_dim,
         )

@@ -1,6 +1,7 @@
-"""Robot simulators behind one interface: environments, scripted experts, and facts about each frame.
+"""Robot simulators behind one interface: environments, experts and facts about each frame.
 
-Importing this package imports no simulator. `make(simulator, task, scene, image_size)` imports the one that it needs.
+Importing this package imports no simulator. `make(simulator, task, scene, image_size)` imports the
+one that it needs.
 """
 
 from etcvla.sims import headless  # noqa: F401  sets environment variables before mujoco is imported

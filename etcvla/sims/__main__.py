@@ -1,4 +1,7 @@
-"""Print a suite as JSON: `python -m etcvla.sims NAME`. Also renders a frame, to check that this works."""
+"""Print a suite as JSON: `python -m etcvla.sims NAME`.
+
+Also renders a frame, to check that this works.
+"""
 
 from __future__ import annotations
 

@@ -1,240 +1,282 @@
-"""Changing how a scene looks between episodes, and back: on a model that a `Renderer` draws already."""
+"""Changes of a MuJoCo scene's appearance between episodes.
+
+The model may already be in use by a `Renderer`. Every change can be undone, so a process keeps its
+simulator over a whole evaluation.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import mujoco
 import numpy as np
 
-from etcvla.sims.conditions import AddedObject, Condition
+from etcvla.sims.conditions import COLORS, AddedObject, Condition, Rgb
 from etcvla.sims.render import Extra, Renderer
 
 if TYPE_CHECKING:
-    from etcvla.sims.oracle import Placed, Tracked
+    from etcvla.sims.oracle import Bounds, Placed, Tracked
 
-_CLEARANCE = 0.07  # metres between what is added and everything else
-_APART = 0.01  # metres between things that are moved
-_DIRECTIONS = 32  # that are tried
-_GEOMS = {
+_CLEARANCE = 0.07  # metres between an added object and everything else
+_MIN_GAP = 0.01  # metres between objects that are moved
+_NUM_DIRECTIONS = 32  # random directions to try when an object is moved
+_PATTERN_REPEATS = 8
+_SOLIDS = {
     "cube": mujoco.mjtGeom.mjGEOM_BOX,
     "ball": mujoco.mjtGeom.mjGEOM_SPHERE,
     "can": mujoco.mjtGeom.mjGEOM_CYLINDER,
     "egg": mujoco.mjtGeom.mjGEOM_ELLIPSOID,
     "capsule": mujoco.mjtGeom.mjGEOM_CAPSULE,
 }
-_FIELDS = ("light_diffuse", "geom_matid", "geom_rgba", "mat_rgba")
+_CHANGED_FIELDS = ("light_diffuse", "geom_matid", "geom_rgba", "mat_rgba")
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneGeoms:
+    """Ids of a model's geoms by their role in a condition."""
+
+    table: np.ndarray  # the surface that objects are on
+    room: np.ndarray  # what the first tint of a condition applies to
+    objects: np.ndarray  # what the second tint applies to
 
 
 class AppearanceEditor:
-    """A model's look.
+    """Applies conditions to a model and restores the original appearance."""
 
-    Args:
-      view: what draws the model.
-      table: geoms of what things stand on; room, things: geoms that tints apply to.
-    """
-
-    def __init__(
-        self,
-        model: mujoco.MjModel,
-        view: Renderer,
-        *,
-        table: np.ndarray,
-        room: np.ndarray,
-        things: np.ndarray,
-    ):
-        self._model, self._view, self._table, self._tinted = model, view, table, (room, things)
-        self._own = {name: getattr(model, name).copy() for name in _FIELDS}
-        self._pictures = {
-            texture: picture_of(model, texture).copy() for texture in textures_of(model, table)
-        }
+    def __init__(self, model: mujoco.MjModel, renderer: Renderer, geoms: SceneGeoms):
+        self._model = model
+        self._renderer = renderer
+        self._geoms = geoms
+        self._original = {name: getattr(model, name).copy() for name in _CHANGED_FIELDS}
+        self._original_textures = {}
+        for texture in _textures_of(model, geoms.table):
+            self._original_textures[texture] = _texture_data(model, texture).copy()
         headlight = model.vis.headlight
-        self._headlight = headlight.diffuse.copy(), headlight.ambient.copy()
-        self._extras, self._changed = len(view.extras), False
+        self._original_headlight = (headlight.diffuse.copy(), headlight.ambient.copy())
+        self._num_extras = len(renderer.extras)
+        self._is_changed = False
 
-    def put(self, condition: Condition | None) -> list[Extra]:
-        """Shows the scene under a condition (all but its camera and what it swaps), or as it was.
+    def apply(self, condition: Condition | None) -> list[Extra]:
+        """Apply a condition; None restores the original appearance.
 
-        Returns what it adds; the caller says where those stand.
+        The condition's camera, colors and swapped object are ignored. Returns the objects that the
+        condition adds. The caller sets their positions.
         """
         self._restore()
         if condition is None:
             return []
-        self._changed = True
+        self._is_changed = True
         light_scene(self._model, condition.light, condition.ambient)
-        paint_table(self._model, condition, self._table)
-        for geoms, factors in zip(self._tinted, condition.tints, strict=False):
-            self._tint(np.setdiff1d(geoms, self._table), np.array(factors))
-        self._upload()
-        added = [extra_of(thing) for thing in condition.added]
-        self._view.extras += added
+        paint_table(self._model, condition, self._geoms.table)
+        tinted = (self._geoms.room, self._geoms.objects)
+        for geoms, factors in zip(tinted, condition.tints, strict=False):
+            self._tint(np.setdiff1d(geoms, self._geoms.table), np.array(factors))
+        self._upload_textures()
+        added = [make_extra(added_object) for added_object in condition.added]
+        self._renderer.extras += added
         return added
 
     def _tint(self, geoms: np.ndarray, factors: np.ndarray) -> None:
         materials = np.unique(self._model.geom_matid[geoms])
         self._model.mat_rgba[materials[materials >= 0], :3] *= factors
-        plain = geoms[self._model.geom_matid[geoms] < 0]
-        self._model.geom_rgba[plain, :3] *= factors
+        without_material = geoms[self._model.geom_matid[geoms] < 0]
+        self._model.geom_rgba[without_material, :3] *= factors
 
     def _restore(self) -> None:
-        if not self._changed:
+        if not self._is_changed:
             return
-        for name, value in self._own.items():
+        for name, value in self._original.items():
             getattr(self._model, name)[:] = value
         headlight = self._model.vis.headlight
-        headlight.diffuse[:], headlight.ambient[:] = self._headlight
-        for texture, picture in self._pictures.items():
-            picture_of(self._model, texture)[:] = picture
-        del self._view.extras[self._extras :]
-        self._upload()
-        self._changed = False
+        headlight.diffuse[:], headlight.ambient[:] = self._original_headlight
+        for texture, pixels in self._original_textures.items():
+            _texture_data(self._model, texture)[:] = pixels
+        del self._renderer.extras[self._num_extras :]
+        self._upload_textures()
+        self._is_changed = False
 
-    def _upload(self) -> None:
-        for texture in self._pictures:
-            self._view.upload(texture)
+    def _upload_textures(self) -> None:
+        for texture in self._original_textures:
+            self._renderer.upload_texture(texture)
 
 
-def light_scene(model: mujoco.MjModel, factors: tuple[float, float, float], ambient: float) -> None:
-    """Multiplies the lamps' colour, and what light there is everywhere."""
+def light_scene(model: mujoco.MjModel, factors: Rgb, ambient: float) -> None:
+    """Multiply the color of the lights by `factors` and the ambient light by `ambient`."""
+    headlight = model.vis.headlight
     model.light_diffuse[:] *= factors
-    model.vis.headlight.diffuse[:] *= factors
-    model.vis.headlight.ambient[:] *= ambient
+    headlight.diffuse[:] *= factors
+    headlight.ambient[:] *= ambient
 
 
-def extra_of(thing: AddedObject) -> Extra:
-    """A thing to be drawn, out of sight until it has a place."""
-    return Extra(int(_GEOMS[thing.noun]), thing.size, thing.rgb, np.array([0.0, 0.0, -1.0]))
+def paint_table(model: mujoco.MjModel, condition: Condition, table: np.ndarray) -> None:
+    """Give the table top, geoms `table`, the condition's pattern or plain color.
+
+    Changes the model only: call `Renderer.upload_texture` for textures that a renderer has already
+    uploaded.
+    """
+    if not condition.shades:
+        return
+    textures = _textures_of(model, table)
+    if not condition.pattern or not textures:
+        model.geom_matid[table] = -1
+        model.geom_rgba[table] = (*condition.shades[0], 1)
+        return
+    first, second = np.array(condition.shades) * 255
+    for texture in textures:
+        pixels = _texture_data(model, texture)
+        is_second = _pattern(condition.pattern, *pixels.shape[:2])
+        pixels[..., :3] = np.where(is_second[..., None], second, first)
 
 
-def free_spots(
-    rng: np.random.Generator,
-    area: np.ndarray,
-    taken: np.ndarray,
-    clearance: float,
-    count: int = 1000,
+def _textures_of(model: mujoco.MjModel, geoms: np.ndarray) -> list[int]:
+    """Return the ids of the textures that these geoms are rendered with."""
+    materials = model.geom_matid[geoms]
+    textures = np.unique(model.mat_texid[materials[materials >= 0]])
+    return textures[textures >= 0].tolist()
+
+
+def _texture_data(model: mujoco.MjModel, texture: int) -> np.ndarray:
+    """Return a writable view of a texture's pixels, uint8[H, W, channels]."""
+    height = int(model.tex_height[texture])
+    width = int(model.tex_width[texture])
+    channels = int(model.tex_nchannel[texture])
+    start = int(model.tex_adr[texture])
+    pixels = model.tex_data[start : start + height * width * channels]
+    return pixels.reshape(height, width, channels)
+
+
+def _pattern(name: str, height: int, width: int) -> np.ndarray:
+    """Return where the second shade of a pattern is, bool[height, width]."""
+    rows = np.arange(height) / height * _PATTERN_REPEATS
+    columns = np.arange(width) / width * _PATTERN_REPEATS
+    y, x = np.meshgrid(rows % 1, columns % 1, indexing="ij")
+    if name == "stripes":
+        return x < 0.5
+    if name == "dots":
+        return np.hypot(y - 0.5, x - 0.5) < 0.3
+    return (y < 0.5) ^ (x < 0.5)
+
+
+def make_extra(added: AddedObject) -> Extra:
+    """Return the renderer's solid for an added object.
+
+    It is below the floor until its position is set.
+    """
+    solid = int(_SOLIDS[added.noun])
+    return Extra(solid, added.size, COLORS[added.color], np.array([0.0, 0.0, -1.0]))
+
+
+def free_points(
+    rng: np.random.Generator, area: np.ndarray, occupied: np.ndarray, clearance: float
 ) -> np.ndarray:
-    """float[K, 2]: of `count` random points of a rectangle, float[2, 2] (low, high) in x and y, those that are clear of
-    boxes float[N, 2, 2]."""
-    points = rng.uniform(*area, (count, 2))
-    gap = np.maximum(taken[:, 0] - points[:, None], points[:, None] - taken[:, 1]).clip(0)
-    return points[np.hypot(*np.moveaxis(gap, -1, 0)).min(1) > clearance]
+    """Draw 1000 random points of a rectangle and return those that are clear of boxes.
+
+    Args:
+      rng: draws the points.
+      area: float[2, 2], corners (low, high) in x and y.
+      occupied: float[N, 2, 2], corners (low, high) of the boxes.
+      clearance: metres to keep from every box.
+
+    Returns float[K, 2].
+    """
+    points = rng.uniform(*area, (1000, 2))
+    low = occupied[:, 0]
+    high = occupied[:, 1]
+    gap = np.maximum(low - points[:, None], points[:, None] - high).clip(0)
+    distance = np.hypot(gap[..., 0], gap[..., 1])
+    return points[distance.min(1) > clearance]
+
+
+def footprint(bounds: Bounds) -> Bounds:
+    """Return the x and y of bounds (low, high)."""
+    low, high = bounds
+    return low[:2], high[:2]
+
+
+@dataclasses.dataclass(frozen=True)
+class ScatterArea:
+    """Where `scatter` places objects. Metres."""
+
+    corners: np.ndarray  # float[2, 2], (low, high) in x and y
+    ground: float  # height of the surface in the world
+    hand: np.ndarray  # float[3], to keep clear of
 
 
 def scatter(
     extras: Sequence[Extra],
-    heights: Sequence[float],
-    ground: float,
-    objects: Sequence[Tracked | Placed],
-    data: mujoco.MjData,
-    area: np.ndarray,
-    hand: np.ndarray,
+    added: Sequence[AddedObject],
+    area: ScatterArea,
+    bounds: Sequence[Bounds],
     seed: int,
 ) -> None:
-    """Puts extras on the ground, clear of everything, the hand and one another. What finds no room stays unseen.
+    """Place added objects at random, clear of occupied boxes, the hand and one another.
+
+    An object for which there is no room stays out of view.
 
     Args:
-      heights: of their centres over the ground, whose height in the world is `ground`, metres.
-      area: float[2, 2] (low, high) in x and y. hand: float[3].
+      extras: what the renderer renders for `added`, of the same length.
+      added: the objects' descriptions.
+      area: where to place them.
+      bounds: of all other objects.
+      seed: seed of the positions.
     """
     rng = np.random.default_rng(seed)
-    taken = [tuple(corner[:2] for corner in tracked.bounds(data)) for tracked in objects] + [
-        (hand[:2], hand[:2])
-    ]
-    for extra, height in zip(extras, heights, strict=True):
-        spots = free_spots(rng, area, np.array(taken), _CLEARANCE)
-        if len(spots):
-            extra.position = np.array([*spots[0], ground + height])
-            taken.append((spots[0], spots[0]))
+    hand = area.hand[:2]
+    occupied = [*(footprint(bound) for bound in bounds), (hand, hand)]
+    for extra, added_object in zip(extras, added, strict=True):
+        points = free_points(rng, area.corners, np.array(occupied), _CLEARANCE)
+        if len(points):
+            point = points[0]
+            extra.position = np.array([*point, area.ground + added_object.half_extent[2]])
+            occupied.append((point, point))
 
 
-def shift_free(
+def shift_free_objects(
     model: mujoco.MjModel,
     data: mujoco.MjData,
     objects: Sequence[Tracked | Placed],
     distance: float,
     seed: int,
 ) -> None:
-    """Moves every thing that has a free joint and stands apart from the others by `distance` metres in the plane, in a
-    random direction in which it stays clear of them."""
+    """Move every object with a free joint by `distance` metres in the plane.
+
+    Objects that touch others stay. The direction is the first of several random ones in which the
+    object stays clear of the others.
+    """
     if not distance:
         return
     rng = np.random.default_rng(seed)
     for tracked in objects:
         joint = _free_joint(model, tracked)
-        others = [
-            tuple(corner[:2] for corner in other.bounds(data))
-            for other in objects
-            if other is not tracked
-        ]
-        low, high = (corner[:2] for corner in tracked.bounds(data))
-        angle = rng.uniform(0, 2 * np.pi, _DIRECTIONS)
-        steps = distance * np.column_stack([np.cos(angle), np.sin(angle)])
-        clear = [_gap(low + step, high + step, others) > _APART for step in steps]
-        if joint is not None and _gap(low, high, others) > _APART and any(clear):
-            data.qpos[joint : joint + 2] += steps[clear.index(True)]
+        others = [footprint(other.bounds(data)) for other in objects if other is not tracked]
+        low, high = footprint(tracked.bounds(data))
+        angles = rng.uniform(0, 2 * np.pi, _NUM_DIRECTIONS)
+        steps = distance * np.column_stack([np.cos(angles), np.sin(angles)])
+        if joint is None or _gap(low, high, others) <= _MIN_GAP:
+            continue
+        for step in steps:
+            if _gap(low + step, high + step, others) > _MIN_GAP:
+                data.qpos[joint : joint + 2] += step
+                break
     mujoco.mj_forward(model, data)
 
 
 def _free_joint(model: mujoco.MjModel, tracked: Tracked | Placed) -> int | None:
-    """Where in qpos the thing's free joint begins, if it has one."""
-    if not len(tracked.drawn):
+    """Return the index in qpos of the object's free joint, or None if it has none."""
+    if not len(tracked.visible_geoms):
         return None
-    body = int(model.geom_bodyid[tracked.drawn[0]])
+    body = int(model.geom_bodyid[tracked.visible_geoms[0]])
     joint = int(model.body_jntadr[model.body_rootid[body]])
-    free = joint >= 0 and model.jnt_type[joint] == int(mujoco.mjtJoint.mjJNT_FREE)
-    return int(model.jnt_qposadr[joint]) if free else None
+    is_free = joint >= 0 and model.jnt_type[joint] == int(mujoco.mjtJoint.mjJNT_FREE)
+    return int(model.jnt_qposadr[joint]) if is_free else None
 
 
-def _gap(
-    low: np.ndarray, high: np.ndarray, others: Sequence[tuple[np.ndarray, np.ndarray]]
-) -> float:
-    """Metres in the plane between a box and the nearest of others; 0 where they meet."""
+def _gap(low: np.ndarray, high: np.ndarray, others: Sequence[Bounds]) -> float:
+    """Return the distance in metres to the nearest of other boxes in the plane; 0 on overlap."""
     if not others:
         return np.inf
-    lows, highs = np.array(others).transpose(1, 0, 2)
-    return float(np.hypot(*np.maximum(lows - high, low - highs).clip(0).T).min())
-
-
-def paint_table(model: mujoco.MjModel, condition: Condition, table: np.ndarray) -> None:
-    """Gives the table top, geoms `table`, its pattern or plain colour; what a renderer has uploaded stays as it was."""
-    if not condition.shades:
-        return
-    textures = textures_of(model, table)
-    if not condition.pattern or not textures:
-        model.geom_matid[table], model.geom_rgba[table] = -1, (*condition.shades[0], 1)
-        return
-    for texture in textures:
-        picture = picture_of(model, texture)
-        second = _pattern(condition.pattern, *picture.shape[:2])[..., None]
-        picture[..., :3] = np.where(
-            second, *(np.array(shade) * 255 for shade in condition.shades[::-1])
-        )
-
-
-def textures_of(model: mujoco.MjModel, geoms: np.ndarray) -> list[int]:
-    """The textures that these geoms are drawn with."""
-    materials = model.geom_matid[geoms]
-    found = np.unique(model.mat_texid[materials[materials >= 0]])
-    return found[found >= 0].tolist()
-
-
-def picture_of(model: mujoco.MjModel, texture: int) -> np.ndarray:
-    """uint8[H, W, channels], a view of the model's own."""
-    shape = [
-        int(field[texture]) for field in (model.tex_height, model.tex_width, model.tex_nchannel)
-    ]
-    start = int(model.tex_adr[texture])
-    return model.tex_data[start : start + np.prod(shape)].reshape(shape)
-
-
-def _pattern(name: str, height: int, width: int, repeats: int = 8) -> np.ndarray:
-    """bool[height, width]: where the second shade is."""
-    y, x = np.meshgrid(
-        np.arange(height) / height * repeats, np.arange(width) / width * repeats, indexing="ij"
-    )
-    if name == "stripes":
-        return x % 1 < 0.5
-    if name == "dots":
-        return np.hypot(y % 1 - 0.5, x % 1 - 0.5) < 0.3
-    return (y % 1 < 0.5) ^ (x % 1 < 0.5)
+    corners = np.array(others)
+    offset = np.maximum(corners[:, 0] - high, low - corners[:, 1]).clip(0)
+    return float(np.hypot(offset[:, 0], offset[:, 1]).min())

@@ -1,9 +1,11 @@
 """The interface of a simulator's environment.
 
-Evaluation, perturbations, and the recording of demonstrations use an environment only through `Environment`.
-`etcvla.sims.make` creates one by name. CONTRIBUTING.md ("Add a simulator") shows a complete example.
+Evaluation, perturbations, and the recording of demonstrations use an environment only through
+`Environment`. `etcvla.sims.make` creates one by name. CONTRIBUTING.md ("Add a simulator") shows a
+complete example.
 
-Axes: H W pixels, C cameras, N objects, S state width, A action width. Image points are (y, x) in [0, 1].
+Axes: H W pixels, C cameras, N objects, S state width, A action width. Image points are (y, x) in
+[0, 1].
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ if TYPE_CHECKING:
 class Environment(Protocol):
     """One task in one scene. Call `reset` before anything else.
 
-    Evaluation uses `reset`, `observe`, `step`, `success`, `instruction`, `touched`, `progress`, `goal_objects` and
-    `close`; perturbations also use `set_appearance` and `orbit`. Recording demonstrations uses the rest.
+    Evaluation uses `reset`, `observe`, `step`, `success`, `instruction`, `touched`, `progress`,
+    `goal_objects` and `close`; perturbations also use `set_appearance` and `orbit`. Recording
+    demonstrations uses the other members.
 
     Attributes:
       task: the task's subtasks and instructions.
@@ -44,7 +47,7 @@ class Environment(Protocol):
     def reset(self, seed: int, hand: np.ndarray | None = None, shift: float = 0.0) -> None:
         """Start an episode in the layout of `seed`.
 
-        The same seed gives the same state and images, whatever happened before.
+        The same seed always gives the same state and images.
 
         Args:
           seed: from `etcvla.sims.seeds`. A simulator with fixed initial states uses state
@@ -54,7 +57,7 @@ class Environment(Protocol):
         """
 
     def observe(self) -> dict[str, Any]:
-        """Return {"images": {camera: uint8[H, W, 3]}, "state": float32[S]}. Renders every camera."""
+        """Render all cameras: {"images": {camera: uint8[H, W, 3]}, "state": float32[S]}."""
 
     def state(self) -> np.ndarray:
         """Return the robot's proprioception, float32[S], without rendering."""
@@ -73,20 +76,20 @@ class Environment(Protocol):
         """Return the task's canonical instruction, or a random paraphrase where `rng` is given."""
 
     def facts(self, all_views: bool = True) -> dict[str, np.ndarray]:
-        """Return the current frame's value of every step field of `etcvla.etc.annotation.STEP_FIELDS`.
+        """Return this frame's value of every field in `etcvla.etc.annotation.STEP_FIELDS`.
 
         Call it at every step, because it updates the phase (see `phase`).
 
         Args:
-          all_views: look for objects in every camera. If False, only the first camera is searched and the boxes in
-            the others are NaN, which saves one rendering per camera.
+          all_views: search objects in every camera. If False, only the first camera is searched
+            and the boxes in the others are NaN, which saves one rendering per camera.
         """
 
     def phase(self) -> int:
-        """Return the index of the subtask in progress, -1 where the subtasks are unknown. Call it once a step."""
+        """Return the index of the subtask in progress, -1 if unknown. Call it once a step."""
 
     def progress(self) -> float:
-        """Return the share of the subtasks that are complete, in [0, 1]. Call it once a step."""
+        """Return the share of completed subtasks, in [0, 1]. Call it once a step."""
 
     def touched(self) -> np.ndarray:
         """Return bool[N]: which objects the gripper touches now."""
@@ -116,7 +119,7 @@ class Environment(Protocol):
         """Indices of the objects that the goal is about."""
 
     def rename_objects(self, text: str) -> str:
-        """Replace object names in a text about the task by the names that the current scene uses."""
+        """Replace the task's object names in a text by those that the scene uses."""
 
     def close(self) -> None:
         """Free the renderer."""

@@ -1,4 +1,7 @@
-"""Headless rendering: the environment variables MuJoCo needs before it is imported, and a check with a fix."""
+"""Rendering without a display: the environment variables that MuJoCo needs, and a check.
+
+Import this module before `mujoco`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import sys
 from etcvla.errors import UserError
 
 FIX = "sudo apt-get install -y libegl1 libgl1"
-_DRAW = """
+_RENDER_SCRIPT = """
 import mujoco
 model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><geom size='.1'/></worldbody></mujoco>")
 with mujoco.Renderer(model, 8, 8) as renderer:
@@ -22,14 +25,14 @@ with mujoco.Renderer(model, 8, 8) as renderer:
 
 if sys.platform == "linux":
     os.environ.setdefault("MUJOCO_GL", "egl")
-# One software-rendering thread a process is faster than several, at these image sizes.
+# At these image sizes, one software-rendering thread per process is faster than several.
 os.environ.setdefault("LP_NUM_THREADS", "1")
 
 
 def require_egl() -> None:
-    """Raises UserError, with the command that mends it, if the EGL or GL library is missing (cheap; no rendering).
+    """Raise UserError with the apt command if the EGL or GL library is missing. Renders nothing.
 
-    Without them `import mujoco` itself fails, and its message names no cause.
+    Without these libraries, `import mujoco` fails with a message that names no cause.
     """
     if os.environ.get("MUJOCO_GL") != "egl":
         return
@@ -40,30 +43,33 @@ def require_egl() -> None:
             raise UserError(
                 f"{FIX}\n(the simulator renders without a display through EGL: {error})"
             ) from error
-    _bind_mesa_to_its_llvm()
+    _load_mesa_with_its_own_llvm()
 
 
-def _bind_mesa_to_its_llvm() -> None:
-    """Loads Mesa's software renderer so that it finds its own LLVM first.
+def _load_mesa_with_its_own_llvm() -> None:
+    """Load Mesa's software renderer such that it resolves symbols in its own LLVM first.
 
-    TensorFlow makes the symbols of its LLVM global; a renderer that is loaded the ordinary way takes those and crashes
-    the process. Where Mesa lies elsewhere or is not used, nothing happens.
+    TensorFlow exports the symbols of its LLVM globally. A renderer that is loaded without
+    RTLD_DEEPBIND uses those and crashes the process. Does nothing where Mesa is not installed in
+    these folders.
     """
     for pattern in ("dri/swrast_dri.so", "libgallium-*.so"):
-        for path in glob.glob(f"/usr/lib/*/{pattern}") + glob.glob(f"/usr/lib64/{pattern}"):
+        paths = glob.glob(f"/usr/lib/*/{pattern}") + glob.glob(f"/usr/lib64/{pattern}")
+        for path in paths:
             with contextlib.suppress(OSError):
                 ctypes.CDLL(path, mode=os.RTLD_DEEPBIND | os.RTLD_NOW)
 
 
 def check_rendering() -> None:
-    """Draws one tiny frame, in a process of its own for graphics libraries may die instead of raising.
+    """Raise UserError if MuJoCo cannot render a frame.
 
-    Raises UserError whose first line is the apt command that mends a missing library.
+    The message starts with the apt command that usually fixes it. The frame is rendered in a
+    subprocess, because graphics libraries may abort the process instead of raising.
     """
     require_egl()
-    done = subprocess.run([sys.executable, "-c", _DRAW], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", _RENDER_SCRIPT], capture_output=True, text=True)
     if done.returncode:
         raise UserError(
-            f"{FIX}\n(MUJOCO_GL={os.environ.get('MUJOCO_GL')} cannot draw a frame, exit code "
+            f"{FIX}\n(MUJOCO_GL={os.environ.get('MUJOCO_GL')} cannot render a frame, exit code "
             f"{done.returncode}: {done.stderr.strip()[-500:]})"
         )

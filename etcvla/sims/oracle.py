@@ -1,165 +1,227 @@
-"""Facts about a frame, read from a MuJoCo simulator's state and from a segmentation of the rendered view.
+"""Facts about a frame, read from MuJoCo's state and from a rendered segmentation.
 
-Axes: C cameras, N objects, H W pixels. Facts are the step fields of `etcvla.etc.annotation`, without the T axis.
+Axes: C cameras, N objects, H W pixels. Facts are the step fields of `etcvla.etc.annotation`,
+without the T axis.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import mujoco
 import numpy as np
 
 from etcvla.etc.annotation import project
-from etcvla.sims.render import HIDDEN_GROUP, Extra, Orbit, Renderer, camera_matrix
+from etcvla.sims.conditions import Orbit
+from etcvla.sims.render import HIDDEN_GROUP, Extra, Renderer, camera_matrix
 from etcvla.sims.task import ObjectSpec
 
-# Silhouettes are measured again only after an object moved this far, in metres.
-_STILL = 1e-3
-_SIGNS = np.stack(np.meshgrid([-1, 1], [-1, 1], [-1, 1]), -1).reshape(8, 3)
+# Metres that an object has to move before its silhouette is measured again.
+_MOVED = 1e-3
+# Metres around the visible parts of an object within which a collision shape belongs to it.
+_SOLID_MARGIN = 0.015
+_BOX_CORNERS = np.stack(np.meshgrid([-1, 1], [-1, 1], [-1, 1]), -1).reshape(8, 3)
 
 
-class Tracked:
-    """One named object in a model: its visible parts, where they are, and what counts as touching it."""
+Bounds = tuple[np.ndarray, np.ndarray]  # world-aligned corners (low, high), float[3] metres
+
+
+class _Located:
+    """What simulated and rendered objects share: a centre and a grasp point."""
+
+    spec: ObjectSpec
+
+    def position(self, data: mujoco.MjData) -> np.ndarray:
+        """Return the centre, float[3] metres."""
+        raise NotImplementedError
+
+    def grasp_point(self, data: mujoco.MjData) -> np.ndarray:
+        """Return where to hold or touch the object, float[3] metres; NaN where that is unknown."""
+        offset = np.nan if self.spec.touch is None else self.spec.touch
+        return self.position(data) + offset
+
+
+class Tracked(_Located):
+    """A named object of a model.
+
+    Attributes:
+      spec: the object's description.
+      site: id of the site, for a marker; None for a body.
+      geoms: ids of all its geoms.
+      visible_geoms: ids of the geoms that are rendered.
+      solid_geoms: ids of the geoms that count for contact.
+      labels: labels in a segmentation of `Renderer`.
+    """
 
     def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, spec: ObjectSpec):
-        """Raises ValueError if the model has nothing of that description."""
-        self.spec, self._model = spec, model
-        self.site = model.site(spec.site).id if spec.site else None
-        self.geoms = geoms = np.array(
-            [] if spec.site else _geoms_of(model, spec.body, spec.subtree), int
-        )
-        drawn = geoms[(model.geom_group[geoms] < 3) & (model.geom_rgba[geoms, 3] > 0)]
-        drawn = drawn[
-            [not spec.parts or bool(_part_names(model, geom) & set(spec.parts)) for geom in drawn]
-        ]
-        if self.site is None and not len(drawn):
+        """Find the object in the model. Raises ValueError if it renders nothing."""
+        self.spec = spec
+        self._model = model
+        if spec.site:
+            self.site = model.site(spec.site).id
+            self.geoms = np.array([], int)
+        else:
+            self.site = None
+            self.geoms = _geoms_of(model, spec.body, spec.subtree)
+        self.visible_geoms = self._find_visible_geoms()
+        if self.site is None and not len(self.visible_geoms):
             raise ValueError(
-                f"object {spec.name!r}: body {spec.body!r} draws nothing, parts {spec.parts or 'all'}"
+                f"object {spec.name!r}: body {spec.body!r} renders nothing, parts "
+                f"{spec.parts or 'all'}"
             )
-        self.drawn = drawn
-        self.labels = drawn if self.site is None else np.array([model.ngeom + self.site])
-        self.solid = self._solid(data, geoms) if spec.parts else geoms
-
-    def _solid(self, data, geoms: np.ndarray) -> np.ndarray:
-        """Of a body's geoms those that stand within the drawn ones: collision shapes carry no material of their own."""
-        low, high = self.bounds(data)
-        centres = data.geom_xpos[geoms]
-        return geoms[((centres > low - 0.015) & (centres < high + 0.015)).all(-1)]
-
-    def bounds(self, data: mujoco.MjData) -> tuple[np.ndarray, np.ndarray]:
-        """World-aligned corners (low, high) in metres."""
+        self.labels = self.visible_geoms
         if self.site is not None:
-            centre, radius = data.site_xpos[self.site], self._model.site_size[self.site, 0]
+            self.labels = np.array([model.ngeom + self.site])
+        self.solid_geoms = self._solid_parts(data) if spec.parts else self.geoms
+
+    def _find_visible_geoms(self) -> np.ndarray:
+        model = self._model
+        is_visible = (model.geom_group[self.geoms] < 3) & (model.geom_rgba[self.geoms, 3] > 0)
+        visible = self.geoms[is_visible]
+        if not self.spec.parts:
+            return visible
+        parts = set(self.spec.parts)
+        is_part = [bool(_part_names(model, geom) & parts) for geom in visible]
+        return visible[np.array(is_part, bool)]
+
+    def _solid_parts(self, data: mujoco.MjData) -> np.ndarray:
+        """Return the geoms within the visible parts: collision shapes have no material."""
+        low, high = self.bounds(data)
+        centres = data.geom_xpos[self.geoms]
+        is_within = (centres > low - _SOLID_MARGIN) & (centres < high + _SOLID_MARGIN)
+        return self.geoms[is_within.all(-1)]
+
+    def bounds(self, data: mujoco.MjData) -> Bounds:
+        """Return the world-aligned corners (low, high), float[3] metres each."""
+        if self.site is not None:
+            centre = data.site_xpos[self.site]
+            radius = self._model.site_size[self.site, 0]
             return centre - radius, centre + radius
-        boxes = self._model.geom_aabb[self.drawn]
-        local = boxes[:, None, :3] + _SIGNS * boxes[:, None, 3:]
-        frames = data.geom_xmat[self.drawn].reshape(-1, 3, 3)
-        corners = np.einsum("gij,gkj->gki", frames, local) + data.geom_xpos[self.drawn, None]
+        boxes = self._model.geom_aabb[self.visible_geoms]
+        local = boxes[:, None, :3] + _BOX_CORNERS * boxes[:, None, 3:]
+        rotations = data.geom_xmat[self.visible_geoms].reshape(-1, 3, 3)
+        corners = np.einsum("gij,gkj->gki", rotations, local)
+        corners += data.geom_xpos[self.visible_geoms, None]
         return corners.min((0, 1)), corners.max((0, 1))
 
     def position(self, data: mujoco.MjData) -> np.ndarray:
-        """The centre, float[3] metres."""
+        """Return the centre, float[3] metres."""
         return np.mean(self.bounds(data), axis=0)
 
-    def grasp_point(self, data: mujoco.MjData) -> np.ndarray:
-        """Where to hold or touch it, float[3] metres; NaN where that is unknown."""
-        return self.position(data) + (np.nan if self.spec.touch is None else self.spec.touch)
 
+class Placed(_Located):
+    """A named object that is only rendered (see `render.Extra`).
 
-class Placed:
-    """A named thing that is drawn only (see `render.Extra`), standing still or riding on an object that it replaces."""
+    It stays where it is, or follows the simulated object that it replaces.
+    """
 
     def __init__(
         self,
         spec: ObjectSpec,
         extra: Extra,
-        half: np.ndarray,
+        half_extent: np.ndarray,
         label: int,
-        rides: Tracked | None = None,
+        replaces: Tracked | None = None,
     ):
-        self.spec, self._extra, self._half, self._rides = spec, extra, half, rides
-        self.site, self.labels = None, np.array([label])
-        self.drawn = self.solid = np.array([], int) if rides is None else rides.solid
+        self.spec = spec
+        self._extra = extra
+        self._half_extent = half_extent
+        self._replaces = replaces
+        self.site = None
+        self.labels = np.array([label])
+        self.geoms = np.array([], int)
+        self.solid_geoms = np.array([], int)
+        if replaces is not None:
+            self.geoms = replaces.geoms
+            self.solid_geoms = replaces.solid_geoms
+        self.visible_geoms = self.solid_geoms
 
-    def bounds(self, data: mujoco.MjData) -> tuple[np.ndarray, np.ndarray]:
-        """World-aligned corners (low, high) in metres."""
+    def bounds(self, data: mujoco.MjData) -> Bounds:
+        """Return the world-aligned corners (low, high), float[3] metres each."""
         centre = self.position(data)
-        return centre - self._half, centre + self._half
+        return centre - self._half_extent, centre + self._half_extent
 
     def position(self, data: mujoco.MjData) -> np.ndarray:
-        """The centre, float[3] metres."""
-        return self._extra.position if self._rides is None else self._rides.position(data)
+        """Return the centre, float[3] metres."""
+        return self._extra.position if self._replaces is None else self._replaces.position(data)
 
     def follow(self, data: mujoco.MjData) -> None:
-        """To be called before anything is drawn: what is ridden on may have moved."""
+        """Move to the replaced object's position. Call it before rendering."""
         self._extra.position = self.position(data)
-
-    def grasp_point(self, data: mujoco.MjData) -> np.ndarray:
-        """Where to hold it, float[3] metres; NaN for what is not to be held."""
-        return self.position(data) + (np.nan if self.spec.touch is None else self.spec.touch)
 
 
 class Oracle:
-    """Reads facts; knows which objects, cameras and gripper to look at."""
+    """Reads facts about the objects, as seen by the cameras.
+
+    `objects` may be changed; call `refresh` afterwards.
+    """
 
     def __init__(
         self,
         model: mujoco.MjModel,
         data: mujoco.MjData,
         objects: Sequence[ObjectSpec],
-        view: Renderer,
+        renderer: Renderer,
         cameras: Sequence[str | Orbit],
         gripper_body: str,
     ):
-        self._model, self._view, self._cameras = model, view, tuple(cameras)
+        self._model = model
+        self._renderer = renderer
+        self._cameras = tuple(cameras)
         self.objects: list[Tracked | Placed] = [Tracked(model, data, spec) for spec in objects]
         self._gripper = _geoms_of(model, gripper_body, subtree=True)
-        for tracked in (
-            self.objects
-        ):  # to touch what bears no name of its own is to touch the part that has one
-            named = [
-                np.array([], int),
-                *(other.geoms for other in self.objects if other is not tracked),
-            ]
-            tracked.solid = np.union1d(
-                tracked.solid, np.setdiff1d(tracked.geoms, np.concatenate(named))
-            )
-        self.forget()
+        for tracked in self.objects:
+            self._add_unnamed_geoms(tracked)
+        self.refresh()
 
-    def forget(self) -> None:
-        """Call when `objects`, or what the view adds to the scene, has changed."""
-        size = (
-            self._model.ngeom + self._model.nsite + len(self._view.extras) + 1
-        )  # the last column: background
-        self._member = np.zeros((len(self.objects), size), bool)
-        for row, tracked in zip(self._member, self.objects, strict=True):
+    def _add_unnamed_geoms(self, tracked: Tracked) -> None:
+        """Add the geoms of the object's body that belong to no other object to its solid geoms."""
+        named = [other.geoms for other in self.objects if other is not tracked]
+        unnamed = np.setdiff1d(tracked.geoms, np.concatenate([np.array([], int), *named]))
+        tracked.solid_geoms = np.union1d(tracked.solid_geoms, unnamed)
+
+    def refresh(self) -> None:
+        """Update the tables after `objects` or the renderer's extras have changed."""
+        # The last column is the background, label -1.
+        num_labels = self._model.ngeom + self._model.nsite + len(self._renderer.extras) + 1
+        self._has_label = np.zeros((len(self.objects), num_labels), bool)
+        for row, tracked in zip(self._has_label, self.objects, strict=True):
             row[tracked.labels] = True
         self._silhouettes: dict[int, tuple[np.ndarray, int]] = {}
 
     def follow(self, data: mujoco.MjData) -> None:
-        """To be called before anything is drawn, where things ride on others."""
+        """Move the rendered objects that replace simulated ones. Call it before rendering."""
         for tracked in self.objects:
             if isinstance(tracked, Placed):
                 tracked.follow(data)
 
+    def visible_geoms(self) -> np.ndarray:
+        """Return the sorted ids of the geoms that the objects are rendered with."""
+        return np.unique(np.concatenate([tracked.visible_geoms for tracked in self.objects]))
+
     def facts(
         self, data: mujoco.MjData, grasp_centre: np.ndarray, all_views: bool = True
-    ) -> dict[str, np.ndarray]:
-        """Every annotation field but gripper_open and phase.
+    ) -> dict[str, Any]:
+        """Return every step field of an annotation except gripper_open and phase.
 
-        Visible shares are measured in the first camera. In others they are 0 where nothing of an object is seen and
-        else unknown: silhouettes of a camera that moves would have to be drawn again at every frame.
+        Visible shares are measured in the first camera. In the others they are 0 where nothing of
+        an object is visible and NaN elsewhere: a camera that moves would need new silhouettes at
+        every frame.
 
         Args:
+          data: the simulator's state.
           grasp_centre: float[3] metres.
-          all_views: look for objects in the other cameras too; else that is unknown, and half of the price.
+          all_views: search objects in the other cameras as well. If False, boxes and shares there
+            are NaN, which halves the cost.
         """
         self.follow(data)
-        matrix = np.stack([camera_matrix(self._model, data, camera) for camera in self._cameras])
+        matrices = [camera_matrix(self._model, data, camera) for camera in self._cameras]
+        matrix = np.stack(matrices)
         position = np.array([tracked.position(data) for tracked in self.objects])
         grasp = np.array([tracked.grasp_point(data) for tracked in self.objects])
-        box, visible = self._measure(data, all_views)
+        grasp_in_cameras = np.broadcast_to(grasp, (len(matrix), *grasp.shape))
+        box, visible = self._boxes_and_shares(data, all_views)
         return {
             "camera_matrix": matrix,
             "gripper_pixel": project(matrix, grasp_centre),
@@ -168,86 +230,104 @@ class Oracle:
             "visible": visible,
             "position": position,
             "contact": self.contact(data, grasp_centre),
-            "grasp_pixel": project(
-                matrix[:, None], np.broadcast_to(grasp, (len(matrix), *grasp.shape))
-            ),
+            "grasp_pixel": project(matrix[:, None], grasp_in_cameras),
         }
 
     def contact(self, data: mujoco.MjData, grasp_centre: np.ndarray) -> np.ndarray:
-        """float32[N]: 1 where the gripper touches; a marker counts as touched with the grasp centre inside it."""
-        pairs = data.contact.geom
-        of_gripper = np.isin(pairs, self._gripper)
-        others = pairs[of_gripper.any(1) & ~of_gripper.all(1)]
-        return np.array(
-            [
-                np.isin(others, tracked.solid).any()
-                if tracked.site is None
-                else np.linalg.norm(data.site_xpos[tracked.site] - grasp_centre)
-                < self._model.site_size[tracked.site, 0]
-                for tracked in self.objects
-            ],
-            np.float32,
-        )
+        """Return float32[N]: 1 where the gripper touches the object.
 
-    def _measure(self, data, all_views: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes float32[C, N, 4] and visible shares float32[C, N]."""
-        shape = len(self._cameras), len(self.objects)
-        box, visible = np.full((*shape, 4), np.nan, np.float32), np.full(shape, np.nan, np.float32)
-        labels = self._view.labels(data, self._cameras[0])
-        for n, member in enumerate(self._member):
-            mask = member[labels]
+        A marker is touched if it contains the grasp centre.
+        """
+        pairs = data.contact.geom
+        is_gripper = np.isin(pairs, self._gripper)
+        is_touch = is_gripper.any(1) & ~is_gripper.all(1)
+        touching_geoms = pairs[is_touch]
+        contact = np.zeros(len(self.objects), np.float32)
+        for n, tracked in enumerate(self.objects):
+            if tracked.site is None:
+                contact[n] = np.isin(touching_geoms, tracked.solid_geoms).any()
+            else:
+                distance = np.linalg.norm(data.site_xpos[tracked.site] - grasp_centre)
+                contact[n] = distance < self._model.site_size[tracked.site, 0]
+        return contact
+
+    def _boxes_and_shares(
+        self, data: mujoco.MjData, all_views: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return boxes float32[C, N, 4] and visible shares float32[C, N]."""
+        shape = (len(self._cameras), len(self.objects))
+        box = np.full((*shape, 4), np.nan, np.float32)
+        visible = np.full(shape, np.nan, np.float32)
+        labels = self._renderer.labels(data, self._cameras[0])
+        for n, has_label in enumerate(self._has_label):
+            mask = has_label[labels]
             box[0, n] = mask_box(mask)
-            whole = self._silhouette(data, n)
-            visible[0, n] = min(1.0, mask.sum() / whole) if whole else 0.0
-        for c, camera in enumerate(self._cameras[1:] if all_views else (), 1):
-            labels = self._view.labels(data, camera)
-            box[c] = [mask_box(member[labels]) for member in self._member]
+            silhouette = self._silhouette(data, n)
+            visible[0, n] = min(1.0, mask.sum() / silhouette) if silhouette else 0.0
+        if not all_views:
+            return box, visible
+        for c, camera in enumerate(self._cameras[1:], 1):
+            labels = self._renderer.labels(data, camera)
+            box[c] = [mask_box(has_label[labels]) for has_label in self._has_label]
             visible[c] = np.where(np.isnan(box[c, :, 0]), 0, np.nan)
         return box, visible
 
-    def _silhouette(self, data, n: int) -> int:
-        """Pixels of object n with nothing before it. The first camera stands still, so a resting object keeps it."""
+    def _silhouette(self, data: mujoco.MjData, n: int) -> int:
+        """Return how many pixels object n covers in the first camera if nothing is in front of it.
+
+        The first camera does not move, so the count is kept until the object moves.
+        """
         pose = np.concatenate(self.objects[n].bounds(data))
-        at, count = self._silhouettes.get(n, (np.inf, 0))
-        if np.abs(pose - at).max() > _STILL:
-            count = self._view.silhouette(data, self._cameras[0], self.objects[n].labels)
-            self._silhouettes[n] = pose, count
+        measured_at, count = self._silhouettes.get(n, (np.inf, 0))
+        if np.abs(pose - measured_at).max() > _MOVED:
+            count = self._renderer.silhouette(data, self._cameras[0], self.objects[n].labels)
+            self._silhouettes[n] = (pose, count)
         return count
 
 
 def mask_box(mask: np.ndarray) -> np.ndarray:
-    """float32[4] (ymin, xmin, ymax, xmax) in [0, 1] of the true pixels' outer edges; NaN if there are none."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    """Return the bounding box of a mask's true pixels.
+
+    Args:
+      mask: bool[H, W].
+
+    Returns float32[4], (ymin, xmin, ymax, xmax) of the pixels' outer edges in [0, 1]; NaN without a
+    true pixel.
+    """
+    rows = np.flatnonzero(mask.any(1))
+    columns = np.flatnonzero(mask.any(0))
     if not len(rows):
         return np.full(4, np.nan, np.float32)
     height, width = mask.shape
-    return np.array(
-        [rows[0] / height, columns[0] / width, (rows[-1] + 1) / height, (columns[-1] + 1) / width],
-        np.float32,
-    )
+    top_left = [rows[0] / height, columns[0] / width]
+    bottom_right = [(rows[-1] + 1) / height, (columns[-1] + 1) / width]
+    return np.array(top_left + bottom_right, np.float32)
 
 
 def hide_sites(model: mujoco.MjModel, keep: Sequence[str]) -> None:
-    """Takes every site but `keep` out of the picture."""
+    """Hide every site except those named in `keep`."""
     model.site_group[:] = HIDDEN_GROUP
-    model.site_group[[model.site(name).id for name in keep]] = 0
+    for name in keep:
+        model.site_group[model.site(name).id] = 0
 
 
 def _geoms_of(model: mujoco.MjModel, body: str, subtree: bool) -> np.ndarray:
-    """Ids of the geoms of a body, or of the body and all below it."""
-    bodies = {model.body(body).id}
+    """Return the ids of the geoms of a body, or of the body and all bodies below it."""
+    root = model.body(body).id
+    bodies = {root}
     if subtree:  # parents come before children in a model
-        for index in range(min(bodies), model.nbody):
+        for index in range(root, model.nbody):
             if model.body_parentid[index] in bodies:
                 bodies.add(index)
     return np.flatnonzero(np.isin(model.geom_bodyid, list(bodies)))
 
 
 def _part_names(model: mujoco.MjModel, geom: int) -> set[str]:
-    """What a geom may be called by: its material, its mesh."""
-    material, mesh = model.geom_matid[geom], model.geom_dataid[geom]
-    is_mesh = model.geom_type[geom] == int(mujoco.mjtGeom.mjGEOM_MESH)
-    return {
-        model.material(material).name if material >= 0 else "",
-        model.mesh(mesh).name if is_mesh else "",
-    } - {""}
+    """Return the names of a geom's material and mesh."""
+    names = set()
+    material = model.geom_matid[geom]
+    if material >= 0:
+        names.add(model.material(material).name)
+    if model.geom_type[geom] == int(mujoco.mjtGeom.mjGEOM_MESH):
+        names.add(model.mesh(model.geom_dataid[geom]).name)
+    return names - {""}

@@ -1,4 +1,7 @@
-"""Which subtask is in progress, told from where things are: the same rule for an expert, a policy or a person."""
+"""Which subtask is in progress, computed from positions and contacts.
+
+The same rule applies to a scripted expert, a policy and a teleoperator.
+"""
 
 from __future__ import annotations
 
@@ -9,39 +12,42 @@ import numpy as np
 
 from etcvla.sims.task import Phase
 
-# Just after a reset objects fall into place, and some touch the hand until it leaves. Steps.
-_SETTLING = 12
-_BESIDE = 0.1  # metres from the target's bounds: farther away, the gripper cannot be what moves it
+# Control steps after a reset in which objects settle. Some touch the hand until it leaves.
+_SETTLING_STEPS = 12
+# Metres from the target's bounds. Farther away, the gripper cannot be the cause of its motion.
+_BESIDE = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
 class Relation:
-    """The gripper and the target at one step. Metres."""
+    """How the gripper and the target relate at one step. Metres."""
 
-    reach: float  # grasp centre to grasp point; NaN where that is unknown
-    moved: float  # the target since the gripper is beside it
+    reach: float  # from the grasp centre to the grasp point; NaN where that is unknown
+    moved: float  # distance that the target moved since the gripper came beside it
     contact: bool
 
 
 PHASE_CONDITIONS = {
-    "never": lambda now: False,
-    "near": lambda now: now.reach < 0.05,
-    # Contacts flicker between steps, so motion counts too; but only beside the gripper, for doors swing by themselves.
-    "touch": lambda now: now.contact or now.reach < 0.02 or now.moved > 0.01,
-    "moved": lambda now: now.moved > 0.02,
+    "never": lambda relation: False,
+    "near": lambda relation: relation.reach < 0.05,
+    # Contacts flicker between steps, so motion counts as touch. `moved` only counts motion beside
+    # the gripper, because doors swing by themselves.
+    "touch": lambda relation: relation.contact or relation.reach < 0.02 or relation.moved > 0.01,
+    "moved": lambda relation: relation.moved > 0.02,
 }
 
 
 class PhaseTracker:
-    """Walks through a task's phases; never goes back. Call `update` at every step."""
+    """Follows a task's phases in order and never goes back. Call `update` at every step."""
 
     def __init__(self, phases: Sequence[Phase]):
         self._conditions = [PHASE_CONDITIONS[phase.until] for phase in phases]
         self.reset()
 
     def reset(self) -> None:
-        """Starts an episode."""
-        self._phase, self._rest = 0, None
+        """Start an episode."""
+        self._phase = 0
+        self._rest_position = None
 
     def update(
         self,
@@ -52,23 +58,29 @@ class PhaseTracker:
         bounds: tuple[np.ndarray, np.ndarray],
         contact: bool,
     ) -> int:
-        """The index of the phase in progress.
+        """Return the index of the phase in progress.
 
         Args:
           step: control steps since the reset.
-          grasp_centre: float[3] of the gripper. grasp_point, bounds: of the target, world-aligned (low, high).
+          grasp_centre: float[3], of the gripper.
+          grasp_point: float[3], of the target.
+          bounds: world-aligned corners (low, high) of the target, float[3] each.
+          contact: whether the gripper touches the target.
         """
+        low, high = bounds
         centre = np.mean(bounds, axis=0)
-        gap = np.linalg.norm(np.maximum(bounds[0] - grasp_centre, grasp_centre - bounds[1]).clip(0))
-        if self._rest is None or step < _SETTLING or gap >= _BESIDE:
-            self._rest = centre
-        if step < _SETTLING:
+        outside = np.maximum(low - grasp_centre, grasp_centre - high).clip(0)
+        is_beside = np.linalg.norm(outside) < _BESIDE
+        if self._rest_position is None or step < _SETTLING_STEPS or not is_beside:
+            self._rest_position = centre
+        if step < _SETTLING_STEPS:
             return self._phase
-        now = Relation(
+        relation = Relation(
             reach=float(np.linalg.norm(grasp_centre - grasp_point)),
             contact=contact,
-            moved=float(np.linalg.norm(centre - self._rest)),
+            moved=float(np.linalg.norm(centre - self._rest_position)),
         )
-        while self._phase < len(self._conditions) - 1 and self._conditions[self._phase](now):
+        last = len(self._conditions) - 1
+        while self._phase < last and self._conditions[self._phase](relation):
             self._phase += 1
         return self._phase

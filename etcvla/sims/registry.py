@@ -1,4 +1,4 @@
-"""The registered simulators: each is one `Simulator` object under its name.
+"""The registry of simulators. Each is one `Simulator` object.
 
 This module imports no simulator. `make` imports the one that it needs.
 """
@@ -43,19 +43,19 @@ def _no_opposite(task: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Simulator:
-    """Everything that the rest of the code needs to know about a simulator.
+    """A simulator's name, factory, tasks and suites.
 
     The callables import the simulator's packages when they are called, not before.
     """
 
     name: str
-    make_environment: Callable[
-        [str, str, int, str], Environment
-    ]  # task, scene, image_size, condition
+    # Arguments: task, scene, image_size, condition.
+    make_environment: Callable[[str, str, int, str], Environment]
     instruction: Callable[[str], str]  # task -> its canonical instruction
     suites: tuple[str, ...]  # names of its benchmarks
     describe_suite: Callable[[str], Suite]
     requirement: Requirement
+    other_suites: str = ""  # prefix of installed suites that `suites` does not list; "" for none
     uses_mujoco: bool = True  # check that MuJoCo can render before an evaluation starts
     packages: tuple[str, ...] = ()  # distributions whose versions are written beside scores
     opposite_task: Callable[[str], str] = _no_opposite  # the task that undoes a task; "" for none
@@ -82,7 +82,10 @@ def simulators() -> dict[str, Simulator]:
 
 
 def get(name: str) -> Simulator:
-    """Return the simulator of this name. Raises UserError with the nearest name if there is none."""
+    """Return the simulator of this name.
+
+    Raises UserError with the nearest name if there is none.
+    """
     return lookup(_SIMULATORS, name, "simulator")
 
 
@@ -98,8 +101,8 @@ def make(
       image_size: height and width of every camera, pixels.
       condition: a key of `etcvla.sims.conditions.CONDITIONS`; "" for none.
 
-    Raises UserError if the simulator is not installed (with the install command), if it cannot render, and for unknown
-    names.
+    Raises UserError if the simulator is not installed (with the install command), if it cannot
+    render, and for unknown names.
     """
     registered = get(simulator)
     registered.requirement.check()

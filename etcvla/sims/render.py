@@ -1,4 +1,4 @@
-"""Drawing a MuJoCo scene: colour, labels and camera matrices, at software-rendering prices.
+"""Rendering of MuJoCo scenes in software: color images, segmentations and camera matrices.
 
 Axes: H W pixels. Image points are (y, x) in [0, 1] with the origin at the top left.
 """
@@ -9,6 +9,7 @@ import atexit
 import dataclasses
 import functools
 import weakref
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -18,189 +19,233 @@ from etcvla.sims import headless
 headless.require_egl()
 import mujoco  # noqa: E402
 
-from etcvla.sims.conditions import Orbit  # noqa: E402
+from etcvla.sims.conditions import Orbit, Rgb  # noqa: E402
 
-HIDDEN_GROUP = 5  # MuJoCo draws geom and site groups 0 to 2
+HIDDEN_GROUP = 5  # MuJoCo renders the geom and site groups 0 to 2
 _SOLO_GROUP = 3
+# int(): a comparison of an array with the enum itself falls back to Python objects, which costs 5
+# ms a frame.
+_GEOM = int(mujoco.mjtObj.mjOBJ_GEOM)
+_SITE = int(mujoco.mjtObj.mjOBJ_SITE)
+
+_OPEN_RENDERERS: weakref.WeakSet[Renderer] = weakref.WeakSet()
 
 
-_OPEN: weakref.WeakSet[Renderer] = weakref.WeakSet()
+def _close_renderers() -> None:
+    for renderer in list(_OPEN_RENDERERS):
+        renderer.close()
 
 
 @functools.cache
-def _close_at_exit() -> None:
-    """To be called after the first renderer: MuJoCo then has registered the end of EGL, and ours runs before it.
+def _close_renderers_at_exit() -> None:
+    """Register `_close_renderers`. Call it after the first renderer exists.
 
-    (A renderer that outlives EGL prints tracebacks.)
+    MuJoCo then has registered its own cleanup of EGL, and ours runs before it. A renderer that
+    outlives EGL prints tracebacks.
     """
-    atexit.register(lambda: [view.close() for view in list(_OPEN)])
+    atexit.register(_close_renderers)
 
 
 @dataclasses.dataclass
 class Extra:
-    """A solid that is drawn but not simulated."""
+    """A solid that is rendered but not simulated."""
 
-    geom: int  # mujoco.mjtGeom
-    size: tuple[float, float, float]  # as MuJoCo has it for the geom, metres
-    rgb: tuple[float, float, float]
-    position: np.ndarray  # float[3] of its centre, metres
+    solid: int  # mujoco.mjtGeom
+    size: tuple[float, float, float]  # metres, as MuJoCo defines it for the solid
+    rgb: Rgb
+    position: np.ndarray  # of its centre, float[3] metres
 
 
 class Renderer:
-    """Renders one model at one size. Keep it: creating one costs half a second. Call `close` when done.
+    """Renders one model at one size.
 
-    Shadows, reflections and multisampling are off: they cost eight times the frame. `extras` are drawn along.
+    Creating a renderer takes half a second, so keep it; call `close` at the end.
 
-    Raises UserError whose first line is the apt command that mends a missing library.
+    Shadows, reflections and multisampling are off, because they make a frame eight times slower.
+    The solids in `extras` are rendered with the model.
+
+    Raises UserError whose first line is the apt command that installs a missing library.
     """
 
     def __init__(self, model: mujoco.MjModel, image_size: int):
         model.vis.quality.offsamples = 0
-        model.vis.global_.offwidth = model.vis.global_.offheight = image_size
-        self._model, self.extras = model, []
+        model.vis.global_.offwidth = image_size
+        model.vis.global_.offheight = image_size
+        self._model = model
+        self.extras: list[Extra] = []
         try:
             self._renderer = mujoco.Renderer(model, image_size, image_size)
-        except Exception as error:  # MuJoCo and PyOpenGL raise a dozen types here
+        except Exception as error:  # MuJoCo and PyOpenGL raise many types here
             raise UserError(
-                f"{headless.FIX}\n(MuJoCo cannot draw without a display: {error})"
+                f"{headless.FIX}\n(MuJoCo cannot render without a display: {error})"
             ) from error
-        _OPEN.add(self)
-        _close_at_exit()
-        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-            self._renderer.scene.flags[flag] = False
+        _OPEN_RENDERERS.add(self)
+        _close_renderers_at_exit()
+        flags = self._renderer.scene.flags
+        flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
+        flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
         self._solo = mujoco.MjvOption()
-        self._solo.geomgroup[:] = self._solo.sitegroup[:] = np.arange(6) == _SOLO_GROUP
+        self._solo.geomgroup[:] = np.arange(6) == _SOLO_GROUP
+        self._solo.sitegroup[:] = np.arange(6) == _SOLO_GROUP
+
+    @property
+    def _first_extra(self) -> int:
+        """The label of the first extra in a segmentation."""
+        return self._model.ngeom + self._model.nsite
 
     def rgb(self, data: mujoco.MjData, camera: str | Orbit) -> np.ndarray:
-        """uint8[H, W, 3]."""
-        self._renderer.update_scene(data, _free_camera(camera))
-        self._add(range(len(self.extras)))
+        """Render a color image, uint8[H, W, 3]."""
+        self._renderer.update_scene(data, _mujoco_camera(camera))
+        self._add_extras(range(len(self.extras)))
         return self._renderer.render()
 
     def labels(self, data: mujoco.MjData, camera: str | Orbit) -> np.ndarray:
-        """int32[H, W]: the geom id of each pixel, number of geoms + site id, or number of geoms and sites + index of
-        an extra; -1 background."""
+        """Render a segmentation, int32[H, W].
+
+        A label is a geom's id; the number of geoms + a site's id; the number of geoms and sites +
+        the index of an extra; or -1 for the background.
+        """
         return self._labels(data, camera, None, range(len(self.extras)))
 
-    def silhouette(self, data: mujoco.MjData, camera: str | Orbit, ids: np.ndarray) -> int:
-        """How many pixels the things `ids` (numbered as in `labels`) would cover with nothing before them."""
-        model, first_extra = self._model, self._model.ngeom + self._model.nsite
-        geoms, sites = (
-            ids[ids < model.ngeom],
-            ids[(ids >= model.ngeom) & (ids < first_extra)] - model.ngeom,
-        )
-        groups = model.geom_group[geoms], model.site_group[sites]
-        model.geom_group[geoms], model.site_group[sites] = _SOLO_GROUP, _SOLO_GROUP
-        extras = (ids[ids >= first_extra] - first_extra).tolist()
-        count = (self._labels(data, camera, self._solo, extras) >= 0).sum()
-        model.geom_group[geoms], model.site_group[sites] = groups
-        return int(count)
+    def silhouette(self, data: mujoco.MjData, camera: str | Orbit, labels: np.ndarray) -> int:
+        """Return how many pixels the geoms, sites and extras with these labels cover alone."""
+        model = self._model
+        geoms = labels[labels < model.ngeom]
+        sites = labels[(labels >= model.ngeom) & (labels < self._first_extra)] - model.ngeom
+        extras = labels[labels >= self._first_extra] - self._first_extra
+        geom_groups = model.geom_group[geoms]
+        site_groups = model.site_group[sites]
+        model.geom_group[geoms] = _SOLO_GROUP
+        model.site_group[sites] = _SOLO_GROUP
+        segmentation = self._labels(data, camera, self._solo, extras.tolist())
+        model.geom_group[geoms] = geom_groups
+        model.site_group[sites] = site_groups
+        return int((segmentation >= 0).sum())
 
-    def _add(self, extras) -> None:
-        """Puts extras into the scene that was just made of the model."""
+    def _add_extras(self, indices: Iterable[int]) -> None:
+        """Add extras to the scene that MuJoCo just built from the model."""
         scene = self._renderer.scene
-        for i in extras:
-            extra, geom = self.extras[i], scene.geoms[scene.ngeom]
+        for index in indices:
+            extra = self.extras[index]
+            geom = scene.geoms[scene.ngeom]
             mujoco.mjv_initGeom(
                 geom,
-                extra.geom,
+                extra.solid,
                 np.array(extra.size, float),
                 np.array(extra.position, float),
                 np.eye(3).ravel(),
                 np.array([*extra.rgb, 1], np.float32),
             )
-            geom.objtype, geom.objid = (
-                int(mujoco.mjtObj.mjOBJ_GEOM),
-                self._model.ngeom + self._model.nsite + i,
-            )
-            geom.segid, geom.category = scene.ngeom, int(mujoco.mjtCatBit.mjCAT_DYNAMIC)
+            geom.objtype = _GEOM
+            geom.objid = self._first_extra + index
+            geom.segid = scene.ngeom
+            geom.category = int(mujoco.mjtCatBit.mjCAT_DYNAMIC)
             scene.ngeom += 1
 
-    def _labels(self, data, camera, option, extras) -> np.ndarray:
-        self._renderer.update_scene(data, _free_camera(camera), option)
-        self._add(extras)
+    def _labels(
+        self,
+        data: mujoco.MjData,
+        camera: str | Orbit,
+        option: mujoco.MjvOption | None,
+        extras: Iterable[int],
+    ) -> np.ndarray:
+        self._renderer.update_scene(data, _mujoco_camera(camera), option)
+        self._add_extras(extras)
         self._renderer.enable_segmentation_rendering()
-        ids, types = np.moveaxis(self._renderer.render(), -1, 0)
+        segmentation = self._renderer.render()
         self._renderer.disable_segmentation_rendering()
-        # int(): comparing an array with the enum itself falls back to Python objects, 5 ms a frame.
-        site, geom = types == int(mujoco.mjtObj.mjOBJ_SITE), types == int(mujoco.mjtObj.mjOBJ_GEOM)
-        return np.where(geom, ids, np.where(site, ids + self._model.ngeom, -1))
+        ids = segmentation[..., 0]
+        types = segmentation[..., 1]
+        sites = np.where(types == _SITE, ids + self._model.ngeom, -1)
+        return np.where(types == _GEOM, ids, sites)
 
-    def upload(self, texture: int) -> None:
-        """Draws with a texture as the model has it now."""
+    def upload_texture(self, texture: int) -> None:
+        """Render with the model's current pixels of a texture from now on."""
         self._renderer._gl_context.make_current()
         mujoco.mjr_uploadTexture(self._model, self._renderer._mjr_context, texture)
 
     def close(self) -> None:
+        """Free MuJoCo's renderer."""
         self._renderer.close()
 
 
-def _free_camera(camera: str | Orbit) -> str | mujoco.MjvCamera:
+def _mujoco_camera(camera: str | Orbit) -> str | mujoco.MjvCamera:
     if isinstance(camera, str):
         return camera
     free = mujoco.MjvCamera()
-    free.lookat[:], free.distance = camera.lookat, camera.distance
-    free.azimuth, free.elevation = camera.azimuth, camera.elevation
+    free.lookat[:] = camera.lookat
+    free.distance = camera.distance
+    free.azimuth = camera.azimuth
+    free.elevation = camera.elevation
     return free
 
 
 def coarsen_mesh(model: mujoco.MjModel, mesh: int, cell: float) -> None:
-    """Merges a mesh's vertices within cubes of `cell` metres for drawing; call before making a `Renderer`.
+    """Merge a mesh's vertices within cubes of `cell` metres for rendering.
 
-    Triangles are the price of software rendering. Only faces are rewired: vertices, hence collisions, stay as they are.
+    Call it before creating a `Renderer`.
+
+    The number of triangles determines the cost of software rendering. Only faces change; vertices,
+    and with them collisions, stay as they are.
     """
-    first, count = model.mesh_vertadr[mesh], model.mesh_vertnum[mesh]
-    cells = np.round(model.mesh_vert[first : first + count] / cell).astype(int)
-    _, keep, merged = np.unique(cells, axis=0, return_index=True, return_inverse=True)
-    start, number = model.mesh_faceadr[mesh], model.mesh_facenum[mesh]
-    faces = keep[merged.reshape(-1)][model.mesh_face[start : start + number]]
-    distinct = (faces != np.roll(faces, 1, axis=1)).all(1)
-    _, once = np.unique(np.sort(faces, axis=1), axis=0, return_index=True)
-    kept = np.intersect1d(np.flatnonzero(distinct), once)
+    first_vertex = model.mesh_vertadr[mesh]
+    vertices = model.mesh_vert[first_vertex : first_vertex + model.mesh_vertnum[mesh]]
+    cells = np.round(vertices / cell).astype(int)
+    _, representative, cell_of_vertex = np.unique(
+        cells, axis=0, return_index=True, return_inverse=True
+    )
+    start = model.mesh_faceadr[mesh]
+    end = start + model.mesh_facenum[mesh]
+    faces = representative[cell_of_vertex.reshape(-1)][model.mesh_face[start:end]]
+    has_area = (faces != np.roll(faces, 1, axis=1)).all(1)
+    _, first_copies = np.unique(np.sort(faces, axis=1), axis=0, return_index=True)
+    kept = np.intersect1d(np.flatnonzero(has_area), first_copies)
+    new_end = start + len(kept)
     for table in (model.mesh_facenormal, model.mesh_facetexcoord):
-        table[start : start + len(kept)] = table[start : start + number][kept]
-    model.mesh_face[start : start + len(kept)] = faces[kept]
+        table[start:new_end] = table[start:end][kept]
+    model.mesh_face[start:new_end] = faces[kept]
     model.mesh_facenum[mesh] = len(kept)
 
 
 def camera_matrix(model: mujoco.MjModel, data: mujoco.MjData, camera: str | Orbit) -> np.ndarray:
-    """float32[3, 4]: world metres [x, y, z, 1] to w * [x, y, 1] of the image point, for a square image."""
+    """Return the matrix float32[3, 4] from world metres [x, y, z, 1] to image w * [x, y, 1]."""
     if isinstance(camera, Orbit):
-        fovy, axes = model.vis.global_.fovy, _orbit_axes(camera)
+        fovy = model.vis.global_.fovy
+        axes = _orbit_axes(camera)
         position = np.array(camera.lookat) + camera.distance * axes[2]
     else:
         index = model.camera(camera).id
-        fovy, axes, position = (
-            model.cam_fovy[index],
-            data.cam_xmat[index].reshape(3, 3).T,
-            data.cam_xpos[index],
-        )
+        fovy = model.cam_fovy[index]
+        axes = data.cam_xmat[index].reshape(3, 3).T
+        position = data.cam_xpos[index]
     focal = 0.5 / np.tan(np.deg2rad(fovy) / 2)
-    # MuJoCo's camera looks along its -z with y up; the image's y points down.
+    # MuJoCo's camera points along its -z with y up; the image's y points down.
     intrinsics = np.array([[focal, 0, -0.5], [0, -focal, -0.5], [0, 0, -1]])
     return (intrinsics @ np.column_stack([axes, -axes @ position])).astype(np.float32)
 
 
 def orbit_of(position: np.ndarray, backward: np.ndarray, distance: float) -> Orbit:
-    """The orbit of an upright camera at `position` that looks `distance` metres against `backward`, float[3] each."""
-    x, y, z = -np.asarray(backward)
+    """Return the orbit of an upright camera.
+
+    Args:
+      position: of the camera, float[3] metres.
+      backward: unit vector against the viewing direction, float[3].
+      distance: metres from the camera to the point that it is directed at.
+    """
+    backward = np.asarray(backward)
+    x, y, z = -backward
     return Orbit(
-        tuple((position - distance * np.asarray(backward)).tolist()),
-        distance,
-        float(np.rad2deg(np.arctan2(y, x))),
-        float(np.rad2deg(np.arcsin(z))),
+        lookat=tuple((position - distance * backward).tolist()),
+        distance=distance,
+        azimuth=float(np.rad2deg(np.arctan2(y, x))),
+        elevation=float(np.rad2deg(np.arcsin(z))),
     )
 
 
 def _orbit_axes(camera: Orbit) -> np.ndarray:
-    """float64[3, 3]: the camera's right, up and backward axes in the world, one a row."""
+    """Return the camera's right, up and backward axes in the world as rows of float64[3, 3]."""
     azimuth, elevation = np.deg2rad([camera.azimuth, camera.elevation])
-    forward = np.array(
-        [
-            np.cos(elevation) * np.cos(azimuth),
-            np.cos(elevation) * np.sin(azimuth),
-            np.sin(elevation),
-        ]
-    )
+    horizontal = np.array([np.cos(azimuth), np.sin(azimuth)])
+    forward = np.append(np.cos(elevation) * horizontal, np.sin(elevation))
     right = np.array([np.sin(azimuth), -np.cos(azimuth), 0])
     return np.stack([right, np.cross(right, forward), -forward])

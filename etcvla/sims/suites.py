@@ -1,7 +1,7 @@
-"""Benchmarks by name: their tasks, step limits and cameras, as the installed simulator defines them.
+"""Benchmarks by name, as the installed simulator defines them.
 
-Each simulator lists its suites in `Simulator.suites`. `python -m etcvla.sims NAME` prints one as JSON, because the
-simulator may be installed in another Python than the policy.
+Each simulator lists its suites in `Simulator.suites`. `python -m etcvla.sims NAME` prints one as
+JSON, because the simulator may be installed in another Python than the policy.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class Suite:
     def select_tasks(self, names: Sequence[str]) -> tuple[str, ...]:
         """Return the tasks with these names or numbers; all tasks if `names` is empty.
 
-        A name may omit everything up to its last "/". Raises UserError with the nearest name, or the range of numbers.
+        A name may omit everything up to its last "/". Raises UserError with the nearest name, or
+        the range of numbers.
         """
         by_name = {}
         for number, task in enumerate(self.tasks):
@@ -56,40 +57,45 @@ class Suite:
 
 
 def names() -> list[str]:
-    """Return the names of all suites of all registered simulators."""
-    return list(_simulator_of_suite())
-
-
-def _simulator_of_suite() -> dict[str, registry.Simulator]:
-    table = {}
+    """Return the names of the listed suites of all registered simulators."""
+    suites = []
     for simulator in registry.simulators().values():
-        table |= dict.fromkeys(simulator.suites, simulator)
-    return table
+        suites += simulator.suites
+    return suites
+
+
+def _simulator_of(suite: str) -> registry.Simulator:
+    """Return the simulator of a suite. Raises UserError with the nearest name if it is unknown."""
+    for simulator in registry.simulators().values():
+        is_other = simulator.other_suites and suite.startswith(simulator.other_suites)
+        if suite in simulator.suites or is_other:
+            return simulator
+    return lookup(dict.fromkeys(names()), suite, "suite")
 
 
 def describe(name: str) -> Suite:
     """Return a suite of a simulator that is installed in this Python.
 
-    Raises UserError with the nearest name for an unknown suite, with the install command if the simulator is not
-    installed, and if the simulator lacks files of the suite.
+    Raises UserError with the nearest name for an unknown suite, with the install command if the
+    simulator is not installed, and if the simulator lacks files of the suite.
     """
-    simulator = lookup(_simulator_of_suite(), name, "suite")
+    simulator = _simulator_of(name)
     simulator.requirement.check()
     return dataclasses.replace(simulator.describe_suite(name), versions=simulator.versions())
 
 
 def find(name: str, python: str = sys.executable) -> Suite:
-    """Return `describe(name)` as run by the Python that has the simulator; also renders a frame there.
+    """Return `describe(name)` as computed by the Python that has the simulator.
 
-    Raises UserError if the suite is unknown or the simulator cannot run, FileNotFoundError if `python` does not exist.
+    Also renders a frame there. Raises UserError if the suite is unknown, and if `python` or the
+    simulator cannot run.
     """
-    lookup(_simulator_of_suite(), name, "suite")
-    done = subprocess.run(
-        [python, "-m", "etcvla.sims", name],
-        capture_output=True,
-        text=True,
-        env=environment_variables(),
-    )
+    _simulator_of(name)  # fails before a process is started
+    command = [python, "-m", "etcvla.sims", name]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment_variables())
+    except OSError as error:
+        raise UserError(f"--simulator_python {python}: cannot run it ({error})") from error
     if done.returncode:
         raise UserError(f"suite {name}: {_error_message(done.stderr, python)}")
     last_line = done.stdout.splitlines()[-1]
@@ -113,7 +119,7 @@ def _error_message(stderr: str, python: str) -> str:
 
 
 def environment_variables() -> dict[str, str]:
-    """Return the environment of a simulator process: this etcvla on the path, and one thread each."""
+    """Return a simulator process's environment variables: this etcvla, one thread each."""
     root = str(Path(__file__).resolve().parents[2])
     inherited = os.environ.get("PYTHONPATH")
     path = os.pathsep.join([root, inherited]) if inherited else root

@@ -9,7 +9,8 @@ import dataclasses
 class ObjectSpec:
     """A named object of a MuJoCo scene: the visible geoms of a body, or a site.
 
-    The geoms are those of the body alone, of its subtree, or only those of some materials or meshes.
+    The geoms are those of the body alone, of its subtree, or only those of some materials or
+    meshes.
     """
 
     name: str  # noun without article, as questions and answers use it
@@ -18,9 +19,8 @@ class ObjectSpec:
     parts: tuple[str, ...] = ()  # only the geoms of these materials or meshes; () for all
     subtree: bool = False  # include child bodies
     site: str = ""  # a marker instead of a body
-    touch: tuple[float, float, float] | None = (
-        None  # grasp point, metres from the centre; None: do not grasp
-    )
+    # Grasp point, metres from the centre; None for objects that are not grasped or touched.
+    touch: tuple[float, float, float] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""Augmentation on the device, a function of (seed, step, row).
+"""Image augmentation on the device, as a function of (seed, step, row).
 
-Shifts move the primary camera's picture and its `<loc>` tokens together, so that an answer stays true; colours change
-nothing that an answer says.
+A shift moves the image of the primary camera and its `<loc>` tokens together, so answers stay true.
+Changes of brightness and contrast do not affect any answer.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, UInt8
 
 from etcvla.etc.items import NUM_LOC
 
@@ -17,46 +18,53 @@ from etcvla.etc.items import NUM_LOC
 def augment(
     key: jax.Array, batch: Mapping[str, jax.Array], *, shift: int, color: float, loc_offset: int
 ) -> dict[str, jax.Array]:
-    """The batch with shifted and recoloured images.
+    """Shift and recolor the images of a batch.
 
     Args:
-      shift: pixels, the largest shift along each axis (edges are repeated). Every camera moves on its own.
+      key: random key.
+      batch: a batch.
+      shift: the largest shift along each axis, in pixels. Every camera has its own shift; edges are
+        repeated.
       color: the largest relative change of brightness and contrast.
-      loc_offset: id of `<loc0000>`.
+      loc_offset: token id of `<loc0000>`.
     """
-    where, light = jax.random.split(key)
+    shift_key, color_key = jax.random.split(key)
     images = batch["images"]
     rows, cameras, height = images.shape[:3]
-    offsets = jax.random.randint(where, (rows, cameras, 2), -shift, shift + 1)
-    images = jax.vmap(jax.vmap(_shift, (0, 0, None)), (0, 0, None))(images, offsets, shift)
-    gain, bias = jax.random.uniform(light, (2, rows, cameras, 1, 1, 1), minval=-color, maxval=color)
-    pixels = (images.astype(jnp.float32) - 128) * (1 + gain) + 128 * (1 + bias)
-    # openpi's layout lets action tokens share ids with locations: those mean no place.
-    action = (batch["segment"] == batch["action_segment"][:, None]) & (batch["segment"] > 0)
-    moved = shift_locations(
-        jnp.where(action, -1, batch["tokens"]), offsets[:, 0] / height, loc_offset
+    offsets = jax.random.randint(shift_key, (rows, cameras, 2), -shift, shift + 1)
+    shift_cameras = jax.vmap(_shift, (0, 0, None))
+    images = jax.vmap(shift_cameras, (0, 0, None))(images, offsets, shift)
+    gain, bias = jax.random.uniform(
+        color_key, (2, rows, cameras, 1, 1, 1), minval=-color, maxval=color
     )
-    tokens = jnp.where(action, batch["tokens"], moved)
-    return {
-        **batch,
-        "images": jnp.clip(jnp.round(pixels), 0, 255).astype(jnp.uint8),
-        "tokens": tokens,
-    }
+    pixels = (images.astype(jnp.float32) - 128) * (1 + gain) + 128 * (1 + bias)
+    images = jnp.clip(jnp.round(pixels), 0, 255).astype(jnp.uint8)
+    # In openpi's layout, action tokens share ids with locations. Those are not locations.
+    is_action = (batch["segment"] == batch["action_segment"][:, None]) & (batch["segment"] > 0)
+    text = jnp.where(is_action, -1, batch["tokens"])
+    text = shift_locations(text, offsets[:, 0] / height, loc_offset)
+    tokens = jnp.where(is_action, batch["tokens"], text)
+    return {**batch, "images": images, "tokens": tokens}
 
 
-def _shift(image: jax.Array, offset: jax.Array, limit: int) -> jax.Array:
-    """uint8[H, W, 3] moved down and right by `offset` pixels, |offset| <= limit, edges repeated."""
+def _shift(
+    image: UInt8[Array, "H W 3"], offset: Int[Array, 2], limit: int
+) -> UInt8[Array, "H W 3"]:
+    """Shift an image down and right by `offset` pixels, |offset| <= limit, and repeat its edges."""
     padded = jnp.pad(image, ((limit, limit), (limit, limit), (0, 0)), mode="edge")
     return jax.lax.dynamic_slice(padded, (limit - offset[0], limit - offset[1], 0), image.shape)
 
 
-def shift_locations(tokens: jax.Array, offset: jax.Array, loc_offset: int) -> jax.Array:
-    """Moves `<loc>` tokens by `offset` float[B, 2] (y, x) of the image, clipped to its border.
+def shift_locations(
+    tokens: Int[Array, "B L"], offset: Float[Array, "B 2"], loc_offset: int
+) -> Int[Array, "B L"]:
+    """Move `<loc>` tokens by `offset` (y, x) in units of the image; clip them to its border.
 
-    Locations come in pairs, y first, so the parity of their running count in a row tells the axis.
+    Locations come in pairs, y first, so the parity of their running count in a row gives the axis.
     """
     bins = tokens - loc_offset
     is_loc = (bins >= 0) & (bins < NUM_LOC)
     axis = (jnp.cumsum(is_loc, axis=1) - 1) % 2
-    moved = bins + jnp.take_along_axis(jnp.round(offset * NUM_LOC).astype(jnp.int32), axis, axis=1)
+    bin_offset = jnp.round(offset * NUM_LOC).astype(jnp.int32)
+    moved = bins + jnp.take_along_axis(bin_offset, axis, axis=1)
     return jnp.where(is_loc, jnp.clip(moved, 0, NUM_LOC - 1) + loc_offset, tokens)

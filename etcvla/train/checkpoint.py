@@ -92,7 +92,7 @@ class SavedCheckpoint:
         """Read the EMA parameters.
 
         Args:
-          abstract: a tree of ShapeDtypeStruct with the shardings that the arrays get.
+          abstract: ShapeDtypeStructs with the shardings that the arrays get.
 
         Raises ModelMismatchError with sorted lists if the trees differ, UserError if nothing is
         readable.
@@ -169,8 +169,8 @@ def open_checkpoint(path: epath.PathLike) -> SavedCheckpoint:
     checkpoint = find_checkpoint(path)
     if checkpoint is None:
         raise UserError(
-            f"no checkpoint in {path}: expected the workdir of a training run that has saved one, or "
-            "a folder <workdir>/checkpoints/<step>"
+            f"no checkpoint in {path}: expected the workdir of a training run that has saved one, "
+            "or a folder <workdir>/checkpoints/<step>"
         )
     return checkpoint
 
@@ -241,8 +241,9 @@ class CheckpointWriter:
             self._saving = None
             self._open()
             raise UserError(
-                f"{self.directory}: the checkpoint of step {step} was not written: {error}. Earlier "
-                "checkpoints are intact: make room or make the directory writable, and start again"
+                f"{self.directory}: the checkpoint of step {step} was not written: {error}. "
+                "Earlier checkpoints are intact: make room or make the directory writable, and "
+                "start again"
             ) from error
 
 
@@ -290,8 +291,13 @@ def set_aside_newer(workdir: epath.PathLike, step: int) -> None:
     all_hosts_agree(True)  # the other processes wait for process 0
 
 
-def check_tree(saved: Any, expected: Any, source: str) -> None:
-    """Raise ModelMismatchError if parameters are missing, extra or of another shape in `saved`."""
+def check_tree(saved: Any, expected: Any, source: str, fix: str = "") -> None:
+    """Raise ModelMismatchError if parameters are missing, extra or of another shape in `saved`.
+
+    Args:
+      source: where `saved` is from, for the message.
+      fix: what the user can do, for the message.
+    """
     saved_shapes = _shapes(saved)
     expected_shapes = _shapes(expected)
     missing = sorted(expected_shapes.keys() - saved_shapes.keys())
@@ -302,8 +308,8 @@ def check_tree(saved: Any, expected: Any, source: str) -> None:
             wrong_shape.append(f"{name} {saved_shapes[name]} instead of {expected_shapes[name]}")
     if missing or extra or wrong_shape:
         raise ModelMismatchError(
-            f"{source} holds the parameters of another model.\n  missing: {missing}\n  extra: {extra}\n"
-            f"  wrong shape: {wrong_shape}"
+            f"{source} has the parameters of another model.\n"
+            f"  missing: {missing}\n  extra: {extra}\n  wrong shape: {wrong_shape}\n{fix}".rstrip()
         )
 
 

@@ -1,4 +1,8 @@
-"""Step 0 of a stage: parameters of `init_from`, random ones where those are not wanted, each made where it will lie."""
+"""Make the training state at step 0.
+
+Parameters come from `init_from`, by the rules of `init_rules`, and are random otherwise. Each is
+made with its final sharding.
+"""
 
 from __future__ import annotations
 
@@ -16,30 +20,35 @@ from etcvla.models.siglip import resize_positions
 from etcvla.models.variants import config_from_dict
 from etcvla.models.vla import init_params
 from etcvla.train import sharding
-from etcvla.train.checkpoint import SavedCheckpoint, find_checkpoint
+from etcvla.train.checkpoint import SavedCheckpoint, check_tree, find_checkpoint
 from etcvla.train.hosts import log_on_host0
 from etcvla.train.optim import Optimizer
 from etcvla.train.stage import Stage
 from etcvla.train.state import TrainState
 
-Flat = dict[str, Any]  # by path, with slashes
+FlatParams = dict[str, Any]  # path with slashes -> array
 _POSITIONS = "img/pos_embedding"
-_ADAPTERS = ("lora_a", "lora_b")
 
 
 def initial_state(stage: Stage, optimizer: Optimizer, abstract: TrainState) -> TrainState:
-    """Step 0. Says what was taken, what is fresh and what was left.
+    """Return the state at step 0, and log which parameters are loaded, fresh or ignored.
 
     Args:
       abstract: shapes with shardings.
 
-    Raises ValueError with sorted lists where `init_from` and the model do not fit.
+    Raises ModelMismatchError if the parameters of `init_from` do not fit the model.
     """
-    places = jax.tree.map(lambda x: x.sharding, abstract)
-    wanted = flatten_dict(abstract.params, sep="/")
-    params = _complete(stage, _taken(stage, wanted) if stage.config.init_from else {}, wanted)
+    expected = flatten_dict(abstract.params, sep="/")
+    loaded = {}
+    if stage.config.init_from:
+        parent = find_checkpoint(stage.config.init_from)
+        if parent is None:
+            loaded = _load_released(stage, expected)
+        else:
+            loaded = _load_parent(stage, parent, expected)
+    params = _add_random(stage, loaded, expected)
 
-    def rest(params):
+    def _state(params: Any) -> TrainState:
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -48,86 +57,99 @@ def initial_state(stage: Stage, optimizer: Optimizer, abstract: TrainState) -> T
             skipped=jnp.zeros((), jnp.int32),
         )
 
-    return jax.jit(rest, donate_argnums=0, out_shardings=places)(unflatten_dict(params, sep="/"))
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    make_state = jax.jit(_state, donate_argnums=0, out_shardings=shardings)
+    return make_state(unflatten_dict(params, sep="/"))
 
 
-def _taken(stage: Stage, wanted: Flat) -> Flat:
-    """The parameters that `init_rules` lets through of what lies at `init_from`."""
-    parent = find_checkpoint(stage.config.init_from)
-    if parent is None:
-        return _released(stage, wanted)
-    params = _inherited(parent, wanted)
-    keep = _choice(stage, {*params, *wanted})
-    fresh = sorted(path for path in wanted if path not in params or not keep[path])
-    extra = sorted(params.keys() - wanted.keys())
-    lacking = [path for path in fresh if keep[path] and not path.endswith(_ADAPTERS)]
-    unwanted = [path for path in extra if keep[path]]
-    other = sorted(
-        f"{path} {list(params[path].shape)} instead of {list(wanted[path].shape)}"
-        for path in params.keys() & wanted.keys()
-        if keep[path] and params[path].shape != wanted[path].shape
+def _load_parent(stage: Stage, parent: SavedCheckpoint, expected: FlatParams) -> FlatParams:
+    """Return the parameters of another stage's checkpoint that `init_rules` selects."""
+    config = stage.config
+    params = _parent_ema(parent, expected)
+    selected = _select(stage, params.keys() | expected.keys())
+    check_tree(  # without adapters, which are always new
+        {path: x for path, x in params.items() if selected[path]},
+        {path: x for path, x in expected.items() if selected[path] and not _is_adapter(path)},
+        f"init_from = {config.init_from}",
+        "Choose the parameters to load with init_rules: "
+        '(("regex", False), (".*", True)) does not load those that match the regex',
     )
-    if lacking or unwanted or other:
-        raise ValueError(
-            f"init_from = {stage.config.init_from} does not fit the model.\n  only in the model: {lacking}"
-            f"\n  only in the checkpoint: {unwanted}\n  misshapen: {other}\nWhat is to start anew or stay "
-            'behind is said by init_rules, as (("regex", False), (".*", True))'
-        )
-    taken = {path: params[path] for path in wanted if path not in fresh}
+    loaded = {path: params[path] for path in expected if path in params and selected[path]}
+    fresh = sorted(expected.keys() - loaded.keys())
+    ignored = sorted(params.keys() - expected.keys())
     log_on_host0(
-        f"{stage.config.stage}: {len(taken)} arrays from {stage.config.init_from}"
-        f"\n  fresh: {', '.join(fresh) or 'none'}\n  left there: {', '.join(extra) or 'none'}"
+        f"{config.stage}: loaded {len(loaded)} arrays from {config.init_from}\n"
+        f"  fresh: {', '.join(fresh) or 'none'}\n"
+        f"  not loaded: {', '.join(ignored) or 'none'}"
     )
-    return taken
+    return loaded
 
 
-def _choice(stage: Stage, paths: set[str]) -> dict[str, bool]:
-    return rules.assign(stage.config.init_rules, dict.fromkeys(sorted(paths), 0), "init_rules")
+def _is_adapter(path: str) -> bool:
+    return path.endswith(("lora_a", "lora_b"))
 
 
-def _inherited(parent: SavedCheckpoint, wanted: Flat) -> Flat:
-    """The EMA of another stage, its adapters merged, its positions at our resolution."""
-    mesh = next(iter(wanted.values())).sharding.mesh
-    params = flatten_dict(parent.ema(sharding.placed(parent.ema_shapes(), mesh)), sep="/")
-    if _POSITIONS in params and _POSITIONS in wanted:
-        params[_POSITIONS] = _resized(params[_POSITIONS], wanted[_POSITIONS].shape[1])
-    adapters = {path: params.pop(path) for path in list(params) if path.endswith(_ADAPTERS)}
+def _select(stage: Stage, paths: set[str]) -> dict[str, bool]:
+    """Return for each path whether `init_rules` loads the parameter."""
+    flat = dict.fromkeys(sorted(paths), 0)
+    return rules.assign(stage.config.init_rules, flat, "init_rules")
+
+
+def _parent_ema(parent: SavedCheckpoint, expected: FlatParams) -> FlatParams:
+    """Return a checkpoint's EMA with adapters merged and positions resized to our resolution."""
+    mesh = next(iter(expected.values())).sharding.mesh
+    ema = parent.ema(sharding.add_shardings(parent.ema_shapes(), mesh))
+    params = flatten_dict(ema, sep="/")
+    if _POSITIONS in params and _POSITIONS in expected:
+        params[_POSITIONS] = _resize(params[_POSITIONS], expected[_POSITIONS].shape[1])
+    adapters = {}
+    for path in list(params):
+        if _is_adapter(path):
+            adapters[path] = params.pop(path)
     if not adapters:
         return params
     lora = config_from_dict(parent.meta()["model"]).adapters
 
-    def merged(params, adapters):
+    def _merge(params: FlatParams, adapters: FlatParams) -> Any:
         return merge(unflatten_dict(params | adapters, sep="/"), lora)
 
-    return flatten_dict(jax.jit(merged, donate_argnums=0)(params, adapters), sep="/")
+    merged = jax.jit(_merge, donate_argnums=0)(params, adapters)
+    return flatten_dict(merged, sep="/")
 
 
-def _resized(table: jax.Array, tokens: int) -> jax.Array:
-    """The position table for another resolution, where it lay."""
+def _resize(table: jax.Array, tokens: int) -> jax.Array:
+    """Resize a position table to another resolution; keep its sharding."""
     if table.shape[1] == tokens:
         return table
     return jax.device_put(resize_positions(np.asarray(table), tokens), table.sharding)
 
 
-def _released(stage: Stage, wanted: Flat) -> Flat:
-    params, found = pretrained.load(stage.config.init_from, stage.model.config)
-    log_on_host0(f"{stage.config.stage}: {found}")
-    params, keep = flatten_dict(params, sep="/"), _choice(stage, set(wanted))
-    for path in list(params):  # one by one, so that no second copy of all is ever there
-        array, where = params.pop(path), wanted[path].sharding
-        if keep[path]:
-            params[path] = jax.make_array_from_callback(array.shape, where, array.__getitem__)
+def _load_released(stage: Stage, expected: FlatParams) -> FlatParams:
+    """Return the released parameters at `init_from` that `init_rules` selects."""
+    released, summary = pretrained.load(stage.config.init_from, stage.model.config)
+    log_on_host0(f"{stage.config.stage}: {summary}")
+    host_params = flatten_dict(released, sep="/")
+    del released
+    selected = _select(stage, set(expected))
+    params = {}
+    for path in list(host_params):
+        array = host_params.pop(path)  # freed one by one: two copies of all may not fit in memory
+        if selected[path]:
+            params[path] = jax.make_array_from_callback(
+                array.shape, expected[path].sharding, array.__getitem__
+            )
     return params
 
 
-def _complete(stage: Stage, params: Flat, wanted: Flat) -> Flat:
-    """The parameters, and random ones at those places that they leave empty."""
-    lacking = {path: x.sharding for path, x in wanted.items() if path not in params}
+def _add_random(stage: Stage, params: FlatParams, expected: FlatParams) -> FlatParams:
+    """Add random parameters for those that are missing."""
+    missing = {path: x.sharding for path, x in expected.items() if path not in params}
+    if not missing:
+        return params
 
-    def fresh():
-        made = flatten_dict(
-            init_params(stage.model, stage.config.seed, stage.assets.tokenizer.layout.loc), sep="/"
-        )
-        return {path: made[path] for path in lacking}
+    def _init_missing() -> FlatParams:
+        locations = stage.assets.tokenizer.layout.loc
+        random = flatten_dict(init_params(stage.model, stage.config.seed, locations), sep="/")
+        return {path: random[path] for path in missing}
 
-    return params | (jax.jit(fresh, out_shardings=lacking)() if lacking else {})
+    return params | jax.jit(_init_missing, out_shardings=missing)()

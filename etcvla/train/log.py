@@ -1,355 +1,267 @@
-"""Where a run's numbers go: a progress line, JSON lines, TensorBoard and, by choice, Weights & Biases.
+"""Log a run: progress lines, and the same numbers as JSON lines, in TensorBoard and in other sinks.
 
-Process 0 writes; the others only stop where it would.
+Only host 0 writes. The other hosts check the losses too, so that all stop at the same step.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TypeVar
 
 import jax
+import ml_collections
 import numpy as np
 from etils import epath
 from PIL import Image
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.record_writer import directory_check
 
+from etcvla.errors import UserError
+from etcvla.train.hosts import log_on_host0
 from etcvla.train.metrics import average_metrics
+from etcvla.train.sinks import JSONLines, Sink, TensorBoard
 
-Facts = Callable[
-    [int, float], Mapping[str, float]
-]  # (step, steps a second) -> more numbers for the line
+T = TypeVar("T")
+
+# (step, steps per second) -> more numbers for a line
+ExtraNumbers = Callable[[int, float], Mapping[str, float]]
+
+# How a progress line shows the numbers of `etcvla.train.usage`.
+_USAGE_FORMATS = {
+    "run/tokens_per_second": "{:,.0f} tokens/s",
+    "run/mfu": "{:.1%} MFU",
+    "run/device_gib": "{:.1f} GiB on device",
+    "run/resident_gib": "{:.1f} GiB resident",
+}
 
 
-class Sink(Protocol):
-    """What takes numbers and pictures."""
+class StepTimer:
+    """Measures steps per second, and the share of the time spent waiting for data, by interval.
 
-    def write(self, step: int, numbers: Mapping[str, float]) -> None: ...
-
-    def picture(self, step: int, name: str, image: np.ndarray) -> None: ...  # uint8[H, W, 3]
-
-    def close(self) -> None: ...
-
-
-class JSONLines:
-    """A file with an object a line: {"step", "time", and the numbers}.
-
-    Of a file that is there, what a killed run left behind `start` (and half a line, where it was torn) is dropped:
-    the steps are about to be done again.
+    The time of the first step, which is mostly compilation, and the time inside `pause` do not
+    count.
     """
 
-    def __init__(self, path: epath.PathLike, start: int = 0):
-        path = epath.Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        before = path.read_text() if path.exists() else ""
-        kept = "".join(line + "\n" for line in before.splitlines() if _step_of(line) <= start)
-        if kept != before:
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(kept)
-            temporary.replace(path)
-        self._file = path.open("a")
+    def __init__(self):
+        self._created = time.time()
+        self.start_interval()
 
-    def write(self, step, numbers):
-        self._file.write(json.dumps({"step": step, "time": time.time(), **numbers}) + "\n")
-        self._file.flush()
+    def start_interval(self, untimed_steps: int = 0) -> None:
+        """Start a new interval, `untimed_steps` of whose steps were done before now."""
+        self._start = time.time()
+        self._waited = 0.0
+        self._untimed_steps = untimed_steps
 
-    def close(self):
-        self._file.close()
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except ValueError:
-        return float("inf")
-
-
-class TensorBoard:
-    """Event files in a folder; what earlier ones hold from `start` on is hidden.
-
-    They are not written by tensorboardX's thread: a full disk ends that, and whoever logs would wait for it for ever.
-    """
-
-    def __init__(self, folder: str, start: int = 0):
-        directory_check(folder)
-        self._writer = EventsWriter(os.path.join(folder, "events"))
-        self._put(step=start + 1, session_log=SessionLog(status=SessionLog.START))
-
-    def write(self, step, numbers):
-        self._put(
-            step=step,
-            summary=Summary(
-                value=[
-                    Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()
-                ]
-            ),
-        )
-
-    def picture(self, step, name, image):
-        self._put(step=step, summary=summary.image(name, image, dataformats="HWC"))
-
-    def close(self):
-        self._writer.close()
-
-    def _put(self, **fields):
-        self._writer.write_event(Event(wall_time=time.time(), **fields))
-        self._writer.flush()
-
-
-def find_wandb() -> Any:
-    """The package. Raises ImportError saying how to get it, where it is not installed."""
-    try:
-        import wandb
-    except ImportError as error:
-        raise ImportError(
-            "--wandb needs the package wandb: `pip install etcvla[wandb]`, or leave the flag out; "
-            "metrics.jsonl and TensorBoard have the same numbers"
-        ) from error
-    return wandb
-
-
-class WandB:
-    """A run of Weights & Biases, taken up again by the id that stands in <workdir>/wandb_id.
-
-    WANDB_MODE=offline, which the library reads, keeps everything on disk. Raises what `find_wandb` raises.
-    """
-
-    def __init__(self, project: str, name: str, workdir: str, config: Mapping[str, Any]):
-        self._wandb = find_wandb()
-        known = epath.Path(workdir) / "wandb_id"
-        if not known.exists():
-            known.parent.mkdir(parents=True, exist_ok=True)
-            known.write_text(uuid.uuid4().hex[:8])
-        self._run = self._wandb.init(
-            project=project,
-            name=name,
-            dir=workdir,
-            config=dict(config),
-            id=known.read_text(),
-            resume="allow",
-        )
-
-    def write(self, step, numbers):
-        self._run.log(dict(numbers), step=step)
-
-    def picture(self, step, name, image):
-        self._run.log({name: self._wandb.Image(image)}, step=step)
-
-    def close(self):
-        self._run.finish()
-
-
-class Logger:
-    """Turns a stage's metrics into lines.
-
-    Metrics stay on the device until a line is due, so that logging never makes the device wait. The first step, which
-    is mostly compilation, counts in no rate, and neither does what is done in a `pause`.
-
-    Args:
-      workdir: gets metrics.jsonl, held_out.jsonl and a folder tensorboard.
-      every: steps between lines; the last step has one too.
-      start: steps that are done already.
-      facts: what else a line says, asked on the host when it is due.
-      more: further sinks.
-    """
-
-    def __init__(
-        self,
-        workdir: str,
-        stage: str,
-        steps: int,
-        every: int,
-        *,
-        start: int = 0,
-        facts: Facts = lambda step, rate: {},
-        more: Sequence[Sink] = (),
-    ):
-        self.stage, self.steps, self.every = stage, steps, every
-        self.last: dict[str, float] = {}
-        self._workdir, self._start, self._facts = epath.Path(workdir), start, facts
-        self._pending: list[tuple[int, Mapping[str, jax.Array]]] = []
-        self._files: dict[str, JSONLines] = {}
-        self._speaks = jax.process_index() == 0
-        self._sinks = (
-            [TensorBoard(os.path.join(workdir, "tensorboard"), start), *more]
-            if self._speaks
-            else []
-        )
-        self._began = time.time()
-        self._compiled = False
-        self._restart(untimed=0)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, failed, *_):
-        for sink in (*self._files.values(), *self._sinks):
-            with contextlib.suppress(OSError) if failed else self._told():
-                sink.close()
+    def seconds_since_creation(self) -> float:
+        """Return the seconds since this timer was made."""
+        return time.time() - self._created
 
     @contextlib.contextmanager
-    def _told(self):
-        """What cannot be written is an OSError with the place."""
-        try:
-            yield
-        except OSError as error:
-            raise OSError(
-                f"{self._workdir}: what the run logs was not written: {error}. Its checkpoints are whole: "
-                "make room, or make it writable, and start again"
-            ) from error
+    def pause(self) -> Iterator[None]:
+        """Do not count the time inside."""
+        start = time.time()
+        yield
+        self._start += time.time() - start
 
-    def waiting(self, data: Iterator) -> Iterator:
-        """The same iterator; the time spent waiting for it is shown on the progress line."""
+    def time_waits(self, data: Iterator[T]) -> Iterator[T]:
+        """Yield the same items, and count the time until each is available as waiting."""
         while True:
-            began = time.time()
+            start = time.time()
             try:
                 item = next(data)
             except StopIteration:
                 return
-            self._waited += time.time() - began
+            self._waited += time.time() - start
             yield item
 
+    def rates(self, steps: int) -> tuple[float, float]:
+        """Return (steps per second, share of time waiting) of an interval of `steps` steps."""
+        timed_steps = steps - self._untimed_steps
+        if timed_steps:
+            seconds = time.time() - self._start
+        else:  # an interval of the first step alone has no other time
+            timed_steps = steps
+            seconds = self.seconds_since_creation()
+        return timed_steps / seconds, self._waited / seconds
+
+
+class MetricsLogger:
+    """Averages the metrics of a stage's steps and logs them every `log_every` steps.
+
+    Metrics stay on the device until a line is due, so logging never makes the device wait.
+
+    Args:
+      config: the stage's config. Its workdir gets metrics.jsonl, held_out.jsonl, images and the
+        folder tensorboard.
+      start: number of steps done before.
+      extra_numbers: computes more numbers for a line, on the host, when the line is due.
+      sinks: sinks besides the files and TensorBoard.
+    """
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        *,
+        start: int = 0,
+        extra_numbers: ExtraNumbers = lambda step, rate: {},
+        sinks: Sequence[Sink] = (),
+    ):
+        self.last_line: dict[str, float] = {}
+        self.timer = StepTimer()
+        self._config = config
+        self._workdir = epath.Path(config.workdir)
+        self._start = start
+        self._extra_numbers = extra_numbers
+        self._pending: list[tuple[int, Mapping[str, jax.Array]]] = []
+        self._first_step_done = False
+        self._writes = jax.process_index() == 0
+        self._files: dict[str, JSONLines] = {}
+        self._sinks: list[Sink] = []
+        if self._writes:
+            tensorboard = TensorBoard(os.path.join(config.workdir, "tensorboard"), start)
+            self._sinks = [tensorboard, *sinks]
+
+    def __enter__(self) -> MetricsLogger:
+        return self
+
+    def __exit__(self, failed: object, *_: object) -> None:
+        for sink in (*self._files.values(), *self._sinks):
+            with contextlib.suppress(OSError) if failed else self._explain_failure():
+                sink.close()
+
     @contextlib.contextmanager
-    def pause(self):
-        """What is done inside counts in no rate."""
-        began = time.time()
-        yield
-        self._since += time.time() - began
+    def _explain_failure(self) -> Iterator[None]:
+        """Raise UserError, which names the workdir, if writing fails."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self._workdir}: cannot write the run's logs: {error}. Its checkpoints are intact: "
+                "make room or make the directory writable, and start again"
+            ) from error
 
     def step(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        """Takes one step's metrics; every `every` steps writes their means.
+        """Take one step's metrics; log the means every `log_every` steps and after the last step.
 
-        Raises FloatingPointError at a loss or gradient that is not finite, naming the step, unless the step says that
-        it was `skipped`: then it is counted, and its numbers are left out.
+        Raises UserError, as `flush`, when it logs.
         """
         self._pending.append((step, metrics))
-        if not self._compiled:
+        if not self._first_step_done:
             jax.block_until_ready(metrics)
-            self._compiled = True
-            self._print(f"{self.stage}: first step after {time.time() - self._began:.1f} s")
-            self._restart(untimed=1)
-        if step % self.every == 0 or step == self.steps:
+            self._first_step_done = True
+            seconds = self.timer.seconds_since_creation()
+            log_on_host0(f"{self._config.stage}: first step after {seconds:.1f} s")
+            self.timer.start_interval(untimed_steps=1)
+        if step % self._config.log_every == 0 or step == self._config.steps:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what is pending."""
+        """Log the pending metrics.
+
+        Raises UserError, which names the step, if a loss or gradient is not finite. A step that
+        reports that it was `skipped` is counted instead, and left out of the means.
+        """
         if not self._pending:
             return
-        steps, metrics = zip(*jax.device_get(self._pending), strict=True)
-        done = [
-            (step, values)
-            for step, values in zip(steps, metrics, strict=True)
-            if not values.get("skipped")
-        ]
-        for step, values in done:
-            for what, value in {
-                "loss": values["loss"],
-                "gradient's norm": values["grad_norm"],
-            }.items():
-                if not np.isfinite(value):
-                    raise FloatingPointError(
-                        f"{self.stage}: the {what} is {value} at step {step}; the checkpoint "
-                        "before it is intact. Lower optim.lr, or look at the batch of that step"
-                    )
-        numbers = average_metrics([values for _, values in done])
-        if "skipped" in metrics[0]:
-            numbers["skipped"] = float(len(steps) - len(done))
-        self._write(int(steps[-1]), len(steps), numbers)
+        pending = jax.device_get(self._pending)
+        completed = []
+        for step, metrics in pending:
+            if not metrics.get("skipped"):
+                self._check_finite(int(step), metrics)
+                completed.append(metrics)
+        numbers = average_metrics(completed)
+        if "skipped" in pending[0][1]:
+            numbers["skipped"] = float(len(pending) - len(completed))
+        last_step = int(pending[-1][0])
+        self._log_line(last_step, len(pending), numbers)
         self._pending = []
-        self._restart(untimed=0)
+        self.timer.start_interval()
 
-    def held_out(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Writes what an evaluation found, to held_out.jsonl and the sinks."""
-        self._put("held_out", step, numbers, prefix="held_out/")
-        right = {
-            found[1] or found[2]: value
-            for name, value in numbers.items()
-            if (found := re.fullmatch("etc/(.+)/accuracy|act/([^/]+)/success", name))
-        }
-        shown = [_losses(numbers), *(f"{name} {value:.0%}" for name, value in right.items())]
-        self._print(f"{self.stage} {step}/{self.steps} | held out: {', '.join(shown)}")
+    def _check_finite(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:
+        for name, label in (("loss", "loss"), ("grad_norm", "gradient norm")):
+            if not np.isfinite(metrics[name]):
+                raise UserError(
+                    f"{self._config.stage}: the {label} is {metrics[name]} at step {step}; the "
+                    "checkpoint before it is intact. Lower optim.lr, or check that step's batch"
+                )
 
-    def picture(self, step: int, name: str, image: np.ndarray) -> None:
-        """Shows uint8[H, W, 3], in <workdir>/<name>.png too."""
-        if not self._speaks:
+    def log_held_out(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Log the results of an evaluation, to held_out.jsonl and the sinks."""
+        self._write("held_out", step, numbers, prefix="held_out/")
+        shown = ", ".join([_losses(numbers), *_accuracies(numbers)])
+        log_on_host0(f"{self._config.stage} {step}/{self._config.steps} | held out: {shown}")
+
+    def log_image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Log an image, uint8[height, width, 3], to the sinks and to <workdir>/<name>.png."""
+        if not self._writes:
             return
-        with self._told():
+        with self._explain_failure():
             with (self._workdir / f"{name}.png").open("wb") as file:
                 Image.fromarray(image).save(file, "png")
             for sink in self._sinks:
-                sink.picture(step, name, image)
+                sink.write_image(step, name, image)
 
-    def _write(self, step: int, count: int, numbers: dict[str, float]) -> None:
-        timed = count - self._untimed
-        seconds = time.time() - (
-            self._since if timed else self._began
-        )  # a line of the first step alone has no other
-        rate, waited = (timed or count) / seconds, self._waited / seconds
-        self.last = {
+    def _log_line(self, step: int, count: int, numbers: dict[str, float]) -> None:
+        """Log the means of `count` steps, the last of which is `step`."""
+        rate, waiting = self.timer.rates(count)
+        self.last_line = {
             **numbers,
             "steps_per_second": rate,
-            "data_wait": waited,
-            **self._facts(step, rate),
+            "data_wait": waiting,
+            **self._extra_numbers(step, rate),
         }
-        self._put("metrics", step, self.last)
-        shown = _losses(numbers)
+        self._write("metrics", step, self.last_line)
+        steps = self._config.steps
+        shown = [
+            f"{self._config.stage} {step}/{steps}",
+            f"{rate:.2f} steps/s",
+            f"{format_duration((steps - step) / rate)} left",
+            _losses(numbers),
+        ]
         if numbers.get("skipped"):
-            shown += f" | {numbers['skipped']:.0f} steps skipped: not finite"
-        self._print(
-            f"{self.stage} {step}/{self.steps} | {rate:.2f} steps/s | {format_duration((self.steps - step) / rate)} left "
-            f"| {shown} | data wait {waited:.0%}{_usage(self.last)}"
-        )
+            shown.append(f"{numbers['skipped']:.0f} steps skipped: not finite")
+        shown.append(f"data wait {waiting:.0%}")
+        for name, template in _USAGE_FORMATS.items():
+            if name in self.last_line:
+                shown.append(template.format(self.last_line[name]))
+        log_on_host0(" | ".join(shown))
 
-    def _put(self, file: str, step: int, numbers: Mapping[str, float], prefix: str = "") -> None:
-        if not self._speaks:
+    def _write(self, file: str, step: int, numbers: Mapping[str, float], prefix: str = "") -> None:
+        if not self._writes:
             return
-        with self._told():
+        with self._explain_failure():
             if file not in self._files:
                 self._files[file] = JSONLines(self._workdir / f"{file}.jsonl", self._start)
             self._files[file].write(step, numbers)
+            prefixed = {prefix + name: value for name, value in numbers.items()}
             for sink in self._sinks:
-                sink.write(step, {prefix + name: value for name, value in numbers.items()})
-
-    def _restart(self, untimed: int) -> None:
-        """A new line begins, with so many of its steps behind the format_duration."""
-        self._waited, self._since, self._untimed = 0.0, time.time(), untimed
-
-    def _print(self, text: str) -> None:
-        if self._speaks:
-            print(text, flush=True)
+                sink.write(step, prefixed)
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds as h:mm:ss or m:ss."""
+    """Format seconds as h:mm:ss or m:ss."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 def _losses(numbers: Mapping[str, float]) -> str:
-    return " ".join(
+    losses = [
         f"{name.removeprefix('loss/')} {value:.3f}"
         for name, value in numbers.items()
         if name.startswith("loss")
-    )
+    ]
+    return " ".join(losses)
 
 
-def _usage(numbers: Mapping[str, float]) -> str:
-    """What a line says of `etcvla.train.usage`'s numbers, as far as they are there."""
-    parts = {
-        "run/tokens_per_second": " | {:,.0f} tokens/s",
-        "run/mfu": " | {:.1%} MFU",
-        "run/device_gib": " | {:.1f} GiB on device",
-        "run/resident_gib": " | {:.1f} GiB resident",
-    }
-    return "".join(text.format(numbers[name]) for name, text in parts.items() if name in numbers)
+def _accuracies(numbers: Mapping[str, float]) -> list[str]:
+    """Format the accuracies of questions, and the success rates over all tasks."""
+    formatted = []
+    for name, value in numbers.items():
+        match = re.fullmatch("etc/(.+)/accuracy|act/([^/]+)/success", name)
+        if match:
+            label = match[1] or match[2]
+            formatted.append(f"{label} {value:.0%}")
+    return formatted

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from etcvla.models.vla import VLA, init_params
@@ -29,6 +30,7 @@ from etcvla.train.resume import check_config, check_data
 from etcvla.train.stage import Stage
 from etcvla.train.state import TrainState
 from etcvla.train.step import StepSettings, train_step
+from etcvla.train.usage import step_flops
 
 DEFAULT_OPTIONS = MonitorOptions()
 
@@ -77,13 +79,7 @@ def train(
 
     with (
         StopSignals() as stop_signals,
-        TrainingMonitor(
-            stage,
-            mesh,
-            options,
-            step_of=lambda model: steps.at(first_step, model),
-            state=steps.abstract,
-        ) as monitor,
+        TrainingMonitor(stage, mesh, options, steps.count_flops) as monitor,
     ):
         if saved is not None:
             state = saved.train_state(steps.abstract)
@@ -124,6 +120,16 @@ class StepFunctions:
             )
         return self._functions[model, frozen]
 
+    def count_flops(self, batch: Mapping[str, np.ndarray], step: int) -> int:
+        """Return the FLOPs that the step after `step` steps needs, with a global batch like this.
+
+        What rematerialization repeats does not count.
+        """
+        abstract_batch = sharding.abstract_batch(batch, self.mesh, self.stage.config.batch_size)
+        return step_flops(
+            lambda model: self.at(step, model), self.stage.model, self.abstract, abstract_batch
+        )
+
 
 def _train_steps(
     steps: StepFunctions,
@@ -139,16 +145,17 @@ def _train_steps(
     meta = checkpoint_meta(stage)
     checkpoints = CheckpointWriter(config.workdir, config.keep, config.keep_every)
     rows = sharding.local_rows(config.batch_size, steps.mesh)
-    batches = monitor.batches(stage.batches(first_step, rows), first_step)
+    monitor.start(first_step)
+    batches = monitor.time_waits(stage.batches(first_step, rows))
     saved_step = first_step
     try:
         for step in range(first_step + 1, last_step + 1):
             batch = next(batches)
             stage.model.config.check_batch(batch)
             device_batch = sharding.put_batch(batch, steps.mesh, config.batch_size)
-            train_step_function = steps.at(step - 1)
-            state, metrics = train_step_function(state, device_batch)
-            monitor.step(step, metrics)
+            run_step = steps.at(step - 1)
+            state, metrics = run_step(state, device_batch)
+            monitor.step(step, batch, metrics)
             stop = stop_signals(step)
             if step % config.save_every == 0 or step == last_step or stop:
                 monitor.flush()  # raises if a loss is not finite, which must not be saved
@@ -158,7 +165,7 @@ def _train_steps(
                 break
             monitor.evaluate(step, state.ema)
     finally:
-        checkpoints.wait()  # after any error too, the checkpoint that is being written must be complete
+        checkpoints.wait()  # complete the checkpoint that is being written, after an error too
     skipped = int(state.skipped)
     if skipped:
         log_on_host0(f"{config.stage}: skipped {skipped} steps that were not finite")
@@ -168,7 +175,7 @@ def _train_steps(
             "same command to resume."
         )
         raise Preempted
-    return monitor.last
+    return monitor.last_line
 
 
 def make_step(

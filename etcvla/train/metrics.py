@@ -1,6 +1,7 @@
-"""What a step measures beside its losses. Sums and counts leave the step where a mean would be over what differs.
+"""Metrics that a step computes besides its losses.
 
-Axes as in `etcvla.models.ops`.
+A mean over entries whose number differs between rows leaves the step as a sum and a count. Axes as
+in `etcvla.models.ops`.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from jaxtyping import Array, Bool, Float
 
 from etcvla import rules
 
-TIME_BINS = 5  # of the flow's time: 0 is the action, 1 the noise
+TIME_BINS = 5  # of the flow time, which is 0 at the action and 1 at the noise
 
-# Every parameter counts in the first group whose regex is its whole path. Adapters lie under what they adapt.
+# The group of a parameter is that of the first regex that matches its whole path. An adapter is in
+# the group of the weight that it adapts.
 GROUPS: rules.Rules = (
     (r"img/.*", "vision_tower"),
     (r"llm/embedder/.*", "embeddings"),
@@ -29,51 +31,57 @@ GROUPS: rules.Rules = (
 
 
 def flow_errors(
-    error: Float[Array, "b r p a"], mask: Bool[Array, "b 1 p a"], time: Float[Array, "b r"]
+    error: Float[Array, "B R P A"], mask: Bool[Array, "B 1 P A"], time: Float[Array, "B R"]
 ) -> dict[str, Array]:
-    """Squared velocity errors, zero where masked, summed by the flow's time and by action dimension.
+    """Sum squared velocity errors by flow time and by action dimension.
 
-    Returns: `flow_error/time` float32[B, 2, TIME_BINS] and `flow_error/dim` float32[B, 2, A]: each row's sums and their
-      counts. Bin i holds the times from i / TIME_BINS on.
+    Args:
+      error: squared errors, zero where masked.
+      mask: the entries that count.
+      time: flow time of each noise sample.
+
+    Returns: `flow_error/time` float32[B, 2, TIME_BINS] and `flow_error/dim` float32[B, 2, A]: the
+      sums and the counts of each row. Bin i holds the times from i / TIME_BINS on.
     """
     count = jnp.broadcast_to(mask, error.shape).astype(jnp.float32)
-    both = jnp.stack([error, count], axis=1)
-    bins = jax.nn.one_hot(
-        jnp.minimum((time * TIME_BINS).astype(jnp.int32), TIME_BINS - 1), TIME_BINS
-    )
-    return {
-        "flow_error/time": jnp.einsum("bnr,brk->bnk", both.sum((3, 4)), bins),
-        "flow_error/dim": both.sum((2, 3)),
-    }
+    sum_and_count = jnp.stack([error, count], axis=1)  # [B, 2, R, P, A]
+    time_bin = jnp.minimum((time * TIME_BINS).astype(jnp.int32), TIME_BINS - 1)
+    in_bin = jax.nn.one_hot(time_bin, TIME_BINS)
+    by_time = jnp.einsum("bxr,bry->bxy", sum_and_count.sum((3, 4)), in_bin)
+    return {"flow_error/time": by_time, "flow_error/dim": sum_and_count.sum((2, 3))}
 
 
-def quotient(both: Float[Array, "b 2 n"]) -> Float[Array, " n"]:
-    """Means from sums and counts of all rows; NaN where nothing was counted."""
-    total, count = both.sum(0)
+def mean_over_rows(sum_and_count: Float[Array, "B 2 X"]) -> Float[Array, " X"]:
+    """Compute means from the sums and counts of all rows; NaN where the count is 0."""
+    total, count = sum_and_count.sum(0)
     return total / jnp.where(count > 0, count, jnp.nan)
 
 
 def grad_norms(grads: Any) -> dict[str, Array]:
-    """The gradient's norm by group of `GROUPS`, as `grad_norm/<group>`; groups without parameters are absent."""
-    squares: dict[str, Array] = {}
+    """Compute the gradient norms by `GROUPS`; a group without gradients is absent."""
     groups = rules.assign(GROUPS, grads, "gradient groups", all_used=False)
+    squares: dict[str, Array] = {}
     for group, grad in zip(jax.tree.leaves(groups), jax.tree.leaves(grads), strict=True):
         squares[group] = squares.get(group, 0) + jnp.square(grad).sum()
     return {f"grad_norm/{group}": jnp.sqrt(square) for group, square in squares.items()}
 
 
 def average_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Means over rows of metrics by name. NaNs are left out, and so are names that are nothing else.
+    """Average metrics by name over several steps or batches.
 
-    Element i of a vector becomes `name_i`, with leading zeros where there are more than ten.
+    NaNs are left out, and so is a metric that is NaN in all rows. Element i of a vector becomes
+    `name_i`, with leading zeros if there are more than ten elements.
     """
-    out = {}
-    for name in rows[0] if rows else ():
+    if not rows:
+        return {}
+    averages = {}
+    for name in rows[0]:
         values = np.stack([np.asarray(row[name], np.float64) for row in rows])
-        there = ~np.isnan(values)
-        mean = np.where(there, values, 0).sum(0) / np.maximum(there.sum(0), 1)
-        width = len(str(mean.size - 1))
-        for index in np.argwhere(there.any(0)):
-            suffix = "".join(f"_{i:0{width}}" for i in index)
-            out[name + suffix] = float(mean[tuple(index)])
-    return out
+        is_number = ~np.isnan(values)
+        count = is_number.sum(0)
+        mean = np.where(is_number, values, 0).sum(0) / np.maximum(count, 1)
+        digits = len(str(mean.size - 1))
+        for index in np.argwhere(count):
+            suffix = "".join(f"_{i:0{digits}}" for i in index)
+            averages[name + suffix] = float(mean[tuple(index)])
+    return averages

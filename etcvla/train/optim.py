@@ -1,7 +1,8 @@
-"""The optimizer with everything that a stage varies: AdamW or Adafactor, rates by points and by regex, decay by regex,
-clipping, and parameters that are frozen for a while or for good.
+"""The optimizer of a stage: AdamW or Adafactor, with schedules and per-parameter rules.
 
-Every parameter has a state of its own, with a count of its own updates: what thaws late starts as if it were new.
+A stage varies the learning rate over time and by regex, weight decay by regex, clipping, and which
+parameters are frozen for some time or for the whole stage. Every parameter has its own optimizer
+state with its own count of updates, so a parameter that is unfrozen late starts as if it were new.
 """
 
 from __future__ import annotations
@@ -14,28 +15,30 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
+from jaxtyping import Array, Int
 
 from etcvla import rules, schedule
 from etcvla.names import lookup
+from etcvla.schedule import Schedule
 
-FrozenRules = tuple[str, ...]  # regexes of `optim.lr_multiple` whose parameters rest
+FrozenRules = tuple[str, ...]  # regexes of `optim.lr_multiple` whose parameters are frozen
 
 
 def make_optimizer(config: ml_collections.ConfigDict, steps: int, params: Any) -> Optimizer:
-    """The optimizer of a stage.
+    """Build the optimizer of a stage.
 
     Args:
-      config: `config.optim` of a stage.
-      steps: of the whole stage; points are over its progress.
+      config: `config.optim` of the stage.
+      steps: number of steps of the whole stage; schedules are over its progress.
       params: parameters or their shapes, for the rules.
 
-    Raises ValueError naming a field whose points are none, or whose rules leave a parameter out or match nothing.
+    Raises: UserError naming a field with a malformed schedule, or whose rules leave out a parameter
+      or match none.
     """
-    lr = schedule.check_schedule(config.lr, "optim.lr")
-    multiples = {rule: _knots(rule, value) for rule, value in config.lr_multiple}
+    multiples = {rule: _multiple(rule, value) for rule, value in config.lr_multiple}
     return Optimizer(
         moments=lookup(KINDS, config.kind, "optim.kind")(config),
-        lr=lr,
+        lr=schedule.check_schedule(config.lr, "optim.lr"),
         clip=config.clip,
         steps=steps,
         multiples=multiples,
@@ -44,47 +47,57 @@ def make_optimizer(config: ml_collections.ConfigDict, steps: int, params: Any) -
     )
 
 
-def _knots(rule: str, value: float | schedule.Schedule) -> schedule.Schedule:
+def _multiple(rule: str, value: float | Schedule) -> Schedule:
+    """Return a multiple of the learning rate as a schedule."""
     points = ((0.0, value),) if isinstance(value, (int, float)) else value
     return schedule.check_schedule(points, f"optim.lr_multiple of {rule!r}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """See the module; made by `make_optimizer`. Trees are shaped as the parameters."""
+    """An optimizer from `make_optimizer`. Trees have one entry per parameter."""
 
     moments: optax.GradientTransformation  # of one parameter
-    lr: schedule.Schedule
+    lr: Schedule
     clip: float  # largest global norm of the gradient
     steps: int
-    multiples: dict[str, schedule.Schedule]  # regex -> of the rate
-    rule: Any  # tree of the regexes that the parameters go by
+    multiples: dict[str, Schedule]  # regex -> multiple of the learning rate
+    rule: Any  # tree of the regexes of `multiples` that the parameters match
     decay: Any  # tree of floats
 
     def trainable(self, frozen: FrozenRules = ()) -> Any:
-        """Tree of bools: which parameters move while these rules rest."""
-        return jax.tree.map(
-            lambda rule: _moves(self.multiples[rule]) and rule not in frozen, self.rule
-        )
+        """Return a tree of bools: the parameters that are trained while these rules are frozen."""
+
+        def _is_trainable(rule):
+            return schedule.is_nonzero(self.multiples[rule]) and rule not in frozen
+
+        return jax.tree.map(_is_trainable, self.rule)
 
     def frozen_at(self, step: int) -> FrozenRules:
-        """The rules that rest at this step: whose rate is zero there and stays so for a while, or for good."""
-        return tuple(
-            rule for rule, points in self.multiples.items() if _rests(points, step / self.steps)
-        )
+        """Return the rules that are frozen at this step."""
+        progress = step / self.steps
+        frozen = [rule for rule, points in self.multiples.items() if _is_frozen(points, progress)]
+        return tuple(frozen)
 
     def init(self, params: Any) -> Any:
-        """Every parameter's state; () for what never moves."""
-        return jax.tree.map(
-            lambda p, moves: self.moments.init(p) if moves else (), params, self.trainable()
-        )
+        """Return the state of every parameter; () for a parameter that is never trained."""
 
-    def update(self, grads: Any, state: Any, params: Any, step: jax.Array) -> tuple[Any, Any]:
-        """(parameters, state) after an update.
+        def _init(param, is_trainable):
+            return self.moments.init(param) if is_trainable else ()
+
+        return jax.tree.map(_init, params, self.trainable())
+
+    def update(self, grads: Any, state: Any, params: Any, step: Int[Array, ""]) -> tuple[Any, Any]:
+        """Compute one update.
 
         Args:
-          grads: None for parameters that rest: they and their states stay as they are, bit for bit.
-          step: int32[], steps done.
+          grads: gradients; None for frozen parameters, which keep their values and states bit for
+            bit.
+          state: optimizer state.
+          params: parameters.
+          step: number of steps done.
+
+        Returns: parameters and state.
         """
         grads, _ = optax.clip_by_global_norm(self.clip).update(grads, optax.EmptyState())
         progress = step / self.steps
@@ -93,49 +106,64 @@ class Optimizer:
             rule: schedule.value_at(points, progress) for rule, points in self.multiples.items()
         }
 
-        def one(param, grad, state, rule, decay):
+        def _update(param, grad, state, rule, decay):
             if grad is None:
-                return param, state
+                return _Updated(param, state)
             update, state = self.moments.update(grad, state, param)
-            return (param - lr * ((update + decay * param) * multiples[rule])).astype(
-                param.dtype
-            ), state
+            new_param = param - lr * ((update + decay * param) * multiples[rule])
+            return _Updated(new_param.astype(param.dtype), state)
 
-        both = jax.tree.map(one, params, grads, state, self.rule, self.decay)
-        return tuple(jax.tree.map(lambda _, pair, i=i: pair[i], params, both) for i in range(2))
-
-
-def _moves(points: schedule.Schedule) -> bool:
-    return any(value for _, value in points)
+        updated = jax.tree.map(_update, params, grads, state, self.rule, self.decay)
+        new_params = jax.tree.map(lambda leaf: leaf.param, updated)
+        new_state = jax.tree.map(lambda leaf: leaf.state, updated)
+        return new_params, new_state
 
 
-def _rests(points: schedule.Schedule, progress: float) -> bool:
-    """Whether the value is zero from here to the next knot. (At the foot of a ramp it is zero, but all must move.)"""
-    passed = [value for t, value in points if t <= progress]
-    ahead = [value for t, value in points if t > progress]
+@dataclasses.dataclass(frozen=True)
+class _Updated:
+    """A parameter and its optimizer state after an update; one leaf for JAX."""
+
+    param: Array
+    state: Any
+
+
+def _is_frozen(points: Schedule, progress: float) -> bool:
+    """Return whether the value is zero from here to the next point.
+
+    At the start of a ramp from zero the value is zero too, but the parameters must be trainable.
+    """
+    passed = [value for time, value in points if time <= progress]
+    ahead = [value for time, value in points if time > progress]
     return not any(passed[-1:] + ahead[:1])
 
 
 def _adamw(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """Adam's direction (arXiv 1412.6980); the decay is apart from it, as in AdamW (arXiv 1711.05101)."""
+    """Return Adam's direction (arXiv 1412.6980).
+
+    `Optimizer` adds the decoupled weight decay of AdamW (arXiv 1711.05101).
+    """
     adam = optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=config.mu_dtype)
 
-    def init(param):
+    def _init(param):
         state = adam.init(param)
-        return state._replace(nu=state.nu.astype(config.nu_dtype))  # optax keeps it so
+        return state._replace(nu=state.nu.astype(config.nu_dtype))  # optax keeps the dtype
 
-    return optax.GradientTransformation(init, adam.update)
+    return optax.GradientTransformation(_init, adam.update)
 
 
 def _adafactor(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """Adafactor (arXiv 1804.04235) as Zhai et al. train ViTs (arXiv 2106.04560): a first moment in `mu_dtype`, a
-    decay of the second that rises to b2 at most, updates clipped to unit root mean square, rates not relative."""
+    """Return Adafactor (arXiv 1804.04235) as Zhai et al. train ViTs (arXiv 2106.04560).
+
+    The first moment is kept in `mu_dtype`, the decay of the second moment rises to at most b2,
+    updates are clipped to unit root mean square, and learning rates are not relative to the size of
+    the parameters.
+    """
+
+    def _decay_rate(step, power):
+        return jnp.minimum(config.b2, 1 - (jnp.asarray(step, jnp.float32) + 1) ** -power)
+
     return optax.chain(
-        optax.scale_by_factored_rms(
-            decay_rate_fn=lambda step, power: jnp.minimum(
-                config.b2, 1 - (jnp.asarray(step, jnp.float32) + 1) ** -power
-            )
-        ),
+        optax.scale_by_factored_rms(decay_rate_fn=_decay_rate),
         optax.clip_by_block_rms(1.0),
         optax.ema(config.b1, debias=False, accumulator_dtype=config.mu_dtype),
     )

@@ -1,4 +1,4 @@
-"""The plan of a stage as a table."""
+"""Format the plan of a stage as a table."""
 
 from __future__ import annotations
 
@@ -9,31 +9,44 @@ import ml_collections
 from etcvla.data.plan import Plan
 from etcvla.train.stage import missing_paths
 
+_ROW = "  {:<32}{:<12}{:>7}{:>7}{:>11}{:>10}{:>8}{:>8}"
+
 
 def plan_table(
     config: ml_collections.ConfigDict, plan: Plan, sizes: Mapping[str, int] | None = None
 ) -> str:
-    """What the stage will draw, as text.
+    """Return a table of what the stage draws from each stream, and what it lacks.
 
     Args:
-      sizes: stream name -> frames that it may draw from, for the epochs; a stream that is not in it shows "?".
+      sizes: stream name -> number of frames that it may draw from. The table shows "?" for the
+        frames and epochs of a stream without an entry.
     """
     sizes = sizes or {}
+    source = config.init_from or "random parameters"
     lines = [
         f"{config.stage}:{config.variant}  {plan.steps:,} steps x {plan.batch_size} rows, "
-        f"{config.data.text_len} text tokens a row, from {config.init_from or 'random parameters'}",
-        f"  {'stream':<32}{'dataset':<12}{'first':>7}{'last':>7}{'rows':>11}{'frames':>10}{'epochs':>8}"
-        f"{'extra_segments':>8}",
+        f"{config.data.text_len} text tokens a row, from {source}",
+        _ROW.format(
+            "stream", "dataset", "first", "last", "rows", "frames", "epochs", "extra_segments"
+        ),
     ]
     for i, stream in enumerate(plan.streams):
         rows = int(plan.counts[:, i].sum())
-        size = sizes.get(stream.name)
+        frames = sizes.get(stream.name)
         lines.append(
-            f"  {stream.name:<32}{stream.dataset:<12}{plan.weights[0, i]:>7.1%}{plan.weights[-1, i]:>7.1%}"
-            f"{rows:>11,}{size if size else '?':>10}{f'{rows / size:.2f}' if size else '?':>8}"
-            f"{stream.extra_segments:>8}"
+            _ROW.format(
+                stream.name,
+                stream.dataset,
+                f"{plan.weights[0, i]:.1%}",
+                f"{plan.weights[-1, i]:.1%}",
+                f"{rows:,}",
+                frames or "?",
+                f"{rows / frames:.2f}" if frames else "?",
+                stream.extra_segments,
+            )
         )
     tokens = plan.steps * plan.batch_size * config.data.text_len
-    lines.append(f"  in all {plan.counts.sum():,} rows, {tokens:,} text tokens at most")
-    lines += [f"  missing: {field} = {path}" for field, path in missing_paths(config).items()]
+    lines.append(f"  total: {plan.counts.sum():,} rows, at most {tokens:,} text tokens")
+    for field, path in missing_paths(config).items():
+        lines.append(f"  missing: {field} = {path}")
     return "\n".join(lines)

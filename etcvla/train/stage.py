@@ -1,9 +1,8 @@
-"""A stage, made from its config: datasets, plan, rows, model. Training, planning and evaluation all open it here."""
+"""Open a stage from its config: datasets, plan, rows and model."""
 
 from __future__ import annotations
 
 import dataclasses
-import logging
 import pathlib
 import subprocess
 import sys
@@ -29,30 +28,29 @@ from etcvla.models.variants import make_config
 from etcvla.models.vla import VLA
 from etcvla.train.checkpoint import find_checkpoint
 
-log = logging.getLogger(__name__)
-
 
 def missing_paths(config: ml_collections.ConfigDict) -> dict[str, str]:
-    """Config field -> path, for every dataset and checkpoint that the stage needs and that is not there."""
-    needs = {f"datasets.{name}.path": d.path for name, d in config.datasets.items()}
+    """Return config field -> path for the datasets, checkpoints and tokenizers that do not exist.
+
+    A dataset whose build was killed and a workdir without a finished checkpoint count as missing.
+    """
+    missing = {}
+    for name, dataset in config.datasets.items():
+        if not has_dataset(dataset.path):
+            missing[f"datasets.{name}.path"] = dataset.path
     if config.init_from and find_checkpoint(config.workdir) is None:
-        needs["init_from"] = config.init_from
-    if config.data.tokenizer != "tiny":
-        needs["data.tokenizer"] = config.data.tokenizer
-    if config.data.fast:
-        needs["data.fast"] = config.data.fast
-    return {field: path for field, path in needs.items() if not _exists(field, path)}
-
-
-def _exists(field: str, path: str) -> bool:
-    # A workdir without a finished checkpoint, or a dataset whose build was killed, is as good as missing.
-    if field == "init_from":
-        return find_checkpoint(path) is not None or pretrained.find(path) is not None
-    return has_dataset(path) if field.startswith("datasets.") else pathlib.Path(path).exists()
+        has_parent = find_checkpoint(config.init_from) or pretrained.find(config.init_from)
+        if not has_parent:
+            missing["init_from"] = config.init_from
+    if config.data.tokenizer != "tiny" and not pathlib.Path(config.data.tokenizer).exists():
+        missing["data.tokenizer"] = config.data.tokenizer
+    if config.data.fast and not pathlib.Path(config.data.fast).exists():
+        missing["data.fast"] = config.data.fast
+    return missing
 
 
 def has_dataset(path: str) -> bool:
-    """Whether a whole RLDS dataset lies at `path`."""
+    """Return whether `path` has a finished RLDS dataset."""
     try:
         find_version(path)
     except UserError:
@@ -61,69 +59,73 @@ def has_dataset(path: str) -> bool:
 
 
 def build_datasets(config: ml_collections.ConfigDict) -> None:
-    """Builds the missing datasets that say how.
+    """Build the missing datasets whose config has a build command.
 
-    Raises FileNotFoundError naming what is missing and cannot be made, RuntimeError if a build fails.
+    Raises UserError if something is missing that cannot be built or trained, or if a build fails.
     """
-    lacking = [
-        f"  {field} = {path}"
-        for field, path in missing_paths(config).items()
-        if not (field.startswith("datasets.") and config.datasets[field.split(".")[1]].build)
-        and not (field == "init_from" and config.init_config)
-    ]
-    if lacking:
-        raise FileNotFoundError(
-            f"stage {config.stage}:{config.variant} needs what is not there:\n"
-            + "\n".join(lacking)
-            + "\nPut it there, or point the field elsewhere, for instance "
-            "--config.init_from=PATH"
+    unbuildable = []
+    for field, path in missing_paths(config).items():
+        group, _, name = field.removesuffix(".path").partition(".")
+        can_build = group == "datasets" and config.datasets[name].build
+        can_train = field == "init_from" and config.init_config
+        if not can_build and not can_train:
+            unbuildable.append(f"  {field} = {path}")
+    if unbuildable:
+        paths = "\n".join(unbuildable)
+        raise UserError(
+            f"stage {config.stage}:{config.variant} needs files that do not exist:\n{paths}\n"
+            "Create them, or change the field, for instance --config.init_from=PATH"
         )
     for dataset in config.datasets.values():
         if not has_dataset(dataset.path):
-            module, *arguments = dataset.build
-            print(
-                f"{config.stage}: {dataset.path} is missing, building it: python -m {module} {' '.join(arguments)}",
-                flush=True,
-            )
-            if subprocess.run(
-                [sys.executable, "-m", module, *arguments]
-            ).returncode or not has_dataset(dataset.path):
-                raise RuntimeError(f"{dataset.path} was not built; why stands above")
+            _build_dataset(config.stage, dataset)
+
+
+def _build_dataset(stage: str, dataset: ml_collections.ConfigDict) -> None:
+    module, *arguments = dataset.build
+    command = f"python -m {module} {' '.join(arguments)}"
+    print(f"{stage}: {dataset.path} is missing, building it: {command}", flush=True)
+    done = subprocess.run([sys.executable, "-m", module, *arguments])
+    if done.returncode or not has_dataset(dataset.path):
+        raise UserError(f"the build of {dataset.path} failed; its output is above")
 
 
 def streams_of(config: ml_collections.ConfigDict) -> list[Stream]:
-    """The config's streams in the order that the plan and the metrics number them.
+    """Return the config's streams, in the order in which the plan and the metrics number them.
 
-    Raises ValueError for a stream of an unknown dataset.
+    Raises UserError if a stream names an unknown dataset, or does not fit `image_attends_prompt`.
     """
-    found = []
-    for name, s in sorted(config.streams.items()):
-        if s.dataset not in config.datasets:
-            raise ValueError(
-                f"streams.{name}.dataset is {s.dataset!r}; datasets has {sorted(config.datasets)}"
+    streams = []
+    for name, stream in sorted(config.streams.items()):
+        if stream.dataset not in config.datasets:
+            raise UserError(
+                f"streams.{name}.dataset is {stream.dataset!r}; datasets has "
+                f"{sorted(config.datasets)}"
             )
-        if config.model.image_attends_prompt and s.extra_segments:
-            raise ValueError(
-                f"streams.{name}.extra_segments must be 0 with model.image_attends_prompt: the images can read "
-                "one prompt only"
-            )
-        if (
-            config.model.image_attends_prompt
-            and s.kind == ACTION_KIND
-            and find_format(config.data.prompt).subtask
-        ):
-            raise ValueError(
-                f"data.prompt {config.data.prompt!r} asks for a subtask beside the action, and with "
-                "model.image_attends_prompt the images can read one prompt only"
-            )
-        found.append(
-            Stream(name, s.dataset, s.kind, tuple(tuple(k) for k in s.weight), s.extra_segments)
+        if config.model.image_attends_prompt:
+            _check_single_prompt(config, name)
+        weight = tuple(tuple(point) for point in stream.weight)
+        streams.append(Stream(name, stream.dataset, stream.kind, weight, stream.extra_segments))
+    return streams
+
+
+def _check_single_prompt(config: ml_collections.ConfigDict, name: str) -> None:
+    """Raise UserError if a row of the stream has several prompts: images can attend to one only."""
+    stream = config.streams[name]
+    if stream.extra_segments:
+        raise UserError(
+            f"streams.{name}.extra_segments must be 0 with model.image_attends_prompt: the images "
+            "can attend to one prompt only"
         )
-    return found
+    if stream.kind == ACTION_KIND and find_format(config.data.prompt).subtask:
+        raise UserError(
+            f"data.prompt {config.data.prompt!r} asks for a subtask beside the action, and with "
+            "model.image_attends_prompt the images can attend to one prompt only"
+        )
 
 
 def make_plan(config: ml_collections.ConfigDict) -> Plan:
-    """The stage's plan; it needs no dataset."""
+    """Return the stage's plan, which depends on no dataset."""
     return Plan.make(
         streams_of(config), batch_size=config.batch_size, steps=config.steps, seed=config.seed
     )
@@ -131,7 +133,7 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
 
 @dataclasses.dataclass
 class Stage:
-    """Everything of a stage but its parameters."""
+    """A stage without its parameters: config, assets, datasets, plan, model and sizes of rows."""
 
     config: ml_collections.ConfigDict
     assets: Assets
@@ -142,72 +144,39 @@ class Stage:
 
     @classmethod
     def open(cls, config: ml_collections.ConfigDict) -> Stage:
-        """Opens datasets and assets. Raises FileNotFoundError or ValueError naming what is missing or does not fit."""
-        datasets = {
-            name: StageDataset(
-                open_dataset(d.path, adapter=d.adapter, damaged=config.data.on_damaged),
-                tuple(d.cameras),
-            )
-            for name, d in config.datasets.items()
-        }
-        for name, source in datasets.items():
-            if len(source.cameras) > config.data.num_cameras:
-                raise ValueError(
-                    f"datasets.{name}.cameras has {len(source.cameras)} names, rows have room for "
-                    f"data.num_cameras {config.data.num_cameras}"
-                )
+        """Open the datasets and the assets. Raises UserError if one is missing or does not fit."""
+        datasets = _open_datasets(config)
         assets = inherited_assets(config)
-        acting = [s for s in streams_of(config) if s.kind == ACTION_KIND]
-        for s in acting:
-            source = datasets[s.dataset]
-            if assets.fast is None:
-                assets.fit_actions(
-                    source.dataset,
-                    horizon=config.model.horizon,
-                    fast_vocab=config.data.fast_vocab,
-                    mode=config.data.norm,
-                    fast_path=config.data.fast,
-                )
-            assets.check_actions(source.dataset)
-            check_widths(config, source.dataset)
-        if acting and assets.fast.horizon != config.model.horizon:
-            raise ValueError(
-                f"model.horizon is {config.model.horizon}, but the FAST tokenizer of {config.init_from} "
-                f"was fitted to chunks of {assets.fast.horizon} steps; keep that horizon"
-            )
-        if acting:
-            source = datasets[acting[0].dataset]
-            assets.describe_actions(
-                source.dataset,
-                horizon=config.model.horizon,
-                cameras=source.cameras,
-                prompt=config.data.prompt,
-                mask_padding=config.data.mask_padding,
-            )
+        action_datasets = [
+            datasets[stream.dataset] for stream in streams_of(config) if stream.kind == ACTION_KIND
+        ]
+        _prepare_action_assets(config, assets, action_datasets)
         model = make_model(config, assets)
         return cls(config, assets, datasets, make_plan(config), model, row_sizes(config, model))
 
     def row_builder(self) -> rows.RowBuilder:
-        """What makes the stage's rows. Raises ValueError for a stream or a rider's kind of which there is nothing."""
-        c = self.config
-        return rows.RowBuilder(
-            self.plan,
-            self.datasets,
-            self.assets,
-            self.sizes,
-            rows.RowOptions(
-                prompt=c.data.prompt,
-                use_fast=schedule.is_nonzero(c.loss.fast),
-                extra_segment_weights=c.extra_segment_weights.to_dict(),
-                mask_padding=c.data.mask_padding,
-                loss_mean=c.loss.mean,
-            ),
+        """Return the builder of the stage's rows.
+
+        Raises UserError if a stream, or a kind of extra segments, has no items.
+        """
+        config = self.config
+        options = rows.RowOptions(
+            prompt=config.data.prompt,
+            use_fast=schedule.is_nonzero(config.loss.fast),
+            extra_segment_weights=config.extra_segment_weights.to_dict(),
+            mask_padding=config.data.mask_padding,
+            loss_mean=config.loss.mean,
         )
+        return rows.RowBuilder(self.plan, self.datasets, self.assets, self.sizes, options)
 
     def batches(
         self, start: int, rows: Sequence[int] | None = None
     ) -> Iterator[dict[str, np.ndarray]]:
-        """The batches from step `start` on: these rows of each, or all."""
+        """Yield the batches from step `start` on.
+
+        Args:
+          rows: the rows of each batch to build; None: all.
+        """
         data = self.config.data
         return batches(
             self.row_builder(),
@@ -219,66 +188,121 @@ class Stage:
         )
 
 
-def check_widths(config: ml_collections.ConfigDict, dataset: Episodes) -> None:
-    """Raises ValueError if a dataset's vectors are wider than the model's."""
+def _open_datasets(config: ml_collections.ConfigDict) -> dict[str, StageDataset]:
+    datasets = {}
+    for name, fields in config.datasets.items():
+        if len(fields.cameras) > config.data.num_cameras:
+            raise UserError(
+                f"datasets.{name}.cameras has {len(fields.cameras)} names, but rows have room for "
+                f"data.num_cameras {config.data.num_cameras}"
+            )
+        dataset = open_dataset(fields.path, adapter=fields.adapter, damaged=config.data.on_damaged)
+        datasets[name] = StageDataset(dataset, tuple(fields.cameras))
+    return datasets
+
+
+def _prepare_action_assets(
+    config: ml_collections.ConfigDict, assets: Assets, datasets: Sequence[StageDataset]
+) -> None:
+    """Fit the statistics and the FAST tokenizer unless they are inherited, and check that they fit.
+
+    Args:
+      assets: changed in place.
+      datasets: those of the action streams, the first of which is fitted to.
+    """
+    if not datasets:
+        return
+    for source in datasets:
+        if assets.fast is None:
+            assets.fit_actions(
+                source.dataset,
+                horizon=config.model.horizon,
+                fast_vocab=config.data.fast_vocab,
+                mode=config.data.norm,
+                fast_path=config.data.fast,
+            )
+        assets.check_actions(source.dataset)
+        _check_widths(config, source.dataset)
+    if assets.fast.horizon != config.model.horizon:
+        raise UserError(
+            f"model.horizon is {config.model.horizon}, but the FAST tokenizer of "
+            f"{config.init_from} was fitted to chunks of {assets.fast.horizon} steps; set "
+            f"model.horizon={assets.fast.horizon}"
+        )
+    first = datasets[0]
+    assets.describe_actions(
+        first.dataset,
+        horizon=config.model.horizon,
+        cameras=first.cameras,
+        prompt=config.data.prompt,
+        mask_padding=config.data.mask_padding,
+    )
+
+
+def _check_widths(config: ml_collections.ConfigDict, dataset: Episodes) -> None:
+    """Raise UserError if a dataset's vectors are wider than the model's."""
     for field, size in (("action", "action_dim"), ("observation/state", "state_dim")):
         width = dataset.feature(field).width
         if width > config.model[size]:
-            raise ValueError(
+            raise UserError(
                 f"{dataset.directory}: {field} has width {width}, wider than model.{size} "
-                f"{config.model[size]}; raise that"
+                f"{config.model[size]}; set model.{size}={width}"
             )
 
 
 def inherited_assets(config: ml_collections.ConfigDict) -> Assets:
-    """Those of the checkpoint that the stage resumes or starts from; else a fresh tokenizer alone.
+    """Return the assets of the checkpoint that the stage resumes or starts from.
 
-    Raises ValueError for a checkpoint with another token layout.
+    Without one, they consist of a new tokenizer. Raises UserError if the checkpoint has another
+    token layout.
     """
     checkpoint = find_checkpoint(config.workdir)
     if checkpoint is None and config.init_from:
         checkpoint = find_checkpoint(config.init_from)
-    if checkpoint is not None:
-        assets = Assets.from_json(checkpoint.meta()["assets"])
-        layout = assets.tokenizer.layout.name
-        if layout != config.data.layout:
-            raise UserError(
-                f"data.layout is {config.data.layout!r}, but {checkpoint.workdir} was trained with "
-                f"{layout!r}, whose token ids differ; set data.layout={layout!r}"
-            )
-        return assets
-    return Assets(
-        Tokenizer.load(
-            config.data.tokenizer, num_actions=config.data.fast_vocab, layout=config.data.layout
+    if checkpoint is None:
+        data = config.data
+        tokenizer = Tokenizer.load(data.tokenizer, num_actions=data.fast_vocab, layout=data.layout)
+        return Assets(tokenizer)
+    assets = Assets.from_json(checkpoint.meta()["assets"])
+    layout = assets.tokenizer.layout.name
+    if layout != config.data.layout:
+        raise UserError(
+            f"data.layout is {config.data.layout!r}, but {checkpoint.workdir} was trained with "
+            f"{layout!r}, whose token ids differ; set data.layout={layout!r}"
         )
-    )
+    return assets
 
 
 def make_model(config: ml_collections.ConfigDict, assets: Assets) -> VLA:
-    """The stage's model. Raises ValueError if the FAST vocabulary does not fit the token layout."""
+    """Return the stage's model.
+
+    Raises UserError if the FAST vocabulary does not fit the token layout, or a loss lacks its
+    expert.
+    """
     layout = assets.tokenizer.layout
     if config.data.fast_vocab > layout.action.count:
-        raise ValueError(
-            f"data.fast_vocab {config.data.fast_vocab} does not fit the tokenizer's {layout.action.count} "
-            "action ids"
+        raise UserError(
+            f"data.fast_vocab {config.data.fast_vocab} does not fit the tokenizer's "
+            f"{layout.action.count} action ids"
         )
     if assets.fast is not None and assets.fast.vocab_size > layout.action.count:
-        raise ValueError(
+        raise UserError(
             f"the FAST tokenizer has {assets.fast.vocab_size} tokens and the vocabulary "
             f"{layout.action.count} action ids; raise data.fast_vocab"
         )
     if config.model.expert == "none" and schedule.is_nonzero(config.loss.flow):
-        raise ValueError(
-            'model.expert is "none", but loss.flow has weight: only an expert learns the flow'
+        raise UserError(
+            'model.expert is "none", but loss.flow is not 0: only an expert trains on the flow loss'
         )
-    # Knots that vary are the step's: the model's own switch is for good.
+    # The model's own flag holds for the whole stage. A schedule that varies is applied by the step.
     points = schedule.check_schedule(config.model.insulate, "model.insulate", most=1)
     insulate = all(value == 1 for _, value in points)
-    return VLA(make_config(vocab_size=layout.vocab_size, **{**config.model, "insulate": insulate}))
+    fields = {**config.model, "insulate": insulate}
+    return VLA(make_config(vocab_size=layout.vocab_size, **fields))
 
 
 def row_sizes(config: ml_collections.ConfigDict, model: VLA) -> rows.RowSizes:
-    """The sizes of the stage's rows."""
+    """Return the sizes of the stage's rows."""
     return rows.RowSizes(
         num_cameras=config.data.num_cameras,
         image_size=model.config.siglip.image_size,

@@ -1,4 +1,4 @@
-"""What a training step reads and returns, and a checkpoint stores."""
+"""The state that a training step updates and a checkpoint stores."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _zero() -> jax.Array:
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that training changes. `params`, `ema` and `opt` are trees with one entry per parameter."""
+    """The state of training. `params`, `ema` and `opt` are trees with one entry per parameter."""
 
     step: Int[Array, ""]  # number of steps done
     params: Any  # float32

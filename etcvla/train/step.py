@@ -1,24 +1,26 @@
-"""The training step: a pure function (state, batch) -> (state, metrics), the same for every stage.
+"""The training step: a pure function (state, batch) -> (state, metrics), the same for all stages.
 
-Axes as in `etcvla.models.ops`; the batch is `etcvla.batch`'s.
+Axes as in `etcvla.models.ops`; the fields of a batch are described in `etcvla.batch`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
+from jaxtyping import Array, Float
 
 from etcvla import schedule
 from etcvla.models import flow, ops
 from etcvla.models.mixed_precision import bind_variables, gradient_variables
 from etcvla.models.vla import VLA, action_dim_mask, find_target_positions, read_dtypes
 from etcvla.names import lookup
+from etcvla.schedule import Schedule
 from etcvla.train import metrics as metrics_lib
 from etcvla.train.augment import augment
 from etcvla.train.optim import FrozenRules, Optimizer
@@ -28,44 +30,53 @@ from etcvla.train.state import TrainState
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 LOSSES = ("text", "fast", "flow", "z")
+ON_NONFINITE = {"stop": False, "skip": True}
 
 
-@flax.struct.dataclass
+@dataclasses.dataclass(frozen=True)
 class StepSettings:
-    """What the step needs of a stage's config; hashable, so that it is part of the compiled step."""
+    """The fields of a stage's config that the step needs.
 
-    seed: int = flax.struct.field(pytree_node=False)
-    steps: int = flax.struct.field(pytree_node=False)
-    streams: tuple[str, ...] = flax.struct.field(pytree_node=False)
-    max_targets: int = flax.struct.field(pytree_node=False)
-    noise_samples: int = flax.struct.field(pytree_node=False)  # R, noise samples an action chunk
-    text: schedule.Schedule = flax.struct.field(pytree_node=False)
-    fast: schedule.Schedule = flax.struct.field(pytree_node=False)
-    flow: schedule.Schedule = flax.struct.field(pytree_node=False)
-    ema_decay: float = flax.struct.field(pytree_node=False)
-    shift: int = flax.struct.field(pytree_node=False)  # pixels
-    color: float = flax.struct.field(pytree_node=False)
-    loc_offset: int = flax.struct.field(pytree_node=False)
-    z: schedule.Schedule = flax.struct.field(pytree_node=False, default=((0.0, 0.0),))
-    insulate: schedule.Schedule | None = flax.struct.field(
-        pytree_node=False, default=None
-    )  # None: as the model has it
-    microbatches: int = flax.struct.field(
-        pytree_node=False, default=1
-    )  # parts of a batch, one after another
-    skip: bool = flax.struct.field(
-        pytree_node=False, default=False
-    )  # a step that is not finite changes nothing
-    frozen: FrozenRules = flax.struct.field(
-        pytree_node=False, default=()
-    )  # rules that rest at this step
+    Hashable, because they are part of the compiled step.
+    """
+
+    seed: int
+    steps: int
+    streams: tuple[str, ...]
+    max_targets: int  # M
+    noise_samples: int  # R, per action chunk
+    # Weights of the losses.
+    text: Schedule
+    fast: Schedule
+    flow: Schedule
+    ema_decay: float
+    # Augmentation; see `etcvla.train.augment`.
+    shift: int
+    color: float
+    loc_offset: int
+    z: Schedule = ((0.0, 0.0),)
+    # Share of the gradient from the expert that is stopped; None: as `VLAConfig.insulate` says.
+    insulate: Schedule | None = None
+    # Number of parts of the batch that are computed one after another.
+    microbatches: int = 1
+    # Leave out an update that is not finite, instead of stopping the run.
+    skip: bool = False
+    # Rules whose parameters are frozen at this step.
+    frozen: FrozenRules = ()
 
     @classmethod
     def from_config(cls, config: ml_collections.ConfigDict, loc_offset: int) -> StepSettings:
-        """From a stage's config. Raises ValueError for malformed points or an unknown name."""
-        points = {
-            name: schedule.check_schedule(config.loss[name], f"loss.{name}") for name in LOSSES
-        }
+        """Build the settings from a stage's config.
+
+        Args:
+          config: the stage's config.
+          loc_offset: token id of `<loc0000>`.
+
+        Raises: UserError for a malformed schedule or an unknown name.
+        """
+        weights = {}
+        for name in LOSSES:
+            weights[name] = schedule.check_schedule(config.loss[name], f"loss.{name}")
         insulate = schedule.check_schedule(config.model.insulate, "model.insulate", most=1)
         return cls(
             seed=config.seed,
@@ -77,162 +88,46 @@ class StepSettings:
             shift=config.augment.shift,
             color=config.augment.color,
             loc_offset=loc_offset,
-            insulate=insulate if varies(insulate) else None,
+            insulate=insulate if scales_gradient(insulate) else None,
             microbatches=config.optim.microbatches,
             skip=lookup(ON_NONFINITE, config.optim.on_nonfinite, "optim.on_nonfinite"),
-            **points,
+            **weights,
         )
 
+    def replace(self, **changes: Any) -> StepSettings:
+        """Return the settings with other values of some fields."""
+        return dataclasses.replace(self, **changes)
 
-ON_NONFINITE = {"stop": False, "skip": True}
 
-
-def varies(insulate: schedule.Schedule) -> bool:
-    """Whether the gradient at the backbone's keys and values is scaled, not stopped or let through for good."""
-    return len({value for _, value in insulate}) > 1 or 0 < insulate[0][1] < 1
+def scales_gradient(insulate: Schedule) -> bool:
+    """Return whether `insulate` is neither 0 nor 1 throughout, so that gradients are scaled."""
+    values = {value for _, value in insulate}
+    return len(values) > 1 or 0 < insulate[0][1] < 1
 
 
 def active_losses(settings: StepSettings) -> list[str]:
-    """The losses that this stage has."""
-    logits = schedule.is_nonzero(settings.text) or schedule.is_nonzero(settings.fast)
-    return [
-        name
-        for name in LOSSES
-        if schedule.is_nonzero(getattr(settings, name)) and (logits or name != "z")
-    ]
-
-
-def compute_losses(
-    model: VLA, params: Any, batch: Batch, key: jax.Array, settings: StepSettings
-) -> dict[str, Any]:
-    """The unweighted losses of a batch.
-
-    Returns: `text` and `fast` (mean next-token loss, nats), `z` (mean squared log of the softmax's sum), `flow` (mean
-      squared velocity error), each a scalar, and `token_loss`, `token_hit`, `token_weight`, `token_stream` [B, M] and
-      what `flow_errors` returns, row by row, for
-      metrics. Absent parts are absent.
-    """
-    return microbatch_losses(model, params, *select_targets(batch, key, settings), settings)
-
-
-def select_targets(
-    batch: Batch, key: jax.Array, settings: StepSettings
-) -> tuple[Batch, dict[str, jax.Array]]:
-    """The batch with what it is asked beside it (row by row), and how many tokens or numbers each loss is a mean of.
-
-    Counted once for a whole batch, so that the losses of its parts add up to its own.
-    """
-    rows, counts = dict(batch), {}
-    if {"text", "fast"} & set(active_losses(settings)):
-        rows["target_positions"], real = find_target_positions(
-            batch["target"], settings.max_targets
-        )
-        rows["target_weight"] = jnp.where(real, _take(rows, "weight"), 0)
-        rows["target_token"] = _take(rows, "tokens") * real
-        rows["target_fast"] = rows["target_weight"] * (
-            _take(rows, "segment") == batch["action_segment"][:, None]
-        )
-        counts["fast"] = jnp.maximum(rows["target_fast"].sum(), 1)
-        counts["text"] = jnp.maximum((rows["target_weight"] - rows["target_fast"]).sum(), 1)
-        counts["z"] = jnp.maximum(rows["target_weight"].sum(), 1)
-    if schedule.is_nonzero(settings.flow):
-        noise_key, time_key = jax.random.split(key)
-        # Masked before anything is made of it: a gradient of zero times what padding holds could be NaN.
-        actions = jnp.where(batch["action_mask"], batch["actions"], 0)
-        shape = (actions.shape[0], settings.noise_samples, *actions.shape[1:])
-        rows["time"] = flow.sample_time(time_key, shape[:2])
-        x_t, rows["velocity"] = flow.interpolate(
-            actions, jax.random.normal(noise_key, shape), rows["time"]
-        )
-        rows["x_t"] = jnp.where(action_dim_mask(batch)[:, None], x_t, 0)
-        counts["flow"] = jnp.maximum(batch["action_mask"].sum() * settings.noise_samples, 1)
-    return rows, counts
-
-
-def _take(rows: Batch, name: str) -> jax.Array:
-    return jnp.take_along_axis(rows[name], rows["target_positions"], axis=1)
-
-
-def microbatch_losses(
-    model: VLA,
-    params: Any,
-    rows: Batch,
-    counts: Mapping[str, jax.Array],
-    settings: StepSettings,
-    gradient_scale: jax.Array | None = None,
-) -> dict[str, Any]:
-    """What these rows add to the losses of their batch; see `losses` and `targets`."""
-    logits, predicted = model.apply(
-        {"params": params},
-        rows,
-        rows.get("target_positions"),
-        rows.get("x_t"),
-        rows.get("time"),
-        gradient_scale,
-    )
-    out = {}
-    if logits is not None:
-        out |= _token_losses(logits, rows, counts, settings)
-    if predicted is not None:
-        mask = rows["action_mask"][:, None]
-        error = jnp.where(mask, jnp.square(predicted - rows["velocity"]), 0)
-        out["flow"] = error.sum() / counts["flow"]
-        out |= metrics_lib.flow_errors(error, mask, rows["time"])
-    return out
-
-
-def _token_losses(logits, rows, counts, settings):
-    tokens, weight, fast = (rows[f"target_{name}"] for name in ("token", "weight", "fast"))
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, tokens)
-    out = {
-        "text": (loss * (weight - fast)).sum() / counts["text"],
-        "fast": (loss * fast).sum() / counts["fast"],
-        "token_loss": loss,
-        "token_hit": jnp.argmax(logits, axis=-1) == tokens,
-        "token_weight": weight,
-        "token_stream": _take(rows, "stream"),
-    }
-    if schedule.is_nonzero(settings.z):
-        out["z"] = (jnp.square(jax.nn.logsumexp(logits, axis=-1)) * weight).sum() / counts["z"]
-    return out
-
-
-def total_loss(parts: Mapping[str, Any], progress: jax.Array, settings: StepSettings) -> jax.Array:
-    """The sum of the losses, weighted by their points at this progress."""
-    return sum(
-        schedule.value_at(getattr(settings, name), progress) * parts[name]
-        for name in active_losses(settings)
-    )
-
-
-def compute_metrics(parts: Mapping[str, Any], settings: StepSettings) -> Metrics:
-    """Scalars and vectors to log; what the batch holds nothing of (a stream, a time, an action dimension) is NaN."""
-    out = {f"loss/{name}": parts[name] for name in active_losses(settings)}
-    out |= {
-        name: metrics_lib.quotient(parts[name]) for name in parts if name.startswith("flow_error/")
-    }
-    if "token_loss" not in parts:
-        return out
-    weight = (
-        jax.nn.one_hot(parts["token_stream"], len(settings.streams))
-        * parts["token_weight"][..., None]
-    )
-    total = weight.sum((0, 1))
-    for name, value in {"loss": parts["token_loss"], "accuracy": parts["token_hit"]}.items():
-        mean = jnp.einsum("bm,bms->s", value.astype(jnp.float32), weight) / jnp.where(
-            total > 0, total, jnp.nan
-        )
-        out |= {f"{stream}/{name}": mean[i] for i, stream in enumerate(settings.streams)}
-    return out
+    """Return the names of the losses that the stage computes."""
+    has_logits = schedule.is_nonzero(settings.text) or schedule.is_nonzero(settings.fast)
+    names = [name for name in LOSSES if schedule.is_nonzero(getattr(settings, name))]
+    if not has_logits and "z" in names:
+        names.remove("z")
+    return names
 
 
 def train_step(
     state: TrainState, batch: Batch, *, model: VLA, optimizer: Optimizer, settings: StepSettings
 ) -> tuple[TrainState, Metrics]:
-    """One update. All its randomness is a function of (seed, step), so a resumed run repeats it bit for bit."""
+    """Compute one update.
+
+    All randomness is a function of (seed, step), so a resumed run repeats it bit for bit.
+    """
     key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
     augment_key, loss_key = jax.random.split(key)
     progress = state.step / settings.steps
+    gradient_scale = None
+    if settings.insulate is not None:
+        gradient_scale = 1 - schedule.value_at(settings.insulate, progress)
+
     batch = augment(
         augment_key,
         batch,
@@ -240,80 +135,262 @@ def train_step(
         color=settings.color,
         loc_offset=settings.loc_offset,
     )
-    rows, counts = select_targets(batch, loss_key, settings)
-    gradient_scale = (
-        None if settings.insulate is None else 1 - schedule.value_at(settings.insulate, progress)
-    )
-    variables = gradient_variables(
-        state.params,
-        read_dtypes(state.params, model.config),
-        optimizer.trainable(settings.frozen),
-    )
+    rows, counts = prepare_targets(batch, loss_key, settings)
 
-    def loss_fn(variables, rows):
+    dtypes = read_dtypes(state.params, model.config)
+    trainable = optimizer.trainable(settings.frozen)
+    variables = constrain_params(gradient_variables(state.params, dtypes, trainable))
+
+    def _loss_fn(variables, rows):
         params = bind_variables(state.params, variables)
-        parts = microbatch_losses(model, params, rows, counts, settings, gradient_scale)
-        return total_loss(parts, progress, settings), parts
+        outputs = microbatch_losses(model, params, rows, counts, settings, gradient_scale)
+        return total_loss(outputs, progress, settings), outputs
 
-    (loss, parts), grads = accumulate_gradients(
-        jax.value_and_grad(loss_fn, has_aux=True),
-        constrain_params(variables),
+    grad_fn = jax.value_and_grad(_loss_fn, has_aux=True)
+    (loss, outputs), grads = accumulate_gradients(grad_fn, variables, rows, settings.microbatches)
+    grads = jax.tree.map(
+        lambda param, grad: None if grad is None else grad.astype(param.dtype), state.params, grads
+    )
+    grads = constrain_params(grads)
+
+    metrics = compute_metrics(outputs, settings)
+    metrics["loss"] = loss
+    metrics["grad_norm"] = optax.global_norm(grads)
+    metrics |= metrics_lib.grad_norms(grads)
+    return apply_update(state, grads, metrics, optimizer, settings)
+
+
+# ---- losses --------------------------------------------------------------------------------------
+
+
+def compute_losses(
+    model: VLA, params: Any, batch: Batch, key: jax.Array, settings: StepSettings
+) -> dict[str, Array]:
+    """Compute the unweighted losses of a batch.
+
+    Returns: the scalars `text` and `fast` (mean next-token loss, nats), `z` (mean squared log of
+      the softmax's sum) and `flow` (mean squared velocity error); and, row by row for the metrics,
+      `token_loss`, `token_hit`, `token_weight`, `token_stream` [B, M] and the outputs of
+      `flow_errors`. Losses that the stage does not compute are absent.
+    """
+    rows, counts = prepare_targets(batch, key, settings)
+    return microbatch_losses(model, params, rows, counts, settings)
+
+
+def prepare_targets(
+    batch: Batch, key: jax.Array, settings: StepSettings
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Choose what the model predicts from a batch.
+
+    Returns: `rows`, the batch with the targets of every row; and `counts`, the number of tokens or
+      values over which each loss is a mean. Counts are those of the whole batch, so the losses of
+      its microbatches sum to its own.
+    """
+    rows = dict(batch)
+    counts = {}
+    losses = active_losses(settings)
+    if "text" in losses or "fast" in losses:
+        _add_token_targets(rows, counts, settings)
+    if "flow" in losses:
+        _add_flow_targets(rows, counts, key, settings)
+    return rows, counts
+
+
+def _add_token_targets(
+    rows: dict[str, Array], counts: dict[str, Array], settings: StepSettings
+) -> None:
+    """Add the positions [B, M] of the target tokens, their ids and weights, and the counts."""
+    rows["target_positions"], is_real = find_target_positions(rows["target"], settings.max_targets)
+    weight = jnp.where(is_real, _at_targets(rows, "weight"), 0)
+    is_action = _at_targets(rows, "segment") == rows["action_segment"][:, None]
+    rows["target_weight"] = weight
+    rows["target_token"] = _at_targets(rows, "tokens") * is_real
+    rows["target_fast"] = weight * is_action  # weight of FAST tokens, 0 for text
+    counts["fast"] = jnp.maximum(rows["target_fast"].sum(), 1)
+    counts["text"] = jnp.maximum((weight - rows["target_fast"]).sum(), 1)
+    counts["z"] = jnp.maximum(weight.sum(), 1)
+
+
+def _add_flow_targets(
+    rows: dict[str, Array], counts: dict[str, Array], key: jax.Array, settings: StepSettings
+) -> None:
+    """Add R noisy chunks per row, their times and velocities, and the count."""
+    noise_key, time_key = jax.random.split(key)
+    action_mask = rows["action_mask"]
+    # Mask before any computation: a zero gradient times a value in the padding could be NaN.
+    actions = jnp.where(action_mask, rows["actions"], 0)
+    batch, horizon, width = actions.shape
+    rows["time"] = flow.sample_time(time_key, (batch, settings.noise_samples))
+    noise = jax.random.normal(noise_key, (batch, settings.noise_samples, horizon, width))
+    x_t, rows["velocity"] = flow.interpolate(actions, noise, rows["time"])
+    rows["x_t"] = jnp.where(action_dim_mask(rows)[:, None], x_t, 0)
+    counts["flow"] = jnp.maximum(action_mask.sum() * settings.noise_samples, 1)
+
+
+def _at_targets(rows: Batch, name: str) -> Array:
+    """Return a field of the text [B, L] at the target positions [B, M]."""
+    return jnp.take_along_axis(rows[name], rows["target_positions"], axis=1)
+
+
+def microbatch_losses(
+    model: VLA,
+    params: Any,
+    rows: Batch,
+    counts: Mapping[str, Array],
+    settings: StepSettings,
+    gradient_scale: Float[Array, ""] | None = None,
+) -> dict[str, Array]:
+    """Compute what these rows contribute to the losses of their batch; see `compute_losses`.
+
+    Args:
+      model: the model.
+      params: its parameters.
+      rows: some rows from `prepare_targets`.
+      counts: the counts from `prepare_targets`.
+      settings: the settings.
+      gradient_scale: factor of the gradient from the expert to the language model; None: as the
+        model's `insulate`.
+    """
+    logits, velocity = model.apply(
+        {"params": params},
         rows,
-        settings.microbatches,
+        rows.get("target_positions"),
+        rows.get("x_t"),
+        rows.get("time"),
+        gradient_scale,
     )
-    grads = constrain_params(
-        jax.tree.map(lambda p, g: None if g is None else g.astype(p.dtype), state.params, grads)
-    )
-    metrics = {
-        **compute_metrics(parts, settings),
-        "loss": loss,
-        "grad_norm": optax.global_norm(grads),
-        **metrics_lib.grad_norms(grads),
+    outputs = {}
+    if logits is not None:
+        outputs |= _token_losses(logits, rows, counts, settings)
+    if velocity is not None:
+        mask = rows["action_mask"][:, None]
+        error = jnp.where(mask, jnp.square(velocity - rows["velocity"]), 0)
+        outputs["flow"] = error.sum() / counts["flow"]
+        outputs |= metrics_lib.flow_errors(error, mask, rows["time"])
+    return outputs
+
+
+def _token_losses(
+    logits: Float[Array, "B M V"],
+    rows: Batch,
+    counts: Mapping[str, Array],
+    settings: StepSettings,
+) -> dict[str, Array]:
+    tokens = rows["target_token"]
+    weight = rows["target_weight"]
+    fast_weight = rows["target_fast"]
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, tokens)
+    outputs = {
+        "text": (loss * (weight - fast_weight)).sum() / counts["text"],
+        "fast": (loss * fast_weight).sum() / counts["fast"],
+        "token_loss": loss,
+        "token_hit": jnp.argmax(logits, axis=-1) == tokens,
+        "token_weight": weight,
+        "token_stream": _at_targets(rows, "stream"),
     }
-    return updated(state, grads, metrics, optimizer, settings)
+    if schedule.is_nonzero(settings.z):
+        square = jnp.square(jax.nn.logsumexp(logits, axis=-1))
+        outputs["z"] = (square * weight).sum() / counts["z"]
+    return outputs
 
 
-def updated(
-    state: TrainState, grads: Any, metrics: Metrics, optimizer: Optimizer, settings: StepSettings
-) -> tuple[TrainState, Metrics]:
-    """The state after an update; one that is not finite is left out and counted, if the settings say so."""
-    params, opt = optimizer.update(grads, state.opt, state.params, state.step)
-    # As a step towards the parameters, so that what is frozen stays in its bits.
-    ema = jax.tree.map(
-        lambda mean, new: mean + (1 - settings.ema_decay) * (new - mean), state.ema, params
-    )
-    after = TrainState(step=state.step + 1, params=params, ema=ema, opt=opt, skipped=state.skipped)
-    if not settings.skip:
-        return after, metrics
-    fine = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-    before = state.replace(step=state.step + 1, skipped=state.skipped + 1)
-    return (
-        jax.tree.map(lambda new, old: jnp.where(fine, new, old), after, before),
-        {**metrics, "skipped": (~fine).astype(jnp.float32)},
-    )
+def total_loss(
+    outputs: Mapping[str, Array], progress: Float[Array, ""], settings: StepSettings
+) -> Float[Array, ""]:
+    """Sum the losses, weighted by their schedules at this progress."""
+    total = 0
+    for name in active_losses(settings):
+        total += schedule.value_at(getattr(settings, name), progress) * outputs[name]
+    return total
+
+
+def compute_metrics(outputs: Mapping[str, Array], settings: StepSettings) -> Metrics:
+    """Return the scalars and vectors to log, from the outputs of `compute_losses`.
+
+    Means over nothing are NaN: a stream, a time or an action dimension that the batch does not
+      contain.
+    """
+    metrics = {f"loss/{name}": outputs[name] for name in active_losses(settings)}
+    for name, value in outputs.items():
+        if name.startswith("flow_error/"):
+            metrics[name] = metrics_lib.mean_over_rows(value)
+    if "token_loss" not in outputs:
+        return metrics
+    stream = jax.nn.one_hot(outputs["token_stream"], len(settings.streams))
+    weight = stream * outputs["token_weight"][..., None]  # [B, M, number of streams]
+    total = weight.sum((0, 1))
+    total = jnp.where(total > 0, total, jnp.nan)
+    for name, value in {"loss": outputs["token_loss"], "accuracy": outputs["token_hit"]}.items():
+        mean = jnp.einsum("bm,bmx->x", value.astype(jnp.float32), weight) / total
+        for i, stream_name in enumerate(settings.streams):
+            metrics[f"{stream_name}/{name}"] = mean[i]
+    return metrics
+
+
+# ---- update --------------------------------------------------------------------------------------
 
 
 def accumulate_gradients(
-    grad_fn, params: Any, rows: Batch, count: int
-) -> tuple[tuple[jax.Array, dict], Any]:
-    """grad_fn(params, rows) = ((loss, parts), grads), computed on `count` parts of the rows one after another.
+    grad_fn: Callable, variables: Any, rows: Batch, count: int
+) -> tuple[tuple[Float[Array, ""], dict[str, Array]], Any]:
+    """Compute losses and gradients on `count` microbatches of the rows, one after another.
 
-    Losses, gradients and whatever else the parts hold are summed (in float32); what is named `token_..` is given row by
-    row, and put together in another order. Every device has rows of each part, so that none moves.
+    Losses, gradients and other outputs are summed in float32. Outputs named `token_...` are per row
+    and are concatenated, in another order of rows. Every device has rows of each microbatch, so no
+    row moves between devices.
+
+    Args:
+      grad_fn: function (variables, rows) -> ((loss, outputs), grads).
+      variables: what to differentiate with respect to.
+      rows: all rows.
+      count: number of microbatches.
+
+    Returns: as `grad_fn`.
     """
     if count == 1:
-        return grad_fn(params, rows)
-    split = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), rows)
+        return grad_fn(variables, rows)
+    microbatches = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), rows)
 
-    def body(total, part):
-        part = jax.tree.map(ops.shard_batch, part)
-        (loss, parts), grads = grad_fn(params, part)
-        each = {name: parts.pop(name) for name in list(parts) if name.startswith("token_")}
-        total = jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, (loss, parts, grads))
-        return (*total[:2], constrain_params(total[2])), each
+    def _split_outputs(outputs):
+        sums = {name: x for name, x in outputs.items() if not name.startswith("token_")}
+        per_row = {name: x for name, x in outputs.items() if name.startswith("token_")}
+        return sums, per_row
 
-    (loss, parts), grads = jax.eval_shape(grad_fn, params, jax.tree.map(lambda x: x[0], split))
-    sums = {name: value for name, value in parts.items() if not name.startswith("token_")}
+    def _add_microbatch(total, rows):
+        rows = jax.tree.map(ops.shard_batch, rows)
+        (loss, outputs), grads = grad_fn(variables, rows)
+        sums, per_row = _split_outputs(outputs)
+        loss, sums, grads = jax.tree.map(
+            lambda a, b: a + b.astype(a.dtype), total, (loss, sums, grads)
+        )
+        return (loss, sums, constrain_params(grads)), per_row
+
+    first = jax.tree.map(lambda x: x[0], microbatches)
+    (loss, outputs), grads = jax.eval_shape(grad_fn, variables, first)
+    sums, _ = _split_outputs(outputs)
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (loss, sums, grads))
-    (loss, parts, grads), each = jax.lax.scan(body, zero, split)
-    return (loss, parts | {name: x.reshape(-1, *x.shape[2:]) for name, x in each.items()}), grads
+    (loss, outputs, grads), per_row = jax.lax.scan(_add_microbatch, zero, microbatches)
+    for name, value in per_row.items():
+        outputs[name] = value.reshape(-1, *value.shape[2:])
+    return (loss, outputs), grads
+
+
+def apply_update(
+    state: TrainState, grads: Any, metrics: Metrics, optimizer: Optimizer, settings: StepSettings
+) -> tuple[TrainState, Metrics]:
+    """Return the state after an update and the metrics.
+
+    With `settings.skip`, an update that is not finite is left out and counted.
+    """
+    params, opt = optimizer.update(grads, state.opt, state.params, state.step)
+    # Written as a step towards the parameters, which keeps frozen parameters bit for bit.
+    ema = jax.tree.map(
+        lambda mean, param: mean + (1 - settings.ema_decay) * (param - mean), state.ema, params
+    )
+    updated = state.replace(step=state.step + 1, params=params, ema=ema, opt=opt)
+    if not settings.skip:
+        return updated, metrics
+    skipped = state.replace(step=state.step + 1, skipped=state.skipped + 1)
+    is_finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+    state = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), updated, skipped)
+    return state, {**metrics, "skipped": (~is_finite).astype(jnp.float32)}

@@ -1,12 +1,14 @@
-"""How well a run uses its devices, and how much memory it holds."""
+"""Measure how well a run uses its devices, and how much memory it holds."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
+import numpy as np
 import psutil
 
 from etcvla import rules
@@ -15,9 +17,9 @@ from etcvla.models.vla import VLA
 
 GIB = 2**30
 
-# FLOP/s in bfloat16 of one JAX device, by the start of its kind's name. TPUs: "System architecture" in Google Cloud's
-# documentation (a JAX device of v2, v3 and 7x is one core of a chip's two). GPUs: NVIDIA's data sheets, dense; T4 and
-# V100 know no bfloat16, theirs is of float16.
+# Peak FLOP/s in bfloat16 of one JAX device, by the start of its kind's name. Sources:
+# TPU: "System architecture" in Google Cloud's documentation (on v2, v3 and 7x a JAX device is one
+# of a chip's two cores). GPU: NVIDIA's data sheets, dense. T4 and V100 have no bfloat16: float16.
 PEAK_FLOPS: rules.Rules = (
     (r"TPU v2", 23e12),
     (r"TPU v3", 61.5e12),
@@ -38,66 +40,81 @@ PEAK_FLOPS: rules.Rules = (
 
 
 def peak_flops(device: jax.Device) -> float | None:
-    """FLOP/s that a device can do in bfloat16; None for a kind that is not in `PEAK_FLOPS`, a CPU among them."""
-    return next(
-        (peak for pattern, peak in PEAK_FLOPS if re.match(pattern, device.device_kind)), None
-    )
+    """Return a device's peak FLOP/s in bfloat16; None if it is not in `PEAK_FLOPS`, as a CPU."""
+    for pattern, peak in PEAK_FLOPS:
+        if re.match(pattern, device.device_kind):
+            return peak
+    return None
 
 
-def step_flops(step_of: Callable[[VLA], Callable], model: VLA, *args) -> int:
-    """FLOPs of one training step that the model needs: what rematerialisation computes again is left out.
+def step_flops(step_of: Callable[[VLA], Callable], model: VLA, *args: Any) -> int:
+    """Return the FLOPs that a training step needs, without what rematerialization repeats.
 
     Args:
-      step_of: a model's training step. args: the state and the batch, as shapes; those of the whole mesh.
+      step_of: returns the training step of a model.
+      args: the state and the batch of the whole mesh, as shapes.
     """
-    if (
-        model.config.remat != "none"
-    ):  # else the very function that is trained with, which JAX has traced already
+    # Without rematerialization this is the step that is trained, which JAX has traced already.
+    if model.config.remat != "none":
         model = VLA(dataclasses.replace(model.config, remat="none"))
     return count(step_of(model), *args).total()
 
 
 def utilization(flops: int, steps_per_second: float) -> dict[str, float]:
-    """TFLOP/s of one device, and the share of its peak where that is known:
+    """Return the TFLOP/s of one device, and the model FLOPs utilization if its peak is known.
 
-        MFU = FLOPs of a step x steps a second / (devices x peak FLOP/s of one)
+        MFU = FLOPs per step x steps per second / (devices x peak FLOP/s of a device)
 
-    as PaLM defines it (arXiv 2204.02311, appendix B), with the matrix products counted by `etcvla.models.flops`.
+    as PaLM defines it (arXiv 2204.02311, appendix B); `etcvla.models.flops` counts the FLOPs of the
+    matrix products.
     """
     achieved = flops * steps_per_second / jax.device_count()
+    numbers = {"run/tflop_per_second": achieved / 1e12}
     peak = peak_flops(jax.devices()[0])
-    return {
-        "run/tflop_per_second": achieved / 1e12,
-        **({"run/mfu": achieved / peak} if peak else {}),
-    }
+    if peak:
+        numbers["run/mfu"] = achieved / peak
+    return numbers
 
 
 def memory() -> dict[str, float]:
-    """GiB that are in use: by this process and those it started (without what they map from files), and on the fullest
-    of its devices, now and at most so far, where the backend tells."""
-    out = {"run/resident_gib": resident() / GIB}
-    stats = [stat for device in jax.local_devices() if (stat := device.memory_stats())]
-    for name, key in {"device_gib": "bytes_in_use", "device_peak_gib": "peak_bytes_in_use"}.items():
-        found = [stat[key] for stat in stats if key in stat]
-        out |= {f"run/{name}": max(found) / GIB} if found else {}
-    return out
+    """Return the GiB in use by this process and its children, and on the fullest local device.
+
+    The device's current and peak use are absent if the backend does not report them.
+    """
+    numbers = {"run/resident_gib": resident_bytes() / GIB}
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    for name, key in (
+        ("run/device_gib", "bytes_in_use"),
+        ("run/device_peak_gib", "peak_bytes_in_use"),
+    ):
+        used = [device[key] for device in stats if key in device]
+        if used:
+            numbers[name] = max(used) / GIB
+    return numbers
 
 
-def resident() -> int:
-    """Bytes of this process and of those that it started, without shared pages: files that are read by mmap are the
-    file cache's."""
-    process, total = psutil.Process(), 0
-    for one in (process, *process.children(recursive=True)):
+def resident_bytes() -> int:
+    """Return the resident memory of this process and its children, without shared pages.
+
+    Files that are read by mmap are shared pages, which belong to the file cache.
+    """
+    process = psutil.Process()
+    total = 0
+    for member in (process, *process.children(recursive=True)):
         try:
-            info = one.memory_info()
+            info = member.memory_info()
         except psutil.NoSuchProcess:
             continue
         total += info.rss - getattr(info, "shared", 0)
     return total
 
 
-def tokens(batch: Mapping, image_tokens: int) -> float:
-    """Tokens a row of a batch that are no padding: of text, and `image_tokens` of every camera that is there."""
-    return float((batch["segment"] > 0).sum() + image_tokens * batch["image_mask"].sum()) / len(
-        batch["segment"]
-    )
+def tokens_per_row(batch: Mapping[str, np.ndarray], image_tokens: int) -> float:
+    """Return the mean number of tokens per row that are not padding.
+
+    Args:
+      image_tokens: tokens of one image; absent cameras do not count.
+    """
+    text = (batch["segment"] > 0).sum()
+    images = image_tokens * batch["image_mask"].sum()
+    return float(text + images) / len(batch["segment"])

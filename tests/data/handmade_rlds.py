@@ -1,6 +1,7 @@
-"""RLDS files made byte by byte, so that what TFDS would never write can be tested too."""
+"""Write RLDS files byte by byte, to test files that TFDS would not write."""
 
 import io
+import itertools
 import json
 import struct
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from etcvla.data.shards import masked_crc
+from etcvla.etc.items import ITEM_FIELDS
 
 METADATA = "episode_metadata/"
 STEPS = {
@@ -23,6 +25,7 @@ STEPS = {
 
 
 def varint(value: int) -> bytes:
+    """Return a protobuf varint."""
     value &= (1 << 64) - 1
     out = bytearray()
     while value > 127:
@@ -32,11 +35,12 @@ def varint(value: int) -> bytes:
 
 
 def field(number: int, payload: bytes) -> bytes:
+    """Return a length-delimited protobuf field."""
     return varint(number << 3 | 2) + varint(len(payload)) + payload
 
 
 def feature(values) -> bytes:
-    """tf.train.Feature of a list of bytes, floats (an array) or ints."""
+    """Return a tf.train.Feature with a list of bytes, floats (an array) or ints."""
     if isinstance(values, np.ndarray):
         return field(2, field(1, values.astype("<f4").tobytes()))
     if values and isinstance(values[0], int):
@@ -45,26 +49,23 @@ def feature(values) -> bytes:
 
 
 def example(features: dict) -> bytes:
-    return field(
-        1,
-        b"".join(
-            field(1, field(1, name.encode()) + field(2, feature(values)))
-            for name, values in features.items()
-        ),
-    )
+    """Return a tf.train.Example."""
+    entries = b""
+    for name, values in features.items():
+        entries += field(1, field(1, name.encode()) + field(2, feature(values)))
+    return field(1, entries)
 
 
 def record(payload: bytes) -> bytes:
+    """Return a TFRecord record."""
     size = struct.pack("<Q", len(payload))
-    return (
-        size
-        + struct.pack("<I", masked_crc(size))
-        + payload
-        + struct.pack("<I", masked_crc(payload))
-    )
+    size_crc = struct.pack("<I", masked_crc(size))
+    payload_crc = struct.pack("<I", masked_crc(payload))
+    return size + size_crc + payload + payload_crc
 
 
 def features_json(steps: dict) -> dict:
+    """Return the content of features.json."""
     prefix = "tensorflow_datasets.core.features."
 
     def group(features):
@@ -95,29 +96,23 @@ def features_json(steps: dict) -> dict:
 def write_rlds(
     directory: Path, episodes: list[dict], *, steps: dict = STEPS, split: str = "train"
 ) -> Path:
-    """A one-file dataset of the given features by name (without "steps/"); returns the file."""
+    """Write a dataset of one file; features by name without "steps/". Returns the file."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "features.json").write_text(json.dumps(features_json(steps)))
     path = directory / f"handmade-{split}.tfrecord-00000-of-00001"
-    path.write_bytes(
-        b"".join(
-            record(
-                example(
-                    {
-                        name if name.startswith(METADATA) else f"steps/{name}": values
-                        for name, values in episode.items()
-                    }
-                )
-            )
-            for episode in episodes
-        )
-    )
+    records = b""
+    for episode in episodes:
+        features = {}
+        for name, values in episode.items():
+            features[name if name.startswith(METADATA) else f"steps/{name}"] = values
+        records += record(example(features))
+    path.write_bytes(records)
     return path
 
 
-# A robot dataset: two cameras, state, actions, instruction and ETC items, every frame and item recognisable.
+# A robot dataset with two cameras, state, actions, instruction and ETC items; each frame and item
+# can be identified.
 
-ITEM = ("kind", "question_type", "question", "answer", "source")
 KINDS = ("spatial_understanding", "affordance", "trajectory")
 INSTRUCTIONS = ("open the door", "press the button")
 PHASES = ("move there", "grasp_it")
@@ -126,7 +121,7 @@ PHASES = ("move there", "grasp_it")
 def robot_steps(
     *, state: int = 3, action: int = 2, size: int = 28, items: bool = True, phases: bool = False
 ) -> dict:
-    """Features of a robot dataset for `write_rlds`, of these widths."""
+    """Return the features of a robot dataset with these widths, for `write_rlds`."""
 
     def vector(width):
         return "tensor.Tensor", {
@@ -150,7 +145,7 @@ def robot_steps(
             "annotation/phase": ("scalar.Scalar", {"tensor": {"dtype": "int32", "shape": {}}}),
             f"{METADATA}phases": texts,
         }
-    return steps | {f"etc/{name}": texts for name in ITEM if items}
+    return steps | {f"etc/{name}": texts for name in ITEM_FIELDS if items}
 
 
 def robot_episode(
@@ -163,9 +158,12 @@ def robot_episode(
     items: bool = True,
     phases: bool = False,
 ) -> dict:
-    """One episode; pixel (0, 0) of each camera is (episode, step, camera), and each item names its frame.
+    """Return an episode for `write_rlds`.
 
-    `phases`: of its steps, the first is of no known phase, the next two of the first, all others of the second.
+    Pixel (0, 0) of each image is (episode, step, camera), and each item's text names its frame.
+
+    Args:
+      phases: add subtasks: unknown at the first step, the first at two steps, then the second.
     """
     rng = np.random.default_rng(number)
     time = np.linspace(0, 1, length)[:, None]
@@ -191,18 +189,17 @@ def robot_episode(
         }
     if not items:
         return values
-    made = [item for step in range(length) for item in robot_items(number, step)]
-    for i, name in enumerate(ITEM):
-        values[f"etc/{name}/ragged_flat_values"] = [item[i].encode() for item in made]
-        values[f"etc/{name}/ragged_row_lengths_0"] = [
-            len(robot_items(number, step)) for step in range(length)
-        ]
+    items_by_step = [robot_items(number, step) for step in range(length)]
+    all_items = list(itertools.chain.from_iterable(items_by_step))
+    for i, name in enumerate(ITEM_FIELDS):
+        values[f"etc/{name}/ragged_flat_values"] = [item[i].encode() for item in all_items]
+        values[f"etc/{name}/ragged_row_lengths_0"] = list(map(len, items_by_step))
     return values
 
 
 def robot_items(number: int, step: int) -> list[tuple[str, str, str, str, str]]:
-    """(kind, question_type, question, answer, source) of a frame: one of each kind, and another trajectory at even steps."""
-    kinds = (*KINDS, *KINDS[-1:] * (step % 2 == 0))
+    """Return a frame's items: one of each kind, and a second trajectory at even steps."""
+    kinds = [*KINDS, "trajectory"] if step % 2 == 0 else KINDS
     return [
         (
             kind,
@@ -216,13 +213,14 @@ def robot_items(number: int, step: int) -> list[tuple[str, str, str, str, str]]:
 
 
 def png(image: np.ndarray) -> bytes:
+    """Return an image uint8[H, W, 3] as a PNG file."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
     return file.getvalue()
 
 
 def write_robot_set(directory: Path, *, episodes: int = 4, **options) -> Path:
-    """A robot dataset's directory; `options` as of `robot_episode`."""
+    """Write a robot dataset; `options` as of `robot_episode`. Returns its folder."""
     sizes = {name: value for name, value in options.items() if name != "length"}
     write_rlds(
         directory,

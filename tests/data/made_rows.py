@@ -1,4 +1,4 @@
-"""A row builder over a handmade robot dataset, and how to read its rows back."""
+"""Make a row builder over a handmade robot dataset, and read its rows back."""
 
 from pathlib import Path
 
@@ -25,6 +25,7 @@ OPTIONS = {"prompt": "pi0", "use_fast": True, "extra_segment_weights": dict.from
 
 
 def stream(name: str, kind: str, extra_segments: int = 0, weight: float = 1.0) -> Stream:
+    """Return a stream of the robot dataset with a constant weight."""
     return Stream(name, "robot", kind, ((0.0, weight),), extra_segments)
 
 
@@ -38,6 +39,7 @@ def make_builder(
     options=None,
     **sizes,
 ) -> RowBuilder:
+    """Return a row builder; `options` override `OPTIONS`, `sizes` override `SIZES`."""
     dataset = RLDSDataset(directory, damaged=damaged)
     row_options = RowOptions(**{**OPTIONS, **(options or {})})
     assets = Assets(Tokenizer.load())
@@ -55,20 +57,20 @@ def make_builder(
 
 
 def where(row: dict) -> tuple[int, int]:
-    """(episode, step) of the frame that a row shows; the dataset writes it into the first pixel."""
+    """Return (episode, step) of a row's frame, which the dataset writes into the first pixel."""
     episode, step, camera = row["images"][0, 0, 0].tolist()
     assert camera == 0
     return episode, step
 
 
 def segments(row: dict, tokenizer: Tokenizer) -> list[tuple[str, list[int]]]:
-    """(prompt as text, target ids) of each segment, in order."""
-    found = []
+    """Return (prompt as text, target ids) of each segment, in order."""
+    result = []
     for number in sorted(set(row["segment"].tolist()) - {0}):
         columns = np.flatnonzero(row["segment"] == number)
         assert (np.diff(columns) == 1).all()
         target = row["target"][columns]
-        assert (np.diff(target.astype(int)) >= 0).all()  # the prompt, then what is predicted
+        assert (np.diff(target.astype(int)) >= 0).all()  # the prompt comes first
         tokens = row["tokens"][columns]
-        found.append((tokenizer.decode(tokens[~target]), tokens[target].tolist()))
-    return found
+        result.append((tokenizer.decode(tokens[~target]), tokens[target].tolist()))
+    return result

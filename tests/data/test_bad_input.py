@@ -1,4 +1,4 @@
-"""What is damaged stops a run with file, record and field named, or is left out by a flag, and counted."""
+"""Damaged data raises an error with file, record and field, or is left out and counted."""
 
 import logging
 import re
@@ -20,17 +20,17 @@ def write(folder, change):
     return write_rlds(folder, episodes, steps=robot_steps())
 
 
-def spoil_image(episode):
-    episode["observation/wrist"][3] = b"\x89PNG, but not really"
+def damage_image(episode):
+    episode["observation/wrist"][3] = b"\x89PNG, but no image"
 
 
-def spoil_action(episode):
+def damage_action(episode):
     episode["action"] = episode["action"].copy()
     episode["action"][5] = np.nan
 
 
-def test_an_image_that_does_not_decode_stops_the_run(tmp_path):
-    path = write(tmp_path, spoil_image)
+def test_damaged_image_raises(tmp_path):
+    path = write(tmp_path, damage_image)
     builder = make_builder(tmp_path, stream("action", "action"))
     with pytest.raises(
         ValueError, match=re.escape(f"{path}, record 2 ") + ".*observation/wrist, value 3"
@@ -38,15 +38,14 @@ def test_an_image_that_does_not_decode_stops_the_run(tmp_path):
         [builder(0, n) for n in range(28)]
 
 
-def test_frames_that_do_not_decode_are_skipped_counted_and_replaced_alike(tmp_path, caplog):
-    write(tmp_path, spoil_image)
+def test_damaged_frames_are_skipped_counted_and_replaced(tmp_path, caplog):
+    write(tmp_path, damage_image)
     with caplog.at_level(logging.WARNING):
-        one, two = (
-            make_builder(tmp_path, stream("action", "action"), damaged="skip") for _ in range(2)
-        )
+        one = make_builder(tmp_path, stream("action", "action"), damaged="skip")
+        two = make_builder(tmp_path, stream("action", "action"), damaged="skip")
         rows = [one(0, n) for n in range(28)]
-    shown = [where(row) for row in rows]
-    assert (2, 3) not in shown and len(set(shown)) == 27  # the one after it is shown twice
+    frames = [where(row) for row in rows]
+    assert (2, 3) not in frames and len(set(frames)) == 27  # the frame after it is used twice
     assert one.datasets["robot"].dataset.skipped == {"frames that cannot be read": 1}
     assert "observation/wrist, value 3" in caplog.text
     for n, row in enumerate(rows):
@@ -54,8 +53,8 @@ def test_frames_that_do_not_decode_are_skipped_counted_and_replaced_alike(tmp_pa
             np.testing.assert_array_equal(value, row[name])
 
 
-def test_a_value_that_is_not_finite_stops_the_run_or_costs_its_episode(tmp_path):
-    path = write(tmp_path, spoil_action)
+def test_nonfinite_value_raises_or_drops_its_episode(tmp_path):
+    path = write(tmp_path, damage_action)
     with pytest.raises(
         ValueError, match=rf"action\[1\] is nan at episode 2, step 2 of .*\({path.name}, record 2\)"
     ):
@@ -66,24 +65,22 @@ def test_a_value_that_is_not_finite_stops_the_run_or_costs_its_episode(tmp_path)
         *range(21, 28),
     ]
     stats = compute_norm_stats(dataset, ["action"])["action"]
-    assert dataset.skipped == {
-        "episodes with values that are not finite": 1
-    }  # though it was met twice
+    # The episode was met twice and counted once.
+    assert dataset.skipped == {"episodes with values that are not finite": 1}
     assert stats.count == 21 and np.isfinite(stats.mean).all()
-    assert (
-        len(StageDataset(dataset, ("front",)).candidates("any")) == 28
-    )  # its pictures and items are sound
+    # Its images and items can be used.
+    assert len(StageDataset(dataset, ("front",)).candidates("any")) == 28
 
 
-def test_nothing_left_to_draw_from_is_named(tmp_path):
+def test_action_stream_without_usable_frames_raises(tmp_path):
     episode = robot_episode(0)
-    spoil_action(episode)
+    damage_action(episode)
     write_rlds(tmp_path, [episode], steps=robot_steps())
     with pytest.raises(ValueError, match="no frames from which an action stream may draw"):
         StageDataset(RLDSDataset(tmp_path, damaged="skip"), ("front",)).candidates("action")
 
 
-def test_an_action_stream_of_a_dataset_without_actions_is_refused(tmp_path):
+def test_action_stream_of_dataset_without_actions_raises(tmp_path):
     steps = {name: feature for name, feature in robot_steps().items() if name != "action"}
     write_rlds(
         tmp_path,
@@ -96,7 +93,7 @@ def test_an_action_stream_of_a_dataset_without_actions_is_refused(tmp_path):
         StageDataset(RLDSDataset(tmp_path), ("front",)).candidates("action")
 
 
-def test_an_action_that_a_record_lacks_is_named(tmp_path):
+def test_record_without_actions_raises(tmp_path):
     path = write(tmp_path, lambda episode: episode.pop("action"))
     with pytest.raises(
         ValueError, match=re.escape(f"{path}, record 2 ") + ".*steps/action is missing"

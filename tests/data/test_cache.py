@@ -1,4 +1,4 @@
-"""What is made from a split's files once is kept, mapped, and made anew when the files change."""
+"""Arrays computed from a split's files are cached, mapped, and computed again if files change."""
 
 import pickle
 
@@ -29,7 +29,7 @@ def forbid_reading(monkeypatch):
         monkeypatch.setattr(RLDSDataset, name, None)
 
 
-def test_a_column_is_read_from_the_files_once(folder, monkeypatch):
+def test_column_is_read_from_files_once(folder, monkeypatch):
     first = RLDSDataset(folder)
     column = first.column("action")
     chunk, present = first.window(5, "action", 4)
@@ -43,7 +43,7 @@ def test_a_column_is_read_from_the_files_once(folder, monkeypatch):
         np.testing.assert_array_equal(dataset.window(5, "action", 4)[1], present)
 
 
-def test_a_kept_column_gives_the_frames_that_the_files_give(folder):
+def test_frames_from_cached_columns_equal_frames_from_files(folder):
     fresh = RLDSDataset(folder)
     names = ["action", "observation/state"]
     read = [fresh.frame(frame, names) for frame in range(fresh.num_frames)]
@@ -60,14 +60,14 @@ def test_a_kept_column_gives_the_frames_that_the_files_give(folder):
             assert got.dtype == want.dtype
 
 
-def test_a_column_of_changed_files_is_read_again(folder):
+def test_column_of_changed_files_is_read_again(folder):
     before = RLDSDataset(folder).column("action")
     write_rlds(folder, [robot_episode(number + 9) for number in range(4)], steps=robot_steps())
     after = RLDSDataset(folder).column("action")
     assert after.shape == before.shape and (after != before).any()
 
 
-def test_some_episodes_have_columns_of_their_own(folder):
+def test_subsets_of_episodes_have_separate_columns(folder):
     whole = RLDSDataset(folder).column("action")
     for _ in range(2):
         np.testing.assert_array_equal(
@@ -79,7 +79,7 @@ def test_some_episodes_have_columns_of_their_own(folder):
     np.testing.assert_array_equal(RLDSDataset(folder).column("action"), whole)
 
 
-def test_wide_tensors_and_texts_are_not_kept(tmp_path):
+def test_wide_tensors_and_texts_are_not_cached(tmp_path):
     wide = MAX_CACHED_WIDTH + 1
     steps = {
         "embedding": (
@@ -98,14 +98,12 @@ def test_wide_tensors_and_texts_are_not_kept(tmp_path):
     assert dataset.cached_column("embedding") is None and dataset.cached_column("note") is None
 
 
-def test_an_adapters_filters_run_once(folder, monkeypatch):
+def test_adapter_filters_run_once(folder, monkeypatch):
     stored = RLDSDataset(folder)
     first = AdaptedDataset(stored, ADAPTER)
-    state, action, may_start = (
-        first.column("observation/state"),
-        first.column("action"),
-        first.may_start(),
-    )
+    state = first.column("observation/state")
+    action = first.column("action")
+    may_start = first.may_start()
     assert state.shape == (28, 5)
     np.testing.assert_array_equal(stored.column("action"), action)
     other = AdaptedDataset(
@@ -119,7 +117,7 @@ def test_an_adapters_filters_run_once(folder, monkeypatch):
     np.testing.assert_array_equal(again.may_start(), may_start)
 
 
-def test_the_kinds_of_items_are_looked_up_once(folder, monkeypatch):
+def test_item_kinds_are_read_once(folder, monkeypatch):
     first = StageDataset(RLDSDataset(folder), ("front",))
     drawn = {kind: first.candidates(kind).tolist() for kind in (*KINDS, "any")}
     assert drawn["any"] == list(range(28)) and first.known_kinds == sorted(KINDS)
@@ -130,7 +128,7 @@ def test_the_kinds_of_items_are_looked_up_once(folder, monkeypatch):
         again.candidates("afordance")
 
 
-def test_what_cannot_be_kept_is_read_each_time_and_logged(folder, tmp_path, caplog):
+def test_unwritable_cache_is_logged_and_column_still_works(folder, tmp_path, caplog):
     (tmp_path / "file").touch()
     dataset = RLDSDataset(folder, cache_dir=tmp_path / "file" / "cache")
     column = dataset.column("action")
@@ -139,5 +137,5 @@ def test_what_cannot_be_kept_is_read_each_time_and_logged(folder, tmp_path, capl
     assert dataset.column("action") is column
 
 
-def test_every_adapter_has_a_digest_of_its_own():
+def test_adapter_digests_are_unique():
     assert len({adapter.digest for adapter in ADAPTERS.values()}) == len(ADAPTERS)

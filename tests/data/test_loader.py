@@ -1,4 +1,4 @@
-"""A batch is a function of (seed, step), and processes cut the same batch into slices."""
+"""A batch depends on (seed, step) only, and each process builds its slice of the same batch."""
 
 import jax
 import numpy as np
@@ -33,18 +33,18 @@ def assert_same(a, b):
         np.testing.assert_array_equal(value, b[name], err_msg=name)
 
 
-def test_a_run_has_the_plans_batches(builder, whole):
+def test_batches_follow_the_plan(builder, whole):
     assert len(whole) == builder.plan.steps == 9
     for step, batch in enumerate(whole):
-        batch_lib.validate(batch, B=6, C=2, H=28, W=28, L=96, S=5, P=4, A=3)
-        rows = [builder(*builder.plan.row(step, i)) for i in range(6)]
-        assert_same(batch, {name: np.stack([row[name] for row in rows]) for name in rows[0]})
+        batch_lib.validate(batch, B=6, C=2, H=28, W=28, L=96, Q=5, P=4, A=3)
+        for i, draw in enumerate(builder.plan.rows(step, 0, 6)):
+            assert_same({name: value[i] for name, value in batch.items()}, builder(*draw))
         assert (batch["action_segment"] > 0).sum() == builder.plan.counts[step, 0]
     assert (whole[0]["images"] != whole[1]["images"]).any()
 
 
 @pytest.mark.parametrize(("start", "threads", "prefetch"), [(3, 1, 1), (8, 3, 8), (0, 4, 2)])
-def test_a_loader_started_later_goes_on_where_the_first_would_be(
+def test_loader_started_at_a_later_step_gives_the_same_batches(
     builder, whole, start, threads, prefetch
 ):
     late = list(batches(builder, start=start, threads=threads, prefetch=prefetch))
@@ -64,15 +64,15 @@ def test_worker_processes_give_the_same_batches(builder, whole, workers):
 @pytest.mark.parametrize(
     "parts", [[[0, 1, 2], [3, 4, 5]], [[0, 1, 4, 5], [2, 3]], [[0, 5], [1], [2, 3, 4]]]
 )
-def test_processes_rows_make_up_the_batch(builder, whole, parts):
-    """However a mesh deals them out."""
+def test_rows_of_all_processes_make_up_the_batch(builder, whole, parts):
+    """The rows of the processes may be in any order, as a mesh distributes them."""
     loaders = [batches(builder, start=2, rows=rows) for rows in parts]
     for step in range(2, 5):
         for rows, loader in zip(parts, loaders, strict=True):
             assert_same(next(loader), {name: value[rows] for name, value in whole[step].items()})
 
 
-def test_the_schemas_errors_name_the_field(whole):
+def test_schema_errors_name_the_field(whole):
     batch = whole[0]
     for change, message in (
         ({"tokens": batch["tokens"].astype(np.int64)}, r"batch\['tokens'\] is int64\[6, 96\]"),
@@ -85,20 +85,22 @@ def test_the_schemas_errors_name_the_field(whole):
         batch_lib.validate({name: value for name, value in batch.items() if name != "stream"})
 
 
-def test_memory_is_used_again_only_when_nobody_looks_at_it():
-    memory = BufferPool(max_buffers=2)
-    first = memory.empty((4, 6))
-    place, view = first.ctypes.data, np.asarray(first[1:, ::2]).T
+def test_buffer_is_reused_only_without_references():
+    buffers = BufferPool(max_buffers=2)
+    first = buffers.empty((4, 6))
+    address = first.ctypes.data
+    view = np.asarray(first[1:, ::2]).T
     del first
-    second = memory.empty((4, 6))
-    assert second.ctypes.data != place and view.shape == (3, 3)  # a view of a view holds it
+    second = buffers.empty((4, 6))
+    assert second.ctypes.data != address and view.shape == (3, 3)  # the view is a reference
     del view
-    assert memory.empty((4, 6)).ctypes.data == place
-    assert memory.empty((2, 5)).shape == (2, 5) and memory.empty((4, 6)).dtype == np.uint8
+    assert buffers.empty((4, 6)).ctypes.data == address
+    assert buffers.empty((2, 5)).shape == (2, 5) and buffers.empty((4, 6)).dtype == np.uint8
 
 
-def test_batches_that_are_kept_stay_as_they_were(builder, whole):
-    held, copies = [], []
+def test_kept_batches_do_not_change(builder, whole):
+    held = []
+    copies = []
     for batch in batches(builder, start=0, threads=2, prefetch=2):
         held.append(batch)
         copies.append({name: value.copy() for name, value in batch.items()})
@@ -107,8 +109,8 @@ def test_batches_that_are_kept_stay_as_they_were(builder, whole):
         assert_same(a, c)
 
 
-def test_what_a_device_holds_stays_as_it_was(builder, whole):
-    """A device may take a batch's memory as it is, without a copy, and hand it on to computations of pending."""
+def test_batches_on_a_device_do_not_change(builder, whole):
+    """A device array may share the batch's memory without a copy."""
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     held = [
         put_batch(batch, mesh, len(batch["tokens"]))

@@ -32,10 +32,10 @@ def test_statistics_of_public_datasets_are_exact(source, tmp_path):
     action = stats["action"]
     assert action.count == len(actions)
     ordered = np.sort(actions, axis=0)
-    place = 0.01 * (len(actions) - 1)
+    position = 0.01 * (len(actions) - 1)
     q01 = (
-        ordered[0] + (ordered[1] - ordered[0]) * place
-        if place < 1
+        ordered[0] + (ordered[1] - ordered[0]) * position
+        if position < 1
         else np.quantile(actions, 0.01, axis=0)
     )
     for got, want in [
@@ -49,7 +49,7 @@ def test_statistics_of_public_datasets_are_exact(source, tmp_path):
         assert got.dtype == np.float32
 
 
-def test_modes_put_the_data_where_they_say():
+def test_modes_normalize_to_their_range():
     stats = stats_of(DATA)
     scaled = normalize(DATA, stats, "quantile")
     np.testing.assert_allclose(
@@ -71,9 +71,10 @@ def test_modes_put_the_data_where_they_say():
 def test_unnormalize_inverts_normalize_and_leaves_padding(x, mode, padding):
     stats = stats_of(DATA)
     padded = np.pad(x, ((0, 0), (0, padding)), constant_values=7)
-    there = normalize(padded, stats, mode)
-    assert there.shape == padded.shape and there.dtype == np.float32 and (there[:, 3:] == 7).all()
-    np.testing.assert_allclose(unnormalize(there, stats, mode), padded, rtol=1e-4, atol=1e-4)
+    scaled = normalize(padded, stats, mode)
+    assert scaled.shape == padded.shape and scaled.dtype == np.float32
+    assert (scaled[:, 3:] == 7).all()
+    np.testing.assert_allclose(unnormalize(scaled, stats, mode), padded, rtol=1e-4, atol=1e-4)
 
 
 def test_works_under_jit():
@@ -82,7 +83,7 @@ def test_works_under_jit():
     np.testing.assert_allclose(got, normalize(DATA, stats, "quantile"), rtol=1e-5, atol=1e-5)
 
 
-def test_constant_dimensions_pass_through_and_are_reported(tmp_path, caplog):
+def test_constant_dimensions_are_unchanged_and_logged(tmp_path, caplog):
     action = np.stack([np.linspace(-3, 3, 400), np.full(400, 0.25)], -1).astype(np.float32)
     action[7, 1] = 0.5  # one outlier: constant between its quantiles, not by its deviation
     write_rlds(tmp_path, [{"action": action.ravel()}], steps={"action": STEPS["action"]})
@@ -95,7 +96,7 @@ def test_constant_dimensions_pass_through_and_are_reported(tmp_path, caplog):
     assert not stats.constant("none").any()
 
 
-def test_constant_dimensions_of_state_and_action_are_both_reported(tmp_path, caplog):
+def test_constant_dimensions_of_state_and_action_are_logged(tmp_path, caplog):
     episodes = [robot_episode(number) for number in range(3)]
     for episode in episodes:
         for name, width, dimension in (("observation/state", 3, 2), ("action", 2, 0)):
@@ -109,7 +110,7 @@ def test_constant_dimensions_of_state_and_action_are_both_reported(tmp_path, cap
     assert f"action of {tmp_path}: dimensions [0]" in caplog.text
 
 
-def test_json_loses_nothing():
+def test_json_round_trip_is_exact():
     stats = stats_of(DATA)
     back = NormStats.from_dict(json.loads(json.dumps(stats.to_dict())))
     for name, value in vars(stats).items():
@@ -118,8 +119,9 @@ def test_json_loses_nothing():
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_values_that_are_not_finite_are_named(tmp_path, value):
-    good, bad = np.zeros(6, np.float32), np.zeros(8, np.float32)
+def test_nonfinite_values_raise(tmp_path, value):
+    good = np.zeros(6, np.float32)
+    bad = np.zeros(8, np.float32)
     bad[5] = value
     write_rlds(tmp_path, [{"action": good}, {"action": bad}], steps={"action": STEPS["action"]})
     with pytest.raises(
@@ -128,7 +130,7 @@ def test_values_that_are_not_finite_are_named(tmp_path, value):
         compute_norm_stats(RLDSDataset(tmp_path), ["action"])
 
 
-def test_wrong_use_is_named(tmp_path):
+def test_errors_name_mode_width_and_feature(tmp_path):
     stats = stats_of(DATA)
     with pytest.raises(
         ValueError, match="unknown normalisation 'quantiles', did you mean 'quantile'"

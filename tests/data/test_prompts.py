@@ -1,4 +1,4 @@
-"""Segments: what the model reads and writes, word for word."""
+"""The text of the segments that the model reads and writes."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from etcvla.models.fast import FAST
 
 STATE = np.float32([-1, 0, 1])
 TASK = " Open_the\nDoor "
-# What openpi's tokenizers write of this task and state, and (the last two) what stands in its place with subtasks.
+# The prompts of openpi's tokenizers for this task and state, and of the formats with subtasks.
 EXPECTED = {
     "pi0": "Open the Door\n",
     "pi05": "Task: Open the Door, State: 0 128 255;\nAction: ",
@@ -24,12 +24,12 @@ def tokenizer():
     return Tokenizer.load()
 
 
-def test_a_question_and_its_answer(tokenizer):
-    asked = prompts.question(tokenizer, "where is the door?", "<loc0012><loc1023>")
-    assert asked.prompt[0] == tokenizer.layout.bos and asked.target[-1] == tokenizer.layout.eos
-    assert tokenizer.decode(asked.prompt) == "where is the door?\n"
-    assert tokenizer.decode(asked.target) == "<loc0012><loc1023>" and len(asked.target) == 3
-    assert len(asked) == len(asked.prompt) + len(asked.target)
+def test_question_segment(tokenizer):
+    segment = prompts.question(tokenizer, "where is the door?", "<loc0012><loc1023>")
+    assert segment.prompt[0] == tokenizer.layout.bos and segment.target[-1] == tokenizer.layout.eos
+    assert tokenizer.decode(segment.prompt) == "where is the door?\n"
+    assert tokenizer.decode(segment.target) == "<loc0012><loc1023>" and len(segment.target) == 3
+    assert len(segment) == len(segment.prompt) + len(segment.target)
 
 
 def test_every_format_is_tested():
@@ -37,30 +37,33 @@ def test_every_format_is_tested():
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_a_format_word_for_word(tokenizer, name):
-    made = prompts.action(tokenizer, TASK, prompt=name, state=STATE, subtask=" grasp_the\nhandle")
-    assert tokenizer.decode(made.prompt) == EXPECTED[name]
-    assert made.prompt[0] == tokenizer.layout.bos and made.target == []
+def test_prompt_text_of_each_format(tokenizer, name):
+    segment = prompts.action(
+        tokenizer, TASK, prompt=name, state=STATE, subtask=" grasp_the\nhandle"
+    )
+    assert tokenizer.decode(segment.prompt) == EXPECTED[name]
+    assert segment.prompt[0] == tokenizer.layout.bos and segment.target == []
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_what_is_learnt_of_actions(tokenizer, name):
-    """eos ends them; pi0-FAST also writes what stands around them, each part encoded on its own."""
+def test_action_targets_of_each_format(tokenizer, name):
+    """FAST tokens and eos; pi0-FAST also has an opening and a closing, encoded separately."""
     fast = [0, 7, 100]
-    made = prompts.action(tokenizer, TASK, prompt=name, state=STATE, subtask="grasp", fast=fast)
-    ids, eos = tokenizer.action_ids(fast), tokenizer.layout.eos
+    segment = prompts.action(tokenizer, TASK, prompt=name, state=STATE, subtask="grasp", fast=fast)
+    ids = tokenizer.action_ids(fast)
+    eos = tokenizer.layout.eos
     expected = (
         [*tokenizer.encode("Action: "), *ids, *tokenizer.encode("|"), eos]
         if name == "pi0_fast"
         else [*ids, eos]
     )
-    assert made.target == expected
+    assert segment.target == expected
     assert prompts.read_action(tokenizer, [*expected, 0, 0], prompt=name) == fast
     assert prompts.read_action(tokenizer, np.int32(expected), prompt=name) == fast
     assert set(expected) <= set(prompts.action_vocabulary(tokenizer, prompt=name, fast_vocab=101))
 
 
-def test_what_begins_otherwise_is_no_action(tokenizer):
+def test_read_action_rejects_other_openings(tokenizer):
     fast = FAST.fit(np.random.default_rng(0).uniform(-1, 1, (50, 4, 2)), vocab_size=200)
     ids = tokenizer.action_ids([1, 2])
     for written in (ids, [*tokenizer.encode("Task: "), *ids], []):
@@ -72,30 +75,29 @@ def test_what_begins_otherwise_is_no_action(tokenizer):
     ]
 
 
-def test_nothing_else_is_in_an_actions_vocabulary(tokenizer):
+def test_action_vocabulary_contains_only_action_targets(tokenizer):
     allowed = prompts.action_vocabulary(tokenizer, prompt="pi0", fast_vocab=3)
     assert allowed == [tokenizer.layout.eos, *tokenizer.action_ids([0, 1, 2])]
     framed = prompts.action_vocabulary(tokenizer, prompt="pi0_fast", fast_vocab=3)
     assert set(framed) - set(allowed) == {*tokenizer.encode("Action: "), *tokenizer.encode("|")}
 
 
-def test_subtasks_are_asked_for(tokenizer):
-    made = prompts.subtask(tokenizer, TASK, prompt="pi05_subtask", answer="grasp the handle")
-    assert tokenizer.decode(made.prompt) == "Task: Open the Door. Subtask: "
+def test_subtask_segment(tokenizer):
+    segment = prompts.subtask(tokenizer, TASK, prompt="pi05_subtask", answer="grasp the handle")
+    assert tokenizer.decode(segment.prompt) == "Task: Open the Door. Subtask: "
     assert (
-        tokenizer.decode(made.target) == "grasp the handle"
-        and made.target[-1] == tokenizer.layout.eos
+        tokenizer.decode(segment.target) == "grasp the handle"
+        and segment.target[-1] == tokenizer.layout.eos
     )
-    asked = prompts.subtask(tokenizer, TASK, prompt="subtask", state=STATE)
-    assert tokenizer.decode(asked.prompt) == "Task: Open the Door, State: 0 128 255;\nSubtask: "
-    told = prompts.action(tokenizer, TASK, prompt="subtask", state=STATE, subtask="grasp")
-    assert (
-        told.prompt[: len(asked.prompt) - 1] == asked.prompt[:-1]
-    )  # the last piece may join what follows
+    segment = prompts.subtask(tokenizer, TASK, prompt="subtask", state=STATE)
+    assert tokenizer.decode(segment.prompt) == "Task: Open the Door, State: 0 128 255;\nSubtask: "
+    action = prompts.action(tokenizer, TASK, prompt="subtask", state=STATE, subtask="grasp")
+    # The last token may be merged with the text that follows.
+    assert action.prompt[: len(segment.prompt) - 1] == segment.prompt[:-1]
 
 
-def test_acting_asks_as_training_did(tokenizer):
-    """What a policy puts before an answer, or an action, is what stood before it in training."""
+def test_inference_prompts_equal_training_prompts(tokenizer):
+    """A policy's prompt of an answer or an action equals the one in training."""
     trained = prompts.question(tokenizer, "what is red?", "the door")
     assert prompts.question(tokenizer, "what is red?") == (trained.prompt, [])
     for name in prompts.FORMATS:
@@ -115,20 +117,20 @@ def test_acting_asks_as_training_did(tokenizer):
         ),
     ],
 )
-def test_what_a_format_lacks_is_named(tokenizer, options, message):
+def test_errors_name_what_a_format_needs(tokenizer, options, message):
     with pytest.raises(ValueError, match=message):
         prompts.action(tokenizer, "open the door", **options)
 
 
-def test_a_format_without_subtasks_is_told(tokenizer):
+def test_subtask_segment_of_format_without_subtasks_raises(tokenizer):
     with pytest.raises(
         ValueError, match="prompt 'pi0' has no subtasks; choose from pi05_subtask, subtask"
     ):
         prompts.subtask(tokenizer, "open the door", prompt="pi0")
 
 
-def test_state_bins_are_openpis():
-    # openpi: np.digitize(state, np.linspace(-1, 1, 257)[:-1]) - 1, so what lies below all edges is -1
+def test_state_bins_equal_openpi():
+    # openpi: np.digitize(state, np.linspace(-1, 1, 257)[:-1]) - 1; a value below all edges is -1.
     assert (
         prompts.state_bins(np.float32([-1.01, -1, -0.9922, -0.99, 0.9921875, 0.99, 5]))
         == "-1 0 0 1 255 254 255"

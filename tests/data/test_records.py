@@ -1,4 +1,4 @@
-"""TFRecord framing and protobuf hopping, against records made byte by byte."""
+"""TFRecord framing and the location of values, against records that are written byte by byte."""
 
 import re
 import struct
@@ -24,7 +24,7 @@ from tests.data.handmade_rlds import example, feature, field, record, varint
 INT64 = st.integers(-(2**63), 2**63 - 1)
 
 
-def test_crc_is_castagnolis_masked():
+def test_masked_crc_of_check_value():
     # 0xE3069283 is the check value of CRC-32C; the mask is a rotation by 15 bits plus a constant.
     crc = 0xE3069283
     assert masked_crc(b"123456789") == (((crc >> 15) | (crc << 17)) + 0xA282EAD8) % 2**32
@@ -44,32 +44,30 @@ def test_ints_round_trip(values):
     ints=st.lists(INT64, min_size=1, max_size=8),
     order=st.permutations(["texts", "floats", "ints"]),
 )
-def test_every_value_is_found(texts, floats, ints, order):
+def test_locate_features_finds_every_value(texts, floats, ints, order):
     floats = np.array(floats, np.float32)
     values = {"texts": texts, "floats": floats, "ints": ints}
     payload = example({name: values[name] for name in order})
-    found = locate_features(payload)
-    assert list(found) == order
-    assert [found[name].kind for name in ("texts", "floats", "ints")] == [BYTES, FLOATS, INTS]
-    assert [found[name].count for name in ("texts", "floats", "ints")] == [
-        len(texts),
-        len(floats),
-        len(ints),
+    locations = locate_features(payload)
+    assert list(locations) == order
+    assert [locations[name].kind for name in ("texts", "floats", "ints")] == [BYTES, FLOATS, INTS]
+    assert [locations[name].count for name in ("texts", "floats", "ints")] == [
+        len(values) for values in (texts, floats, ints)
     ]
-    assert [read_element(payload, offset) for offset in found["texts"].offsets] == texts
-    span = {name: payload[v.start : v.start + v.size] for name, v in found.items()}
-    np.testing.assert_array_equal(read_floats(span["floats"]), floats)
-    assert read_ints(span["ints"]).tolist() == ints
+    assert [read_element(payload, offset) for offset in locations["texts"].offsets] == texts
+    data = {name: payload[v.start : v.start + v.size] for name, v in locations.items()}
+    np.testing.assert_array_equal(read_floats(data["floats"]), floats)
+    assert read_ints(data["ints"]).tolist() == ints
 
 
 @pytest.mark.parametrize("size", [0, 1, 127, 128, 16383, 16384, 2_100_000])
-def test_element_sizes_around_varint_borders(size):
+def test_element_sizes_at_varint_boundaries(size):
     payload = example({"image": [b"x", b"y" * size, b"z"]})
     peeked = []
 
-    def peek(place):
-        peeked.append(place)
-        return payload[place : place + 4]
+    def peek(offset):
+        peeked.append(offset)
+        return payload[offset : offset + 4]
 
     offsets = locate_features(payload)["image"].offsets
     assert locate_features(payload, peek)["image"].offsets == offsets and len(peeked) == (
@@ -78,17 +76,18 @@ def test_element_sizes_around_varint_borders(size):
     assert [len(read_element(payload, mark)) for mark in offsets] == [1, size, 1]
 
 
-def test_row_lengths_are_summed():
+def test_row_lengths_have_running_sums():
     payload = example({"etc/ragged_row_lengths_0": [2, 0, 300]})
-    found = locate_features(payload)["etc/ragged_row_lengths_0"]
-    assert (found.count, found.offsets) == (3, [0, 2, 2, 302])
+    location = locate_features(payload)["etc/ragged_row_lengths_0"]
+    assert (location.count, location.offsets) == (3, [0, 2, 2, 302])
 
 
-def test_value_before_key_and_a_feature_without_a_list():
-    late, none = field(2, feature([b"a"])) + field(1, b"late"), field(1, b"no") + field(2, b"")
+def test_value_before_key_and_feature_without_list():
+    late = field(2, feature([b"a"])) + field(1, b"late")
+    none = field(1, b"no") + field(2, b"")
     payload = field(1, field(1, late) + field(1, none))
-    found = locate_features(payload)
-    assert (found["late"].count, found["no"].count, found["no"].kind) == (1, 0, 0)
+    locations = locate_features(payload)
+    assert (locations["late"].count, locations["no"].count, locations["no"].kind) == (1, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +104,7 @@ def test_value_before_key_and_a_feature_without_a_list():
         example({"x": [1, 2, 3]}) + b"\x0a",
     ],
 )
-def test_what_is_no_example_is_refused(bad):
+def test_malformed_examples_raise(bad):
     with pytest.raises((ValueError, IndexError)):
         locate_features(bad)
 
@@ -118,19 +117,18 @@ def three_records(tmp_path):
     return path, payloads
 
 
-def test_payloads(three_records):
+def test_records_and_ranges_of_payloads(three_records):
     path, payloads = three_records
     shard = TFRecordShard(path)
     read = list(shard.records(verify_crc=True))
-    assert [number for number, *_ in read] == [0, 1, 2] and [
-        payload for *_, payload in read
-    ] == payloads
-    for _, place, payload in read:
-        assert shard.read(place, [(0, 3), (2, 4)]) == [payload[:3], payload[2:6]]
+    assert [number for number, *_ in read] == [0, 1, 2]
+    assert [payload for *_, payload in read] == payloads
+    for _, position, payload in read:
+        assert shard.read(position, [(0, 3), (2, 4)]) == [payload[:3], payload[2:6]]
 
 
 @pytest.mark.parametrize("lost", [1, 3, 10, 60, 64, 70])
-def test_truncation_names_file_record_and_offset(three_records, lost):
+def test_truncated_file_names_record_and_offset(three_records, lost):
     path, payloads = three_records
     data = path.read_bytes()
     path.write_bytes(data[:-lost])
@@ -144,7 +142,7 @@ def test_truncation_names_file_record_and_offset(three_records, lost):
     assert len(damage) == 1 and "record 2" in str(damage[0])
 
 
-def test_damaged_size_is_always_noticed(three_records):
+def test_damaged_size_always_raises(three_records):
     path, payloads = three_records
     data = bytearray(path.read_bytes())
     second = len(payloads[0]) + 16
@@ -154,7 +152,7 @@ def test_damaged_size_is_always_noticed(three_records):
         list(TFRecordShard(path).records())
 
 
-def test_damaged_payload_is_noticed_on_request(three_records):
+def test_damaged_payload_raises_with_verify_crc(three_records):
     path, payloads = three_records
     data = bytearray(path.read_bytes())
     data[len(payloads[0]) + 16 + 12 + 100] ^= 1
@@ -163,10 +161,9 @@ def test_damaged_payload_is_noticed_on_request(three_records):
     with pytest.raises(RecordError, match="record 1 .*damaged payload"):
         list(TFRecordShard(path).records(verify_crc=True))
     damage = []
-    assert [n for n, *_ in TFRecordShard(path).records(verify_crc=True, damage=damage)] == [
-        0,
-        2,
-    ] and len(damage) == 1
+    records = TFRecordShard(path).records(verify_crc=True, damage=damage)
+    assert [number for number, *_ in records] == [0, 2]
+    assert len(damage) == 1
 
 
 def test_empty_file_has_no_records(tmp_path):

@@ -1,4 +1,4 @@
-"""The RLDS reader against public structures, wrong use and damaged files."""
+"""The RLDS reader: public fixtures, wrong use and damaged files."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def public(request, tmp_path):
     return shutil.copytree(request.param, tmp_path / request.param.name), values
 
 
-def test_public_datasets_read_as_tfds_reads_them(public):
+def test_public_fixtures_equal_tfds(public):
     folder, splits = public
     for split, episodes in splits.items():
         dataset = RLDSDataset(folder, split, verify_crc=True)
@@ -103,7 +103,8 @@ def test_public_datasets_read_as_tfds_reads_them(public):
                         dataset.frame(first + t, [camera])[camera].mean((0, 1))
                         for t in range(len(value))
                     ]
-                    # TFDS decodes by the fast transform, which is a grey level or so darker; the change must agree.
+                    # TFDS decodes by the fast transform, which is about one grey level darker;
+                    # differences between images must agree.
                     np.testing.assert_allclose(means, value, atol=2.5)
                     np.testing.assert_allclose(means - means[0], value - value[0], atol=0.5)
 
@@ -123,7 +124,7 @@ def test_windows_repeat_the_last_action(public):
         assert frame == dataset.starts[number] + step
 
 
-def test_threads_and_workers_read_the_same(public):
+def test_threads_and_pickled_copies_read_the_same(public):
     folder, splits = public
     dataset = RLDSDataset(folder, next(iter(splits)))
     names = list(dataset.features)
@@ -140,17 +141,16 @@ def test_threads_and_workers_read_the_same(public):
                     np.testing.assert_array_equal(got[name], want[name])
 
 
-def test_some_episodes_alone(public):
+def test_subset_of_episodes(public):
     folder, splits = public
     whole = RLDSDataset(folder, "train")
-    part = RLDSDataset(folder, "train", episodes=[1])
-    start, stop = whole.starts[1:3]
-    np.testing.assert_array_equal(part.column("action"), whole.column("action")[start:stop])
-    assert (
-        part.num_episodes == 1
-        and part.metadata(0) == whole.metadata(1)
-        and part.where(0) == whole.where(1)
-    )
+    last = whole.num_episodes - 1
+    part = RLDSDataset(folder, "train", episodes=[last])
+    start = whole.starts[last]
+    np.testing.assert_array_equal(part.column("action"), whole.column("action")[start:])
+    assert part.num_episodes == 1
+    assert part.metadata(0) == whole.metadata(last)
+    assert part.where(0) == whole.where(last)
     with pytest.raises(ValueError, match="no episodes"):
         RLDSDataset(folder, "train", episodes=[])
     with pytest.raises(IndexError, match="99"):
@@ -166,8 +166,8 @@ def folder(tmp_path):
     return tmp_path / "set" / "1.0.0"
 
 
-def test_index_is_kept_and_rebuilt_when_a_file_changes(folder, monkeypatch):
-    built = []
+def test_index_is_cached_and_rebuilt_when_a_file_changes(folder, monkeypatch):
+    built = []  # one element per file that was indexed
     build_one = frame_index._index_shard
     monkeypatch.setattr(
         frame_index, "_index_shard", lambda *args: built.append(1) or build_one(*args)
@@ -180,31 +180,31 @@ def test_index_is_kept_and_rebuilt_when_a_file_changes(folder, monkeypatch):
     write_rlds(folder, [episode(5)])
     assert RLDSDataset(folder).lengths.tolist() == [5] and len(built) == 2
     file = folder / ".etcvla" / "train" / "index"
-    file.write_bytes(file.read_bytes()[:-8])  # a copy of the index that was cut off
+    file.write_bytes(file.read_bytes()[:-8])  # a truncated index
     assert RLDSDataset(folder).lengths.tolist() == [5] and len(built) == 3
     monkeypatch.setattr(cache, "VERSION", cache.VERSION + 1)
     assert RLDSDataset(folder).lengths.tolist() == [5] and len(built) == 4
 
 
-def test_index_goes_to_cache_dir_and_two_datasets_do_not_meet(folder, tmp_path):
+def test_cache_dir_separates_datasets(folder, tmp_path):
     other = tmp_path / "other" / "set" / "1.0.0"
     write_rlds(other, [episode(7)])
-    apart = tmp_path / "cache"
+    cache_dir = tmp_path / "cache"
     for _ in range(2):
-        assert RLDSDataset(folder, cache_dir=apart).num_frames == 9
-        assert RLDSDataset(other, cache_dir=apart).num_frames == 7
-    assert len(list(apart.iterdir())) == 2 and not (folder / ".etcvla").exists()
+        assert RLDSDataset(folder, cache_dir=cache_dir).num_frames == 9
+        assert RLDSDataset(other, cache_dir=cache_dir).num_frames == 7
+    assert len(list(cache_dir.iterdir())) == 2 and not (folder / ".etcvla").exists()
 
 
-def test_an_index_that_cannot_be_written_is_only_logged(folder, tmp_path, caplog):
+def test_unwritable_index_is_logged(folder, tmp_path, caplog):
     (tmp_path / "file").touch()
     assert RLDSDataset(folder, cache_dir=tmp_path / "file" / "cache").num_frames == 9
     assert "cache_dir" in caplog.text
 
 
-def test_an_index_of_data_that_cannot_be_written_lies_apart(folder, tmp_path, monkeypatch, caplog):
+def test_index_of_read_only_data_is_in_the_cache_folder(folder, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("ETCVLA_INDEX", str(tmp_path / "apart"))
-    (folder / ".etcvla").touch()  # root writes into any folder, but not below a file
+    (folder / ".etcvla").touch()  # even root cannot write below a file
     assert RLDSDataset(folder).num_frames == 9
     (file,) = (tmp_path / "apart").glob("*/index")
     first = file.stat().st_mtime_ns
@@ -220,15 +220,14 @@ def many_files(folder, number=4):
     return sorted(folder.glob("*tfrecord*"))
 
 
-def test_several_processes_make_the_same_index(tmp_path):
+def test_index_does_not_depend_on_the_number_of_processes(tmp_path):
     shards = many_files(tmp_path / "set")
     opened = [open_shard(path) for path in shards]
-    one, two = (
-        frame_index.load_index(
-            opened, cache.IndexCache((tmp_path / str(n),), frame_index.files_key(shards)), workers=n
-        )
-        for n in (1, 2)
-    )
+    key = frame_index.files_key(shards)
+    one_cache = cache.IndexCache((tmp_path / "1",), key)
+    two_cache = cache.IndexCache((tmp_path / "2",), key)
+    one = frame_index.load_index(opened, one_cache, workers=1)
+    two = frame_index.load_index(opened, two_cache, workers=2)
     assert one.columns == two.columns
     assert (tmp_path / "1" / "index").read_bytes() == (tmp_path / "2" / "index").read_bytes()
     for name in ("records", "locations", "offsets"):
@@ -236,12 +235,12 @@ def test_several_processes_make_the_same_index(tmp_path):
     assert one.records[:, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
-# Files far away
+# Remote files
 
 
 @pytest.fixture
 def remote(tmp_path, monkeypatch):
-    """(URL of a copy in fsspec's memory, a dataset of the same files here)."""
+    """(URL of a copy in fsspec's memory, a dataset of the same local files)."""
     monkeypatch.setenv("ETCVLA_INDEX", str(tmp_path / "apart"))
     many_files(tmp_path / "set" / "1.0.0")
     memory = fsspec.filesystem("memory")
@@ -250,39 +249,43 @@ def remote(tmp_path, monkeypatch):
     memory.rm("/far", recursive=True)
 
 
-def test_a_remote_dataset_reads_the_same(remote, monkeypatch):
-    url, near = remote
-    far = RLDSDataset(url, verify_crc=True)
-    assert far.num_frames == near.num_frames and str(far.directory) == f"{url}/1.0.0"
-    names = list(near.features)
-    for frame in range(near.num_frames):
-        a, b = far.frame(frame, names), near.frame(frame, names)
+def test_remote_dataset_equals_local_dataset(remote, monkeypatch):
+    url, local = remote
+    remote_dataset = RLDSDataset(url, verify_crc=True)
+    assert (
+        remote_dataset.num_frames == local.num_frames
+        and str(remote_dataset.directory) == f"{url}/1.0.0"
+    )
+    names = list(local.features)
+    for frame in range(local.num_frames):
+        a = remote_dataset.frame(frame, names)
+        b = local.frame(frame, names)
         for name in names:
             np.testing.assert_array_equal(a[name], b[name])
-    np.testing.assert_array_equal(far.column("action"), near.column("action"))
+    np.testing.assert_array_equal(remote_dataset.column("action"), local.column("action"))
     monkeypatch.setattr(frame_index, "_index_shard", None)  # the index was kept
     assert (
-        pickle.loads(pickle.dumps(far)).window(3, "action", 4)[0].tolist()
-        == near.window(3, "action", 4)[0].tolist()
+        pickle.loads(pickle.dumps(remote_dataset)).window(3, "action", 4)[0].tolist()
+        == local.window(3, "action", 4)[0].tolist()
     )
     with pytest.raises(UserError, match="memory://far/nothing"):
         RLDSDataset("memory://far/nothing")
 
 
-def test_a_remote_frame_is_read_by_few_requests_of_few_bytes(remote, monkeypatch):
+def test_remote_frame_is_read_by_one_request(remote, monkeypatch):
     url, _ = remote
     far = RLDSDataset(url)
-    asked = []
+    requests = []
     read = far._shards[0]._file._path.fs.cat_ranges
     monkeypatch.setattr(
         type(far._shards[0]._file._path.fs),
         "cat_ranges",
         lambda self, paths, starts, ends, **kw: (
-            asked.append(list(zip(starts, ends, strict=True))) or read(paths, starts, ends, **kw)
+            requests.append(list(zip(starts, ends, strict=True))) or read(paths, starts, ends, **kw)
         ),
     )
     far.frame(0, ["image", "action", "note"])
-    assert len(asked) == 1 and len(asked[0]) == 1  # neighbours within 64 kB are one request
+    assert len(requests) == 1 and len(requests[0]) == 1  # ranges within 64 kB are merged
 
 
 @settings(deadline=None)
@@ -303,10 +306,10 @@ def test_merged_ranges_cover_all_ranges_and_are_apart(ranges, gap):
         assert _cut(starts, blocks, start, length) == data[start : start + length]
 
 
-# What users get wrong
+# Wrong use
 
 
-def test_found_by_the_parent_folder(folder):
+def test_dataset_is_found_by_its_parent_folder(folder):
     assert RLDSDataset(folder.parent).directory == folder
     write_rlds(folder.parent / "incomplete.ABC_1.0.1", [episode()])
     assert RLDSDataset(folder.parent).directory == folder
@@ -315,7 +318,7 @@ def test_found_by_the_parent_folder(folder):
         RLDSDataset(folder.parent)
 
 
-def test_missing_things_are_named(folder, tmp_path):
+def test_errors_name_what_is_missing(folder, tmp_path):
     with pytest.raises(UserError, match="nowhere does not exist.*data_builders"):
         RLDSDataset(tmp_path / "nowhere")
     with pytest.raises(UserError, match="'valid'.*it has train"):
@@ -330,7 +333,7 @@ def test_missing_things_are_named(folder, tmp_path):
             dataset.frame(frame, ["count"])
 
 
-def test_a_missing_file_or_episode_is_noticed(folder):
+def test_missing_file_or_episode_raises(folder):
     file = folder / "handmade-train.tfrecord-00000-of-00001"
     info = {"name": "handmade", "splits": [{"name": "train", "shardLengths": ["4"]}]}
     (folder / "dataset_info.json").write_text(json.dumps(info))
@@ -341,7 +344,7 @@ def test_a_missing_file_or_episode_is_noticed(folder):
         RLDSDataset(folder)
 
 
-def test_features_that_are_none(folder):
+def test_malformed_features_json_raises(folder):
     for text, message in (
         ("{", "features.json is not a TFDS"),
         ('{"featuresDict": {"features": {}}}', "no features"),
@@ -365,7 +368,7 @@ def test_features_that_are_none(folder):
         ),
     ],
 )
-def test_episodes_that_do_not_fit_together(tmp_path, change, problem):
+def test_inconsistent_episodes_raise(tmp_path, change, problem):
     path = write_rlds(tmp_path, [episode(), {**episode(), **change}])
     with pytest.raises(
         RecordError, match=re.escape(f"{path}, record 1 ") + rf"\(byte \d+\): {problem}"
@@ -385,13 +388,13 @@ def test_episodes_that_do_not_fit_together(tmp_path, change, problem):
         ({"image": [1, 2, 3]}, "image", "steps/image has another type"),
     ],
 )
-def test_values_that_do_not_decode(tmp_path, change, name, problem):
+def test_values_that_do_not_decode_raise(tmp_path, change, name, problem):
     path = write_rlds(tmp_path, [episode(2), {**episode(), **change}])
     with pytest.raises(RecordError, match=re.escape(f"{path}, record 1 ") + f".*{problem}"):
         RLDSDataset(tmp_path).frame(3, [name])
 
 
-def test_a_feature_that_one_record_lacks(tmp_path):
+def test_feature_missing_in_one_record_raises(tmp_path):
     bad = episode()
     del bad["note"]
     write_rlds(tmp_path, [episode(), bad])
@@ -401,14 +404,14 @@ def test_a_feature_that_one_record_lacks(tmp_path):
         dataset.frame(3, ["note"])
 
 
-def test_a_payload_that_is_no_example(tmp_path):
+def test_malformed_payload_raises(tmp_path):
     path = write_rlds(tmp_path, [episode()])
     path.write_bytes(path.read_bytes() + record(b"something else"))
     with pytest.raises(RecordError, match="record 1 .*not a tf.train.Example"):
         RLDSDataset(tmp_path)
 
 
-def test_flipped_bytes_are_found_by_verify_crc(tmp_path):
+def test_verify_crc_finds_flipped_bytes(tmp_path):
     path = write_rlds(tmp_path, [episode()])
     data = bytearray(path.read_bytes())
     data[-20] ^= 4
@@ -418,7 +421,7 @@ def test_flipped_bytes_are_found_by_verify_crc(tmp_path):
 
 
 @pytest.mark.parametrize("words", [{"steps/words/ragged_flat_values": [b"a", b"b", b"c"]}, {}])
-def test_ragged_values_must_add_up(tmp_path, words):
+def test_ragged_lengths_that_do_not_add_up_raise(tmp_path, words):
     payload = example({"steps/count": [0, 1], "steps/words/ragged_row_lengths_0": [1, 1], **words})
     path = write_rlds(tmp_path, [], steps={"count": STEPS["count"], "words": STEPS["note"]})
     description = features_json({"count": STEPS["count"], "words": STEPS["note"]})
@@ -432,14 +435,15 @@ def test_ragged_values_must_add_up(tmp_path, words):
         RLDSDataset(tmp_path)
 
 
-def test_more_files_than_a_process_may_open(tmp_path):
+def test_dataset_with_more_files_than_the_open_file_limit(tmp_path):
     path = write_rlds(tmp_path, [episode()])
     data = path.read_bytes()
     path.unlink()
     for number in range(300):
         (tmp_path / f"handmade-train.tfrecord-{number:05d}-of-00300").write_bytes(data)
     code = (
-        "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (200, r.getrlimit(r.RLIMIT_NOFILE)[1]));"
+        "import resource as r; hard = r.getrlimit(r.RLIMIT_NOFILE)[1];"
+        "r.setrlimit(r.RLIMIT_NOFILE, (200, hard));"
         f"from etcvla.data.rlds import RLDSDataset; dataset = RLDSDataset({str(tmp_path)!r});"
         "print(dataset.where(299)[1], dataset.num_frames)"
     )
@@ -454,7 +458,7 @@ def test_more_files_than_a_process_may_open(tmp_path):
         {"action": np.zeros(0, np.float32), "count": [], "image": [], "note": []},
     ],
 )
-def test_episodes_that_do_not_fit_are_skipped_and_counted(tmp_path, change, caplog):
+def test_inconsistent_episodes_are_skipped_and_counted(tmp_path, change, caplog):
     write_rlds(tmp_path, [episode(2), {**episode(), **change}, episode(4, seed=9)])
     dataset = RLDSDataset(tmp_path, damaged="skip")
     assert (
@@ -478,7 +482,7 @@ def test_damaged_records_are_skipped_and_counted(tmp_path, caplog):
         RLDSDataset(tmp_path, damaged="skipp")
 
 
-def test_flipped_bytes_are_skipped_with_verify_crc(tmp_path):
+def test_verify_crc_skips_flipped_bytes(tmp_path):
     path = write_rlds(tmp_path, [episode(2), episode(3)])
     data = bytearray(path.read_bytes())
     data[-20] ^= 4
@@ -487,7 +491,7 @@ def test_flipped_bytes_are_skipped_with_verify_crc(tmp_path):
     assert dataset.lengths.tolist() == [2] and dataset.skipped == {"damaged records": 1}
 
 
-# For people
+# Output
 
 
 def test_describe_lists_every_feature(public):
@@ -501,7 +505,8 @@ def test_describe_lists_every_feature(public):
 
 def test_command_line(folder):
     command = ("-m", "etcvla.data.rlds", str(folder))
-    good, bad = python(*command), python(*command, "--split", "x")
+    good = python(*command)
+    bad = python(*command, "--split", "x")
     assert (
         good.returncode == 0 and "3 episodes, 9 frames" in good.stdout and "note 0 0" in good.stdout
     )

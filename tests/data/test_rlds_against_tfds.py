@@ -1,4 +1,4 @@
-"""What TFDS writes is read as TFDS reads it: every value of every step and episode."""
+"""Every value of every step and episode that TFDS writes is read as TFDS reads it."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def flatten(tree, prefix=""):
 
 
 def assert_same(got, want):
-    """Equal in value, and tensors in dtype; `want` is TFDS's. Encoded images are decoded by TensorFlow."""
+    """Compare values, and dtypes of tensors; `want` is TFDS's, where images may be encoded."""
     want = want.decode() if isinstance(want, bytes) and isinstance(got, str) else want
     if isinstance(got, list):
         assert len(got) == len(want)
@@ -58,7 +58,7 @@ def assert_same(got, want):
 
 
 def assert_reads_like_tfds(folder, *cameras):
-    """Every value of every step and episode, through `frame`, `column` and `metadata`."""
+    """Compare every value of every step and episode by `frame`, `column` and `metadata`."""
     dataset = RLDSDataset(folder)
     columns = {
         name: dataset.column(name)
@@ -80,7 +80,8 @@ def assert_reads_like_tfds(folder, *cameras):
             [metadata[name] for name in dataset.metadata(number)],
         )
         for step in read["steps"]:
-            want, got = dict(flatten(step)), dataset.frame(frame, list(dataset.features))
+            want = dict(flatten(step))
+            got = dataset.frame(frame, list(dataset.features))
             assert set(want) == set(got)
             for name, value in want.items():
                 assert_same(got[name], value)
@@ -91,18 +92,20 @@ def assert_reads_like_tfds(folder, *cameras):
     return dataset
 
 
-def test_our_own_schema_reads_as_tfds_reads_it(tmp_path):
+def test_robot_schema_equals_tfds(tmp_path):
     rng = np.random.default_rng(0)
 
-    def made(number, steps, num_items):
+    def _episode(number, steps, num_items):
         annotation = make_annotation(seed=number, steps=steps)
-        items = [
-            [
-                Item("trajectory", "path", f"where to, {t}.{i}?" * 20, f"<loc{i:04d}>")
-                for i in range(n)
-            ]
-            for t, n in enumerate(num_items)
-        ]
+        items = []
+        for t, count in enumerate(num_items):
+            questions = [f"where to, {t}.{i}?" * 20 for i in range(count)]
+            items.append(
+                [
+                    Item("trajectory", "path", question, f"<loc{i:04d}>")
+                    for i, question in enumerate(questions)
+                ]
+            )
         images = {
             name: rng.integers(0, 256, (steps, 32, 32, 3), np.uint8) for name in ("front", "wrist")
         }
@@ -128,7 +131,9 @@ def test_our_own_schema_reads_as_tfds_reads_it(tmp_path):
         num_objects=4,
     )
     folder = build(
-        tmp_path, features, [made(0, 4, [2, 0, 1, 3]), made(1, 2, [0, 0]), made(2, 3, [0, 0, 5])]
+        tmp_path,
+        features,
+        [_episode(0, 4, [2, 0, 1, 3]), _episode(1, 2, [0, 0]), _episode(2, 3, [0, 0, 5])],
     )
     dataset = assert_reads_like_tfds(folder, "front", "wrist")
     assert dataset.num_episodes == 3
@@ -139,7 +144,7 @@ def test_our_own_schema_reads_as_tfds_reads_it(tmp_path):
     assert sorted(map(len, dataset.column("etc/question"))) == [0, 0, 0, 0, 0, 1, 2, 3, 5]
 
 
-def test_image_text_schema_reads_as_tfds_reads_it(tmp_path):
+def test_image_text_schema_equals_tfds(tmp_path):
     examples = [
         {
             "steps": [
@@ -160,9 +165,10 @@ def test_image_text_schema_reads_as_tfds_reads_it(tmp_path):
     assert dataset.lengths.tolist() == [1, 1, 1]
 
 
-def test_other_peoples_features_read_as_tfds_reads_them(tmp_path):
+def other_features():
+    """Describe features of all types that robot datasets use."""
     F = tfds.features
-    features = F.FeaturesDict(
+    return F.FeaturesDict(
         {
             "steps": F.Dataset(
                 {
@@ -194,12 +200,15 @@ def test_other_peoples_features_read_as_tfds_reads_them(tmp_path):
             ),
         }
     )
+
+
+def test_other_feature_types_equal_tfds(tmp_path):
     rng = np.random.default_rng(0)
 
-    def step(t):
+    def _step(t):
         return {
             "action": {"gripper": bool(t % 2), "pose": rng.integers(-9, 9, (2, 3)) / 4},
-            "box": F.BBox(0.0, 0.25, 0.5, 1.0),
+            "box": tfds.features.BBox(0.0, 0.25, 0.5, 1.0),
             "depth": rng.integers(0, 65535, (5, 7, 1), np.uint16),
             "label": 150 * t % 300,
             "mask": rng.integers(0, 255, (3, 2), np.uint8),
@@ -210,18 +219,18 @@ def test_other_peoples_features_read_as_tfds_reads_them(tmp_path):
             "picture": rng.integers(0, 255, (3 + t, 4, 3), np.uint8),
         }
 
-    examples = [
-        {
-            "steps": [step(t) for t in range(length)],
-            "episode_metadata": {
-                "nested": {"pose": np.float32([1, 2, length])},
-                "sizes": list(range(length - 1)),
-                "thumbnails": [rng.integers(0, 255, (4, 4, 3), np.uint8)] * (length - 1),
-            },
+    def _episode(length):
+        steps = [_step(t) for t in range(length)]
+        thumbnail = rng.integers(0, 255, (4, 4, 3), np.uint8)
+        metadata = {
+            "nested": {"pose": np.float32([1, 2, length])},
+            "sizes": list(range(length - 1)),
+            "thumbnails": [thumbnail] * (length - 1),
         }
-        for length in (1, 4)
-    ]
-    dataset = assert_reads_like_tfds(build(tmp_path, features, examples))
+        return {"steps": steps, "episode_metadata": metadata}
+
+    folder = build(tmp_path, other_features(), [_episode(1), _episode(4)])
+    dataset = assert_reads_like_tfds(folder)
     assert dataset.window(0, "action/pose", 3)[0].shape == (3, 6)
 
 
@@ -244,23 +253,26 @@ def nested_features():
 
 
 def nested_episode(length):
+    def _words(t, count):
+        return [f"{t} {count} {j}" for j in range(count)]
+
+    def _step(t):
+        return {
+            "action": np.float32([t, length]),
+            "words": [_words(t, count) for count in range(t + 1)],
+            "paths": [np.full((i, 2), t, np.float32) for i in range(t)],
+            "deep": [[[], [t]]] * t,
+            "fixed": np.float32([t, t, 1]),
+        }
+
     return {
-        "steps": [
-            {
-                "action": np.float32([t, length]),
-                "words": [[f"{t} {i} {j}" for j in range(i)] for i in range(t + 1)],
-                "paths": [np.full((i, 2), t, np.float32) for i in range(t)],
-                "deep": [[[t] * i for i in range(2)]] * t,
-                "fixed": np.float32([t, t, 1]),
-            }
-            for t in range(length)
-        ],
+        "steps": [_step(t) for t in range(length)],
         "episode_metadata": {"tree": [["a"] * i for i in range(length)]},
     }
 
 
 def plain(value):
-    """Lists of lists of numbers and strings, from ragged tensors too."""
+    """Return nested lists of numbers and strings, from ragged tensors as well."""
     if hasattr(value, "to_list"):
         value = value.to_list()
     if hasattr(value, "numpy"):
@@ -271,7 +283,7 @@ def plain(value):
 
 
 @pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
-def test_lists_of_lists_in_both_formats(tmp_path, file_format):
+def test_nested_lists_in_both_file_formats(tmp_path, file_format):
     folder = build(tmp_path, nested_features(), [nested_episode(3), nested_episode(2)], file_format)
     dataset = RLDSDataset(folder, verify_crc=True)
     assert dataset.whole_records == (file_format == "array_record") and sorted(
@@ -282,14 +294,12 @@ def test_lists_of_lists_in_both_formats(tmp_path, file_format):
         assert plain(dataset.metadata(number)["tree"]) == want["episode_metadata"]["tree"]
         for t in range(length):
             got = dataset.frame(int(dataset.starts[number]) + t, list(dataset.features))
-            assert {name: plain(value) for name, value in got.items()} == {
-                name: [plain(v) for v in value] if isinstance(value, list) else plain(value)
-                for name, value in want["steps"][t].items()
-            }
+            for name, value in want["steps"][t].items():
+                assert plain(got[name]) == plain(value)
     np.testing.assert_array_equal(dataset.window(0, "action", 2)[0][:, 0], [0, 1])
 
 
-def test_image_text_sets_without_steps(tmp_path):
+def test_image_text_dataset_without_steps(tmp_path):
     F = tfds.features
     features = F.FeaturesDict(
         {
@@ -302,8 +312,9 @@ def test_image_text_sets_without_steps(tmp_path):
         }
     )
     rng = np.random.default_rng(0)
-    examples = [
-        {
+    examples = []
+    for i in range(3):
+        example = {
             "image": rng.integers(0, 256, (4 + i, 5, 3), np.uint8),
             "caption": f"picture {i}",
             "label": i,
@@ -311,8 +322,7 @@ def test_image_text_sets_without_steps(tmp_path):
             "boxes": [F.BBox(0.0, 0.25, 0.5, 1.0)] * i,
             "numbers": np.arange(i + 1, dtype=np.float32),
         }
-        for i in range(3)
-    ]
+        examples.append(example)
     dataset = RLDSDataset(build(tmp_path, features, examples))
     assert dataset.lengths.tolist() == [1, 1, 1] and dataset.metadata(0) == {}
     for frame in range(3):

@@ -1,4 +1,4 @@
-"""Rows hold what the dataset holds: the frame, its state and actions, and questions with their own answers."""
+"""Rows contain the images, state and actions of their frame, and its questions and answers."""
 
 import numpy as np
 import pytest
@@ -7,10 +7,21 @@ from etcvla import batch as batch_lib
 from etcvla.data import prompts
 from etcvla.data.norm_stats import unnormalize
 from etcvla.data.stage_dataset import StageDataset
-from tests.data.handmade_rlds import INSTRUCTIONS, KINDS, PHASES, robot_items, write_robot_set
+from etcvla.errors import UserError
+from tests.data.handmade_rlds import (
+    INSTRUCTIONS,
+    KINDS,
+    PHASES,
+    robot_episode,
+    robot_items,
+    robot_steps,
+    write_rlds,
+    write_robot_set,
+)
 from tests.data.made_rows import SIZES, make_builder, segments, stream, where
 
-EPISODES, LENGTH = 4, 7
+EPISODES = 4
+LENGTH = 7
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +31,11 @@ def directory(tmp_path_factory):
 
 def answers(frame):
     """{prompt: (kind, answer)} of a frame's items."""
-    return {f"{question}\n": (kind, answer) for kind, _, question, answer, _ in robot_items(*frame)}
+    items = robot_items(*frame)
+    return {f"{question}\n": (kind, answer) for kind, _, question, answer, _ in items}
 
 
-def test_rows_keep_the_schema(directory):
+def test_rows_match_the_schema(directory):
     builder = make_builder(
         directory, stream("action", "action", extra_segments=2), stream("etc", "any")
     )
@@ -36,17 +48,19 @@ def test_rows_keep_the_schema(directory):
             H=28,
             W=28,
             L=96,
-            S=5,
+            Q=5,
             P=4,
             A=3,
         )
         assert row["segment"].max() >= 1 and (row["target"] <= (row["segment"] > 0)).all()
 
 
-def test_an_action_row_is_its_frame(directory):
+def test_action_row_has_the_values_of_its_frame(directory):
     builder = make_builder(directory, stream("action", "action"))
-    assets, dataset = builder.assets, builder.datasets["robot"].dataset
-    actions, states = dataset.column("action"), dataset.column("observation/state")
+    assets = builder.assets
+    dataset = builder.datasets["robot"].dataset
+    actions = dataset.column("action")
+    states = dataset.column("observation/state")
     for n in range(EPISODES * LENGTH):
         row = builder(0, n)
         episode, step = where(row)
@@ -69,30 +83,35 @@ def test_an_action_row_is_its_frame(directory):
         assert prompt == INSTRUCTIONS[episode % 2] + "\n"
         fast, whole = assets.fast.decode(assets.tokenizer.action_tokens(target[:-1]))
         assert whole and target[-1] == assets.tokenizer.layout.eos
-        np.testing.assert_allclose(
-            fast, row["actions"][:, :2], atol=0.1
-        )  # to within the quantisation
+        np.testing.assert_allclose(fast, row["actions"][:, :2], atol=0.1)  # quantisation error
 
 
-def test_the_state_may_stand_in_the_prompt_and_fast_may_be_left_out(directory):
+def test_prompt_with_state_and_no_fast_targets(directory):
     builder = make_builder(
         directory, stream("action", "action"), options={"prompt": "pi05", "use_fast": False}
     )
     row = builder(0, 0)
     [(prompt, target)] = segments(row, builder.assets.tokenizer)
     bins = np.array(prompt.removesuffix(";\nAction: ").split("State: ")[1].split(), int)
-    np.testing.assert_allclose(
-        (bins + 0.5) / 128 - 1, row["state"][:3], atol=1 / 128
-    )  # of three, not of all S
+    # The prompt has the three numbers of the dataset's state, not all S.
+    np.testing.assert_allclose((bins + 0.5) / 128 - 1, row["state"][:3], atol=1 / 128)
     assert target == [] and not row["target"].any() and not row["weight"].any()
 
 
-def test_pi0_fast_frames_its_actions(directory):
+def test_segment_mean_of_a_row_without_targets_has_no_weight(directory):
+    options = {"prompt": "pi05", "use_fast": False, "loss_mean": "segment"}
+    row = make_builder(directory, stream("action", "action"), options=options)(0, 0)
+    assert row["segment"].any() and not row["weight"].any()
+
+
+def test_pi0_fast_targets_have_opening_and_closing(directory):
     builder = make_builder(directory, stream("action", "action"), options={"prompt": "pi0_fast"})
-    row, tokenizer = builder(0, 0), builder.assets.tokenizer
+    row = builder(0, 0)
+    tokenizer = builder.assets.tokenizer
     [(prompt, target)] = segments(row, tokenizer)
     assert prompt.startswith("Task: ") and prompt.endswith(";\n")
-    opening, closing = tokenizer.encode("Action: "), tokenizer.encode("|", eos=True)
+    opening = tokenizer.encode("Action: ")
+    closing = tokenizer.encode("|", eos=True)
     assert target[: len(opening)] == opening and target[-len(closing) :] == closing
     chunk, whole = builder.assets.fast.decode(
         prompts.read_action(tokenizer, target, prompt="pi0_fast")
@@ -101,7 +120,7 @@ def test_pi0_fast_frames_its_actions(directory):
     np.testing.assert_allclose(chunk, row["actions"][:, :2], atol=0.1)
 
 
-def test_a_prompt_with_subtasks_says_and_asks_what_is_done(tmp_path):
+def test_prompt_with_subtasks_contains_and_asks_for_the_subtask(tmp_path):
     write_robot_set(tmp_path, episodes=EPISODES, length=LENGTH, phases=True)
     builder = make_builder(
         tmp_path,
@@ -112,20 +131,23 @@ def test_a_prompt_with_subtasks_says_and_asks_what_is_done(tmp_path):
     for n in range(EPISODES * LENGTH):
         row = builder(0, n)
         episode, step = where(row)
-        task, phase = INSTRUCTIONS[episode % 2], [None, 0, 0, 1, 1, 1, 1][step]
-        found = segments(row, builder.assets.tokenizer)
+        task = INSTRUCTIONS[episode % 2]
+        phase = [None, 0, 0, 1, 1, 1, 1][step]
+        row_segments = segments(row, builder.assets.tokenizer)
         subtask = task if phase is None else PHASES[phase].replace("_", " ")
-        assert found[0][0].startswith(f"Task: {subtask}, State: ") and row["action_segment"] == 1
-        if phase is None:  # nothing to learn of what is unknown; the rider follows
-            assert len(found) == 2 and "Subtask" not in found[1][0]
+        assert row_segments[0][0].startswith(f"Task: {subtask}, State: ")
+        assert row["action_segment"] == 1
+        if phase is None:  # no question for an unknown subtask; the extra segment follows
+            assert len(row_segments) == 2 and "Subtask" not in row_segments[1][0]
         else:
-            assert len(found) == 3 and found[1][0] == f"Task: {task}. Subtask: "
-            assert builder.assets.tokenizer.decode(found[1][1]) == PHASES[phase]
+            prompt, target = row_segments[1]
+            assert len(row_segments) == 3 and prompt == f"Task: {task}. Subtask: "
+            assert builder.assets.tokenizer.decode(target) == PHASES[phase]
 
 
-def test_a_dataset_without_subtasks(directory):
+def test_prompt_with_subtasks_needs_phases(directory):
     with pytest.raises(
-        ValueError, match="'subtask' needs subtasks, but .* has none .*annotation/phase"
+        UserError, match="'subtask' needs subtasks, but .* has none .*annotation/phase"
     ):
         make_builder(directory, stream("action", "action"), options={"prompt": "subtask"})
     make_builder(
@@ -133,20 +155,20 @@ def test_a_dataset_without_subtasks(directory):
     )  # which asks for no action
 
 
-def test_padding_may_be_learnt_as_openpi_does(directory):
-    """Widths that are not there are zeros then, and the last action is repeated past the episode's end."""
-    masked, learnt = (
-        make_builder(directory, stream("action", "action"), options={"mask_padding": mask})
-        for mask in (True, False)
-    )
+def test_padding_without_mask_as_in_openpi(directory):
+    """Padded dimensions are zeros, and the last action is repeated past the episode's end."""
+    action = stream("action", "action")
+    masked = make_builder(directory, action, options={"mask_padding": True})
+    unmasked = make_builder(directory, action, options={"mask_padding": False})
     for n in range(EPISODES * LENGTH):
-        one, other = masked(0, n), learnt(0, n)
+        one = masked(0, n)
+        other = unmasked(0, n)
         assert other["action_mask"].all()
         for name in set(one) - {"action_mask"}:
             np.testing.assert_array_equal(one[name], other[name])
 
 
-def test_a_segments_mean_weighs_every_segment_alike(directory):
+def test_segment_mean_gives_each_segment_the_same_weight(directory):
     builder = make_builder(
         directory, stream("action", "action", extra_segments=1), options={"loss_mean": "segment"}
     )
@@ -159,25 +181,26 @@ def test_a_segments_mean_weighs_every_segment_alike(directory):
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "any"])
-def test_a_question_row_asks_about_its_own_frame(directory, kind):
+def test_question_row_has_items_of_its_frame(directory, kind):
     builder = make_builder(directory, stream("etc", kind, extra_segments=9))
-    tokenizer, main = builder.assets.tokenizer, set()
+    tokenizer = builder.assets.tokenizer
+    main_kinds = set()
     for n in range(40):
         row = builder(0, n)
-        items, found = answers(where(row)), segments(row, tokenizer)
-        assert sorted(prompt for prompt, _ in found) == sorted(items)  # all of them, none twice
-        for prompt, target in found:
-            assert (
-                tokenizer.decode(target) == items[prompt][1] and target[-1] == tokenizer.layout.eos
-            )
-        main.add(items[found[0][0]][0])
-        assert (
-            row["action_segment"] == 0 and not row["action_mask"].any() and not row["actions"].any()
-        )
-    assert main == ({kind} if kind != "any" else set(KINDS))
+        items = answers(where(row))
+        row_segments = segments(row, tokenizer)
+        prompts_in_row = [prompt for prompt, _ in row_segments]
+        assert sorted(prompts_in_row) == sorted(items)  # all items, each once
+        for prompt, target in row_segments:
+            assert tokenizer.decode(target) == items[prompt][1]
+            assert target[-1] == tokenizer.layout.eos
+        main_kinds.add(items[prompts_in_row[0]][0])
+        assert row["action_segment"] == 0
+        assert not row["action_mask"].any() and not row["actions"].any()
+    assert main_kinds == ({kind} if kind != "any" else set(KINDS))
 
 
-def test_riders_are_drawn_from_the_mix(directory):
+def test_extra_segments_follow_the_kind_weights(directory):
     builder = make_builder(
         directory,
         stream("action", "action", extra_segments=1),
@@ -185,18 +208,20 @@ def test_riders_are_drawn_from_the_mix(directory):
             "extra_segment_weights": {"affordance": 3.0, "trajectory": 1.0, "task_planning": 5.0}
         },
     )
-    drawn = [
-        answers(where(row))[segments(row, builder.assets.tokenizer)[1][0]][0]
-        for row in (builder(0, n) for n in range(300))
-    ]
+    drawn = []
+    for n in range(300):
+        row = builder(0, n)
+        extra_prompt, _ = segments(row, builder.assets.tokenizer)[1]
+        kind, _ = answers(where(row))[extra_prompt]
+        drawn.append(kind)
     assert set(drawn) == {"affordance", "trajectory"}
-    # Frames have one affordance and, half of them, two trajectories: 3/4 or 3/5 of the extra_segments.
+    # Frames have one affordance and one or two trajectories: 3/4 or 3/5 are affordances.
     assert 0.55 < drawn.count("affordance") / len(drawn) < 0.8
 
 
-def test_a_rider_of_no_kind_is_named(directory):
+def test_unknown_extra_segment_kind_raises(directory):
     with pytest.raises(
-        ValueError, match="extra_segment_weights: unknown kind afordance; choose from"
+        UserError, match="extra_segment_weights: unknown kind afordance; choose from"
     ):
         make_builder(
             directory,
@@ -205,7 +230,7 @@ def test_a_rider_of_no_kind_is_named(directory):
         )
 
 
-def test_text_that_does_not_fit(directory):
+def test_extra_segments_that_do_not_fit_are_left_out(directory):
     whole = make_builder(directory, stream("etc", "any", extra_segments=3), text_len=200)
     tokenizer = whole.assets.tokenizer
     for length, targets in ((60, 48), (200, 7), (40, 4)):
@@ -213,15 +238,13 @@ def test_text_that_does_not_fit(directory):
             directory, stream("etc", "any", extra_segments=3), text_len=length, max_targets=targets
         )
         for n in range(20):
-            row, full = cut(0, n), segments(whole(0, n), tokenizer)
+            row = cut(0, n)
+            all_segments = segments(whole(0, n), tokenizer)
             kept = segments(row, tokenizer)
             assert len(row["tokens"]) == length and row["target"].sum() <= targets
-            assert (
-                kept[0] == full[0] and all(part in full for part in kept) and len(kept) < len(full)
-            )
-            assert (
-                np.diff(np.flatnonzero(row["segment"])) == 1
-            ).all()  # no hole where a rider was left out
+            assert kept[0] == all_segments[0] and len(kept) < len(all_segments)
+            assert all(segment in all_segments for segment in kept)
+            assert (np.diff(np.flatnonzero(row["segment"])) == 1).all()  # no gap between segments
     for small in ({"text_len": 8}, {"max_targets": 2}):
         with pytest.raises(
             ValueError,
@@ -230,7 +253,7 @@ def test_text_that_does_not_fit(directory):
             make_builder(directory, stream("etc", "any"), **small)(0, 0)
 
 
-def test_tokens_carry_weight_and_stream(directory):
+def test_tokens_have_weight_and_stream(directory):
     builder = make_builder(
         directory, stream("action", "action", extra_segments=1), stream("etc", "any")
     )
@@ -244,32 +267,32 @@ def test_tokens_carry_weight_and_stream(directory):
     )
 
 
-def test_a_row_is_a_function_of_its_number_and_an_epoch_shows_every_frame_once(directory):
-    one, other = (
-        make_builder(directory, stream("action", "action", extra_segments=2)) for _ in range(2)
-    )
+def test_rows_are_reproducible_and_an_epoch_has_every_frame_once(directory):
+    action = stream("action", "action", extra_segments=2)
+    one = make_builder(directory, action)
+    other = make_builder(directory, action)
     order = [where(one(0, n)) for n in range(2 * EPISODES * LENGTH)]
-    first, second = order[: EPISODES * LENGTH], order[EPISODES * LENGTH :]
-    assert (
-        sorted(first) == sorted(second) == [(e, t) for e in range(EPISODES) for t in range(LENGTH)]
-    )
+    first = order[: EPISODES * LENGTH]
+    second = order[EPISODES * LENGTH :]
+    assert sorted(first) == sorted(second) == list(np.ndindex(EPISODES, LENGTH))
     assert first != second and first != sorted(first)
     for n in (30, 4, 4):
-        a, b = one(0, n), other(0, n)
-        for name in a:
-            np.testing.assert_array_equal(a[name], b[name])
+        row = one(0, n)
+        other_row = other(0, n)
+        for name in row:
+            np.testing.assert_array_equal(row[name], other_row[name])
 
 
-def test_pictures_are_stretched_and_absent_cameras_masked(tmp_path):
+def test_images_are_stretched_and_absent_cameras_masked(tmp_path):
     directory = write_robot_set(tmp_path, episodes=1, size=20)
     row = make_builder(directory, stream("action", "action"), cameras=("wrist",))(0, 3)
     assert row["image_mask"].tolist() == [True, False] and not row["images"][1].any()
-    # The dataset's bright square ends at 14 of 20 pixels, so it must end at 14 / 20 of 28.
+    # The bright square ends at 14 of 20 pixels in the dataset, so at 14 / 20 of 28 in the row.
     edge = np.abs(np.diff(row["images"][0, 4, :, 0].astype(int))).argmax()
     assert abs(edge + 1 - 0.7 * SIZES["image_size"]) <= 1
 
 
-def test_a_source_says_what_it_lacks(directory, tmp_path):
+def test_stage_dataset_without_camera_raises(directory, tmp_path):
     dataset = make_builder(directory, stream("action", "action")).datasets["robot"].dataset
     with pytest.raises(ValueError, match=r"no camera 'left'; it has \['front', 'wrist'\]"):
         StageDataset(dataset, ("front", "left"))
@@ -277,26 +300,44 @@ def test_a_source_says_what_it_lacks(directory, tmp_path):
 
 
 @pytest.mark.parametrize("damaged", ["raise", "skip"])
-def test_a_batch_is_its_rows_whatever_lay_in_its_memory(tmp_path, damaged):
+def test_batch_equals_its_rows_for_any_content_of_the_buffer(tmp_path, damaged):
     builder = make_builder(
         write_robot_set(tmp_path),
         stream("action", "action", extra_segments=1),
         stream("etc", "any"),
         damaged=damaged,
     )
-    noise_samples = [(0, 3), (1, 1), (0, 0)]
+    draws = [(0, 3), (1, 1), (0, 0)]
     memory = np.full(builder.image_shape(3), 77, np.uint8)
-    together = builder.rows(noise_samples, memory)
+    together = builder.rows(draws, memory)
     assert together["images"] is memory
-    for i, draw in enumerate(noise_samples):
+    for i, draw in enumerate(draws):
         for name, value in builder(*draw).items():
             np.testing.assert_array_equal(together[name][i], value, err_msg=name)
 
 
-def test_cameras_that_a_dataset_lacks_are_black_in_used_memory(tmp_path):
+def test_absent_cameras_are_black_in_a_used_buffer(tmp_path):
     builder = make_builder(
         write_robot_set(tmp_path), stream("action", "action"), cameras=("front",)
     )
     batch = builder.rows([(0, 0), (0, 1)], np.full(builder.image_shape(2), 77, np.uint8))
     assert batch["image_mask"].tolist() == [[True, False]] * 2
     assert (batch["images"][:, 1] == 0).all() and batch["images"][:, 0].any()
+
+
+def test_row_with_a_damaged_draw_in_a_batch_equals_the_row_alone(tmp_path):
+    """All other fields are filled before images are decoded; damaged frames show at either."""
+    episodes = [robot_episode(number) for number in range(3)]
+    episodes[1]["observation/wrist"][2] = b"no image"
+    write_rlds(tmp_path, episodes, steps=robot_steps())
+    builder = make_builder(
+        tmp_path,
+        stream("action", "action", extra_segments=1),
+        stream("etc", "any"),
+        damaged="skip",
+    )
+    draws = [(number % 2, number // 2) for number in range(42)]
+    batch = builder.rows(draws)
+    for i, draw in enumerate(draws):
+        for name, value in builder(*draw).items():
+            np.testing.assert_array_equal(batch[name][i], value, err_msg=name)

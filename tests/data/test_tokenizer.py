@@ -1,5 +1,6 @@
-"""Tokenizer: text comes back as it was, every range keeps to itself, released layouts keep their ids."""
+"""The tokenizer: round trips of text, disjoint ranges, and the ids of released layouts."""
 
+import itertools
 import json
 import pickle
 import subprocess
@@ -16,17 +17,17 @@ from data_builders.tools import train_tokenizer
 from etcvla.data.tokenizer import LAYOUTS, IdRange, Tokenizer, TokenLayout
 from etcvla.errors import UserError
 from etcvla.etc.question_types import QUESTION_TYPES
-from etcvla.etc.shapes import SHAPES_QUESTIONS as SHAPES_FORMS
+from etcvla.etc.shapes import SHAPES_QUESTIONS
 from etcvla.sims.metaworld.tasks import TASKS
 
 TINY = Tokenizer.load()
 LAYOUT = TINY.layout
 
 
-# --- the embedded tokenizer ----------------------------------------------------------------------------------------
+# The embedded tokenizer
 
 
-def test_sizes_that_models_are_built_for():
+def test_tiny_layout_sizes():
     assert tuple(LAYOUT.ranges.values()) == ((0, 1024), (1024, 512), (1536, 1024), (2560, 128))
     assert (LAYOUT.pad, LAYOUT.eos, LAYOUT.bos, LAYOUT.unk) == (0, 1, 2, 3)
     assert LAYOUT.vocab_size == 2688
@@ -64,7 +65,7 @@ PIECES = st.one_of(
 @example("\n left")
 @example("<loc0001> left<loc0002>left ")
 @example("größer 東京 \U0001f916\r\n\t")
-def test_text_comes_back_as_it_was(text):
+def test_decode_inverts_encode(text):
     ids = TINY.encode(text)
     assert all(0 <= token < LAYOUT.vocab_size for token in ids)
     assert not any(LAYOUT.action.contains(token) for token in ids)
@@ -72,14 +73,14 @@ def test_text_comes_back_as_it_was(text):
     assert TINY.decode(ids) == text
 
 
-def test_specials_frame_a_text_and_are_skipped_in_decoding():
+def test_special_ids_are_added_and_skipped_in_decoding():
     ids = TINY.encode("open the door", bos=True, eos=True)
     assert (ids[0], ids[-1]) == (LAYOUT.bos, LAYOUT.eos)
     assert ids[1:-1] == TINY.encode("open the door")
     assert TINY.decode([*ids, LAYOUT.pad, LAYOUT.pad]) == "open the door"
 
 
-def test_locations_are_single_ids_in_order():
+def test_locations_are_single_consecutive_ids():
     ids = TINY.encode("<loc0000><loc0512><loc1023><seg005>")
     assert ids == [
         LAYOUT.loc.offset,
@@ -89,56 +90,48 @@ def test_locations_are_single_ids_in_order():
     ]
 
 
-def test_an_answer_is_the_word_of_the_question():
+def test_answer_has_the_same_token_as_in_the_question():
     question = TINY.encode("is the gripper to the left or to the right of the button?")
     for word in ("left", "right", "button"):
         (token,) = TINY.encode(word)
         assert token in question
 
 
-def test_each_digit_is_a_token_and_counts_are_one():
+def test_each_digit_is_a_token():
     assert len(TINY.encode("128")) == 3
     assert len({tuple(TINY.encode(str(count))) for count in range(10)}) == 10
     assert all(len(TINY.encode(str(count))) == 1 for count in range(10))
 
 
-def test_the_newline_that_ends_a_prompt_is_one_token():
+def test_newline_is_one_token():
     (newline,) = TINY.encode("\n")
     assert TINY.encode("open the door\n") == [*TINY.encode("open the door"), newline]
 
 
-def _words(texts):
-    return {word.strip(".,?:;()") for text in texts for word in text.split() if "{" not in word}
+def _templates(question_types):
+    return itertools.chain.from_iterable(
+        question_type.templates for question_type in question_types.values()
+    )
+
+
+def _task_texts():
+    for task in TASKS.values():
+        yield from task.instructions
+        yield from (phase.text for phase in task.phases)
 
 
 @pytest.mark.parametrize(
     "texts",
-    [
-        [
-            question
-            for question_type in QUESTION_TYPES.values()
-            for question in question_type.templates
-        ],
-        [
-            question
-            for question_type in SHAPES_FORMS.values()
-            for question in question_type.templates
-        ],
-        [
-            text
-            for task in TASKS.values()
-            for text in (*task.instructions, *(phase.text for phase in task.phases))
-        ],
-    ],
+    [_templates(QUESTION_TYPES), _templates(SHAPES_QUESTIONS), _task_texts()],
     ids=["etc", "shapes", "instructions"],
 )
-def test_the_words_that_the_models_read_are_one_token_each(texts):
-    words = _words(texts)
+def test_common_words_are_one_token_each(texts):
+    words = {word.strip(".,?:;()") for word in " ".join(texts).split() if "{" not in word}
     split = {word for word in words if len(TINY.encode(word)) > 1}
     assert len(split) <= 0.05 * len(words), f"train the embedded tokenizer again: {sorted(split)}"
 
 
-def test_actions_and_their_inverse():
+def test_action_ids_round_trip():
     tokens = [0, 5, 511]
     ids = TINY.action_ids(tokens)
     assert ids == [1024, 1029, 1535]
@@ -148,23 +141,23 @@ def test_actions_and_their_inverse():
 
 
 @pytest.mark.parametrize("token", [-1, 512])
-def test_an_action_outside_the_vocabulary_is_refused(token):
+def test_fast_token_outside_the_vocabulary_raises(token):
     with pytest.raises(ValueError, match=r"FAST tokens must be in \[0, 512\)"):
         TINY.action_ids([3, token])
 
 
 @pytest.mark.parametrize("token", [0, 1023, 1536])
-def test_an_id_that_is_no_action_is_refused(token):
+def test_id_that_is_not_an_action_raises(token):
     with pytest.raises(ValueError, match=rf"not action ids .*\[{token}\]"):
         TINY.action_tokens([1024, token])
 
 
-def test_an_id_outside_the_vocabulary_is_refused():
+def test_id_outside_the_vocabulary_raises():
     with pytest.raises(ValueError, match="token id 2688"):
         TINY.decode([2688])
 
 
-def test_it_travels_as_json_and_by_pickle():
+def test_json_and_pickle_round_trip():
     text = (
         "the robot should open the drawer. is <loc0001><loc0002><loc0003><loc0004> a good region?"
     )
@@ -175,7 +168,7 @@ def test_it_travels_as_json_and_by_pickle():
         assert copy.to_json() == TINY.to_json()
 
 
-# --- layouts -------------------------------------------------------------------------------------------------------
+# Layouts
 
 
 @pytest.mark.parametrize(
@@ -191,13 +184,13 @@ def test_it_travels_as_json_and_by_pickle():
         ({"name": "openpi"}, "layout openpi: actions end at 1536, expected 2560"),
     ],
 )
-def test_a_layout_that_overlaps_is_refused(change, message):
+def test_malformed_layouts_raise(change, message):
     fields = {"text": (0, 1024), "action": (1024, 512), "loc": (1536, 1024), "seg": (2560, 128)}
     with pytest.raises(ValueError, match=message):
         TokenLayout(**fields | change)
 
 
-def test_a_layout_describes_itself():
+def test_layout_describe():
     table = LAYOUT.describe().splitlines()
     assert [line.split() for line in table[:2]] == [
         ["text", "0", "..", "1023", "1024", "ids"],
@@ -212,7 +205,7 @@ def test_a_layout_describes_itself():
     ]
 
 
-def test_a_command_prints_the_ids(paligemma):
+def test_tokens_command_prints_the_ids(paligemma):
     run = [
         sys.executable,
         "launch/tokens.py",
@@ -228,11 +221,11 @@ def test_a_command_prints_the_ids(paligemma):
     assert f"'mug <loc0001>': {[2, *expected.encode('mug <loc0001>'), 1]}" in printed
 
 
-# --- PaliGemma -----------------------------------------------------------------------------------------------------
+# PaliGemma
 
 
 def _gemma(vocabulary: int = 400, spatial: bool = True) -> tokenizers.Tokenizer:
-    """A tokenizer made as Gemma's: BPE over texts with their spaces as "▁", single characters at the end of it."""
+    """Make a tokenizer like Gemma's: BPE over texts with spaces as "▁"."""
     backend = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     backend.normalizer = normalizers.Replace(" ", "▁")
     backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
@@ -253,15 +246,14 @@ def _gemma(vocabulary: int = 400, spatial: bool = True) -> tokenizers.Tokenizer:
         backend.add_tokens(
             [f"<loc{i:04d}>" for i in range(1024)] + [f"<seg{i:03d}>" for i in range(128)]
         )
-        backend.add_special_tokens(
-            ["<image>"]
-        )  # as Hugging Face has it, past the ids of the SentencePiece file
+        # Hugging Face adds it behind the ids of the SentencePiece file.
+        backend.add_special_tokens(["<image>"])
     return backend
 
 
 @pytest.fixture
 def paligemma(tmp_path):
-    """A directory as Hugging Face has it."""
+    """A tokenizer folder in Hugging Face's format."""
     _gemma().save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text(
         json.dumps(
@@ -305,7 +297,7 @@ def test_paligemma_text_never_becomes_an_action(paligemma):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_paligemma_travels_as_json(paligemma, layout):
+def test_paligemma_json_round_trip(paligemma, layout):
     loaded = Tokenizer.load(str(paligemma), num_actions=8, layout=layout)
     copy = Tokenizer.from_json(loaded.to_json())
     assert copy.layout == loaded.layout and copy.layout.name == layout
@@ -313,7 +305,7 @@ def test_paligemma_travels_as_json(paligemma, layout):
     assert copy.action_ids([0, 3]) == loaded.action_ids([0, 3])
 
 
-def test_paligemma_reads_as_transformers_reads(paligemma):
+def test_paligemma_ids_equal_transformers(paligemma):
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoTokenizer.from_pretrained(str(paligemma))
     ours = Tokenizer.load(str(paligemma), num_actions=1)
@@ -332,28 +324,22 @@ def test_paligemma_reads_as_transformers_reads(paligemma):
         assert ours.encode(text) == theirs(text, add_special_tokens=False)["input_ids"]
 
 
-def test_openpis_layout_counts_down_over_the_locations(paligemma):
+def test_openpi_layout_counts_down_over_the_locations(paligemma):
     loaded = Tokenizer.load(str(paligemma), num_actions=1100, layout="openpi")
-    size = (
-        tokenizers.Tokenizer.from_file(str(paligemma / "tokenizer.json")).token_to_id("<seg127>")
-        + 1
-    )
-    assert (
-        loaded.layout.vocab_size == size
-    )  # of the SentencePiece file, to which openpi's numbers refer
+    backend = tokenizers.Tokenizer.from_file(str(paligemma / "tokenizer.json"))
+    size = backend.token_to_id("<seg127>") + 1  # openpi's ids are those of the SentencePiece file
+    assert loaded.layout.vocab_size == size
     tokens = [0, 1, 1099]
     assert loaded.action_ids(tokens) == [size - 1 - 128 - token for token in tokens]
     assert loaded.action_tokens(loaded.action_ids(tokens)) == tokens
     assert loaded.encode("<loc1023><seg000>") == [loaded.action_ids([0])[0], size - 128]
-    for text in (
-        "<loc1023> mug <loc0000>",
-        "<unused7>",
-    ):  # which is an action too, but as text it is itself
+    # "<unused7>" has an action's id as well; as text it stays text.
+    for text in ("<loc1023> mug <loc0000>", "<unused7>"):
         assert loaded.decode(loaded.encode(text)) == text
 
 
 @pytest.mark.parametrize("renamed", [False, True])
-def test_a_sentencepiece_file_gives_its_own_ids(tmp_path, renamed):
+def test_sentencepiece_file_keeps_its_ids(tmp_path, renamed):
     sentencepiece = pytest.importorskip("sentencepiece")
     pytest.importorskip("transformers")
     texts = train_tokenizer.general_sentences(300, np.random.default_rng(0))
@@ -383,26 +369,27 @@ def test_a_sentencepiece_file_gives_its_own_ids(tmp_path, renamed):
     reference = sentencepiece.SentencePieceProcessor(model_file=str(path))
     loaded = Tokenizer.load(str(path if renamed else tmp_path), num_actions=1)
     for text in [*texts, "  two  spaces\n", "größer 東京 12345", "<loc0001><loc1023> mug"]:
-        assert loaded.encode(text) == [
-            token if token != loaded.layout.action.offset else loaded.layout.unk
-            for token in reference.encode(text)
-        ]
+        expected = np.array(reference.encode(text))
+        expected[expected == loaded.layout.action.offset] = loaded.layout.unk
+        assert loaded.encode(text) == expected.tolist()
 
 
 def _with_locations(model: bytes) -> bytes:
-    """A SentencePiece model with PaliGemma's last tokens: 1024 locations and 128 segments, user-defined."""
+    """Add PaliGemma's last tokens to a SentencePiece model: 1024 locations and 128 segments."""
     from sentencepiece import sentencepiece_model_pb2
 
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)
-    for piece in [*(f"<loc{i:04d}>" for i in range(1024)), *(f"<seg{i:03d}>" for i in range(128))]:
+    pieces = [f"<loc{i:04d}>" for i in range(1024)]
+    pieces += [f"<seg{i:03d}>" for i in range(128)]
+    for piece in pieces:
         proto.pieces.add(piece=piece, score=0, type=4)
     return proto.SerializeToString()
 
 
-# --- bad input -----------------------------------------------------------------------------------------------------
+# Wrong use
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_missing_tokenizer_file_raises(tmp_path):
     with pytest.raises(UserError, match=r"no file tinny; give one of \['tiny'\]"):
         Tokenizer.load("tinny")
     with pytest.raises(UserError, match=r"no tokenizer.json or tokenizer.model in"):
@@ -416,17 +403,17 @@ def test_a_missing_file_is_named(tmp_path):
         ({"num_actions": 300_000}, r"no room for actions .* beside text .*use fewer FAST tokens"),
     ],
 )
-def test_what_paligemmas_vocabulary_cannot_hold(paligemma, options, message):
+def test_options_that_do_not_fit_paligemma_raise(paligemma, options, message):
     with pytest.raises(ValueError, match=message):
         Tokenizer.load(str(paligemma), **options)
 
 
-def test_the_embedded_tokenizer_has_one_layout():
+def test_embedded_tokenizer_with_other_layout_raises():
     with pytest.raises(ValueError, match="has the layout 'disjoint', expected 'openpi'"):
         Tokenizer.load(layout="openpi")
 
 
-def test_locations_out_of_order_are_refused(tmp_path):
+def test_locations_out_of_order_raise(tmp_path):
     backend = _gemma(spatial=False)
     backend.add_tokens(
         ["<loc0000>", "<loc0002>", "<loc0001>", *(f"<loc{i:04d}>" for i in range(3, 1024))]
@@ -437,26 +424,26 @@ def test_locations_out_of_order_are_refused(tmp_path):
         Tokenizer.load(str(tmp_path))
 
 
-def test_plain_gemma_is_told_from_paligemma(tmp_path):
+def test_plain_gemma_raises(tmp_path):
     _gemma(spatial=False).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ValueError, match="no token <loc0000>, so it is not PaliGemma's"):
         Tokenizer.load(str(tmp_path))
 
 
 @pytest.mark.parametrize("content", ["no json", "{}", '{"format": "other"}'])
-def test_another_file_is_refused_by_name(tmp_path, content):
+def test_other_files_raise(tmp_path, content):
     path = tmp_path / "tokenizer.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=f"cannot use {path}"):
         Tokenizer.load(str(path))
 
 
-def test_other_json_is_refused():
+def test_other_json_raises():
     with pytest.raises(ValueError, match="format 'other', expected"):
         Tokenizer.from_json(json.dumps({"format": "other"}))
 
 
-# --- training ------------------------------------------------------------------------------------------------------
+# Training
 
 
 def test_training_is_deterministic():
@@ -466,7 +453,7 @@ def test_training_is_deterministic():
     assert len(trained) == 1
 
 
-def test_any_corpus_gives_the_same_sizes():
+def test_training_on_any_corpus_gives_the_same_sizes():
     for texts in (
         ["open the door"],
         train_tokenizer.general_sentences(500, np.random.default_rng(1)),
@@ -476,19 +463,19 @@ def test_any_corpus_gives_the_same_sizes():
         assert tokenizer.decode(tokenizer.encode("never seen: Ωmega 42")) == "never seen: Ωmega 42"
 
 
-def test_random_letters_are_not_learnt_by_heart():
+def test_random_letters_are_not_in_the_training_corpus():
     items = train_tokenizer.shapes_items(50, np.random.default_rng(0))
     read = [item for item in items if item.question_type == "read_text"]
     assert read
     assert all(not item.answer for item in read)
 
 
-def test_made_up_episodes_ask_every_form():
+def test_training_corpus_has_every_question_type():
     items = train_tokenizer.etc_items(1, np.random.default_rng(0))
     assert {item.question_type for item in items} == set(QUESTION_TYPES)
 
 
-def test_the_report_counts_tokens():
+def test_report_counts_tokens():
     table = train_tokenizer.describe(
         TINY, {"some": ["open the door", "<loc0001><loc0002>", "yes"]}
     ).splitlines()

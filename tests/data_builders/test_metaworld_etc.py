@@ -20,8 +20,8 @@ from etcvla.data.rlds import RLDSDataset
 from etcvla.etc import make_items
 from etcvla.etc.items import ETC_KINDS, Item
 from etcvla.etc.verify import check
-from etcvla.sims.metaworld.environment import demo_seed
 from etcvla.sims.metaworld.tasks import NUM_OBJECTS, TASKS
+from etcvla.sims.seeds import demo_seed
 from etcvla.train.stage import Stage
 from tests.train.nano import nano_config
 
@@ -250,7 +250,7 @@ def test_a_wrong_argument_ends_in_one_line(tmp_path):
         ({"image_size": 8}, "image_size 8 at least 16"),
         ({"noise": (0.3, 0.1)}, "noise .* an ascending range"),
         ({"locations": "pixels"}, "unknown locations 'pixels'"),
-        ({"conditions": ("evening", "night")}, "must not meet in one dataset"),
+        ({"conditions": ("evening", "night")}, "cannot mix train and held_out in one dataset"),
         (
             {"conditions": ("night",), "held_out": 0.0},
             "night are shown of validation episodes alone",

@@ -85,7 +85,7 @@ def make_batch(
     """One segment a row: float[B, C, H, W, 3] in [-1, 1], int[B, L], bool[B, L]."""
     b, c, h, w, _ = images.shape
     batch = batch_lib.zeros(
-        B=b, C=c, H=h, W=w, L=text.shape[1], S=cfg.state_dim, P=cfg.horizon, A=cfg.action_dim
+        B=b, C=c, H=h, W=w, L=text.shape[1], Q=cfg.state_dim, P=cfg.horizon, A=cfg.action_dim
     )
     pixels = np.round((images + 1) * 127.5).astype(np.uint8)
     return batch | {

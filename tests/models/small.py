@@ -30,7 +30,7 @@ CONFIG = VLAConfig(
 )
 ROWS = 3
 PROMPTS = [[2, 11, 12, 3], [2, 20, 21, 22, 23, 24, 3], [2, 3]]
-SIZES = {"C": 2, "H": 28, "W": 28, "L": 32, "S": 3, "P": 4, "A": 5}
+SIZES = {"C": 2, "H": 28, "W": 28, "L": 32, "Q": 3, "P": 4, "A": 5}
 
 
 def make_model(**changes) -> VLA:

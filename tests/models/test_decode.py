@@ -8,7 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from etcvla.models.decode import cache_images, decode_text, sample_actions, sample_with_image_cache
+from etcvla.models.decode import (
+    TextOptions,
+    cache_images,
+    decode_text,
+    sample_actions,
+    sample_with_image_cache,
+)
 from etcvla.models.vla import VLA
 from tests.models.small import (
     CONFIG,
@@ -50,22 +56,16 @@ def full_pass(model, params, *args):
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def decode(model, params, batch, eos, temperature=0.0, key=None, image_cache=None, allowed=None):
-    return decode_text(
-        model,
-        params,
-        batch,
-        max_new=NEW,
-        eos=eos,
-        temperature=temperature,
-        key=key,
-        image_cache=image_cache,
-        allowed=allowed,
-    )
+    options = TextOptions(NEW, eos, temperature, key, allowed)
+    return decode_text(model, params, batch, options, image_cache)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def sample(model, params, batch, noise, image_cache=None):
-    return sample_actions(model, params, batch, noise, STEPS, image_cache=image_cache)
+    chunk, _ = sample_with_image_cache(
+        model, params, batch, noise, STEPS, image_cache=image_cache
+    )
+    return chunk
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -64,7 +64,7 @@ def test_one_step_by_the_papers_formula():
         bump[i] = step
         pull[i] = (error * (estimate(x + bump) - estimate(x - bump)) / (2 * step)).sum()
     r2 = (1 - tau) ** 2 / (tau**2 + (1 - tau) ** 2)
-    strength = min(flow.PULL, (1 - tau) / (tau * r2))
+    strength = min(flow.MAX_STRENGTH, (1 - tau) / (tau * r2))
     v = -np.asarray(bent(NOISE[:1], jnp.asarray(time)))[0] + strength * pull
     guided = flow._guided(bent, flow.Guide(OLD[:1], weight[None]))(
         NOISE[:1], jnp.asarray(time, jnp.float32)

@@ -8,7 +8,7 @@ import pytest
 from etcvla.models.mixed_precision import CastOnRead, bind_variables, gradient_variables
 from etcvla.models.vla import read_dtypes
 from etcvla.rules import path_str
-from etcvla.train.step import select_targets
+from etcvla.train.step import prepare_targets
 from tests.models.small import make_model, random_params, random_rows, write_segment
 from tests.train.test_step import KEY, SETTINGS
 
@@ -22,7 +22,7 @@ def rows():
     write_segment(batch, 0, 0, 1, [2, 11, 3], [50, 51, 1])
     batch["action_segment"][:1] = 1
     batch["action_mask"][1:] = False
-    return select_targets(batch, KEY, SETTINGS)[0]
+    return prepare_targets(batch, KEY, SETTINGS)[0]
 
 
 def test_variables_by_dtype_and_trainability():

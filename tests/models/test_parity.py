@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from etcvla.models import flow
-from etcvla.models.decode import decode_text, sample_actions
+from etcvla.models.decode import TextOptions, decode_text, sample_actions
 from etcvla.models.vla import VLA, init_params
 from etcvla.rules import path_str
 from tests.golden_dir import ROOT, models
@@ -140,7 +140,7 @@ def test_greedy_decoding(paligemma):
     expected = outputs["decode_tokens"] if "decode_tokens" in outputs else outputs["generated_ids"]
     decode = jax.jit(
         lambda params: decode_text(
-            paligemma.model, params, paligemma.prompt_batch, max_new=expected.shape[1], eos=-1
+            paligemma.model, params, paligemma.prompt_batch, TextOptions(max_new=expected.shape[1], eos=-1)
         )
     )
     np.testing.assert_array_equal(decode(paligemma.params), expected)
@@ -183,6 +183,6 @@ def test_openpis_autoregressive_decoding(fast):
     }
     expected = fast.outputs["sample_tokens_contiguous_positions"]
     decode = jax.jit(
-        lambda params: decode_text(fast.model, params, batch, max_new=expected.shape[1], eos=-1)
+        lambda params: decode_text(fast.model, params, batch, TextOptions(max_new=expected.shape[1], eos=-1))
     )
     np.testing.assert_array_equal(decode(fast.params), expected)

@@ -71,6 +71,6 @@ def test_it_acts_almost_alike(both):
 
 def test_unknown_types_are_named():
     with pytest.raises(
-        ValueError, match="unknown type of quantised weights 'int7', did you mean 'int8'"
+        ValueError, match="unknown type of quantized weights 'int7', did you mean 'int8'"
     ):
         quantize_params({}, "int7")

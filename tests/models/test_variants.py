@@ -77,7 +77,7 @@ def test_a_training_step_at_full_size_by_shapes(size):
         ema=params,
         opt=jax.eval_shape(optimizer.init, params),
     )
-    batch = batch_lib.zeros(B=2, C=3, H=224, W=224, L=config.data.text_len, S=32, P=50, A=32)
+    batch = batch_lib.zeros(B=2, C=3, H=224, W=224, L=config.data.text_len, Q=32, P=50, A=32)
     step = functools.partial(
         train_step,
         model=model,

@@ -31,7 +31,7 @@ from tests.models.small import CONFIG, make_model, random_rows
             lambda x: np.pad(x, ((0, 0), (0, 0), (0, 2))),
             r"batch\['actions'\]: axis A has size 7, expected 5",
         ),
-        ("state", lambda x: x[:, :2], r"batch\['state'\]: axis S has size 2, expected 3"),
+        ("state", lambda x: x[:, :2], r"batch\['state'\]: axis Q has size 2, expected 3"),
         ("actions", lambda x: x[:, :1], r"batch\['actions'\]: axis P has size 1, expected 4"),
     ],
 )

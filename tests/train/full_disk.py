@@ -1,4 +1,4 @@
-"""A disk that is full, for tests: the kernel refuses to let files grow."""
+"""Simulate a full disk: the kernel refuses to let files grow."""
 
 import contextlib
 import resource
@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def files_up_to(size: int) -> Iterator[None]:
-    """Within, no file that this process writes can grow beyond so many bytes: writing raises OSError."""
+def limit_file_size(size: int) -> Iterator[None]:
+    """Limit the files that this process writes to `size` bytes; beyond, writing raises OSError."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

@@ -20,7 +20,7 @@ def ids(text):
 def batch():
     """A white dot in the first camera, and text that says where: words, the dot's centre, words, its box."""
     rng = np.random.default_rng(0)
-    made = batch_lib.zeros(B=ROWS, C=2, H=SIZE, W=SIZE, L=12, S=1, P=1, A=1)
+    made = batch_lib.zeros(B=ROWS, C=2, H=SIZE, W=SIZE, L=12, Q=1, P=1, A=1)
     for row in range(ROWS):
         y, x = rng.integers(8, SIZE - 12, 2)
         made["images"][row, 0, y : y + 4, x : x + 4] = 255

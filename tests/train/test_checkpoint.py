@@ -22,7 +22,7 @@ from etcvla.train.checkpoint import (
     set_aside_newer,
 )
 from etcvla.train.state import TrainState
-from tests.train.full_disk import files_up_to
+from tests.train.full_disk import limit_file_size
 
 META = {"config": {"seed": 0}}
 
@@ -172,7 +172,7 @@ def test_a_full_disk_fails_the_save_only(tmp_path):
     writer = save(tmp_path, 4)
     state = make_state(6)
     message = r"checkpoints: the checkpoint of step 6 was not written: .*make room"
-    with files_up_to(2000), pytest.raises(UserError, match=message):
+    with limit_file_size(2000), pytest.raises(UserError, match=message):
         writer.save(state, META)
         writer.wait()
     assert open_checkpoint(tmp_path).step == 4

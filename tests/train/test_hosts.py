@@ -139,5 +139,5 @@ def test_a_process_without_others_is_a_run_of_its_own():
     code = "from etcvla.train import hosts; hosts.connect(); import jax; print(jax.process_count(), jax.device_count())"
     process = start(code)
     assert process.communicate()[0] == "1 1\n" and not process.returncode
-    with pytest.raises(ValueError, match="--num_processes and --process_id lacking"):
+    with pytest.raises(ValueError, match="missing: --num_processes, --process_id"):
         hosts.connect("localhost:1")

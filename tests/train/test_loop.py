@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import unflatten_dict
 
+from etcvla.errors import UserError
 from etcvla.models.lora import LoRA, merge
 from etcvla.models.siglip import resize_positions
 from etcvla.rules import path_str
@@ -165,7 +166,7 @@ def test_a_stage_takes_what_it_is_told_to(parent, dataset, tmp_path, capsys):
     with pytest.raises(ValueError) as error:
         step_zero(config)
     told = str(error.value).splitlines()
-    assert told[1] == "  only in the model: []" and "init_rules" in told[-1]
+    assert told[1] == "  missing: []" and "init_rules" in told[-1]
     assert "'action_in_proj/bias', 'action_in_proj/kernel', 'action_out_proj/bias'" in told[2]
     expert = r"(action|state|time)_.*|llm/.*_1(/.*)?"
     config.init_rules = ((expert, False), ("img/head/.*", False), (".*", True))
@@ -173,7 +174,7 @@ def test_a_stage_takes_what_it_is_told_to(parent, dataset, tmp_path, capsys):
     told = capsys.readouterr().out.splitlines()
     assert "  fresh: img/head/bias, img/head/kernel" in told
     assert any(
-        line.startswith("  left there: action_in_proj/bias, action_in_proj/kernel") for line in told
+        line.startswith("  not loaded: action_in_proj/bias, action_in_proj/kernel") for line in told
     )
     for name, value in flat(state.params).items():
         assert (value == before[f"ema/{name}"]).all() == (not name.startswith("img/head/")), name
@@ -307,6 +308,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(dataset, tmp_path, monkeypatch)
 
     monkeypatch.setattr(Stage, "batches", poisoned)
     config = nano_config(dataset, tmp_path, save_every=1)
-    with pytest.raises(FloatingPointError, match="objective_bridge: the loss is nan at step 6"):
+    with pytest.raises(UserError, match="objective_bridge: the loss is nan at step 6"):
         train(config)
     assert open_checkpoint(config.workdir).step == 5

@@ -13,7 +13,7 @@ from etcvla.train.metrics import (
     average_metrics,
     flow_errors,
     grad_norms,
-    quotient,
+    mean_over_rows,
 )
 from tests.models.small import is_backbone, make_model
 
@@ -28,7 +28,7 @@ def test_flow_errors_are_means_over_what_is_not_masked():
     time = rng.uniform(0, 0.79, (ROWS, DRAWS)).astype(np.float32)  # nothing in the last bin
     time[0, 0] = 0.0
     found = {
-        name: np.asarray(quotient(both)) for name, both in flow_errors(error, mask, time).items()
+        name: np.asarray(mean_over_rows(both)) for name, both in flow_errors(error, mask, time).items()
     }
     by_time, by_dim = ([[] for _ in range(n)] for n in (TIME_BINS, WIDTH))
     for row, draw, step, dim in np.ndindex(error.shape):

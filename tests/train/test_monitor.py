@@ -9,11 +9,11 @@ from PIL import Image
 
 from configs import common
 from etcvla.etc import question_types as question_types
-from etcvla.eval.held_out import HeldOut
+from etcvla.eval.held_out import HeldOutEvaluation
 from etcvla.pages.first_batch import draw_batch
 from etcvla.train import sharding
 from etcvla.train.loop import train
-from etcvla.train.monitor import MonitorOptions, evaluations_due
+from etcvla.train.monitor import MonitorOptions, evaluation_steps
 from etcvla.train.profiler import Profiler, parse_window
 from etcvla.train.stage import Stage, make_plan
 from tests.data.handmade_rlds import robot_episode, robot_steps, write_rlds, write_robot_set
@@ -46,7 +46,7 @@ def run(dataset, tmp_path_factory):
         )  # of the handmade items
         train(
             config,
-            options=MonitorOptions(profile="2:3", evaluation=HeldOut, draw_first_batch=draw_batch),
+            options=MonitorOptions(profile="2:3", evaluation=HeldOutEvaluation, draw_first_batch=draw_batch),
         )
     return config
 
@@ -128,10 +128,12 @@ def test_the_mixture_is_the_plans(run):
         drawn = plan.counts[: line["step"]].sum(axis=0)
         planned = plan.batch_size * plan.weights[: line["step"]].sum(axis=0)
         for stream, real, ideal in zip(("action", "etc"), drawn, planned, strict=True):
-            np.testing.assert_allclose(line[f"mixture/{stream}/drawn"], real / drawn.sum())
-            np.testing.assert_allclose(line[f"mixture/{stream}/planned"], ideal / drawn.sum())
-        np.testing.assert_allclose(line["mixture/rows_off"], np.abs(drawn - planned).max())
-        assert line["mixture/rows_off"] <= 1
+            np.testing.assert_allclose(line[f"mixture/{stream}/row_share"], real / drawn.sum())
+            np.testing.assert_allclose(
+                line[f"mixture/{stream}/planned_row_share"], ideal / drawn.sum()
+            )
+        np.testing.assert_allclose(line["mixture/max_row_error"], np.abs(drawn - planned).max())
+        assert line["mixture/max_row_error"] <= 1
 
 
 def test_tokens_and_flops_go_with_the_rate(run):
@@ -152,7 +154,7 @@ def test_tokens_and_flops_go_with_the_rate(run):
         ((0.0,), "eval.at_progress is"),
         ((0.5, 2), "eval.at_progress is"),
         (("half",), "eval.at_progress is"),
-        ((0.5,), "was not told how to evaluate"),
+        ((0.5,), "there is no evaluation"),
     ],
 )
 def test_knots_that_cannot_be(dataset, tmp_path, points, problem):
@@ -168,15 +170,15 @@ def test_data_without_a_held_out_split_is_an_error_before_training(tmp_path):
     with pytest.raises(
         ValueError, match="no dataset has a split 'val'.*robot; build.*eval.at_progress"
     ):
-        train(config, options=MonitorOptions(evaluation=HeldOut))
+        train(config, options=MonitorOptions(evaluation=HeldOutEvaluation))
 
 
 def test_what_was_learnt_is_not_held_out(tmp_path):
     folder = write_robot_set(tmp_path / "robot")
     write_rlds(folder, [robot_episode(2)], steps=robot_steps(), split="val")
     config = nano_config(folder, tmp_path / "run", eval__at_progress=(1.0,))
-    with pytest.raises(ValueError, match="both learnt from"):
-        train(config, options=MonitorOptions(evaluation=HeldOut))
+    with pytest.raises(ValueError, match="both in the training data"):
+        train(config, options=MonitorOptions(evaluation=HeldOutEvaluation))
 
 
 def test_a_dataset_without_a_held_out_split_is_left_out(dataset, tmp_path):
@@ -187,7 +189,7 @@ def test_a_dataset_without_a_held_out_split_is_left_out(dataset, tmp_path):
         config.streams.before = common.stream(
             "aside", "any", 1.0, extra_segments=0
         )  # between "action" and "etc"
-    held_out = HeldOut(Stage.open(config), sharding.make_mesh(config.mesh))
+    held_out = HeldOutEvaluation(Stage.open(config), sharding.make_mesh(config.mesh))
     batches = list(held_out._stage.batches(0))
     assert len(batches) == 2 and set(
         np.concatenate([batch["stream"][:, 0] for batch in batches])
@@ -197,8 +199,8 @@ def test_a_dataset_without_a_held_out_split_is_left_out(dataset, tmp_path):
 
 
 def test_knots_are_steps():
-    assert evaluations_due((), 10) == set()
-    assert evaluations_due((0.001, 0.5, 1), 10) == {1, 5, 10}
+    assert evaluation_steps((), 10) == set()
+    assert evaluation_steps((0.001, 0.5, 1), 10) == {1, 5, 10}
 
 
 @pytest.mark.parametrize("text", ["5", "3:2", "0:4", "a:b", "1:2:3"])

@@ -166,7 +166,7 @@ def test_adafactor_is_optaxs():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("lr", ((0.5, 1.0), (0.2, 1.0)), "optim.lr: progress must rise"),
+        ("lr", ((0.5, 1.0), (0.2, 1.0)), "optim.lr: progress must increase"),
         ("lr", 0.1, r"optim.lr: expected \(\(progress"),
         ("kind", "adamm", "unknown optim.kind 'adamm', did you mean 'adamw'"),
         ("lr_multiple", ((".*", ((0.0, -1.0),)),), r"optim.lr_multiple of '\.\*': negative value"),

@@ -111,10 +111,10 @@ def test_the_towers_attention_lies_by_heads_where_there_are_enough(fsdp, spec):
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ((3, 1, 1), r"mesh: \{'data': 3, 'fsdp': 1, 'tensor': 1\} does not make up 1 devices"),
-        ((-1, 2, 1), "does not make up 1 devices"),
+        ((3, 1, 1), r"mesh: \{'data': 3, 'fsdp': 1, 'tensor': 1\} does not multiply to 1 devices"),
+        ((-1, 2, 1), "does not multiply to 1 devices"),
         ((-1, -1, 1), "only one axis may be -1"),
-        ((0, 1, -1), "sizes are 1 or more"),
+        ((0, 1, -1), "sizes must be 1 or more"),
     ],
 )
 def test_a_mesh_that_is_not_the_devices(sizes, message):
@@ -164,9 +164,9 @@ def test_a_mesh_changes_no_number(tmp_path):
     train(nano_config(dataset, tmp_path / "one"), until=3)
     out, errors = eight.communicate()
     assert eight.returncode == 0, errors
-    assert "error: batch_size 6 does not divide among mesh.data x mesh.fsdp = 4\n" in out
+    assert "error: batch_size 6 is not a multiple of mesh.data x mesh.fsdp = 4\n" in out
     assert (
-        "error: batch_size 8 does not divide among mesh.data x mesh.fsdp = 4 x optim.microbatches 4\n"
+        "error: batch_size 8 is not a multiple of mesh.data x mesh.fsdp = 4 x optim.microbatches 4\n"
         in out
     )
     assert open_checkpoint(tmp_path / "eight").step == 2

@@ -7,6 +7,7 @@ import pytest
 
 from configs import common
 from etcvla.data.assets import Assets
+from etcvla.errors import UserError
 from etcvla.train.checkpoint import CheckpointWriter, open_checkpoint
 from etcvla.train.checkpoint_meta import checkpoint_meta
 from etcvla.train.stage import Stage, build_datasets, inherited_assets, streams_of
@@ -54,7 +55,7 @@ def test_missing_paths_are_listed_with_their_fields(dataset, tmp_path):
         data__tokenizer=f"{tmp_path}/no_tokenizer",
     )
     changed(config, datasets__absent=robot(tmp_path / "absent"))
-    with pytest.raises(FileNotFoundError) as error:
+    with pytest.raises(UserError) as error:
         build_datasets(config)
     message = str(error.value)
     for field in ("datasets.absent.path", "init_from", "data.tokenizer"):
@@ -226,7 +227,7 @@ def test_a_fitted_fast_tokenizer_is_taken(parent, dataset, tmp_path):
         ).save(tmp_path / "fast")
         Stage.open(config)
     config.data.fast = str(tmp_path / "absent")
-    with pytest.raises(FileNotFoundError, match=f"data.fast = {tmp_path}/absent"):
+    with pytest.raises(UserError, match=f"data.fast = {tmp_path}/absent"):
         build_datasets(config)
 
 

@@ -19,7 +19,7 @@ from etcvla.train.step import (
     compute_losses,
     compute_metrics,
     microbatch_losses,
-    select_targets,
+    prepare_targets,
     total_loss,
     train_step,
 )
@@ -274,7 +274,7 @@ def test_insulation_may_change_by_degrees(model, batch):
     """Wholly on and wholly off it is what the model's own switch does, and half of it is half way between."""
     _, params = model
     settings = SETTINGS.replace(text=((0.0, 0.0),), fast=((0.0, 0.0),))
-    rows, counts = select_targets(batch, KEY, settings)
+    rows, counts = prepare_targets(batch, KEY, settings)
 
     @functools.partial(jax.jit, static_argnums=0)
     def backbone(insulate, gradient_scale=None):

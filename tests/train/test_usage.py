@@ -87,4 +87,4 @@ def test_tokens_a_row_are_those_that_are_there():
         "segment": np.array([[1, 1, 2, 0], [1, 0, 0, 0]]),
         "image_mask": np.array([[True, True], [True, False]]),
     }
-    assert usage.tokens(batch, 10) == (4 + 3 * 10) / 2
+    assert usage.tokens_per_row(batch, 10) == (4 + 3 * 10) / 2

@@ -1,4 +1,4 @@
-"""Where LIBERO's files are. Imports nothing of LIBERO, which is slow."""
+"""LIBERO's files. Imports nothing of LIBERO, whose import is slow."""
 
 from __future__ import annotations
 
@@ -23,58 +23,75 @@ REQUIREMENT = Requirement(
 
 @functools.cache
 def root() -> Path:
-    """The folder of `libero.libero`. Raises RuntimeError, with the command that mends it, if there is none.
+    """Return the folder of `libero.libero`.
 
-    LIBERO-PRO's packaging is wanted: LIBERO's own asks on the terminal for folders when it is first imported, and lacks
-    the perturbed suites.
+    Raises UserError with the install command if LIBERO is missing.
+
+    LIBERO-PRO's package is required: LIBERO's own asks for folders on the terminal at its first
+    import, and has no perturbed suites.
     """
     REQUIREMENT.check()
     spec = importlib.util.find_spec("libero")
-    return Path(next(iter(spec.submodule_search_locations))) / "libero"
+    package = next(iter(spec.submodule_search_locations))
+    return Path(package) / "libero"
 
 
 @functools.cache
 def suites() -> dict[str, tuple[str, ...]]:
-    """{suite: names of its tasks in LIBERO's order}, LIBERO-PRO's perturbed suites among them."""
-    table = runpy.run_path(str(root() / "benchmark" / "libero_suite_task_map.py"))[
-        "libero_task_map"
-    ]
-    return {suite: tuple(tasks) for suite, tasks in table.items()}
+    """Return suite -> names of its tasks in LIBERO's order, with LIBERO-PRO's suites."""
+    path = root() / "benchmark" / "libero_suite_task_map.py"
+    task_map = runpy.run_path(str(path))["libero_task_map"]
+    return {suite: tuple(tasks) for suite, tasks in task_map.items()}
 
 
 def resolve(task: str) -> tuple[str, str]:
-    """(suite, name) of "suite/name" or "suite/index". Raises ValueError with the nearest name."""
+    """Return (suite, name) of "suite/name" or "suite/index".
+
+    Raises UserError with the nearest name.
+    """
     suite, _, name = task.partition("/")
     names = lookup(suites(), suite, "LIBERO suite")
     if name.isdecimal():
-        if int(name) >= len(names):
-            raise ValueError(f"unknown task {task!r}: {suite} has tasks 0 to {len(names) - 1}")
-        return suite, names[int(name)]
+        index = int(name)
+        if index >= len(names):
+            raise UserError(f"unknown task {task!r}: {suite} has tasks 0 to {len(names) - 1}")
+        return suite, names[index]
     lookup(dict.fromkeys(names), name, f"task of {suite}")
     return suite, name
 
 
 def task_names(name: str) -> list[str]:
-    """Every task as "suite/name" of a suite, a "suite/name" or a "suite/index". Raises as `resolve`."""
-    if "/" in name:
-        return ["/".join(resolve(name))]
-    return [f"{name}/{task}" for task in lookup(suites(), name, "LIBERO suite")]
+    """Return the tasks "suite/name" of a suite, a "suite/name" or a "suite/index".
+
+    Raises as `resolve`.
+    """
+    _, has_task, _ = name.partition("/")
+    if has_task:
+        suite, task = resolve(name)
+        return [f"{suite}/{task}"]
+    tasks = lookup(suites(), name, "LIBERO suite")
+    return [f"{name}/{task}" for task in tasks]
 
 
 def bddl_file(suite: str, name: str) -> Path:
-    """The problem file of a task. Raises FileNotFoundError where the package lacks it (some perturbed suites do)."""
+    """Return the problem file of a task.
+
+    Raises UserError if the package lacks it, as for some perturbed suites.
+    """
     return _existing(root() / "bddl_files" / suite / f"{name}.bddl")
 
 
 def instruction(suite: str, name: str) -> str:
-    """What LIBERO tells the robot, lower case; raises as `bddl_file`."""
-    found = re.search(r"\(:language\s+([^)]*)\)", bddl_file(suite, name).read_text())
-    return " ".join(found[1].replace("_", " ").split()).lower()
+    """Return LIBERO's instruction of a task in lower case. Raises as `bddl_file`."""
+    problem = bddl_file(suite, name).read_text()
+    language = re.search(r"\(:language\s+([^)]*)\)", problem)[1]
+    return " ".join(language.replace("_", " ").split()).lower()
 
 
 def init_states(suite: str, name: str) -> np.ndarray:
-    """float64[I, 1 + nq + nv]: a task's fixed initial states (time, positions, velocities)."""
-    with np.load(_existing(root() / "init_files" / suite / f"{name}.pruned_init.npz")) as file:
+    """Return a task's initial states, float64[I, 1 + nq + nv]: time, positions, velocities."""
+    path = root() / "init_files" / suite / f"{name}.pruned_init.npz"
+    with np.load(_existing(path)) as file:
         return file["states"]
 
 

@@ -1,30 +1,35 @@
-"""LIBERO's problems in our words: what is in the scene and how it is called, what to do, in which order."""
+"""LIBERO's tasks: names, colors and shapes of objects, instructions and subtasks."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from etcvla.sims.task import ObjectSpec, Phase, Task
 
-# LIBERO's own. LIBERO-PRO's perturbed ones keep the files' names whatever their problems say.
+# LIBERO's own suites. In LIBERO-PRO's perturbed suites, a file's name may differ from the
+# instruction inside.
 SUITES = ("libero_object", "libero_spatial", "libero_goal", "libero_10", "libero_90")
 CAMERAS = ("front", "wrist")
 AXES = ("front", "left", "up")  # where x, y, z of the base frame point for the robot
 STATE_DOC = (
-    "End effector x, y, z in metres, LIBERO's world frame; its orientation, axis times angle in radians; "
-    "positions of the two fingers in metres, 0 .. 0.04 and 0 .. -0.04."
+    "End effector x, y, z in metres, LIBERO's world frame; its orientation, axis times angle in "
+    "radians; positions of the two fingers in metres, 0 .. 0.04 and 0 .. -0.04."
 )
 ACTION_DOC = (
-    "End effector displacement x, y, z in [-1, 1] of 5 cm a step, rotation about x, y, z in [-1, 1] of "
-    "0.5 rad a step, world axes; gripper -1 open, 1 close."
+    "End effector displacement x, y, z in [-1, 1] of 5 cm a step, rotation about x, y, z in "
+    "[-1, 1] of 0.5 rad a step, world axes; gripper -1 open, 1 close."
 )
-STATE_SIZE, ACTION_SIZE = 8, 7
-# How an image is turned before it is shown. LIBERO's own frames stand upside down; the public RLDS sets rotate them by
-# half a turn, which leaves them upright with left and right exchanged. Facts follow the image.
-SCENES = {"rlds": True, "upright": False}  # name -> mirrored
+STATE_SIZE = 8
+ACTION_SIZE = 7
+# Scene variant -> whether images are mirrored. LIBERO's own images are upside down. The public RLDS
+# datasets rotate them by 180 degrees, which leaves left and right exchanged. Facts are mirrored
+# with the image.
+SCENES = {"rlds": True, "upright": False}
 
-# LIBERO's categories that are not their own name with spaces.
+# Category -> noun, for categories whose noun is not the category itself with spaces.
 NOUNS = {
     "akita_black_bowl": "black bowl",
     "glazed_rim_porcelain_ramekin": "ramekin",
@@ -37,7 +42,8 @@ NOUNS = {
     "new_salad_dressing": "salad dressing",
     "wooden_two_layer_shelf": "shelf",
 }
-# Colour words that fit the render and are not in the name; what is printed in several colours or speckled has none.
+# Category -> color word that fits the rendered object and is not in its name. Multicolored objects
+# have none.
 COLORS = {
     "alphabet_soup": "blue",
     "chocolate_pudding": "brown",
@@ -49,7 +55,7 @@ COLORS = {
     "wine_rack": "brown",
     "wooden_cabinet": "black",
 }
-# Shape words, where they are beyond dispute.
+# Category -> shape word, where it is unambiguous.
 SHAPES = {
     "alphabet_soup": "cylinder",
     "tomato_sauce": "cylinder",
@@ -65,7 +71,7 @@ SHAPES = {
     "salad_dressing": "bottle",
     "plate": "disk",
 }
-# Names of what other scenes of the suites hold, to be asked for in vain.
+# Nouns of objects in other scenes, for questions about absent objects.
 ABSENT = (
     "alphabet soup",
     "basket",
@@ -87,7 +93,8 @@ ABSENT = (
     "wine rack",
     "wooden cabinet",
 )
-# What stands on which place, as the instructions of libero_spatial say it; keys end a region's or object's name.
+# Suffix of a region's or object's name -> the place, as the instructions of libero_spatial express
+# it.
 PLACES = {
     "between_plate_ramekin_region": "between the plate and the ramekin",
     "next_to_ramekin_region": "next to the ramekin",
@@ -100,12 +107,13 @@ PLACES = {
     "wooden_cabinet_1_top_side": "on the wooden cabinet",
     "flat_stove_1_cook_region": "on the stove",
 }
-NUM_OBJECTS = 10  # slots of the dataset; the suites object, spatial and goal have at most 9
+# Object slots of a dataset. The suites object, spatial and goal have at most 9 objects.
+NUM_OBJECTS = 10
 _SURFACES = frozenset(
     {"table", "floor", "kitchen_table", "study_table", "living_room_table", "coffee_table"}
 )
 _CENTRE = (0.0, 0.0, 0.0)
-# Steps of picking one thing up and putting it down; `libero_oracle.PickPlace` tells which is in progress.
+# Subtasks of pick-and-place. `oracle.PickPlaceTracker` computes which one is in progress.
 PICK_PLACE = (
     "move to the {target}",
     "grasp the {target}",
@@ -115,97 +123,121 @@ PICK_PLACE = (
 
 
 def noun(category: str) -> str:
-    """What a category is called."""
+    """Return the noun of a LIBERO category."""
     return NOUNS.get(category, category.replace("_", " "))
 
 
 def noun_of(spec: ObjectSpec) -> str:
-    """The noun of an object of `describe`, whatever it is named to be told from its twin."""
+    """Return the noun of an object of `make_task`, without its place or number."""
     return noun(category_of(spec))
 
 
 def category_of(spec: ObjectSpec) -> str:
-    """LIBERO's category of an object of `describe`."""
+    """Return LIBERO's category of an object of `make_task`."""
     return re.sub(r"(_\d+)?_main$", "", spec.body)
 
 
-def describe(problem: Mapping, file_words: str = "") -> Task:
-    """A task of LIBERO from its parsed problem file.
+def make_task(problem: Mapping[str, Any], file_instruction: str = "") -> Task:
+    """Return the task of a parsed problem file.
 
-    Objects are everything that stands on the table or floor. Phases are known where the goal is one thing on or in
-    another one; elsewhere there are none. Twins are told apart by the place where they stand at the start.
+    The objects are all objects on the table or floor. Objects of the same category are
+    distinguished by their initial place. The phases are known only where the goal is one object on
+    or in another one.
 
     Args:
-      problem: as LIBERO's `robosuite_parse_problem` returns it: "objects" and "fixtures" {category: [instance]},
-        "initial_state" and "goal_state" [[predicate, name, ...]], "obj_of_interest", "language_instruction" (words).
-      file_words: the instruction that the file's name spells, as the public data sets have it; a paraphrase.
+      problem: as LIBERO's `robosuite_parse_problem` returns it: "objects" and "fixtures" {category:
+        [instance]}, "initial_state" and "goal_state" [[predicate, name, ...]], "obj_of_interest",
+        "language_instruction".
+      file_instruction: the instruction in the file's name, which the public datasets use; a
+        paraphrase.
     """
-    instances = {
-        name: category
-        for group in ("objects", "fixtures")
-        for category, names in problem[group].items()
-        for name in names
-        if category not in _SURFACES
-    }
-    names = _names(instances, problem["initial_state"])
-    target, goal, verb = goal_of(problem["goal_state"], instances)
-    target = target or next(
-        (name for name in problem["obj_of_interest"] if name in instances), next(iter(instances))
-    )
-    words = {
-        "target": noun(instances[target]),
-        "goal": noun(instances[goal]) if goal else "",
-        "verb": verb,
-    }
+    categories = _categories(problem)
+    names = _names(categories, problem["initial_state"])
+    goal = PickPlaceGoal.of(problem["goal_state"], categories)
+    objects = []
+    for instance, category in categories.items():
+        color = COLORS.get(category, "")
+        body = f"{instance}_main"
+        objects.append(ObjectSpec(names[instance], color, body, subtree=True, touch=_CENTRE))
+    phases = []
+    if goal:
+        target = goal.target
+        words = {
+            "target": noun(categories[target]),
+            "goal": noun(categories[goal.place]),
+            "verb": goal.relation,
+        }
+        phases = [Phase(text.format(**words)) for text in PICK_PLACE]
+    else:
+        candidates = [name for name in problem["obj_of_interest"] if name in categories]
+        target = (candidates or list(categories))[0]
     language = problem["language_instruction"]
-    language = language if isinstance(language, str) else " ".join(language)
+    if not isinstance(language, str):
+        language = " ".join(language)
+    instructions = [_normalize(language), _normalize(file_instruction)]
     return Task(
-        objects=tuple(
-            ObjectSpec(
-                names[name], COLORS.get(category, ""), f"{name}_main", subtree=True, touch=_CENTRE
-            )
-            for name, category in instances.items()
-        ),
+        objects=tuple(objects),
         target=names[target],
-        phases=tuple(Phase(text.format(**words)) for text in PICK_PLACE) if goal else (),
-        instructions=tuple(dict.fromkeys(filter(None, (_clean(language), _clean(file_words))))),
+        phases=tuple(phases),
+        instructions=tuple(dict.fromkeys(text for text in instructions if text)),
     )
 
 
-def goal_of(goal_state: Sequence[Sequence[str]], instances: Iterable[str]) -> tuple[str, str, str]:
-    """(thing, what it goes on or in, "on" or "in") of a goal that is one such relation, else three empty strings."""
-    if (
-        len(goal_state) != 1
-        or len(goal_state[0]) != 3
-        or goal_state[0][0].lower() not in ("on", "in")
-    ):
-        return "", "", ""
-    predicate, thing, place = goal_state[0]
-    owner = next((name for name in instances if place == name or place.startswith(f"{name}_")), "")
-    return (thing, owner, predicate.lower()) if owner and thing in instances else ("", "", "")
+def _categories(problem: Mapping[str, Any]) -> dict[str, str]:
+    """Return instance -> category of every object and fixture that is not a table or floor."""
+    categories = {}
+    for group in ("objects", "fixtures"):
+        for category, instances in problem[group].items():
+            if category not in _SURFACES:
+                categories |= dict.fromkeys(instances, category)
+    return categories
 
 
-def _names(instances: Mapping[str, str], initial_state: Sequence[Sequence[str]]) -> dict[str, str]:
-    """A name for each instance: the noun, for twins with their place, for twins without known place with a number."""
-    where = {fact[1]: fact[2] for fact in initial_state if len(fact) == 3}
-    nouns = [noun(category) for category in instances.values()]
+@dataclasses.dataclass(frozen=True)
+class PickPlaceGoal:
+    """A goal of one relation: `target` is on or in `place`."""
+
+    target: str  # instance
+    place: str  # instance
+    relation: str  # "on" or "in"
+
+    @classmethod
+    def of(
+        cls, goal_state: Sequence[Sequence[str]], instances: Iterable[str]
+    ) -> PickPlaceGoal | None:
+        """Return the goal of a problem's "goal_state"; None for any other kind of goal."""
+        if len(goal_state) != 1 or len(goal_state[0]) != 3:
+            return None
+        predicate, target, region = goal_state[0]
+        relation = predicate.lower()
+        instances = list(instances)
+        places = [name for name in instances if region == name or region.startswith(f"{name}_")]
+        if relation not in ("on", "in") or target not in instances or not places:
+            return None
+        return cls(target, places[0], relation)
+
+
+def _names(categories: Mapping[str, str], initial_state: Sequence[Sequence[str]]) -> dict[str, str]:
+    """Return instance -> name: the noun, with the place or a number if it is not unique."""
+    regions = {fact[1]: fact[2] for fact in initial_state if len(fact) == 3}
+    nouns = [noun(category) for category in categories.values()]
     names = {}
-    for name, category in instances.items():
-        word = noun(category)
-        if nouns.count(word) > 1:
-            place = next(
-                (text for key, text in PLACES.items() if where.get(name, "").endswith(key)), ""
-            )
-            word = f"{word} {place}" if place else f"{word} {name.rsplit('_', 1)[-1]}"
-        names[name] = word
+    for instance, category in categories.items():
+        name = noun(category)
+        if nouns.count(name) > 1:
+            region = regions.get(instance, "")
+            places = [place for suffix, place in PLACES.items() if region.endswith(suffix)]
+            number = instance.rpartition("_")[2]
+            name = f"{name} {places[0] if places else number}"
+        names[instance] = name
     return names
 
 
-def _clean(text: str) -> str:
-    """Lower case, one space between words: instructions as prompts have them."""
+def _normalize(text: str) -> str:
+    """Return an instruction in lower case with one space between words."""
     return re.sub(r"[\s_]+", " ", text).strip().lower()
 
 
 def file_instruction(name: str) -> str:
-    """The instruction in a task's file name: scenes of LIBERO-90 and -10 stand before it in capitals."""
-    return _clean(re.sub(r"^[A-Z_]+SCENE\d+_", "", name))
+    """Return the instruction in a task's file name, without its scene (LIBERO-90 and -10)."""
+    return _normalize(re.sub(r"^[A-Z_]+SCENE\d+_", "", name))

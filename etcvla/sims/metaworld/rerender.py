@@ -1,4 +1,4 @@
-"""Meta-World demonstrations, rendered again under a condition (see `etcvla.sims.conditions`)."""
+"""Meta-World demonstrations rendered again under a condition (see `etcvla.sims.conditions`)."""
 
 from __future__ import annotations
 
@@ -9,48 +9,46 @@ import numpy as np
 
 from etcvla.etc.annotation import Annotation
 from etcvla.sims.metaworld.environment import MetaWorld, State
-from etcvla.sims.rollout import Episode, annotate, drive, encode_jpeg, start
+from etcvla.sims.rollout import Episode, FrameRecorder, NoisyExpert, annotate
 
 
 def record_expert(
-    env: MetaWorld,
-    seed: int,
-    noise: tuple[float, float] = (0.1, 0.3),
-    max_steps: int = 200,
-    steps_after: int = 5,
+    env: MetaWorld, seed: int, noise: tuple[float, float] = (0.1, 0.3)
 ) -> list[State] | None:
-    """The states of the demonstration that `rollout_expert` makes of the same arguments; no image is drawn."""
-    rng, scale, _ = start(env, seed, noise)
-    states = [env.snapshot(env.phase()) for _ in drive(env, rng, scale, max_steps, steps_after)]
+    """Return the states of the demonstration that `rollout_expert` makes with these arguments.
+
+    Renders no image. Returns None if the expert does not succeed.
+    """
+    expert = NoisyExpert(env, seed, noise)
+    states = [env.snapshot() for _ in expert.actions()]
     return states if env.success else None
 
 
 def rerender(env: MetaWorld, states: Sequence[State], seed: int, stride: int) -> Episode:
-    """Every `stride`-th recorded state and the last two, as `env`'s condition shows them. There are no actions.
+    """Render every `stride`-th recorded state and the last two under the condition of `env`.
 
-    Raises `metaworld.NoRoomError` if what the condition adds finds no room.
+    There are no actions.
+
+    Raises NoRoomError if there is no room for an object that the condition adds.
     """
     env.place_added(states, np.random.default_rng(seed))
-    kept = [state for t, state in enumerate(states) if t % stride == 0 or t >= len(states) - 2]
-    images, facts = {name: [] for name in env.cameras}, []
-    for state in kept:
-        env.show(state)
-        for name, image in env.observe()["images"].items():
-            images[name].append(encode_jpeg(image))
-        facts.append(env.shown_facts(state))
-    hands = np.array([state.hand for state in kept], np.float32)
-    # The canonical instruction names no colours, which a condition may have changed.
-    annotation = dataclasses.replace(
-        annotate(env, env.instruction(), facts), rate=env.rate / stride
-    )
-    return Episode(images, hands, None, annotation, seed)
+    last_two = len(states) - 2
+    recorder = FrameRecorder(env)
+    for t, state in enumerate(states):
+        if t % stride == 0 or t >= last_two:
+            env.restore(state)
+            recorder.add(env.observe(), env.facts_of(state))
+    # The canonical instruction names no colors, which the condition may have changed.
+    episode = recorder.episode(env.instruction(), action=None, seed=seed)
+    annotation = dataclasses.replace(episode.annotation, rate=env.rate / stride)
+    return dataclasses.replace(episode, annotation=annotation)
 
 
 def initial_frames(env: MetaWorld, seeds: Iterable[int]) -> Annotation:
-    """The first frames of other episodes, as an annotation of as many steps."""
+    """Return the first frames of the layouts `seeds` as an annotation with one step per layout."""
     facts = []
     for seed in seeds:
         env.reset(seed)
-        env.place_added([env.snapshot(0)], np.random.default_rng(seed))
+        env.place_added([env.snapshot()], np.random.default_rng(seed))
         facts.append(env.facts())
     return annotate(env, env.instruction(), facts)

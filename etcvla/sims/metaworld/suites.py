@@ -6,7 +6,8 @@ from etcvla.names import lookup
 from etcvla.sims.metaworld.tasks import TASKS
 from etcvla.sims.suites import Suite
 
-# Suite -> the table of `metaworld.env_dict` that lists its tasks, and the table's key ("" for a flat table).
+# Suite -> the table of `metaworld.env_dict` that lists its tasks, and the table's key ("" for a
+# flat table).
 SUITES = {
     "metaworld_mt10": ("MT10_V3", ""),
     "metaworld_mt50": ("MT50_V3", ""),

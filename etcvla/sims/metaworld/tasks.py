@@ -1,4 +1,4 @@
-"""The Meta-World tasks as a table: what is in the scene, what it is called, what to do, in which order."""
+"""The Meta-World tasks as a table: their objects, target, subtasks and instructions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from etcvla.sims.task import ObjectSpec, Phase, Task
 _CENTRE = (0.0, 0.0, 0.0)
 
 
-def _thing(
+def _graspable(
     name: str,
     color: str,
     body: str,
@@ -17,93 +17,98 @@ def _thing(
     at: tuple[float, float, float] = _CENTRE,
     subtree: bool = False,
 ) -> ObjectSpec:
-    """Something to hold or touch, `at` metres from its centre."""
+    """Describe an object to grasp or touch, `at` metres from its centre."""
     return ObjectSpec(name, color, body, parts, subtree, touch=at)
 
 
-def _act(target: str, act: str) -> tuple[Phase, ...]:
-    return Phase(f"move to the {target}", "touch"), Phase(act)
+def _touch_and(target: str, text: str) -> tuple[Phase, ...]:
+    return Phase(f"move to the {target}", "touch"), Phase(text)
 
 
-def _carry(target: str, act: str) -> tuple[Phase, ...]:
+def _grasp_and(target: str, text: str) -> tuple[Phase, ...]:
     return (
         Phase(f"move to the {target}", "touch"),
         Phase(f"grasp the {target}", "moved"),
-        Phase(act),
+        Phase(text),
     )
 
 
-def _go(target: str, rest: str) -> tuple[Phase, ...]:
-    return Phase(f"move to the {target}", "near"), Phase(rest)
+def _reach_and(target: str, text: str) -> tuple[Phase, ...]:
+    return Phase(f"move to the {target}", "near"), Phase(text)
 
 
-# Markers have one colour and are drawn only where the instruction speaks of them: elsewhere they give the goal away.
+# All markers have one color. They are rendered only for tasks whose instruction names them, because
+# a marker reveals the goal.
 _MARKER = ObjectSpec("goal marker", "green", site="goal", touch=_CENTRE)
-_PUCK = _thing("puck", "red", "obj")
-_BLOCK = _thing("block", "brown", "obj", subtree=True)
+_PUCK = _graspable("puck", "red", "obj")
+_BLOCK = _graspable("block", "brown", "obj", subtree=True)
 _WALL = ObjectSpec("wall", "brown", "wall", subtree=True)
 _DOOR = (
-    _thing("door handle", "gray", "door_link", "door_handle", "handle_base"),
+    _graspable("door handle", "gray", "door_link", "door_handle", "handle_base"),
     ObjectSpec("door", "black", "door_link"),
     ObjectSpec("safe", "black", "doorlockB"),
 )
 _LOCK = (
-    _thing("lock", "gray", "lock_link"),
+    _graspable("lock", "gray", "lock_link"),
     ObjectSpec("door", "black", "door_link"),
     ObjectSpec("safe", "black", "doorlockA"),
 )
 _DRAWER = (
-    _thing("drawer handle", "white", "drawer_link", "drawer_white", at=(0, -0.03, 0)),
+    _graspable("drawer handle", "white", "drawer_link", "drawer_white", at=(0, -0.03, 0)),
     ObjectSpec("drawer", "green", "drawer_link"),
     ObjectSpec("cabinet", "green", "drawercase_link"),
 )
 _BUTTON_DOWN = (
-    _thing("button", "red", "button", at=(0, 0, 0.05)),
+    _graspable("button", "red", "button", at=(0, 0, 0.05)),
     ObjectSpec("button box", "yellow", "buttonbox"),
 )
 _BUTTON = (
-    _thing("button", "red", "button", at=(0, -0.05, 0)),
+    _graspable("button", "red", "button", at=(0, -0.05, 0)),
     ObjectSpec("button box", "yellow", "buttonbox"),
 )
 _WINDOW = (
-    _thing("window handle", "white", "windowb_a", "window_white", at=(0, -0.03, 0)),
+    _graspable("window handle", "white", "windowb_a", "window_white", at=(0, -0.03, 0)),
     ObjectSpec("window", "brown", "window", subtree=True),
 )
-_NUT = (_thing("nut", "gray", "asmbly_peg", at=(0.06, 0, 0)), ObjectSpec("peg", "red", "peg"))
+_NUT = (_graspable("nut", "gray", "asmbly_peg", at=(0.06, 0, 0)), ObjectSpec("peg", "red", "peg"))
 _COFFEE = (
-    _thing("mug", "white", "mug"),
+    _graspable("mug", "white", "mug"),
     ObjectSpec("coffee machine", "red", "cm_link"),
-    _thing("coffee machine button", "gray", "cmbutton", at=(0, -0.03, 0)),
+    _graspable("coffee machine button", "gray", "cmbutton", at=(0, -0.03, 0)),
 )
 _FAUCET = (
-    _thing("faucet handle", "red", "faucet_link2", "faucet_red"),
+    _graspable("faucet handle", "red", "faucet_link2", "faucet_red"),
     ObjectSpec("faucet", "gray", "faucet_link"),
 )
 _HANDLE = (
-    _thing("handle", "red", "handle_link", "hdlprs_red"),
+    _graspable("handle", "red", "handle_link", "hdlprs_red"),
     ObjectSpec("handle box", "gray", "hdlprs"),
 )
-_HANDLE_UP = (_thing("handle", "red", "handle_link", "hdlprs_red", at=(0.05, -0.03, 0)), _HANDLE[1])
+_HANDLE_UP = (
+    _graspable("handle", "red", "handle_link", "hdlprs_red", at=(0.05, -0.03, 0)),
+    _HANDLE[1],
+)
 _HANDLE_UP_SIDE = (
-    _thing("handle", "red", "handle_link", "hdlprs_red", at=(-0.04, 0, 0)),
+    _graspable("handle", "red", "handle_link", "hdlprs_red", at=(-0.04, 0, 0)),
     _HANDLE[1],
 )
 _PLATE = (
-    _thing("puck", "black", "puck_channel", subtree=True),
+    _graspable("puck", "black", "puck_channel", subtree=True),
     ObjectSpec("goal net", "white", "puck_goal", subtree=True),
 )
 _STICK = (
-    _thing("stick", "blue", "stick", subtree=True),
+    _graspable("stick", "blue", "stick", subtree=True),
     ObjectSpec("thermos", "green", "object", subtree=True),
 )
-# Opening and closing start from the same half-open drawer, so that only the instruction tells them apart.
+# Opening and closing start from the same half-open drawer, so only the instruction distinguishes
+# them.
 _HALF_OPEN = (("goal_slidey", -0.1),)
 
 TASKS: dict[str, Task] = {
     "assembly": Task(
         _NUT,
         "nut",
-        _carry("nut", "put the nut on the peg"),
+        _grasp_and("nut", "put the nut on the peg"),
         (
             "put the nut on the peg",
             "place the ring over the red peg",
@@ -113,12 +118,12 @@ TASKS: dict[str, Task] = {
     ),
     "basketball": Task(
         (
-            _thing("basketball", "orange", "basketball"),
+            _graspable("basketball", "orange", "basketball"),
             ObjectSpec("hoop", "red", "hooplink"),
             ObjectSpec("backboard", "white", "backboardlink"),
         ),
         "basketball",
-        _carry("basketball", "drop the basketball into the hoop"),
+        _grasp_and("basketball", "drop the basketball into the hoop"),
         (
             "put the basketball into the hoop",
             "dunk the basketball",
@@ -128,12 +133,12 @@ TASKS: dict[str, Task] = {
     ),
     "bin-picking": Task(
         (
-            _thing("block", "green", "objA"),
+            _graspable("block", "green", "objA"),
             ObjectSpec("red bin", "red", "binA"),
             ObjectSpec("blue bin", "blue", "binB"),
         ),
         "block",
-        _carry("block", "put the block into the blue bin"),
+        _grasp_and("block", "put the block into the blue bin"),
         (
             "move the block to the blue bin",
             "pick the green block and put it into the blue bin",
@@ -142,9 +147,12 @@ TASKS: dict[str, Task] = {
         ),
     ),
     "box-close": Task(
-        (_thing("lid", "brown", "top_link", at=(0, 0, 0.04)), ObjectSpec("box", "brown", "box")),
+        (
+            _graspable("lid", "brown", "top_link", at=(0, 0, 0.04)),
+            ObjectSpec("box", "brown", "box"),
+        ),
         "lid",
-        _carry("lid", "put the lid on the box"),
+        _grasp_and("lid", "put the lid on the box"),
         (
             "close the box",
             "put the lid on the box",
@@ -155,7 +163,7 @@ TASKS: dict[str, Task] = {
     "button-press": Task(
         _BUTTON,
         "button",
-        _act("button", "push the button in"),
+        _touch_and("button", "push the button in"),
         (
             "press the button on the side",
             "push the red button in",
@@ -166,7 +174,7 @@ TASKS: dict[str, Task] = {
     "button-press-topdown": Task(
         _BUTTON_DOWN,
         "button",
-        _act("button", "press the button down"),
+        _touch_and("button", "press the button down"),
         (
             "press the button",
             "press the button from above",
@@ -178,7 +186,7 @@ TASKS: dict[str, Task] = {
     "button-press-topdown-wall": Task(
         (*_BUTTON_DOWN, _WALL),
         "button",
-        _act("button", "press the button down"),
+        _touch_and("button", "press the button down"),
         (
             "press the button behind the wall from above",
             "go over the wall and press the button down",
@@ -189,7 +197,7 @@ TASKS: dict[str, Task] = {
     "button-press-wall": Task(
         (*_BUTTON, _WALL),
         "button",
-        _act("button", "push the button in"),
+        _touch_and("button", "push the button in"),
         (
             "press the button behind the wall",
             "go around the wall and push the button in",
@@ -200,7 +208,7 @@ TASKS: dict[str, Task] = {
     "coffee-button": Task(
         _COFFEE,
         "coffee machine button",
-        _act("coffee machine button", "press the coffee machine button"),
+        _touch_and("coffee machine button", "press the coffee machine button"),
         (
             "press the button of the coffee machine",
             "start the coffee machine",
@@ -211,7 +219,7 @@ TASKS: dict[str, Task] = {
     "coffee-pull": Task(
         (*_COFFEE, dataclasses.replace(_MARKER, site="mug_goal")),
         "mug",
-        _carry("mug", "pull the mug to the goal marker"),
+        _grasp_and("mug", "pull the mug to the goal marker"),
         (
             "pull the mug to the goal marker",
             "take the mug away from the coffee machine",
@@ -222,7 +230,7 @@ TASKS: dict[str, Task] = {
     "coffee-push": Task(
         _COFFEE,
         "mug",
-        _carry("mug", "push the mug under the coffee machine"),
+        _grasp_and("mug", "push the mug under the coffee machine"),
         (
             "push the mug under the coffee machine",
             "put the mug under the coffee machine",
@@ -231,15 +239,15 @@ TASKS: dict[str, Task] = {
         ),
     ),
     "dial-turn": Task(
-        (_thing("dial", "gray", "dial", at=(0.03, -0.02, 0.01), subtree=True),),
+        (_graspable("dial", "gray", "dial", at=(0.03, -0.02, 0.01), subtree=True),),
         "dial",
-        _act("dial", "turn the dial"),
+        _touch_and("dial", "turn the dial"),
         ("turn the dial", "rotate the dial", "turn the gray dial", "twist the dial around"),
     ),
     "disassemble": Task(
         _NUT,
         "nut",
-        _carry("nut", "lift the nut off the peg"),
+        _grasp_and("nut", "lift the nut off the peg"),
         (
             "take the nut off the peg",
             "lift the ring off the red peg",
@@ -248,9 +256,9 @@ TASKS: dict[str, Task] = {
         ),
     ),
     "door-close": Task(
-        (_DOOR[0], _thing("door", "black", "door_link", "door"), _DOOR[2]),
+        (_DOOR[0], _graspable("door", "black", "door_link", "door"), _DOOR[2]),
         "door",
-        _act("door", "push the door closed"),
+        _touch_and("door", "push the door closed"),
         (
             "close the door",
             "push the door shut",
@@ -262,7 +270,7 @@ TASKS: dict[str, Task] = {
     "door-lock": Task(
         _LOCK,
         "lock",
-        _act("lock", "turn the lock down"),
+        _touch_and("lock", "turn the lock down"),
         (
             "lock the door",
             "turn the lock of the door",
@@ -273,7 +281,7 @@ TASKS: dict[str, Task] = {
     "door-open": Task(
         _DOOR,
         "door handle",
-        _act("door handle", "pull the door open"),
+        _touch_and("door handle", "pull the door open"),
         (
             "open the door",
             "pull the door open",
@@ -286,7 +294,7 @@ TASKS: dict[str, Task] = {
     "door-unlock": Task(
         _LOCK,
         "lock",
-        _act("lock", "turn the lock to the side"),
+        _touch_and("lock", "turn the lock to the side"),
         (
             "unlock the door",
             "turn the lock back",
@@ -297,7 +305,7 @@ TASKS: dict[str, Task] = {
     "drawer-close": Task(
         _DRAWER,
         "drawer handle",
-        _act("drawer handle", "push the drawer closed"),
+        _touch_and("drawer handle", "push the drawer closed"),
         (
             "close the drawer",
             "push the drawer closed",
@@ -311,7 +319,7 @@ TASKS: dict[str, Task] = {
     "drawer-open": Task(
         _DRAWER,
         "drawer handle",
-        _act("drawer handle", "pull the drawer open"),
+        _touch_and("drawer handle", "pull the drawer open"),
         (
             "open the drawer",
             "pull the drawer open",
@@ -325,7 +333,7 @@ TASKS: dict[str, Task] = {
     "faucet-close": Task(
         _FAUCET,
         "faucet handle",
-        _act("faucet handle", "turn the faucet handle clockwise"),
+        _touch_and("faucet handle", "turn the faucet handle clockwise"),
         (
             "close the faucet",
             "turn off the faucet",
@@ -337,7 +345,7 @@ TASKS: dict[str, Task] = {
     "faucet-open": Task(
         _FAUCET,
         "faucet handle",
-        _act("faucet handle", "turn the faucet handle counterclockwise"),
+        _touch_and("faucet handle", "turn the faucet handle counterclockwise"),
         (
             "open the faucet",
             "turn on the faucet",
@@ -348,12 +356,12 @@ TASKS: dict[str, Task] = {
     ),
     "hammer": Task(
         (
-            _thing("hammer", "red", "hammer", at=(-0.06, 0, 0)),
+            _graspable("hammer", "red", "hammer", at=(-0.06, 0, 0)),
             ObjectSpec("nail", "gray", "nail_link"),
             ObjectSpec("wooden block", "brown", "hammerblock"),
         ),
         "hammer",
-        _carry("hammer", "hit the nail with the hammer"),
+        _grasp_and("hammer", "hit the nail with the hammer"),
         (
             "hammer the nail",
             "hit the nail with the hammer",
@@ -364,7 +372,7 @@ TASKS: dict[str, Task] = {
     "hand-insert": Task(
         (_MARKER, _BLOCK),
         "block",
-        _carry("block", "insert the block into the hole"),
+        _grasp_and("block", "insert the block into the hole"),
         (
             "insert the block into the hole",
             "put the wooden block into the hole",
@@ -375,7 +383,7 @@ TASKS: dict[str, Task] = {
     "handle-press": Task(
         _HANDLE,
         "handle",
-        _act("handle", "press the handle down"),
+        _touch_and("handle", "press the handle down"),
         (
             "press the handle down",
             "push the red handle down",
@@ -386,7 +394,7 @@ TASKS: dict[str, Task] = {
     "handle-press-side": Task(
         _HANDLE,
         "handle",
-        _act("handle", "press the handle down"),
+        _touch_and("handle", "press the handle down"),
         (
             "press the handle down from the side",
             "push the red handle of the side box down",
@@ -397,13 +405,13 @@ TASKS: dict[str, Task] = {
     "handle-pull": Task(
         _HANDLE_UP,
         "handle",
-        _act("handle", "pull the handle up"),
+        _touch_and("handle", "pull the handle up"),
         ("pull the handle up", "lift the red handle", "pull up the red handle", "raise the handle"),
     ),
     "handle-pull-side": Task(
         _HANDLE_UP_SIDE,
         "handle",
-        _act("handle", "pull the handle up"),
+        _touch_and("handle", "pull the handle up"),
         (
             "pull the handle up from the side",
             "lift the red handle at the side",
@@ -413,11 +421,11 @@ TASKS: dict[str, Task] = {
     ),
     "lever-pull": Task(
         (
-            _thing("lever", "blue", "lever_link1", "lever_blue"),
+            _graspable("lever", "blue", "lever_link1", "lever_blue"),
             ObjectSpec("lever stand", "gray", "lever", subtree=True),
         ),
         "lever",
-        _act("lever", "push the lever up"),
+        _touch_and("lever", "push the lever up"),
         (
             "pull the lever up",
             "lift the blue lever",
@@ -427,11 +435,11 @@ TASKS: dict[str, Task] = {
     ),
     "peg-insert-side": Task(
         (
-            _thing("peg", "green", "peg", at=(0.03, 0, 0)),
+            _graspable("peg", "green", "peg", at=(0.03, 0, 0)),
             ObjectSpec("box", "red", "box", subtree=True),
         ),
         "peg",
-        _carry("peg", "insert the peg into the hole of the box"),
+        _grasp_and("peg", "insert the peg into the hole of the box"),
         (
             "insert the peg into the hole",
             "put the green peg into the box from the side",
@@ -440,9 +448,9 @@ TASKS: dict[str, Task] = {
         ),
     ),
     "peg-unplug-side": Task(
-        (_thing("plug", "black", "plug"), ObjectSpec("socket", "white", "plug_wall")),
+        (_graspable("plug", "black", "plug"), ObjectSpec("socket", "white", "plug_wall")),
         "plug",
-        _act("plug", "pull the plug out of the socket"),
+        _touch_and("plug", "pull the plug out of the socket"),
         (
             "unplug the peg",
             "pull the plug out of the socket",
@@ -453,7 +461,7 @@ TASKS: dict[str, Task] = {
     "pick-out-of-hole": Task(
         (_MARKER, _PUCK),
         "puck",
-        _carry("puck", "carry the puck to the goal marker"),
+        _grasp_and("puck", "carry the puck to the goal marker"),
         (
             "pick the puck out of the hole",
             "take the red puck out of the hole to the marker",
@@ -464,7 +472,7 @@ TASKS: dict[str, Task] = {
     "pick-place": Task(
         (_MARKER, _PUCK),
         "puck",
-        _carry("puck", "carry the puck to the goal marker"),
+        _grasp_and("puck", "carry the puck to the goal marker"),
         (
             "pick up the puck and bring it to the goal marker",
             "pick and place the puck at the goal marker",
@@ -476,7 +484,7 @@ TASKS: dict[str, Task] = {
     "pick-place-wall": Task(
         (_MARKER, _PUCK, _WALL),
         "puck",
-        _carry("puck", "carry the puck over the wall to the goal marker"),
+        _grasp_and("puck", "carry the puck over the wall to the goal marker"),
         (
             "carry the puck over the wall to the goal marker",
             "pick up the puck and place it behind the wall",
@@ -487,7 +495,7 @@ TASKS: dict[str, Task] = {
     "plate-slide": Task(
         _PLATE,
         "puck",
-        _act("puck", "slide the puck into the net"),
+        _touch_and("puck", "slide the puck into the net"),
         (
             "slide the puck into the net",
             "push the black puck into the goal net",
@@ -498,7 +506,7 @@ TASKS: dict[str, Task] = {
     "plate-slide-back": Task(
         (_MARKER, *_PLATE),
         "puck",
-        _act("puck", "pull the puck back to the goal marker"),
+        _touch_and("puck", "pull the puck back to the goal marker"),
         (
             "pull the puck out of the net",
             "slide the puck back to the goal marker",
@@ -509,7 +517,7 @@ TASKS: dict[str, Task] = {
     "plate-slide-back-side": Task(
         (_MARKER, *_PLATE),
         "puck",
-        _act("puck", "slide the puck sideways to the goal marker"),
+        _touch_and("puck", "slide the puck sideways to the goal marker"),
         (
             "slide the puck out of the net sideways",
             "slide the puck sideways to the goal marker",
@@ -520,7 +528,7 @@ TASKS: dict[str, Task] = {
     "plate-slide-side": Task(
         _PLATE,
         "puck",
-        _act("puck", "slide the puck sideways into the net"),
+        _touch_and("puck", "slide the puck sideways into the net"),
         (
             "slide the puck sideways into the net",
             "push the black puck into the net at the side",
@@ -531,7 +539,7 @@ TASKS: dict[str, Task] = {
     "push": Task(
         (_MARKER, _PUCK),
         "puck",
-        _act("puck", "push the puck to the goal marker"),
+        _touch_and("puck", "push the puck to the goal marker"),
         (
             "push the puck to the goal marker",
             "slide the puck to the green marker",
@@ -542,7 +550,7 @@ TASKS: dict[str, Task] = {
     "push-back": Task(
         (_MARKER, _BLOCK),
         "block",
-        _act("block", "pull the block back to the goal marker"),
+        _touch_and("block", "pull the block back to the goal marker"),
         (
             "pull the block back to the goal marker",
             "drag the block back to the green marker",
@@ -553,7 +561,7 @@ TASKS: dict[str, Task] = {
     "push-wall": Task(
         (_MARKER, _PUCK, _WALL),
         "puck",
-        _act("puck", "push the puck around the wall to the goal marker"),
+        _touch_and("puck", "push the puck around the wall to the goal marker"),
         (
             "push the puck around the wall to the goal marker",
             "slide the puck past the wall to the green marker",
@@ -564,7 +572,7 @@ TASKS: dict[str, Task] = {
     "reach": Task(
         (_MARKER, _PUCK),
         "goal marker",
-        _go("goal marker", "stay at the goal marker"),
+        _reach_and("goal marker", "stay at the goal marker"),
         (
             "reach the goal marker",
             "move the gripper to the green marker",
@@ -576,7 +584,7 @@ TASKS: dict[str, Task] = {
     "reach-wall": Task(
         (_MARKER, _PUCK, _WALL),
         "goal marker",
-        _go("goal marker", "stay at the goal marker"),
+        _reach_and("goal marker", "stay at the goal marker"),
         (
             "reach the goal marker behind the wall",
             "move the gripper over the wall to the green marker",
@@ -585,9 +593,9 @@ TASKS: dict[str, Task] = {
         ),
     ),
     "shelf-place": Task(
-        (_thing("block", "blue", "obj"), ObjectSpec("shelf", "brown", "shelf", subtree=True)),
+        (_graspable("block", "blue", "obj"), ObjectSpec("shelf", "brown", "shelf", subtree=True)),
         "block",
-        _carry("block", "put the block on the shelf"),
+        _grasp_and("block", "put the block on the shelf"),
         (
             "put the block on the shelf",
             "pick up the blue block and place it on the shelf",
@@ -597,11 +605,11 @@ TASKS: dict[str, Task] = {
     ),
     "soccer": Task(
         (
-            _thing("soccer ball", "white", "soccer_ball1"),
+            _graspable("soccer ball", "white", "soccer_ball1"),
             ObjectSpec("soccer goal", "blue", "soccer_goal"),
         ),
         "soccer ball",
-        _act("soccer ball", "push the soccer ball into the goal"),
+        _touch_and("soccer ball", "push the soccer ball into the goal"),
         (
             "kick the soccer ball into the goal",
             "push the soccer ball into the goal",
@@ -612,7 +620,7 @@ TASKS: dict[str, Task] = {
     "stick-pull": Task(
         (*_STICK, _MARKER),
         "stick",
-        _carry("stick", "pull the thermos to the goal marker with the stick"),
+        _grasp_and("stick", "pull the thermos to the goal marker with the stick"),
         (
             "pull the thermos with the stick",
             "grasp the stick and pull the thermos to the marker",
@@ -623,7 +631,7 @@ TASKS: dict[str, Task] = {
     "stick-push": Task(
         (*_STICK, _MARKER),
         "stick",
-        _carry("stick", "push the thermos to the goal marker with the stick"),
+        _grasp_and("stick", "push the thermos to the goal marker with the stick"),
         (
             "push the thermos with the stick",
             "grasp the stick and push the thermos to the marker",
@@ -634,7 +642,7 @@ TASKS: dict[str, Task] = {
     "sweep": Task(
         (_BLOCK,),
         "block",
-        _act("block", "sweep the block off the table"),
+        _touch_and("block", "sweep the block off the table"),
         (
             "sweep the block off the table",
             "push the block off the table",
@@ -645,7 +653,7 @@ TASKS: dict[str, Task] = {
     "sweep-into": Task(
         (_MARKER, _BLOCK),
         "block",
-        _act("block", "sweep the block into the hole"),
+        _touch_and("block", "sweep the block into the hole"),
         (
             "sweep the block into the hole",
             "push the block to the goal marker in the hole",
@@ -656,7 +664,7 @@ TASKS: dict[str, Task] = {
     "window-close": Task(
         _WINDOW,
         "window handle",
-        _act("window handle", "slide the window closed"),
+        _touch_and("window handle", "slide the window closed"),
         (
             "close the window",
             "slide the window closed",
@@ -669,7 +677,7 @@ TASKS: dict[str, Task] = {
     "window-open": Task(
         _WINDOW,
         "window handle",
-        _act("window handle", "slide the window open"),
+        _touch_and("window handle", "slide the window open"),
         (
             "open the window",
             "slide the window open",
@@ -680,7 +688,7 @@ TASKS: dict[str, Task] = {
     ),
 }
 
-# Of a noun, where it is beyond dispute; in words that fit on its picture.
+# Noun -> shape word, where it is unambiguous.
 SHAPES = {
     "goal marker": "sphere",
     "puck": "cylinder",
