@@ -129,7 +129,7 @@ def test_dataset_is_a_stream_of_any_kind(built):
         RowSizes(1, 28, 64, 32, 4, 2, 4),
         RowOptions(prompt="pi0", use_fast=False),
     )
-    row = rows(*plan.row(0, 0))
+    row = rows(0, 0)
     assert row["image_mask"].tolist() == [True]
     assert row["images"].shape == (1, 28, 28, 3)
     text = tokenizer.decode(row["tokens"][row["segment"] == 1].tolist())
