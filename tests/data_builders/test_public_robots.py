@@ -11,7 +11,8 @@ from data_builders.add_etc.converter import add_etc, find_calibration, shipped_c
 from data_builders.tools.gallery import dataset_gallery, read_entry
 from data_builders.tools.report import dataset_report
 from data_builders.tools.review import apply_review
-from etcvla.data.adapters import ADAPTERS, open_dataset
+from etcvla.data.adapted_dataset import open_dataset
+from etcvla.data.adapters import ADAPTERS
 from etcvla.data.rlds import RLDSDataset
 from etcvla.data.stage_dataset import StageDataset
 from etcvla.etc.annotation import project
