@@ -84,7 +84,10 @@ def row_builder(stage, *, use_fast=True):
 
 
 def stack(rows):
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    batch = {}
+    for name in rows[0]:
+        batch[name] = np.stack([row[name] for row in rows])
+    return batch
 
 
 def without_targets(rows):

@@ -116,7 +116,7 @@ class Tally:
         return table
 
     def lengths(self) -> dict[str, dict[str, float]]:
-        """Return the mean, 99th percentile ("p99") and maximum number of characters of the texts."""
+        """Return mean, 99th percentile and maximum of the number of characters of the texts."""
         return {
             name: _length_statistics(values) for name, values in self._lengths.items() if values
         }

@@ -125,8 +125,7 @@ class ShapesScene:
         return len(self.find(phrase)) == 1
 
 
-# --- drawing
-# ---------------------------------------------------------------------------------------
+# --- drawing -------------------------------------------------------------------------------------
 
 
 def _regular_polygon(corners: int, turn: float = 0.0) -> np.ndarray:
@@ -304,8 +303,7 @@ def draw_scene(rng: np.random.Generator, image_size: int) -> tuple[np.ndarray, S
     return render(scene, rng, image_size), scene
 
 
-# --- proposing questions
-# -----------------------------------------------------------------------------
+# --- proposing questions -------------------------------------------------------------------------
 #
 # A proposal returns the fields of a question about a scene, or None if no question is possible.
 
@@ -427,8 +425,7 @@ def _propose_text(scene: ShapesScene, rng: np.random.Generator) -> Fields | None
     return {} if scene.text else None
 
 
-# --- answering questions
-# -----------------------------------------------------------------------------
+# --- answering questions -------------------------------------------------------------------------
 #
 # An answer raises ValueError if the question has no unique answer.
 

@@ -26,7 +26,8 @@ def item_statistics(
       "by_grade", "by_kind", "by_source": counts.
       "by_question_type": question type -> {"count", "answers": number of different answers,
         "majority_answer": best constant answer, "majority_share": share of the items that it
-        answers correctly by the rules of `is_correct`}. A general question of the same name counts too.
+        answers correctly by the rules of `is_correct`}. General questions of the same name are
+        included.
       "question_chars", "answer_chars": {"mean", "max"} length.
       "dropped": as given.
     """
@@ -40,8 +41,7 @@ def item_statistics(
         "by_kind": dict(Counter(item.kind for item in items)),
         "by_source": dict(Counter(item.source for item in items)),
         "by_question_type": {
-            name: _type_statistics(group, constant_answers[name])
-            for name, group in by_type.items()
+            name: _type_statistics(group, constant_answers[name]) for name, group in by_type.items()
         },
         "question_chars": _lengths([item.question for item in items]),
         "answer_chars": _lengths([item.answer for item in items]),

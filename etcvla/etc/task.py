@@ -38,8 +38,7 @@ def candidates(view: FrameView, rng: np.random.Generator, dropped: Counter) -> I
     yield from _end(view.annotation, rng)
 
 
-# --- affordance
-# ------------------------------------------------------------------------------------
+# --- affordance ----------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,8 +183,7 @@ def propose_region(
     return None
 
 
-# --- task planning
-# ---------------------------------------------------------------------------------
+# --- task planning -------------------------------------------------------------------------------
 
 
 def settled(phase: np.ndarray) -> np.ndarray:

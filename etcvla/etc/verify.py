@@ -93,8 +93,7 @@ def check(item: Item, annotation: Annotation, t: int) -> str | None:
     return CHECKS[item.question_type](Claim(annotation, t, fields, item.answer))
 
 
-# --- comparisons of an answer with the truth
-# -------------------------------------------------------
+# --- comparisons of an answer with the truth -----------------------------------------------------
 
 
 def _compare_words(answer: str, truth: str | None) -> Reason:
@@ -155,8 +154,7 @@ def _parse_single(text: str, group: int) -> np.ndarray | None:
     return groups[0] if groups is not None and len(groups) == 1 else None
 
 
-# --- scene grounding
-# -------------------------------------------------------------------------------
+# --- scene grounding -----------------------------------------------------------------------------
 
 
 def _relation(measure: Callable[[Claim, str], float], more: str, less: str) -> Check:
@@ -321,8 +319,7 @@ def _count(claim: Claim) -> Reason:
     return _compare_words(claim.answer, str(sum(present)))
 
 
-# --- affordance
-# ------------------------------------------------------------------------------------
+# --- affordance ----------------------------------------------------------------------------------
 
 
 def _names_target(claim: Claim) -> bool:
@@ -379,8 +376,7 @@ def _stable_place(claim: Claim) -> Reason:
     return _is_in_region(claim, _destination(claim))
 
 
-# --- task planning
-# ---------------------------------------------------------------------------------
+# --- task planning -------------------------------------------------------------------------------
 
 
 def _decompose(claim: Claim) -> Reason:
@@ -429,8 +425,7 @@ def _outcome(claim: Claim) -> Reason:
     return _compare_words(claim.answer, "success" if done else "failure")
 
 
-# --- trajectory
-# ------------------------------------------------------------------------------------
+# --- trajectory ----------------------------------------------------------------------------------
 
 
 def _path_subtask(claim: Claim) -> Reason:

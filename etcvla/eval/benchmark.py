@@ -1,27 +1,24 @@
-"""A checkpoint on a benchmark: which episodes, under which protocol, and the table of scores that comes of them."""
+"""Run a checkpoint on a benchmark, and compute scores of episodes."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import platform
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
 
-from etcvla import sims
 from etcvla.errors import UserError
-from etcvla.eval import rollouts
-from etcvla.eval.results_log import ResultsLog, write
-from etcvla.eval.trials import EvalProtocol, Trial, TrialResult
-from etcvla.names import lookup
+from etcvla.eval.results_log import ResultsLog
+from etcvla.eval.rollouts import WorkerPool, run_trials
+from etcvla.eval.trials import EvalProtocol, TrialGrid, TrialResult
+from etcvla.files import write_json
 from etcvla.policy import Policy
-from etcvla.provenance import run_versions
-from etcvla.results_schema import INTERVENTIONS
+from etcvla.provenance import python_version, run_versions
 from etcvla.sims.perturbations import Perturbation
-from etcvla.sims.seeds import EVAL_SEED_BASE, eval_seed
+from etcvla.sims.seeds import eval_seed
 from etcvla.sims.suites import Suite
 from etcvla.stats import wilson
 from etcvla.train.checkpoint import open_checkpoint
@@ -29,144 +26,161 @@ from etcvla.train.checkpoint import open_checkpoint
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """Episodes of a suite: every trial of every task, under each intervention, with each perturbation."""
+    """Every trial of tasks of a suite, for each intervention and perturbation.
+
+    Raises UserError for an unknown intervention or perturbation, or a wrong number of trials.
+    """
 
     suite: Suite
     tasks: tuple[str, ...]  # of the suite
-    trials: int  # a task, intervention and perturbation
+    trials: int  # per task, intervention and perturbation
     protocol: EvalProtocol
     interventions: tuple[str, ...] = ("right",)
     perturbations: tuple[str, ...] = ("",)
-    videos: int = 0  # trials a task, intervention and perturbation to video
+    videos: int = 0  # trials with a video, per task, intervention and perturbation
 
     def __post_init__(self):
-        for intervention in self.interventions:
-            lookup(INTERVENTIONS, intervention, "intervention")
-        for perturbation in self.perturbations:
-            Perturbation.parse(perturbation)
-        most = self.suite.initial_states
-        if self.trials < 1 or (most is not None and self.trials > most):
-            raise ValueError(
-                f"{self.trials} trials: {self.suite.name} has {most or 'any number of'} initial states a "
-                "task, each played once"
+        limit = self.suite.initial_states
+        if self.trials < 1 or (limit is not None and self.trials > limit):
+            raise UserError(
+                f"{self.trials} trials: {self.suite.name} has {limit or 'any number of'} initial "
+                "states per task, and each is used once"
             )
+        _ = self.grid  # checks interventions and perturbations
 
-    def episodes(self) -> list[Trial]:
-        """All of them."""
-        return [
-            Trial(
-                self.suite.simulator,
-                self.suite.scene,
-                task,
-                i,
-                intervention,
-                wrong_instruction(self.suite.simulator, task, self.suite.tasks)
-                if intervention == "wrong_instruction"
-                else "",
-                perturbation,
-                video=i < self.videos,
-            )
-            for perturbation in self.perturbations
-            for intervention in self.interventions
-            for task in self.tasks
-            for i in range(self.trials)
-        ]
-
-    def words(self) -> list[str]:
-        """What the policy will be told."""
-        told = dict(zip(self.suite.tasks, self.suite.instructions, strict=True))
-        return sorted(
-            {
-                Perturbation.parse(trial.perturbation).rewrite_instruction(
-                    told[trial.instruction_of or trial.task], eval_seed(trial.trial)
-                )
-                for trial in self.episodes()
-            }
+    @property
+    def grid(self) -> TrialGrid:
+        """The episodes."""
+        return TrialGrid(
+            self.suite.simulator,
+            scenes=(self.suite.scene,),
+            tasks=self.tasks,
+            counts=dict.fromkeys(self.interventions, self.trials),
+            perturbations=self.perturbations,
+            videos=self.videos,
+            instruction_tasks=self.suite.tasks,
         )
+
+    def instructions(self) -> list[str]:
+        """Return the instructions that the policy gets, sorted."""
+        by_task = dict(zip(self.suite.tasks, self.suite.instructions, strict=True))
+        instructions = set()
+        for trial in self.grid.trials():
+            instruction = by_task[trial.instruction_of or trial.task]
+            perturbation = Perturbation.parse(trial.perturbation)
+            seed = eval_seed(trial.trial)
+            instructions.add(perturbation.rewrite_instruction(instruction, seed))
+        return sorted(instructions)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the part of protocol.json that names the episodes.
+
+        Keys: suite, simulator, tasks, interventions and perturbations.
+        """
+        return {
+            "suite": self.suite.name,
+            "simulator": self.suite.simulator,
+            "tasks": self.tasks,
+            "interventions": self.interventions,
+            "perturbations": self.perturbations,
+        }
 
 
 def run_benchmark(
-    workdir: str,
+    checkpoint: str,
     benchmark: Benchmark,
     out: epath.PathLike,
     *,
     head: str | None = None,
     python: str = sys.executable,
-) -> dict:
-    """Plays what is not played yet with the newest checkpoint of `workdir`, and returns what scores.json holds.
+) -> dict[str, Any]:
+    """Run the episodes that are not finished yet, and return the content of scores.json.
 
-    Writes protocol.json, episodes.csv, scores.json and videos into `out`.
+    Writes protocol.json, episodes.csv, scores.json and videos into `out`. The keys of scores.json
+    are "suite" and "groups", see `score_groups`.
 
     Args:
-      head: as of `Policy.load`. python: the interpreter that has the simulator.
+      checkpoint: a workdir, or the folder of one of its checkpoints.
+      head: see `PolicyOptions`; None: the head that was trained.
+      python: the interpreter that has the simulator.
 
-    Raises ValueError for a checkpoint that cannot act there, and as `ResultsLog` and `rollouts.evaluate`.
+    Raises UserError for a checkpoint that cannot act in the suite, and as `ResultsLog`.
     """
-    policy = Policy.load(workdir, head=head)
-    check_fit(policy, benchmark.suite)
-    protocol, suite = benchmark.protocol, benchmark.suite
-    results_log = ResultsLog(
-        out,
-        {
-            "suite": suite.name,
-            "simulator": suite.simulator,
-            "tasks": benchmark.tasks,
-            "interventions": benchmark.interventions,
-            "perturbations": benchmark.perturbations,
-            **describe_protocol(
-                workdir,
-                policy,
-                protocol,
-                trials=benchmark.trials,
-                scenes=(suite.scene,),
-                fixed=suite.initial_states is not None,
-                simulator=suite.versions,
-            ),
-        },
+    policy = Policy.load(checkpoint, head=head)
+    protocol = benchmark.protocol
+    suite = benchmark.suite
+    check_fit(policy, suite)
+    description = describe_protocol(
+        checkpoint,
+        policy,
+        protocol,
+        benchmark.grid,
+        fixed_initial_states=suite.initial_states is not None,
+        simulator_versions=suite.versions,
     )
-    policy.warm_up(protocol.workers, benchmark.words())
-    with rollouts.Workers(protocol.workers, python) as workers:
-        results = rollouts.evaluate(
+    results_log = ResultsLog(out, {**benchmark.describe(), **description})
+    policy.warm_up(protocol.workers, benchmark.instructions())
+    with WorkerPool(protocol.workers, python) as pool:
+        results = run_trials(
             policy,
-            benchmark.episodes(),
+            benchmark.grid.trials(),
             protocol,
-            what=f"{workdir}: {suite.name}",
+            label=f"{checkpoint}: {suite.name}",
             results_log=results_log,
-            workers=workers,
+            pool=pool,
         )
     scores = {"suite": suite.name, "groups": score_groups(results)}
-    write(epath.Path(out) / "scores.json", json.dumps(scores, indent=2) + "\n")
+    write_json(epath.Path(out) / "scores.json", scores)
     return scores
 
 
 def describe_protocol(
-    workdir: str,
+    checkpoint_path: str,
     policy: Policy,
     protocol: EvalProtocol,
+    grid: TrialGrid,
     *,
-    trials: int,
-    scenes: Sequence[str],
-    fixed: bool,
-    simulator: Mapping[str, str],
-) -> dict:
-    """What protocol.json says beside the names of what is played; docs/evaluation.md explains it."""
-    checkpoint = open_checkpoint(workdir)
-    how = "open loop" if not protocol.replan_steps else "receding horizon"
+    fixed_initial_states: bool,
+    simulator_versions: Mapping[str, str],
+) -> dict[str, Any]:
+    """Return the part of protocol.json on which results depend, in addition to the episodes.
+
+    Keys:
+      trials: trials per task.
+      initial_states: {"kind": "initial_state" or "layout_seed", "values": one a trial}.
+      max_steps: control steps before an episode counts as failed.
+      execution: how chunks are executed, "open loop", "receding horizon" or "temporal ensembling".
+      replan_steps: control steps between two queries of the policy.
+      action_horizon: P, actions of a chunk.
+      seed: of the policy's noise.
+      policy_batch_size: rows of the policy's batch.
+      cameras: {"names": .., "image_size": pixels, "scenes": ..}.
+      policy: {"head": .., "euler_steps": .., "subtask_question": ..}.
+      checkpoint: {"step": .., "sha256": of the files that a policy reads}.
+      versions: of packages, of Python, and of the simulator's packages.
+    """
+    execution = "receding horizon" if protocol.replan_steps else "open loop"
     if protocol.ensemble is not None:
-        how = f"temporal ensembling, m = {protocol.ensemble:g}"
+        execution = f"temporal ensembling, m = {protocol.ensemble:g}"
+    trials = max(grid.counts.values(), default=0)
+    checkpoint = open_checkpoint(checkpoint_path)
     return {
         "trials": trials,
         "initial_states": {
-            "kind": "initial_state" if fixed else "layout_seed",
-            "values": [i if fixed else EVAL_SEED_BASE + i for i in range(trials)],
+            "kind": "initial_state" if fixed_initial_states else "layout_seed",
+            "values": [i if fixed_initial_states else eval_seed(i) for i in range(trials)],
         },
         "max_steps": protocol.max_steps,
-        "execution": how,
+        "execution": execution,
         "replan_steps": protocol.replan_steps or policy.config.horizon,
         "action_horizon": policy.config.horizon,
         "seed": protocol.seed,
         "policy_batch_size": protocol.workers,
-        "cameras": {"names": policy.cameras, "image_size": protocol.image_size, "scenes": scenes},
+        "cameras": {
+            "names": policy.cameras,
+            "image_size": protocol.image_size,
+            "scenes": grid.scenes,
+        },
         "policy": {
             "head": policy.head,
             "euler_steps": policy.options.num_steps,
@@ -175,88 +189,87 @@ def describe_protocol(
         "checkpoint": {"step": checkpoint.step, "sha256": checkpoint.content_hash()},
         "versions": {
             **run_versions(),
-            "python": platform.python_version(),
-            "simulator": dict(simulator),
+            "python": python_version(),
+            "simulator": dict(simulator_versions),
         },
     }
 
 
 def check_fit(policy: Policy, suite: Suite) -> None:
-    """Raises ValueError for a policy that cannot act, or not with the suite's robot and cameras."""
+    """Raise UserError if the policy cannot act with the suite's robot and cameras."""
     policy.check_can_act()
-    lacking = sorted(set(policy.cameras) - set(suite.cameras))
-    if lacking:
-        raise ValueError(
-            f"the checkpoint looks through the cameras {', '.join(policy.cameras)}; {suite.name} has no "
-            f"{', '.join(lacking)}, only {', '.join(suite.cameras)}"
+    missing = sorted(set(policy.cameras) - set(suite.cameras))
+    if missing:
+        raise UserError(
+            f"the checkpoint needs the cameras {', '.join(policy.cameras)}; {suite.name} has no "
+            f"{', '.join(missing)}, only {', '.join(suite.cameras)}"
         )
     spec = policy.assets.action_spec
     for name in ("state_dim", "action_dim"):
-        if spec[name] != getattr(suite, name):
-            raise ValueError(
-                f"the checkpoint's {name} is {spec[name]}, but {suite.name}'s is {getattr(suite, name)}: "
+        width = getattr(suite, name)
+        if spec[name] != width:
+            raise UserError(
+                f"the checkpoint's {name} is {spec[name]}, but that of {suite.name} is {width}: "
                 "it was trained for another robot"
             )
 
 
-def wrong_instruction(simulator: str, task: str, tasks: Sequence[str]) -> str:
-    """Return the task whose instruction is given instead of that of `task`.
+def score_groups(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
+    """Return the scores of each combination of scene, intervention and perturbation.
 
-    This is the opposite task (which shares the scene) if `tasks` has it, else the next one in `tasks`.
-
-    Raises UserError if there is no other task.
+    Keys of each group: "scene", "intervention", "perturbation", "overall" and "tasks" (task ->
+    scores), with the scores of `score_episodes`.
     """
-    opposite = sims.get(simulator).opposite_task(task)
-    if opposite in tasks:
-        return opposite
-    if len(tasks) < 2:
-        raise UserError(f"there is no wrong instruction for {task}: it is the only task")
-    return tasks[(tasks.index(task) + 1) % len(tasks)]
-
-
-def score_groups(results: Sequence[TrialResult]) -> list[dict]:
-    """For each scene, intervention and perturbation: `score_episodes` by task, and over all its episodes."""
-    by_cell: dict = {}
+    groups: dict = {}
     for result in results:
-        t = result.trial
-        by_cell.setdefault((t.scene, t.intervention, t.perturbation), {}).setdefault(
-            t.task, []
-        ).append(result)
-    return [
-        {
-            "scene": scene,
-            "intervention": intervention,
-            "perturbation": perturbation,
-            "overall": score_episodes([result for part in tasks.values() for result in part]),
-            "tasks": {task: score_episodes(part) for task, part in tasks.items()},
-        }
-        for (scene, intervention, perturbation), tasks in by_cell.items()
-    ]
+        trial = result.trial
+        group = groups.setdefault((trial.scene, trial.intervention, trial.perturbation), {})
+        group.setdefault(trial.task, []).append(result)
+    scored = []
+    for (scene, intervention, perturbation), tasks in groups.items():
+        scored.append(
+            {
+                "scene": scene,
+                "intervention": intervention,
+                "perturbation": perturbation,
+                "overall": score_episodes(sum(tasks.values(), [])),
+                "tasks": {task: score_episodes(episodes) for task, episodes in tasks.items()},
+            }
+        )
+    return scored
 
 
-def score_episodes(results: Sequence[TrialResult]) -> dict:
-    """Shares of episodes with Wilson's 95 % intervals, and the mean progress."""
-    out: dict = {"trials": len(results)}
-    for name, count in {
-        "success": sum(r.success for r in results),
-        "intention": sum(r.intention for r in results),
-    }.items():
-        low, high = wilson(count, len(results))
-        out[name] = {"count": count, "rate": count / len(results), "low": low, "high": high}
-    return out | {"progress": float(np.mean([r.progress for r in results]))}
+def score_episodes(results: Sequence[TrialResult]) -> dict[str, Any]:
+    """Return the scores of some episodes.
+
+    Keys: "trials"; "success" and "intention", each {"count", "rate", "low", "high"} with the 95 %
+    interval of the rate; and "progress", the mean.
+    """
+    trials = len(results)
+    scores: dict[str, Any] = {"trials": trials}
+    for name in ("success", "intention"):
+        count = sum(getattr(result, name) for result in results)
+        low, high = wilson(count, trials)
+        scores[name] = {"count": count, "rate": count / trials, "low": low, "high": high}
+    scores["progress"] = float(np.mean([result.progress for result in results]))
+    return scores
 
 
-def format_scores(found: Sequence[dict]) -> list[str]:
-    """The cells as a table for people."""
-    out = [f"{'':<44}{'success':>9}  {'95 %':<12}{'progress':>9}{'intention':>10}"]
-    for cell in found:
-        name = " ".join(filter(None, (cell["scene"], cell["intervention"], cell["perturbation"])))
-        by_task = {f"  {task.rpartition('/')[2]}": s for task, s in cell["tasks"].items()}
-        for task, s in {name: cell["overall"], **by_task}.items():
-            won = s["success"]
-            interval = f"{won['low']:.0%}-{won['high']:.0%}"
-            out.append(
-                f"{task[:43]:<44}{won['count']:>4}/{s['trials']:<4}  {interval:<12}{s['progress']:>9.2f}"
-                f"{s['intention']['rate']:>10.0%}"
-            )
-    return out
+def format_scores(groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the lines of a text table of `score_groups`."""
+    lines = [f"{'':<44}{'success':>9}  {'95 %':<12}{'progress':>9}{'intention':>10}"]
+    for group in groups:
+        names = (group["scene"], group["intervention"], group["perturbation"])
+        lines.append(_format_line(" ".join(name for name in names if name), group["overall"]))
+        for task, scores in group["tasks"].items():
+            lines.append(_format_line(f"  {task.rpartition('/')[2]}", scores))
+    return lines
+
+
+def _format_line(name: str, scores: Mapping[str, Any]) -> str:
+    success = scores["success"]
+    interval = f"{success['low']:.0%}-{success['high']:.0%}"
+    return (
+        f"{name[:43]:<44}{success['count']:>4}/{scores['trials']:<4}  {interval:<12}"
+        f"{scores['progress']:>9.2f}{scores['intention']['rate']:>10.0%}"
+    )

@@ -1,6 +1,7 @@
-"""Evaluates a checkpoint: acting in closed loop, held-out questions, and pictures of both.
+"""Evaluate a checkpoint of a recipe: acting in scenes, and held-out questions.
 
-Everything goes to <workdir>/evaluation; what is there already for the same checkpoint and protocol is not done again.
+The results are in <workdir>/evaluation: scores.json, protocol.json, episodes.csv, examples.json
+and pictures. If they exist already for the same checkpoint and specification, nothing is run.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ import dataclasses
 import json
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-import numpy as np
 from etils import epath
 from PIL import Image
 
@@ -19,12 +20,12 @@ from etcvla.data.rlds import RLDSDataset
 from etcvla.data.rlds_layout import split_names
 from etcvla.data.splits import check_disjoint
 from etcvla.data.stage_dataset import StageDataset
-from etcvla.eval import benchmark, rollouts, vqa
-from etcvla.eval.benchmark import wrong_instruction
-from etcvla.eval.results_log import ResultsLog, write
-from etcvla.eval.trials import EvalProtocol, Trial
+from etcvla.eval import rollouts, vqa
+from etcvla.eval.benchmark import describe_protocol, score_groups
+from etcvla.eval.results_log import ResultsLog
+from etcvla.eval.trials import EvalProtocol, TrialGrid, TrialResult
+from etcvla.files import write_json
 from etcvla.policy import Policy
-from etcvla.results_schema import INTERVENTIONS
 from etcvla.train.checkpoint import open_checkpoint
 
 EXAMPLES_PER_KIND = 8
@@ -32,127 +33,139 @@ EXAMPLES_PER_KIND = 8
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSpec:
-    """What to evaluate."""
+    """What to evaluate. Raises UserError for an unknown intervention."""
 
     tasks: tuple[str, ...]
-    scenes: tuple[str, ...]  # where to act; () to not act
+    scenes: tuple[str, ...]  # where to act; () for no acting
     interventions: tuple[str, ...]
-    trials: int  # a task and scene under "right"
-    intervention_trials: int  # the same under other interventions
-    videos: int  # trials a task, scene and intervention to video
-    questions: int  # a kind and dataset
-    datasets: Mapping[
-        str, tuple[str, tuple[str, ...]]
-    ]  # name -> path, cameras; "shapes" is the retention metric
+    trials: int  # per task and scene under the intervention "right"
+    intervention_trials: int  # per task and scene under other interventions
+    videos: int  # trials with a video, per task, scene and intervention
+    questions: int  # per kind and dataset
+    # Name -> (path, cameras). The dataset "shapes" measures what a model retains of its VLM stage.
+    datasets: Mapping[str, tuple[str, tuple[str, ...]]]
     protocol: EvalProtocol
     seed: int
     simulator: str = "metaworld"  # of the tasks and scenes
 
     def __post_init__(self):
-        unknown = set(self.interventions) - set(INTERVENTIONS)
-        if unknown:
-            raise ValueError(
-                f"unknown intervention {', '.join(sorted(unknown))}; choose from {tuple(INTERVENTIONS)}"
-            )
+        _ = self.grid  # checks the interventions
+
+    @property
+    def grid(self) -> TrialGrid:
+        """The episodes."""
+        counts = dict.fromkeys(self.interventions, self.intervention_trials)
+        if "right" in counts:
+            counts["right"] = self.trials
+        return TrialGrid(self.simulator, self.scenes, self.tasks, counts, videos=self.videos)
 
 
-def evaluate(workdir: str, spec: EvaluationSpec) -> dict:
-    """Evaluates the newest checkpoint of `workdir` and returns what scores.json holds."""
-    out = epath.Path(workdir) / "evaluation"
-    asked = json.loads(
-        json.dumps({"step": open_checkpoint(workdir).step, "spec": dataclasses.asdict(spec)})
-    )
-    done = out / "scores.json"
-    if (
-        done.exists()
-        and {k: v for k, v in json.loads(done.read_text()).items() if k in asked} == asked
-    ):
-        print(f"{workdir} is evaluated, nothing to do", flush=True)
-        return json.loads(done.read_text())
+def evaluate(checkpoint_path: str, spec: EvaluationSpec) -> dict[str, Any]:
+    """Evaluate a checkpoint and return the content of scores.json.
+
+    Keys:
+      step: of the checkpoint. spec: see `EvaluationSpec`. protocol: see `EvalProtocol`.
+      etc: dataset -> kind -> scores of `vqa.score_by_kind`.
+      mm: kind -> scores of the dataset "shapes".
+      success: intervention -> scene -> task -> [successes, trials].
+      groups: see `benchmark.score_groups`.
+      seconds: wall time of the evaluation.
+
+    Args:
+      checkpoint_path: a workdir, or the folder of one of its checkpoints.
+    """
+    start = time.time()
+    checkpoint = open_checkpoint(checkpoint_path)
+    out = checkpoint.workdir / "evaluation"
+    request = {"step": checkpoint.step, "spec": dataclasses.asdict(spec)}
+    request = json.loads(json.dumps(request))
+    previous = _read_scores(out)
+    if all(previous.get(key) == value for key, value in request.items()):
+        print(f"{checkpoint_path} is evaluated already", flush=True)
+        return previous
     out.mkdir(parents=True, exist_ok=True)
-    began, policy = time.time(), Policy.load(workdir)
-    scores = {**asked, "protocol": dataclasses.asdict(spec.protocol), **_ask(policy, spec, out)}
+    policy = Policy.load(checkpoint_path)
+    scores = {
+        **request,
+        "protocol": dataclasses.asdict(spec.protocol),
+        **_score_questions(policy, spec, out),
+    }
     if spec.scenes:
-        simulator = sims.get(spec.simulator)
-        results_log = ResultsLog(
-            out,
-            {
-                **asked,
-                **benchmark.describe_protocol(
-                    workdir,
-                    policy,
-                    spec.protocol,
-                    trials=spec.trials,
-                    scenes=spec.scenes,
-                    fixed=False,
-                    simulator=simulator.versions(),
-                ),
-            },
-            replace=True,
-        )
-        policy.warm_up(spec.protocol.workers, [simulator.instruction(task) for task in spec.tasks])
-        results = rollouts.evaluate(
-            policy, trials(spec), spec.protocol, what=f"{workdir}: acting", results_log=results_log
-        )
-        print("\n".join(rollouts.rates(results)), flush=True)
-        scores |= {"success": rollouts.table(results), "groups": benchmark.score_groups(results)}
-    scores["seconds"] = time.time() - began
-    write(done, json.dumps(scores, indent=2))
+        results = _act(checkpoint_path, policy, spec, request, out)
+        scores["success"] = rollouts.count_successes(results)
+        scores["groups"] = score_groups(results)
+    scores["seconds"] = time.time() - start
+    write_json(out / "scores.json", scores)
     return scores
 
 
-def trials(spec: EvaluationSpec) -> Sequence[Trial]:
-    """All episodes of a spec."""
-    return [
-        Trial(
-            spec.simulator,
-            scene,
-            task,
-            i,
-            intervention,
-            wrong_instruction(spec.simulator, task, spec.tasks)
-            if intervention == "wrong_instruction"
-            else "",
-            video=i < spec.videos,
-        )
-        for intervention in spec.interventions
-        for scene in spec.scenes
-        for task in spec.tasks
-        for i in range(spec.trials if intervention == "right" else spec.intervention_trials)
-    ]
+def _read_scores(out: epath.Path) -> dict[str, Any]:
+    path = out / "scores.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
-def _ask(policy: Policy, spec: EvaluationSpec, out: epath.Path) -> dict:
-    """Scores of the held-out questions: {"etc": by dataset and kind, "mm": by kind}; writes examples.json."""
-    scores, examples = {"etc": {}}, []
+def _act(
+    checkpoint_path: str,
+    policy: Policy,
+    spec: EvaluationSpec,
+    request: Mapping[str, Any],
+    out: epath.Path,
+) -> list[TrialResult]:
+    simulator = sims.get(spec.simulator)
+    description = describe_protocol(
+        checkpoint_path,
+        policy,
+        spec.protocol,
+        spec.grid,
+        fixed_initial_states=False,
+        simulator_versions=simulator.versions(),
+    )
+    results_log = ResultsLog(out, {**request, **description}, replace=True)
+    policy.warm_up(spec.protocol.workers, [simulator.instruction(task) for task in spec.tasks])
+    results = rollouts.run_trials(
+        policy,
+        spec.grid.trials(),
+        spec.protocol,
+        label=f"{checkpoint_path}: acting",
+        results_log=results_log,
+    )
+    print("\n".join(rollouts.format_success_rates(results)), flush=True)
+    return results
+
+
+def _score_questions(policy: Policy, spec: EvaluationSpec, out: epath.Path) -> dict[str, Any]:
+    """Return "etc" and "mm" of scores.json, and write examples.json."""
+    scores: dict[str, Any] = {"etc": {}}
+    examples = []
     for name, (path, cameras) in spec.datasets.items():
-        cameras = cameras[: policy.num_cameras]
-        held_out, training = open_splits(path, cameras)
-        answered = vqa.answer_all(
-            policy, vqa.draw_questions(held_out, per_kind=spec.questions, seed=spec.seed)
-        )
-        by_kind = vqa.scores(answered, vqa.items_of(training))
-        print(
-            f"{name}: "
-            + ", ".join(
-                f"{kind} {s['accuracy']:.0%} (majority {s['majority']:.0%})"
-                for kind, s in by_kind.items()
-            ),
-            flush=True,
-        )
+        held_out, training = open_splits(path, cameras[: policy.num_cameras])
+        questions = vqa.draw_questions(held_out, per_kind=spec.questions, seed=spec.seed)
+        answered = vqa.answer_questions(policy, questions)
+        by_kind = vqa.score_by_kind(answered, vqa.sample_items(training))
+        parts = []
+        for kind, kind_scores in by_kind.items():
+            parts.append(
+                f"{kind} {kind_scores['accuracy']:.0%} (majority {kind_scores['majority']:.0%})"
+            )
+            of_kind = [question for question in answered if question.item.kind == kind]
+            for question in vqa.spread_evenly(of_kind, EXAMPLES_PER_KIND):
+                examples.append((name, question))
+        print(f"{name}: {', '.join(parts)}", flush=True)
         if name == "shapes":
             scores["mm"] = by_kind
         else:
             scores["etc"][name] = by_kind
-        examples += [(name, question) for kind in by_kind for question in _pick(answered, kind)]
     _write_examples(out, examples)
     return scores
 
 
 def open_splits(path: str, cameras: Sequence[str]) -> tuple[StageDataset, StageDataset]:
-    """What is asked and what could be learnt by heart; for looks that are held out altogether both are the former.
+    """Return the held-out split of a dataset and its training split.
 
-    Raises FileNotFoundError if there is no such dataset, ValueError if the splits share an episode.
+    If there is no training split, the held-out split takes its place: in a dataset of held-out
+    appearances nothing was trained on.
+
+    Raises UserError if the dataset is missing or its splits share an episode.
     """
     held_out = StageDataset(RLDSDataset(path, "val"), cameras)
     if "train" not in split_names(held_out.dataset.directory):
@@ -162,29 +175,24 @@ def open_splits(path: str, cameras: Sequence[str]) -> tuple[StageDataset, StageD
     return held_out, training
 
 
-def _pick(answered: Sequence[vqa.Question], kind: str) -> list[vqa.Question]:
-    of_kind = [question for question in answered if question.item.kind == kind]
-    chosen = np.linspace(0, len(of_kind) - 1, min(EXAMPLES_PER_KIND, len(of_kind))).astype(int)
-    return [of_kind[i] for i in chosen]
-
-
 def _write_examples(out: epath.Path, examples: Sequence[tuple[str, vqa.Question]]) -> None:
+    """Write examples.json, and the first image of each example."""
     (out / "examples").mkdir(exist_ok=True)
     rows = []
-    for i, (name, q) in enumerate(examples):
+    for i, (name, question) in enumerate(examples):
         image = f"examples/{i:04d}.png"
-        Image.fromarray(q.images[0]).save(out / image)
+        Image.fromarray(question.images[0]).save(out / image)
         rows.append(
             {
                 "dataset": name,
                 "image": image,
-                "instruction": q.instruction,
-                "kind": q.item.kind,
-                "question_type": q.item.question_type,
-                "question": q.item.question,
-                "answer": q.item.answer,
-                "prediction": q.prediction,
-                "correct": q.correct,
+                "instruction": question.instruction,
+                "kind": question.item.kind,
+                "question_type": question.item.question_type,
+                "question": question.item.question,
+                "answer": question.item.answer,
+                "prediction": question.prediction,
+                "correct": question.correct,
             }
         )
-    (out / "examples.json").write_text(json.dumps(rows, indent=1))
+    write_json(out / "examples.json", rows)

@@ -1,7 +1,7 @@
-"""What training is asked at its points: losses on held-out rows, and held-out questions by kind.
+"""Evaluation during training on held-out data: losses on rows, and accuracy of questions.
 
-The rows are drawn by a plan of their own, the same ones at every knot with the same noise, so that numbers compare
-over a run; the trainer's batches are not touched.
+A plan of its own draws the rows, the same ones with the same noise at every evaluation, so that
+the numbers of a run are comparable. The batches of the training are not affected.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -20,8 +19,10 @@ from etcvla.data.plan import Plan
 from etcvla.data.rlds_layout import split_names
 from etcvla.data.splits import check_disjoint
 from etcvla.data.stage_dataset import StageDataset
+from etcvla.errors import UserError
 from etcvla.etc.items import Item
 from etcvla.eval import vqa
+from etcvla.models.vla import Batch, Params
 from etcvla.policy import Policy, PolicyOptions
 from etcvla.train import sharding
 from etcvla.train.metrics import average_metrics
@@ -31,114 +32,124 @@ from etcvla.train.step import StepSettings, compute_losses, compute_metrics
 SPLIT = "val"
 
 
-class HeldOut:
-    """A stage's evaluation of parameters, by the config's `eval`.
+class HeldOutEvaluation:
+    """Evaluates parameters on the held-out splits of a stage, by the config's `eval`.
 
-    Every stream has the same share of the held-out rows, whatever its weight in training; those of a dataset that
-    holds nothing out are left out. Questions are those of `launch/evaluate.py`, where the stage learns to answer.
+    Every stream has the same share of the rows, independent of its weight in training; streams of
+    datasets without a held-out split are left out. If the stage trains text, it also asks the
+    questions of `launch/evaluate.py`.
 
     Args:
-      mesh: where the parameters lie.
+      mesh: devices of the parameters.
 
-    Raises ValueError if no dataset has a held-out split, if one has episodes that are trained on, or if a stream finds
-    nothing in it.
+    Raises UserError if no dataset has a held-out split, if a split shares episodes with the
+    training split, or if a stream has no matching rows in it.
     """
 
     def __init__(self, stage: Stage, mesh: Mesh):
         config = stage.config
-        self._sources = _held_out(stage)
-        # Streams that are left out are drawn never, but keep their places: metrics know streams by number.
-        streams = [
-            dataclasses.replace(stream, weight=((0.0, float(stream.dataset in self._sources)),))
-            for stream in stage.plan.streams
-        ]
+        self._mesh = mesh
+        self._training_datasets = stage.datasets
+        self._held_out = _open_held_out(stage)
+        # Streams without held-out rows have weight 0. They are not removed from the plan, because
+        # metrics identify streams by their number.
+        streams = []
+        for stream in stage.plan.streams:
+            weight = float(stream.dataset in self._held_out)
+            streams.append(dataclasses.replace(stream, weight=((0.0, weight),)))
         plan = Plan.make(
             streams, batch_size=config.batch_size, steps=config.eval.batches, seed=config.seed
         )
-        self._training, self._mesh = stage, mesh
         self._stage = dataclasses.replace(
-            stage, datasets={**stage.datasets, **self._sources}, plan=plan
+            stage, datasets={**stage.datasets, **self._held_out}, plan=plan
         )
-        self._stage.row_builder()  # finds out what is lacking before anything is compiled
+        self._stage.row_builder()  # raises its errors before anything compiles
         settings = StepSettings.from_config(config, stage.assets.tokenizer.layout.loc.offset)
-        everywhere = NamedSharding(mesh, PartitionSpec())
 
-        def measure(params, batch, step):
+        def _metrics(params: Params, batch: Batch, step: int) -> dict[str, jax.Array]:
             key = jax.random.fold_in(jax.random.key(config.seed), step)
             with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-                return compute_metrics(
-                    compute_losses(stage.model, params, batch, key, settings), settings
-                )
+                losses = compute_losses(stage.model, params, batch, key, settings)
+                return compute_metrics(losses, settings)
 
-        self._measure = jax.jit(measure, out_shardings=everywhere)
-        self._policy: Policy | None = None
+        self._metrics = jax.jit(_metrics, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
-    def __call__(self, params: Any) -> dict[str, float]:
-        """Of parameters: the metrics of a training step, and by dataset and kind `etc/<dataset>/<kind>/accuracy` and
-        `.../majority`, what the best constant answer gets."""
-        return self._losses(params) | self._scores(params)
+    def __call__(self, params: Params) -> dict[str, float]:
+        """Evaluate parameters.
 
-    def _losses(self, params: Any) -> dict[str, float]:
+        Returns:
+          The metrics of a training step, and for each dataset and kind of question
+          `etc/<dataset>/<kind>/accuracy` and `etc/<dataset>/<kind>/majority`, which is the
+          accuracy of the best constant answer.
+        """
+        return self._row_metrics(params) | self._question_metrics(params)
+
+    def _row_metrics(self, params: Params) -> dict[str, float]:
         size = self._stage.config.batch_size
         batches = self._stage.batches(0, sharding.local_rows(size, self._mesh))
-        found = [
-            self._measure(params, sharding.put_batch(batch, self._mesh, size), step)
-            for step, batch in enumerate(batches)
-        ]
-        return average_metrics(jax.device_get(found))
+        metrics = []
+        for step, batch in enumerate(batches):
+            batch = sharding.put_batch(batch, self._mesh, size)
+            metrics.append(self._metrics(params, batch, step))
+        return average_metrics(jax.device_get(metrics))
 
-    def _scores(self, params: Any) -> dict[str, float]:
+    def _question_metrics(self, params: Params) -> dict[str, float]:
         if not self.questions:
             return {}
-        if self._policy is None:
-            self._policy = Policy(
-                self._stage.model.config,
-                params,
-                self._stage.assets,
-                self._stage.config.data.num_cameras,
-                PolicyOptions(head=None),
-                self._mesh,
-            )
-        self._policy.params, out = params, {}
+        metrics = {}
+        self._policy.params = params
         for name, (questions, train_items) in self.questions.items():
-            scores = vqa.scores(vqa.answer_all(self._policy, questions), train_items)
-            out |= {
-                f"etc/{name}/{kind}/{what}": float(score[what])
-                for kind, score in scores.items()
-                for what in ("accuracy", "majority")
-            }
-        self._policy.params = None  # the trainer's next step takes their memory back
-        return out
+            answered = vqa.answer_questions(self._policy, questions)
+            for kind, scores in vqa.score_by_kind(answered, train_items).items():
+                for score in ("accuracy", "majority"):
+                    metrics[f"etc/{name}/{kind}/{score}"] = float(scores[score])
+        self._policy.params = None  # the next training step needs their memory
+        return metrics
+
+    @functools.cached_property
+    def _policy(self) -> Policy:
+        return Policy(
+            self._stage.model.config,
+            None,
+            self._stage.assets,
+            self._stage.config.data.num_cameras,
+            PolicyOptions(head=None),
+            self._mesh,
+        )
 
     @functools.cached_property
     def questions(self) -> Mapping[str, tuple[list[vqa.Question], list[Item]]]:
-        """By dataset: the questions of every knot, and training items, from which the constant answers are learnt."""
-        config, out = self._stage.config, {}
+        """Dataset -> questions of every evaluation, and training items for the blind guesses."""
+        config = self._stage.config
+        questions = {}
         if not config.eval.questions or not schedule.is_nonzero(config.loss.text):
-            return out
-        for name, source in self._sources.items():
-            if source.known_kinds:
-                drawn = vqa.draw_questions(source, per_kind=config.eval.questions, seed=config.seed)
-                out[name] = drawn, vqa.items_of(self._training.datasets[name])
-        return out
+            return questions
+        for name, dataset in self._held_out.items():
+            if dataset.known_kinds:
+                drawn = vqa.draw_questions(
+                    dataset, per_kind=config.eval.questions, seed=config.seed
+                )
+                questions[name] = drawn, vqa.sample_items(self._training_datasets[name])
+        return questions
 
 
-def _held_out(stage: Stage) -> dict[str, StageDataset]:
-    """The held-out split of every dataset that has one."""
-    found = {}
+def _open_held_out(stage: Stage) -> dict[str, StageDataset]:
+    """Return the held-out split of every dataset that has one."""
+    config = stage.config
+    held_out = {}
     for name, training in stage.datasets.items():
-        spec, directory = stage.config.datasets[name], training.dataset.directory
-        if SPLIT not in split_names(directory):
+        if SPLIT not in split_names(training.dataset.directory):
             continue
+        spec = config.datasets[name]
         dataset = open_dataset(
-            spec.path, SPLIT, adapter=spec.adapter, damaged=stage.config.data.on_damaged
+            spec.path, SPLIT, adapter=spec.adapter, damaged=config.data.on_damaged
         )
         check_disjoint(training.dataset, dataset)
-        found[name] = StageDataset(dataset, training.cameras)
-    if not found:
-        raise ValueError(
-            f"eval.at_progress are set, but no dataset has a split {SPLIT!r}: "
-            f"{', '.join(str(source.dataset.directory) for source in stage.datasets.values())}; build one "
-            "with it, or set eval.at_progress=()"
+        held_out[name] = StageDataset(dataset, training.cameras)
+    if not held_out:
+        directories = [str(training.dataset.directory) for training in stage.datasets.values()]
+        raise UserError(
+            f"eval.at_progress is set, but no dataset has a split {SPLIT!r}: "
+            f"{', '.join(directories)}; build a dataset with this split, or set eval.at_progress=()"
         )
-    return found
+    return held_out

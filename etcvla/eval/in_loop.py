@@ -1,6 +1,6 @@
-"""What the trainer asks at a stage's points: held-out questions, and where the config's `eval` names a suite, acting.
+"""Evaluation during training: held-out data, and acting if the config's `eval` names a suite.
 
-Acting is a short protocol in simulator processes, while the loader goes on filling its queue.
+Acting uses a short protocol in simulator processes. Meanwhile the data loader fills its queue.
 """
 
 from __future__ import annotations
@@ -12,100 +12,118 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from etcvla.eval import rollouts
+from etcvla.errors import UserError
 from etcvla.eval.benchmark import Benchmark, check_fit, score_groups
-from etcvla.eval.held_out import HeldOut
+from etcvla.eval.held_out import HeldOutEvaluation
+from etcvla.eval.rollouts import WorkerPool, run_trials
 from etcvla.eval.trials import EvalProtocol
+from etcvla.models.vla import Params
 from etcvla.policy import Policy, PolicyOptions, trained_head
 from etcvla.sims import suites
 from etcvla.train.stage import Stage
 
-Evaluation = Callable[[Any], Mapping[str, float]]
+Evaluation = Callable[[Params], Mapping[str, float]]
+REPLAN_STEPS = 5  # of the protocol, or the length of a chunk if that is shorter
 
 
-class Acting:
-    """A stage's evaluation of parameters on a benchmark, the same episodes with the same noise at every knot.
+class ActingEvaluation:
+    """Evaluates parameters on a benchmark, with the same episodes and noise every time.
 
-    Its simulators start at the first knot, wait between points, and end with this process.
+    The simulators start at the first evaluation and keep running until this process ends.
 
     Args:
-      mesh: where the parameters lie. python: the interpreter that has the simulator.
+      mesh: devices of the parameters.
+      python: the interpreter that has the simulator.
 
-    Raises ValueError for a stage that does not learn to act, or for another robot, and with several hosts.
+    Raises UserError for a stage that trains no actions, for the suite of another robot, and on
+    several hosts.
     """
 
     def __init__(
         self, stage: Stage, mesh: Mesh, *, benchmark: Benchmark, python: str = sys.executable
     ):
         if jax.process_count() > 1:
-            raise ValueError(
-                f"acting at points is for one host, and this run has {jax.process_count()}; evaluate its "
-                "checkpoints by launch/evaluate.py instead"
+            raise UserError(
+                f"eval.suite needs a single host, and this run has {jax.process_count()}; evaluate "
+                "its checkpoints with launch/evaluate.py instead"
             )
+        config = stage.config
         self._benchmark = benchmark
-        self._workers = rollouts.Workers(benchmark.protocol.workers, python)
+        self._pool = WorkerPool(benchmark.protocol.workers, python)
+        options = PolicyOptions(
+            head=trained_head(config.loss), max_fast_tokens=config.data.max_targets
+        )
         self._policy = Policy(
-            stage.model.config,
-            None,
-            stage.assets,
-            stage.config.data.num_cameras,
-            PolicyOptions(
-                head=trained_head(stage.config.loss),
-                max_fast_tokens=stage.config.data.max_targets,
-            ),
-            mesh,
+            stage.model.config, None, stage.assets, config.data.num_cameras, options, mesh
         )
         check_fit(self._policy, benchmark.suite)
 
-    def __call__(self, params: Any) -> dict[str, float]:
-        """`act/<suite>/success`, `.../progress` and `.../intention`, and `act/<suite>/<task>/success`.
+    def __call__(self, params: Params) -> dict[str, float]:
+        """Evaluate parameters.
 
-        Under another intervention than "right", and with a perturbation, these names stand behind the suite's.
+        Returns:
+          `<prefix>/success`, `<prefix>/progress`, `<prefix>/intention` and
+          `<prefix>/<task>/success`. The prefix is `act/<suite>`, followed by the intervention if
+          it is not "right", and by the perturbation if there is one.
         """
-        self._policy.params, name = params, self._benchmark.suite.name
-        self._policy.warm_up(self._benchmark.protocol.workers, self._benchmark.words())
-        found = rollouts.evaluate(
+        benchmark = self._benchmark
+        self._policy.params = params
+        self._policy.warm_up(benchmark.protocol.workers, benchmark.instructions())
+        results = run_trials(
             self._policy,
-            self._benchmark.episodes(),
-            self._benchmark.protocol,
-            what=f"acting in {name}",
-            workers=self._workers,
+            benchmark.grid.trials(),
+            benchmark.protocol,
+            label=f"acting in {benchmark.suite.name}",
+            pool=self._pool,
         )
-        self._policy.params = None  # the trainer's next step takes their memory back
-        out = {}
-        for cell in score_groups(found):
-            marks = [cell["intervention"]] * (cell["intervention"] != "right") + [
-                cell["perturbation"]
-            ]
-            key = "/".join(filter(None, ("act", name, *marks)))
-            overall = cell["overall"]
-            out |= {
-                f"{key}/success": overall["success"]["rate"],
-                f"{key}/progress": overall["progress"],
-                f"{key}/intention": overall["intention"]["rate"],
-            }
-            out |= {
-                f"{key}/{task}/success": score["success"]["rate"]
-                for task, score in cell["tasks"].items()
-            }
-        return out
+        self._policy.params = None  # the next training step needs their memory
+        metrics = {}
+        for group in score_groups(results):
+            metrics |= _group_metrics(benchmark.suite.name, group)
+        return metrics
+
+
+def _group_metrics(suite_name: str, group: Mapping[str, Any]) -> dict[str, float]:
+    names = ["act", suite_name]
+    if group["intervention"] != "right":
+        names.append(group["intervention"])
+    if group["perturbation"]:
+        names.append(group["perturbation"])
+    prefix = "/".join(names)
+    overall = group["overall"]
+    metrics = {
+        f"{prefix}/success": overall["success"]["rate"],
+        f"{prefix}/progress": overall["progress"],
+        f"{prefix}/intention": overall["intention"]["rate"],
+    }
+    for task, scores in group["tasks"].items():
+        metrics[f"{prefix}/{task}/success"] = scores["success"]["rate"]
+    return metrics
 
 
 def make_evaluation(stage: Stage, mesh: Mesh) -> Evaluation:
-    """All that a stage's `eval` asks for. Raises ValueError as `HeldOut`, `Acting` and `suites.find`."""
-    asked, parts = stage.config.eval, [HeldOut(stage, mesh)]
-    if asked.suite:
-        python = asked.simulator_python or sys.executable
-        suite = suites.find(asked.suite, python)
+    """Return the evaluation that a stage's `eval` describes.
+
+    Raises UserError as `HeldOutEvaluation`, `ActingEvaluation` and `suites.find`.
+    """
+    config = stage.config.eval
+    evaluations: list[Evaluation] = [HeldOutEvaluation(stage, mesh)]
+    if config.suite:
+        python = config.simulator_python or sys.executable
+        suite = suites.find(config.suite, python)
         protocol = EvalProtocol(
-            suite.max_steps, min(5, stage.model.config.horizon), suite.image_size, asked.workers
+            max_steps=suite.max_steps,
+            replan_steps=min(REPLAN_STEPS, stage.model.config.horizon),
+            image_size=suite.image_size,
+            workers=config.workers,
         )
-        parts.append(
-            Acting(
-                stage,
-                mesh,
-                python=python,
-                benchmark=Benchmark(suite, suite.select_tasks(asked.tasks), asked.trials, protocol),
-            )
-        )
-    return lambda params: {name: value for part in parts for name, value in part(params).items()}
+        benchmark = Benchmark(suite, suite.select_tasks(config.tasks), config.trials, protocol)
+        evaluations.append(ActingEvaluation(stage, mesh, benchmark=benchmark, python=python))
+
+    def _evaluate(params: Params) -> dict[str, float]:
+        metrics = {}
+        for evaluation in evaluations:
+            metrics |= evaluation(params)
+        return metrics
+
+    return _evaluate

@@ -1,6 +1,7 @@
-"""The files of an evaluation's episodes: protocol.json, and episodes.csv to which a line is added as each one ends.
+"""Files of an evaluation's episodes: protocol.json, episodes.csv and videos.
 
-What was interrupted goes on with the trials that have no line.
+episodes.csv gets a line when an episode ends. An interrupted evaluation resumes with the trials
+that have no line.
 """
 
 from __future__ import annotations
@@ -8,88 +9,96 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from etils import epath
 from PIL import Image
 
+from etcvla.errors import UserError
 from etcvla.eval.trials import Trial, TrialResult
+from etcvla.files import write_atomically, write_json
 from etcvla.results_schema import EPISODE_COLUMNS, TRIAL_COLUMNS, VideoName
 
-VIDEO_FRAME_MS = 60  # a frame of a GIF
+VIDEO_FRAME_MS = 60  # duration of a frame
 
 
 class ResultsLog:
-    """Of one folder, which is made.
+    """The files of one evaluation, in a folder that it creates.
 
     Args:
-      protocol: everything that the episodes' outcome depends on, as JSON has it.
-      replace: a folder of another protocol is begun anew instead of refused.
+      protocol: everything on which the results depend, see `benchmark.describe_protocol`.
+      replace: delete the results of another protocol instead of raising an error.
 
-    Raises ValueError, naming what differs, for a folder of another protocol, and for an episodes.csv of other columns.
+    Raises UserError if the folder has results of another protocol or columns of another version.
     """
 
     def __init__(self, folder: epath.PathLike, protocol: Mapping, *, replace: bool = False):
         self._folder = epath.Path(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._path, record = self._folder / "episodes.csv", self._folder / "protocol.json"
-        asked = json.loads(json.dumps(protocol))
-        found = json.loads(record.read_text()) if record.exists() else None
-        if found != asked:
-            if found is not None and not replace:
-                other = sorted(key for key in {*found, *asked} if found.get(key) != asked.get(key))
-                raise ValueError(
-                    f"{record} is of another protocol: {_differences(found, asked, other)}; write to "
-                    "another folder, or ask for the same"
+        self._episodes_path = self._folder / "episodes.csv"
+        self._videos_folder = self._folder / "videos"
+        self._open_protocol(protocol, replace)
+        self._rows = self._read_rows()
+
+    def _open_protocol(self, protocol: Mapping, replace: bool) -> None:
+        path = self._folder / "protocol.json"
+        protocol = json.loads(json.dumps(protocol))
+        if path.exists():
+            previous = json.loads(path.read_text())
+            if previous == protocol:
+                return
+            if not replace:
+                raise UserError(
+                    f"{path} has another protocol: {_differences(previous, protocol)}; write to "
+                    "another folder, or use the same protocol"
                 )
-            self._path.unlink(missing_ok=True)
-            if (videos := self._folder / "videos").exists():
-                videos.rmtree()
-            write(record, json.dumps(asked, indent=2) + "\n")
-        self._rows = self._read()
+        self._episodes_path.unlink(missing_ok=True)
+        if self._videos_folder.exists():
+            self._videos_folder.rmtree()
+        write_json(path, protocol)
 
     def results(self, trials: Sequence[Trial]) -> dict[Trial, TrialResult]:
-        """Those of `trials` that are done."""
-        return {
-            trial: TrialResult.of_row(trial, self._rows[trial.key])
-            for trial in trials
-            if trial.key in self._rows
-        }
+        """Return the results of those of the trials that are finished."""
+        results = {}
+        for trial in trials:
+            if trial.key in self._rows:
+                results[trial] = TrialResult.from_row(trial, self._rows[trial.key])
+        return results
 
     def add(self, result: TrialResult) -> None:
-        """Keeps a result, its video first: a line says that all of it is there."""
+        """Write a result. The video comes first, so a line means that all of it is written."""
         if result.frames is not None:
             self._write_video(result)
-        with self._path.open("a") as file:  # one write of one line
-            file.write(_line(result.row().values()))
-        self._rows[result.trial.key] = result.row()
+        row = result.to_row()
+        with self._episodes_path.open("a") as file:  # one write of one line
+            file.write(_csv_line(row.values()))
+        self._rows[result.trial.key] = row
 
     def finish(self, results: Sequence[TrialResult]) -> None:
-        """Puts the lines into the results' order: workers end in any."""
-        write(
-            self._path,
-            "".join(
-                map(_line, (EPISODE_COLUMNS, *(self._rows[r.trial.key].values() for r in results)))
-            ),
-        )
+        """Sort the lines of episodes.csv in the order of these results."""
+        lines = [_csv_line(EPISODE_COLUMNS)]
+        lines += [_csv_line(self._rows[result.trial.key].values()) for result in results]
+        write_atomically(self._episodes_path, "".join(lines))
 
-    def _read(self) -> dict[tuple[str, ...], dict[str, str]]:
-        """The lines by trial; a last one that was torn is taken off the file."""
-        text = self._path.read_text() if self._path.exists() else ""
-        whole = text[: text.rfind("\n") + 1]
-        header = _line(EPISODE_COLUMNS)
-        if not whole:
-            write(self._path, header)
+    def _read_rows(self) -> dict[tuple[str, ...], dict[str, str]]:
+        """Return the lines by trial, after removing an incomplete last line from the file."""
+        text = self._episodes_path.read_text() if self._episodes_path.exists() else ""
+        complete = text[: text.rfind("\n") + 1]
+        header = _csv_line(EPISODE_COLUMNS)
+        if not complete:
+            write_atomically(self._episodes_path, header)
             return {}
-        if not whole.startswith(header):
-            raise ValueError(
-                f"{self._path} has the columns {whole.splitlines()[0]}, expected {header.strip()}; it is "
-                "of another version: write to another folder"
+        if not complete.startswith(header):
+            raise UserError(
+                f"{self._episodes_path} has the columns {complete.splitlines()[0]}, expected "
+                f"{header.strip()}; another version of etcvla wrote it: write to another folder"
             )
-        if whole != text:
-            write(self._path, whole)
-        rows = csv.DictReader(whole.splitlines())
-        return {tuple(row[name] for name in TRIAL_COLUMNS): row for row in rows}
+        if complete != text:
+            write_atomically(self._episodes_path, complete)
+        rows = {}
+        for row in csv.DictReader(complete.splitlines()):
+            rows[tuple(row[column] for column in TRIAL_COLUMNS)] = row
+        return rows
 
     def _write_video(self, result: TrialResult) -> None:
         trial = result.trial
@@ -101,37 +110,32 @@ class ResultsLog:
             success=result.success,
             perturbation=trial.perturbation,
         )
-        folder = self._folder / "videos"
-        folder.mkdir(exist_ok=True)
-        first, *rest = [Image.fromarray(frame) for frame in result.frames]
-        first.save(
-            folder / f"{name.stem}.gif",
+        self._videos_folder.mkdir(exist_ok=True)
+        frames = [Image.fromarray(frame) for frame in result.frames]
+        frames[0].save(
+            self._videos_folder / f"{name.stem}.gif",
             save_all=True,
-            append_images=rest,
+            append_images=frames[1:],
             duration=VIDEO_FRAME_MS,
             loop=0,
         )
 
 
-def _differences(found: Mapping, asked: Mapping, keys: Sequence[str]) -> str:
-    return ", ".join(
-        f"{key} is {_short(found.get(key))}, asked is {_short(asked.get(key))}" for key in keys
-    )
+def _differences(previous: Mapping, protocol: Mapping) -> str:
+    differences = []
+    for key in sorted({*previous, *protocol}):
+        if previous.get(key) != protocol.get(key):
+            there = _shorten(previous.get(key))
+            differences.append(f"{key} is {there}, but now {_shorten(protocol.get(key))}")
+    return ", ".join(differences)
 
 
-def _short(value: object) -> str:
+def _shorten(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) < 80 else text[:77] + "..."
 
 
-def _line(values) -> str:
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerow(values)
-    return out.getvalue()
-
-
-def write(path: epath.Path, text: str) -> None:
-    """Writes a file at once: an interrupted write leaves what was there."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+def _csv_line(values: Iterable[str]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(values)
+    return line.getvalue()

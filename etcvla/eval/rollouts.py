@@ -1,8 +1,9 @@
-"""Closed-loop evaluation: worker processes hold the simulators, this process holds the policy.
+"""Closed-loop evaluation: worker processes run the simulators, this process runs the policy.
 
-A worker noise_samples images only when the policy looks. Looks of all waiting workers are answered in one batch. What an
-episode does depends on its own seed alone (layout and action noise), so the number of workers changes nothing but the
-last bits of a matrix product: which trial is played by which worker, and with it in which row of the batch, is fixed.
+A worker renders images only when it queries the policy, and all waiting workers share one batch.
+Layout and action noise of an episode depend on its own seed only, so the number of workers changes
+only the last bits of a matrix product. The assignment of trials to workers, and thereby to rows of
+the batch, is fixed.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import contextlib
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing import Pipe
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import numpy as np
 
+from etcvla.errors import UserError
 from etcvla.eval.results_log import ResultsLog
 from etcvla.eval.trials import EvalProtocol, Trial, TrialResult
 from etcvla.pages.videos import VideoRecorder
@@ -26,178 +28,226 @@ from etcvla.sims import suites
 from etcvla.stats import wilson
 from etcvla.train.log import format_duration
 
+_PROGRESS_SECONDS = 5  # between two progress lines
 
-class Workers:
-    """Simulator processes, to be kept over several evaluations: each holds on to its last environment.
+
+class WorkerPool:
+    """Simulator processes, which keep their last environment from one evaluation to the next.
 
     Args:
-      count: how many; they start when they are first needed.
+      count: number of processes. They start when they are first needed.
       python: the interpreter that has the simulator.
     """
 
     def __init__(self, count: int, python: str = sys.executable):
-        self._workers = [_Worker(python) for _ in range(count)]
+        self.workers = [WorkerProcess(python) for _ in range(count)]
 
-    def __enter__(self) -> Workers:
+    def __enter__(self) -> WorkerPool:
         return self
 
-    def __exit__(self, *_) -> None:
-        for worker in self._workers:
+    def __exit__(self, *_: object) -> None:
+        for worker in self.workers:
             worker.stop()
 
-    def begin(self, protocol: EvalProtocol, parts: Sequence[Sequence[Trial]]) -> list[_Worker]:
-        """Gives every worker its trials, and returns all."""
-        for worker, part in zip(self._workers, parts, strict=True):
-            worker.begin(protocol, part)
-        return self._workers
+
+class WorkerProcess:
+    """A simulator process (`etcvla.eval.worker`) and our end of its pipe."""
+
+    def __init__(self, python: str):
+        self.trials_left = 0
+        self._python = python
+        self._process: subprocess.Popen | None = None
+        self.connection: Connection | None = None
+
+    def start_trials(self, protocol: EvalProtocol, trials: Sequence[Trial]) -> None:
+        """Send trials to the process, which starts if necessary."""
+        self.trials_left = len(trials)
+        if not trials:
+            return
+        if self._process is None:
+            self._start()
+        self.send((protocol, list(trials)))
+
+    def send(self, message: Any) -> None:
+        """Send a message. If the process has died, `receive` raises the error."""
+        with contextlib.suppress(ConnectionError):
+            self.connection.send(message)
+
+    def receive(self) -> dict[str, Any] | TrialResult:
+        """Return an observation or a result.
+
+        Raises the worker's exception, or RuntimeError if the process died.
+        """
+        try:
+            message = self.connection.recv()
+        except (EOFError, ConnectionResetError) as error:
+            raise RuntimeError("a simulator worker died; see its message above") from error
+        if isinstance(message, Exception):
+            raise message
+        if isinstance(message, TrialResult):
+            self.trials_left -= 1
+        return message
+
+    def stop(self) -> None:
+        """Stop the process, if it runs."""
+        if self._process:
+            self._process.terminate()
+            self._process.wait()
+            self.connection.close()
+            self._process = None
+            self.trials_left = 0
+
+    def _start(self) -> None:
+        self.connection, worker_end = Pipe()
+        with worker_end:
+            self._process = subprocess.Popen(
+                [self._python, "-m", "etcvla.eval.worker", str(worker_end.fileno())],
+                pass_fds=[worker_end.fileno()],
+                env=suites.environment_variables(),
+            )
 
 
-def evaluate(
+def run_trials(
     policy: Policy,
     trials: Sequence[Trial],
     protocol: EvalProtocol,
     *,
-    what: str,
+    label: str,
     results_log: ResultsLog | None = None,
-    workers: Workers | None = None,
+    pool: WorkerPool | None = None,
 ) -> list[TrialResult]:
-    """Runs all trials and returns their results in the order of `trials`. `what` names the run on the progress line.
+    """Run all trials and return their results in the order of `trials`.
 
     Args:
-      results_log: keeps each result, and knows which are done; without one all are played, and keep their frames.
-      workers: `protocol.workers` of them; without any some are started, and stopped again.
+      label: name of the run on progress lines.
+      results_log: stores the results; its finished trials are not run again. Without one, all
+        trials are run and keep their frames.
+      pool: `protocol.workers` processes; without one, processes are started and stopped again.
 
-    Raises ValueError if the protocol replans later than a chunk is long, RuntimeError if a worker dies, and whatever a
-    worker raised.
+    Raises UserError if the policy's chunks are shorter than replan_steps, RuntimeError if a worker
+    dies, and the exceptions of workers.
     """
     if protocol.replan_steps > policy.config.horizon:
-        raise ValueError(
-            f"protocol.replan_steps {protocol.replan_steps} exceeds the policy's chunk of {policy.config.horizon}"
+        raise UserError(
+            f"protocol.replan_steps {protocol.replan_steps} exceeds the policy's chunk of "
+            f"{policy.config.horizon} steps"
         )
-    if workers is None:
-        with Workers(protocol.workers) as workers:
-            return evaluate(
-                policy, trials, protocol, what=what, results_log=results_log, workers=workers
+    if pool is None:
+        with WorkerPool(protocol.workers) as pool:
+            return run_trials(
+                policy, trials, protocol, label=label, results_log=results_log, pool=pool
             )
     results = results_log.results(trials) if results_log else {}
-    parts = [[t for t in part if t not in results] for part in _split(trials, protocol.workers)]
-    busy, began, shown, before = workers.begin(protocol, parts), time.time(), 0.0, len(results)
+    progress = _Progress(label, len(trials), len(results))
+    for worker, share in zip(pool.workers, _split(trials, protocol.workers), strict=True):
+        worker.start_trials(protocol, [trial for trial in share if trial not in results])
     videos = VideoRecorder(policy, protocol.workers)
     while len(results) < len(trials):
-        ready = _messages(busy)
-        for worker, message in ready:
-            if isinstance(message, TrialResult):
-                message = videos.finish(worker, message)
-                results[message.trial] = message
-                if results_log:
-                    results_log.add(message)
-        looks = {worker: look for worker, look in ready if isinstance(look, dict)}
-        videos.predict_paths(looks)
-        _answer(policy, busy, looks)
-        if time.time() - shown > 5 or len(results) == len(trials):
-            shown = time.time()
-            _progress(what, results, len(trials), before, began)
+        observations = {}
+        for worker, message in _receive_all(pool.workers):
+            if isinstance(message, dict):
+                observations[worker] = message
+                continue
+            result = videos.finish(worker, message)
+            results[result.trial] = result
+            if results_log:
+                results_log.add(result)
+        videos.predict_paths(observations)
+        _send_chunks(policy, pool.workers, observations)
+        progress.show(results)
     ordered = [results[trial] for trial in trials]
     if results_log:
         results_log.finish(ordered)
     return ordered
 
 
-def _split(trials: Sequence[Trial], parts: int) -> list[list[Trial]]:
-    """Near-equal runs of trials that share their simulator, so that a worker makes few of them."""
-    ordered = sorted(trials, key=lambda t: (t.scene, t.task))
-    cuts = np.linspace(0, len(ordered), parts + 1).astype(int)
-    return [ordered[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+def _split(trials: Sequence[Trial], count: int) -> list[list[Trial]]:
+    """Return `count` shares of similar size; equal environments are in few shares."""
+    ordered = sorted(trials, key=lambda trial: (trial.scene, trial.task))
+    limits = np.linspace(0, len(ordered), count + 1).astype(int)
+    return [ordered[limits[i] : limits[i + 1]] for i in range(count)]
 
 
-def _messages(workers: Sequence[_Worker]) -> list[tuple[_Worker, Any]]:
-    ready = wait([worker.connection for worker in workers if worker.left])
+def _receive_all(workers: Sequence[WorkerProcess]) -> list[tuple[WorkerProcess, Any]]:
+    """Wait for messages, and return one of each worker that has one."""
+    ready = wait([worker.connection for worker in workers if worker.trials_left])
     return [(worker, worker.receive()) for worker in workers if worker.connection in ready]
 
 
-def _answer(policy: Policy, workers: Sequence[_Worker], looks: dict[_Worker, dict]) -> None:
-    """One batch for all looks; the rows of those who wait for nothing are filled, so that one shape is compiled."""
-    if not looks:
+def _send_chunks(
+    policy: Policy, workers: Sequence[WorkerProcess], observations: Mapping[WorkerProcess, dict]
+) -> None:
+    """Send chunks to the workers that sent observations.
+
+    The batch has a row for each worker, so that one shape is compiled. Rows of workers without an
+    observation are copies of another row.
+    """
+    if not observations:
         return
-    filling = next(iter(looks.values()))
-    batch = [looks.get(worker, filling) for worker in workers]
-    chunks = policy.act(batch, [look["seed"] for look in batch])
+    filler = next(iter(observations.values()))
+    rows = [observations.get(worker, filler) for worker in workers]
+    chunks = policy.act(rows, [row["seed"] for row in rows])
     for worker, chunk in zip(workers, chunks, strict=True):
-        if worker in looks:
+        if worker in observations:
             worker.send(chunk)
 
 
-def _progress(what: str, results: dict, total: int, before: int, began: float) -> None:
-    done, seconds = len(results) - before, time.time() - began
-    left = format_duration(seconds / done * (total - len(results))) if done else "?"
-    won = sum(result.success for result in results.values())
-    print(f"{what} {len(results)}/{total} episodes | {won} succeeded | {left} left", flush=True)
+class _Progress:
+    """Prints how many episodes are finished, and the expected remaining time."""
+
+    def __init__(self, label: str, total: int, finished_before: int):
+        self._label = label
+        self._total = total
+        self._finished_before = finished_before
+        self._start = time.time()
+        self._last_shown = 0.0
+
+    def show(self, results: Mapping[Trial, TrialResult]) -> None:
+        """Print a line if the last one is old, or if everything is finished."""
+        now = time.time()
+        if now - self._last_shown <= _PROGRESS_SECONDS and len(results) < self._total:
+            return
+        self._last_shown = now
+        finished_now = len(results) - self._finished_before
+        remaining = "?"
+        if finished_now:
+            seconds_per_trial = (now - self._start) / finished_now
+            remaining = format_duration(seconds_per_trial * (self._total - len(results)))
+        successes = sum(result.success for result in results.values())
+        print(
+            f"{self._label} {len(results)}/{self._total} episodes | {successes} succeeded | "
+            f"{remaining} left",
+            flush=True,
+        )
 
 
-class _Worker:
-    """A process with a simulator (see `etcvla.eval.worker`), and this end of its pipe."""
-
-    def __init__(self, python: str):
-        self._python, self._process, self.connection, self.left = python, None, None, 0
-
-    def begin(self, protocol: EvalProtocol, trials: Sequence[Trial]) -> None:
-        if self._process is None and trials:
-            self._start()
-        if trials:
-            self.send((protocol, list(trials)))
-        self.left = len(trials)
-
-    def send(self, message: Any) -> None:
-        with contextlib.suppress(ConnectionError):  # `receive` says why it died
-            self.connection.send(message)
-
-    def _start(self) -> None:
-        self.connection, theirs = Pipe()
-        with theirs:
-            self._process = subprocess.Popen(
-                [self._python, "-m", "etcvla.eval.worker", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                env=suites.environment_variables(),
-            )
-
-    def receive(self) -> Any:
-        try:
-            message = self.connection.recv()
-        except (EOFError, ConnectionResetError) as error:
-            raise RuntimeError("a simulator worker died; its message stands above") from error
-        if isinstance(message, Exception):
-            raise message
-        self.left -= isinstance(message, TrialResult)
-        return message
-
-    def stop(self) -> None:
-        if self._process:
-            self._process.terminate()
-            self._process.wait()
-            self.connection.close()
-            self._process, self.left = None, 0
-
-
-def table(results: Sequence[TrialResult]) -> dict[str, dict[str, dict[str, list[int]]]]:
-    """{intervention: {scene: {task: [successes, trials]}}} of what was not perturbed."""
-    out: dict = {}
+def count_successes(
+    results: Sequence[TrialResult],
+) -> dict[str, dict[str, dict[str, list[int]]]]:
+    """Return intervention -> scene -> task -> [successes, trials] of unperturbed trials."""
+    table: dict = {}
     for result in results:
-        t = result.trial
-        if t.perturbation:
+        trial = result.trial
+        if trial.perturbation:
             continue
-        cell = out.setdefault(t.intervention, {}).setdefault(t.scene, {}).setdefault(t.task, [0, 0])
-        cell[0] += result.success
-        cell[1] += 1
-    return out
+        scenes = table.setdefault(trial.intervention, {})
+        counts = scenes.setdefault(trial.scene, {}).setdefault(trial.task, [0, 0])
+        counts[0] += result.success
+        counts[1] += 1
+    return table
 
 
-def rates(results: Sequence[TrialResult]) -> Iterator[str]:
-    """A line a intervention and scene: successes, trials, rate and its 95 % interval."""
-    for intervention, scenes in table(results).items():
+def format_success_rates(results: Sequence[TrialResult]) -> list[str]:
+    """Return a line for each intervention and scene, with the rate and its 95 % interval."""
+    lines = []
+    for intervention, scenes in count_successes(results).items():
         for scene, tasks in scenes.items():
-            won, total = np.sum(list(tasks.values()), axis=0).tolist()
-            low, high = wilson(won, total)
-            yield (
-                f"{intervention:<18}{scene:<8} {won}/{total} = {won / total:.0%} [{low:.0%}, {high:.0%}]   "
-                + ", ".join(f"{task} {a}/{b}" for task, (a, b) in tasks.items())
+            successes = sum(counts[0] for counts in tasks.values())
+            trials = sum(counts[1] for counts in tasks.values())
+            low, high = wilson(successes, trials)
+            by_task = ", ".join(f"{task} {a}/{b}" for task, (a, b) in tasks.items())
+            lines.append(
+                f"{intervention:<18}{scene:<8} {successes}/{trials} = {successes / trials:.0%} "
+                f"[{low:.0%}, {high:.0%}]   {by_task}"
             )
+    return lines

@@ -1,15 +1,22 @@
-"""What an episode of an evaluation is, how it is run, and how it ended. Imports no JAX, for simulators' workers."""
+"""Episodes of an evaluation: what they are, how they are run, and how they ended.
+
+Simulator workers import this module, so it must not import JAX.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from etcvla import sims
-from etcvla.results_schema import EPISODE_COLUMNS, TRIAL_COLUMNS
-from etcvla.sims.seeds import EVAL_SEED_BASE
+from etcvla.errors import UserError
+from etcvla.names import lookup
+from etcvla.results_schema import EPISODE_COLUMNS, INTERVENTIONS, TRIAL_COLUMNS
+from etcvla.sims.perturbations import Perturbation
+from etcvla.sims.seeds import eval_seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,34 +26,96 @@ class Trial:
     simulator: str  # a registered simulator, such as "metaworld"
     scene: str
     task: str  # of the simulator
-    trial: int  # fixes the layout, or the initial state where the simulator has fixed ones, and the noise
-    intervention: str = "right"  # what the policy is shown: see INTERVENTIONS
-    instruction_of: str = ""  # the task whose instruction is given; "" for its own
-    perturbation: str = ""  # "axis:strength" of `etcvla.sims.perturbations`; "" none
-    video: bool = False  # keep the frames that the policy saw
+    trial: int  # determines the noise and the layout, or the initial state if those are fixed
+    intervention: str = "right"  # what the policy gets, one of `INTERVENTIONS`
+    instruction_of: str = ""  # the task whose instruction the policy gets; "" for its own
+    perturbation: str = ""  # "axis:strength" of `etcvla.sims.perturbations`; "" for none
+    video: bool = False  # keep the frames that the policy sees
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What tells it from others of an evaluation."""
+        """The values of TRIAL_COLUMNS, which identify the trial within an evaluation."""
         return tuple(str(getattr(self, column)) for column in TRIAL_COLUMNS)
 
 
 @dataclasses.dataclass(frozen=True)
+class TrialGrid:
+    """Every combination of perturbation, intervention, scene, task and trial number.
+
+    Raises UserError for an unknown intervention or perturbation.
+    """
+
+    simulator: str
+    scenes: tuple[str, ...]
+    tasks: tuple[str, ...]
+    counts: Mapping[str, int]  # intervention -> trials per perturbation, scene and task
+    perturbations: tuple[str, ...] = ("",)
+    videos: int = 0  # trials with a video per perturbation, intervention, scene and task
+    instruction_tasks: tuple[str, ...] = ()  # tasks that wrong instructions are of; () for `tasks`
+
+    def __post_init__(self):
+        for intervention in self.counts:
+            lookup(INTERVENTIONS, intervention, "intervention")
+        for perturbation in self.perturbations:
+            Perturbation.parse(perturbation)
+
+    def trials(self) -> list[Trial]:
+        """Return all trials."""
+        trials = []
+        for perturbation, intervention, scene, task in itertools.product(
+            self.perturbations, self.counts, self.scenes, self.tasks
+        ):
+            instruction_of = ""
+            if intervention == "wrong_instruction":
+                candidates = self.instruction_tasks or self.tasks
+                instruction_of = wrong_instruction(self.simulator, task, candidates)
+            for number in range(self.counts[intervention]):
+                trial = Trial(
+                    self.simulator,
+                    scene,
+                    task,
+                    number,
+                    intervention=intervention,
+                    instruction_of=instruction_of,
+                    perturbation=perturbation,
+                    video=number < self.videos,
+                )
+                trials.append(trial)
+        return trials
+
+
+def wrong_instruction(simulator: str, task: str, tasks: Sequence[str]) -> str:
+    """Return the task whose instruction replaces that of `task`.
+
+    This is the opposite task (which shares the scene) if `tasks` has it, else the next of `tasks`.
+
+    Raises UserError if there is no other task.
+    """
+    opposite = sims.get(simulator).opposite_task(task)
+    if opposite in tasks:
+        return opposite
+    if len(tasks) < 2:
+        raise UserError(f"there is no wrong instruction for {task}: it is the only task")
+    return tasks[(tasks.index(task) + 1) % len(tasks)]
+
+
+@dataclasses.dataclass(frozen=True)
 class EvalProtocol:
-    """How episodes are run; it is written beside every score."""
+    """How episodes are run. The results include it."""
 
     max_steps: int = 250  # control steps before an episode counts as failed
-    replan_steps: int = 5  # control steps between looks; 0 is every chunk to its end (open loop)
+    replan_steps: int = 5  # control steps between two queries; 0 executes every chunk to its end
     image_size: int = 96  # pixels
-    workers: int = 4  # simulators, and the size of the policy's batch
-    ensemble: float | None = None  # averages chunks: see `etcvla.chunks.ActionChunks`
+    workers: int = 4  # simulator processes, and rows of the policy's batch
+    ensemble: float | None = None  # temporal ensembling, see `etcvla.chunks.ActionChunks`
     seed: int = 0  # of the policy's noise
 
     def __post_init__(self):
-        if self.replan_steps < 0 or self.max_steps < 1 or self.workers < 1 or self.image_size < 1:
-            raise ValueError(
-                f"protocol: max_steps, image_size and workers must be positive, replan_steps 0 or more, got "
-                f"{self}"
+        positive = (self.max_steps, self.workers, self.image_size)
+        if min(positive) < 1 or self.replan_steps < 0 or (self.ensemble or 0) < 0:
+            raise UserError(
+                "protocol: max_steps, image_size and workers must be positive, replan_steps and "
+                f"ensemble must not be negative; got {self}"
             )
 
 
@@ -57,44 +126,51 @@ class TrialResult:
     trial: Trial
     success: bool
     steps: int
-    progress: float  # [0, 1], the share of the subtasks that were reached
-    intention: bool  # the first thing that the gripper touched was the right one
-    instruction: str  # as the policy was told
-    seconds: float  # that it took, waiting for the policy included
-    frames: np.ndarray | None = None  # uint8[n, H, W, 3] only where it was recorded
+    progress: float  # [0, 1], the reached share of the subtasks
+    intention: bool  # whether the gripper first touched an object that the task is about
+    instruction: str  # the policy's
+    seconds: float  # wall time, including the time in which the policy computes
+    frames: np.ndarray | None = None  # uint8[n, H, W, 3] of the video, if one is kept
 
-    def row(self) -> dict[str, str]:
-        """Its line of episodes.csv; see docs/evaluation.md."""
-        t = self.trial
-        fixed = sims.get(t.simulator).fixed_initial_states
-        values = (
-            t.simulator,
-            t.scene,
-            t.task,
-            t.trial,
-            t.intervention,
-            t.instruction_of or t.task,
-            t.perturbation,
-            "" if fixed else EVAL_SEED_BASE + t.trial,
-            t.trial if fixed else "",
-            self.instruction,
-            int(self.success),
-            self.steps,
-            f"{self.progress:.4f}",
-            int(self.intention),
-            f"{self.seconds:.2f}",
-        )
-        return dict(zip(EPISODE_COLUMNS, map(str, values), strict=True))
+    def to_row(self) -> dict[str, str]:
+        """Return the line of episodes.csv, by column.
+
+        Columns:
+          simulator, scene, task, trial, intervention, perturbation: see `Trial`.
+          instruction_of: the task whose instruction the policy got.
+          seed: of the layout; "" if initial states are fixed.
+          initial_state: number of the initial state; "" if the seed determines the layout.
+          instruction: the policy's.
+          success, intention: 1 or 0.
+          steps: control steps.
+          progress: reached share of the subtasks.
+          seconds: wall time.
+        """
+        trial = self.trial
+        fixed = sims.get(trial.simulator).fixed_initial_states
+        values = {
+            **dict(zip(TRIAL_COLUMNS, trial.key, strict=True)),
+            "instruction_of": trial.instruction_of or trial.task,
+            "seed": "" if fixed else str(eval_seed(trial.trial)),
+            "initial_state": str(trial.trial) if fixed else "",
+            "instruction": self.instruction,
+            "success": str(int(self.success)),
+            "steps": str(self.steps),
+            "progress": f"{self.progress:.4f}",
+            "intention": str(int(self.intention)),
+            "seconds": f"{self.seconds:.2f}",
+        }
+        return {column: values[column] for column in EPISODE_COLUMNS}
 
     @classmethod
-    def of_row(cls, trial: Trial, row: Mapping[str, str]) -> TrialResult:
-        """What `row` wrote of this trial."""
+    def from_row(cls, trial: Trial, row: Mapping[str, str]) -> TrialResult:
+        """Return the result of a trial from its line of episodes.csv, without frames."""
         return cls(
             trial,
-            row["success"] == "1",
-            int(row["steps"]),
-            float(row["progress"]),
-            row["intention"] == "1",
-            row["instruction"],
-            float(row["seconds"]),
+            success=row["success"] == "1",
+            steps=int(row["steps"]),
+            progress=float(row["progress"]),
+            intention=row["intention"] == "1",
+            instruction=row["instruction"],
+            seconds=float(row["seconds"]),
         )

@@ -1,4 +1,4 @@
-"""What a checkpoint still knows: held-out questions, answered greedily, scored by kind, beside blind guessing."""
+"""Held-out questions: greedy answers, scored by kind, beside the accuracy of guessing blindly."""
 
 from __future__ import annotations
 
@@ -16,140 +16,160 @@ from etcvla.policy import Policy
 from etcvla.stats import clustered
 
 BATCH = 32
-BOX = "annotation/box"
-TRAIN_ITEMS = 20_000  # from which the blind baselines are learnt
+BOX_FEATURE = "annotation/box"
+TRAIN_ITEMS = 20_000  # training items from which blind guesses are derived
+_ITEMS_PER_FRAME = 6  # estimate for training splits
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A held-out item with its frame's images, uint8[H, W, 3] each, and what was answered."""
+    """A held-out item with its frame, and the policy's answer."""
 
     item: Item
     instruction: str
-    images: tuple[np.ndarray, ...]
-    episode: int = 0  # of its split
-    box: np.ndarray | None = (
-        None  # float32[4] in the first image, of the thing that it names; None if unknown
-    )
+    images: tuple[np.ndarray, ...]  # uint8[H, W, 3] per camera
+    episode: int = 0  # of the split
+    box: np.ndarray | None = None  # float32[4] of the named object in the first image, if known
     prediction: str = ""
 
     @property
     def correct(self) -> bool:
+        """Whether the prediction is correct, see `etcvla.etc.score`."""
         return is_correct(self.item, self.item.answer, self.prediction)
 
 
-def draw_questions(source: StageDataset, *, per_kind: int, seed: int) -> list[Question]:
-    """`per_kind` questions of each kind, spread evenly over the split's frames."""
+def draw_questions(dataset: StageDataset, *, per_kind: int, seed: int) -> list[Question]:
+    """Return `per_kind` questions of each kind, from frames spread evenly over the split."""
     rng = np.random.default_rng(seed)
-    names = [*source.item_features, *(f"observation/{name}" for name in source.cameras)]
-    names += [name for name in ("language_instruction", BOX) if name in source.dataset.features]
+    image_features = [f"observation/{name}" for name in dataset.cameras]
+    names = [*dataset.item_features, *image_features]
+    for name in ("language_instruction", BOX_FEATURE):
+        if name in dataset.dataset.features:
+            names.append(name)
     questions = []
-    for kind in source.known_kinds:
-        pool = source.candidates(kind)
-        for frame in pool[np.linspace(0, len(pool) - 1, min(per_kind, len(pool))).astype(int)]:
-            facts = source.dataset.frame(int(frame), names)
-            items = [item for item in source.items(facts) if item.kind == kind]
-            images = tuple(facts[f"observation/{name}"] for name in source.cameras)
-            item, episode = items[rng.integers(len(items))], source.dataset.locate(int(frame))[0]
-            questions.append(
-                Question(
-                    item,
-                    facts.get("language_instruction", ""),
-                    images,
-                    episode,
-                    _named_box(item, source, episode, facts),
-                )
+    for kind in dataset.known_kinds:
+        for frame_index in spread_evenly(dataset.candidates(kind), per_kind):
+            frame = dataset.dataset.frame(int(frame_index), names)
+            items = [item for item in dataset.items(frame) if item.kind == kind]
+            item = items[rng.integers(len(items))]
+            episode, _ = dataset.dataset.locate(int(frame_index))
+            question = Question(
+                item,
+                frame.get("language_instruction", ""),
+                images=tuple(frame[name] for name in image_features),
+                episode=episode,
+                box=_named_box(item, dataset, episode, frame),
             )
+            questions.append(question)
     return questions
 
 
+def spread_evenly(values: Sequence[Any], count: int) -> list[Any]:
+    """Return up to `count` of the values, spread evenly over them."""
+    indices = np.linspace(0, len(values) - 1, min(count, len(values))).astype(int)
+    return [values[i] for i in indices]
+
+
 def _named_box(
-    item: Item, source: StageDataset, episode: int, facts: Mapping[str, Any]
+    item: Item, dataset: StageDataset, episode: int, frame: Mapping[str, Any]
 ) -> np.ndarray | None:
-    """Where the first camera sees the thing that a question names."""
-    thing = (
-        (parse_question(item.question_type, item.question) or {}).get("object")
-        if item.question_type in QUESTION_TYPES
-        else None
-    )
-    if thing is None or BOX not in facts:
+    """Return the box in the first camera of the object that the question names; None if unknown."""
+    if BOX_FEATURE not in frame or item.question_type not in QUESTION_TYPES:
         return None
-    about = source.dataset.metadata(episode)
-    boxes = facts[BOX][list(about["cameras"]).index(source.cameras[0])]
-    found = dict(zip(about["objects"], boxes, strict=False)).get(thing)
-    return found if found is not None and np.isfinite(found).all() else None
+    fields = parse_question(item.question_type, item.question) or {}
+    if "object" not in fields:
+        return None
+    metadata = dataset.dataset.metadata(episode)
+    camera = list(metadata["cameras"]).index(dataset.cameras[0])
+    boxes = dict(zip(metadata["objects"], frame[BOX_FEATURE][camera], strict=False))
+    box = boxes.get(fields["object"])
+    if box is None or not np.isfinite(box).all():
+        return None
+    return box
 
 
-def answer_all(policy: Policy, questions: Sequence[Question]) -> list[Question]:
-    """The questions with the policy's answers; the last batch is padded, so that one shape is compiled."""
+def answer_questions(policy: Policy, questions: Sequence[Question]) -> list[Question]:
+    """Return the questions with the policy's answers.
+
+    The last batch repeats questions up to the batch size, so that one shape is compiled.
+    """
     answered = []
     for start in range(0, len(questions), BATCH):
-        part = list(questions[start : start + BATCH])
-        padded = (part * BATCH)[:BATCH]
-        said = policy.answer([q.images for q in padded], [q.item.question for q in padded])
-        answered += [
-            dataclasses.replace(q, prediction=text) for q, text in zip(part, said, strict=False)
-        ]
+        batch = list(questions[start : start + BATCH])
+        padded = (batch * BATCH)[:BATCH]
+        predictions = policy.answer(
+            [question.images for question in padded],
+            [question.item.question for question in padded],
+        )
+        for question, prediction in zip(batch, predictions, strict=False):
+            answered.append(dataclasses.replace(question, prediction=prediction))
     return answered
 
 
-def items_of(source: StageDataset, limit: int = TRAIN_ITEMS) -> list[Item]:
-    """About `limit` of a split's items, from frames spread evenly over it."""
-    frames = source.candidates(ANY_KIND)
-    step = max(1, len(frames) * 6 // limit)
-    return [
-        item
-        for frame in frames[::step]
-        for item in source.items(source.dataset.frame(int(frame), source.item_features))
-    ]
+def sample_items(dataset: StageDataset, limit: int = TRAIN_ITEMS) -> list[Item]:
+    """Return about `limit` items of a split, from frames spread evenly over it."""
+    frames = dataset.candidates(ANY_KIND)
+    stride = max(1, len(frames) * _ITEMS_PER_FRAME // limit)
+    items = []
+    for frame_index in frames[::stride]:
+        frame = dataset.dataset.frame(int(frame_index), dataset.item_features)
+        items += dataset.items(frame)
+    return items
 
 
-def scores(
+def score_by_kind(
     answered: Sequence[Question], train_items: Sequence[Item]
 ) -> dict[str, dict[str, float]]:
-    """By kind: accuracy, its 95 % interval and count, and what two blind guessers get on the same questions.
+    """Return kind -> scores.
 
-    `majority` gives one constant answer a question_type; `blind` the best constant answer to each exact question.
-    Intervals know that answers of one episode are not independent.
+    Keys of the scores:
+      accuracy, low, high, count: with the 95 % interval, which takes into account that answers
+        about one episode are correlated (`stats.clustered`).
+      majority: accuracy of one constant answer per question type.
+      blind: accuracy of the best constant answer to each exact question.
+      others: means of the further scores of `score_answer`, and their counts.
     """
     items = [question.item for question in answered]
-    majority, blind = (
-        blind_accuracy(train_items, items, by=by) for by in ("question_type", "question")
-    )
-    out = {}
+    majority = blind_accuracy(train_items, items, by="question_type")
+    blind = blind_accuracy(train_items, items, by="question")
+    scores = {}
     for kind in sorted({item.kind for item in items}):
-        asked = [question for question in answered if question.item.kind == kind]
-        found = clustered(
-            [question.correct for question in asked], [question.episode for question in asked]
+        questions = [question for question in answered if question.item.kind == kind]
+        accuracy = clustered(
+            [question.correct for question in questions],
+            [question.episode for question in questions],
         )
-        out[kind] = {
-            "accuracy": found.value,
-            "low": found.low,
-            "high": found.high,
-            "count": found.count,
+        scores[kind] = {
+            "accuracy": accuracy.value,
+            "low": accuracy.low,
+            "high": accuracy.high,
+            "count": accuracy.count,
             "majority": majority[kind],
             "blind": blind[kind],
-            **closeness(asked),
+            **mean_scores(questions),
         }
-    return out
+    return scores
 
 
-def closeness(answered: Sequence[Question]) -> dict[str, float]:
-    """The means of what `score.score_answer` tells beside right or wrong, and under `.._count` of how many answers."""
-    found: dict[str, list[float]] = {}
+def mean_scores(answered: Sequence[Question]) -> dict[str, float]:
+    """Return the means of the scores of `score_answer` other than "correct".
+
+    `<name>_count` is the number of answers that have the score `<name>`.
+    """
+    values: dict[str, list[float]] = {}
     for question in answered:
-        for name, value in score_answer(
-            question.item, question.item.answer, question.prediction, question.box
-        ).items():
-            found.setdefault(name, []).append(value)
-    found.pop("correct", None)
-    return {
-        key: number
-        for name, values in found.items()
-        for key, number in ((name, float(np.mean(values))), (f"{name}_count", len(values)))
-    }
+        item = question.item
+        scores = score_answer(item, item.answer, question.prediction, question.box)
+        for name, value in scores.items():
+            values.setdefault(name, []).append(value)
+    values.pop("correct", None)
+    means = {}
+    for name, numbers in values.items():
+        means[name] = float(np.mean(numbers))
+        means[f"{name}_count"] = len(numbers)
+    return means
 
 
 def mean_accuracy(by_kind: Mapping[str, Mapping[str, float]]) -> float:
-    """Mean accuracy over the kinds."""
-    return float(np.mean([kind["accuracy"] for kind in by_kind.values()]))
+    """Return the mean accuracy over kinds."""
+    return float(np.mean([scores["accuracy"] for scores in by_kind.values()]))

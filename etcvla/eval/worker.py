@@ -1,7 +1,11 @@
-"""A simulator's process: plays trials, asking over a pipe for chunks.
+"""A simulator process of an evaluation: it runs trials, and gets action chunks through a pipe.
 
-It noise_samples only when the policy looks. Run by `rollouts.Workers` as `python -m etcvla.eval.worker FD`, by whichever Python
-has the simulator; imports no JAX.
+`rollouts.WorkerPool` starts it as `python -m etcvla.eval.worker FD`, with any Python that has the
+simulator. It renders images only when it queries the policy. It does not import JAX.
+
+Messages to the worker: (protocol, trials), then one chunk float32[P, A] for every observation;
+None ends the worker. Messages from the worker: an observation (a dict), a `TrialResult` at the end
+of each trial, or an exception, after which it exits.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import signal
 import sys
 import time
 from multiprocessing.connection import Connection
+from typing import Any
 
 import numpy as np
 
@@ -28,96 +33,97 @@ from etcvla.sims.seeds import eval_seed
 GREY = 128
 
 
-def work(connection: Connection) -> None:
-    """Plays what it is sent, (protocol, trials), until None: sends looks and results, receives chunks.
-
-    Whatever goes wrong is sent too, and ends the process.
-    """
-    env, key = None, None
-    with contextlib.suppress(EOFError, BrokenPipeError):  # the parent has gone
+def run_worker(connection: Connection) -> None:
+    """Run trials until None arrives or the parent process ends."""
+    with contextlib.suppress(EOFError, BrokenPipeError):  # the parent has ended
         try:
-            while (job := connection.recv()) is not None:
-                protocol, trials = job
-                for trial in trials:
-                    needed = (trial.simulator, trial.task, trial.scene, protocol.image_size)
-                    if key != needed:
-                        if env:
-                            env.close()
-                        key = needed
-                        env = sims.make(*needed)
-                    connection.send(_episode(env, trial, protocol, connection))
+            _run_jobs(connection)
         except (EOFError, BrokenPipeError):
             raise
-        except Exception as error:  # noqa: BLE001  whatever it is, the parent must say it
-            connection.send(_portable(error))
+        except Exception as error:  # noqa: BLE001  the parent raises it
+            connection.send(make_portable(error))
 
 
-def _portable(error: Exception) -> Exception:
-    """An exception that another Python can read too."""
+def _run_jobs(connection: Connection) -> None:
+    env = None
+    env_arguments = None
+    while (job := connection.recv()) is not None:
+        protocol, trials = job
+        for trial in trials:
+            needed = (trial.simulator, trial.task, trial.scene, protocol.image_size)
+            if env_arguments != needed:
+                if env:
+                    env.close()
+                env = sims.make(*needed)
+                env_arguments = needed
+            connection.send(_run_trial(env, trial, protocol, connection))
+
+
+def make_portable(error: Exception) -> Exception:
+    """Return an exception that a Python without the simulator's packages can unpickle."""
     if isinstance(error, UserError):
         return error
-    if type(error) is getattr(builtins, type(error).__name__, None) and not isinstance(
-        error, ImportError
-    ):
-        return error
     if isinstance(error, ImportError):
-        return RuntimeError(
-            f"{sys.executable} lacks a package that the simulator imports: {error}; install it there"
+        return UserError(
+            f"{sys.executable} lacks a package that the simulator imports: {error}; install it "
+            "there"
         )
+    if type(error) is getattr(builtins, type(error).__name__, None):
+        return error
     return RuntimeError(f"{type(error).__name__}: {error}")
 
 
-def _episode(
+def _run_trial(
     env: Environment, trial: Trial, protocol: EvalProtocol, connection: Connection
 ) -> TrialResult:
-    began, seed = time.monotonic(), eval_seed(trial.trial)
-    changed = Perturbation.parse(trial.perturbation)
-    changed.reset(env, seed)
-    instruction = changed.rewrite_instruction(_instruction(env, trial), seed)
-    metrics, chunks = EpisodeMetrics(env), ActionChunks(protocol.replan_steps, protocol.ensemble)
-    frames, steps = [], 0
+    start = time.monotonic()
+    seed = eval_seed(trial.trial)
+    perturbation = Perturbation.parse(trial.perturbation)
+    perturbation.reset(env, seed)
+    instruction = perturbation.rewrite_instruction(_task_instruction(env, trial), seed)
+    metrics = EpisodeMetrics(env)
+    chunks = ActionChunks(protocol.replan_steps, protocol.ensemble)
+    frames = []
+    steps = 0
     while steps < protocol.max_steps and not env.success:
         if chunks.needs_query:
-            observation = changed.perturb_observation(env.observe(), (seed, steps))
+            observation = perturbation.perturb_observation(env.observe(), (seed, steps))
             if trial.video:
                 frames.append(observation["images"][VIDEO_CAMERA])
-            connection.send(
-                {
-                    **_shown(observation, trial),
-                    "instruction": instruction,
-                    "seed": (seed, steps, protocol.seed),
-                    "video": trial.video,
-                }
-            )
+            message = {
+                **_apply_intervention(observation, trial),
+                "instruction": instruction,
+                "seed": (seed, steps, protocol.seed),
+                "video": trial.video,
+            }
+            connection.send(message)
             chunks.add(connection.recv())
         env.step(chunks.next())
         metrics.update()
         steps += 1
     if trial.video:
-        frames.append(
-            changed.perturb_observation(env.observe(), (seed, steps))["images"][VIDEO_CAMERA]
-        )
+        observation = perturbation.perturb_observation(env.observe(), (seed, steps))
+        frames.append(observation["images"][VIDEO_CAMERA])
     return TrialResult(
         trial,
-        bool(env.success),
-        steps,
-        metrics.progress,
-        bool(metrics.intention),
-        instruction,
-        time.monotonic() - began,
-        np.stack(frames) if frames else None,
+        success=bool(env.success),
+        steps=steps,
+        progress=metrics.progress,
+        intention=bool(metrics.intention),
+        instruction=instruction,
+        seconds=time.monotonic() - start,
+        frames=np.stack(frames) if frames else None,
     )
 
 
-def _shown(observation: dict, trial: Trial) -> dict:
+def _apply_intervention(observation: dict[str, Any], trial: Trial) -> dict[str, Any]:
     if trial.intervention != "blank_image":
         return observation
-    return observation | {
-        "images": {name: np.full_like(image, GREY) for name, image in observation["images"].items()}
-    }
+    images = observation["images"].items()
+    return observation | {"images": {name: np.full_like(image, GREY) for name, image in images}}
 
 
-def _instruction(env: Environment, trial: Trial) -> str:
+def _task_instruction(env: Environment, trial: Trial) -> str:
     """Return the task's own instruction, or that of the trial's `instruction_of`."""
     if not trial.instruction_of:
         return env.instruction()
@@ -125,7 +131,6 @@ def _instruction(env: Environment, trial: Trial) -> str:
 
 
 if __name__ == "__main__":
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # a terminal's Ctrl-C is the parent's, whose end is heard by the pipe
-    work(Connection(int(sys.argv[1])))
+    # Ctrl-C in a terminal also signals this process. The parent handles it and closes the pipe.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    run_worker(Connection(int(sys.argv[1])))

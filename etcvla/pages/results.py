@@ -120,7 +120,7 @@ class RecipeResults:
         path = workdir / "summary.json"
         if not path.exists():
             raise UserError(
-                f"{path} is missing: give the workdir of a recipe (launch/recipe.py writes the file)"
+                f"{path} is missing: give the workdir of a recipe (written by launch/recipe.py)"
             )
         summary = read_json(path)
         stages = summary.get("stages", {})

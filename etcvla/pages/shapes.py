@@ -45,13 +45,13 @@ def answer_shapes(question_type: str, answer: str) -> list[Shape]:
     return [Shape(kind, coordinates.reshape(-1, 2))]
 
 
-def shapes_in_text(text: str, *, kind: str | None = None, dashed: bool = False) -> list[Shape]:
+def shapes_in_text(text: str, *, are_paths: bool = False, dashed: bool = False) -> list[Shape]:
     """Return all shapes in a text, written as location tokens or as integers in brackets.
 
     Args:
       text: any text.
-      kind: the kind of the shapes; None: a point if one point is given, a box if two are given,
-        otherwise a path.
+      are_paths: all shapes are paths. Otherwise, one point is a point, two points are a box, and
+        more points are a path.
       dashed: see `Shape`.
     """
     shapes = []
@@ -59,6 +59,6 @@ def shapes_in_text(text: str, *, kind: str | None = None, dashed: bool = False) 
         points = parse_loc(location, 2)
         if points is None:
             continue
-        kind_by_size = {1: POINT, 2: BOX}.get(len(points), PATH)
-        shapes.append(Shape(kind or kind_by_size, points, dashed))
+        kind = PATH if are_paths else {1: POINT, 2: BOX}.get(len(points), PATH)
+        shapes.append(Shape(kind, points, dashed))
     return shapes

@@ -1,4 +1,4 @@
-"""Films of episodes, with the path that the policy expects of its gripper drawn into every look."""
+"""Predicted gripper paths, drawn into the videos of episodes."""
 
 from __future__ import annotations
 
@@ -7,82 +7,105 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
 
 from etcvla.etc.question_types import PATH, clean_instruction, format_question
 from etcvla.etc.score import parse_answer
+from etcvla.pages import palette
 from etcvla.policy import Policy
 from etcvla.results_schema import VIDEO_CAMERA
 
-MIN_SIDE = 192  # pixels: smaller frames are enlarged by a whole factor, so that a line is finer than what it crosses
-LINE, RIM = (216, 27, 154), (255, 255, 255)  # the report's colour of predictions
+MIN_SIDE = 192  # smaller frames are enlarged, so that a line is finer than the objects, pixels
+LINE_COLOR = ImageColor.getrgb(palette.PREDICTION)
+EDGE_COLOR = (255, 255, 255)
 
 
 class VideoRecorder:
-    """Paths of the episodes that are recorded, by who plays them, where the policy looks through the recorded camera first.
+    """Predicts the gripper's path at each query of the policy and draws it into the video.
+
+    Only episodes whose observations have "video" set are recorded. No paths are predicted if the
+    policy's first camera is not the camera of videos: coordinates are of the first camera.
 
     Args:
-      batch: rows that questions are filled up to, so that one shape is compiled.
+      policy: the policy that acts.
+      batch_size: number of rows of a batch of questions. Batches are filled up, so that one shape
+        is compiled.
     """
 
-    def __init__(self, policy: Policy, batch: int):
-        self._policy, self._batch, self._paths = policy, batch, {}
+    def __init__(self, policy: Policy, batch_size: int):
+        self._policy = policy
+        self._batch_size = batch_size
+        self._paths: dict[Hashable, list[np.ndarray | None]] = {}
 
-    def predict_paths(self, looks: Mapping[Hashable, Mapping[str, Any]]) -> None:
-        """Asks for the paths of one look of each player; an observation without "video" is passed over."""
-        recorded = {player: look for player, look in looks.items() if look["video"]}
+    def predict_paths(self, observations: Mapping[Hashable, Mapping[str, Any]]) -> None:
+        """Predict a path for each recorded observation.
+
+        Args:
+          observations: worker -> observation with "images", "instruction" and "video".
+        """
+        recorded = {}
+        for worker, observation in observations.items():
+            if observation["video"]:
+                recorded[worker] = observation
         if not recorded or self._policy.cameras[0] != VIDEO_CAMERA:
             return
-        rows = (list(recorded.values()) * self._batch)[: max(self._batch, len(recorded))]
-        said = self._policy.answer(
-            [self._policy.camera_images(row["images"]) for row in rows],
-            [
-                format_question(
-                    "path_task", 0.0, {"instruction": clean_instruction(row["instruction"])}
-                )
-                for row in rows
-            ],
-        )
-        for player, text in zip(recorded, said, strict=False):
-            self._paths.setdefault(player, []).append(parse_answer(PATH, text))
+        rows = list(recorded.values())
+        filling = [rows[0]] * (self._batch_size - len(rows))
+        images = []
+        questions = []
+        for row in [*rows, *filling]:
+            images.append(self._policy.camera_images(row["images"]))
+            slots = {"instruction": clean_instruction(row["instruction"])}
+            questions.append(format_question("path_task", 0.0, slots))
+        answers = self._policy.answer(images, questions)
+        for worker, answer in zip(recorded, answers[: len(rows)], strict=True):
+            self._paths.setdefault(worker, []).append(parse_answer(PATH, answer))
 
-    def finish(self, player: Hashable, result: Any) -> Any:
-        """The player's result (a dataclass with `frames`) with its paths drawn in, where it was recorded."""
-        paths = self._paths.pop(player, [])
+    def finish(self, worker: Hashable, result: Any) -> Any:
+        """Return an episode's result with the paths drawn into its frames, if it has frames.
+
+        Args:
+          worker: the worker that ran the episode.
+          result: dataclass with `frames`, uint8[n, H, W, 3] or None.
+        """
+        paths = self._paths.pop(worker, [])
         if result.frames is None:
             return result
-        seen = np.stack(
-            [self._policy.assets.adapter.rotate(VIDEO_CAMERA, frame) for frame in result.frames]
-        )
-        return dataclasses.replace(result, frames=draw_paths(seen, paths))
+        adapter = self._policy.assets.adapter
+        frames = [adapter.rotate(VIDEO_CAMERA, frame) for frame in result.frames]
+        return dataclasses.replace(result, frames=draw_paths(np.stack(frames), paths))
 
 
 def draw_paths(frames: np.ndarray, paths: Sequence[np.ndarray | None]) -> np.ndarray:
-    """uint8[n, H, W, 3] frames, enlarged by a whole factor, with their paths float[k, 2] (y, x) in [0, 1].
+    """Draw a path into each frame, after enlarging small frames by a whole factor.
 
-    Frames behind the last path (the one that shows how it ended), and those whose answer was no path, stay plain.
+    Args:
+      frames: uint8[n, H, W, 3].
+      paths: float[k, 2], (y, x) in [0, 1], for the first frames. None (the answer was no path)
+        and frames after the last path (the end of the episode) stay as they are.
+
+    Returns:
+      uint8[n, H * factor, W * factor, 3].
     """
-    factor = max(1, -(-MIN_SIDE // min(frames.shape[1:3])))
-    paths = [*paths, *[None] * len(frames)]
-    return np.stack(
-        [
-            _draw(
-                Image.fromarray(frame).resize(
-                    (frame.shape[1] * factor, frame.shape[0] * factor), Image.Resampling.NEAREST
-                ),
-                path,
-            )
-            for frame, path in zip(frames, paths, strict=False)
-        ]
-    )
+    height, width = frames.shape[1:3]
+    factor = max(1, -(-MIN_SIDE // min(height, width)))
+    size = (width * factor, height * factor)
+    drawn = []
+    for i, frame in enumerate(frames):
+        image = Image.fromarray(frame).resize(size, Image.Resampling.NEAREST)
+        path = paths[i] if i < len(paths) else None
+        if path is not None:
+            _draw_path(image, path)
+        drawn.append(np.asarray(image))
+    return np.stack(drawn)
 
 
-def _draw(image: Image.Image, path: np.ndarray | None) -> np.ndarray:
-    if path is not None:
-        pen, width = ImageDraw.Draw(image), max(2, image.width // 80)
-        points = [(x * image.width, y * image.height) for y, x in path.tolist()]
-        for color, extra in ((RIM, 2), (LINE, 0)):
-            if len(points) > 1:
-                pen.line(points, color, width + extra, joint="curve")
-            pen.circle(points[-1], 2 * width + extra / 2, fill=color)
-    return np.asarray(image)
+def _draw_path(image: Image.Image, path: np.ndarray) -> None:
+    """Draw a path float[k, 2] with a dot at its end, on a white edge."""
+    draw = ImageDraw.Draw(image)
+    line_width = max(2, image.width // 80)
+    points = [(x * image.width, y * image.height) for y, x in path.tolist()]
+    for color, edge in ((EDGE_COLOR, 2), (LINE_COLOR, 0)):
+        if len(points) > 1:
+            draw.line(points, color, line_width + edge, joint="curve")
+        draw.circle(points[-1], 2 * line_width + edge / 2, fill=color)

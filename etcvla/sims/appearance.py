@@ -17,7 +17,7 @@ from etcvla.sims.conditions import AddedObject, Condition
 from etcvla.sims.render import Extra, Renderer
 
 if TYPE_CHECKING:
-    from etcvla.sims.oracle import Placed, Tracked
+    from etcvla.sims.oracle import Bounds, Placed, Tracked
 
 _CLEARANCE = 0.07  # metres between an added object and everything else
 _MIN_GAP = 0.01  # metres between objects that are moved
@@ -189,9 +189,9 @@ def free_points(
     return points[distance.min(1) > clearance]
 
 
-def footprint(corners: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def footprint(bounds: Bounds) -> Bounds:
     """Return the x and y of bounds (low, high)."""
-    low, high = corners
+    low, high = bounds
     return low[:2], high[:2]
 
 
@@ -208,7 +208,7 @@ def scatter(
     extras: Sequence[Extra],
     added: Sequence[AddedObject],
     area: ScatterArea,
-    occupied: list[tuple[np.ndarray, np.ndarray]],
+    bounds: Sequence[Bounds],
     seed: int,
 ) -> None:
     """Place added objects at random, clear of occupied boxes, the hand and one another.
@@ -219,12 +219,12 @@ def scatter(
       extras: what the renderer renders for `added`, of the same length.
       added: the objects' descriptions.
       area: where to place them.
-      occupied: corners (low, high) in x and y of everything else.
+      bounds: of all other objects.
       seed: seed of the positions.
     """
     rng = np.random.default_rng(seed)
     hand = area.hand[:2]
-    occupied = [*occupied, (hand, hand)]
+    occupied = [*(footprint(bound) for bound in bounds), (hand, hand)]
     for extra, added_object in zip(extras, added, strict=True):
         points = free_points(rng, area.corners, np.array(occupied), _CLEARANCE)
         if len(points):
@@ -273,9 +273,7 @@ def _free_joint(model: mujoco.MjModel, tracked: Tracked | Placed) -> int | None:
     return int(model.jnt_qposadr[joint]) if is_free else None
 
 
-def _gap(
-    low: np.ndarray, high: np.ndarray, others: Sequence[tuple[np.ndarray, np.ndarray]]
-) -> float:
+def _gap(low: np.ndarray, high: np.ndarray, others: Sequence[Bounds]) -> float:
     """Return the distance in metres to the nearest of other boxes in the plane; 0 on overlap."""
     if not others:
         return np.inf

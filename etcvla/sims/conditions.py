@@ -33,7 +33,7 @@ SWAPPABLE = ("puck", "block", "basketball", "soccer ball")
 
 @dataclasses.dataclass(frozen=True)
 class Orbit:
-    """The pose of a camera that looks at a point.
+    """The pose of a camera that points at `lookat`.
 
     Metres and degrees; a camera above has a negative elevation.
     """

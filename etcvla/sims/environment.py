@@ -26,7 +26,7 @@ class Environment(Protocol):
 
     Evaluation uses `reset`, `observe`, `step`, `success`, `instruction`, `touched`, `progress`,
     `goal_objects` and `close`; perturbations also use `set_appearance` and `orbit`. Recording
-    demonstrations uses the rest.
+    demonstrations uses the other members.
 
     Attributes:
       task: the task's subtasks and instructions.
@@ -47,7 +47,7 @@ class Environment(Protocol):
     def reset(self, seed: int, hand: np.ndarray | None = None, shift: float = 0.0) -> None:
         """Start an episode in the layout of `seed`.
 
-        The same seed gives the same state and images, whatever happened before.
+        The same seed always gives the same state and images.
 
         Args:
           seed: from `etcvla.sims.seeds`. A simulator with fixed initial states uses state
@@ -81,7 +81,7 @@ class Environment(Protocol):
         Call it at every step, because it updates the phase (see `phase`).
 
         Args:
-          all_views: look for objects in every camera. If False, only the first camera is searched
+          all_views: search objects in every camera. If False, only the first camera is searched
             and the boxes in the others are NaN, which saves one rendering per camera.
         """
 

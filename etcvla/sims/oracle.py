@@ -25,6 +25,9 @@ _SOLID_MARGIN = 0.015
 _BOX_CORNERS = np.stack(np.meshgrid([-1, 1], [-1, 1], [-1, 1]), -1).reshape(8, 3)
 
 
+Bounds = tuple[np.ndarray, np.ndarray]  # world-aligned corners (low, high), float[3] metres
+
+
 class _Located:
     """What simulated and rendered objects share: a centre and a grasp point."""
 
@@ -90,7 +93,7 @@ class Tracked(_Located):
         is_within = (centres > low - _SOLID_MARGIN) & (centres < high + _SOLID_MARGIN)
         return self.geoms[is_within.all(-1)]
 
-    def bounds(self, data: mujoco.MjData) -> tuple[np.ndarray, np.ndarray]:
+    def bounds(self, data: mujoco.MjData) -> Bounds:
         """Return the world-aligned corners (low, high), float[3] metres each."""
         if self.site is not None:
             centre = data.site_xpos[self.site]
@@ -135,7 +138,7 @@ class Placed(_Located):
             self.solid_geoms = replaces.solid_geoms
         self.visible_geoms = self.solid_geoms
 
-    def bounds(self, data: mujoco.MjData) -> tuple[np.ndarray, np.ndarray]:
+    def bounds(self, data: mujoco.MjData) -> Bounds:
         """Return the world-aligned corners (low, high), float[3] metres each."""
         centre = self.position(data)
         return centre - self._half_extent, centre + self._half_extent
@@ -210,7 +213,7 @@ class Oracle:
         Args:
           data: the simulator's state.
           grasp_centre: float[3] metres.
-          all_views: look for objects in the other cameras as well. If False, boxes and shares there
+          all_views: search objects in the other cameras as well. If False, boxes and shares there
             are NaN, which halves the cost.
         """
         self.follow(data)
@@ -273,7 +276,7 @@ class Oracle:
     def _silhouette(self, data: mujoco.MjData, n: int) -> int:
         """Return how many pixels object n covers in the first camera if nothing is in front of it.
 
-        The first camera does not move, so the count is kept while the object rests.
+        The first camera does not move, so the count is kept until the object moves.
         """
         pose = np.concatenate(self.objects[n].bounds(data))
         measured_at, count = self._silhouettes.get(n, (np.inf, 0))

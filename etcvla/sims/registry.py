@@ -1,4 +1,4 @@
-"""The registered simulators: each is one `Simulator` object under its name.
+"""The registry of simulators. Each is one `Simulator` object.
 
 This module imports no simulator. `make` imports the one that it needs.
 """
@@ -49,13 +49,13 @@ class Simulator:
     """
 
     name: str
-    make_environment: Callable[
-        [str, str, int, str], Environment
-    ]  # task, scene, image_size, condition
+    # Arguments: task, scene, image_size, condition.
+    make_environment: Callable[[str, str, int, str], Environment]
     instruction: Callable[[str], str]  # task -> its canonical instruction
     suites: tuple[str, ...]  # names of its benchmarks
     describe_suite: Callable[[str], Suite]
     requirement: Requirement
+    other_suites: str = ""  # prefix of installed suites that `suites` does not list; "" for none
     uses_mujoco: bool = True  # check that MuJoCo can render before an evaluation starts
     packages: tuple[str, ...] = ()  # distributions whose versions are written beside scores
     opposite_task: Callable[[str], str] = _no_opposite  # the task that undoes a task; "" for none

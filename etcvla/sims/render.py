@@ -219,7 +219,7 @@ def camera_matrix(model: mujoco.MjModel, data: mujoco.MjData, camera: str | Orbi
         axes = data.cam_xmat[index].reshape(3, 3).T
         position = data.cam_xpos[index]
     focal = 0.5 / np.tan(np.deg2rad(fovy) / 2)
-    # MuJoCo's camera looks along its -z with y up; the image's y points down.
+    # MuJoCo's camera points along its -z with y up; the image's y points down.
     intrinsics = np.array([[focal, 0, -0.5], [0, -focal, -0.5], [0, 0, -1]])
     return (intrinsics @ np.column_stack([axes, -axes @ position])).astype(np.float32)
 
@@ -230,7 +230,7 @@ def orbit_of(position: np.ndarray, backward: np.ndarray, distance: float) -> Orb
     Args:
       position: of the camera, float[3] metres.
       backward: unit vector against the viewing direction, float[3].
-      distance: metres from the camera to the point that it looks at.
+      distance: metres from the camera to the point that it is directed at.
     """
     backward = np.asarray(backward)
     x, y, z = -backward

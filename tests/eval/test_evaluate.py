@@ -1,32 +1,39 @@
-"""Where held-out questions come from, and what a blind guesser may have learnt."""
+"""Held-out questions come from the split that was not trained on."""
 
 import pytest
 
+from etcvla.errors import UserError
 from etcvla.eval.evaluate import open_splits
 from tests.data.handmade_rlds import robot_episode, robot_steps, write_rlds
 
 
-def _write(directory, split, numbers):
-    write_rlds(
-        directory, [robot_episode(number) for number in numbers], steps=robot_steps(), split=split
-    )
+def write_split(directory, split, numbers):
+    episodes = [robot_episode(number) for number in numbers]
+    write_rlds(directory, episodes, steps=robot_steps(), split=split)
 
 
-def test_questions_are_of_the_split_that_was_not_learnt(tmp_path):
-    _write(tmp_path, "train", (0, 1))
-    _write(tmp_path, "val", (2,))
+def test_questions_are_of_the_validation_split(tmp_path):
+    write_split(tmp_path, "train", (0, 1))
+    write_split(tmp_path, "val", (2,))
     held_out, training = open_splits(str(tmp_path), ("front",))
-    assert (held_out.dataset.split, training.dataset.split) == ("val", "train")
-    _write(tmp_path / "gradient_scale", "train", (0, 1))
-    _write(tmp_path / "gradient_scale", "val", (1,))
-    with pytest.raises(ValueError, match="1 episodes are both learnt from"):
-        open_splits(str(tmp_path / "gradient_scale"), ("front",))
+    assert held_out.dataset.split == "val"
+    assert training.dataset.split == "train"
 
 
-def test_a_set_of_held_out_looks_has_nothing_to_learn(tmp_path):
-    _write(tmp_path, "val", (0, 1))
+def test_splits_that_share_an_episode_are_refused(tmp_path):
+    write_split(tmp_path, "train", (0, 1))
+    write_split(tmp_path, "val", (1,))
+    with pytest.raises(UserError, match="1 episodes are both"):
+        open_splits(str(tmp_path), ("front",))
+
+
+def test_dataset_without_training_split_is_its_own_training_split(tmp_path):
+    write_split(tmp_path, "val", (0, 1))
     held_out, training = open_splits(str(tmp_path), ("front",))
     assert training is held_out
-    with pytest.raises(ValueError, match="no split 'val' .*it has train"):
-        _write(tmp_path / "other", "train", (0,))
-        open_splits(str(tmp_path / "other"), ("front",))
+
+
+def test_dataset_without_validation_split_is_refused(tmp_path):
+    write_split(tmp_path, "train", (0,))
+    with pytest.raises(UserError, match="no split 'val' .*it has train"):
+        open_splits(str(tmp_path), ("front",))

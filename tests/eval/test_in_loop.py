@@ -1,4 +1,4 @@
-"""Acting at points, with a policy made of rules in the place of the stage's."""
+"""Acting during training, with a scripted policy in place of the stage's."""
 
 import types
 
@@ -12,13 +12,22 @@ from etcvla.sims.suites import Suite
 
 pytest.importorskip("metaworld")
 SUITE = Suite(
-    "made", "metaworld", ("drawer-close",), "source", 500, 32, ("Close the drawer.",), None, 4, 4
+    "made",
+    simulator="metaworld",
+    tasks=("drawer-close",),
+    scene="source",
+    max_steps=500,
+    image_size=32,
+    instructions=("Close the drawer.",),
+    initial_states=None,
+    state_dim=4,
+    action_dim=4,
 )
 PROTOCOL = EvalProtocol(max_steps=10, replan_steps=5, image_size=32, workers=1)
 
 
-class Rules:
-    """Goes where the parameters say."""
+class ParamsPolicy:
+    """A policy whose parameters are its action."""
 
     config = types.SimpleNamespace(horizon=5)
 
@@ -26,64 +35,66 @@ class Rules:
         self.params = params
 
     def warm_up(self, batch_size, instructions):
-        assert (batch_size, instructions) == (1, ["Close the drawer."])
+        assert batch_size == 1
+        assert instructions == ["Close the drawer."]
 
     def act(self, observations, seeds):
         return np.tile(np.array(self.params, np.float32), (len(observations), 5, 1))
 
 
-def test_parameters_are_judged_by_what_they_do_in_the_same_processes(monkeypatch):
-    monkeypatch.setattr(in_loop, "Policy", Rules)
+def test_acting_evaluation_reuses_its_simulators(monkeypatch):
+    monkeypatch.setattr(in_loop, "Policy", ParamsPolicy)
     monkeypatch.setattr(in_loop, "check_fit", lambda policy, suite: None)
     monkeypatch.setattr(in_loop, "trained_head", lambda loss: "flow")
+    data = types.SimpleNamespace(num_cameras=2, max_targets=8)
     stage = types.SimpleNamespace(
         model=types.SimpleNamespace(config=None),
         assets=None,
-        config=types.SimpleNamespace(
-            loss={}, data=types.SimpleNamespace(num_cameras=2, max_targets=8)
-        ),
+        config=types.SimpleNamespace(loss={}, data=data),
     )
-    acting = in_loop.Acting(
-        stage,
-        None,
-        benchmark=Benchmark(SUITE, SUITE.tasks, 2, PROTOCOL, perturbations=("", "noise:1")),
-    )
-    found = acting([0, 0, 1, 0])
-    process = acting._workers._workers[0]._process.pid
-    assert set(found) == {
-        f"act/made{p}/{m}"
-        for p in ("", "/noise:1")
-        for m in ("success", "progress", "intention", "drawer-close/success")
-    }
-    assert found["act/made/success"] == 0 and acting([0, 0, 1, 0]) == found
-    assert acting._workers._workers[0]._process.pid == process
-    with acting._workers:
+    benchmark = Benchmark(SUITE, SUITE.tasks, 2, PROTOCOL, perturbations=("", "noise:1"))
+    evaluation = in_loop.ActingEvaluation(stage, None, benchmark=benchmark)
+    metrics = evaluation([0, 0, 1, 0])
+    process = evaluation._pool.workers[0]._process.pid
+    names = set()
+    for prefix in ("act/made", "act/made/noise:1"):
+        for score in ("success", "progress", "intention", "drawer-close/success"):
+            names.add(f"{prefix}/{score}")
+    assert set(metrics) == names
+    assert metrics["act/made/success"] == 0
+    assert evaluation([0, 0, 1, 0]) == metrics
+    assert evaluation._pool.workers[0]._process.pid == process
+    with evaluation._pool:
         pass
 
 
 @pytest.mark.parametrize("suite", ["", "made"])
-def test_a_config_says_what_is_asked(monkeypatch, suite):
-    asked = types.SimpleNamespace(
+def test_config_selects_the_evaluations(monkeypatch, suite):
+    config = types.SimpleNamespace(
         suite=suite, tasks=("0",), trials=3, workers=2, simulator_python=""
     )
     stage = types.SimpleNamespace(
-        config=types.SimpleNamespace(eval=asked),
+        config=types.SimpleNamespace(eval=config),
         model=types.SimpleNamespace(config=types.SimpleNamespace(horizon=4)),
     )
-    monkeypatch.setattr(in_loop, "HeldOut", lambda stage, mesh: lambda params: {"loss": params})
-    monkeypatch.setattr(in_loop.suites, "find", lambda name, python: SUITE)
+    benchmarks = []
 
-    def acting(stage, mesh, *, benchmark, python):
-        protocol = benchmark.protocol
-        assert (benchmark.tasks, benchmark.trials, protocol.replan_steps, protocol.workers) == (
-            SUITE.tasks,
-            3,
-            4,
-            2,
-        )
+    def make_acting(stage, mesh, *, benchmark, python):
+        benchmarks.append(benchmark)
         return lambda params: {"act": params + 1}
 
-    monkeypatch.setattr(in_loop, "Acting", acting)
-    assert in_loop.make_evaluation(stage, None)(1) == (
-        {"loss": 1, "act": 2} if suite else {"loss": 1}
+    monkeypatch.setattr(
+        in_loop, "HeldOutEvaluation", lambda stage, mesh: lambda params: {"loss": params}
     )
+    monkeypatch.setattr(in_loop.suites, "find", lambda name, python: SUITE)
+    monkeypatch.setattr(in_loop, "ActingEvaluation", make_acting)
+    metrics = in_loop.make_evaluation(stage, None)(1)
+    if not suite:
+        assert metrics == {"loss": 1}
+        return
+    assert metrics == {"loss": 1, "act": 2}
+    (benchmark,) = benchmarks
+    assert benchmark.tasks == SUITE.tasks
+    assert benchmark.trials == 3
+    assert benchmark.protocol.replan_steps == 4
+    assert benchmark.protocol.workers == 2

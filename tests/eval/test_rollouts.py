@@ -1,4 +1,4 @@
-"""Rollouts with a policy made of rules, so that what is tested is the harness."""
+"""Rollouts with a scripted policy: batching, interventions, resuming and errors of workers."""
 
 import csv
 import subprocess
@@ -8,26 +8,29 @@ import types
 import numpy as np
 import pytest
 
-from etcvla.eval.benchmark import wrong_instruction
-from etcvla.eval.evaluate import EvaluationSpec, trials
+from etcvla.errors import UserError
 from etcvla.eval.results_log import ResultsLog
-from etcvla.eval.rollouts import Workers, _Worker, evaluate, table
+from etcvla.eval.rollouts import WorkerPool, WorkerProcess, count_successes, run_trials
 from etcvla.eval.trials import EvalProtocol, Trial
-from etcvla.eval.worker import GREY, _portable
-from etcvla.pages.videos import LINE
+from etcvla.eval.worker import GREY, make_portable
+from etcvla.pages.videos import LINE_COLOR
 from etcvla.sims import suites
 
 pytest.importorskip("metaworld")
 
 
-class Rules:
-    """Moves straight up, or towards a point that its noise seed gives; remembers what it was shown."""
+class ScriptedPolicy:
+    """Moves up, or in a direction that depends on the noise seed; keeps its observations."""
 
-    config, cameras = types.SimpleNamespace(horizon=10), ("front", "wrist")
-    assets = types.SimpleNamespace(adapter=types.SimpleNamespace(turn=lambda camera, image: image))
+    config = types.SimpleNamespace(horizon=10)
+    cameras = ("front", "wrist")
+    assets = types.SimpleNamespace(
+        adapter=types.SimpleNamespace(rotate=lambda camera, image: image)
+    )
 
-    def __init__(self, noisy=False):
-        self.noisy, self.seen = noisy, []
+    def __init__(self, random=False):
+        self.random = random
+        self.observations = []
 
     def camera_images(self, images):
         return [images[name] for name in self.cameras]
@@ -37,190 +40,175 @@ class Rules:
         return ["<loc0512><loc0100><loc0512><loc0900>"] * len(questions)
 
     def act(self, observations, seeds):
-        self.seen += observations
-        actions = [
-            np.random.default_rng(seed).uniform(-1, 1, 4) if self.noisy else [0, 0, 1, 0]
-            for seed in seeds
-        ]
+        self.observations += observations
+        actions = []
+        for seed in seeds:
+            if self.random:
+                actions.append(np.random.default_rng(seed).uniform(-1, 1, 4))
+            else:
+                actions.append(np.array([0, 0, 1, 0]))
         return np.tile(np.array(actions, np.float32)[:, None], (1, 10, 1))
 
 
 PROTOCOL = EvalProtocol(max_steps=20, replan_steps=5, image_size=32, workers=2)
-TWO = [
-    Trial("metaworld", "source", "drawer-close", 0),
-    Trial("metaworld", "source", "drawer-close", 1),
-]
+TRIALS = [Trial("metaworld", "source", "drawer-close", number) for number in range(2)]
 
 
-def test_the_number_of_workers_changes_nothing():
-    steps = []
+def observed(policy):
+    """Return the distinct observations of a policy, sorted."""
+    observations = set()
+    for observation in policy.observations:
+        image = observation["images"]["front"].tobytes()
+        observations.add((observation["seed"], observation["state"].tobytes(), image))
+    return sorted(observations)
+
+
+def test_number_of_workers_does_not_change_the_observations():
+    observations = []
     for workers in (1, 2):
-        policy = Rules(noisy=True)
-        results = evaluate(
-            policy,
-            TWO,
-            EvalProtocol(max_steps=20, replan_steps=5, image_size=32, workers=workers),
-            what="test",
-        )
-        assert [r.trial for r in results] == TWO and all(
-            r.steps == 20 and not r.success for r in results
-        )
-        shown = sorted(
-            (o["seed"], o["state"].tobytes(), o["images"]["front"].tobytes()) for o in policy.seen
-        )
-        steps.append(list(dict.fromkeys(shown)))
-    assert steps[0] == steps[1] and len(steps[0]) == 2 * 20 // 5
+        policy = ScriptedPolicy(random=True)
+        protocol = EvalProtocol(max_steps=20, replan_steps=5, image_size=32, workers=workers)
+        results = run_trials(policy, TRIALS, protocol, label="test")
+        assert [result.trial for result in results] == TRIALS
+        assert all(result.steps == 20 and not result.success for result in results)
+        observations.append(observed(policy))
+    assert observations[0] == observations[1]
+    assert len(observations[0]) == 2 * 20 // 5
 
 
-def test_conditions_change_what_the_policy_is_shown_and_nothing_else():
-    policy = Rules()
-    shown = [
+def test_interventions_change_only_what_the_policy_gets():
+    policy = ScriptedPolicy()
+    trials = [
         Trial("metaworld", "source", "drawer-close", 0, video=True),
         Trial("metaworld", "source", "drawer-close", 0, "wrong_instruction", "drawer-open"),
         Trial("metaworld", "source", "drawer-close", 0, "blank_image"),
     ]
-    results = evaluate(policy, shown, PROTOCOL, what="test")
-    words = {o["instruction"] for o in policy.seen}
-    assert len(words) == 2 and any("close" in w for w in words) and any("open" in w for w in words)
-    blank = [o for o in policy.seen if (o["images"]["front"] == GREY).all()]
-    assert len({o["seed"] for o in blank}) == 4 and (blank[0]["images"]["wrist"] == GREY).all()
-    *video, end = results[0].frames  # small frames are enlarged; a path at every look
-    assert len(video) == 4 and end.shape == (192, 192, 3) and results[1].frames is None
-    assert (
-        all((frame[96, 96] == LINE).all() for frame in video)
-        and not (end == LINE).all(axis=-1).any()
-    )
-    assert table(results)["blank_image"] == {"source": {"drawer-close": [0, 1]}}
-    assert [result.row()["instruction_of"] for result in results] == [
+    results = run_trials(policy, trials, PROTOCOL, label="test")
+    instructions = sorted({observation["instruction"] for observation in policy.observations})
+    assert len(instructions) == 2
+    assert "close" in instructions[0].lower()
+    assert "open" in instructions[1].lower()
+    blank = [o for o in policy.observations if (o["images"]["front"] == GREY).all()]
+    assert len({observation["seed"] for observation in blank}) == 4
+    assert (blank[0]["images"]["wrist"] == GREY).all()
+    assert count_successes(results)["blank_image"] == {"source": {"drawer-close": [0, 1]}}
+    assert [result.to_row()["instruction_of"] for result in results] == [
         "drawer-close",
         "drawer-open",
         "drawer-close",
     ]
 
 
-class Interrupted(Rules):
-    """Stops the evaluation at its seventh look."""
+def test_videos_have_a_path_at_every_query():
+    trials = [Trial("metaworld", "source", "drawer-close", 0, video=True), TRIALS[1]]
+    results = run_trials(ScriptedPolicy(), trials, PROTOCOL, label="test")
+    *query_frames, last_frame = results[0].frames
+    assert len(query_frames) == 4
+    assert last_frame.shape == (192, 192, 3)  # small frames are enlarged
+    assert all((frame[96, 96] == LINE_COLOR).all() for frame in query_frames)
+    assert not (last_frame == LINE_COLOR).all(axis=-1).any()
+    assert results[1].frames is None
+
+
+class InterruptedPolicy(ScriptedPolicy):
+    """Stops the evaluation at its seventh query."""
 
     def act(self, observations, seeds):
-        if len(self.seen) > 6 * PROTOCOL.workers:
+        if len(self.observations) > 6 * PROTOCOL.workers:
             raise KeyboardInterrupt
         return super().act(observations, seeds)
 
 
-def rows(folder):
-    """episodes.csv but for the time that an episode took."""
+def read_lines(folder):
+    """Return episodes.csv without the time of an episode."""
     return [{**line, "seconds": ""} for line in csv.DictReader((folder / "episodes.csv").open())]
 
 
-def test_two_runs_and_an_interrupted_one_give_the_same_rows(tmp_path):
-    played = [
-        Trial("metaworld", "source", task, i, perturbation=name)
-        for task in ("drawer-close", "reach")
-        for i in range(2)
-        for name in ("", "language:2")
-    ]
-    with Workers(PROTOCOL.workers) as workers:
-        for name in ("a", "b"):
-            evaluate(
-                Rules(noisy=True),
-                played,
-                PROTOCOL,
-                what="test",
-                results_log=ResultsLog(tmp_path / name, {}),
-                workers=workers,
-            )
+def test_repeated_and_resumed_evaluations_write_the_same_lines(tmp_path):
+    trials = []
+    for task in ("drawer-close", "reach"):
+        for number in range(2):
+            for perturbation in ("", "language:2"):
+                trial = Trial("metaworld", "source", task, number, perturbation=perturbation)
+                trials.append(trial)
+
+    def run(policy, folder, pool=None):
+        results_log = ResultsLog(tmp_path / folder, {})
+        run_trials(policy, trials, PROTOCOL, label="test", results_log=results_log, pool=pool)
+
+    with WorkerPool(PROTOCOL.workers) as pool:
+        run(ScriptedPolicy(random=True), "first", pool)
+        run(ScriptedPolicy(random=True), "second", pool)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(
-            Interrupted(noisy=True),
-            played,
-            PROTOCOL,
-            what="test",
-            results_log=ResultsLog(tmp_path / "c", {}),
-        )
-    assert 0 < len(rows(tmp_path / "c")) < len(played)
-    policy = Rules(noisy=True)
-    evaluate(policy, played, PROTOCOL, what="test", results_log=ResultsLog(tmp_path / "c", {}))
-    assert rows(tmp_path / "a") == rows(tmp_path / "b") == rows(tmp_path / "c")
-    assert [(row["task"], row["perturbation"]) for row in rows(tmp_path / "a")] == [
-        (trial.task, trial.perturbation) for trial in played
+        run(InterruptedPolicy(random=True), "resumed")
+    assert 0 < len(read_lines(tmp_path / "resumed")) < len(trials)
+    run(ScriptedPolicy(random=True), "resumed")
+    lines = read_lines(tmp_path / "first")
+    assert lines == read_lines(tmp_path / "second") == read_lines(tmp_path / "resumed")
+    assert [(line["task"], line["perturbation"]) for line in lines] == [
+        (trial.task, trial.perturbation) for trial in trials
     ]
-    assert len({row["instruction"] for row in rows(tmp_path / "a")}) > 2
+    assert len({line["instruction"] for line in lines}) > 2
 
 
-def test_a_workers_error_reaches_the_caller():
+def test_error_of_a_worker_is_raised():
+    trial = Trial("metaworld", "source", "drawer-clos", 0)
     with pytest.raises(ValueError, match="drawer-close"):
-        evaluate(Rules(), [Trial("metaworld", "source", "drawer-clos", 0)], PROTOCOL, what="test")
+        run_trials(ScriptedPolicy(), [trial], PROTOCOL, label="test")
 
 
-def test_bad_protocols_are_refused():
-    with pytest.raises(ValueError, match="chunk of 10"):
-        evaluate(Rules(), TWO, EvalProtocol(replan_steps=11), what="test")
-    with pytest.raises(ValueError, match="positive"):
-        EvalProtocol(workers=0)
+def test_replan_steps_longer_than_a_chunk_are_refused():
+    with pytest.raises(UserError, match="chunk of 10"):
+        run_trials(ScriptedPolicy(), TRIALS, EvalProtocol(replan_steps=11), label="test")
 
 
-@pytest.mark.parametrize("dead", [False, True])  # it dies after, or before, it is sent anything
-def test_a_worker_that_dies_is_an_error_and_not_a_hang(tmp_path, dead, monkeypatch):
+@pytest.mark.parametrize("dies_first", [False, True])
+def test_worker_that_dies_is_an_error(tmp_path, dies_first, monkeypatch):
+    """The process dies before the parent sends anything, or after it."""
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\nexit 3\n")
     python.chmod(0o755)
-    start = _Worker._start
-    monkeypatch.setattr(
-        _Worker, "_start", lambda worker: (start(worker), worker._process.wait() if dead else None)
-    )
+    start = WorkerProcess._start
+
+    def start_and_wait(worker):
+        start(worker)
+        if dies_first:
+            worker._process.wait()
+
+    monkeypatch.setattr(WorkerProcess, "_start", start_and_wait)
     with (
-        Workers(1, str(python)) as workers,
+        WorkerPool(1, str(python)) as pool,
         pytest.raises(RuntimeError, match="a simulator worker died"),
     ):
-        evaluate(Rules(), TWO, EvalProtocol(workers=1), what="test", workers=workers)
-
-
-def test_the_wrong_instruction_is_the_opposite_where_there_is_one():
-    tasks = ("reach", "drawer-open", "drawer-close", "window-close")
-    assert wrong_instruction("metaworld", "drawer-open", tasks) == "drawer-close"
-    assert wrong_instruction("metaworld", "window-close", tasks) == "reach"
-    with pytest.raises(ValueError, match="only task"):
-        wrong_instruction("metaworld", "reach", ("reach",))
-
-
-def test_a_spec_lists_every_trial_once():
-    spec = EvaluationSpec(
-        tasks=("drawer-open", "drawer-close"),
-        scenes=("source", "target"),
-        interventions=("right", "wrong_instruction"),
-        trials=3,
-        intervention_trials=2,
-        videos=1,
-        questions=1,
-        datasets={},
-        protocol=PROTOCOL,
-        seed=0,
-    )
-    listed = trials(spec)
-    assert len(listed) == len(set(listed)) == 2 * 2 * (3 + 2)
-    assert sum(t.video for t in listed) == 2 * 2 * 2
-    with pytest.raises(ValueError, match="unknown intervention"):
-        EvaluationSpec(**{**vars(spec), "interventions": ("dark",)})
+        run_trials(ScriptedPolicy(), TRIALS, EvalProtocol(workers=1), label="test", pool=pool)
 
 
 @pytest.mark.parametrize(
-    ("module", "others"),
+    ("module", "other"),
     [
         ("etcvla.eval.worker", "jax"),
-        ("etcvla.eval.benchmark", "mujoco"),
         ("etcvla.eval.worker", "mujoco"),
+        ("etcvla.eval.benchmark", "mujoco"),
+        ("etcvla.policy", "etcvla.train.optim"),
     ],
 )
-def test_policy_and_simulator_need_not_be_installed_together(module, others):
-    code = f"import sys, {module}; sys.exit({others!r} in sys.modules)"
+def test_module_does_not_import_another(module, other):
+    code = f"import sys, {module}; sys.exit({other!r} in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, env=suites.environment_variables())
 
 
-def test_a_package_that_a_simulator_lacks_is_named_with_its_python():
-    told = _portable(ModuleNotFoundError("No module named 'matplotlib'"))
-    assert type(told) is RuntimeError
-    assert (
-        str(told)
-        == f"{sys.executable} lacks a package that the simulator imports: No module named 'matplotlib'; "
-        "install it there"
+def test_missing_package_of_a_simulator_is_a_user_error():
+    error = make_portable(ModuleNotFoundError("No module named 'matplotlib'"))
+    assert type(error) is UserError
+    assert str(error) == (
+        f"{sys.executable} lacks a package that the simulator imports: "
+        "No module named 'matplotlib'; install it there"
     )
+
+
+def test_other_exceptions_become_portable():
+    class SimulatorError(Exception):
+        pass
+
+    assert repr(make_portable(SimulatorError("x"))) == "RuntimeError('SimulatorError: x')"
+    assert type(make_portable(KeyError("x"))) is KeyError

@@ -1,20 +1,23 @@
-"""The picture of the first batch: read back from the arrays alone."""
+"""The picture of the first batch shows what the arrays of the batch contain."""
 
 import numpy as np
 import pytest
 
 from etcvla.etc.question_types import BOX, PATH, POINT
-from etcvla.pages import first_batch
+from etcvla.pages import batch_panels, first_batch
 from etcvla.pages.first_batch import (
-    SegmentTarget,
+    Segment,
     choose_rows,
     draw_batch,
-    places,
-    read_segment_targets,
+    read_segments,
+    segment_shapes,
 )
+from etcvla.pages.shapes import Shape
 from etcvla.train.stage import Stage
 from tests.data.handmade_rlds import INSTRUCTIONS, write_robot_set
 from tests.train.nano import nano_config
+
+BOX_TEXT = "<loc0000><loc0256><loc0512><loc1023>"
 
 
 @pytest.fixture(scope="module")
@@ -28,36 +31,35 @@ def batch(stage):
     return next(stage.batches(0))
 
 
-def test_lessons_are_what_the_dataset_says(stage, batch):
-    asked = 0
-    for row in range(len(batch["tokens"])):
-        targets = read_segment_targets({name: value[row] for name, value in batch.items()}, stage)
-        assert [segment.number for segment in targets] == list(
-            range(1, int(batch["segment"][row].max()) + 1)
-        )
-        for segment in targets:
-            if segment.acts:
-                assert (
-                    segment.prompt in INSTRUCTIONS
-                    and segment.number == batch["action_segment"][row]
-                )
-                chunk = stage.assets.fast.decode_batch([list(segment.fast)])[0][0]
-                there = batch["action_mask"][row, :, :2]
-                np.testing.assert_allclose(
-                    chunk[there], batch["actions"][row, :, :2][there], atol=0.2
-                )
+def read_row(batch, index):
+    return {name: value[index] for name, value in batch.items()}
+
+
+def test_segments_are_the_items_and_actions_of_the_dataset(stage, batch):
+    num_questions = 0
+    for index in range(len(batch["tokens"])):
+        row = read_row(batch, index)
+        segments = read_segments(row, stage)
+        numbers = [segment.number for segment in segments]
+        assert numbers == list(range(1, int(row["segment"].max()) + 1))
+        for segment in segments:
+            if segment.is_action:
+                assert segment.prompt in INSTRUCTIONS
+                assert segment.number == row["action_segment"]
+                chunk = stage.assets.fast.decode_batch([list(segment.fast_tokens)])[0][0]
+                valid = row["action_mask"][:, :2]
+                np.testing.assert_allclose(chunk[valid], row["actions"][:, :2][valid], atol=0.2)
             else:
-                # "where is the affordance 1 of 2 at 3?" is answered by "<loc0203><loc0001>"
-                _, number, _, episode, _, step = segment.prompt.rstrip("?").split()[-6:]
-                assert (
-                    segment.answer
-                    == f"<loc{100 * int(episode) + int(step):04d}><loc{int(number):04d}>"
-                )
-                asked += 1
-    assert asked > 4
+                # The question "where is the affordance 1 of 2 at 3?" has the answer
+                # "<loc0203><loc0001>".
+                words = segment.prompt.rstrip("?").split()
+                number, episode, step = int(words[-5]), int(words[-3]), int(words[-1])
+                assert segment.answer == f"<loc{100 * episode + step:04d}><loc{number:04d}>"
+                num_questions += 1
+    assert num_questions > 4
 
 
-def test_rows_of_every_stream_come_first():
+def test_first_rows_of_all_streams_are_chosen():
     streams = np.array([2, 2, 2, 0, 0, 1])[:, None] * np.ones((1, 4), int)
     assert choose_rows({"stream": streams}, 3) == [0, 3, 5]
     assert choose_rows({"stream": streams}, 4) == [0, 1, 3, 5]
@@ -67,58 +69,54 @@ def test_rows_of_every_stream_come_first():
 @pytest.mark.parametrize(
     ("prompt", "answer", "expected"),
     [
-        ("detect the door.", "<loc0000><loc0256><loc0512><loc1023>", [(BOX, False)]),
-        (
-            "task: open it. draw the whole path of the gripper.",
-            "<loc0000><loc0256><loc0512><loc1023>",
-            [(PATH, False)],
-        ),
+        ("detect the door.", BOX_TEXT, [(BOX, False)]),
+        ("task: open it. draw the whole path of the gripper.", BOX_TEXT, [(PATH, False)]),
         ("point to the gripper.", "<loc0000><loc0256>", [(POINT, False)]),
-        ("what is in the box <loc0000><loc0256><loc0512><loc1023>?", "a door", [(BOX, True)]),
+        (f"what is in the box {BOX_TEXT}?", "a door", [(BOX, True)]),
         ("what is in the box [0, 256, 512, 1023]?", "a door", [(BOX, True)]),
         (
-            "someone's own words",
+            "a prompt that is no known question",
             "<loc0000><loc0256> and [1, 2, 3, 4, 5, 6]",
             [(POINT, False), (PATH, False)],
         ),
         ("is it done?", "<loc0000><loc0256><loc0512>", []),
     ],
 )
-def test_places_are_read_as_their_question_says(prompt, answer, expected):
-    found = list(places(SegmentTarget(1, prompt, answer, acts=False, fast=())))
-    assert [(kind, asked) for kind, _, asked in found] == expected
+def test_shapes_have_the_kind_that_the_question_asks_for(prompt, answer, expected):
+    shapes = segment_shapes(Segment(1, prompt, answer, is_action=False, fast_tokens=()))
+    assert [(shape.kind, shape.dashed) for shape in shapes] == expected
     if expected and expected[0][0] == BOX:
-        np.testing.assert_allclose(found[0][1][0], (np.array([0, 256, 512, 1023]) + 0.5) / 1024)
-    assert not list(
-        places(SegmentTarget(1, prompt, answer, acts=True, fast=()))
-    )  # ids of actions mean no place
+        corners = (np.array([[0, 256], [512, 1023]]) + 0.5) / 1024
+        np.testing.assert_allclose(shapes[0].points, corners)
+    # The text of an action segment has no coordinates.
+    assert not segment_shapes(Segment(1, prompt, answer, is_action=True, fast_tokens=()))
 
 
-def test_a_box_is_drawn_where_it_is(stage, batch):
-    """On the first camera alone, in its segment's colour; an absent camera shows no picture."""
-    row = {name: value[0].copy() for name, value in batch.items()}
-    row["images"][:] = 255
-    row["image_mask"][:] = True
-    segment = SegmentTarget(
-        2, "detect the door.", "<loc0256><loc0256><loc0768><loc0768>", acts=False, fast=()
-    )
-    first, second = (
-        np.asarray(first_batch._camera(row, camera, [segment])).astype(int) for camera in (0, 1)
-    )
-    color = first_batch._rgb(segment.color).astype(int)
-    drawn = np.argwhere(np.abs(first - color).sum(axis=2) < 60)
-    side = first_batch.SIDE
+def test_box_is_drawn_at_its_place_in_the_color_of_its_segment():
+    white = np.full((32, 32, 3), 255, np.uint8)
+    box = Shape(BOX, np.array([[0.25, 0.25], [0.75, 0.75]]))
+    color = batch_panels.segment_color(2)
+    picture = np.asarray(batch_panels.draw_camera(white, True, [(box, color)])).astype(int)
+    rgb = batch_panels._rgb(color).astype(int)
+    drawn = np.argwhere(np.abs(picture - rgb).sum(axis=2) < 60)
+    side = batch_panels.SIDE
     np.testing.assert_allclose(drawn.min(axis=0), [side / 4] * 2, atol=2)
     np.testing.assert_allclose(drawn.max(axis=0), [3 * side / 4] * 2, atol=2)
-    assert (second == 255).all()
-    row["image_mask"][1] = False
-    assert (np.asarray(first_batch._camera(row, 1, [segment])) < 255).all()
 
 
-def test_the_picture_has_a_panel_a_row_and_shows_who_reads_whom(stage, batch):
+def test_absent_camera_shows_no_image():
+    white = np.full((32, 32, 3), 255, np.uint8)
+    assert (np.asarray(batch_panels.draw_camera(white, True, [])) == 255).all()
+    assert (np.asarray(batch_panels.draw_camera(white, False, [])) < 255).all()
+
+
+def test_picture_has_a_panel_for_each_row_and_shows_the_attention_mask(stage, batch):
     picture = draw_batch(batch, stage, "title")
-    assert picture.dtype == np.uint8 and picture.shape[2] == 3
-    assert picture.shape[0] > min(len(batch["tokens"]), first_batch.MAX_ROWS) * first_batch.SIDE
-    changed = dict(batch) | {"target": np.zeros_like(batch["target"])}  # then text reads both ways
-    other = draw_batch(changed, stage, "title")
+    assert picture.dtype == np.uint8
+    assert picture.shape[2] == 3
+    num_rows = min(len(batch["tokens"]), first_batch.MAX_ROWS)
+    assert picture.shape[0] > num_rows * batch_panels.SIDE
+    # Without targets, attention is bidirectional in all text.
+    without_targets = dict(batch) | {"target": np.zeros_like(batch["target"])}
+    other = draw_batch(without_targets, stage, "title")
     assert other.shape != picture.shape or (other != picture).any()

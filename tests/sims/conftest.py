@@ -1,3 +1,3 @@
-"""MuJoCo chooses how to draw when it is imported: before any test module imports it, say that there is no display."""
+"""Sets MuJoCo's environment variables before any test module imports it."""
 
 import etcvla.sims.headless  # noqa: F401

@@ -1,4 +1,4 @@
-"""Counterfactual looks of recorded states."""
+"""Recorded Meta-World states rendered again under conditions."""
 
 import functools
 import io
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from etcvla.errors import UserError
 from etcvla.etc import make_items
 from etcvla.etc.annotation import project
 from etcvla.sims.conditions import CONDITIONS, HELD_OUT, TRAIN, shared_side
@@ -15,110 +16,130 @@ from etcvla.sims.metaworld.rerender import record_expert, rerender
 from etcvla.sims.rollout import rollout_expert
 from etcvla.sims.seeds import demo_seed
 
-NOISE = (0.0, 0.0)
+NO_NOISE = (0.0, 0.0)
 SIZE = 64
 
 
 @functools.cache
-def recorded():
+def _recorded():
+    """Return states of a demonstration, its recorded episode, and the rerendered states."""
     env = MetaWorld("reach", image_size=SIZE)
-    states = record_expert(env, demo_seed(0), NOISE)
-    episode = rollout_expert(env, demo_seed(0), NOISE)
-    plain = rerender(env, states, 0, stride=1)
+    states = record_expert(env, demo_seed(0), NO_NOISE)
+    episode = rollout_expert(env, demo_seed(0), NO_NOISE)
+    rerendered = rerender(env, states, 0, stride=1)
     env.close()
-    return states, episode, plain
+    return states, episode, rerendered
 
 
 @functools.cache
-def shown(condition):
+def _rerendered(condition):
     env = MetaWorld("reach", image_size=SIZE, condition=condition)
-    found = rerender(env, recorded()[0], 0, stride=8)
+    states, _, _ = _recorded()
+    episode = rerender(env, states, 0, stride=8)
     env.close()
-    return found
+    return episode
 
 
-def test_sides_never_meet():
+def _questions_and_answers(annotation):
+    items, dropped = make_items(annotation, 0, absent=())
+    assert not [reason for reason in dropped if "wrong" in reason]
+    texts = []
+    for step in items:
+        texts += [item.question + item.answer for item in step]
+    return " ".join(texts)
+
+
+def test_training_and_held_out_conditions_cannot_be_mixed():
     assert shared_side(["evening", "clutter"]) == TRAIN
     assert shared_side(["night"]) == HELD_OUT
-    with pytest.raises(ValueError, match="cannot mix train and held_out in one dataset"):
+    with pytest.raises(UserError, match="cannot mix train and held_out in one dataset"):
         shared_side(["evening", "night"])
     with pytest.raises(ValueError, match="unknown condition 'evning', did you mean 'evening'"):
         shared_side(["evning"])
 
 
-def test_sides_share_nothing_that_is_seen():
-    def looks(side):
-        chosen = [condition for condition in CONDITIONS.values() if condition.side == side]
-        things = [
-            thing
-            for condition in chosen
-            for thing in (*condition.added, condition.swapped)
-            if thing
-        ]
-        return {
-            *(condition.camera for condition in chosen),
-            *(condition.pattern for condition in chosen),
-            *(condition.light for condition in chosen),
-            *(shade for c in chosen for shade in c.shades),
-            *(word for c in chosen for word, _ in c.colors),
-            *(thing.noun for thing in things),
-            *(thing.color for thing in things),
-        } - {None, "", (1.0, 1.0, 1.0)}
-
-    assert looks(TRAIN) and looks(HELD_OUT)
-    assert not looks(TRAIN) & looks(HELD_OUT)
+def _visible_changes(side):
+    changes = set()
+    for condition in CONDITIONS.values():
+        if condition.side == side:
+            added = [*condition.added, condition.swapped]
+            changes |= {condition.camera, condition.pattern, condition.light, *condition.shades}
+            changes |= {word for word, _ in condition.colors}
+            changes |= {thing.noun for thing in added if thing}
+            changes |= {thing.color for thing in added if thing}
+    return changes - {None, "", (1.0, 1.0, 1.0)}
 
 
-def test_without_a_condition_a_recorded_state_looks_as_it_did():
-    _, episode, plain = recorded()
-    assert plain.action is None
+def test_training_and_held_out_conditions_share_nothing_visible():
+    assert _visible_changes(TRAIN)
+    assert _visible_changes(HELD_OUT)
+    assert not _visible_changes(TRAIN) & _visible_changes(HELD_OUT)
+
+
+def test_rerendering_without_a_condition_repeats_the_episode():
+    _, episode, rerendered = _recorded()
+    assert rerendered.action is None
     for camera, frames in episode.images.items():
-        assert frames == plain.images[camera]
-    np.testing.assert_array_equal(plain.annotation.box[:, 0], episode.annotation.box[:, 0])
-    np.testing.assert_array_equal(plain.annotation.box[::4, 1], episode.annotation.box[::4, 1])
+        assert frames == rerendered.images[camera]
+    before = episode.annotation
+    after = rerendered.annotation
+    np.testing.assert_array_equal(after.box[:, 0], before.box[:, 0])
+    np.testing.assert_array_equal(after.box[::4, 1], before.box[::4, 1])
     for name in ("gripper_position", "phase", "contact", "position"):
-        np.testing.assert_allclose(
-            getattr(plain.annotation, name), getattr(episode.annotation, name), atol=1e-6
-        )
+        np.testing.assert_allclose(getattr(after, name), getattr(before, name), atol=1e-6)
 
 
 @pytest.mark.parametrize(
     "condition", ["checker_table", "high_camera", "recolored", "clutter", "ball_for_it"]
 )
-def test_a_condition_is_seen_and_items_speak_of_it(condition):
-    plain, other = recorded()[2], shown(condition)
-    assert other.images["front"][0] != plain.images["front"][0]
-    facts = other.annotation
-    np.testing.assert_allclose(facts.gripper_position[0], plain.annotation.gripper_position[0])
-    items, dropped = make_items(facts, 0, absent=())
-    assert not [reason for reason in dropped if "wrong" in reason]
-    text = " ".join(item.question + item.answer for step in items for item in step)
-    if condition == "recolored":
-        assert facts.colors[1] == "orange" and "orange puck" in text and "red puck" not in text
-    if condition == "clutter":
-        assert facts.objects[2:] == ("cube", "can") and facts.colors[2:] == ("blue", "yellow")
-        assert np.isfinite(facts.box[:, 0, 2:]).all() and (facts.visible[:, 0, 2:] > 0.5).all()
-        low, high = facts.position[0, :2].min(0), facts.position[0, :2].max(0)
-        assert not ((facts.position[0, 2:] > low) & (facts.position[0, 2:] < high)).all()
-    if condition == "ball_for_it":
-        assert facts.objects == ("goal marker", "ball") and "puck" not in text and "ball" in text
-        assert np.isfinite(facts.box[:, 0, 1]).all()
-        for jpeg, box in zip(
-            other.images["front"], facts.box[:, 0, 1], strict=True
-        ):  # the ball is where its box is
-            y, x = (SIZE * (box[:2] + box[2:]) / 2).astype(int)
-            red, green, _ = np.asarray(Image.open(io.BytesIO(jpeg)))[y, x].astype(int)
-            assert green > red + 30
+def test_condition_changes_the_images_but_not_the_states(condition):
+    _, _, original = _recorded()
+    changed = _rerendered(condition)
+    assert changed.images["front"][0] != original.images["front"][0]
+    positions = changed.annotation.gripper_position
+    np.testing.assert_allclose(positions[0], original.annotation.gripper_position[0])
+    assert _questions_and_answers(changed.annotation)
 
 
-def test_added_things_lie_where_their_pixels_are():
-    facts = shown("clutter").annotation
+def test_questions_use_the_new_color_of_a_recolored_object():
+    annotation = _rerendered("recolored").annotation
+    assert annotation.colors[1] == "orange"
+    text = _questions_and_answers(annotation)
+    assert "orange puck" in text
+    assert "red puck" not in text
+
+
+def test_added_objects_are_visible_and_out_of_the_way():
+    annotation = _rerendered("clutter").annotation
+    assert annotation.objects[2:] == ("cube", "can")
+    assert annotation.colors[2:] == ("blue", "yellow")
+    assert np.isfinite(annotation.box[:, 0, 2:]).all()
+    assert (annotation.visible[:, 0, 2:] > 0.5).all()
+    own = annotation.position[0, :2]
+    added = annotation.position[0, 2:]
+    assert not ((added > own.min(0)) & (added < own.max(0))).all()
     for n in (2, 3):
-        pixel = project(facts.camera_matrix[0, 0], facts.position[0, n])
-        box = facts.box[0, 0, n]
-        assert (box[:2] - 0.02 < pixel).all() and (pixel < box[2:] + 0.02).all()
+        pixel = project(annotation.camera_matrix[0, 0], annotation.position[0, n])
+        box = annotation.box[0, 0, n]
+        assert (box[:2] - 0.02 < pixel).all()
+        assert (pixel < box[2:] + 0.02).all()
 
 
-def test_a_task_without_a_free_thing_cannot_swap():
-    with pytest.raises(ValueError, match="none of puck, block"):
+def test_swapped_object_is_rendered_in_its_box_and_named_in_questions():
+    episode = _rerendered("ball_for_it")
+    annotation = episode.annotation
+    assert annotation.objects == ("goal marker", "ball")
+    text = _questions_and_answers(annotation)
+    assert "ball" in text
+    assert "puck" not in text
+    boxes = annotation.box[:, 0, 1]
+    assert np.isfinite(boxes).all()
+    for jpeg, box in zip(episode.images["front"], boxes, strict=True):
+        y, x = (SIZE * (box[:2] + box[2:]) / 2).astype(int)
+        red, green, _ = np.asarray(Image.open(io.BytesIO(jpeg)))[y, x].astype(int)
+        assert green > red + 30
+
+
+def test_task_without_a_free_object_cannot_swap():
+    with pytest.raises(UserError, match="none of puck, block"):
         MetaWorld("door-open", image_size=SIZE, condition="cube_for_it")

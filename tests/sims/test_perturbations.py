@@ -1,4 +1,4 @@
-"""Perturbations of Meta-World's scenes: what changes, what does not, and the same again."""
+"""Perturbations of Meta-World's scenes: what changes, what stays, and that they repeat."""
 
 import numpy as np
 import pytest
@@ -13,119 +13,141 @@ SEED = eval_seed(3)
 
 @pytest.fixture(scope="module")
 def env():
+    """One environment for all tests, which restores itself at every reset."""
     env = MetaWorld("pick-place", image_size=48)
     yield env
     env.close()
 
 
-def look(env, name, seed=SEED, step=0):
-    changed = Perturbation.parse(name)
-    changed.reset(env, seed)
-    return changed.perturb_observation(env.observe(), (seed, step))
+def _observe(env, name, seed=SEED, step=0):
+    perturbation = Perturbation.parse(name)
+    perturbation.reset(env, seed)
+    return perturbation.perturb_observation(env.observe(), (seed, step))
 
 
-def same(one, other):
-    return (one["state"] == other["state"]).all() and all(
-        (one["images"][camera] == other["images"][camera]).all() for camera in one["images"]
-    )
+def _are_equal(one, other):
+    if (one["state"] != other["state"]).any():
+        return False
+    for camera, image in one["images"].items():
+        if (image != other["images"][camera]).any():
+            return False
+    return True
 
 
-def difference(one, other):
-    return float(np.abs(one["images"]["front"].astype(int) - other["images"]["front"]).mean())
+def _difference(one, other):
+    front = one["images"]["front"].astype(int)
+    return float(np.abs(front - other["images"]["front"]).mean())
 
 
 @pytest.mark.parametrize("axis", [axis for axis in AXES if axis != "language"])
-def test_an_axis_changes_what_is_seen_by_its_seed_and_leaves_nothing_behind(env, axis):
-    plain, seen = look(env, ""), []
+def test_perturbation_depends_on_the_seed_and_is_undone(env, axis):
+    original = _observe(env, "")
+    perturbed = []
     for strength in STRENGTHS:
         name = f"{axis}:{strength}"
-        seen.append(look(env, name))
-        assert difference(seen[-1], plain) > 0.3
-        assert same(look(env, name), seen[-1])
-    assert difference(seen[2], plain) > difference(seen[0], plain)
-    assert not same(look(env, f"{axis}:1", eval_seed(4)), seen[0])
-    assert same(look(env, ""), plain)
-    assert (axis == "robot") != (seen[2]["state"] == plain["state"]).all()
+        perturbed.append(_observe(env, name))
+        assert _difference(perturbed[-1], original) > 0.3
+        assert _are_equal(_observe(env, name), perturbed[-1])
+    weak, _, strong = perturbed
+    assert _difference(strong, original) > _difference(weak, original)
+    assert not _are_equal(_observe(env, f"{axis}:1", eval_seed(4)), weak)
+    assert _are_equal(_observe(env, ""), original)
+    same_state = (strong["state"] == original["state"]).all()
+    assert same_state == (axis != "robot")
 
 
-def test_the_hand_starts_elsewhere_and_never_lower(env):
-    start = look(env, "")["state"][:3]
+def test_robot_perturbation_moves_the_hand_but_not_down(env):
+    start = _observe(env, "")["state"][:3]
     for strength, distance in zip(STRENGTHS, (0.02, 0.04, 0.07), strict=True):
-        moved = look(env, f"robot:{strength}")["state"][:3] - start
-        assert np.linalg.norm(moved) == pytest.approx(distance, abs=0.012) and moved[2] > -0.005
+        offset = _observe(env, f"robot:{strength}")["state"][:3] - start
+        assert np.linalg.norm(offset) == pytest.approx(distance, abs=0.012)
+        assert offset[2] > -0.005
 
 
-def test_things_that_lie_free_are_moved(env):
-    def puck():
+def test_layout_perturbation_moves_free_objects_and_adds_others(env):
+    def _puck():
         return env._oracle.objects[env.target].position(env._data)
 
-    look(env, "")
-    start = puck()
-    look(env, "layout:1")
-    np.testing.assert_allclose(puck(), start, atol=1e-6)
-    look(env, "layout:3")
-    assert np.linalg.norm((puck() - start)[:2]) == pytest.approx(0.04, abs=1e-3)
+    _observe(env, "")
+    start = _puck()
+    _observe(env, "layout:1")
+    np.testing.assert_allclose(_puck(), start, atol=1e-6)
+    _observe(env, "layout:3")
+    assert np.linalg.norm((_puck() - start)[:2]) == pytest.approx(0.04, abs=1e-3)
     assert len(env._renderer.extras) == 5
-    look(env, "")
+    _observe(env, "")
     assert not env._renderer.extras
 
 
-def test_noise_is_of_the_step(env):
-    assert not same(look(env, "noise:1", step=0), look(env, "noise:1", step=1))
+def test_noise_differs_between_steps(env):
+    assert not _are_equal(_observe(env, "noise:1", step=0), _observe(env, "noise:1", step=1))
 
 
-def test_paraphrases_say_the_same_in_other_words():
+def _paraphrases(instruction, strength):
+    perturbation = Perturbation.parse(f"language:{strength}")
+    return [perturbation.rewrite_instruction(instruction, eval_seed(i)) for i in range(20)]
+
+
+def test_paraphrases_keep_the_objects_and_repeat():
     instruction = "Pick up the red puck and place it on the shelf."
-    said = {
-        strength: [
-            Perturbation.parse(f"language:{strength}").rewrite_instruction(
-                instruction, eval_seed(i)
-            )
-            for i in range(20)
-        ]
-        for strength in STRENGTHS
-    }
-    for strength, texts in said.items():
-        assert len(set(texts)) > 2 and all(
-            "red puck" in text and "the shelf" in text for text in texts
-        )
+    for strength in STRENGTHS:
+        texts = _paraphrases(instruction, strength)
+        assert texts == _paraphrases(instruction, strength)
+        assert len(set(texts)) > 2
         assert instruction not in texts
-        assert texts[0] == Perturbation.parse(f"language:{strength}").rewrite_instruction(
-            instruction, eval_seed(0)
-        )
-    assert all("Pick up" in text for text in said[1]) and not any(
-        "pick" in text.lower() for text in said[2]
-    )
-    assert min(map(len, said[3])) > max(map(len, said[2]))
-    assert Perturbation.parse("camera:1").rewrite_instruction(instruction, SEED) == instruction
+        for text in texts:
+            assert "red puck" in text
+            assert "the shelf" in text
 
 
-def test_the_judge_sees_the_experts_subtasks_and_what_it_reaches_for(env):
+def test_strength_decides_what_a_paraphrase_changes():
+    instruction = "Pick up the red puck and place it on the shelf."
+    polite, other_verbs, both = [_paraphrases(instruction, strength) for strength in STRENGTHS]
+    assert all("Pick up" in text for text in polite)
+    assert not any("pick" in text.lower() for text in other_verbs)
+    assert min(map(len, both)) > max(map(len, other_verbs))
+    camera = Perturbation.parse("camera:1")
+    assert camera.rewrite_instruction(instruction, SEED) == instruction
+
+
+def test_episode_metrics_of_the_expert_reach_every_subtask(env):
     env.reset(SEED)
-    metrics, progress = EpisodeMetrics(env), []
-    for _ in range(150):
+    metrics = EpisodeMetrics(env)
+    progress = []
+    while not env.success and len(progress) < 150:
         env.step(env.expert_action())
         metrics.update()
         progress.append(metrics.progress)
-        if env.success:
-            break
-    assert env.success and metrics.intention and progress == sorted(progress)
+    assert env.success
+    assert metrics.intention
+    assert progress == sorted(progress)
     assert {0.0, 1.0} < set(progress) <= {0.0, 1 / 3, 2 / 3, 1.0}
 
 
-def test_to_touch_the_wrong_thing_first_is_no_intention():
-    class Scripted:
-        goal_objects, success, touches = [1], False, iter([[1, 0], [1, 0], [0, 0], [1, 0], [0, 1]])
+class ScriptedContacts:
+    """An environment with given contacts of two objects. The second object is the goal's."""
 
-        def touched(self):
-            return np.array(next(self.touches), bool)
+    goal_objects = (1,)
+    success = False
 
-        def progress(self):
-            return 0.5
+    def __init__(self, contacts):
+        self._contacts = iter(contacts)
 
-    metrics = EpisodeMetrics(Scripted())
+    def touched(self):
+        """Return the next contacts."""
+        return np.array(next(self._contacts), bool)
+
+    def progress(self):
+        """Return a constant."""
+        return 0.5
+
+
+def test_touching_another_object_first_is_no_intention():
+    env = ScriptedContacts([[1, 0], [1, 0], [0, 0], [1, 0], [0, 1]])
+    metrics = EpisodeMetrics(env)
     metrics.update()
-    assert metrics.intention is None  # touched since the reset
+    assert metrics.intention is None  # this contact exists since the reset
     for _ in range(3):
         metrics.update()
-    assert metrics.intention is False and metrics.progress == 0.5
+    assert metrics.intention is False
+    assert metrics.progress == 0.5

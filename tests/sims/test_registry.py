@@ -1,5 +1,6 @@
 """The registry of simulators, and the example of CONTRIBUTING.md run through the evaluation."""
 
+import dataclasses
 import importlib.util
 import re
 import subprocess
@@ -82,7 +83,7 @@ class MoveTo:
         return np.array(chunks, np.float32)
 
 
-def test_the_example_of_contributing_is_evaluated(toy_python):
+def test_example_of_contributing_is_evaluated(toy_python):
     suite = suites.find("toy_reach", toy_python)
     assert suite.tasks == ("reach-left", "reach-right")
     assert suite.versions["python"] == sys.version.split()[0]
@@ -98,15 +99,15 @@ def test_the_example_of_contributing_is_evaluated(toy_python):
         perturbations=("", "robot:1", "language:1"),
     )
     policy = MoveTo()
-    with rollouts.Workers(1, toy_python) as workers:
-        results = rollouts.evaluate(
-            policy, benchmark.episodes(), protocol, what="toy", workers=workers
+    with rollouts.WorkerPool(1, toy_python) as pool:
+        results = rollouts.run_trials(
+            policy, benchmark.grid.trials(), protocol, label="toy", pool=pool
         )
     assert len(results) == 2 * 2 * 3
     for result in results:
         assert result.success == (result.trial.intervention == "right")
         assert result.intention == result.success
-        assert result.row()["simulator"] == "toy"
+        assert result.to_row()["simulator"] == "toy"
     wrong = {
         result.trial.task: result.trial.instruction_of
         for result in results
@@ -118,7 +119,7 @@ def test_the_example_of_contributing_is_evaluated(toy_python):
     }
 
 
-def test_the_example_satisfies_the_protocol_and_records_demonstrations(toy):
+def test_example_satisfies_the_protocol_and_records_demonstrations(toy):
     env = sims.make("toy", "reach-left", "bright", 32)
     assert isinstance(env, sims.Environment)
     episode = rollout_expert(env, seed=0, noise=(0.0, 0.0), steps_after=0)
@@ -135,12 +136,12 @@ def test_unknown_names_are_errors_with_the_nearest_name(toy):
         suites.describe("toy_reac")
 
 
-def test_a_name_is_registered_once(toy):
+def test_name_cannot_be_registered_twice(toy):
     with pytest.raises(ValueError, match="'toy' is already registered"):
         sims.register(toy.TOY)
 
 
-def test_a_missing_package_is_named_with_its_install_command():
+def test_missing_package_raises_the_install_command():
     requirement = sims.Requirement("Toy", ("no_such_module",), "pip install toy")
     with pytest.raises(UserError, match="Toy is not installed in .*: pip install toy"):
         requirement.check()
@@ -152,3 +153,19 @@ def test_importing_sims_imports_no_simulator(package):
         f"import sys, etcvla.sims, etcvla.sims.perturbations; sys.exit({package!r} in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=suites.environment_variables())
+
+
+def test_suites_that_a_simulator_does_not_list_are_found_by_their_prefix(monkeypatch):
+    def _describe(name):
+        return suites.Suite(name, "libero", (), "rlds", 1, 32, (), None, 8, 7)
+
+    libero = dataclasses.replace(
+        sims.get("libero"),
+        requirement=sims.Requirement("LIBERO", (), ""),
+        describe_suite=_describe,
+    )
+    monkeypatch.setitem(registry._SIMULATORS, "libero", libero)
+    assert "libero_goal_with_mug" not in suites.names()
+    assert suites.describe("libero_goal_with_mug").simulator == "libero"
+    with pytest.raises(ValueError, match="unknown suite 'metaworld_mt5'"):
+        suites.describe("metaworld_mt5")

@@ -1,4 +1,4 @@
-"""The task table: complete, consistent, and unambiguous in words."""
+"""The table of Meta-World's tasks is complete, consistent and unambiguous."""
 
 from collections import Counter
 
@@ -9,7 +9,7 @@ from etcvla.sims.metaworld.tasks import DEMO_TASKS, MT10, NUM_OBJECTS, TASKS
 from etcvla.sims.phases import PHASE_CONDITIONS
 
 
-def test_the_table_holds_all_of_meta_world():
+def test_table_contains_all_tasks_of_meta_world():
     assert set(TASKS) == {name.removesuffix("-v3") for name in ALL_V3_ENVIRONMENTS}
     assert len(TASKS) == 50
     assert set(DEMO_TASKS) <= set(TASKS)
@@ -18,26 +18,38 @@ def test_the_table_holds_all_of_meta_world():
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_row_is_consistent(name):
+def test_task_is_consistent(name):
     task = TASKS[name]
-    names = [spec.name for spec in task.objects]
-    assert next(spec for spec in task.objects if spec.name == task.target).touch is not None
-    assert len(set(names)) == len(names) <= NUM_OBJECTS
+    objects = {spec.name: spec for spec in task.objects}
+    assert objects[task.target].touch is not None
+    assert len(objects) == len(task.objects) <= NUM_OBJECTS
     assert len(set(task.instructions)) >= 4
     assert len(task.phases) >= 2
-    assert all(phase.until in PHASE_CONDITIONS for phase in task.phases)
-    assert [phase.until == "never" for phase in task.phases] == [False] * (len(task.phases) - 1) + [
-        True
-    ]
-    assert all(bool(spec.body) != bool(spec.site) for spec in task.objects)
+    *earlier, last = [phase.until for phase in task.phases]
+    assert last == "never"
+    assert "never" not in earlier
+    assert set(earlier) <= set(PHASE_CONDITIONS)
+    for spec in task.objects:
+        assert bool(spec.body) != bool(spec.site)
 
 
-def test_every_instruction_names_one_task():
-    counts = Counter(text for task in TASKS.values() for text in task.instructions)
-    assert [text for text, count in counts.items() if count > 1] == []
+def test_opposite_tasks_name_each_other():
+    pairs = {name: task.opposite for name, task in TASKS.items() if task.opposite}
+    assert pairs["drawer-open"] == "drawer-close"
+    assert len(pairs) == 8
+    for name, opposite in pairs.items():
+        assert pairs[opposite] == name
 
 
-def test_an_instruction_that_speaks_of_the_marker_has_one():
+def test_no_instruction_belongs_to_two_tasks():
+    counts = Counter()
     for task in TASKS.values():
-        spoken = any("marker" in text for text in task.instructions)
-        assert not spoken or any(spec.site for spec in task.objects), task.instructions
+        counts.update(task.instructions)
+    assert counts.most_common(1)[0][1] == 1
+
+
+def test_tasks_whose_instruction_names_a_marker_have_one():
+    for task in TASKS.values():
+        names_marker = any("marker" in text for text in task.instructions)
+        has_marker = any(spec.site for spec in task.objects)
+        assert has_marker or not names_marker, task.instructions

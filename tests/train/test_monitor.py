@@ -9,7 +9,7 @@ from PIL import Image
 
 from configs import common
 from etcvla.etc import question_types as question_types
-from etcvla.eval.held_out import HeldOut
+from etcvla.eval.held_out import HeldOutEvaluation
 from etcvla.pages.first_batch import draw_batch
 from etcvla.train import sharding
 from etcvla.train.loop import train
@@ -46,7 +46,7 @@ def run(dataset, tmp_path_factory):
         )  # of the handmade items
         train(
             config,
-            options=MonitorOptions(profile="2:3", evaluation=HeldOut, draw_first_batch=draw_batch),
+            options=MonitorOptions(profile="2:3", evaluation=HeldOutEvaluation, draw_first_batch=draw_batch),
         )
     return config
 
@@ -170,15 +170,15 @@ def test_data_without_a_held_out_split_is_an_error_before_training(tmp_path):
     with pytest.raises(
         ValueError, match="no dataset has a split 'val'.*robot; build.*eval.at_progress"
     ):
-        train(config, options=MonitorOptions(evaluation=HeldOut))
+        train(config, options=MonitorOptions(evaluation=HeldOutEvaluation))
 
 
 def test_what_was_learnt_is_not_held_out(tmp_path):
     folder = write_robot_set(tmp_path / "robot")
     write_rlds(folder, [robot_episode(2)], steps=robot_steps(), split="val")
     config = nano_config(folder, tmp_path / "run", eval__at_progress=(1.0,))
-    with pytest.raises(ValueError, match="both learnt from"):
-        train(config, options=MonitorOptions(evaluation=HeldOut))
+    with pytest.raises(ValueError, match="both in the training data"):
+        train(config, options=MonitorOptions(evaluation=HeldOutEvaluation))
 
 
 def test_a_dataset_without_a_held_out_split_is_left_out(dataset, tmp_path):
@@ -189,7 +189,7 @@ def test_a_dataset_without_a_held_out_split_is_left_out(dataset, tmp_path):
         config.streams.before = common.stream(
             "aside", "any", 1.0, extra_segments=0
         )  # between "action" and "etc"
-    held_out = HeldOut(Stage.open(config), sharding.make_mesh(config.mesh))
+    held_out = HeldOutEvaluation(Stage.open(config), sharding.make_mesh(config.mesh))
     batches = list(held_out._stage.batches(0))
     assert len(batches) == 2 and set(
         np.concatenate([batch["stream"][:, 0] for batch in batches])

