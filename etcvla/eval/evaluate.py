@@ -20,9 +20,15 @@ from etcvla.data.rlds import RLDSDataset
 from etcvla.data.rlds_layout import split_names
 from etcvla.data.splits import check_disjoint
 from etcvla.data.stage_dataset import StageDataset
-from etcvla.eval import rollouts, vqa
-from etcvla.eval.benchmark import describe_protocol, score_groups
+from etcvla.eval import vqa
+from etcvla.eval.benchmark import (
+    describe_protocol,
+    format_scores,
+    score_groups,
+    success_table,
+)
 from etcvla.eval.results_log import ResultsLog
+from etcvla.eval.rollouts import run_trials
 from etcvla.eval.trials import EvalProtocol, TrialGrid, TrialResult
 from etcvla.files import write_json
 from etcvla.policy import Policy
@@ -67,8 +73,7 @@ def evaluate(checkpoint_path: str, spec: EvaluationSpec) -> dict[str, Any]:
       step: of the checkpoint. spec: see `EvaluationSpec`. protocol: see `EvalProtocol`.
       etc: dataset -> kind -> scores of `vqa.score_by_kind`.
       mm: kind -> scores of the dataset "shapes".
-      success: intervention -> scene -> task -> [successes, trials].
-      groups: see `benchmark.score_groups`.
+      groups: see `benchmark.score_groups`. success: see `benchmark.success_table`.
       seconds: wall time of the evaluation.
 
     Args:
@@ -92,8 +97,9 @@ def evaluate(checkpoint_path: str, spec: EvaluationSpec) -> dict[str, Any]:
     }
     if spec.scenes:
         results = _act(checkpoint_path, policy, spec, request, out)
-        scores["success"] = rollouts.count_successes(results)
         scores["groups"] = score_groups(results)
+        scores["success"] = success_table(scores["groups"])
+        print("\n".join(format_scores(scores["groups"])), flush=True)
     scores["seconds"] = time.time() - start
     write_json(out / "scores.json", scores)
     return scores
@@ -113,24 +119,17 @@ def _act(
 ) -> list[TrialResult]:
     simulator = sims.get(spec.simulator)
     description = describe_protocol(
-        checkpoint_path,
-        policy,
-        spec.protocol,
-        spec.grid,
-        fixed_initial_states=False,
-        simulator_versions=simulator.versions(),
+        checkpoint_path, policy, spec.protocol, spec.grid, simulator.versions()
     )
     results_log = ResultsLog(out, {**request, **description}, replace=True)
     policy.warm_up(spec.protocol.workers, [simulator.instruction(task) for task in spec.tasks])
-    results = rollouts.run_trials(
+    return run_trials(
         policy,
         spec.grid.trials(),
         spec.protocol,
         label=f"{checkpoint_path}: acting",
         results_log=results_log,
     )
-    print("\n".join(rollouts.format_success_rates(results)), flush=True)
-    return results
 
 
 def _score_questions(policy: Policy, spec: EvaluationSpec, out: epath.Path) -> dict[str, Any]:

@@ -25,7 +25,6 @@ from etcvla.eval.trials import EvalProtocol, Trial, TrialResult
 from etcvla.pages.videos import VideoRecorder
 from etcvla.policy import Policy
 from etcvla.sims import suites
-from etcvla.stats import wilson
 from etcvla.train.log import format_duration
 
 _PROGRESS_SECONDS = 5  # between two progress lines
@@ -219,35 +218,3 @@ class _Progress:
             f"{remaining} left",
             flush=True,
         )
-
-
-def count_successes(
-    results: Sequence[TrialResult],
-) -> dict[str, dict[str, dict[str, list[int]]]]:
-    """Return intervention -> scene -> task -> [successes, trials] of unperturbed trials."""
-    table: dict = {}
-    for result in results:
-        trial = result.trial
-        if trial.perturbation:
-            continue
-        scenes = table.setdefault(trial.intervention, {})
-        counts = scenes.setdefault(trial.scene, {}).setdefault(trial.task, [0, 0])
-        counts[0] += result.success
-        counts[1] += 1
-    return table
-
-
-def format_success_rates(results: Sequence[TrialResult]) -> list[str]:
-    """Return a line for each intervention and scene, with the rate and its 95 % interval."""
-    lines = []
-    for intervention, scenes in count_successes(results).items():
-        for scene, tasks in scenes.items():
-            successes = sum(counts[0] for counts in tasks.values())
-            trials = sum(counts[1] for counts in tasks.values())
-            low, high = wilson(successes, trials)
-            by_task = ", ".join(f"{task} {a}/{b}" for task, (a, b) in tasks.items())
-            lines.append(
-                f"{intervention:<18}{scene:<8} {successes}/{trials} = {successes / trials:.0%} "
-                f"[{low:.0%}, {high:.0%}]   {by_task}"
-            )
-    return lines

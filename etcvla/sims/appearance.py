@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import mujoco
 import numpy as np
 
-from etcvla.sims.conditions import AddedObject, Condition
+from etcvla.sims.conditions import COLORS, AddedObject, Condition, Rgb
 from etcvla.sims.render import Extra, Renderer
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class AppearanceEditor:
             self._renderer.upload_texture(texture)
 
 
-def light_scene(model: mujoco.MjModel, factors: tuple[float, float, float], ambient: float) -> None:
+def light_scene(model: mujoco.MjModel, factors: Rgb, ambient: float) -> None:
     """Multiply the color of the lights by `factors` and the ambient light by `ambient`."""
     headlight = model.vis.headlight
     model.light_diffuse[:] *= factors
@@ -165,7 +165,7 @@ def make_extra(added: AddedObject) -> Extra:
     It is below the floor until its position is set.
     """
     solid = int(_SOLIDS[added.noun])
-    return Extra(solid, added.size, added.rgb, np.array([0.0, 0.0, -1.0]))
+    return Extra(solid, added.size, COLORS[added.color], np.array([0.0, 0.0, -1.0]))
 
 
 def free_points(

@@ -19,6 +19,18 @@ from etcvla.names import lookup
 
 TRAIN = "train"
 HELD_OUT = "held_out"
+Rgb = tuple[float, float, float]
+COLORS: dict[str, Rgb] = {
+    "purple": (0.5, 0.15, 0.6),
+    "orange": (0.95, 0.5, 0.1),
+    "blue": (0.15, 0.3, 0.85),
+    "yellow": (0.95, 0.85, 0.2),
+    "pink": (0.95, 0.5, 0.7),
+    "turquoise": (0.2, 0.75, 0.75),
+    "violet": (0.4, 0.25, 0.75),
+    "olive": (0.45, 0.5, 0.15),
+    "white": (0.9, 0.9, 0.88),
+}
 # Noun of an added object -> its shape word.
 _SHAPES = {
     "cube": "box",
@@ -49,8 +61,7 @@ class AddedObject:
     """An object that the simulator does not have: a simple solid with a name and a color."""
 
     noun: str  # a key of `_SHAPES`
-    color: str
-    rgb: tuple[float, float, float]
+    color: str  # a key of `COLORS`
     size: tuple[float, float, float]  # half sizes, metres, as MuJoCo defines them for the solid
 
     @property
@@ -81,14 +92,11 @@ class Condition:
     shades: tuple[
         tuple[float, float, float], ...
     ] = ()  # one shade and no pattern: a plain table top
-    light: tuple[float, float, float] = (1.0, 1.0, 1.0)  # factors of the lights' color
+    light: Rgb = (1.0, 1.0, 1.0)  # factors of the lights' color
     ambient: float = 1.0  # factor of the ambient light
-    # (word, rgb) of the objects, in turn.
-    colors: tuple[tuple[str, tuple[float, float, float]], ...] = ()
+    colors: tuple[str, ...] = ()  # keys of `COLORS`, assigned to the objects in turn
     added: tuple[AddedObject, ...] = ()  # placed on the table, out of the gripper's way
-    tints: tuple[
-        tuple[float, float, float], ...
-    ] = ()  # color factors of the room and of its objects
+    tints: tuple[Rgb, ...] = ()  # color factors of the room and of its objects
     swapped: AddedObject | None = None  # replaces an object of `SWAPPABLE`
 
 
@@ -101,50 +109,30 @@ CONDITIONS: dict[str, Condition] = {
         TRAIN, pattern="stripes", shades=((0.25, 0.42, 0.36), (0.66, 0.7, 0.6))
     ),
     "side_camera": Condition(TRAIN, camera=Orbit((0, 0.7, 0.08), 1.3, 140, -35)),
-    "recolored": Condition(
-        TRAIN,
-        colors=(
-            ("purple", (0.5, 0.15, 0.6)),
-            ("orange", (0.95, 0.5, 0.1)),
-            ("blue", (0.15, 0.3, 0.85)),
-            ("yellow", (0.95, 0.85, 0.2)),
-        ),
-    ),
+    "recolored": Condition(TRAIN, colors=("purple", "orange", "blue", "yellow")),
     "clutter": Condition(
         TRAIN,
         added=(
-            AddedObject("cube", "blue", (0.15, 0.3, 0.85), (0.03, 0.03, 0.03)),
-            AddedObject("can", "yellow", (0.95, 0.85, 0.2), (0.028, 0.045, 0)),
+            AddedObject("cube", "blue", (0.03, 0.03, 0.03)),
+            AddedObject("can", "yellow", (0.028, 0.045, 0)),
         ),
     ),
-    "cube_for_it": Condition(
-        TRAIN, swapped=AddedObject("cube", "blue", (0.15, 0.3, 0.85), (0.025, 0.025, 0.025))
-    ),
+    "cube_for_it": Condition(TRAIN, swapped=AddedObject("cube", "blue", (0.025, 0.025, 0.025))),
     "night": Condition(HELD_OUT, light=(0.45, 0.55, 0.85), ambient=0.55),
     "dotted_table": Condition(
         HELD_OUT, pattern="dots", shades=((0.62, 0.35, 0.3), (0.9, 0.85, 0.8))
     ),
     "plain_table": Condition(HELD_OUT, shades=((0.5, 0.3, 0.5),)),
     "high_camera": Condition(HELD_OUT, camera=Orbit((0, 0.72, 0.05), 1.2, 170, -65)),
-    "repainted": Condition(
-        HELD_OUT,
-        colors=(
-            ("pink", (0.95, 0.5, 0.7)),
-            ("turquoise", (0.2, 0.75, 0.75)),
-            ("violet", (0.4, 0.25, 0.75)),
-            ("olive", (0.45, 0.5, 0.15)),
-        ),
-    ),
+    "repainted": Condition(HELD_OUT, colors=("pink", "turquoise", "violet", "olive")),
     "new_things": Condition(
         HELD_OUT,
         added=(
-            AddedObject("egg", "pink", (0.95, 0.5, 0.7), (0.03, 0.03, 0.04)),
-            AddedObject("capsule", "turquoise", (0.2, 0.75, 0.75), (0.022, 0.03, 0)),
+            AddedObject("egg", "pink", (0.03, 0.03, 0.04)),
+            AddedObject("capsule", "turquoise", (0.022, 0.03, 0)),
         ),
     ),
-    "ball_for_it": Condition(
-        HELD_OUT, swapped=AddedObject("ball", "turquoise", (0.2, 0.75, 0.75), (0.028, 0, 0))
-    ),
+    "ball_for_it": Condition(HELD_OUT, swapped=AddedObject("ball", "turquoise", (0.028, 0, 0))),
 }
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from etcvla.errors import UserError
 from etcvla.etc.annotation import project
 from etcvla.sims.conditions import Orbit
 from etcvla.sims.render import HIDDEN_GROUP, Extra, Renderer, camera_matrix
@@ -56,7 +55,7 @@ class Tracked(_Located):
     """
 
     def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, spec: ObjectSpec):
-        """Find the object in the model. Raises UserError if it renders nothing."""
+        """Find the object in the model. Raises ValueError if it renders nothing."""
         self.spec = spec
         self._model = model
         if spec.site:
@@ -67,7 +66,7 @@ class Tracked(_Located):
             self.geoms = _geoms_of(model, spec.body, spec.subtree)
         self.visible_geoms = self._find_visible_geoms()
         if self.site is None and not len(self.visible_geoms):
-            raise UserError(
+            raise ValueError(
                 f"object {spec.name!r}: body {spec.body!r} renders nothing, parts "
                 f"{spec.parts or 'all'}"
             )

@@ -12,14 +12,7 @@ import numpy as np
 
 from etcvla.sims.conditions import HELD_OUT, AddedObject, Condition, Orbit
 
-_COLORS = {
-    "pink": (0.95, 0.5, 0.7),
-    "turquoise": (0.2, 0.75, 0.75),
-    "violet": (0.4, 0.25, 0.75),
-    "olive": (0.45, 0.5, 0.15),
-    "orange": (0.95, 0.5, 0.1),
-    "white": (0.9, 0.9, 0.88),
-}
+_COLORS = ("pink", "turquoise", "violet", "olive", "orange", "white")
 # Noun -> half sizes, see `AddedObject`.
 _SIZES = {
     "cube": (0.025, 0.025, 0.025),
@@ -78,10 +71,10 @@ def add_objects(rng: np.random.Generator, strength: int, _: Orbit) -> Condition:
     """Add 1, 3 or 5 objects to the scene."""
     count = 2 * strength - 1
     nouns = rng.choice(list(_SIZES), count)
-    colors = rng.choice(list(_COLORS), count)
+    colors = rng.choice(_COLORS, count)
     added = []
     for noun, color in zip(nouns, colors, strict=True):
-        added.append(AddedObject(noun, color, _COLORS[color], _SIZES[noun]))
+        added.append(AddedObject(noun, color, _SIZES[noun]))
     return Condition(HELD_OUT, added=tuple(added))
 
 

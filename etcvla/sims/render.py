@@ -19,7 +19,7 @@ from etcvla.sims import headless
 headless.require_egl()
 import mujoco  # noqa: E402
 
-from etcvla.sims.conditions import Orbit  # noqa: E402
+from etcvla.sims.conditions import Orbit, Rgb  # noqa: E402
 
 HIDDEN_GROUP = 5  # MuJoCo renders the geom and site groups 0 to 2
 _SOLO_GROUP = 3
@@ -52,7 +52,7 @@ class Extra:
 
     solid: int  # mujoco.mjtGeom
     size: tuple[float, float, float]  # metres, as MuJoCo defines it for the solid
-    rgb: tuple[float, float, float]
+    rgb: Rgb
     position: np.ndarray  # of its centre, float[3] metres
 
 

@@ -87,16 +87,15 @@ def describe(name: str) -> Suite:
 def find(name: str, python: str = sys.executable) -> Suite:
     """Return `describe(name)` as computed by the Python that has the simulator.
 
-    Also renders a frame there. Raises UserError if the suite is unknown or the simulator cannot
-    run, FileNotFoundError if `python` does not exist.
+    Also renders a frame there. Raises UserError if the suite is unknown, and if `python` or the
+    simulator cannot run.
     """
     _simulator_of(name)  # fails before a process is started
-    done = subprocess.run(
-        [python, "-m", "etcvla.sims", name],
-        capture_output=True,
-        text=True,
-        env=environment_variables(),
-    )
+    command = [python, "-m", "etcvla.sims", name]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment_variables())
+    except OSError as error:
+        raise UserError(f"--simulator_python {python}: cannot run it ({error})") from error
     if done.returncode:
         raise UserError(f"suite {name}: {_error_message(done.stderr, python)}")
     last_line = done.stdout.splitlines()[-1]

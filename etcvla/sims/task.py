@@ -19,9 +19,8 @@ class ObjectSpec:
     parts: tuple[str, ...] = ()  # only the geoms of these materials or meshes; () for all
     subtree: bool = False  # include child bodies
     site: str = ""  # a marker instead of a body
-    touch: tuple[float, float, float] | None = (
-        None  # grasp point, metres from the centre; None: do not grasp
-    )
+    # Grasp point, metres from the centre; None for objects that are not grasped or touched.
+    touch: tuple[float, float, float] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

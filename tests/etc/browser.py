@@ -1,4 +1,4 @@
-"""A page in headless Chromium, driven over its DevTools protocol."""
+"""A page in headless Chromium, controlled with the DevTools protocol."""
 
 import itertools
 import json
@@ -9,6 +9,7 @@ import urllib.request
 
 import pytest
 
+BINARIES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -20,47 +21,41 @@ FLAGS = (
     "--disable-extensions",
     "--remote-debugging-port=0",
 )
-PATIENCE = 120  # seconds, of a machine that does much else
+PATIENCE = 120  # seconds to wait for the browser on a busy machine
 
 
 class Browser:
-    """`with Browser(page, folder)`: opens the file `page`; profile and downloads stand in `folder`.
+    """A context manager that shows the file `page`. Profile and downloads are in `folder`.
 
-    Skips the test where there is no Chromium (Debian: `apt-get install chromium`).
+    Skips the test if there is no Chromium (Debian: `apt-get install chromium`).
     """
 
     def __init__(self, page, folder, size=(1400, 1000)):
-        self.binary = next(
-            filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-        )
+        self.binary = next(filter(None, map(shutil.which, BINARIES)), None)
         if not self.binary:
             pytest.skip("no Chromium")
         self.connect = pytest.importorskip("websockets.sync.client").connect
-        self.page, self.profile, self.downloads = page, folder / "profile", folder / "downloads"
-        self.size = f"--window-size={size[0]},{size[1]}"
-        self.numbers = itertools.count(1)
+        self.page = page
+        self.profile = folder / "profile"
+        self.downloads = folder / "downloads"
+        self.size = size
+        self.message_ids = itertools.count(1)
 
     def __enter__(self):
-        # The process group is ended with it: Chromium has children.
+        width, height = self.size
+        command = [self.binary, *FLAGS, f"--window-size={width},{height}"]
+        command += [f"--user-data-dir={self.profile}", self.page.as_uri()]
         self.process = subprocess.Popen(
-            [self.binary, *FLAGS, self.size, f"--user-data-dir={self.profile}", self.page.as_uri()],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        port = wait_for(lambda: (self.profile / "DevToolsActivePort").read_text().split()[0])
-        here = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        address = wait_for(
-            lambda: next(
-                tab["webSocketDebuggerUrl"]
-                for tab in json.load(here.open(f"http://127.0.0.1:{port}/json"))
-                if tab["type"] == "page"
-            )
+        self.socket = self.connect(
+            wait_for(self._address), max_size=None, proxy=None, open_timeout=PATIENCE
         )
-        self.socket = self.connect(address, max_size=None, proxy=None, open_timeout=PATIENCE)
         self.downloads.mkdir(exist_ok=True)
         self.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(self.downloads))
-        there = f"complete {self.page.as_uri()}"  # an empty page is shown first, and is complete
-        wait_for(lambda: self.run("document.readyState + ' ' + location.href") == there or None)
+        # The browser first shows an empty page, which is complete as well.
+        complete = f"complete {self.page.as_uri()}"
+        wait_for(lambda: self.run("document.readyState + ' ' + location.href") == complete or None)
         return self
 
     def __exit__(self, *_):
@@ -68,41 +63,53 @@ class Browser:
         self.process.terminate()
         self.process.wait(PATIENCE)
 
+    def _address(self):
+        """Return the address of the page's DevTools socket."""
+        port = (self.profile / "DevToolsActivePort").read_text().split()[0]
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        tabs = json.load(opener.open(f"http://127.0.0.1:{port}/json"))
+        return next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page")
+
     def call(self, method, **parameters):
-        number = next(self.numbers)
-        self.socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
-        while (answer := json.loads(self.socket.recv(PATIENCE))).get("id") != number:
-            pass
-        assert "error" not in answer, answer["error"]
-        return answer["result"]
+        """Call a method of the protocol and return its result."""
+        message_id = next(self.message_ids)
+        self.socket.send(json.dumps({"id": message_id, "method": method, "params": parameters}))
+        reply = {}
+        while reply.get("id") != message_id:
+            reply = json.loads(self.socket.recv(PATIENCE))
+        assert "error" not in reply, reply["error"]
+        return reply["result"]
 
     def run(self, script):
-        """The value of a JavaScript expression; a promise is awaited."""
-        answer = self.call(
+        """Return the value of a JavaScript expression, after waiting for a promise."""
+        reply = self.call(
             "Runtime.evaluate",
             expression=script,
             returnByValue=True,
             awaitPromise=True,
             userGesture=True,
         )
-        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
-        return answer["result"].get("value")
+        assert "exceptionDetails" not in reply, reply["exceptionDetails"]
+        return reply["result"].get("value")
 
     def click(self, selector):
+        """Click the first element that matches a CSS selector."""
         self.run(f"document.querySelector({json.dumps(selector)}).click()")
 
     def downloaded(self, name):
+        """Wait for a download and return its content."""
         return wait_for(lambda: (self.downloads / name).read_text())
 
 
-def wait_for(found):
-    """What `found` returns as soon as that is something and no error."""
-    end = time.monotonic() + PATIENCE
-    while True:
+def wait_for(read):
+    """Call `read` until it raises no error and returns a value that is not None or empty."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
         try:
-            if (value := found()) not in (None, ""):
+            value = read()
+            if value not in (None, ""):
                 return value
-        except (OSError, StopIteration, ValueError):
+        except (OSError, StopIteration, ValueError, IndexError):
             pass
-        assert time.monotonic() < end, "the browser does not answer"
         time.sleep(0.05)
+    pytest.fail("the browser does not answer")

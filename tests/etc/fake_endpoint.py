@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint in a thread that behaves as it is told, request by request."""
+"""An OpenAI-compatible endpoint in a thread, with a scripted behaviour for each request."""
 
 import contextlib
 import json
@@ -6,31 +6,38 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-TIMEOUT = "hang"  # no byte for longer than a test's client waits
+TIMEOUT = "hang"  # send no byte for longer than the client of a test waits
 
 
 class FakeEndpoint:
-    """`script` holds what to do with each request, the last for all that follow: a text is answered, a number is an
-    HTTP status, a dict the reply's body, TIMEOUT no reply in time; a function is called and gives one of these."""
+    """An endpoint whose script has one action per request; the last action is repeated.
+
+    An action is a text (the answer), a number (an HTTP status), a dict (the body of the reply),
+    TIMEOUT (no reply in time), or a function that returns one of these.
+    """
 
     def __init__(self, *script):
-        self.script, self.requests, self.times, self.headers = list(script), [], [], {}
+        self.script = list(script)
+        self.requests = []
+        self.times = []
+        self.headers = {}  # of all replies
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
     def serve(self):
-        """The base URL, while the server runs."""
+        """Run the server and yield its base URL."""
         server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        threading.Thread(
+        thread = threading.Thread(
             target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
-        ).start()
+        )
+        thread.start()
         try:
             yield f"http://127.0.0.1:{server.server_port}/v1"
         finally:
             server.shutdown()
             server.server_close()
 
-    def _take(self, request: dict):
+    def _next_action(self, request: dict):
         with self._lock:
             self.requests.append(request)
             self.times.append(time.monotonic())
@@ -40,28 +47,27 @@ class FakeEndpoint:
         fake = self
 
         class Handler(BaseHTTPRequestHandler):
+            """Handles one request."""
+
             def do_POST(self):  # noqa: N802
+                """Record the request and reply with the next action."""
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                action = fake._take(
-                    body | {"path": self.path, "key": self.headers.get("Authorization")}
-                )
-                action = action() if callable(action) else action
+                body |= {"path": self.path, "key": self.headers.get("Authorization")}
+                action = fake._next_action(body)
+                if callable(action):
+                    action = action()
                 if action == TIMEOUT:
                     time.sleep(0.6)
                     return
-                status = action if isinstance(action, int) else 200
-                reply = (
-                    action
-                    if isinstance(action, dict)
-                    else {"choices": [{"message": {"content": action}}]}
-                )
-                self.send_response(status)
+                self.send_response(action if isinstance(action, int) else 200)
                 for name, value in fake.headers.items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(json.dumps(reply).encode())
+                if not isinstance(action, dict):
+                    action = {"choices": [{"message": {"content": action}}]}
+                self.wfile.write(json.dumps(action).encode())
 
             def log_message(self, *_):
-                pass
+                """Log nothing."""
 
         return Handler

@@ -1,4 +1,4 @@
-"""Facts about data without a simulator: projection, phases from the robot's state, and what a model says."""
+"""Facts of real data: projection, phases from the robot's state, replies of a model."""
 
 import json
 import pathlib
@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 
 from etcvla.data.adapters import Adapter
+from etcvla.errors import UserError
 from etcvla.etc.annotation import project
 from etcvla.etc.annotators import semantics, tracks
 from etcvla.etc.annotators.projection import Calibrations
 
+# --- projection
+# ------------------------------------------------------------------------------------
+
 POSE = [0.5, -0.9, 0.8, -2.2, 0.1, 0.3]
-NOTHING = tracks.GripperPhases(np.zeros(0, np.int64), ())
 
 
 def _calibrations(tmp_path, **content):
@@ -26,35 +29,46 @@ def _camera(**changes):
     return {"size": [640, 480], "intrinsics": [500, 510, 320, 240], "pose": POSE} | changes
 
 
-def test_a_point_before_the_camera_lands_where_a_pinhole_puts_it(tmp_path):
-    calibration = _calibrations(tmp_path, cameras={"front": _camera()}).get("any", "front")
-    in_camera = np.array([0.1, -0.2, 1.5])
-    point = calibration.pose[:3, :3] @ in_camera + calibration.pose[:3, 3]
+@pytest.fixture
+def calibration(tmp_path):
+    """The calibration of a camera."""
+    return _calibrations(tmp_path, cameras={"front": _camera()}).get("any", "front")
+
+
+def _to_base(calibration, point):
+    """Transform a point from the camera's frame to the base frame."""
+    return calibration.pose[:3, :3] @ point + calibration.pose[:3, 3]
+
+
+def test_points_are_projected_like_in_a_pinhole_camera(calibration):
+    point = _to_base(calibration, [0.1, -0.2, 1.5])
     expected = [(510 * -0.2 / 1.5 + 240) / 480, (500 * 0.1 / 1.5 + 320) / 640]
     np.testing.assert_allclose(project(calibration.matrix(), point), expected, atol=1e-5)
-    behind = calibration.pose[:3, :3] @ [0, 0, -1] + calibration.pose[:3, 3]
-    assert np.isnan(project(calibration.matrix(), behind)).all()
 
 
-def test_points_turn_with_the_image(tmp_path):
-    calibration = _calibrations(tmp_path, cameras={"front": _camera()}).get("any", "front")
-    point = calibration.pose[:3, :3] @ [0.2, -0.1, 1.0] + calibration.pose[:3, 3]
+def test_points_behind_the_camera_are_unknown(calibration):
+    point = _to_base(calibration, [0, 0, -1])
+    assert np.isnan(project(calibration.matrix(), point)).all()
+
+
+def test_points_are_rotated_with_the_image(calibration):
+    point = _to_base(calibration, [0.2, -0.1, 1.0])
     y, x = project(calibration.matrix(), point)
     image = np.zeros((480, 640, 3), np.uint8)
     image[int(y * 480), int(x * 640)] = 255
-    row, column = np.argwhere(Adapter(rotated_cameras=("front",)).rotate("front", image)[..., 0])[0]
-    found = project(calibration.matrix(rotated=True), point) * [480, 640]
-    np.testing.assert_allclose(found, [row + 0.5, column + 0.5], atol=0.6)
+    rotated = Adapter(rotated_cameras=("front",)).rotate("front", image)
+    row, column = np.argwhere(rotated[..., 0])[0]
+    projected = project(calibration.matrix(rotated=True), point) * [480, 640]
+    np.testing.assert_allclose(projected, [row + 0.5, column + 0.5], atol=0.6)
 
 
 def test_an_episode_overrides_fields_of_the_dataset(tmp_path):
-    found = _calibrations(
-        tmp_path, cameras={"front": _camera()}, episodes={"7": {"front": {"pose": [0] * 6}}}
-    )
-    assert found.get("7", "front").pose.tolist() == np.eye(4).tolist()
-    assert found.get("7", "front").intrinsics[0].tolist() == [500, 0, 320]
-    assert found.get("8", "front").pose[0, 3] == 0.5
-    assert found.get("8", "wrist") is None
+    episodes = {"7": {"front": {"pose": [0] * 6}}}
+    calibrations = _calibrations(tmp_path, cameras={"front": _camera()}, episodes=episodes)
+    assert calibrations.get("7", "front").pose.tolist() == np.eye(4).tolist()
+    assert calibrations.get("7", "front").intrinsics[0].tolist() == [500, 0, 320]
+    assert calibrations.get("8", "front").pose[0, 3] == 0.5
+    assert calibrations.get("8", "wrist") is None
 
 
 @pytest.mark.parametrize(
@@ -66,140 +80,152 @@ def test_an_episode_overrides_fields_of_the_dataset(tmp_path):
         (_camera(size=640), "episode 3"),
     ],
 )
-def test_a_malformed_calibration_is_named(tmp_path, camera, problem):
-    with pytest.raises(ValueError, match=problem):
-        _calibrations(tmp_path, cameras={"front": camera}).get("3", "front")
+def test_malformed_calibrations_are_an_error(tmp_path, camera, problem):
+    calibrations = _calibrations(tmp_path, cameras={"front": camera})
+    with pytest.raises(UserError, match=problem):
+        calibrations.get("3", "front")
+
+
+# --- phases and tracks
+# -----------------------------------------------------------------------------
 
 
 def _pick_and_place(*, pauses=(20, 45), steps=60):
-    """Moves, stands still at the first pause and closes, carries, stands still at the second and opens, leaves."""
-    points = [0, pauses[0] - 3, pauses[0] + 3, pauses[1] - 3, pauses[1] + 3, steps - 1]
-    position = np.stack(
-        [
-            np.interp(np.arange(steps), points, values)
-            for values in (
-                [0, 0.3, 0.3, 0.0, 0.0, 0.2],
-                [0, 0.1, 0.1, 0.4, 0.4, 0.1],
-                [0.3, 0, 0, 0.1, 0.1, 0.4],
-            )
-        ],
-        -1,
-    )
-    times = [pauses[0] - 2, pauses[0] + 2, pauses[1] - 2, pauses[1] + 2]
-    return np.interp(np.arange(steps), times, [1, 0.3, 0.3, 1]), position
+    """Return the gripper's opening float[T] and position float[T, 3] of a pick-and-place.
+
+    The hand moves, pauses while the gripper closes, carries, pauses while the gripper opens, and
+    leaves.
+    """
+    grasp, release = pauses
+    times = [0, grasp - 3, grasp + 3, release - 3, release + 3, steps - 1]
+    coordinates = [
+        [0, 0.3, 0.3, 0.0, 0.0, 0.2],
+        [0, 0.1, 0.1, 0.4, 0.4, 0.1],
+        [0.3, 0, 0, 0.1, 0.1, 0.4],
+    ]
+    position = [np.interp(np.arange(steps), times, values) for values in coordinates]
+    opening_times = [grasp - 2, grasp + 2, release - 2, release + 2]
+    opening = np.interp(np.arange(steps), opening_times, [1, 0.3, 0.3, 1])
+    return opening, np.stack(position, axis=-1)
 
 
 def test_a_pick_and_place_has_five_phases():
-    segments = tracks.detect_phases(*_pick_and_place())
-    assert segments.kinds == ("approach", "grasp", "carry", "release", "leave")
-    assert segments.starts.tolist() == [0, 18, 22, 43, 47]
-    assert segments.texts("cup") == (
+    phases = tracks.detect_phases(*_pick_and_place())
+    assert phases.kinds == ("approach", "grasp", "carry", "release", "leave")
+    assert phases.starts.tolist() == [0, 18, 22, 43, 47]
+    assert phases.texts("cup") == (
         "move to the cup",
         "grasp the cup",
         "carry the cup",
         "release the cup",
         "move away",
     )
-    phase = segments.phase(60)
-    assert [phase[t] for t in (0, 17, 18, 30, 44, 59)] == [0, 0, 1, 2, 3, 4]
-    assert tracks.grasp_step(segments) == 22
+    assert phases.phase(60)[[0, 17, 18, 30, 44, 59]].tolist() == [0, 0, 1, 2, 3, 4]
+    assert tracks.grasp_step(phases) == 22
 
 
-@pytest.mark.parametrize("when", [(5, 10), (0, 4)])
-def test_a_fist_made_on_the_way_or_at_the_start_is_no_grasp(when):
+@pytest.mark.parametrize("times", [(5, 10), (0, 4)])
+def test_closing_in_motion_or_before_the_first_motion_is_not_a_grasp(times):
     _, position = _pick_and_place()
-    position = np.concatenate([position[:1], position[:1], position[:-2]])  # at rest at first
-    assert tracks.detect_phases(np.interp(np.arange(60), when, [1, 0.3]), position).kinds == ()
+    position = np.concatenate([position[:1], position[:1], position[:-2]])  # still at first
+    opening = np.interp(np.arange(60), times, [1, 0.3])
+    assert tracks.detect_phases(opening, position).kinds == ()
 
 
-def test_a_grasp_that_is_never_released():
+def test_a_grasp_without_a_release():
     opening, position = _pick_and_place()
-    segments = tracks.detect_phases(np.minimum.accumulate(opening), position)
-    assert segments.kinds == ("approach", "grasp", "carry")
+    phases = tracks.detect_phases(np.minimum.accumulate(opening), position)
+    assert phases.kinds == ("approach", "grasp", "carry")
 
 
-def test_phases_agree_with_a_simulators_contacts():
-    """Three pick-and-place episodes of Meta-World's scripted expert (80 Hz), with phases and contacts from the
-    simulator: of its three phases the last two begin by touch and by the object's motion."""
-    truth = np.load(pathlib.Path(__file__).with_name("metaworld_pick_place.npz"))
-    ends = np.cumsum(truth["lengths"])
-    for at in (
-        slice(end - length, end) for end, length in zip(ends, truth["lengths"], strict=True)
-    ):
-        segments = tracks.detect_phases(truth["gripper_open"][at], truth["gripper_position"][at])
-        assert segments.kinds == ("approach", "grasp", "carry")
-        touched = int(truth["contact"][at].argmax())
-        assert segments.starts[1] < touched < segments.starts[2] <= touched + 4
-        assert (segments.phase(len(truth["phase"][at])) == truth["phase"][at]).mean() >= 0.95
+def test_phases_agree_with_the_contacts_of_a_simulator():
+    """Three pick-and-place episodes of Meta-World's scripted expert (80 Hz).
+
+    Phases and contacts are those of the simulator. The second of its three phases begins by touch
+    and the third by the object's motion.
+    """
+    data = np.load(pathlib.Path(__file__).with_name("metaworld_pick_place.npz"))
+    fields = ("gripper_open", "gripper_position", "contact", "phase")
+    end = 0
+    for length in data["lengths"]:
+        start = end
+        end = start + length
+        gripper_open, position, contact, phase = (data[name][start:end] for name in fields)
+        phases = tracks.detect_phases(gripper_open, position)
+        assert phases.kinds == ("approach", "grasp", "carry")
+        touched = int(contact.argmax())
+        assert phases.starts[1] < touched < phases.starts[2] <= touched + 4
+        assert (phases.phase(length) == phase).mean() >= 0.95
 
 
-def test_two_grasps_are_told_apart():
-    one, two = _pick_and_place(), _pick_and_place()
-    segments = tracks.detect_phases(
-        np.concatenate([one[0], two[0]]), np.concatenate([one[1], two[1] + one[1][-1]])
+def test_two_grasps_are_distinguished():
+    opening, position = _pick_and_place()
+    phases = tracks.detect_phases(
+        np.concatenate([opening, opening]), np.concatenate([position, position + position[-1]])
     )
-    assert segments.kinds.count("grasp") == 2
-    assert len(set(segments.texts())) == len(segments.kinds)
-    assert tracks.grasp_step(segments) is None
+    assert phases.kinds.count("grasp") == 2
+    assert len(set(phases.texts())) == len(phases.kinds)
+    assert tracks.grasp_step(phases) is None
 
 
 @pytest.mark.parametrize(
     "opening", [np.full(60, np.nan), np.full(60, 0.5), np.linspace(0.5, 0.4, 60)]
 )
-def test_unknown_stays_unknown(opening):
-    segments = tracks.detect_phases(opening, _pick_and_place()[1])
-    assert segments.kinds == ()
-    assert (segments.phase(60) == -1).all()
+def test_unknown_or_small_openings_have_no_phases(opening):
+    _, position = _pick_and_place()
+    phases = tracks.detect_phases(opening, position)
+    assert phases.kinds == ()
+    assert (phases.phase(60) == -1).all()
 
 
-def test_a_track_bridges_short_gaps_alone():
+def test_tracks_are_interpolated_over_short_gaps_only():
     points = np.full((20, 2), np.nan)
     points[[0, 4, 14, 16]] = [[0, 0], [0.4, 0.2], [0.5, 0.5], [0.5, 0.9]]
     track = tracks.interpolate_track(points, max_gap=5, max_speed=0.15)
     np.testing.assert_allclose(track[2], [0.2, 0.1])
-    assert np.isnan(track[5:14]).all()  # too long
-    assert np.isnan(track[15]).all()  # too fast
+    assert np.isnan(track[5:14]).all()  # the gap is too long
+    assert np.isnan(track[15]).all()  # the jump is too fast
     assert np.isfinite(track[[0, 4, 14, 16]]).all()
 
 
+# --- replies of a model
+# ----------------------------------------------------------------------------
+
 FRAMES = [0, 10, 20, 30, 39]
+NO_PHASES = tracks.GripperPhases(np.zeros(0, np.int64), ())
+GOOD_REPLY = {
+    "objects": [{"name": "Red Cup", "color": "red"}, {"name": "plate", "color": "mauve"}],
+    "target": "red cup",
+    "subtasks": [{"text": "Move to the cup.", "start": 0}, {"text": "lift the cup", "start": 20}],
+}
 
 
-def _parse(answer, segments=NOTHING):
+def _parse(reply, gripper_phases=NO_PHASES):
     dropped = Counter()
-    text = answer if isinstance(answer, str) else json.dumps(answer)
-    return semantics.parse_reply(
-        text, steps=40, frames=FRAMES, gripper_phases=segments, dropped=dropped
-    ), dropped
-
-
-def test_a_good_answer_is_believed():
-    said, dropped = _parse(
-        "Here it is:\n```json\n"
-        + json.dumps(
-            {
-                "objects": [
-                    {"name": "Red Cup", "color": "red"},
-                    {"name": "plate", "color": "mauve"},
-                ],
-                "target": "red cup",
-                "subtasks": [
-                    {"text": "Move to the cup.", "start": 0},
-                    {"text": "lift the cup", "start": 20},
-                ],
-            }
-        )
-        + "\n```"
+    text = reply if isinstance(reply, str) else json.dumps(reply)
+    parsed = semantics.parse_reply(
+        text, steps=40, frames=FRAMES, gripper_phases=gripper_phases, dropped=dropped
     )
-    assert (said.objects, said.colors, said.target) == (("red cup", "plate"), ("red", ""), 0)
-    assert said.phases == ("move to the cup", "lift the cup")
-    # The border lies somewhere after frame 10, the last that was shown of the first subtask.
-    assert said.phase.tolist() == [0] * 11 + [-1] * 9 + [1] * 20
+    return parsed, dropped
+
+
+def _subtasks(*texts_and_starts):
+    return {"subtasks": [{"text": text, "start": start} for text, start in texts_and_starts]}
+
+
+def test_a_valid_reply_is_used():
+    parsed, dropped = _parse(f"Here it is:\n```json\n{json.dumps(GOOD_REPLY)}\n```")
+    assert parsed.objects == ("red cup", "plate")
+    assert parsed.colors == ("red", "")
+    assert parsed.target == 0
+    assert parsed.phases == ("move to the cup", "lift the cup")
+    # The border is somewhere after frame 10, the last shown frame of the first subtask.
+    assert parsed.phase.tolist() == [0] * 11 + [-1] * 9 + [1] * 20
     assert not dropped
 
 
 @pytest.mark.parametrize(
-    ("answer", "reason"),
+    ("reply", "reason"),
     [
         ("I cannot see any robot.", "no JSON"),
         ('{"objects": [', "no JSON"),
@@ -208,46 +234,36 @@ def test_a_good_answer_is_believed():
         ({"objects": [{"name": "robot arm"}]}, "no object's name"),
         ({"objects": [{"name": "cup"}, {"name": "Cup"}]}, "object named twice"),
         ({"objects": [{"name": "cup"}], "target": "bowl"}, "target is not among the objects"),
-        (
-            {"subtasks": [{"text": "go", "start": 0}, {"text": "go", "start": 10}]},
-            "no list of distinct imperatives",
-        ),
-        ({"subtasks": [{"text": "go", "start": 10}]}, "do not begin in order"),
-        (
-            {"subtasks": [{"text": "go", "start": 0}, {"text": "lift", "start": 11}]},
-            "do not begin in order",
-        ),
-        (
-            {"subtasks": [{"text": "go", "start": 0}, {"text": "lift", "start": "20"}]},
-            "do not begin in order",
-        ),
+        (_subtasks(("go", 0), ("go", 10)), "no list of distinct imperatives"),
+        (_subtasks(("go", 10)), "do not begin in order"),
+        (_subtasks(("go", 0), ("lift", 11)), "do not begin in order"),
+        (_subtasks(("go", 0), ("lift", "20")), "do not begin in order"),
     ],
 )
-def test_what_is_malformed_is_unknown_and_counted(answer, reason):
-    said, dropped = _parse(answer)
-    assert [name for name in dropped if reason in name], dropped
-    assert said.target == -1
-    assert said.phase is None or (said.phase == -1).all()
+def test_malformed_parts_of_a_reply_are_unknown_and_counted(reply, reason):
+    parsed, dropped = _parse(reply)
+    assert any(reason in name for name in dropped), dropped
+    assert parsed.target == -1
+    assert parsed.phase is None or (parsed.phase == -1).all()
 
 
-def test_phases_that_the_gripper_shows_are_only_named():
-    segments = tracks.detect_phases(*_pick_and_place())
-    names = [
-        "reach for the cup",
-        "take the cup",
-        "bring the cup to the plate",
-        "let go",
-        "withdraw",
-    ]
-    said, dropped = _parse({"subtasks": names}, segments)
-    assert (said.phases, said.phase) == (tuple(names), None)
-    said, dropped = _parse({"subtasks": names[:3]}, segments)
-    assert said.phases == ()
+def test_the_model_names_the_phases_of_the_gripper():
+    phases = tracks.detect_phases(*_pick_and_place())
+    names = ["reach for the cup", "take the cup", "bring it to the plate", "let go", "withdraw"]
+    parsed, _ = _parse({"subtasks": names}, phases)
+    assert parsed.phases == tuple(names)
+    assert parsed.phase is None
+    parsed, dropped = _parse({"subtasks": names[:3]}, phases)
+    assert parsed.phases == ()
     assert dropped == {"endpoint: other phases than the gripper's": 1}
-    assert "exactly 5" in semantics.build_prompt("put it there", FRAMES, segments)
-    assert "0, 10, 20, 30, 39" in semantics.build_prompt("put it there", FRAMES, NOTHING)
 
 
-def test_frames_to_show_are_spread():
+def test_the_prompt_contains_the_phases_and_the_frames():
+    phases = tracks.detect_phases(*_pick_and_place())
+    assert "exactly 5" in semantics.build_prompt("put it there", FRAMES, phases)
+    assert "0, 10, 20, 30, 39" in semantics.build_prompt("put it there", FRAMES, NO_PHASES)
+
+
+def test_shown_frames_are_evenly_spaced():
     assert semantics.frames_to_show(40, 5) == [0, 10, 20, 29, 39]
     assert semantics.frames_to_show(3, 8) == [0, 1, 2]

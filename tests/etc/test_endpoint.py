@@ -1,10 +1,11 @@
-"""The client of a vision endpoint against a fake one: what goes over the wire, and what goes wrong on it."""
+"""The client of a vision endpoint against a fake endpoint: its requests, and failures."""
 
 import base64
 
 import pytest
 import requests
 
+from etcvla.errors import UserError
 from etcvla.etc.annotators import endpoint as client
 from etcvla.etc.annotators.cache import AnswerCache
 from etcvla.etc.annotators.endpoint import BudgetError, Endpoint, EndpointError
@@ -16,36 +17,36 @@ def _endpoint(url, tmp_path, **options):
     return Endpoint(url, "seer-7b", "secret", AnswerCache(tmp_path), **options)
 
 
-def test_a_question_goes_out_as_openai_has_it(tmp_path):
+def test_requests_have_the_format_of_openai(tmp_path):
     fake = FakeEndpoint("a cup")
     with fake.serve() as url:
-        assert (
-            _endpoint(url + "/", tmp_path).complete("what is it?", [b"first", b"second"]) == "a cup"
-        )
+        endpoint = _endpoint(url + "/", tmp_path)
+        assert endpoint.complete("what is it?", [b"first", b"second"]) == "a cup"
     (request,) = fake.requests
-    assert (request["path"], request["key"]) == ("/v1/chat/completions", "Bearer secret")
-    assert (request["model"], request["temperature"]) == ("seer-7b", 0)
+    assert request["path"] == "/v1/chat/completions"
+    assert request["key"] == "Bearer secret"
+    assert request["model"] == "seer-7b"
+    assert request["temperature"] == 0
     text, *images = request["messages"][0]["content"]
     assert text == {"type": "text", "text": "what is it?"}
-    decoded = [
-        base64.b64decode(image["image_url"]["url"].removeprefix("data:image/jpeg;base64,"))
-        for image in images
-    ]
-    assert decoded == [b"first", b"second"]
+    urls = [image["image_url"]["url"] for image in images]
+    encoded = [url.removeprefix("data:image/jpeg;base64,") for url in urls]
+    assert [base64.b64decode(image) for image in encoded] == [b"first", b"second"]
 
 
-def test_an_answer_is_asked_for_once(tmp_path):
+def test_the_same_request_is_sent_once(tmp_path):
     fake = FakeEndpoint("first", "second", "third")
     with fake.serve() as url:
-        assert [_endpoint(url, tmp_path).complete("q", [b"1"]) for _ in range(3)] == ["first"] * 3
+        for _ in range(3):
+            assert _endpoint(url, tmp_path).complete("q", [b"1"]) == "first"
         assert _endpoint(url, tmp_path).complete("q", [b"2"]) == "second"  # another image
-        other = Endpoint(url, "another", "", AnswerCache(tmp_path))
-        assert other.complete("q", [b"1"]) == "third"
+        other_model = Endpoint(url, "another", "", AnswerCache(tmp_path))
+        assert other_model.complete("q", [b"1"]) == "third"
     assert [request["key"] for request in fake.requests] == ["Bearer secret", "Bearer secret", None]
 
 
 @pytest.mark.parametrize("problem", [429, 500, 503, TIMEOUT])
-def test_what_may_pass_is_tried_again(tmp_path, problem):
+def test_temporary_failures_are_retried(tmp_path, problem):
     fake = FakeEndpoint(problem, problem, "at last")
     with fake.serve() as url:
         endpoint = _endpoint(url, tmp_path)
@@ -53,18 +54,17 @@ def test_what_may_pass_is_tried_again(tmp_path, problem):
     assert endpoint.sent == 3
 
 
-def test_a_lost_connection_is_tried_again_and_then_named(tmp_path):
+def test_a_lost_connection_is_retried_and_then_reported(tmp_path):
     with FakeEndpoint("never").serve() as url:
         pass
     endpoint = _endpoint(url, tmp_path, retries=2)
-    with pytest.raises(
-        EndpointError, match=r"chat/completions failed 3 times, at last with: .*onnection"
-    ):
+    message = r"chat/completions failed 3 times, at last with: .*onnection"
+    with pytest.raises(EndpointError, match=message):
         endpoint.complete("q")
     assert endpoint.sent == 3
 
 
-def test_the_endpoint_says_how_long_to_wait(tmp_path):
+def test_the_endpoint_determines_the_wait(tmp_path):
     fake = FakeEndpoint(429, "ok")
     fake.headers = {"Retry-After": "0.2"}
     with fake.serve() as url:
@@ -72,7 +72,7 @@ def test_the_endpoint_says_how_long_to_wait(tmp_path):
     assert fake.times[1] - fake.times[0] >= 0.2
 
 
-def test_a_refusal_is_not_tried_again_and_not_kept(tmp_path):
+def test_a_refusal_is_neither_retried_nor_cached(tmp_path):
     fake = FakeEndpoint(401, "allowed now")
     with fake.serve() as url:
         with pytest.raises(EndpointError, match="refuses: 401"):
@@ -80,78 +80,85 @@ def test_a_refusal_is_not_tried_again_and_not_kept(tmp_path):
         assert _endpoint(url, tmp_path).complete("q") == "allowed now"
 
 
-def test_a_reply_that_is_not_openais_is_named(tmp_path):
+def test_a_reply_of_another_format_is_reported(tmp_path):
     fake = FakeEndpoint({"result": "hello"})
-    with (
-        fake.serve() as url,
-        pytest.raises(EndpointError, match='not OpenAI-compatible: it answers {"result": "hel'),
-    ):
+    message = 'not OpenAI-compatible: it answers {"result": "hel'
+    with fake.serve() as url, pytest.raises(EndpointError, match=message):
         _endpoint(url, tmp_path).complete("q")
 
 
-def test_the_budget_counts_retries_and_the_next_run_goes_on(tmp_path):
+def test_the_budget_includes_retries_and_a_rerun_continues(tmp_path):
     fake = FakeEndpoint("one", 500, "two")
     with fake.serve() as url:
         first = _endpoint(url, tmp_path, budget=2)
         assert first.complete("1") == "one"
         with pytest.raises(BudgetError, match="budget of 2 requests to seer-7b is used up.*500"):
             first.complete("2")
-        assert first.complete("1") == "one"  # kept answers cost nothing
+        assert first.complete("1") == "one"  # cached answers do not count
         second = _endpoint(url, tmp_path, budget=1)
-        assert [second.complete("1"), second.complete("2")] == ["one", "two"]
+        assert second.complete("1") == "one"
+        assert second.complete("2") == "two"
     assert len(fake.requests) == 3
 
 
-class Clock:
-    """Time that passes by sleeping alone."""
+class FakeTime:
+    """A replacement of the module `time` whose time passes only in `sleep`."""
 
     def __init__(self):
         self.now = 100.0
 
     def monotonic(self):
+        """Return the current time."""
         return self.now
 
     def sleep(self, seconds):
+        """Advance the time."""
         self.now += seconds
 
 
-def test_no_second_has_more_requests_than_the_rate(tmp_path, monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(client, "time", clock)
-    fake, sent = FakeEndpoint("a", 429, "b", 500, 503, "c"), []
+def test_the_rate_limits_the_requests_of_every_second(tmp_path, monkeypatch):
+    time = FakeTime()
+    monkeypatch.setattr(client, "time", time)
+    post = requests.post
+    sent = []
 
-    def post(*arguments, **options):
-        sent.append(clock.now)
-        clock.now += 0.01  # what an answer takes
-        return real(*arguments, **options)
+    def _post(*arguments, **options):
+        sent.append(time.now)
+        time.now += 0.01  # duration of the request
+        return post(*arguments, **options)
 
-    real = requests.post
-    monkeypatch.setattr(requests, "post", post)
-    with fake.serve() as url:
+    monkeypatch.setattr(requests, "post", _post)
+    with FakeEndpoint("a", 429, "b", 500, 503, "c").serve() as url:
         endpoint = _endpoint(url, tmp_path, rate=5, timeout=30)
         for i in range(20):
             endpoint.complete(str(i))
-    assert len(sent) == endpoint.sent == 23  # retries count
-    assert max(sum(start <= other < start + 1 - 1e-6 for other in sent) for start in sent) == 5
-    assert sent[-1] - sent[0] == pytest.approx(22 / 5)  # and no second has fewer
+    assert len(sent) == endpoint.sent == 23  # including retries
+    for start in sent:
+        assert sum(start <= other < start + 1 - 1e-6 for other in sent) <= 5
+    assert sent[-1] - sent[0] == pytest.approx(
+        22 / 5
+    )  # the client does not wait longer than needed
 
 
-def test_the_environment_names_the_endpoint(tmp_path):
-    made = Endpoint.from_environment(
-        AnswerCache(tmp_path),
-        environ={"OPENAI_BASE_URL": "http://x/v1", "OPENAI_MODEL": "m"},
-        rate=3.0,
-    )
-    assert (made.base_url, made.model, made.key, made.rate) == ("http://x/v1", "m", "", 3.0)
-    with pytest.raises(ValueError, match="OPENAI_MODEL is not set"):
-        Endpoint.from_environment(AnswerCache(tmp_path), environ={"OPENAI_BASE_URL": "http://x/v1"})
+def test_the_environment_configures_the_endpoint(tmp_path):
+    environ = {"OPENAI_BASE_URL": "http://x/v1", "OPENAI_MODEL": "m"}
+    endpoint = Endpoint.from_environment(AnswerCache(tmp_path), environ=environ, rate=3.0)
+    assert endpoint.base_url == "http://x/v1"
+    assert endpoint.model == "m"
+    assert endpoint.key == ""
+    assert endpoint.rate == 3.0
+    del environ["OPENAI_MODEL"]
+    with pytest.raises(UserError, match="not set: OPENAI_MODEL;"):
+        Endpoint.from_environment(AnswerCache(tmp_path), environ=environ)
 
 
-def test_a_damaged_cache_file_is_asked_again(tmp_path):
+def test_cache_keys_include_the_boundaries_of_the_parts():
+    assert AnswerCache.key("a", b"b") != AnswerCache.key("ab", b"")
+
+
+def test_a_damaged_cache_file_is_ignored(tmp_path):
     cache = AnswerCache(tmp_path)
-    key = AnswerCache.key("a", b"b")
-    assert key != AnswerCache.key("ab", b"")
-    cache.put(key, "kept", prompt="a")
-    assert cache.get(key) == "kept"
+    cache.put("ab12", "kept", prompt="a")
+    assert cache.get("ab12") == "kept"
     next(tmp_path.rglob("*.json")).write_text('{"value": "ke')
-    assert cache.get(key) is None
+    assert cache.get("ab12") is None

@@ -10,7 +10,7 @@ import pytest
 
 from etcvla.errors import UserError
 from etcvla.eval.results_log import ResultsLog
-from etcvla.eval.rollouts import WorkerPool, WorkerProcess, count_successes, run_trials
+from etcvla.eval.rollouts import WorkerPool, WorkerProcess, run_trials
 from etcvla.eval.trials import EvalProtocol, Trial
 from etcvla.eval.worker import GREY, make_portable
 from etcvla.pages.videos import LINE_COLOR
@@ -91,7 +91,6 @@ def test_interventions_change_only_what_the_policy_gets():
     blank = [o for o in policy.observations if (o["images"]["front"] == GREY).all()]
     assert len({observation["seed"] for observation in blank}) == 4
     assert (blank[0]["images"]["wrist"] == GREY).all()
-    assert count_successes(results)["blank_image"] == {"source": {"drawer-close": [0, 1]}}
     assert [result.to_row()["instruction_of"] for result in results] == [
         "drawer-close",
         "drawer-open",

@@ -1,6 +1,7 @@
-"""Serves a small checkpoint by `launch/serve.py`, and has another Python's openpi-client talk to it.
+"""Serve a small checkpoint with `launch/serve.py`, and run `openpi_client_checks.py` against it.
 
-python -m tests.interop.serving PYTHON. Exits with 1 if a check failed, or if the server does not stop when it is told.
+python -m tests.interop.serving PYTHON, a Python that has openpi-client. It exits with 1 if a check
+fails, or if the server does not stop.
 """
 
 import os
@@ -24,19 +25,18 @@ KEY = "interop"
 
 
 def write_checkpoint(folder: Path) -> Stage:
-    """A run of the small model with random parameters in folder/run."""
+    """Save a checkpoint of the small model with random parameters to the workdir folder/run."""
     stage = Stage.open(nano_config(write_robot_set(folder / "robot"), folder / "run"))
     checkpoints = CheckpointWriter(stage.config.workdir, keep=1)
     params = random_params(stage.model, scale=0.5)
-    checkpoints.save(
-        TrainState(step=np.int32(1), params={}, ema=params, opt={"count": np.zeros(1)}),
-        checkpoint_meta(stage),
-    )
+    state = TrainState(step=np.int32(1), params={}, ema=params, opt={"count": np.zeros(1)})
+    checkpoints.save(state, checkpoint_meta(stage))
     checkpoints.wait()
     return stage
 
 
 def main() -> int:
+    """Run the server and the checks, and return the exit code."""
     with tempfile.TemporaryDirectory() as folder:
         spec = write_checkpoint(Path(folder)).assets.action_spec
         server = subprocess.Popen(
@@ -48,10 +48,10 @@ def main() -> int:
         try:
             address = next(line for line in server.stdout if line.startswith("listening"))
             sizes = [str(spec[name]) for name in ("state_dim", "horizon", "action_dim")]
-            talk = subprocess.run(
+            checks = subprocess.run(
                 [
                     sys.argv[1],
-                    Path(__file__).with_name("openpi_client_talks.py"),
+                    Path(__file__).with_name("openpi_client_checks.py"),
                     address.rsplit(":", 1)[1].strip(),
                     KEY,
                     ",".join(spec["cameras"]),
@@ -62,7 +62,7 @@ def main() -> int:
             server.send_signal(signal.SIGINT)
             stopped = server.wait(30)
         print(f"the server stopped with code {stopped}")
-        return talk.returncode or stopped
+        return checks.returncode or stopped
 
 
 if __name__ == "__main__":

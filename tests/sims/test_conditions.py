@@ -64,7 +64,7 @@ def _visible_changes(side):
         if condition.side == side:
             added = [*condition.added, condition.swapped]
             changes |= {condition.camera, condition.pattern, condition.light, *condition.shades}
-            changes |= {word for word, _ in condition.colors}
+            changes |= set(condition.colors)
             changes |= {thing.noun for thing in added if thing}
             changes |= {thing.color for thing in added if thing}
     return changes - {None, "", (1.0, 1.0, 1.0)}

@@ -169,3 +169,8 @@ def test_suites_that_a_simulator_does_not_list_are_found_by_their_prefix(monkeyp
     assert suites.describe("libero_goal_with_mug").simulator == "libero"
     with pytest.raises(ValueError, match="unknown suite 'metaworld_mt5'"):
         suites.describe("metaworld_mt5")
+
+
+def test_python_that_does_not_exist_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="--simulator_python .*/python: cannot run it"):
+        suites.find("metaworld_mt10", str(tmp_path / "python"))

@@ -107,9 +107,8 @@ PLACES = {
     "wooden_cabinet_1_top_side": "on the wooden cabinet",
     "flat_stove_1_cook_region": "on the stove",
 }
-NUM_OBJECTS = (
-    10  # object slots of a dataset; the suites object, spatial and goal have at most 9 objects
-)
+# Object slots of a dataset. The suites object, spatial and goal have at most 9 objects.
+NUM_OBJECTS = 10
 _SURFACES = frozenset(
     {"table", "floor", "kitchen_table", "study_table", "living_room_table", "coffee_table"}
 )

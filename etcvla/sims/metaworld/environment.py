@@ -34,6 +34,7 @@ from etcvla.sims.appearance import (  # noqa: E402
     shift_free_objects,
 )
 from etcvla.sims.conditions import (  # noqa: E402
+    COLORS,
     CONDITIONS,
     SWAPPABLE,
     AddedObject,
@@ -71,6 +72,8 @@ ACTION_SIZE = 4
 # Where x, y, z of the base frame point for the robot, which is at y = 0.
 AXES = ("right", "front", "up")
 
+# Fields of the model that Meta-World changes at a reset.
+_LAYOUT_FIELDS = ("body_pos", "body_quat", "site_pos")
 _TABLE = np.array([[-0.4, 0.42], [0.4, 0.92]])  # where objects may be added: (low, high) in x and y
 _CLEARANCE = 0.09  # metres between an added object and everything else
 _BORDER = 0.05  # share of the image in which no object is added
@@ -85,7 +88,7 @@ class State:
     """What a frame depends on, so that it can be rendered again under another condition."""
 
     physics: np.ndarray  # float64, mjSTATE_INTEGRATION
-    layout: tuple[np.ndarray, ...]  # the model's body_pos, body_quat, site_pos
+    layout: dict[str, np.ndarray]  # the model's `_LAYOUT_FIELDS`
     hand: np.ndarray  # float[4], see STATE_DOC
     phase: int
 
@@ -257,12 +260,12 @@ class MetaWorld(MujocoEnvironment):
             text = text.replace(name, new_name)
         return text
 
-    def _layout(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        model = self._model
-        return model.body_pos.copy(), model.body_quat.copy(), model.site_pos.copy()
+    def _layout(self) -> dict[str, np.ndarray]:
+        return {name: getattr(self._model, name).copy() for name in _LAYOUT_FIELDS}
 
-    def _set_layout(self, layout: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
-        self._model.body_pos[:], self._model.body_quat[:], self._model.site_pos[:] = layout
+    def _set_layout(self, layout: dict[str, np.ndarray]) -> None:
+        for name, value in layout.items():
+            getattr(self._model, name)[:] = value
 
     def snapshot(self) -> State:
         """Return the state of the current frame for `restore`."""
@@ -340,16 +343,16 @@ class MetaWorld(MujocoEnvironment):
         self._renderer.extras.append(extra)
         return Placed(spec, extra, added.half_extent, label, replaces)
 
-    def _recolor(self, colors: Sequence[tuple[str, tuple[float, float, float]]]) -> None:
+    def _recolor(self, colors: Sequence[str]) -> None:
         """Color every object that is no marker and does not have its color in its name."""
         for n, tracked in enumerate(self._oracle.objects):
-            word, rgb = colors[n % len(colors)]
+            color = colors[n % len(colors)]
             if tracked.site is not None or tracked.spec.color in tracked.spec.name.split():
                 continue
             own = self._geoms_without_parts(tracked)
             self._model.geom_matid[own] = -1
-            self._model.geom_rgba[own] = (*rgb, 1)
-            tracked.spec = dataclasses.replace(tracked.spec, color=word)
+            self._model.geom_rgba[own] = (*COLORS[color], 1)
+            tracked.spec = dataclasses.replace(tracked.spec, color=color)
 
     def _geoms_without_parts(self, tracked: Tracked) -> np.ndarray:
         """Return an object's visible geoms that belong to no smaller object, such as its handle."""

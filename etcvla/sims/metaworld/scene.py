@@ -14,7 +14,7 @@ from metaworld.env_dict import ALL_V3_ENVIRONMENTS  # noqa: E402
 from metaworld.sawyer_xyz_env import SawyerXYZEnv  # noqa: E402
 
 from etcvla.sims.appearance import light_scene  # noqa: E402
-from etcvla.sims.conditions import Orbit  # noqa: E402
+from etcvla.sims.conditions import Orbit, Rgb  # noqa: E402
 from etcvla.sims.oracle import hide_sites  # noqa: E402
 from etcvla.sims.render import HIDDEN_GROUP, coarsen_mesh  # noqa: E402
 from etcvla.sims.task import Task  # noqa: E402
@@ -45,8 +45,8 @@ class SceneVariant:
     """The appearance of a scene."""
 
     camera: Orbit  # of "front"
-    table: tuple[float, float, float] | None = None  # color; None: Meta-World's wood
-    light: tuple[float, float, float] = (1.0, 1.0, 1.0)  # factors of the lights' color
+    table: Rgb | None = None  # color; None: Meta-World's wood
+    light: Rgb = (1.0, 1.0, 1.0)  # factors of the lights' color
     ambient: float = 1.0  # factor of the ambient light
 
 
