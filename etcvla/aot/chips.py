@@ -1,9 +1,10 @@
-"""TPU chips and slices: what the roofline needs to know of them, and the devices that the compiler compiles for.
+"""TPU chips and slices: their numbers for the roofline, and the devices to compile for.
 
-Numbers are Google's (cloud.google.com/tpu/docs/v4, v5e, v5p, v6e: "peak compute per chip (bf16)", "HBM bandwidth", "ICI
-bandwidth"; v4's links: arXiv 2304.01433). Google states interconnect bandwidth of all links in both directions; here it
-is that of one link in one direction. `hbm_gib` is what libtpu 0.0.52 lets a program have, a little less than the chip
-holds: its own "available HBM" when a program does not fit.
+The numbers are Google's (cloud.google.com/tpu/docs/v4, v5e, v5p, v6e: "peak compute per chip
+(bf16)", "HBM bandwidth", "ICI bandwidth"; v4's links: arXiv 2304.01433). Google gives the
+interconnect bandwidth of all links in both directions; here it is that of one link in one
+direction. `hbm_gib` is what libtpu 0.0.52 gives to a program, slightly less than the chip has: the
+"available HBM" of its error message when a program does not fit.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import jax
 import numpy as np
 from jax.experimental import topologies
 
+from etcvla.errors import UserError
 from etcvla.names import lookup
 
 MAX_CHIPS = 256
@@ -26,17 +28,15 @@ MAX_CHIPS = 256
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One chip; a device of JAX (v4's and v5p's two cores work as one)."""
+    """One chip, which is one JAX device (the two cores of v4 and v5p work as one)."""
 
-    tflops: float  # peak in bf16, 1e12 multiplications and additions a second
-    hbm_gib: float  # that a program may have
-    hbm_gbps: float  # 1e9 bytes a second
-    link_gbps: (
-        float  # 1e9 bytes a second, one link in one direction; two links an axis of the slice
-    )
-    wraps: int  # an axis of so many chips, or of a multiple of it, is a ring
-    axes: int  # of its network
-    compiler: tuple[tuple[str, str], ...] = ()  # options of the compiler
+    tflops: float  # peak in bf16, 1e12 multiplications and additions per second
+    hbm_gib: float  # available to a program
+    hbm_gbps: float  # 1e9 bytes per second
+    link_gbps: float  # 1e9 bytes per second of one link in one direction; two links per axis
+    ring_size: int  # an axis whose size is a multiple of this is a ring
+    axes: int  # number of axes of its network
+    compiler_options: tuple[tuple[str, str], ...] = ()
 
 
 CHIPS = {
@@ -56,78 +56,80 @@ class Slice:
 
     @classmethod
     def parse(cls, name: str) -> Slice:
-        """From "v5e:4x4". Raises ValueError saying what is wrong with a name."""
-        kind, _, shape = name.partition(":")
+        """Parse a name such as "v5e:4x4". Raises UserError if it is malformed."""
+        kind, _, text = name.partition(":")
         chip = lookup(CHIPS, kind, "TPU in --topology")
-        example = f"{kind}:{'x'.join('4' * chip.axes)}"
-        if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) or len(shape.split("x")) != chip.axes:
-            raise ValueError(
-                f"--topology={name}: expected {chip.axes} sizes, as in {example}; names like v5e-16 count "
-                "chips (v4-16 and v5p-16 cores), which leaves the shape open"
+        sizes = text.split("x")
+        is_valid = all(re.fullmatch(r"[1-9]\d*", size) for size in sizes)
+        if not is_valid or len(sizes) != chip.axes:
+            example = "x".join("4" * chip.axes)
+            raise UserError(
+                f"--topology={name}: expected {chip.axes} sizes, as in {kind}:{example}; names "
+                "such as v5e-16 count chips (v4-16 and v5p-16 cores) and do not determine the shape"
             )
-        found = cls(kind, tuple(map(int, shape.split("x"))))
-        if found.chips > MAX_CHIPS:
-            raise ValueError(
-                f"--topology={name} has {found.chips} chips, at most {MAX_CHIPS} are covered"
+        topology = cls(kind, tuple(int(size) for size in sizes))
+        if topology.chips > MAX_CHIPS:
+            raise UserError(
+                f"--topology={name} has {topology.chips} chips; at most {MAX_CHIPS} are supported"
             )
-        return found
+        return topology
 
     @property
     def chip(self) -> Chip:
+        """The kind of chip."""
         return CHIPS[self.kind]
 
     @property
     def chips(self) -> int:
+        """The number of chips."""
         return math.prod(self.shape)
 
     def __str__(self) -> str:
         return f"{self.kind}:{'x'.join(map(str, self.shape))}"
 
     def devices(self) -> Sequence[jax.Device]:
-        """Devices to compile for; nothing can run on them.
+        """Return devices to compile for; they cannot run anything.
 
-        Raises ValueError for a shape that its chip does not come in, RuntimeError without libtpu or if another process
-        of this machine is compiling.
+        Raises UserError if slices of this chip do not have the shape, if libtpu is not installed,
+        or if another process of this machine uses it.
         """
-        # Else libtpu asks the network, at length, which TPU this machine has.
+        # Without these, libtpu asks the network for this machine's TPU, which takes long.
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
         os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
         os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
         if importlib.util.find_spec("libtpu") is None:
-            raise RuntimeError("compiling for TPUs needs libtpu: pip install 'etcvla[aot]'")
+            raise UserError("compiling for TPUs needs libtpu: pip install 'etcvla[aot]'")
+        options = dict(self.chip.compiler_options)
         try:
-            return topologies.get_topology_desc(
-                str(self), "tpu", **dict(self.chip.compiler)
-            ).devices
+            return topologies.get_topology_desc(str(self), "tpu", **options).devices
         except jax.errors.JaxRuntimeError as error:
             if "lockfile" in str(error):
-                raise RuntimeError(
+                raise UserError(
                     "libtpu serves one process at a time; wait for the other one, or remove "
                     "/tmp/libtpu_lockfile if there is none"
                 ) from error
-            raise ValueError(f"--topology={self}: {error}") from error
+            raise UserError(f"--topology={self}: {error}") from error
 
-    def ring(self, axis: int) -> bool:
-        """Whether the chips along an axis are closed to a ring."""
-        wraps = self.chip.wraps
-        full = self.chip.axes == 2 or all(
-            size % wraps == 0 for size in self.shape
-        )  # 3-D: whole cubes or nothing
-        return full and self.shape[axis] % wraps == 0
+    def is_ring(self, axis: int) -> bool:
+        """Return whether the chips along an axis form a ring."""
+        ring_size = self.chip.ring_size
+        if self.chip.axes == 3:  # needs whole cubes
+            return all(size % ring_size == 0 for size in self.shape)
+        return self.shape[axis] % ring_size == 0
 
     def bandwidth(self, coords: np.ndarray) -> float:
-        """Bytes a second into each chip of a group that takes part in one collective.
+        """Return the bytes per second into each chip of a group that runs one collective.
 
-        Along every axis that the group spans, both links of a ring are at work; on a line, or a part of a ring, the
-        last chip has but one.
+        On each axis that the group spans, a ring uses two links per chip. On a line, or a part of a
+        ring, the last chip has one link.
 
         Args:
-          coords: int[n, axes], where the group's chips stand.
+          coords: int[n, axes], positions of the group's chips.
         """
-        places = [len(set(coords[:, axis].tolist())) for axis in range(self.chip.axes)]
-        links = sum(
-            2 if self.ring(axis) and count == self.shape[axis] else 1
-            for axis, count in enumerate(places)
-            if count > 1
-        )
+        links = 0
+        for axis in range(self.chip.axes):
+            positions = len(np.unique(coords[:, axis]))
+            if positions > 1:
+                whole_ring = self.is_ring(axis) and positions == self.shape[axis]
+                links += 2 if whole_ring else 1
         return self.chip.link_gbps * 1e9 * links

@@ -1,14 +1,14 @@
 """Count the cost of a compiled program from its HLO text: FLOPs, bytes of HBM, bytes on the wire.
 
 The compiler's own cost analysis counts a loop's body once; here it counts once per iteration. The
-text is the scheduled program of one device, after partitioning and fusion, so what is computed twice
-counts twice.
+text is the scheduled program of one device, after partitioning and fusion, so what is computed
+twice counts twice.
 
-FLOPs are those of matrix products (on a TPU all are convolutions), two for a multiplication with its
-addition, without the zeros of padding and dilation. HBM traffic is approximate: each scheduled
-instruction reads its operands and writes its result once, unless the compiler placed them in on-chip
-memory (which the layout shows); of an operand that is only sliced, the slices count. The padding of
-tiles does not count.
+FLOPs are those of matrix products (on a TPU all are convolutions), two for a multiplication with
+its addition, without the zeros of padding and dilation. HBM traffic is approximate: each scheduled
+instruction reads its operands and writes its result once, unless the compiler placed them in
+on-chip memory (which the layout shows); of an operand that is only sliced, the slices count. The
+padding of tiles does not count.
 """
 
 from __future__ import annotations
@@ -286,6 +286,7 @@ class _Window(NamedTuple):
 
     @classmethod
     def parse(cls, instruction: Instruction) -> _Window:
+        """Parse the attribute `window`."""
         match = re.search(r"window=\{([^}]*)\}", instruction.attributes)
         fields = re.findall(r"(\w+)=(\S+)", match[1] if match else "")
         return cls({name: values.split("x") for name, values in fields})
@@ -332,9 +333,7 @@ def _iterations(loop: Instruction, body: Computation, module: Module) -> int | N
     return len(range(start, stop, step))
 
 
-def _loop_constant(
-    value: Instruction, initial: list[Instruction], body: Computation
-) -> int | None:
+def _loop_constant(value: Instruction, initial: list[Instruction], body: Computation) -> int | None:
     """Return an integer of a loop's condition: a constant, or one in the loop's initial state."""
     if value.opcode == "get-tuple-element":
         value = _source(initial[int(value.attribute("index"))], body)

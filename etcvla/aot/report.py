@@ -1,7 +1,8 @@
-"""What a compiled step means on a slice: does it fit, how fast can it be at best, what binds it."""
+"""Report whether a compiled step fits on a slice, its best speed, and what limits it."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from typing import Any
@@ -11,23 +12,25 @@ import numpy as np
 from jax.sharding import Mesh
 
 from etcvla.aot.chips import Chip, Slice
-from etcvla.aot.compile import Compiled, DoesNotFitError, compile_step, useful_flops
+from etcvla.aot.compile import CompiledStep, DoesNotFitError, compile_step, useful_flops
 from etcvla.aot.costs import Costs
 from etcvla.aot.hlo import replica_groups
 from etcvla.provenance import package_versions
 from etcvla.train import sharding
 from etcvla.train.usage import GIB
 
+VERSIONED_PACKAGES = ("jax", "jaxlib", "libtpu")
+
 
 def report(
     config: ml_collections.ConfigDict, target: Slice, *, largest: bool = True
 ) -> dict[str, Any]:
-    """Compiles a stage's step and says what is to be known of it, in plain values; `table` shows it.
+    """Compile a stage's step and return its numbers as plain values; `table` formats them.
 
     Args:
       largest: also estimate the largest batch that fits, which compiles once more.
 
-    Raises ValueError for a mesh or a batch that does not divide among the chips.
+    Raises UserError if the mesh or the batch does not divide among the chips.
     """
     result = {
         "stage": config.stage,
@@ -36,107 +39,132 @@ def report(
         "chips": target.chips,
         "batch_size": config.batch_size,
         "hbm_gib": target.chip.hbm_gib,
-        "versions": package_versions(("jax", "jaxlib", "libtpu")),
+        "versions": package_versions(VERSIONED_PACKAGES),
     }
     mesh = sharding.make_mesh(config.mesh, list(target.devices()))
     try:
-        compiled = compile_step(config, mesh)
+        step = compile_step(config, mesh)
     except DoesNotFitError as error:
-        result |= {
-            "fits": False,
-            "memory_gib_per_chip": error.needed_gib,
-            "compiler_says": str(error),
-        }
-        return result | (largest_batch(config, mesh, target.chip, None) if largest else {})
-    result |= describe(compiled, target, useful_flops(config, mesh))
-    return result | (largest_batch(config, mesh, target.chip, compiled) if largest else {})
+        step = None
+        result["fits"] = False
+        result["memory_gib_per_chip"] = error.needed_gib
+        result["compiler_says"] = str(error)
+    else:
+        result |= describe(step, target, useful_flops(config, mesh))
+    if largest:
+        result |= largest_batch(config, mesh, target.chip, step)
+    return result
 
 
-def describe(compiled: Compiled, target: Slice, useful: float) -> dict[str, Any]:
-    """The numbers of one compiled step.
+def describe(step: CompiledStep, target: Slice, useful: float) -> dict[str, Any]:
+    """Return the numbers of one compiled step.
 
     Args:
-      useful: FLOPs of the step without rematerialisation.
+      useful: FLOPs of the step without rematerialization.
     """
-    memory, costs, rows = compiled.memory, compiled.costs, compiled.batch_size
-    total = memory.total / GIB
-    seconds = bounds(costs, compiled.mesh, target)
-    slowest = max(seconds, key=seconds.get)
-    wire = Counter()
-    for (kind, _), num_bytes in costs.wire_bytes.items():
-        wire[kind] += num_bytes / 1e9
+    rows = step.batch_size
+    total_gib = step.memory.total / GIB
+    memory = dataclasses.asdict(step.memory)
+    seconds = lower_bounds(step.costs, step.mesh, target)
+    limit = max(seconds, key=seconds.get)
+    peak_flops = target.chips * target.chip.tflops * 1e12
+    wire_gb = Counter()
+    for collective, num_bytes in step.costs.wire_bytes.items():
+        wire_gb[collective.kind] += num_bytes / 1e9
     return {
-        "fits": total <= target.chip.hbm_gib,
-        "mesh": dict(compiled.mesh.shape),
-        "memory_gib_per_chip": total,
-        "memory_gib": {
-            kind: getattr(memory, kind) / GIB
-            for kind in ("arguments", "outputs", "aliased", "temporaries", "code")
-        },
-        "tflop_per_sample": compiled.traced_flops / rows / 1e12,
-        "tflop_per_sample_compiled": costs.flops * target.chips / rows / 1e12,
+        "fits": total_gib <= target.chip.hbm_gib,
+        "mesh": dict(step.mesh.shape),
+        "memory_gib_per_chip": total_gib,
+        "memory_gib": {kind: num_bytes / GIB for kind, num_bytes in memory.items()},
+        "tflop_per_sample": step.traced_flops / rows / 1e12,
+        "tflop_per_sample_compiled": step.costs.flops * target.chips / rows / 1e12,
         "tflop_per_sample_useful": useful / rows / 1e12,
-        "hbm_gb_per_step": costs.hbm_bytes / 1e9,
-        "wire_gb_per_step": dict(wire),
+        "hbm_gb_per_step": step.costs.hbm_bytes / 1e9,
+        "wire_gb_per_step": dict(wire_gb),
         "seconds": seconds,
-        "bound": slowest,
-        "samples_per_second_bound": rows / seconds[slowest],
-        "mfu_bound": useful / (seconds[slowest] * target.chips * target.chip.tflops * 1e12),
-        "trace_s": compiled.trace_s,
-        "compile_s": compiled.compile_s,
-        "compile_cpu_s": compiled.compile_cpu_s,
-        "unknown_loops": costs.unknown_loops,
+        "bound": limit,
+        "samples_per_second_bound": rows / seconds[limit],
+        "mfu_bound": useful / (seconds[limit] * peak_flops),
+        "trace_s": step.trace_s,
+        "compile_s": step.compile_s,
+        "compile_cpu_s": step.compile_cpu_s,
+        "unknown_loops": step.costs.unknown_loops,
     }
 
 
-def bounds(costs: Costs, mesh: Mesh, target: Slice) -> dict[str, float]:
-    """Seconds that one step takes at least, by what it waits for. All three may overlap, so the largest is the bound;
-    collectives are taken one after another, each with all the links along its axes."""
-    coords = np.array([device.coords[: target.chip.axes] for device in mesh.devices.flat])
-    wire = 0.0
-    for (_, groups), num_bytes in costs.wire_bytes.items():
-        if not groups:  # each chip to one other: one link
-            wire += num_bytes / (target.chip.link_gbps * 1e9)
-        elif speed := target.bandwidth(coords[replica_groups(groups, mesh.size)[0]]):
-            wire += num_bytes / speed
+def lower_bounds(costs: Costs, mesh: Mesh, target: Slice) -> dict[str, float]:
+    """Return the least seconds of a step by resource: compute, memory and interconnect.
+
+    All three may overlap, so the largest is the step's bound. Collectives run one after another,
+    each with all links along its axes.
+    """
+    chip = target.chip
+    coords = np.array([device.coords[: chip.axes] for device in mesh.devices.flat])
+    interconnect = 0.0
+    for collective, num_bytes in costs.wire_bytes.items():
+        if collective.groups:
+            group = replica_groups(collective.groups, mesh.size)[0]
+            bandwidth = target.bandwidth(coords[group])
+        else:  # each chip sends to one other, over one link
+            bandwidth = chip.link_gbps * 1e9
+        if bandwidth:
+            interconnect += num_bytes / bandwidth
     return {
-        "compute": costs.flops / (target.chip.tflops * 1e12),
-        "memory": costs.hbm_bytes / (target.chip.hbm_gbps * 1e9),
-        "interconnect": wire,
+        "compute": costs.flops / (chip.tflops * 1e12),
+        "memory": costs.hbm_bytes / (chip.hbm_gbps * 1e9),
+        "interconnect": interconnect,
     }
 
 
 def largest_batch(
-    config: ml_collections.ConfigDict, mesh: Mesh, chip: Chip, compiled: Compiled | None
+    config: ml_collections.ConfigDict, mesh: Mesh, chip: Chip, step: CompiledStep | None
 ) -> dict[str, Any]:
-    """{"largest_batch": rows of the slice, "memory_gib_per_row": of a chip}, by a line through two compiled batches.
+    """Estimate the largest batch that fits, by a line through the memory of two batch sizes.
 
-    An estimate: the compiler trades memory for time near the limit. Where the config's batch does not fit (`compiled`
-    is None) the two are one and two rows a chip (and part of an accumulated batch); 0 if these do not fit either.
+    It is an estimate: near the limit, the compiler trades memory for time.
+
+    Args:
+      step: the step with the config's batch; None if that does not fit. Then the two batches have
+        one and two rows per chip (and microbatch).
+
+    Returns: {"largest_batch": rows on the slice, 0 if none fits, "memory_gib_per_row": of a chip}.
     """
-    parts = mesh.shape["data"] * mesh.shape["fsdp"] * config.optim.microbatches
-    rows = compiled.batch_size // parts if compiled else 1
+    shards = mesh.shape["data"] * mesh.shape["fsdp"] * config.optim.microbatches
     try:
-        first = compiled or _with_batch(config, mesh, parts)
-        other = _with_batch(config, mesh, parts * (rows // 2 if rows > 1 else 2))
+        first = step or _compile_with_batch(config, mesh, shards)
+        rows = first.batch_size // shards
+        other_rows = rows // 2 if rows > 1 else 2
+        other = _compile_with_batch(config, mesh, shards * other_rows)
     except DoesNotFitError:
-        return {"largest_batch": parts * rows if compiled else 0}
-    return fit_batch(
-        {first.batch_size: first.memory.total / GIB, other.batch_size: other.memory.total / GIB},
-        parts,
-        chip.hbm_gib,
-    )
+        return {"largest_batch": step.batch_size if step else 0}
+    memory_gib = {
+        first.batch_size: first.memory.total / GIB,
+        other.batch_size: other.memory.total / GIB,
+    }
+    return fit_batch(memory_gib, shards, chip.hbm_gib)
 
 
-def fit_batch(memory: dict[int, float], parts: int, hbm_gib: float) -> dict[str, Any]:
-    """What `largest_batch` returns, from the memory in GiB at two batch sizes, among `parts` chips that split rows."""
-    (low, a), (high, b) = sorted(memory.items())
-    slope = (b - a) / (high - low) * parts
-    rows = math.floor((hbm_gib - a) / slope + low / parts) if slope > 0 else low // parts
-    return {"largest_batch": max(0, rows) * parts, "memory_gib_per_row": slope}
+def fit_batch(memory_gib: dict[int, float], shards: int, hbm_gib: float) -> dict[str, Any]:
+    """Return the result of `largest_batch` from the memory per chip at two batch sizes.
+
+    Args:
+      shards: the batch must be a multiple of this.
+    """
+    small, large = sorted(memory_gib)
+    growth = memory_gib[large] - memory_gib[small]
+    gib_per_row = growth / (large - small) * shards
+    rows = small / shards
+    if gib_per_row > 0:
+        rows += (hbm_gib - memory_gib[small]) / gib_per_row
+    return {
+        "largest_batch": max(0, math.floor(rows)) * shards,
+        "memory_gib_per_row": gib_per_row,
+    }
 
 
-def _with_batch(config: ml_collections.ConfigDict, mesh: Mesh, batch_size: int) -> Compiled:
+def _compile_with_batch(
+    config: ml_collections.ConfigDict, mesh: Mesh, batch_size: int
+) -> CompiledStep:
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.batch_size = batch_size
@@ -144,46 +172,46 @@ def _with_batch(config: ml_collections.ConfigDict, mesh: Mesh, batch_size: int) 
 
 
 def table(result: dict[str, Any]) -> str:
-    """A report for people."""
+    """Format a report."""
+    name = f"{result['stage']}:{result['variant']}"
     lines = [
-        f"{result['stage']}:{result['variant']} on {result['topology']} ({result['chips']} chips), global batch "
-        f"{result['batch_size']}"
+        f"{name} on {result['topology']} ({result['chips']} chips), "
+        f"global batch {result['batch_size']}"
     ]
     if "mesh" in result:
         lines += _details(result)
     else:
-        lines.append(
-            f"does not fit: {result['memory_gib_per_chip']:.2f} GiB a chip of {result['hbm_gib']:.2f}"
-        )
+        needed = result["memory_gib_per_chip"]
+        lines.append(f"does not fit: {needed:.2f} GiB per chip of {result['hbm_gib']:.2f}")
     if "largest_batch" in result:
-        lines.append(
-            f"largest batch    about {result['largest_batch']} rows"
-            if result["largest_batch"]
-            else "largest batch    none: one row a chip does not fit"
-        )
+        largest = result["largest_batch"]
+        estimate = f"about {largest} rows" if largest else "none: one row per chip does not fit"
+        lines.append(f"largest batch    {estimate}")
     return "\n".join(lines)
 
 
 def _details(result: dict[str, Any]) -> list[str]:
-    memory, seconds = result["memory_gib"], result["seconds"]
-    wire = (
-        ", ".join(f"{kind} {gb:.2f}" for kind, gb in sorted(result["wire_gb_per_step"].items()))
-        or "none"
-    )
     mesh = " x ".join(f"{axis} {size}" for axis, size in result["mesh"].items())
-    loops = result["unknown_loops"]
-    return [
+    memory = ", ".join(f"{kind} {gib:.2f}" for kind, gib in result["memory_gib"].items())
+    wire_gb = sorted(result["wire_gb_per_step"].items())
+    wire = ", ".join(f"{kind} {gb:.2f}" for kind, gb in wire_gb) or "none"
+    seconds = ", ".join(f"{name} {1e3 * s:.1f} ms" for name, s in result["seconds"].items())
+    lines = [
         f"mesh             {mesh}",
-        f"memory a chip    {result['memory_gib_per_chip']:.2f} GiB of {result['hbm_gib']:.2f}: "
-        + ", ".join(f"{kind} {gib:.2f}" for kind, gib in memory.items()),
-        f"TFLOP a sample   {result['tflop_per_sample']:.4g} as traced, {result['tflop_per_sample_compiled']:.4g} as "
-        f"compiled, {result['tflop_per_sample_useful']:.4g} without rematerialisation",
-        f"a chip and step  {result['hbm_gb_per_step']:.1f} GB of HBM (approximate); GB on the wire: {wire}",
-        "roofline         "
-        + ", ".join(f"{name} {1e3 * s:.1f} ms" for name, s in seconds.items())
-        + f": bound by {result['bound']}",
-        f"at best          {result['samples_per_second_bound']:.1f} samples a second, MFU {result['mfu_bound']:.1%}",
+        f"memory per chip  {result['memory_gib_per_chip']:.2f} GiB of {result['hbm_gib']:.2f}: "
+        f"{memory}",
+        f"TFLOP per sample {result['tflop_per_sample']:.4g} as traced, "
+        f"{result['tflop_per_sample_compiled']:.4g} as compiled, "
+        f"{result['tflop_per_sample_useful']:.4g} without rematerialization",
+        f"per chip, step   {result['hbm_gb_per_step']:.1f} GB of HBM traffic (approximate); GB on "
+        f"the wire: {wire}",
+        f"roofline         {seconds}: bound by {result['bound']}",
+        f"at best          {result['samples_per_second_bound']:.1f} samples per second, MFU "
+        f"{result['mfu_bound']:.1%}",
         f"compiled in      {result['compile_s']:.0f} s ({result['trace_s']:.0f} of them tracing), "
         f"{result['compile_cpu_s']:.0f} s of processor time",
-        *([f"counted once     loops whose turns are unknown: {', '.join(loops)}"] if loops else []),
     ]
+    loops = result["unknown_loops"]
+    if loops:
+        lines.append(f"counted once     loops of unknown length: {', '.join(loops)}")
+    return lines

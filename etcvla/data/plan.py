@@ -86,12 +86,11 @@ class Plan:
         """Number of steps."""
         return len(self.counts)
 
-    def row(self, step: int, row: int) -> tuple[int, int]:
-        """Return (stream index, n) of a row of a step's global batch: the stream's n-th draw."""
-        return self.rows(step, row, row + 1)[0]
-
     def rows(self, step: int, start: int, stop: int) -> list[tuple[int, int]]:
-        """Return (stream index, n) of the rows start .. stop - 1; see `row`."""
+        """Return (stream index, n) of the rows start .. stop - 1 of a step's global batch.
+
+        Such a row is the stream's n-th draw.
+        """
         ends = np.cumsum(self.counts[step])
         rows = np.arange(start, stop)
         streams = ends.searchsorted(rows, side="right")

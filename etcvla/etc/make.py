@@ -133,7 +133,7 @@ class _AnswerBalance:
                 kept.append(candidate)
         return kept
 
-    def _group(self, candidate: Candidate) -> tuple[Hashable, Hashable] | None:
+    def _group_and_answer(self, candidate: Candidate) -> tuple[Hashable, Hashable] | None:
         """Return the candidate's balancing group and its answer, None if it is exempt."""
         if candidate.topic in self._changing:
             return candidate.question, candidate.value
@@ -143,18 +143,19 @@ class _AnswerBalance:
 
     def is_exempt(self, candidate: Candidate) -> bool:
         """Return whether the candidate's answer cannot be balanced."""
-        return self._group(candidate) is None
+        return self._group_and_answer(candidate) is None
 
     def admits(self, candidate: Candidate) -> bool:
         """Return whether the candidate's answer is at most as frequent as all others together."""
-        return self.is_exempt(candidate) or not self._exceeds(self._group(candidate))
-
-    def _exceeds(self, group_and_answer: tuple[Hashable, Hashable]) -> bool:
-        return self._counts[group_and_answer] > MAX_SHARE * self._counts[group_and_answer[0]]
+        group_and_answer = self._group_and_answer(candidate)
+        if group_and_answer is None:
+            return True
+        group, _ = group_and_answer
+        return self._counts[group_and_answer] <= MAX_SHARE * self._counts[group]
 
     def add(self, candidate: Candidate, count: int = 1) -> None:
         """Count the candidate's answer, or with `count` = -1 take it back."""
-        group_and_answer = self._group(candidate)
+        group_and_answer = self._group_and_answer(candidate)
         if group_and_answer is not None:
             self._counts[group_and_answer[0]] += count
             self._counts[group_and_answer] += count

@@ -147,7 +147,7 @@ def _outline(name: str) -> np.ndarray:
     if name == "square":
         return _regular_polygon(4, 0.5)
     if name == "diamond":
-        # A diamond is narrower than it is high. Otherwise it would look like a turned square.
+        # A diamond is narrower than a square, which would otherwise be a turned diamond.
         return _regular_polygon(4) * [1.0, 0.62]
     if name == "star":
         radius = np.where(np.arange(10) % 2, 0.42, 1.0)

@@ -11,7 +11,7 @@ import numpy as np
 NAMES = ("approach", "grasp", "carry", "release")
 APPROACH, GRASP, CARRY, RELEASE = range(4)
 CLOSED = (0.35, 0.65)  # of the fingers' range in the episode: closed below, open above
-MOVING = (0.02, 0.05)  # metres per second: at rest below, moving above
+MOVING = (0.02, 0.05)  # metres per second: still below, moving above
 MIN_RANGE = 0.15  # of the opening; a smaller range of the fingers is not informative
 HOLD_SECONDS = 0.025  # contacts and gaps that are shorter are removed
 
@@ -79,16 +79,16 @@ def label_subtasks(
     has_touched = np.maximum.accumulate(touching)
     labels = np.where(has_touched, RELEASE, APPROACH).astype(np.int32)
     labels[touching] = GRASP
-    # Motion is a carry only if the gripper has been at rest since the current contact began.
-    has_rested = False
+    # Motion is a carry only if the gripper has paused since the current contact began.
+    has_paused = False
     for t in range(len(labels)):
         contact_begins = t > 0 and touching[t] and not touching[t - 1]
         if contact_begins:
-            has_rested = False
+            has_paused = False
         if not moving[t]:
-            has_rested = True
+            has_paused = True
         was_carrying = t > 0 and labels[t - 1] == CARRY
-        if touching[t] and moving[t] and (has_rested or was_carrying):
+        if touching[t] and moving[t] and (has_paused or was_carrying):
             labels[t] = CARRY
     return labels
 

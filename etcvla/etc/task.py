@@ -18,7 +18,7 @@ MIN_GRASP_VISIBLE = 0.05
 REGION_SIDES = (0.1, 0.2)  # of the image: range of the height and width of a proposed region
 LARGE_SIDES = (0.4, 0.55)  # of the image: range of the sides of a region that is too large
 REGION_GAP = 0.02  # of the image: minimal distance of a wrong region from the point
-# Fractions of wrong regions that are too large, or around another object. The rest is near the
+# Fractions of wrong regions that are too large, or around another object. All others are near the
 # point.
 TOO_LARGE = 0.15
 NEIGHBOUR = 0.4

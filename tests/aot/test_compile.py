@@ -1,4 +1,4 @@
-"""A stage's step from its config alone: compiled for this machine's devices, and by libtpu where that is installed."""
+"""Compile a stage's step from its config, on this machine and, if installed, with libtpu."""
 
 import json
 import os
@@ -11,54 +11,52 @@ import pytest
 
 from configs.published import pi0, pi0_fast
 from etcvla.aot import compile as aot
+from etcvla.errors import UserError
 from etcvla.train import sharding
 from tests.train.nano import nano_config
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def one_device():
+def make_mesh():
     return sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
 
 
-def test_the_full_size_needs_neither_data_nor_tokenizer_and_has_its_flops():
-    """FLOPs of a training sample of pi0, as the benchmark against openpi counts them, which builds its own step."""
+def test_full_size_step_needs_no_files_and_has_the_expected_flops():
+    """The benchmark against openpi, which has its own step, counts the same FLOPs per sample."""
     config = pi0.get_config("paligemma_3b")
-    config.data.num_cameras, config.batch_size = 3, 1
+    config.data.num_cameras = 3
+    config.batch_size = 1
     stage = aot.planned_stage(config)
     assert stage.model.config.vocab_size == 257_152
     layout = stage.assets.tokenizer.layout
     assert (layout.loc.offset, layout.action.stop, layout.seg.stop) == (256_000, 256_000, 257_152)
-    batch = aot.abstract_batch(stage, one_device())
-    assert batch["images"].shape == (1, 3, 224, 224, 3) and batch["actions"].shape == (1, 50, 32)
-    assert (
-        14.5e12
-        < aot.flops.count_jaxpr(aot._trace(stage, one_device()).jaxpr.jaxpr).total()
-        < 14.95e12
-    )
-    # A layer's forward pass twice, but for its last product, which the backward pass does not need.
-    assert aot.useful_flops(config, one_device()) == pytest.approx(12.09e12, rel=0.01)
+    rows = aot.zero_rows(stage)
+    assert rows["images"].shape == (1, 3, 224, 224, 3)
+    assert rows["actions"].shape == (1, 50, 32)
+    traced = aot.trace_step(stage, make_mesh())
+    assert 14.5e12 < aot.flops.count_jaxpr(traced.jaxpr.jaxpr).total() < 14.95e12
+    # Rematerialization repeats a layer's forward pass, except for its last product.
+    assert aot.useful_flops(config, make_mesh()) == pytest.approx(12.09e12, rel=0.01)
 
 
-def test_openpis_layout_counts_actions_down_from_the_segmentation_tokens():
+def test_openpi_layout_puts_actions_before_the_segmentation_tokens():
     layout = aot.planned_stage(pi0_fast.get_config("paligemma_3b")).assets.tokenizer.layout
-    assert layout.name == "openpi" and layout.action.stop == layout.seg.offset == 257_024
+    assert layout.name == "openpi"
+    assert layout.action.stop == layout.seg.offset == 257_024
 
 
-def test_compiled_here_it_costs_what_it_should(tmp_path):
-    config = nano_config(tmp_path, tmp_path)
-    compiled = aot.compile_step(config, one_device())
-    assert (
-        compiled.memory.arguments >= compiled.memory.aliased > 0
-    )  # the state's memory is given back
-    assert compiled.costs.flops == pytest.approx(compiled.traced_flops, rel=0.02)
-    assert not compiled.costs.wire_bytes and not compiled.costs.unknown_loops
+def test_a_step_compiled_for_this_machine_has_the_traced_flops(tmp_path):
+    step = aot.compile_step(nano_config(tmp_path, tmp_path), make_mesh())
+    assert step.memory.arguments >= step.memory.aliased > 0  # the state's memory is reused
+    assert step.costs.flops == pytest.approx(step.traced_flops, rel=0.02)
+    assert not step.costs.wire_bytes and not step.costs.unknown_loops
 
 
-def test_a_batch_that_does_not_divide(tmp_path):
+def test_a_batch_that_does_not_divide_is_an_error(tmp_path):
     config = nano_config(tmp_path, tmp_path, batch_size=3)
     mesh = jax.sharding.AbstractMesh((2, 1, 1), sharding.AXES)
-    with pytest.raises(ValueError, match="batch_size 3 is not a multiple"):
+    with pytest.raises(UserError, match="batch_size 3 is not a multiple"):
         aot.compile_step(config, mesh)
 
 
@@ -66,37 +64,36 @@ def test_a_batch_that_does_not_divide(tmp_path):
     ("message", "gib"),
     [
         (
-            "CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO temporaries (900.00G) exceeds "
-            "available HBM (15.75G).",
+            "CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO "
+            "temporaries (900.00G) exceeds available HBM (15.75G).",
             900,
         ),
         ("Ran out of memory in memory space hbm. Used 20.53G of 15.75G hbm.", 20.53),
     ],
 )
-def test_the_compilers_words_hold_the_number(message, gib):
+def test_needed_memory_is_read_from_the_compiler_error(message, gib):
     assert aot._needed_gib(message) == gib
 
 
-class Program:
-    """One whose text jaxlib does not understand."""
+class UnreadableProgram:
+    """A program whose text jaxlib cannot read."""
 
     def as_text(self):
         raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure async-update instruction")
 
 
 class Lowered:
-    """What libtpu dumps of it."""
+    """Writes dump files when it is compiled, as libtpu does."""
 
     def compile(self, compiler_options):
         assert compiler_options["xla_dump_hlo_as_text"]
+        folder = Path(compiler_options["xla_dump_to"])
         for stage in ("before_optimizations", "after_optimizations", "after_codegen"):
-            (
-                Path(compiler_options["xla_dump_to"]) / f"module_0000.jit_step.{stage}.txt"
-            ).write_text(stage)
+            (folder / f"module_0000.jit_step.{stage}.txt").write_text(stage)
 
 
-def test_a_program_that_jaxlib_cannot_read_is_read_from_the_compilers_dump():
-    assert aot._text(Program(), Lowered()) == "after_codegen"
+def test_unreadable_program_is_read_from_the_compiler_dump():
+    assert aot._hlo_text(UnreadableProgram(), Lowered()) == "after_codegen"
 
 
 def launch(*arguments):
@@ -110,22 +107,21 @@ def launch(*arguments):
     )
 
 
-def test_errors_before_anything_is_compiled():
-    done = launch("--config=configs/objective_bridge.py:tiny", "--topology=v5e:4")
-    assert done.returncode == 1 and done.stderr.endswith("which leaves the shape open\n"), (
-        done.stderr
-    )
-    done = launch(
-        "--config=configs/objective_bridge.py:tiny", "--topology=v5e:2x2", "--out=/nowhere/x.json"
-    )
-    assert (
-        done.returncode == 1
-        and "--out=/nowhere/x.json: its folder does not exist" in done.stderr
-    )
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--topology=v5e:4"], "do not determine the shape\n"),
+        (["--topology=v5e:2x2", "--out=/nowhere/x.json"], "--out=/nowhere/x.json: "),
+    ],
+)
+def test_flag_errors_are_raised_before_compiling(flags, message):
+    done = launch("--config=configs/objective_bridge.py:tiny", *flags)
+    assert done.returncode == 1
+    assert message in done.stderr and "Traceback" not in done.stderr
 
 
 def test_libtpu_compiles_the_sharded_step(tmp_path):
-    """The tiny stage over four chips of v5e: what is traced is what is compiled, and nothing is computed twice."""
+    """On four chips of v5e, the compiled FLOPs are those traced: no chip repeats work."""
     pytest.importorskip("libtpu")
     out = tmp_path / "report.json"
     done = launch(
@@ -136,8 +132,9 @@ def test_libtpu_compiles_the_sharded_step(tmp_path):
         "--nolargest",
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(out.read_text())
-    assert found["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1}
-    assert found["tflop_per_sample_compiled"] == pytest.approx(found["tflop_per_sample"], rel=0.1)
-    assert found["wire_gb_per_step"]["all-gather"] > 0 and found["unknown_loops"] == []
+    result = json.loads(out.read_text())
+    assert result["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1}
+    assert result["tflop_per_sample_compiled"] == pytest.approx(result["tflop_per_sample"], rel=0.1)
+    assert result["wire_gb_per_step"]["all-gather"] > 0
+    assert result["unknown_loops"] == []
     assert "MFU" in done.stdout

@@ -37,8 +37,8 @@ def test_batches_follow_the_plan(builder, whole):
     assert len(whole) == builder.plan.steps == 9
     for step, batch in enumerate(whole):
         batch_lib.validate(batch, B=6, C=2, H=28, W=28, L=96, Q=5, P=4, A=3)
-        rows = [builder(*builder.plan.row(step, i)) for i in range(6)]
-        assert_same(batch, {name: np.stack([row[name] for row in rows]) for name in rows[0]})
+        for i, draw in enumerate(builder.plan.rows(step, 0, 6)):
+            assert_same({name: value[i] for name, value in batch.items()}, builder(*draw))
         assert (batch["action_segment"] > 0).sum() == builder.plan.counts[step, 0]
     assert (whole[0]["images"] != whole[1]["images"]).any()
 

@@ -1,5 +1,7 @@
 """The plan: exact shares, every frame once per epoch, batches that depend on (seed, step) only."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -58,7 +60,7 @@ def test_rows_number_the_draws_of_a_stream_without_gaps():
     plan = Plan.make(
         [stream("a", (0, 1), (1, 0)), stream("b", (0, 0), (1, 1))], batch_size=7, steps=20, seed=0
     )
-    drawn = [plan.row(*divmod(number, 7)) for number in range(20 * 7)]
+    drawn = list(itertools.chain.from_iterable(plan.rows(step, 0, 7) for step in range(20)))
     for i in range(2):
         draws = [n for stream_index, n in drawn if stream_index == i]
         assert draws == list(range(plan.counts[:, i].sum()))

@@ -50,7 +50,8 @@ def test_action_targets_of_each_format(tokenizer, name):
     """FAST tokens and eos; pi0-FAST also has an opening and a closing, encoded separately."""
     fast = [0, 7, 100]
     segment = prompts.action(tokenizer, TASK, prompt=name, state=STATE, subtask="grasp", fast=fast)
-    ids, eos = tokenizer.action_ids(fast), tokenizer.layout.eos
+    ids = tokenizer.action_ids(fast)
+    eos = tokenizer.layout.eos
     expected = (
         [*tokenizer.encode("Action: "), *ids, *tokenizer.encode("|"), eos]
         if name == "pi0_fast"

@@ -20,7 +20,8 @@ from tests.data.handmade_rlds import (
 )
 from tests.data.made_rows import SIZES, make_builder, segments, stream, where
 
-EPISODES, LENGTH = 4, 7
+EPISODES = 4
+LENGTH = 7
 
 
 @pytest.fixture(scope="module")

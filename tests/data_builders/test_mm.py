@@ -177,7 +177,7 @@ def test_such_a_set_is_a_stream_of_any_kind(built):
         RowSizes(1, 28, 64, 32, 4, 2, 4),
         RowOptions(prompt="pi0", use_fast=False),
     )
-    row = rows(*plan.row(0, 0))
+    row = rows(0, 0)
     assert row["image_mask"].tolist() == [True]
     assert row["images"][0].std() == 0 or row["images"].shape == (1, 28, 28, 3)
     text = tokenizer.decode(row["tokens"][row["segment"] == 1].tolist())
@@ -369,7 +369,7 @@ def test_rejected_talks_are_left_out_and_the_rest_is_shown(built, tmp_path, caps
     run_command(*arguments, f"--gallery={tmp_path / 'page.html'}")
     assert capsys.readouterr().out.strip() == str(path)
     page = (tmp_path / "page.html").read_text()
-    keys = json.loads(page.split('id="reviewed">')[1].split("</script>")[0])
+    keys = json.loads(page.split('id="review-data">')[1].split("</script>")[0])
     bad = next(key for key in keys["keys"] if "blue" in key)
     names = ("episode_id", "step", "question_type", "question", "answer")
     (tmp_path / "review.json").write_text(

@@ -80,7 +80,7 @@ def check_review(path, folder):
     """Rejects one item of those that the page shows, and finds it gone."""
     dataset_gallery(path, folder / "page.html", frames=8)
     page = json.loads(
-        (folder / "page.html").read_text().split('id="reviewed">')[1].split("</script>")[0]
+        (folder / "page.html").read_text().split('id="review-data">')[1].split("</script>")[0]
     )
     rejected = page["keys"][0]
     item = dict(zip(ItemKey._fields, rejected, strict=True)) | {"verdict": "reject"}

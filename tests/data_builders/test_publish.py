@@ -394,10 +394,10 @@ def test_the_page_of_any_dataset_can_be_judged(built, tmp_path):
     page = (tmp_path / "page.html").read_text()
     assert page.count("<article>") == 4
     assert page.count("<figcaption>camera1</figcaption>") == 4
-    reviewed = json.loads(page.split('id="reviewed">')[1].split("</script>")[0])
+    reviewed = json.loads(page.split('id="review-data">')[1].split("</script>")[0])
     assert (reviewed["dataset"], reviewed["split"]) == (NAME, "val")
     assert {ItemKey(*key) for key in reviewed["keys"]} <= set(all_items(built, "val"))
-    assert len(reviewed["keys"]) == page.count('data-say="reject"') > 4
+    assert len(reviewed["keys"]) == page.count('data-choice="reject"') > 4
 
 
 def test_images_that_are_stored_upside_down_are_shown_upright():

@@ -127,7 +127,7 @@ def test_a_pick_and_place_has_five_phases():
 @pytest.mark.parametrize("times", [(5, 10), (0, 4)])
 def test_closing_in_motion_or_before_the_first_motion_is_not_a_grasp(times):
     _, position = _pick_and_place()
-    position = np.concatenate([position[:1], position[:1], position[:-2]])  # at rest at first
+    position = np.concatenate([position[:1], position[:1], position[:-2]])  # still at first
     opening = np.interp(np.arange(60), times, [1, 0.3])
     assert tracks.detect_phases(opening, position).kinds == ()
 

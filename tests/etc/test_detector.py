@@ -2,6 +2,7 @@
 
 import string
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -30,6 +31,30 @@ def test_the_box_with_the_best_score_is_chosen():
 )
 def test_no_ambiguous_or_empty_box_is_chosen(detections):
     assert np.isnan(best_box(detections)).all()
+
+
+def _fake_transformers(results, model_type):
+    """Return a module `transformers` whose pipeline returns `results` for every image."""
+
+    class Pipeline:
+        model = types.SimpleNamespace(config=types.SimpleNamespace(model_type=model_type))
+
+        def __call__(self, image, candidate_labels, threshold):
+            return [result for result in results if result["label"] in candidate_labels]
+
+    return types.SimpleNamespace(pipeline=lambda *_, **__: Pipeline())
+
+
+@pytest.mark.parametrize(("model_type", "label"), [("owlvit", "cup"), ("grounding-dino", "cup.")])
+def test_pixels_of_a_detection_become_a_box(monkeypatch, tmp_path, model_type, label):
+    pixels = {"xmin": 8, "ymin": 6, "xmax": 24, "ymax": 30}
+    results = [{"label": label, "score": 0.9, "box": pixels}]
+    monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))
+    monkeypatch.setitem(sys.modules, "transformers", _fake_transformers(results, model_type))
+    detector = Detector("any", cache=AnswerCache(tmp_path))
+    boxes = detector(np.zeros((24, 40, 3), np.uint8), ("cup", "plate"))
+    np.testing.assert_allclose(boxes[0], [0.25, 0.2, 1.0, 0.6])  # clipped to the image
+    assert np.isnan(boxes[1]).all()
 
 
 @pytest.fixture(scope="module")

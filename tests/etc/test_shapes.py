@@ -44,7 +44,10 @@ def corpus() -> list[tuple[ShapesScene, list[Item]]]:
 @pytest.fixture(scope="module")
 def scene_items(corpus) -> list[tuple[ShapesScene, Item]]:
     """All items of the corpus, each with its scene."""
-    return [(scene, item) for scene, items in corpus for item in items]
+    result = []
+    for scene, items in corpus:
+        result += [(scene, item) for item in items]
+    return result
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Statistics of ETC items."""
 
+import itertools
 import json
 
 import pytest
@@ -10,7 +11,8 @@ from tests.etc.synthetic_annotation import make_annotation
 
 
 def test_item_statistics_count_items_and_best_constant_answers():
-    items = [item for step in make_items(make_annotation(), 0)[0] for item in step]
+    steps, _ = make_items(make_annotation(), 0)
+    items = list(itertools.chain.from_iterable(steps))
     numbers = item_statistics(items, {"current: ambiguous": 3})
     assert (
         numbers["items"]
