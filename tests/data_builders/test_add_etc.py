@@ -256,7 +256,5 @@ def test_the_command_says_what_is_missing(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="error: no dataset: .*none does not exist"):
         run_command("data_builders.add_etc", *arguments)
     monkeypatch.delenv("OPENAI_MODEL", raising=False)
-    with pytest.raises(
-        SystemExit, match="error: a vision endpoint was asked for, but .*OPENAI_MODEL"
-    ):
+    with pytest.raises(SystemExit, match="error: a vision endpoint needs .*OPENAI_MODEL"):
         run_command("data_builders.add_etc", *arguments, "--endpoint")
