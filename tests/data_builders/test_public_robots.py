@@ -13,7 +13,8 @@ from data_builders.common.read_dataset import iterate_items, read_items
 from data_builders.tools.gallery import read_entry, write_dataset_gallery
 from data_builders.tools.report import dataset_report
 from data_builders.tools.review import apply_review
-from etcvla.data.adapters import ADAPTERS, open_dataset
+from etcvla.data.adapted_dataset import open_dataset
+from etcvla.data.adapters import ADAPTERS
 from etcvla.data.rlds import RLDSDataset
 from etcvla.data.stage_dataset import StageDataset
 from etcvla.etc.annotation import project
