@@ -28,7 +28,8 @@ def test_flow_errors_are_means_over_what_is_not_masked():
     time = rng.uniform(0, 0.79, (ROWS, DRAWS)).astype(np.float32)  # nothing in the last bin
     time[0, 0] = 0.0
     found = {
-        name: np.asarray(mean_over_rows(both)) for name, both in flow_errors(error, mask, time).items()
+        name: np.asarray(mean_over_rows(both))
+        for name, both in flow_errors(error, mask, time).items()
     }
     by_time, by_dim = ([[] for _ in range(n)] for n in (TIME_BINS, WIDTH))
     for row, draw, step, dim in np.ndindex(error.shape):
