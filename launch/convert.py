@@ -1,75 +1,92 @@
-"""Says what a checkpoint holds; exports one of ours.
+"""Describe a checkpoint, or export one of ours.
 
-python launch/convert.py --from=PATH                  # one of our workdirs, or released weights
-python launch/convert.py --from=WORKDIR --to=hf DIR [--tokenizer=DIR]   # the VLM, for transformers
-python launch/convert.py --from=WORKDIR --to=openpi DIR                 # pi0 or pi0.5, for openpi
+python launch/convert.py --checkpoint=PATH    # describe it; released weights too
+python launch/convert.py --checkpoint=WORKDIR --to=hf --out=DIR [--tokenizer=DIR]
+python launch/convert.py --checkpoint=WORKDIR --to=openpi --out=DIR
 """
 
 import collections
 import math
+from collections.abc import Sequence
 
 from absl import flags
 
+from etcvla.errors import UserError
 from etcvla.models import pretrained
+from etcvla.models.pretrained.layout import ReleasedCheckpoint
 from etcvla.models.variants import config_from_dict
 from etcvla.policy import Policy
 from etcvla.train.checkpoint import find_checkpoint
 from launch import common
 
-_FROM = flags.DEFINE_string(
-    "from", None, "A workdir of ours; without --to also released weights.", required=True
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Workdir or checkpoint; without --to also released weights.", required=True
 )
 _TO = flags.DEFINE_enum(
-    "to", None, ["hf", "openpi"], "The format to write; without it, --from is only looked at."
+    "to", None, ["hf", "openpi"], "Format to export to; without it, --checkpoint is described."
 )
+_OUT = flags.DEFINE_string("out", None, "Folder to write to; only with --to.")
 _TOKENIZER = flags.DEFINE_string(
-    "tokenizer", None, "Directory whose tokenizer's files a Hugging Face export gets."
+    "tokenizer", None, "Folder with the tokenizer's files, which are copied; only with --to=hf."
 )
 
 
-def main(arguments):
+def main(_: Sequence[str]) -> None:
+    """Describe --checkpoint, or export it."""
+    if (_TO.value is None) != (_OUT.value is None):
+        raise UserError("--to and --out need each other: give both to export, none to describe")
+    if _TOKENIZER.value and _TO.value != "hf":
+        raise UserError("--tokenizer needs --to=hf: only that format has a tokenizer")
     if _TO.value is None:
-        print(inspect(_FROM.value))
+        print(describe(_CHECKPOINT.value))
         return
-    if len(arguments) != 2:
-        raise ValueError("--to needs one directory to write, after the flags")
-    directory, policy = arguments[1], Policy.load(_FROM.value)
+    policy = Policy.load(_CHECKPOINT.value)
     if _TO.value == "hf":
-        pretrained.export_hugging_face(policy.params, policy.config, directory, _TOKENIZER.value)
+        pretrained.export_hugging_face(policy.params, policy.config, _OUT.value, _TOKENIZER.value)
     else:
-        pretrained.export_openpi(policy.params, policy.config, directory, norm_stats(policy))
-    print(inspect(directory))
+        pretrained.export_openpi(policy.params, policy.config, _OUT.value, norm_stats(policy))
+    print(describe(_OUT.value))
 
 
-def norm_stats(policy: Policy) -> dict:
-    """The policy's statistics under openpi's names; empty for one that has never seen actions."""
-    state, actions = policy.assets.state_stats, policy.assets.action_stats
-    return {"etcvla": {"state": state.to_dict(), "actions": actions.to_dict()}} if actions else {}
+def norm_stats(policy: Policy) -> dict[str, dict]:
+    """Return the policy's statistics with openpi's names; empty for a policy without actions."""
+    assets = policy.assets
+    if not assets.action_stats:
+        return {}
+    stats = {"state": assets.state_stats.to_dict(), "actions": assets.action_stats.to_dict()}
+    return {"etcvla": stats}
 
 
-def inspect(path: str) -> str:
-    """Format, number of parameters and sizes of what lies at a path. Raises FileNotFoundError if nothing does."""
-    own = find_checkpoint(path)
-    if own is not None:
-        meta = own.meta()
-        shapes = pretrained.parameter_shapes(config_from_dict(meta["model"])).values()
-        return f"{path}: etcvla checkpoint, step {own.step}: {total(shapes)}\n  {meta['model']}"
-    checkpoint = pretrained.find(path)
-    if checkpoint is None:
-        raise FileNotFoundError(
-            f"{path} is neither a workdir with a checkpoint nor released weights"
-        )
-    tensors = checkpoint.tensors.values()
+def describe(path: str) -> str:
+    """Return the format, number of parameters and sizes of the checkpoint at a path.
+
+    Raises: UserError if there is none.
+    """
+    checkpoint = find_checkpoint(path)
+    if checkpoint is not None:
+        model = checkpoint.meta()["model"]
+        shapes = pretrained.parameter_shapes(config_from_dict(model))
+        count = _count(list(shapes.values()))
+        return f"{path}: etcvla checkpoint, step {checkpoint.step}: {count}\n  {model}"
+    released = pretrained.find(path)
+    if released is None:
+        raise UserError(f"{path} is neither a workdir with a checkpoint nor released weights")
+    return _describe_released(released)
+
+
+def _describe_released(checkpoint: ReleasedCheckpoint) -> str:
+    tensors = list(checkpoint.tensors.values())
+    count = _count([tensor.shape for tensor in tensors])
     dtypes = collections.Counter(str(tensor.dtype) for tensor in tensors)
-    return (
-        f"{checkpoint.path}: {checkpoint.format}: {total([tensor.shape for tensor in tensors])}, "
-        f"{', '.join(f'{count} {dtype}' for dtype, count in dtypes.items())}\n"
-        + "\n".join(f"  {field} = {value}" for field, value in checkpoint.sizes.items())
-    )
+    dtype_counts = ", ".join(f"{number} {dtype}" for dtype, number in dtypes.items())
+    lines = [f"{checkpoint.path}: {checkpoint.format}: {count}, {dtype_counts}"]
+    lines += [f"  {field} = {value}" for field, value in checkpoint.sizes.items()]
+    return "\n".join(lines)
 
 
-def total(shapes) -> str:
-    return f"{sum(map(math.prod, shapes)):,} parameters in {len(shapes)} arrays"
+def _count(shapes: Sequence[tuple[int, ...]]) -> str:
+    size = sum(math.prod(shape) for shape in shapes)
+    return f"{size:,} parameters in {len(shapes)} arrays"
 
 
 if __name__ == "__main__":

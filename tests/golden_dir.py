@@ -1,4 +1,7 @@
-"""Where the golden numbers of released implementations lie; ETCVLA_GOLDEN names another folder of the same form."""
+"""The golden numbers of released implementations.
+
+ETCVLA_GOLDEN names another folder of the same form.
+"""
 
 import json
 import os
@@ -8,17 +11,20 @@ ROOT = pathlib.Path(os.environ.get("ETCVLA_GOLDEN", pathlib.Path(__file__).paren
 
 
 def golden(name: str) -> list[pathlib.Path]:
-    """The sub-folders of one fixture, found by listing."""
+    """List the sub-folders of a fixture."""
     return sorted(p for p in (ROOT / name).iterdir() if p.is_dir())
 
 
 def models(*kinds: str) -> list[pathlib.Path]:
-    """The folders of models of these kinds, wherever they lie: "paligemma_hf", "paligemma_bv", or openpi's names."""
+    """List the folders of models of these kinds.
+
+    The kinds are "paligemma_hf", "paligemma_bv" and the names of openpi.
+    """
     return sorted(p.parent for p in ROOT.rglob("outputs.npz") if kind_of(p.parent) in kinds)
 
 
 def kind_of(folder: pathlib.Path) -> str:
-    """Which implementation made a folder's numbers; "" where nothing says."""
+    """Return the implementation that made the numbers of a folder; "" if it is unknown."""
     if (folder / "checkpoint.npz").exists():
         return "paligemma_bv"
     if not (folder / "config.json").exists():

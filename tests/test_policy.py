@@ -385,12 +385,12 @@ def test_wrong_observations_are_refused(flow_policy):
     check_refused({"images": only_front}, r"has no camera wrist; it has \['front'\]")
     for state in (np.zeros(2), np.array([0, np.nan, 0]), np.zeros((1, 3))):
         check_refused({"state": state}, "observation state .*: expected 3 finite numbers")
-    for image, found in (
+    for image, description in (
         (images["wrist"] / 255, r"float64\[20, 20, 3\]"),
         (images["wrist"][..., 0], r"uint8\[20, 20\]"),
         (np.zeros((20, 20, 4), np.uint8), r"uint8\[20, 20, 4\]"),
     ):
-        message = rf"observation image 'wrist' is {found}, expected uint8\[H, W, 3\]"
+        message = rf"observation image 'wrist' is {description}, expected uint8\[H, W, 3\]"
         check_refused({"images": images | {"wrist": image}}, message)
     check_refused({"instruction": 3}, "observation instruction is int, expected text")
     for field in good:

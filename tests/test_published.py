@@ -1,4 +1,4 @@
-"""The published recipes: whole in every variant, with their own models, schedules and prompts."""
+"""Tests of the published recipes: variants, models, schedules and prompts."""
 
 import functools
 import importlib
@@ -28,7 +28,7 @@ from tests.data.handmade_rlds import write_robot_set
 from tests.data.made_rows import segments
 from tests.train.nano import nano_config
 
-# recipe -> its losses, and the golden checkpoint that has its parameters
+# recipe -> (losses, golden checkpoint with its parameters)
 RECIPES = {
     "pi0": (["flow"], "pi0"),
     "pi05": (["flow"], "pi05"),
@@ -43,7 +43,9 @@ def get_config(recipe, variant):
 
 
 def full_model(recipe):
-    """At full size; the tiny tokenizer stands in for PaliGemma's, which changes the embedding's rows alone."""
+    """Return the full-size model. The tiny tokenizer replaces PaliGemma's, which changes only
+    the rows of the embedding.
+    """
     config = get_config(recipe, "paligemma_3b")
     config.update({"init_from": "", "workdir": "nowhere"})
     config.data.update({"tokenizer": "tiny", "layout": "disjoint", "fast_vocab": 256})
@@ -52,7 +54,7 @@ def full_model(recipe):
 
 @pytest.mark.parametrize("variant", common.VARIANTS)
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_is_whole(recipe, variant):
+def test_recipe_is_complete(recipe, variant):
     config = get_config(recipe, variant)
     assert config.is_locked and config.workdir == f"runs/{variant}/{recipe}"
     config.steps = min(config.steps, 3000)
@@ -66,31 +68,34 @@ def test_a_recipe_is_whole(recipe, variant):
     )
     assert all(
         stream.extra_segments == 0 for stream in streams_of(config)
-    )  # images read the prompt, so a row has one
+    )  # images read the prompt, so a row has one prompt
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_its_model_has_the_parameters_of_openpis(recipe):
-    """By name and rank, at full size; nothing that it never uses, and rules that fit."""
+def test_recipe_has_the_parameters_of_openpi(recipe):
+    """Compare names and ranks at full size; the recipe uses every rule."""
     params = jax.eval_shape(functools.partial(init_params, full_model(recipe)))
-    found = {path: leaf.ndim for path, leaf in flatten_dict(params, sep="/").items()}
+    actual = {path: leaf.ndim for path, leaf in flatten_dict(params, sep="/").items()}
     golden = np.load(pathlib.Path(__file__).parent / "golden" / RECIPES[recipe][1] / "params.npz")
-    assert found == {path.removeprefix("PaliGemma/"): golden[path].ndim for path in golden.files}
+    assert actual == {path.removeprefix("PaliGemma/"): golden[path].ndim for path in golden.files}
     config = get_config(recipe, "paligemma_3b")
     make_optimizer(config.optim, config.steps, params)
 
 
 def test_full_sizes_are_the_released_ones():
-    """PaliGemma 3B at 224 px has 2,923,466,480 parameters on Hugging Face, 64 padding rows of its table among them."""
+    """PaliGemma 3B at 224 px has 2,923,466,480 parameters on Hugging Face, 64 padding rows
+    included.
+    """
     model = full_model("pi0_fast")
     params = jax.eval_shape(functools.partial(init_params, model))
-    width, vocabulary = model.config.vlm.width, model.config.vocab_size
+    width = model.config.vlm.width
+    vocabulary = model.config.vocab_size
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     assert count + (257_152 + 64 - vocabulary) * width == 2_923_466_480
 
 
 @pytest.mark.parametrize("recipe", ["pi0", "pi0_fast"])
-def test_the_learning_rate_is_openpis(recipe):
+def test_learning_rate_equals_openpi(recipe):
     config = get_config(recipe, "paligemma_3b")
     theirs = optax.warmup_cosine_decay_schedule(2.5e-5 / 1001, 2.5e-5, 1000, 30_000, 2.5e-6)
     for step in (0, 1, 500, 999, 1000, 1001, 5000, 15_500, 29_000, 30_000):
@@ -98,8 +103,8 @@ def test_the_learning_rate_is_openpis(recipe):
         assert ours == pytest.approx(float(theirs(step)), abs=1e-3 * 2.5e-5)
 
 
-def test_the_papers_batches():
-    """32 rows of actions and 8 of ETC a step, to within a row; the five kinds in the paper's shares."""
+def test_batches_have_the_shares_of_the_paper():
+    """Each step has 32 rows of actions and 8 of ETC within one row; five kinds in fixed shares."""
     config = get_config("two_bridges_2", "paligemma_3b")
     config.steps = 2500
     plan = make_plan(config)
@@ -127,7 +132,7 @@ def dataset(tmp_path_factory):
         ("pi0_fast", "Task: open the door, State: {};\n", True),
     ],
 )
-def test_its_rows_are_asked_as_openpi_asks(dataset, tmp_path, recipe, prompt, target):
+def test_prompts_equal_those_of_openpi(dataset, tmp_path, recipe, prompt, target):
     config = get_config(recipe, "tiny")
     config.update({"init_from": "", "workdir": str(tmp_path)})
     with config.unlocked():
@@ -156,12 +161,10 @@ def test_its_rows_are_asked_as_openpi_asks(dataset, tmp_path, recipe, prompt, ta
 
 
 @pytest.mark.parametrize("recipe", ["pi0", "pi0_fast"])
-def test_a_recipe_trains(dataset, tmp_path, recipe):
-    """The plain expert, and none: a few steps bring the loss down, and the checkpoint knows what it is."""
-    published, config = (
-        get_config(recipe, "tiny"),
-        nano_config(dataset, tmp_path, data__text_len=112),
-    )
+def test_recipe_trains(dataset, tmp_path, recipe):
+    """A few steps reduce the loss, with a plain expert and without expert."""
+    published = get_config(recipe, "tiny")
+    config = nano_config(dataset, tmp_path, data__text_len=112)
     with config.unlocked():
         config.streams = {"action": common.stream("robot", "action", 1.0, extra_segments=0)}
     for group, field in (
@@ -179,10 +182,10 @@ def test_a_recipe_trains(dataset, tmp_path, recipe):
         config[group][field] = published[group][field]
     config.steps = config.save_every = 12
     result = train(config)
-    found = [
+    actual = [
         json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
     ]
-    assert len(found) == 12 and np.mean(found[-3:]) < np.mean(found[:3])
+    assert len(actual) == 12 and np.mean(actual[-3:]) < np.mean(actual[:3])
     assert f"loss/{RECIPES[recipe][0][0]}" in result["metrics"]
     saved = config_from_dict(open_checkpoint(tmp_path).meta()["model"])
     assert saved == Stage.open(config).model.config

@@ -1,4 +1,4 @@
-"""Rules over parameter paths."""
+"""Tests of rules over parameter paths."""
 
 import numpy as np
 import pytest
@@ -11,19 +11,19 @@ PARAMS = {
 }
 
 
-def test_the_first_full_match_wins():
-    found = assign(
+def test_first_full_match_is_used():
+    actual = assign(
         [(r"img/.*/bias", "a"), (r"img/.*", "b"), (r"llm/w", ("c", "d")), (r".*", None)],
         PARAMS,
         "field",
     )
-    assert found == {
+    assert actual == {
         "img": {"head": {"kernel": "b", "bias": "a"}},
         "llm": {"norm": {"scale": None}, "w": ("c", "d")},
     }
 
 
-def test_a_match_must_be_of_the_whole_path():
+def test_rule_must_match_the_whole_path():
     with pytest.raises(
         ValueError,
         match="^optim.x: no rule matches img/head/bias, img/head/kernel, llm/norm/scale$",
@@ -31,13 +31,13 @@ def test_a_match_must_be_of_the_whole_path():
         assign([("img", 1), ("llm/w", 1), ("norm/.*", 1)], PARAMS, "optim.x")
 
 
-def test_a_rule_that_matches_nothing_is_an_error():
+def test_rule_without_a_match_is_an_error():
     rules = [
         ("img/.*", 1),
         ("lmm/.*", 2),
         (".*", 3),
         ("llm/w", 4),
-    ]  # the last is hidden by the one before it
+    ]  # the rule before the last one matches everything
     with pytest.raises(ValueError, match="^optim.x: no parameter matches 'lmm/.*', 'llm/w'$"):
         assign(rules, PARAMS, "optim.x")
     assert assign(rules, PARAMS, "optim.x", all_used=False)["llm"]["w"] == 3

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from etcvla import sims
 from etcvla.errors import UserError
 from etcvla.eval.results_log import ResultsLog
 from etcvla.eval.rollouts import WorkerPool, run_trials
@@ -72,19 +73,6 @@ class Benchmark:
             instructions.add(perturbation.rewrite_instruction(instruction, seed))
         return sorted(instructions)
 
-    def describe(self) -> dict[str, Any]:
-        """Return the part of protocol.json that names the episodes.
-
-        Keys: suite, simulator, tasks, interventions and perturbations.
-        """
-        return {
-            "suite": self.suite.name,
-            "simulator": self.suite.simulator,
-            "tasks": self.tasks,
-            "interventions": self.interventions,
-            "perturbations": self.perturbations,
-        }
-
 
 def run_benchmark(
     checkpoint: str,
@@ -96,8 +84,12 @@ def run_benchmark(
 ) -> dict[str, Any]:
     """Run the episodes that are not finished yet, and return the content of scores.json.
 
-    Writes protocol.json, episodes.csv, scores.json and videos into `out`. The keys of scores.json
-    are "suite" and "groups", see `score_groups`.
+    Writes into `out`:
+      protocol.json: suite, simulator, tasks, interventions, perturbations, and the keys of
+        `describe_protocol`.
+      episodes.csv: see `TrialResult.to_row`.
+      scores.json: "suite", and "groups" of `score_groups`.
+      videos: see `results_schema.VideoName`.
 
     Args:
       checkpoint: a workdir, or the folder of one of its checkpoints.
@@ -110,15 +102,15 @@ def run_benchmark(
     protocol = benchmark.protocol
     suite = benchmark.suite
     check_fit(policy, suite)
-    description = describe_protocol(
-        checkpoint,
-        policy,
-        protocol,
-        benchmark.grid,
-        fixed_initial_states=suite.initial_states is not None,
-        simulator_versions=suite.versions,
-    )
-    results_log = ResultsLog(out, {**benchmark.describe(), **description})
+    episodes = {
+        "suite": suite.name,
+        "simulator": suite.simulator,
+        "tasks": benchmark.tasks,
+        "interventions": benchmark.interventions,
+        "perturbations": benchmark.perturbations,
+    }
+    description = describe_protocol(checkpoint, policy, protocol, benchmark.grid, suite.versions)
+    results_log = ResultsLog(out, {**episodes, **description})
     policy.warm_up(protocol.workers, benchmark.instructions())
     with WorkerPool(protocol.workers, python) as pool:
         results = run_trials(
@@ -139,8 +131,6 @@ def describe_protocol(
     policy: Policy,
     protocol: EvalProtocol,
     grid: TrialGrid,
-    *,
-    fixed_initial_states: bool,
     simulator_versions: Mapping[str, str],
 ) -> dict[str, Any]:
     """Return the part of protocol.json on which results depend, in addition to the episodes.
@@ -162,6 +152,7 @@ def describe_protocol(
     execution = "receding horizon" if protocol.replan_steps else "open loop"
     if protocol.ensemble is not None:
         execution = f"temporal ensembling, m = {protocol.ensemble:g}"
+    fixed_initial_states = sims.get(grid.simulator).fixed_initial_states
     trials = max(grid.counts.values(), default=0)
     checkpoint = open_checkpoint(checkpoint_path)
     return {

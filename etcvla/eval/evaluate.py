@@ -119,12 +119,7 @@ def _act(
 ) -> list[TrialResult]:
     simulator = sims.get(spec.simulator)
     description = describe_protocol(
-        checkpoint_path,
-        policy,
-        spec.protocol,
-        spec.grid,
-        fixed_initial_states=False,
-        simulator_versions=simulator.versions(),
+        checkpoint_path, policy, spec.protocol, spec.grid, simulator.versions()
     )
     results_log = ResultsLog(out, {**request, **description}, replace=True)
     policy.warm_up(spec.protocol.workers, [simulator.instruction(task) for task in spec.tasks])

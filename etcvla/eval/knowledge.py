@@ -65,8 +65,8 @@ def compare_checkpoints(
         policy = Policy.load(checkpoint)
         answers = {}
         for name in datasets:
-            asked = _select_cameras(drawn_questions[name], policy.num_cameras)
-            answered = vqa.answer_questions(policy, asked)
+            selected = _select_cameras(drawn_questions[name], policy.num_cameras)
+            answered = vqa.answer_questions(policy, selected)
             answers[name] = vqa.score_by_kind(answered, train_items[name])
         results[checkpoint] = {"answers": answers}
         if drawn_probes:

@@ -96,7 +96,7 @@ def _draw_shape(draw: ImageDraw.ImageDraw, shape: Shape, color: str) -> None:
     for i, (x, y) in enumerate(points):
         is_end = shape.kind == POINT or i == len(points) - 1
         radius = (5 if is_end else 3) * SCALE
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), color, PAPER, SCALE)
+        draw.circle((x, y), radius, color, PAPER, SCALE)
 
 
 def _draw_line(
@@ -161,28 +161,29 @@ def draw_chunk(row: Mapping[str, np.ndarray], fast_chunks: Sequence[np.ndarray])
     side = SIDE * SCALE
     picture = Image.new("RGB", (side, side), BACKGROUND)
     draw = ImageDraw.Draw(picture)
-    horizon = len(row["actions"])
-
-    def _position(step: float, value: float) -> tuple[float, float]:
-        clipped = np.clip(value, -CHUNK_LIMIT, CHUNK_LIMIT)
-        return (step + 0.5) / horizon * side, (0.5 - clipped / (2 * CHUNK_LIMIT)) * side
-
     for value, color in ((-1, palette.GRID), (0, "#b9c0c7"), (1, palette.GRID)):
-        draw.line((*_position(-0.5, value), *_position(horizon, value)), color, SCALE)
+        y = _chunk_y(value)
+        draw.line((0, y, side, y), color, SCALE)
+    horizon = len(row["actions"])
+    xs = (np.arange(horizon) + 0.5) / horizon * side
     for dim in np.flatnonzero(row["action_mask"].any(axis=0)):
-        values = row["actions"][:, dim]
+        valid = row["action_mask"][:, dim]
+        points = [(x, _chunk_y(value)) for x, value in zip(xs, row["actions"][:, dim], strict=True)]
         for step in range(1, horizon):
-            valid = row["action_mask"][step - 1 : step + 1, dim].all()
-            color = _cycle_color(dim) if valid else MASKED_COLOR
-            ends = (*_position(step - 1, values[step - 1]), *_position(step, values[step]))
-            draw.line(ends, color, 2 * SCALE)
-    radius = 4 * SCALE
+            both_valid = valid[step - 1] and valid[step]
+            color = _cycle_color(dim) if both_valid else MASKED_COLOR
+            draw.line(points[step - 1 : step + 1], color, 2 * SCALE)
     for chunk in fast_chunks:
         for (step, dim), value in np.ndenumerate(chunk):
-            x, y = _position(step, value)
-            ring = (x - radius, y - radius, x + radius, y + radius)
-            draw.ellipse(ring, None, _cycle_color(dim), SCALE)
+            center = (xs[step], _chunk_y(value))
+            draw.circle(center, 4 * SCALE, None, _cycle_color(dim), SCALE)
     return picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+
+
+def _chunk_y(value: float) -> float:
+    """Return the height of a normalised action in the picture of a chunk."""
+    clipped = np.clip(value, -CHUNK_LIMIT, CHUNK_LIMIT)
+    return (0.5 - clipped / (2 * CHUNK_LIMIT)) * SIDE * SCALE
 
 
 def draw_tokens(row: Mapping[str, np.ndarray]) -> Image.Image:

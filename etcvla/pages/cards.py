@@ -12,7 +12,6 @@ from etils import epath
 from PIL import Image, ImageSequence
 
 from etcvla.pages.results import SHAPES, RecipeResults, RunResults, read_json, union
-from etcvla.pages.shapes import Shape, answer_shapes, question_shapes
 from etcvla.pages.templates import EmbeddedImage, as_words, embed_image
 from etcvla.results_schema import INTERVENTIONS, VideoName
 
@@ -34,7 +33,6 @@ class Card:
       good: the outcome is good.
       image: the image or video.
       details: values for the template.
-      shapes: shapes of the question, the true answer and the prediction.
     """
 
     filters: Mapping[str, str]
@@ -43,7 +41,6 @@ class Card:
     good: bool
     image: EmbeddedImage
     details: Mapping[str, Any]
-    shapes: Mapping[str, Sequence[Shape]] = dataclasses.field(default_factory=dict)
 
 
 # ---- Example answers ----
@@ -109,11 +106,6 @@ def _example_card(image: EmbeddedImage, run: RunResults, row: Mapping[str, Any])
         good=row["correct"],
         image=image,
         details=row,
-        shapes={
-            "question": question_shapes(row["question"]),
-            "truth": answer_shapes(row["question_type"], row["answer"]),
-            "prediction": answer_shapes(row["question_type"], row["prediction"]),
-        },
     )
 
 

@@ -11,7 +11,6 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,8 +19,8 @@ from etcvla.etc.items import ETC_KINDS, GRADES, Item
 from etcvla.etc.question_types import BOX, POINT
 from etcvla.etc.review import FORMAT, VERSION, ItemKey, review_file_name
 from etcvla.etc.statistics import item_statistics
-from etcvla.pages.shapes import Shape, answer_shapes, question_shapes
-from etcvla.pages.templates import embed_image, render
+from etcvla.pages.shapes import Shape
+from etcvla.pages.templates import render
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,17 +66,17 @@ def write_gallery(
         empty, the page has no buttons to review items.
       split: the dataset's split, for the review.
     """
-    items = [item for entry in entries for item in entry.items]
-    review_keys = [
-        ItemKey(entry.episode_id, entry.step, item.question_type, item.question, item.answer)
-        for entry in entries
-        for item in entry.items
-    ]
+    items = []
+    review_keys = []
+    for entry in entries:
+        items += entry.items
+        review_keys += [_review_key(entry, item) for item in entry.items]
     page = render(
         "gallery.html.j2",
         {
             "title": title,
-            "cards": _cards(entries),
+            "entries": entries,
+            "annotation_shapes": _annotation_shapes,
             "num_items": len(items),
             "filters": {
                 "grade": _counts([item.grade for item in items], [*GRADES.values()]),
@@ -100,28 +99,8 @@ def write_gallery(
     path.write_text(page, encoding="utf-8")
 
 
-def _cards(entries: Sequence[GalleryEntry]) -> list[dict[str, Any]]:
-    cards = []
-    first_key = 0
-    for entry in entries:
-        images = {name: embed_image(image) for name, image in entry.other_images.items()}
-        rows = []
-        for item in entry.items:
-            shapes = question_shapes(item.question)
-            shapes += answer_shapes(item.question_type, item.answer)
-            rows.append({"item": item, "shapes": shapes})
-        cards.append(
-            {
-                "entry": entry,
-                "image": embed_image(entry.image),
-                "other_images": images,
-                "rows": rows,
-                "first_key": first_key,
-                "annotation": _annotation_shapes(entry),
-            }
-        )
-        first_key += len(entry.items)
-    return cards
+def _review_key(entry: GalleryEntry, item: Item) -> ItemKey:
+    return ItemKey(entry.episode_id, entry.step, item.question_type, item.question, item.answer)
 
 
 def _annotation_shapes(entry: GalleryEntry) -> list[tuple[str, Shape]]:

@@ -5,7 +5,6 @@ Results that do not exist are named as missing; they are never shown, averaged o
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -80,7 +79,6 @@ def _write(
 
 def _recipe_headline(results: RecipeResults) -> dict[str, Any]:
     """Return the facts about a recipe and how scores changed over its main runs."""
-    summary = results.summary
     acting = [run for run in results.main_runs if run in results.acting_runs][-2:]
     outcomes = {}
     tiles = []
@@ -93,15 +91,10 @@ def _recipe_headline(results: RecipeResults) -> dict[str, Any]:
         values = {run.title: run.accuracy(dataset) for run in results.main_runs}
         tiles.append(_tile(*report_sections.dataset_title(dataset), values))
     return {
-        "recipe": str(summary.get("recipe", "")),
-        "date": _date(results),
-        "commit": str(summary.get("commit", "unknown"))[:12],
-        "num_runs": len(results.runs),
+        "results": results,
         "last_run": acting[-1].title if acting else "",
         "outcomes": outcomes,
         "tiles": [tile for tile in tiles if tile["values"]],
-        "seconds": summary.get("seconds"),
-        "peak_memory_gib": summary.get("peak_memory_gib"),
     }
 
 
@@ -130,8 +123,7 @@ def _comparison_headline(results: RecipeResults) -> dict[str, Any]:
         if known:
             known_claims[place] = known
     return {
-        "titles": [run.title for run in results.runs],
-        "date": _date(results),
+        "results": results,
         "claims": known_claims,
         "tiles": [tile for tile in tiles if tile["values"]],
     }
@@ -141,7 +133,3 @@ def _tile(title: str, color: str, values: Mapping[str, Estimate | None]) -> dict
     """Return a tile of the headline: a score by run, without the runs that lack it."""
     known = {name: value for name, value in values.items() if value}
     return {"title": title, "color": color, "values": known}
-
-
-def _date(results: RecipeResults) -> str:
-    return time.strftime("%d %B %Y, %H:%M", time.localtime(results.finished))

@@ -63,15 +63,11 @@ def progress(results: RecipeResults) -> dict[str, Any] | None:
     labels = []
     for run in results.runs:
         title = run.title.replace(" action only", "\naction only")
-        labels.append(f"{title}\n{_steps(run)}")
+        labels.append(f"{title}\n{run.steps}")
     return {
         "chart": charts.stage_chart(labels, results.parents, lines),
         "has_controls": len(results.main_runs) < len(results.runs),
     }
-
-
-def _steps(run: RunResults) -> str:
-    return f"{run.info['steps']:,} steps" if "steps" in run.info else ""
 
 
 # ---- Scores by stage ----
@@ -83,17 +79,7 @@ def scores(results: RecipeResults) -> dict[str, Any] | None:
     groups += [_success_group(results, scene) for scene in results.scenes]
     if not groups:
         return None
-    columns = []
-    for run in results.runs:
-        columns.append(
-            {
-                "title": run.title,
-                "steps": _steps(run),
-                "seconds": run.info.get("seconds"),
-                "parent": run.info.get("init_from") or "random parameters",
-            }
-        )
-    return {"columns": columns, "groups": groups}
+    return {"runs": results.runs, "groups": groups}
 
 
 def _question_group(results: RecipeResults, dataset: str) -> dict[str, Any]:
@@ -331,8 +317,9 @@ def configuration(results: RecipeResults) -> dict[str, Any]:
         protocols[run.title] = numbers | dict(run.scores.get("protocol", {}))
     seeds = {f"seed of {name}": seed for name, seed in summary.get("seeds", {}).items()}
     versions = {"commit": summary["commit"]} if "commit" in summary else {}
+    configs = {run.title: run.info["config"] for run in results.runs if "config" in run.info}
     tables = {
-        "Configs": {run.title: run.info.get("config", "not recorded") for run in results.runs},
+        "Configs": configs,
         "Evaluation protocol and seeds": _merge_settings(protocols) | seeds,
         "Versions": versions | summary.get("versions", {}),
     }

@@ -42,6 +42,11 @@ class RunResults:
         return self.name.replace("_", " ")
 
     @property
+    def steps(self) -> str:
+        """Number of training steps in words, for example "1,000 steps"."""
+        return f"{self.info['steps']:,} steps" if "steps" in self.info else ""
+
+    @property
     def evaluation(self) -> epath.Path:
         """Folder of the evaluation."""
         return self.folder / "evaluation"
@@ -144,6 +149,11 @@ class RecipeResults:
         return cls({}, tuple(runs), time.time())
 
     @property
+    def date(self) -> str:
+        """Date and local time of the results."""
+        return time.strftime("%d %B %Y, %H:%M", time.localtime(self.finished))
+
+    @property
     def parents(self) -> list[int | None]:
         """Index of the run whose checkpoint each run starts from; None for other checkpoints.
 
@@ -172,15 +182,18 @@ class RecipeResults:
     @property
     def acting_runs(self) -> list[RunResults]:
         """Runs that were evaluated in closed loop."""
-        return [run for run in self.runs if any(run.success(scene) for scene in self.scenes)]
+        runs = []
+        for run in self.runs:
+            if any(run.success(scene) for scene in self.scenes):
+                runs.append(run)
+        return runs
 
     @property
     def scenes(self) -> list[str]:
         """Scenes in which any run was evaluated."""
         names = []
         for run in self.runs:
-            for scenes in run.scores.get("success", {}).values():
-                names.append(scenes)
+            names += run.scores.get("success", {}).values()
         return union(names)
 
     @property

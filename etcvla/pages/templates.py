@@ -21,7 +21,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from etcvla.pages import palette
-from etcvla.pages.shapes import OVERLAY_HEIGHT
+from etcvla.pages.shapes import OVERLAY_HEIGHT, answer_shapes, question_shapes
 from etcvla.stats import Estimate
 
 _ASSETS = epath.resource_path("etcvla") / "pages/assets"
@@ -42,7 +42,13 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(asset=_asset, palette=palette)
+    environment.globals.update(
+        asset=_asset,
+        palette=palette,
+        embed_image=embed_image,
+        question_shapes=question_shapes,
+        answer_shapes=answer_shapes,
+    )
     environment.filters.update(
         words=as_words,
         locations=split_locations,

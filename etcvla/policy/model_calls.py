@@ -24,9 +24,9 @@ from etcvla.models.decode import (
     sample_with_image_cache,
 )
 from etcvla.models.vla import VLA, Params, VLAConfig
+from etcvla.policy.observations import Batch
 from etcvla.policy.options import PolicyOptions
 
-Batch = dict[str, np.ndarray]
 _IMAGE_FIELDS = ("images", "image_mask")
 
 

@@ -89,11 +89,11 @@ class Policy:
         self._model = ModelCalls(config, assets, options, mesh)
 
     @classmethod
-    def load(cls, workdir: str, *, quantize: str | None = None, **options: Any) -> Policy:
-        """Load the EMA parameters of the newest checkpoint.
+    def load(cls, path: str, *, quantize: str | None = None, **options: Any) -> Policy:
+        """Load the EMA parameters of a checkpoint.
 
         Args:
-          workdir: a workdir, or the folder of one of its checkpoints.
+          path: a workdir, or the folder of one of its checkpoints.
           quantize: "int8" loads weights of eight bits, see `etcvla.models.quantize`.
           options: fields of `PolicyOptions`. The default of head is the head that the
             checkpoint's stage trained (flow before fast), and that of max_fast_tokens is the
@@ -101,7 +101,7 @@ class Policy:
 
         Raises UserError if there is no checkpoint or an option is wrong.
         """
-        checkpoint = open_checkpoint(workdir)
+        checkpoint = open_checkpoint(path)
         meta = checkpoint.meta()
         config = config_from_dict(meta["model"])
         stage = meta["config"]
@@ -139,7 +139,7 @@ class Policy:
         if self.cameras and self.head is None:
             raise UserError(
                 "the checkpoint's last stage trained no actions (loss.flow and loss.fast are 0); "
-                "if an earlier stage did, choose the head: Policy.load(workdir, head=...), one of "
+                "if an earlier stage did, choose the head: Policy.load(path, head=...), one of "
                 f"{', '.join(HEADS)}"
             )
 

@@ -43,13 +43,10 @@ class Prompting:
         Args:
           states: normalised float32[S] each.
         """
-        if self._subtask_question is not None:
-            return self.questions(
-                [
-                    self._subtask_question.replace("{instruction}", clean_instruction(i))
-                    for i in instructions
-                ]
-            )
+        template = self._subtask_question
+        if template is not None:
+            cleaned = [clean_instruction(instruction) for instruction in instructions]
+            return self.questions([template.replace("{instruction}", text) for text in cleaned])
         if not self._has_subtask_field:
             return None
         return [

@@ -148,7 +148,7 @@ def test_the_environment_configures_the_endpoint(tmp_path):
     assert endpoint.key == ""
     assert endpoint.rate == 3.0
     del environ["OPENAI_MODEL"]
-    with pytest.raises(UserError, match="OPENAI_MODEL is not set"):
+    with pytest.raises(UserError, match="not set: OPENAI_MODEL;"):
         Endpoint.from_environment(AnswerCache(tmp_path), environ=environ)
 
 

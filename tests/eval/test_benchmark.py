@@ -10,15 +10,18 @@ from etcvla.errors import UserError
 from etcvla.eval.benchmark import (
     Benchmark,
     check_fit,
+    describe_protocol,
     format_scores,
     score_episodes,
     score_groups,
     success_table,
 )
 from etcvla.eval.trials import EvalProtocol, Trial, TrialResult
+from etcvla.policy import Policy
 from etcvla.sims import suites
 from etcvla.sims.suites import Suite
 from etcvla.stats import wilson
+from tests.interop.serving import write_checkpoint
 
 SUITE = Suite(
     "metaworld_made",
@@ -186,6 +189,23 @@ def test_metaworld_suites_have_the_simulators_tasks():
     assert ml45_test.max_steps == 500
     assert "metaworld" in ml45_test.versions
     assert all(ml45_test.instructions)
+
+
+def test_protocol_describes_the_policy_and_the_checkpoint(tmp_path):
+    workdir = write_checkpoint(tmp_path).config.workdir
+    policy = Policy.load(workdir)
+    protocol = EvalProtocol(ensemble=0.01, replan_steps=1)
+    grid = Benchmark(SUITE, SUITE.tasks, 2, protocol).grid
+    description = describe_protocol(workdir, policy, protocol, grid, SUITE.versions)
+    assert description["initial_states"] == {
+        "kind": "layout_seed",
+        "values": [1_000_000_000, 1_000_000_001],
+    }
+    assert description["execution"] == "temporal ensembling, m = 0.01"
+    assert description["action_horizon"] == policy.config.horizon
+    assert description["policy"]["head"] == "flow"
+    assert description["checkpoint"]["step"] == 1
+    assert description["versions"]["simulator"] == {"metaworld": "3"}
 
 
 def test_scores_are_separate_for_each_group():

@@ -27,7 +27,7 @@ def test_grid_lists_every_trial_once():
 
 
 def test_unknown_intervention_is_refused():
-    with pytest.raises(ValueError, match="unknown intervention"):
+    with pytest.raises(UserError, match="unknown intervention"):
         EvaluationSpec(**{**vars(SPEC), "interventions": ("dark",)})
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of every released format from plain arrays, written without the code under test."""
+"""Write checkpoints of every released format without the code under test."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from tests.models.released import openpi_config, paligemma_config
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """float32 tensors by name: a length, a JSON header, the data."""
+    """Read float32 tensors: a length, a JSON header, the data."""
     data = path.read_bytes()
     start = 8 + struct.unpack("<Q", data[:8])[0]
     header = json.loads(data[8:start])
@@ -29,8 +29,9 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    """float32 tensors."""
-    header, data = {}, b""
+    """Write float32 tensors."""
+    header = {}
+    data = b""
     for name, tensor in tensors.items():
         header[name] = {
             "dtype": "F32",
@@ -44,12 +45,12 @@ def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
 
 @dataclasses.dataclass
 class HuggingFace:
-    """A Hugging Face fixture as arrays by name, and how such arrays are written."""
+    """A Hugging Face fixture: its arrays by name, and a function that writes such arrays."""
 
     folder: Path
     dropped = "vision_tower.post_layernorm.bias"
     reshaped = "multi_modal_projector.linear.weight"
-    paths = "img/Transformer/encoder_norm/bias", "img/head/kernel"  # ours of the two
+    paths = "img/Transformer/encoder_norm/bias", "img/head/kernel"  # our names of the two
 
     @property
     def config(self):
@@ -67,10 +68,11 @@ class HuggingFace:
 
 @dataclasses.dataclass
 class BigVision:
-    """The same of a big_vision fixture."""
+    """A big_vision fixture; as `HuggingFace`."""
 
     folder: Path
-    dropped, reshaped = "params/llm/final_norm/scale", "params/img/head/kernel"
+    dropped = "params/llm/final_norm/scale"
+    reshaped = "params/img/head/kernel"
     paths = "llm/final_norm/scale", "img/head/kernel"
 
     @property
@@ -88,10 +90,11 @@ class BigVision:
 
 @dataclasses.dataclass
 class OpenPi:
-    """The same of a pi0 fixture."""
+    """A pi0 fixture; as `HuggingFace`."""
 
     folder: Path
-    dropped, reshaped = "state_proj/bias", "PaliGemma/llm/layers/mlp_1/linear"
+    dropped = "state_proj/bias"
+    reshaped = "PaliGemma/llm/layers/mlp_1/linear"
     paths = "state_proj/bias", "llm/layers/mlp_1/linear"
 
     @property
@@ -110,11 +113,11 @@ class OpenPi:
 
 
 def is_gemma2(folder: Path) -> bool:
-    """Whether a Hugging Face fixture is a PaliGemma 2."""
+    """Return whether a Hugging Face fixture is a PaliGemma 2."""
     return json.loads((folder / "config.json").read_text())["text_config"]["model_type"] == "gemma2"
 
 
-# One of each kind that the fixtures' folder has.
+# One fixture of each kind, if there is any.
 HUGGING_FACE = [HuggingFace(folder) for folder in models("paligemma_hf") if not is_gemma2(folder)][
     :1
 ]

@@ -1,4 +1,4 @@
-"""The fixtures of released implementations as our model, parameters and batch, read by the loader itself."""
+"""The fixtures of released implementations: our model, parameters and batch for each."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ SWITCHES = {
 
 
 def load_openpi(folder: str | Path) -> SimpleNamespace:
-    """An openpi fixture: folder, model, params, batch (of the flow's inputs), inputs, outputs."""
+    """Load an openpi fixture: folder, model, params, batch, inputs, outputs."""
     folder = ROOT / folder
     inputs, outputs = arrays(folder)
     config = openpi_config(folder)
@@ -48,15 +48,19 @@ def load_openpi(folder: str | Path) -> SimpleNamespace:
 
 
 def load_paligemma(folder: str | Path) -> SimpleNamespace:
-    """A PaliGemma fixture: folder, model, params, batch (prompt and suffix), prompt_batch, inputs, outputs."""
+    """Load a PaliGemma fixture: folder, model, params, batch, prompt_batch, inputs, outputs."""
     folder = ROOT / folder
     inputs, outputs = arrays(folder)
     if kind_of(folder) == "paligemma_bv":
-        images, text, suffix = inputs["image"], inputs["text"], inputs["mask_loss"] > 0
-        present = text.astype(bool)  # of all ids, only padding is 0
+        images = inputs["image"]
+        text = inputs["text"]
+        suffix = inputs["mask_loss"] > 0
+        present = text.astype(bool)  # only padding has id 0
     else:
-        images, first = inputs["pixel_values_nhwc"], int(inputs["num_image_tokens"])
-        text, present = inputs["input_ids"][:, first:], inputs["attention_mask"][:, first:] > 0
+        images = inputs["pixel_values_nhwc"]
+        first = int(inputs["num_image_tokens"])
+        text = inputs["input_ids"][:, first:]
+        present = inputs["attention_mask"][:, first:] > 0
         suffix = inputs["token_type_ids"][:, first:] > 0
     config = paligemma_config(folder)
     params, _ = pretrained.load(weights_of(folder), config)
@@ -75,14 +79,17 @@ def load_paligemma(folder: str | Path) -> SimpleNamespace:
 
 
 def arrays(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """inputs.npz and outputs.npz."""
+    """Return the arrays of inputs.npz and outputs.npz."""
     return dict(np.load(folder / "inputs.npz")), dict(np.load(folder / "outputs.npz"))
 
 
 def make_batch(
     images: np.ndarray, text: np.ndarray, present: np.ndarray, cfg: VLAConfig
 ) -> dict[str, np.ndarray]:
-    """One segment a row: float[B, C, H, W, 3] in [-1, 1], int[B, L], bool[B, L]."""
+    """Make a batch of one segment per row.
+
+    The arguments are float[B, C, height, width, 3] in [-1, 1], int[B, L] and bool[B, L].
+    """
     b, c, h, w, _ = images.shape
     batch = batch_lib.zeros(
         B=b, C=c, H=h, W=w, L=text.shape[1], Q=cfg.state_dim, P=cfg.horizon, A=cfg.action_dim
@@ -97,7 +104,10 @@ def make_batch(
 
 
 def openpi_config(folder: Path) -> VLAConfig:
-    """The model of an openpi fixture's config.json; where that has no expert, one stands in that is never run."""
+    """Return the model of an openpi fixture, from config.json.
+
+    If the fixture has no expert, the model gets one that is never run.
+    """
     c = json.loads((folder / "config.json").read_text())
     tower = SigLIPConfig(
         **{name: c["siglip"][name] for name in ("width", "depth", "num_heads", "mlp_dim")},
@@ -119,7 +129,7 @@ def openpi_config(folder: Path) -> VLAConfig:
 
 
 def openpi_arrays(folder: Path) -> dict:
-    """params.npz, openpi's parameters under openpi's names, as a tree of ours."""
+    """Return the tree of params.npz, which has the names of openpi."""
     return unflatten_dict(
         {
             name.removeprefix("PaliGemma/"): value
@@ -130,21 +140,20 @@ def openpi_arrays(folder: Path) -> dict:
 
 
 def weights_of(folder: Path) -> Path:
-    """Where a PaliGemma fixture has its weights."""
+    """Return the path of the weights of a PaliGemma fixture."""
     return folder / "checkpoint.npz" if kind_of(folder) == "paligemma_bv" else folder
 
 
 def paligemma_config(folder: Path) -> VLAConfig:
-    """The model of a PaliGemma fixture, with an expert that is never run."""
+    """Return the model of a PaliGemma fixture, with an expert that is never run."""
     checkpoint = pretrained.find(weights_of(folder))
-    tower, vlm = (
-        {
-            field.split(".")[1]: value
-            for field, value in checkpoint.sizes.items()
-            if field.startswith(part)
-        }
-        for part in ("siglip.", "vlm.")
-    )
+    sizes = {"siglip": {}, "vlm": {}}
+    for field, value in checkpoint.sizes.items():
+        part, _, name = field.partition(".")
+        if part in sizes:
+            sizes[part][name] = value
+    tower = sizes["siglip"]
+    vlm = sizes["vlm"]
     images = next(
         value
         for name, value in np.load(folder / "inputs.npz").items()

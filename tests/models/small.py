@@ -1,4 +1,4 @@
-"""A model that compiles in seconds, with parameters none of which is zero, and rows of noise for it."""
+"""A model that compiles in seconds, with nonzero parameters, and random rows for it."""
 
 import dataclasses
 
@@ -38,7 +38,10 @@ def make_model(**changes) -> VLA:
 
 
 def random_params(model: VLA, seed: int = 0, scale: float = 0.25) -> dict:
-    """Noise everywhere: with the zeros of `init_params` (norms, gates) half the model would do nothing."""
+    """Return random parameters.
+
+    Most of the model does nothing with the zeros of `init_params` (norms, gates).
+    """
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(lambda: init_params(model))
     params = jax.tree.map(
@@ -49,12 +52,12 @@ def random_params(model: VLA, seed: int = 0, scale: float = 0.25) -> dict:
 
 
 def is_backbone(path: str) -> bool:
-    """Whether a parameter is the tower's or the language model's, not the expert's."""
+    """Return whether a parameter belongs to the tower or the language model."""
     return path.startswith("img/") or (path.startswith("llm/") and "_1" not in path)
 
 
 def random_rows(rng: np.random.Generator, rows: int) -> dict[str, np.ndarray]:
-    """Images, state and actions of noise; no text yet."""
+    """Return random images, states and actions, without text."""
     batch = batch_lib.zeros(B=rows, **SIZES)
     return batch | {
         "images": rng.integers(0, 256, batch["images"].shape).astype(np.uint8),
@@ -68,7 +71,7 @@ def random_rows(rng: np.random.Generator, rows: int) -> dict[str, np.ndarray]:
 def write_segment(
     batch: dict, row: int, at: int, number: int, prompt: list[int], target: list[int]
 ) -> slice:
-    """Puts a segment into a row's text and returns its columns."""
+    """Write a segment into the text of a row and return its columns."""
     columns = slice(at, at + len(prompt) + len(target))
     batch["tokens"][row, columns] = prompt + target
     batch["segment"][row, columns] = number
@@ -78,7 +81,11 @@ def write_segment(
 
 
 def acting_rows(rng, *, segments):
-    """Rows with an action prompt of another length each; `segments` adds FAST targets and a second segment."""
+    """Return rows with action prompts of different lengths.
+
+    Args:
+      segments: add FAST targets and a second segment.
+    """
     batch = random_rows(rng, ROWS)
     batch["image_mask"][1, 0] = False
     for row, prompt in enumerate(PROMPTS):
@@ -90,7 +97,7 @@ def acting_rows(rng, *, segments):
 
 
 def noise_and_time(rng, noise_samples):
-    """R noisy chunks a row and their flow times."""
+    """Return R noisy chunks per row and their flow times."""
     return (
         rng.normal(size=(ROWS, noise_samples, SIZES["P"], SIZES["A"])).astype(np.float32),
         rng.uniform(0.1, 1, (ROWS, noise_samples)).astype(np.float32),

@@ -1,4 +1,4 @@
-"""From a cache: the same text and actions as without one, and one look for several prompts."""
+"""Tests of decoding: a cache gives the same text and actions as full passes."""
 
 import dataclasses
 import functools
@@ -28,12 +28,14 @@ from tests.models.small import (
     write_segment,
 )
 
-NEW, STEPS, EOS = 6, 4, 1
+NEW = 6
+STEPS = 4
+EOS = 1
 ACTION = [2, 13, 3]
 
 
 def prompts_only(batch, prompts):
-    """The batch's looks with other prompts, one a row."""
+    """Return the batch with other prompts, one per row."""
     length = batch["tokens"].shape[1]
     batch = batch | {
         name: np.zeros((len(batch["images"]), length), batch[name].dtype)
@@ -50,7 +52,7 @@ def without_images(batch):
 
 @functools.partial(jax.jit, static_argnums=0)
 def full_pass(model, params, *args):
-    """What training computes; compiled once a model."""
+    """Run the pass of training; compiled once per model."""
     return model.apply({"params": params}, *args)
 
 
@@ -62,62 +64,61 @@ def decode(model, params, batch, eos, temperature=0.0, key=None, image_cache=Non
 
 @functools.partial(jax.jit, static_argnums=0)
 def sample(model, params, batch, noise, image_cache=None):
-    chunk, _ = sample_with_image_cache(
-        model, params, batch, noise, STEPS, image_cache=image_cache
-    )
+    chunk, _ = sample_with_image_cache(model, params, batch, noise, STEPS, image_cache=image_cache)
     return chunk
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def look_at(model, params, batch):
+def make_image_cache(model, params, batch):
     return cache_images(model, params, batch["images"], batch["image_mask"])
 
 
-def full_logits(model, params, batch, prompts, written):
-    """Logits float[B, N, V] of what was written, by one pass over prompts and targets."""
+def full_logits(model, params, batch, prompts, tokens):
+    """Return logits float[B, T, V] of the tokens, by one pass over prompts and targets."""
     full = prompts_only(batch, [])
-    for row, (prompt, target) in enumerate(zip(prompts, written, strict=True)):
+    for row, (prompt, target) in enumerate(zip(prompts, tokens, strict=True)):
         write_segment(full, row, 0, 1, list(prompt), list(target))
-    columns = np.array([[len(prompt)] for prompt in prompts]) + np.arange(len(written[0]))
+    columns = np.array([[len(prompt)] for prompt in prompts]) + np.arange(len(tokens[0]))
     return full_pass(model, params, full, columns, None, None)[0]
 
 
 # Text
 
 
-def small_writer(**changes):
-    """A model (whose layers are a loop: that compiles faster) and parameters."""
+def make_text_model(**changes):
+    """Return a model and parameters. Its layers are a loop, which compiles faster."""
     model = make_model(unroll=1, **changes)
-    # With much smaller parameters the last token's own embedding wins every time.
+    # With much smaller parameters the most likely token is always the last one.
     return model, random_params(model, scale=0.5)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["apart", "image-attends-prompt"])
-def writer(request):
-    return small_writer(image_attends_prompt=request.param)
+def text_model(request):
+    return make_text_model(image_attends_prompt=request.param)
 
 
 @pytest.fixture(scope="module")
 def plain():
-    return small_writer()
+    return make_text_model()
 
 
-def asked():
+def question_batch():
     return acting_rows(np.random.default_rng(3), segments=False)
 
 
-def test_logits_from_a_cache_equal_one_pass(plain):
-    """The image_cache, then the prompts as one block, then token by token: every logit of the teacher-forced pass."""
+def test_logits_from_a_cache_equal_those_of_one_pass(plain):
+    """Run images, then prompts, then one token at a time; compare with a teacher-forced pass."""
     model, params = plain
-    batch = asked()
+    batch = question_batch()
     targets = np.random.default_rng(4).integers(4, 64, (ROWS, NEW))
     expected = full_logits(model, params, batch, PROMPTS, targets)
     run = jax.jit(
         lambda method, *args: model.apply({"params": params}, *args, method=method),
         static_argnums=0,
     )
-    image_cache = look_at(model, params, batch)
-    num_images, width = image_cache.image_token_mask.shape[1], max(map(len, PROMPTS))
+    image_cache = make_image_cache(model, params, batch)
+    num_images = image_cache.image_token_mask.shape[1]
+    width = max(map(len, PROMPTS))
     start = num_images + width
     cache = tuple(
         jnp.pad(x, ((0, 0), (0, 0), (0, width + NEW), (0, 0), (0, 0))) for x in image_cache.cache
@@ -140,14 +141,15 @@ def test_logits_from_a_cache_equal_one_pass(plain):
         num_images,
     )
     last = np.stack([hidden[row, len(prompt) - 1] for row, prompt in enumerate(PROMPTS)])
-    found, position = [run(VLA.readout, last)], prompt.sum(1, keepdims=True)
+    actual = [run(VLA.readout, last)]
+    position = prompt.sum(1, keepdims=True)
     for i in range(NEW - 1):
         visible = prompt | (np.arange(start + NEW) >= start) & (np.arange(start + NEW) <= start + i)
         hidden, cache = run(
             VLA.extend, targets[:, i : i + 1], position + i, visible[:, None], cache, start + i
         )
-        found.append(run(VLA.readout, hidden[:, 0]))
-    np.testing.assert_allclose(np.stack(found, 1), expected, atol=1e-5)
+        actual.append(run(VLA.readout, hidden[:, 0]))
+    np.testing.assert_allclose(np.stack(actual, 1), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -164,61 +166,72 @@ def test_logits_from_a_cache_equal_one_pass(plain):
     ],
     ids=["pi0", "image-attends-prompt", "pi0-fast-positions", "gemma-2"],
 )
-def test_greedy_text_from_a_cache_equals_recomputation(changes):
-    model, params = small_writer(**changes)
-    written = np.asarray(decode(model, params, asked(), -1))
+def test_greedy_text_from_a_cache_equals_recomputed_text(changes):
+    model, params = make_text_model(**changes)
+    tokens = np.asarray(decode(model, params, question_batch(), -1))
     np.testing.assert_array_equal(
-        jnp.argmax(full_logits(model, params, asked(), PROMPTS, written), -1), written
+        jnp.argmax(full_logits(model, params, question_batch(), PROMPTS, tokens), -1), tokens
     )
     assert (
-        len({tuple(row) for row in written.tolist()}) == ROWS
-    )  # rows do read their own prompts and images
+        len({tuple(row) for row in tokens.tolist()}) == ROWS
+    )  # rows read their own prompts and images
     if model.config.vlm.window or model.config.count_absent_cameras:
         np.testing.assert_array_equal(
-            decode(model, params, asked(), -1, image_cache=look_at(model, params, asked())), written
+            decode(
+                model,
+                params,
+                question_batch(),
+                -1,
+                image_cache=make_image_cache(model, params, question_batch()),
+            ),
+            tokens,
         )
 
 
-def test_sampled_text_is_drawn_from_the_same_logits(plain):
+def test_sampled_text_uses_the_same_logits(plain):
     model, params = plain
-    first, other = jax.random.key(0), jax.random.key(1)
-    written = np.asarray(decode(model, params, asked(), -1, 0.7, first))
-    logits = full_logits(model, params, asked(), PROMPTS, written)
+    first = jax.random.key(0)
+    other = jax.random.key(1)
+    tokens = np.asarray(decode(model, params, question_batch(), -1, 0.7, first))
+    logits = full_logits(model, params, question_batch(), PROMPTS, tokens)
     for step in range(NEW):
         drawn = jax.random.categorical(
             jax.random.fold_in(first, step), logits[:, step] / 0.7, axis=-1
         )
-        np.testing.assert_array_equal(drawn, written[:, step])
-    assert (decode(model, params, asked(), -1, 0.7, other) != written).any()
+        np.testing.assert_array_equal(drawn, tokens[:, step])
+    assert (decode(model, params, question_batch(), -1, 0.7, other) != tokens).any()
 
 
 def test_text_ends_with_eos(plain):
     model, params = plain
-    free = np.asarray(decode(model, params, asked(), -1))
+    free = np.asarray(decode(model, params, question_batch(), -1))
     for eos in (int(free[0, 2]), int(free[0, 0])):
-        ended = np.asarray(decode(model, params, asked(), eos))
+        ended = np.asarray(decode(model, params, question_batch(), eos))
         for row in range(ROWS):
             ends = np.flatnonzero(free[row] == eos)
             stop = ends[0] + 1 if len(ends) else NEW
             np.testing.assert_array_equal(ended[row], np.where(np.arange(NEW) < stop, free[row], 0))
 
 
-def test_a_row_does_not_depend_on_the_others_nor_on_padding(plain):
+def test_row_depends_neither_on_other_rows_nor_on_padding(plain):
     model, params = plain
-    together, row = decode(model, params, asked(), -1), 2
-    one = {name: value[row : row + 1] for name, value in asked().items()}
+    together = decode(model, params, question_batch(), -1)
+    row = 2
+    one = {name: value[row : row + 1] for name, value in question_batch().items()}
     one |= {name: one[name][:, : len(PROMPTS[row])] for name in ("tokens", "segment", "target")}
     np.testing.assert_array_equal(decode(model, params, one, -1)[0], together[row])
 
 
-def test_only_allowed_ids_are_written(plain):
+def test_only_allowed_ids_are_generated(plain):
     model, params = plain
     allowed = np.zeros(CONFIG.vocab_size, bool)
     allowed[50:60] = allowed[EOS] = True
-    assert not allowed[np.asarray(decode(model, params, asked(), -1))].all()
-    written = np.asarray(decode(model, params, asked(), -1, allowed=allowed))
-    logits = np.where(allowed, full_logits(model, params, asked(), PROMPTS, written), -np.inf)
-    np.testing.assert_array_equal(logits.argmax(-1), written)
+    assert not allowed[np.asarray(decode(model, params, question_batch(), -1))].all()
+    tokens = np.asarray(decode(model, params, question_batch(), -1, allowed=allowed))
+    logits = np.where(
+        allowed, full_logits(model, params, question_batch(), PROMPTS, tokens), -np.inf
+    )
+    np.testing.assert_array_equal(logits.argmax(-1), tokens)
 
 
 # Actions
@@ -228,7 +241,7 @@ def test_only_allowed_ids_are_written(plain):
     scope="module", params=[("text", True), ("token", False)], ids=["text-adaptive", "token-plain"]
 )
 def expert(request):
-    """(model, params)."""
+    """Return (model, params)."""
     state, adaptive = request.param
     model = make_model(
         unroll=1, state=state, expert=dataclasses.replace(CONFIG.expert, adaptive=adaptive)
@@ -237,7 +250,7 @@ def expert(request):
 
 
 def euler(model, params, batch, noise):
-    """The integration written out, each velocity by the pass that training takes."""
+    """Integrate with one full training pass per velocity."""
     x = noise
     for step in range(STEPS):
         time = np.full((ROWS, 1), 1 - step / STEPS, np.float32)
@@ -247,60 +260,64 @@ def euler(model, params, batch, noise):
 
 
 def test_actions_from_a_cache_equal_full_passes(expert):
-    """The training pass's rows hold FAST targets and a question that the expert must not see."""
+    """The rows of the full pass also hold FAST targets and a question, which the expert must
+    not read.
+    """
     model, params = expert
     noise, _ = noise_and_time(np.random.default_rng(1), 1)
-    taught, plain = (
+    packed, plain = (
         acting_rows(np.random.default_rng(2), segments=segments) for segments in (True, False)
     )
     np.testing.assert_allclose(
-        sample(model, params, plain, noise[:, 0]), euler(model, params, taught, noise), atol=1e-5
+        sample(model, params, plain, noise[:, 0]), euler(model, params, packed, noise), atol=1e-5
     )
 
 
-def test_noise_of_another_shape_is_named():
+def test_wrong_shape_of_noise_is_an_error():
     model = make_model()
     with pytest.raises(
         ValueError, match=r"noise is \[3, 4, 2\], expected \[B, P, A\] = \[3, 4, 5\]"
     ):
-        sample_actions(model, {}, asked(), np.zeros((ROWS, SIZES["P"], 2)), STEPS)
+        sample_actions(model, {}, question_batch(), np.zeros((ROWS, SIZES["P"], 2)), STEPS)
 
 
-# One image_cache, several prompts
+# One image cache, several prompts
 
 
-def test_a_subtask_is_written_first_and_acted_on(writer):
-    """Images are encoded once for both; the numbers are those of passes over everything."""
-    model, params = writer
-    batch, (noise, _) = asked(), noise_and_time(np.random.default_rng(5), 1)
-    image_cache = look_at(model, params, batch)
+def test_subtask_and_action_share_an_image_cache(text_model):
+    """Images are encoded once; the numbers equal those of full passes."""
+    model, params = text_model
+    batch = question_batch()
+    noise, _ = noise_and_time(np.random.default_rng(5), 1)
+    image_cache = make_image_cache(model, params, batch)
     assert (image_cache.cache is None) == model.config.image_attends_prompt
     subtask = decode(model, params, without_images(batch), -1, image_cache=image_cache)
     np.testing.assert_array_equal(subtask, decode(model, params, batch, -1))
-    told = prompts_only(batch, [ACTION + row for row in np.asarray(subtask).tolist()])
+    prompted = prompts_only(batch, [ACTION + row for row in np.asarray(subtask).tolist()])
     np.testing.assert_allclose(
-        sample(model, params, without_images(told), noise[:, 0], image_cache),
-        euler(model, params, told, noise),
+        sample(model, params, without_images(prompted), noise[:, 0], image_cache),
+        euler(model, params, prompted, noise),
         atol=1e-5,
     )
 
 
-def test_several_questions_and_an_action_share_a_look(writer):
-    """Two prompts of every row at once, beside an action whose row is packed with a question and targets."""
-    model, params = writer
-    batch, (noise, _) = asked(), noise_and_time(np.random.default_rng(5), 1)
-    image_cache = look_at(model, params, batch)
+def test_several_questions_and_an_action_share_an_image_cache(text_model):
+    """Two prompts per row at once, and an action in a row packed with a question and targets."""
+    model, params = text_model
+    batch = question_batch()
+    noise, _ = noise_and_time(np.random.default_rng(5), 1)
+    image_cache = make_image_cache(model, params, batch)
     others = [[2, 40, 41, 3], [2, 42, 3], [2, 43, 44, 45, 3]]
-    apart = np.stack(
-        [decode(model, params, prompts_only(batch, prompts), -1) for prompts in (PROMPTS, others)],
-        axis=1,
-    )
+    first = decode(model, params, prompts_only(batch, PROMPTS), -1)
+    second = decode(model, params, prompts_only(batch, others), -1)
+    separate = np.stack([first, second], axis=1)
     twice = {name: value.repeat(2, axis=0) for name, value in batch.items()}
-    both = prompts_only(
-        twice, [prompt for pair in zip(PROMPTS, others, strict=True) for prompt in pair]
-    )
+    interleaved = []
+    for prompt, other in zip(PROMPTS, others, strict=True):
+        interleaved += [prompt, other]
+    both = prompts_only(twice, interleaved)
     together = decode(model, params, without_images(both), -1, image_cache=image_cache.repeat(2))
-    np.testing.assert_array_equal(together, apart.reshape(2 * ROWS, NEW))
+    np.testing.assert_array_equal(together, separate.reshape(2 * ROWS, NEW))
     packed = acting_rows(np.random.default_rng(3), segments=not model.config.image_attends_prompt)
     np.testing.assert_allclose(
         sample(model, params, without_images(packed), noise[:, 0], image_cache),
@@ -309,16 +326,19 @@ def test_several_questions_and_an_action_share_a_look(writer):
     )
 
 
-def test_what_acting_saw_serves_the_next_prompt(writer):
-    """The look that an action leaves, its columns of text overwritten, acts as a fresh one; also a second time."""
-    model, params = writer
-    batch, (noise, _) = asked(), noise_and_time(np.random.default_rng(5), 1)
+def test_returned_image_cache_serves_the_next_prompt(text_model):
+    """The image cache after an action, whose text columns are overwritten, acts like a new one."""
+    model, params = text_model
+    batch = question_batch()
+    noise, _ = noise_and_time(np.random.default_rng(5), 1)
     act = jax.jit(
         functools.partial(sample_with_image_cache, model, num_steps=STEPS),
         donate_argnames="image_cache",
     )
     _, image_cache = act(params, batch, noise[:, 0])
     for prompts in ([[2, 40, 41, 3], [2, 42, 3], [2, 43, 44, 45, 3]], PROMPTS):
-        told = prompts_only(batch, prompts)
-        chunk, image_cache = act(params, without_images(told), noise[:, 0], image_cache=image_cache)
-        np.testing.assert_allclose(chunk, sample(model, params, told, noise[:, 0]), atol=1e-5)
+        prompted = prompts_only(batch, prompts)
+        chunk, image_cache = act(
+            params, without_images(prompted), noise[:, 0], image_cache=image_cache
+        )
+        np.testing.assert_allclose(chunk, sample(model, params, prompted, noise[:, 0]), atol=1e-5)

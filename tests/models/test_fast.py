@@ -1,4 +1,4 @@
-"""FAST against the reference implementation's numbers, and its own round trip."""
+"""Tests of FAST against the numbers of the reference implementation, and of its round trip."""
 
 import json
 
@@ -37,27 +37,29 @@ def test_encode_matches_reference(fixture, part):
 
 def test_decode_matches_reference(fixture):
     fast, chunks, tokens, decoded = fixture
-    found = fast.decode_batch(tokens["eval"])
-    assert found.ok.all() and found.chunk.dtype == np.float32
-    np.testing.assert_allclose(found.chunk, decoded["eval_decoded"], atol=1e-6)
+    actual = fast.decode_batch(tokens["eval"])
+    assert actual.ok.all() and actual.chunk.dtype == np.float32
+    np.testing.assert_allclose(actual.chunk, decoded["eval_decoded"], atol=1e-6)
     assert np.abs(decoded["eval_decoded"] - chunks["eval_chunks"]).max() < 0.1
 
 
 @pytest.mark.parametrize("part", ["edge", "oov"])
-def test_what_is_called_whole_is_what_the_reference_decodes(fixture, part):
-    """And what is not is nothing there either: zeros, or the huge values of half a character."""
+def test_ok_exactly_where_the_reference_decodes(fixture, part):
+    """Where not ok, the reference gives zeros or the huge values of an incomplete character."""
     fast, _, tokens, decoded = fixture
-    found = fast.decode_batch(tokens[part])
-    for chunk, ok, expected in zip(found.chunk, found.ok, decoded[f"{part}_decoded"], strict=True):
+    actual = fast.decode_batch(tokens[part])
+    for chunk, ok, expected in zip(
+        actual.chunk, actual.ok, decoded[f"{part}_decoded"], strict=True
+    ):
         if ok:
             np.testing.assert_allclose(chunk, expected, atol=1e-6)
         else:
             assert not chunk.any() and (not expected.any() or np.abs(expected).max() > 100)
     if part == "edge":
-        assert found.ok[tokens["edge_roundtrip_ok"]].all()
+        assert actual.ok[tokens["edge_roundtrip_ok"]].all()
 
 
-def test_undecodable_is_reported_not_raised(fixture):
+def test_undecodable_ids_are_reported_not_raised(fixture):
     fast, _, tokens, _ = fixture
     bad = [
         *tokens["undecodable"],
@@ -72,18 +74,18 @@ def test_undecodable_is_reported_not_raised(fixture):
         assert not ok and not chunk.any() and chunk.shape == (fast.horizon, fast.action_dim)
 
 
-def test_a_batch_decodes_as_its_rows_do(fixture):
+def test_batch_decodes_like_its_rows(fixture):
     fast, _, tokens, _ = fixture
     rows = [tokens["eval"][0], tokens["undecodable"][0], tokens["eval"][1]]
-    found = fast.decode_batch(rows)
-    assert found.ok.tolist() == [True, False, True]
-    for ids, chunk in zip(rows, found.chunk, strict=True):
+    actual = fast.decode_batch(rows)
+    assert actual.ok.tolist() == [True, False, True]
+    for ids, chunk in zip(rows, actual.chunk, strict=True):
         np.testing.assert_array_equal(chunk, fast.decode(ids).chunk)
     assert fast.decode_batch([]).chunk.shape == (0, fast.horizon, fast.action_dim)
 
 
-def test_a_fit_is_saved_as_the_reference_saves_it(fixture, folder, tmp_path):
-    """File for file, so that whatever loads the public format loads ours."""
+def test_saved_files_equal_those_of_the_reference(fixture, folder, tmp_path):
+    """All files are equal, so any program that loads the public format loads ours."""
     fast, chunks, tokens, _ = fixture
     fitted = FAST.fit(chunks["fit_chunks"], vocab_size=fast.vocab_size, scale=fast.scale)
     fitted.save(tmp_path)
@@ -96,8 +98,8 @@ def test_a_fit_is_saved_as_the_reference_saves_it(fixture, folder, tmp_path):
     assert [again.encode(c) for c in chunks["eval_chunks"]] == tokens["eval"]
 
 
-def test_transformers_reads_what_is_saved(fixture, tmp_path):
-    """The public processor is a transformers tokenizer and the arithmetic that is tested above."""
+def test_transformers_reads_saved_files(fixture, tmp_path):
+    """The public processor is a transformers tokenizer plus the arithmetic tested above."""
     transformers = pytest.importorskip("transformers")
     fast, chunks, tokens, _ = fixture
     FAST.fit(chunks["fit_chunks"], vocab_size=fast.vocab_size, scale=fast.scale).save(tmp_path)
@@ -110,8 +112,8 @@ def test_transformers_reads_what_is_saved(fixture, tmp_path):
     assert [public.decode(ids) for ids in tokens["eval"]] == texts
 
 
-def test_sizes_that_a_file_leaves_open(fixture, tmp_path):
-    """As the universal tokenizer's does, which serves every robot."""
+def test_sizes_that_the_file_does_not_set(fixture, tmp_path):
+    """The universal tokenizer for all robots does not set them."""
     fast, chunks, tokens, _ = fixture
     fast.save(tmp_path)
     config = json.loads((tmp_path / "processor_config.json").read_text())
@@ -126,7 +128,7 @@ def test_sizes_that_a_file_leaves_open(fixture, tmp_path):
     )
 
 
-def test_bad_input_is_named(fixture, tmp_path):
+def test_errors_name_the_wrong_input(fixture, tmp_path):
     fast, chunks, _, _ = fixture
     with pytest.raises(ValueError, match="fitted to"):
         fast.encode(chunks["eval_chunks"][0][:-1])
@@ -134,9 +136,7 @@ def test_bad_input_is_named(fixture, tmp_path):
         FAST.fit(chunks["fit_chunks"], vocab_size=8)
     with pytest.raises(ValueError, match="NaN"):
         FAST.fit(chunks["fit_chunks"] * np.nan, vocab_size=512)
-    with pytest.raises(
-        UserError, match=r"no file .*processor_config.json; expected a folder with"
-    ):
+    with pytest.raises(UserError, match=r"no file .*processor_config.json; expected a folder with"):
         FAST.load(tmp_path)
     fast.save(tmp_path)
     with pytest.raises(

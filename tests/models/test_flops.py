@@ -1,4 +1,4 @@
-"""The FLOP counter against counts by hand."""
+"""Tests of the FLOP counter against counts by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,8 @@ def layers(x, w, *, length, wrap):
 
 
 def test_batched_product():
-    q, k = (
-        jax.ShapeDtypeStruct((2, 3, 5, 7), jnp.bfloat16),
-        jax.ShapeDtypeStruct((2, 3, 11, 7), jnp.bfloat16),
-    )
+    q = jax.ShapeDtypeStruct((2, 3, 5, 7), jnp.bfloat16)
+    k = jax.ShapeDtypeStruct((2, 3, 11, 7), jnp.bfloat16)
     assert count(lambda q, k: jnp.einsum("bhtd,bhsd->bhts", q, k), q, k) == {
         "dot_general": 2 * 2 * 3 * 5 * 11 * 7
     }
@@ -32,7 +30,7 @@ def test_scan_multiplies():
 
 @pytest.mark.parametrize(("wrap", "products"), [(lambda f: f, 3), (jax.checkpoint, 4)])
 def test_gradient_of_a_scan(wrap, products):
-    """Forward one product a layer, backward two (input and weight), and one again where rematerialised."""
+    """One product per layer forward, two backward, and one again with rematerialisation."""
     grad = jax.jit(jax.grad(lambda x, w: layers(x, w, length=6, wrap=wrap), argnums=(0, 1)))
     assert count(grad, X, W).total() == 6 * products * PRODUCT
 
@@ -45,10 +43,10 @@ def test_nested_loops_multiply():
     )
 
 
-def test_while_turns_are_found():
+def test_iterations_of_a_while_loop_are_counted():
     def euler(
         x, w
-    ):  # time falls from 1 in steps of a tenth; another value rides along, unread by the condition
+    ):  # time decreases from 1 in steps of 0.1; the condition does not read the other value
         return lax.while_loop(
             lambda c: c[1] >= 0.05, lambda c: (c[0] @ w, c[1] - c[2], c[2]), (x, 1.0, 0.1)
         )[0]
@@ -56,7 +54,7 @@ def test_while_turns_are_found():
     assert count(euler, X, W).total() == 10 * PRODUCT
 
 
-def test_while_that_depends_on_data():
+def test_while_loop_that_depends_on_data_is_an_error():
     def loop(x, w):
         return lax.while_loop(lambda x: x.sum() > 0, lambda x: x @ w, x)
 
@@ -68,7 +66,7 @@ def test_while_that_depends_on_data():
 
 
 def test_convolution_and_its_weight_gradient():
-    """A strided patch embedding is the product that it stands for, forward and backward."""
+    """A strided patch embedding counts like the matrix product it equals."""
     images = jax.ShapeDtypeStruct((2, 28, 28, 3), jnp.float32)
     kernel = jax.ShapeDtypeStruct((14, 14, 3, 16), jnp.float32)
 
@@ -83,7 +81,7 @@ def test_convolution_and_its_weight_gradient():
     assert count(grad, kernel, images) == {"conv_general_dilated": 2 * product}
 
 
-def test_cond_is_its_dearer_branch_and_custom_rules_are_followed():
+def test_cond_counts_its_most_expensive_branch_and_custom_gradients_count():
     @jax.custom_vjp
     def f(x, w):
         return x @ w
@@ -93,7 +91,7 @@ def test_cond_is_its_dearer_branch_and_custom_rules_are_followed():
         count(lambda p, x, w: lax.cond(p, lambda: f(x, w), lambda: x @ w @ w), True, X, W).total()
         == 2 * PRODUCT
     )
-    weight = 2 * 8 * 4 * 8 + 2 * 8 * 8 * 8  # the made-up gradient has a product more
+    weight = 2 * 8 * 4 * 8 + 2 * 8 * 8 * 8  # the custom gradient has one more product
     assert (
         count(jax.grad(lambda x, w: f(x, w).sum(), argnums=(0, 1)), X, W).total()
         == 2 * PRODUCT + weight

@@ -1,4 +1,4 @@
-"""Flow matching's maths by hand, and chunks that go on from another."""
+"""Tests of flow matching and of chunks that continue another chunk."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,12 +11,12 @@ OLD = np.random.default_rng(1).standard_normal((2, 6, 3)).astype(np.float32)
 
 
 def bent(x, time):
-    """A velocity whose derivative is not trivial; each step reads the one before it, as attention would let it."""
+    """Return a velocity with a nontrivial derivative; each step depends on the one before it."""
     return jnp.sin(x + time[:, None, None]) + 0.3 * jnp.roll(x, 1, axis=1)
 
 
-def test_soft_mask_by_hand():
-    """Seven steps, two of delay, five left of the old chunk: c = 3/4, 2/4, 1/4, and c (e^c - 1) / (e - 1)."""
+def test_soft_mask_equals_the_papers_formula():
+    """P = 7, delay 2, 5 steps left: c = 3/4, 2/4, 1/4, and the weight is c (e^c - 1) / (e - 1)."""
     fall = [c * (np.exp(c) - 1) / (np.e - 1) for c in (0.75, 0.5, 0.25)]
     np.testing.assert_allclose(flow.soft_mask(7, 2, 5), [1, 1, *fall, 0, 0], rtol=1e-6)
     assert flow.soft_mask(7, 2, 5).dtype == np.float32
@@ -25,7 +25,7 @@ def test_soft_mask_by_hand():
 @pytest.mark.parametrize(
     ("delay", "left", "held"), [(0, 3, 0), (4, 4, 4), (6, 4, 4), (5, 4, 4), (9, 7, 7)]
 )
-def test_soft_mask_holds_what_will_be_executed(delay, left, held):
+def test_soft_mask_is_one_on_steps_that_will_be_executed(delay, left, held):
     mask = flow.soft_mask(7, delay, left)
     assert (
         np.isfinite(mask).all()
@@ -35,7 +35,7 @@ def test_soft_mask_holds_what_will_be_executed(delay, left, held):
     )
 
 
-def test_nothing_to_go_on_from_changes_nothing():
+def test_guide_with_zero_weight_changes_nothing():
     free = flow.integrate(bent, NOISE, 5)
     weight = np.stack([np.zeros(6), flow.soft_mask(6, 2, 4)]).astype(np.float32)
     held = flow.integrate(bent, NOISE, 5, flow.Guide(OLD, weight))
@@ -43,11 +43,17 @@ def test_nothing_to_go_on_from_changes_nothing():
     assert np.abs(held[1] - free[1]).max() > 0.1
 
 
-def test_one_step_by_the_papers_formula():
-    """In the paper's time tau, whose velocity v points from noise to actions: v + min(beta, (1 - tau) / (tau r^2))
-    times the pull, with r^2 = (1 - tau)^2 / (tau^2 + (1 - tau)^2) and the estimate's Jacobian by differences."""
-    tau, weight = 0.3, flow.soft_mask(6, 2, 5)
-    x, old = NOISE[0].astype(np.float64), OLD[0]
+def test_one_guided_step_equals_the_papers_formula():
+    """Compare with the formula of the paper, with derivatives by finite differences.
+
+    In its time tau, v points from noise to actions. The guided velocity is
+    v + min(beta, (1 - tau) / (tau r^2)) times the correction, with
+    r^2 = (1 - tau)^2 / (tau^2 + (1 - tau)^2).
+    """
+    tau = 0.3
+    weight = flow.soft_mask(6, 2, 5)
+    x = NOISE[0].astype(np.float64)
+    old = OLD[0]
     time = np.array([1 - tau])
 
     def estimate(x):
@@ -57,7 +63,8 @@ def test_one_step_by_the_papers_formula():
             * -np.asarray(bent(jnp.asarray(x[None], jnp.float32), jnp.asarray(time)), np.float64)[0]
         )
 
-    error, step = (old - estimate(x)) * weight[:, None], 1e-2
+    error = (old - estimate(x)) * weight[:, None]
+    step = 1e-2
     pull = np.zeros_like(x)
     for i in np.ndindex(x.shape):
         bump = np.zeros_like(x)
@@ -72,8 +79,8 @@ def test_one_step_by_the_papers_formula():
     np.testing.assert_allclose(-guided[0], v, atol=2e-3)
 
 
-def test_steps_that_are_held_come_back_and_later_ones_are_free():
-    """Of a model that knows one chunk for certain far less can be changed; this one would go anywhere."""
+def test_held_steps_are_kept_and_later_ones_are_free():
+    """This velocity leads anywhere. A model that is certain of one chunk changes far less."""
 
     def still(x, time):
         return jnp.zeros_like(x)

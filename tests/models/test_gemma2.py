@@ -1,4 +1,4 @@
-"""What Gemma 2 adds to the stack, each against what it must change and what it must leave alone."""
+"""Tests of the additions of Gemma 2: what each must change and what it must not."""
 
 import dataclasses
 
@@ -11,11 +11,13 @@ from etcvla.models import ops
 from etcvla.models.vla import init_params
 from tests.models.small import CONFIG, SIZES, make_model, random_params, random_rows, write_segment
 
-PROMPT, TARGET, WINDOW = [2, 11, 12, 13, 14, 3], [40, 41, 42, 1], 3
+PROMPT = [2, 11, 12, 13, 14, 3]
+TARGET = [40, 41, 42, 1]
+WINDOW = 3
 
 
 def gemma2(depth=2, **fields):
-    """The small model with these fields of the language model, and as many layers."""
+    """Return the small model with these fields of the language model and this depth."""
     return make_model(
         vlm=dataclasses.replace(CONFIG.vlm, depth=depth, **fields),
         expert=dataclasses.replace(CONFIG.expert, depth=depth),
@@ -29,7 +31,7 @@ def one_row():
 
 
 def logits_of(model):
-    """(params, batch) -> logits [L, V] of the one row."""
+    """Return a function (params, batch) -> logits [L, V] of the only row."""
     columns = jnp.arange(SIZES["L"])[None]
     run = jax.jit(
         lambda params, batch: model.apply({"params": params}, batch, columns, None, None)[0][0]
@@ -37,7 +39,7 @@ def logits_of(model):
     return lambda *args: np.asarray(run(*args))
 
 
-def test_soft_caps_bend_and_bound():
+def test_soft_caps_equal_their_formula():
     x = np.linspace(-90, 90, 7, dtype=np.float32)
     np.testing.assert_allclose(ops.softcap(x, 30.0), 30 * np.tanh(x / 30), rtol=1e-6)
     assert ops.softcap(x, 0.0) is x
@@ -65,8 +67,9 @@ def plain_logits():
     ],
     ids=lambda fields: next(iter(fields)),
 )
-def test_every_field_acts(plain_logits, fields):
-    batch, other = one_row(), gemma2(**fields)
+def test_every_gemma2_field_changes_the_logits(plain_logits, fields):
+    batch = one_row()
+    other = gemma2(**fields)
     params = random_params(other)
     base = {
         **params,
@@ -79,21 +82,24 @@ def test_every_field_acts(plain_logits, fields):
             },
         },
     }
-    before, after = plain_logits(base, batch), logits_of(other)(params, batch)
+    before = plain_logits(base, batch)
+    after = logits_of(other)(params, batch)
     assert np.abs(before[1:10] - after[1:10]).max() > 1e-3
     if "final_softcap" in fields:
         np.testing.assert_allclose(after, 2 * np.tanh(before / 2), atol=1e-5)
     if (
         "window" in fields
-    ):  # the prefix sees itself whole: what predicts the first target has not changed
+    ):  # the prefix attends without a window, so logits up to the first target are equal
         np.testing.assert_allclose(before[1:7], after[1:7], atol=1e-6)
 
 
 @pytest.mark.parametrize(("depth", "reach"), [(1, WINDOW), (2, None)])
-def test_causal_tokens_of_local_layers_look_back_a_window(depth, reach):
-    """One layer is local; the second layer is global, through which all is seen again."""
-    batch, model = one_row(), gemma2(depth, window=WINDOW)
-    params, run = random_params(model), logits_of(model)
+def test_causal_tokens_of_local_layers_read_a_window(depth, reach):
+    """Layer 1 is local. Layer 2 is global, so with two layers every token is reachable."""
+    batch = one_row()
+    model = gemma2(depth, window=WINDOW)
+    params = random_params(model)
+    run = logits_of(model)
     base = run(params, batch)
     for column in range(len(PROMPT) + len(TARGET) - 1):
         other = {**batch, "tokens": batch["tokens"].copy()}
@@ -101,7 +107,7 @@ def test_causal_tokens_of_local_layers_look_back_a_window(depth, reach):
         moved = np.abs(run(params, other) - base).max(axis=1) > 1e-6
         for query in range(
             len(PROMPT), len(PROMPT) + len(TARGET) - 1
-        ):  # its logits are those of the next column
+        ):  # its logits predict the next column
             sees = column <= query and (reach is None or column > query - reach)
             assert moved[query + 1] == sees, (column, query)
     dark = {**batch, "images": 255 - batch["images"]}
@@ -110,7 +116,7 @@ def test_causal_tokens_of_local_layers_look_back_a_window(depth, reach):
     assert (moved[len(PROMPT) + 1 : len(PROMPT) + len(TARGET)] == (reach is None)).all()
 
 
-def test_streams_that_do_not_fit_are_named():
+def test_streams_with_different_heads_are_an_error():
     model = make_model(vlm=dataclasses.replace(CONFIG.vlm, num_kv_heads=2))
     with pytest.raises(ValueError, match="streams must agree in depth and heads"):
         jax.eval_shape(lambda: init_params(model))

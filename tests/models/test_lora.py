@@ -1,4 +1,4 @@
-"""Adapters: where they are, that fresh ones change nothing, and that merging them changes nothing either."""
+"""Tests of adapters: where they are, that new ones change nothing, and merging."""
 
 import dataclasses
 
@@ -27,16 +27,14 @@ def shapes_of(params):
 
 @pytest.fixture(scope="module")
 def run():
-    """Logits and velocities of the small model without (or with) adapters everywhere."""
+    """Return the outputs of the small model, with or without adapters everywhere."""
     rng = np.random.default_rng(0)
     batch = random_rows(rng, 2)
     for row in range(2):
         write_segment(batch, row, 0, 1, [2, 11, 12, 3], [50, 51, 1])
     batch["action_segment"][:] = 1
-    columns, x_t = (
-        jnp.broadcast_to(jnp.arange(8), (2, 8)),
-        rng.normal(size=(2, 1, 4, 5)).astype(np.float32),
-    )
+    columns = jnp.broadcast_to(jnp.arange(8), (2, 8))
+    x_t = rng.normal(size=(2, 1, 4, 5)).astype(np.float32)
     models = {False: make_model(), True: make_model(lora=EVERYWHERE, lora_scale=SCALE)}
     passes = {
         adapted: jax.jit(
@@ -49,9 +47,10 @@ def run():
     return models, lambda adapted, params: jax.tree.map(np.asarray, passes[adapted](params))
 
 
-def test_every_projection_can_have_one(run):
+def test_every_projection_can_have_an_adapter(run):
     models, _ = run
-    base, adapted = shapes(models[False]), shapes(models[True])
+    base = shapes(models[False])
+    adapted = shapes(models[True])
     assert {path: adapted[path] for path in base} == base
     matrices = {
         path
@@ -62,7 +61,7 @@ def test_every_projection_can_have_one(run):
     assert len(added) == 2 * len(matrices) and all(
         path.endswith(("lora_a", "lora_b")) for path in added
     )
-    # openpi's names and axes: rank 2 on the language model, 3 on the expert
+    # The names and axes of openpi, with rank 2 on the language model and 3 on the expert.
     gemma = {
         name: adapted[f"llm/layers/{name}"][1:]
         for name in (
@@ -96,7 +95,7 @@ def test_fresh_adapters_change_nothing(run):
     jax.tree.map(np.testing.assert_array_equal, outputs(True, both), outputs(False, params))
 
 
-def test_merged_weights_do_what_adapters_did(run):
+def test_merged_weights_equal_adapters(run):
     models, outputs = run
     params = random_params(models[True], scale=0.2)
     merged = merge(params, models[True].config.adapters)
@@ -105,13 +104,15 @@ def test_merged_weights_do_what_adapters_did(run):
         path: leaf for path, leaf in flatten_dict(params, sep="/").items() if "lora" not in path
     }
     plain = unflatten_dict(plain, sep="/")
-    found, expected, without = outputs(False, merged), outputs(True, params), outputs(False, plain)
-    for a, b, c in zip(found, expected, without, strict=True):
+    actual = outputs(False, merged)
+    expected = outputs(True, params)
+    without = outputs(False, plain)
+    for a, b, c in zip(actual, expected, without, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(b).max())
         assert np.abs(c - b).max() > 0.05 * np.abs(b).max()
 
 
-def test_a_slice_of_a_weight_is_adapted_as_it_was():
+def test_slice_of_a_weight_keeps_its_adapter():
     rng = np.random.default_rng(0)
     w, a, b, x = (
         rng.normal(size=shape).astype(np.float32)
@@ -124,7 +125,7 @@ def test_a_slice_of_a_weight_is_adapted_as_it_was():
 
 
 @pytest.mark.parametrize("lora", [LoRA(), LoRA(((".*", 3),), SCALE)])
-def test_an_mlp_in_parts_is_the_whole(lora):
+def test_mlp_in_parts_equals_the_whole_mlp(lora):
     x = jax.random.normal(jax.random.key(0), (2, 3, 24))
     whole, parts = (
         FeedForward(dataclasses.replace(CONFIG.vlm, mlp_parts=n), jnp.float32, lora) for n in (1, 4)
@@ -134,30 +135,30 @@ def test_an_mlp_in_parts_is_the_whole(lora):
     params = jax.tree.map(
         lambda leaf: jnp.asarray(rng.normal(0, 0.25, leaf.shape), jnp.float32), shapes
     )
-    found, expected = (
+    actual, expected = (
         jax.jit(jax.value_and_grad(lambda p, x, m=m: jnp.square(m.apply(p, x)).sum(), (0, 1)))(
             params, x
         )
         for m in (parts, whole)
     )
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), actual, expected
     )
 
 
-def test_output_adapters_add_up_heads_as_openpis_do():
-    """openpi's equation for them sums the heads of `lora_b` apart from those of `lora_a`."""
+def test_output_adapters_sum_heads_like_openpi():
+    """In the equation of openpi, the heads of `lora_b` are summed apart from those of `lora_a`."""
     rng = np.random.default_rng(0)
     w, a, b, x = (
         rng.normal(size=shape).astype(np.float32)
         for shape in ((2, 8, 6), (2, 8, 3), (2, 3, 6), (1, 4, 2, 8))
     )
-    found = Weight("nhd,nhr,Nrd", w, a, b).einsum("btnh,nhd->btd", x)
+    actual = Weight("nhd,nhr,Nrd", w, a, b).einsum("btnh,nhd->btd", x)
     expected = np.einsum("btnh,nhd->btd", x, w) + np.einsum("btnh,nhr->btr", x, a) @ b.sum(0)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
     merged = merge({"attn_vec_einsum": {"w": w, "lora_a": a, "lora_b": b}}, LoRA(scale=1.0))
-    found = np.einsum("btnh,nhd->btd", x, merged["attn_vec_einsum"]["w"])
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    actual = np.einsum("btnh,nhd->btd", x, merged["attn_vec_einsum"]["w"])
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -176,11 +177,11 @@ def test_output_adapters_add_up_heads_as_openpis_do():
         (((".*", 0.5),), "^model.lora: rule '..' has rank 0.5, expected a whole number"),
     ],
 )
-def test_a_rule_that_does_not_fit_is_named(rules, message):
+def test_wrong_rules_are_errors(rules, message):
     with pytest.raises(ValueError, match=message):
         shapes(make_model(lora=rules))
 
 
-def test_rules_from_json_are_those_of_python():
+def test_rules_from_json_equal_rules_from_python():
     assert make_model(lora=[[".*", 2]]).config == make_model(lora=((".*", 2),)).config
     assert not CONFIG.adapters.rank("img/head")

@@ -1,4 +1,5 @@
-"""Gradients through `CastOnRead` against gradients of parameters that are cast before the model runs."""
+"""Gradients through `CastOnRead` against gradients of parameters that are cast before the model
+runs."""
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +72,8 @@ def test_gradients_equal_those_of_cast_parameters(rows):
 
 
 def test_no_copy_of_all_parameters_is_made():
-    """Placeholders are inputs that the program never reads, and casts stay inside the loop over layers."""
+    """Placeholders are inputs that the program never reads, and casts stay inside the loop over
+    layers."""
     params = jnp.zeros((64, 128, 128))  # 4 MiB in float32, 2 MiB in bfloat16
 
     def loss(params, x):

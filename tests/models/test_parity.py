@@ -1,4 +1,4 @@
-"""The model against numbers of openpi, big_vision and Hugging Face: same weights and inputs, same outputs."""
+"""Tests of the model against openpi, big_vision and Hugging Face, with the same weights."""
 
 import dataclasses
 import json
@@ -42,14 +42,16 @@ def openpi(request):
     return load_openpi(request.param)
 
 
-def test_parameters_are_openpis(openpi):
+def test_parameters_equal_those_of_openpi(openpi):
     ours = jax.eval_shape(lambda: init_params(openpi.model))
     assert shapes(ours) == shapes(openpi.params)
     jax.tree.map(np.testing.assert_array_equal, openpi.params, openpi_arrays(openpi.folder))
 
 
 def test_velocity_loss_and_gradients(openpi):
-    model, inputs, outputs = openpi.model, openpi.inputs, openpi.outputs
+    model = openpi.model
+    inputs = openpi.inputs
+    outputs = openpi.outputs
     time = inputs["time"][:, None]
 
     def loss(params):
@@ -58,9 +60,9 @@ def test_velocity_loss_and_gradients(openpi):
         error = jnp.square(velocity - target)[:, 0]
         return error.mean(), (x_t[:, 0], target[:, 0], velocity[:, 0], error)
 
-    grads, found = jax.jit(jax.grad(loss, has_aux=True))(openpi.params)
+    grads, actual = jax.jit(jax.grad(loss, has_aux=True))(openpi.params)
     for name, value, tolerance in zip(
-        ("x_t", "u_t", "v_t", "loss_per_element"), found, (1e-6, 1e-6, 5e-4, 2e-3), strict=True
+        ("x_t", "u_t", "v_t", "loss_per_element"), actual, (1e-6, 1e-6, 5e-4, 2e-3), strict=True
     ):
         np.testing.assert_allclose(value, outputs[name], atol=tolerance, err_msg=name)
     assert_norms(grads, openpi.folder)
@@ -80,7 +82,7 @@ def assert_norms(grads, folder):
         assert norm == pytest.approx(expected[name], rel=2e-3, abs=1e-5), name
 
 
-def test_samples(openpi):
+def test_sampled_actions(openpi):
     steps = len(openpi.outputs["sample_times"])
     sample = jax.jit(
         lambda params: sample_actions(
@@ -98,7 +100,7 @@ def paligemma(request):
     return load_paligemma(request.param)
 
 
-def test_parameters_are_big_visions(paligemma):
+def test_parameters_equal_those_of_big_vision(paligemma):
     ours = shapes(jax.eval_shape(lambda: init_params(paligemma.model)))
     assert shapes(paligemma.params) == {
         name: shape for name, shape in ours.items() if is_backbone(name)
@@ -125,7 +127,7 @@ def test_logits_of_prompt_and_suffix(paligemma):
     )(paligemma.params)
     read = (
         batch["segment"][:, :-1] > 0
-    )  # logits of column i come from column i - 1, which must be no padding
+    )  # column i - 1, which predicts column i, must not be padding
     np.testing.assert_allclose(
         logits[read], paligemma.outputs["text_logits"][:, :-1][read], atol=1e-4
     )
@@ -140,7 +142,10 @@ def test_greedy_decoding(paligemma):
     expected = outputs["decode_tokens"] if "decode_tokens" in outputs else outputs["generated_ids"]
     decode = jax.jit(
         lambda params: decode_text(
-            paligemma.model, params, paligemma.prompt_batch, TextOptions(max_new=expected.shape[1], eos=-1)
+            paligemma.model,
+            params,
+            paligemma.prompt_batch,
+            TextOptions(max_new=expected.shape[1], eos=-1),
         )
     )
     np.testing.assert_array_equal(decode(paligemma.params), expected)
@@ -151,8 +156,8 @@ def fast(request):
     return load_openpi(request.param)
 
 
-def test_openpis_autoregressive_training(fast):
-    """pi0-FAST: absent cameras take positions there."""
+def test_pi0_fast_training(fast):
+    """In pi0-FAST, absent cameras take positions."""
     model = VLA(dataclasses.replace(fast.model.config, count_absent_cameras=True))
     batch = fast.batch | {"target": fast.inputs["token_loss_mask"]}
     columns = jnp.broadcast_to(
@@ -173,8 +178,8 @@ def test_openpis_autoregressive_training(fast):
     assert_norms(grads, fast.folder)
 
 
-def test_openpis_autoregressive_decoding(fast):
-    """pi0-FAST with positions that go on without a gap, as everything else here counts them, and all cameras there."""
+def test_pi0_fast_decoding(fast):
+    """pi0-FAST with all cameras present and contiguous positions, as elsewhere in this project."""
     prompt = fast.batch["segment"] * (fast.inputs["token_ar_mask"] == 0)
     batch = fast.batch | {
         "segment": prompt,
@@ -183,6 +188,8 @@ def test_openpis_autoregressive_decoding(fast):
     }
     expected = fast.outputs["sample_tokens_contiguous_positions"]
     decode = jax.jit(
-        lambda params: decode_text(fast.model, params, batch, TextOptions(max_new=expected.shape[1], eos=-1))
+        lambda params: decode_text(
+            fast.model, params, batch, TextOptions(max_new=expected.shape[1], eos=-1)
+        )
     )
     np.testing.assert_array_equal(decode(fast.params), expected)

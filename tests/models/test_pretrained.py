@@ -1,4 +1,4 @@
-"""Released weights: every form of every format, what does not fit, and what we write."""
+"""Tests of loading and exporting released weights in all formats."""
 
 import dataclasses
 import json
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from etcvla.errors import UserError
 from etcvla.models import pretrained
 from etcvla.models.lora import merge
 from etcvla.models.pretrained import layout
@@ -40,12 +41,12 @@ GEMMA2 = {
 }
 
 
-def name_of(question_type):
-    return type(question_type).__name__
+def name_of(fixture):
+    return type(fixture).__name__
 
 
 @pytest.fixture(params=[*HUGGING_FACE, *BIG_VISION, *OPENPI], ids=name_of)
-def question_type(request):
+def fixture(request):
     return request.param
 
 
@@ -64,18 +65,21 @@ def hf_params(hf):
     return flatten_dict(load_paligemma(hf.folder).params, sep="/")
 
 
-def assert_same(found, expected):
-    found, expected = (
-        tree if "img/pos_embedding" in tree else flatten_dict(tree, sep="/")
-        for tree in (found, expected)
-    )
-    assert found.keys() == expected.keys()
+def flatten(tree):
+    """Return a tree by path; a flat one is returned as it is."""
+    return tree if "img/pos_embedding" in tree else flatten_dict(tree, sep="/")
+
+
+def assert_same(actual, expected):
+    actual = flatten(actual)
+    expected = flatten(expected)
+    assert actual.keys() == expected.keys()
     for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
+        np.testing.assert_array_equal(actual[name], value, err_msg=name)
 
 
 def vlm(config, **changes):
-    """The config with another language model; the expert follows where both must agree."""
+    """Return the config with another language model; the expert follows where both must agree."""
     shared = {
         name: value for name, value in changes.items() if name in ("depth", "num_heads", "head_dim")
     }
@@ -98,19 +102,19 @@ def names_of_4_50(name):
 
 
 @pytest.mark.parametrize("rename", [released_names, names_of_4_50])
-def test_older_names_are_the_same_parameters(hf, hf_params, tmp_path, rename):
+def test_all_generations_of_names_load_the_same_parameters(hf, hf_params, tmp_path, rename):
     path = hf.write({rename(name): tensor for name, tensor in hf.arrays().items()}, tmp_path / "hf")
     assert_same(pretrained.load(path, hf.config)[0], hf_params)
 
 
 @pytest.mark.parametrize("folder", sorted(ROOT.glob("*/released_key_names")), ids=str)
-def test_released_names_without_a_config(folder, caplog):
+def test_released_names_load_without_config_json(folder, caplog):
     expected = load_paligemma(folder.parent)
     assert_same(pretrained.load(folder, expected.model.config)[0], expected.params)
-    assert "the numbers of heads are taken on trust" in caplog.text
+    assert "the numbers of heads are not checked" in caplog.text
 
 
-def test_shards(hf, hf_params, tmp_path):
+def test_sharded_checkpoint_loads_and_missing_shard_is_an_error(hf, hf_params, tmp_path):
     path = hf.write({}, tmp_path / "hf")
     (path / "model.safetensors").unlink()
     where = {}
@@ -124,13 +128,14 @@ def test_shards(hf, hf_params, tmp_path):
     assert_same(pretrained.load(path, hf.config)[0], hf_params)
     (path / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(
-        FileNotFoundError, match="names model-00002-of-00003.safetensors, which .*hf does not have"
+        UserError, match="names model-00002-of-00003.safetensors, which .*hf does not have"
     ):
         pretrained.load(path, hf.config)
 
 
-def test_the_output_layer_is_the_embedding_table(hf, hf_params, tmp_path):
-    tensors, table = hf.arrays(), "language_model.model.embed_tokens.weight"
+def test_output_layer_must_equal_the_embedding_table(hf, hf_params, tmp_path):
+    tensors = hf.arrays()
+    table = "language_model.model.embed_tokens.weight"
     head = tensors[table]
     for name, held in (
         ("both", tensors),
@@ -139,18 +144,20 @@ def test_the_output_layer_is_the_embedding_table(hf, hf_params, tmp_path):
         path = hf.write(held | {"lm_head.weight": head}, tmp_path / name)
         assert_same(pretrained.load(path, hf.config)[0], hf_params)
     other = hf.write(tensors | {"lm_head.weight": head + 1}, tmp_path / "other")
-    with pytest.raises(ValueError, match="lm_head is not the embedding table"):
+    with pytest.raises(ValueError, match="lm_head differs from the embedding table"):
         pretrained.load(other, hf.config)
 
 
-def test_rows_that_pad_the_vocabulary_are_left_out(hf, hf_params):
+def test_padding_rows_of_the_vocabulary_are_left_out(hf, hf_params):
     rows = hf.config.vocab_size
-    params, found = pretrained.load(hf.folder, dataclasses.replace(hf.config, vocab_size=rows - 64))
+    params, actual = pretrained.load(
+        hf.folder, dataclasses.replace(hf.config, vocab_size=rows - 64)
+    )
     np.testing.assert_array_equal(
         params["llm"]["embedder"]["input_embedding"],
         hf_params["llm/embedder/input_embedding"][:-64],
     )
-    assert "embed_tokens.weight): its last 64 rows" in str(found)
+    assert "embed_tokens.weight): its last 64 rows" in str(actual)
     with pytest.raises(pretrained.MismatchError) as error:
         pretrained.load(hf.folder, dataclasses.replace(hf.config, vocab_size=rows - 63))
     width = hf.config.vlm.width
@@ -160,7 +167,7 @@ def test_rows_that_pad_the_vocabulary_are_left_out(hf, hf_params):
     ]
 
 
-def test_heads_are_compared_though_no_shape_shows_them(hf):
+def test_numbers_of_heads_are_compared(hf):
     other = vlm(
         hf.config, num_heads=hf.config.vlm.num_heads * 2, head_dim=hf.config.vlm.head_dim // 2
     )
@@ -179,7 +186,7 @@ def test_heads_are_compared_though_no_shape_shows_them(hf):
 @pytest.mark.parametrize(
     "folder", filter(is_gemma2, models("paligemma_hf")), ids=lambda folder: folder.name
 )
-def test_gemma_2_is_not_gemma_1(folder):
+def test_gemma2_does_not_load_into_gemma1(folder):
     gemma1 = {
         "post_norms": False,
         "attn_softcap": 0.0,
@@ -194,119 +201,114 @@ def test_gemma_2_is_not_gemma_1(folder):
     assert len(error.value.extra) == 2 * config.vlm.depth and not error.value.missing
 
 
-# big_vision and openpi: their other question_types
+# big_vision and openpi
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
-@pytest.mark.parametrize("question_type", BIG_VISION, ids=name_of)
-def test_big_visions_dtypes_with_and_without_prefix(question_type, dtype, tmp_path):
+@pytest.mark.parametrize("fixture", BIG_VISION, ids=name_of)
+def test_big_vision_dtypes_with_and_without_prefix(fixture, dtype, tmp_path):
     arrays = {
         name.removeprefix("params/"): value.astype(dtype)
-        for name, value in question_type.arrays().items()
+        for name, value in fixture.arrays().items()
     }
     expected = {name: value.astype(np.float32) for name, value in arrays.items()}
     if dtype is ml_dtypes.bfloat16:
         arrays = {name: value.view("V2") for name, value in arrays.items()}
     arrays["img/head/kernel"] = np.asfortranarray(arrays["img/head/kernel"])
     for prefix in ("", "params/"):
-        path = question_type.write(
+        path = fixture.write(
             {prefix + name: value for name, value in arrays.items()},
             tmp_path / (prefix[:-1] or "bare"),
         )
-        params, _ = pretrained.load(path, question_type.config)
+        params, _ = pretrained.load(path, fixture.config)
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
         assert_same(params, expected)
-    params, _ = pretrained.load(path, question_type.config, dtype=jnp.bfloat16)
+    params, _ = pretrained.load(path, fixture.config, dtype=jnp.bfloat16)
     assert_same(params, {name: value.astype(jnp.bfloat16) for name, value in expected.items()})
 
 
-@pytest.mark.parametrize(
-    "path",
-    [params for folder in models("pi0", "pi05") for params in folder.rglob("params")],
-    ids=lambda path: str(path.relative_to(ROOT)),
-)
-def test_openpis_trees(path):
+def params_folders():
+    """List all `params` folders of the openpi fixtures."""
+    folders = []
+    for folder in models("pi0", "pi05"):
+        folders += folder.rglob("params")
+    return folders
+
+
+@pytest.mark.parametrize("path", params_folders(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_openpi_checkpoints_load(path):
     folder = next(parent for parent in path.parents if (parent / "config.json").exists())
     assert_same(pretrained.load(path, openpi_config(folder))[0], load_openpi(folder).params)
     assert pretrained.find(path.parent).path == path
 
 
-def test_a_checkpoint_without_expert_leaves_it_fresh(question_type, tmp_path):
-    """PaliGemma, and pi0-FAST in openpi's format."""
+def test_missing_expert_is_reported_as_fresh(fixture, tmp_path):
+    """Such checkpoints are PaliGemma, and pi0-FAST in the format of openpi."""
     backbone = {
         name: value
-        for name, value in question_type.arrays().items()
-        if question_type not in OPENPI or is_backbone(name.removeprefix("PaliGemma/"))
+        for name, value in fixture.arrays().items()
+        if fixture not in OPENPI or is_backbone(name.removeprefix("PaliGemma/"))
     }
-    config = question_type.config
-    params, found = pretrained.load(question_type.write(backbone, tmp_path / "checkpoint"), config)
+    config = fixture.config
+    params, actual = pretrained.load(fixture.write(backbone, tmp_path / "checkpoint"), config)
     shapes = pretrained.parameter_shapes(config)
     assert (
         flatten_dict(params, sep="/").keys()
-        == found.loaded.keys()
+        == actual.loaded.keys()
         == set(filter(is_backbone, shapes))
     )
-    assert found.loaded.keys() | found.fresh.keys() == shapes.keys()
+    assert actual.loaded.keys() | actual.fresh.keys() == shapes.keys()
     fresh = sum(math.prod(shape) for name, shape in shapes.items() if not is_backbone(name))
-    assert f"{fresh:,} parameters in {len(found.fresh)} arrays: action_in_proj, " in str(found)
+    assert f"{fresh:,} parameters in {len(actual.fresh)} arrays: action_in_proj, " in str(actual)
 
 
 @pytest.mark.parametrize("size", [100, 3000])
-def test_files_are_read_and_written_in_pieces_of_any_size(
-    question_type, size, tmp_path, monkeypatch
-):
+def test_piece_size_does_not_change_what_is_read_and_written(fixture, size, tmp_path, monkeypatch):
     expected, _ = pretrained.load(
-        question_type.write(question_type.arrays(), tmp_path / "checkpoint"), question_type.config
+        fixture.write(fixture.arrays(), tmp_path / "checkpoint"), fixture.config
     )
     monkeypatch.setattr(layout, "CHUNK", size)
     assert_same(
-        pretrained.load(
-            question_type.write(question_type.arrays(), tmp_path / "again"), question_type.config
-        )[0],
+        pretrained.load(fixture.write(fixture.arrays(), tmp_path / "again"), fixture.config)[0],
         expected,
     )
-    if question_type in HUGGING_FACE:
-        config = dataclasses.replace(
-            question_type.config, vocab_size=question_type.config.vocab_size - 64
-        )
-        params, _ = pretrained.load(question_type.folder, config)
+    if fixture in HUGGING_FACE:
+        config = dataclasses.replace(fixture.config, vocab_size=fixture.config.vocab_size - 64)
+        params, _ = pretrained.load(fixture.folder, config)
         pretrained.export_hugging_face(params, config, tmp_path / "out")
         assert_same(pretrained.load(tmp_path / "out", config)[0], params)
 
 
-# What does not fit
+# Errors
 
 
-def test_what_is_missing_extra_or_misshapen_is_listed(question_type, tmp_path):
-    tensors = question_type.arrays()
-    del tensors[question_type.dropped]
-    prefix = (
-        question_type.dropped.split("/")[0] + "/"
-        if question_type.dropped.startswith("params/")
-        else ""
-    )
+def test_error_lists_missing_extra_and_misshapen_parameters(fixture, tmp_path):
+    tensors = fixture.arrays()
+    del tensors[fixture.dropped]
+    prefix = fixture.dropped.split("/")[0] + "/" if fixture.dropped.startswith("params/") else ""
     tensors |= {
         f"{prefix}zzz": np.zeros(3, np.float32),
         f"{prefix}aaa": np.zeros(3, np.float32),
-        question_type.reshaped: tensors[question_type.reshaped][..., :-1],
+        fixture.reshaped: tensors[fixture.reshaped][..., :-1],
     }
     with pytest.raises(pretrained.MismatchError) as error:
-        pretrained.load(question_type.write(tensors, tmp_path / "checkpoint"), question_type.config)
-    found = error.value
-    assert [name.split(" ")[0] for name in found.missing] == [question_type.paths[0]]
-    assert question_type.dropped.rsplit(".", 1)[-1] in found.missing[0]
-    assert found.extra == [f"{prefix}aaa", f"{prefix}zzz"]
-    assert found.misshapen == [
-        f"{question_type.paths[1]} ({question_type.reshaped}): {list(tensors[question_type.reshaped].shape)} instead of "
-        f"{list(question_type.arrays()[question_type.reshaped].shape)}"
+        pretrained.load(fixture.write(tensors, tmp_path / "checkpoint"), fixture.config)
+    actual = error.value
+    assert [name.split(" ")[0] for name in actual.missing] == [fixture.paths[0]]
+    assert fixture.dropped.rsplit(".", 1)[-1] in actual.missing[0]
+    assert actual.extra == [f"{prefix}aaa", f"{prefix}zzz"]
+    shape = list(tensors[fixture.reshaped].shape)
+    expected = list(fixture.arrays()[fixture.reshaped].shape)
+    assert actual.misshapen == [
+        f"{fixture.paths[1]} ({fixture.reshaped}): {shape} instead of {expected}"
     ]
-    for line in (*found.missing, *found.extra, *found.misshapen):
-        assert line in str(found)
+    for line in (*actual.missing, *actual.extra, *actual.misshapen):
+        assert line in str(actual)
 
 
-def test_another_architecture_says_which_sizes(question_type, tmp_path):
-    path = question_type.write(question_type.arrays(), tmp_path / "checkpoint")
-    config = question_type.config
+def test_error_lists_sizes_of_another_architecture(fixture, tmp_path):
+    path = fixture.write(fixture.arrays(), tmp_path / "checkpoint")
+    config = fixture.config
     deeper = vlm(config, depth=config.vlm.depth + 1)
     wider = dataclasses.replace(
         config, siglip=dataclasses.replace(config.siglip, width=config.siglip.width * 2)
@@ -320,7 +322,7 @@ def test_another_architecture_says_which_sizes(question_type, tmp_path):
             pretrained.load(path, other)
 
 
-def test_an_action_width_above_the_checkpoints(openpi):
+def test_larger_action_dim_is_an_error(openpi):
     config = dataclasses.replace(openpi.config, action_dim=openpi.config.action_dim + 1)
     with pytest.raises(
         pretrained.MismatchError, match=f"action_dim {config.action_dim - 1} instead of"
@@ -328,34 +330,34 @@ def test_an_action_width_above_the_checkpoints(openpi):
         pretrained.load(openpi.folder / "checkpoint", config)
 
 
-def test_positions_of_another_resolution_are_resized(question_type, tmp_path):
-    path = question_type.write(question_type.arrays(), tmp_path / "checkpoint")
-    tower = question_type.config.siglip
+def test_position_table_is_resized(fixture, tmp_path):
+    path = fixture.write(fixture.arrays(), tmp_path / "checkpoint")
+    tower = fixture.config.siglip
     larger = dataclasses.replace(tower, image_size=tower.image_size + 2 * tower.patch)
-    params, found = pretrained.load(path, dataclasses.replace(question_type.config, siglip=larger))
-    same = pretrained.load(path, question_type.config)[0]["img"]["pos_embedding"]
+    params, actual = pretrained.load(path, dataclasses.replace(fixture.config, siglip=larger))
+    same = pretrained.load(path, fixture.config)[0]["img"]["pos_embedding"]
     np.testing.assert_array_equal(
         params["img"]["pos_embedding"], resize_positions(same, larger.tokens)
     )
-    assert f"resized from {tower.tokens} to {larger.tokens} image tokens" in str(found)
+    assert f"resized from {tower.tokens} to {larger.tokens} image tokens" in str(actual)
 
 
-def test_a_file_that_is_no_checkpoint_is_named(hf, tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere holds no released checkpoint"):
+def test_error_names_a_file_that_is_not_a_checkpoint(hf, tmp_path):
+    with pytest.raises(UserError, match="nowhere holds no released checkpoint"):
         pretrained.load(tmp_path / "nowhere", CONFIG)
     path = hf.write(hf.arrays(), tmp_path / "hf") / "model.safetensors"
     data = path.read_bytes()
     for content, message in (
-        (data[:-9], f"has {len(data) - 9} bytes where its header speaks of {len(data)}"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "no safetensors file"),
-        (data[:8] + b"x" * 9999, "its header is no JSON"),
-        (b"", "no safetensors file"),
+        (data[:-9], f"has {len(data) - 9} bytes, its header describes {len(data)}"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "is not a safetensors file"),
+        (data[:8] + b"x" * len(data), "its header is not JSON"),
+        (b"", "is not a safetensors file"),
     ):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=f"model.safetensors.* {message}"):
+        with pytest.raises(ValueError, match=f"model.safetensors.*{message}"):
             pretrained.load(path.parent, hf.config)
     (tmp_path / "x.npz").write_bytes(b"no archive")
-    with pytest.raises(ValueError, match=r"x.npz is no .npz"):
+    with pytest.raises(ValueError, match=r"x.npz is not an .npz"):
         pretrained.load(tmp_path / "x.npz", CONFIG)
     for config, message in (
         ({"model_type": "llama"}, "describes a 'llama' model .*, expected 'paligemma'"),
@@ -372,8 +374,8 @@ def test_a_file_that_is_no_checkpoint_is_named(hf, tmp_path):
 # Export
 
 
-def test_the_export_has_the_released_files_tensors(tmp_path):
-    """Of PaliGemma 1 and 2: names, shapes and numbers are those of the fixture that the parameters came from."""
+def test_export_equals_the_released_file(tmp_path):
+    """For PaliGemma 1 and 2: names, shapes and numbers equal those of the fixture."""
     for number, folder in enumerate(models("paligemma_hf")):
         expected = {
             released_names(name): tensor
@@ -384,15 +386,15 @@ def test_the_export_has_the_released_files_tensors(tmp_path):
         config = dataclasses.replace(config, vocab_size=config.vocab_size - 64)
         params, _ = pretrained.load(folder, config)
         pretrained.export_hugging_face(params, config, tmp_path / f"{number}")
-        found = read_safetensors(tmp_path / f"{number}" / "model.safetensors")
+        actual = read_safetensors(tmp_path / f"{number}" / "model.safetensors")
         np.testing.assert_allclose(
-            found[table][-64:], expected[table][:-64].mean(0)[None].repeat(64, 0), atol=1e-6
+            actual[table][-64:], expected[table][:-64].mean(0)[None].repeat(64, 0), atol=1e-6
         )
-        assert found.keys() == expected.keys()
+        assert actual.keys() == expected.keys()
         for name, tensor in expected.items():
-            assert found[name].shape == tensor.shape
+            assert actual[name].shape == tensor.shape
             end = -64 if name == table else None
-            np.testing.assert_array_equal(found[name][:end], tensor[:end], err_msg=name)
+            np.testing.assert_array_equal(actual[name][:end], tensor[:end], err_msg=name)
         theirs, ours = (
             json.loads((f / "config.json").read_text()) for f in (folder, tmp_path / f"{number}")
         )
@@ -404,7 +406,7 @@ def test_the_export_has_the_released_files_tensors(tmp_path):
 
 
 @pytest.mark.parametrize("fields", [{}, GEMMA2], ids=["gemma", "gemma2"])
-def test_an_export_in_shards_comes_back(fields, tmp_path):
+def test_sharded_export_loads(fields, tmp_path):
     model = VLA(vlm(CONFIG, **fields))
     params = random_params(model)
     tokenizer = tmp_path / "tokenizer"
@@ -434,8 +436,9 @@ def test_an_export_in_shards_comes_back(fields, tmp_path):
 
 
 @pytest.mark.parametrize("fields", [{}, GEMMA2], ids=["gemma", "gemma2"])
-def test_transformers_computes_the_same_from_an_export(fields, tmp_path):
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+def test_transformers_computes_the_same_logits_from_an_export(fields, tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
     model = VLA(dataclasses.replace(vlm(CONFIG, **fields), image_attends_prompt=True))
     params = random_params(model)
     pretrained.export_hugging_face(params, model.config, tmp_path / "hf", shard_bytes=10_000)
@@ -447,7 +450,9 @@ def test_transformers_computes_the_same_from_an_export(fields, tmp_path):
         and not report["unexpected_keys"]
         and not report["mismatched_keys"]
     )
-    rng, images, length = np.random.default_rng(0), CONFIG.siglip.tokens, 9
+    rng = np.random.default_rng(0)
+    images = CONFIG.siglip.tokens
+    length = 9
     text = rng.integers(3, CONFIG.vocab_size, (2, length))
     target = np.arange(length)[None].repeat(2, 0) >= 4
     pixels = rng.integers(
@@ -467,7 +472,7 @@ def test_transformers_computes_the_same_from_an_export(fields, tmp_path):
     ids = np.concatenate([np.full((2, images), CONFIG.vocab_size), text], axis=1)
     types = np.concatenate([np.zeros((2, images), int), target], axis=1)
     with torch.no_grad():
-        found = theirs(
+        actual = theirs(
             input_ids=torch.from_numpy(ids),
             token_type_ids=torch.from_numpy(types),
             attention_mask=torch.ones(ids.shape, dtype=torch.long),
@@ -475,10 +480,10 @@ def test_transformers_computes_the_same_from_an_export(fields, tmp_path):
                 pixels[:, 0].transpose(0, 3, 1, 2) / np.float32(127.5) - 1
             ),
         )
-    np.testing.assert_allclose(found.logits[:, images:-1, : CONFIG.vocab_size], ours, atol=2e-4)
+    np.testing.assert_allclose(actual.logits[:, images:-1, : CONFIG.vocab_size], ours, atol=2e-4)
 
 
-def test_a_model_that_hugging_face_does_not_have(tmp_path):
+def test_export_of_an_unknown_gemma_is_an_error(tmp_path):
     model = make_model(vlm=dataclasses.replace(CONFIG.vlm, attn_softcap=5.0))
     with pytest.raises(ValueError, match="no gemma has vlm.attn_softcap = 5.0"):
         pretrained.export_hugging_face(random_params(model), model.config, tmp_path / "hf")
@@ -486,7 +491,7 @@ def test_a_model_that_hugging_face_does_not_have(tmp_path):
 
 
 @pytest.mark.parametrize("folder", models("pi0", "pi05"), ids=lambda folder: folder.name)
-def test_openpi_gets_its_own_tree_back(folder, tmp_path):
+def test_openpi_export_has_the_tree_of_openpi(folder, tmp_path):
     openpi = load_openpi(folder)
     theirs = pretrained.find(folder / "checkpoint")
     assets = next((folder / "checkpoint").rglob("norm_stats.json"))
@@ -510,7 +515,7 @@ def test_openpi_gets_its_own_tree_back(folder, tmp_path):
         }
 
 
-def test_adapters_are_merged(tmp_path):
+def test_exports_merge_adapters(tmp_path):
     rules = (("llm/layers/attn/.*", 2), (".*", 0))
     model = make_model(state="text", lora=rules, lora_scale=0.5)
     params = random_params(model)
@@ -521,25 +526,27 @@ def test_adapters_are_merged(tmp_path):
     pretrained.export_hugging_face(params, model.config, tmp_path / "hf")
     backbone = {name: leaf for name, leaf in merged.items() if is_backbone(name)}
     assert_same(pretrained.load(tmp_path / "hf", bare)[0], backbone)
-    found = pretrained.load(tmp_path / "openpi", model.config)[1]  # and new adapters are fresh
+    actual = pretrained.load(tmp_path / "openpi", model.config)[
+        1
+    ]  # adapters that the checkpoint lacks are fresh
     assert (
-        found.fresh.keys() == flatten_dict(params, sep="/").keys() - merged.keys() and found.fresh
+        actual.fresh.keys() == flatten_dict(params, sep="/").keys() - merged.keys() and actual.fresh
     )
 
 
-def test_a_model_that_openpi_does_not_have(tmp_path):
+def test_export_of_a_model_unknown_to_openpi_is_an_error(tmp_path):
     assert CONFIG.state == "token" and CONFIG.expert.adaptive
     with pytest.raises(ValueError, match="pi0 has 'token' and False, pi0.5 'text' and True"):
         pretrained.export_openpi(random_params(make_model()), CONFIG, tmp_path / "out")
 
 
-def test_an_export_is_whole_or_not_there(tmp_path, monkeypatch):
+def test_failed_export_leaves_no_directory(tmp_path, monkeypatch):
     params = random_params(make_model())
     pretrained.export_hugging_face(params, CONFIG, tmp_path / "hf")
-    with pytest.raises(FileExistsError, match="hf is there already"):
+    with pytest.raises(UserError, match="hf exists already"):
         pretrained.export_hugging_face(params, CONFIG, tmp_path / "hf")
     shutil.rmtree(tmp_path / "hf")
-    (tmp_path / "hf.partial").mkdir()  # what a killed export leaves
+    (tmp_path / "hf.partial").mkdir()  # left by an export that was killed
     (tmp_path / "hf.partial" / "model-00009-of-00009.safetensors").write_text("old")
 
     def full(*_):
@@ -568,9 +575,10 @@ from etcvla.models.pretrained import layout
 from tests.models.test_pretrained import BIG
 
 def status(field):
-    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(field))
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if
+    line.startswith(field))
 
-pretrained.parameter_shapes(BIG)  # the libraries' own memory is none of the parameters'
+pretrained.parameter_shapes(BIG)  # imports the libraries, whose memory does not count
 before = status("VmRSS")
 open("/proc/self/clear_refs", "w").write("5")
 params, _ = pretrained.load({path!r}, BIG)
@@ -580,8 +588,9 @@ print((status("VmHWM") - before) / sum(leaf.nbytes for leaf in jax.tree.leaves(p
 
 @pytest.fixture(scope="module")
 def big(tmp_path_factory):
-    """A folder with checkpoints of 300 MB and more in every format, and their parameters."""
-    folder, rng = tmp_path_factory.mktemp("big"), np.random.default_rng(0)
+    """Create checkpoints of at least 300 MB in every format."""
+    folder = tmp_path_factory.mktemp("big")
+    rng = np.random.default_rng(0)
     params = {
         name: rng.random(shape, np.float32)
         for name, shape in pretrained.parameter_shapes(BIG).items()
@@ -598,7 +607,7 @@ def big(tmp_path_factory):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("name", ["hugging_face", "big_vision.npz", "openpi"])
-def test_loading_needs_little_more_than_the_parameters(big, name):
+def test_loading_needs_little_more_memory_than_the_parameters(big, name):
     code = MEASURE.format(path=str(big / name))
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     ratio = float(out.stdout.splitlines()[-1])

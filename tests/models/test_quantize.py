@@ -1,4 +1,4 @@
-"""Weights of eight bits: near the weights they come from, a quarter of their size, and the same model."""
+"""Tests of weights of eight bits: their size, their error, and the actions of the model."""
 
 import jax
 import numpy as np
@@ -27,16 +27,17 @@ def weights(small):
     }
 
 
-def test_every_projection_but_the_experts_ends(both):
+def test_every_projection_of_tower_and_streams_is_quantized(both):
     _, params, small = both
-    made = {path for path, leaf in weights(small).items() if isinstance(leaf, qwix.QArray)}
-    assert len(made) > 15 and all(path.startswith(("['img']", "['llm']")) for path in made)
-    assert not any(
-        word in path for path in made for word in ("embedder", "bias", "pos_embedding", "'scale'")
+    quantized = {path for path, leaf in weights(small).items() if isinstance(leaf, qwix.QArray)}
+    assert len(quantized) > 15 and all(
+        path.startswith(("['img']", "['llm']")) for path in quantized
     )
+    for word in ("embedder", "bias", "pos_embedding", "'scale'"):
+        assert not any(word in path for path in quantized)
     kept = weights(params)
     for path, leaf in weights(small).items():
-        if path in made:
+        if path in quantized:
             assert leaf.qvalue.dtype == np.int8 and leaf.shape == kept[path].shape
             step = leaf.scale * np.ones(leaf.shape)
             assert (np.abs(qwix.dequantize(leaf) - kept[path]) <= 0.51 * step).all()
@@ -44,8 +45,8 @@ def test_every_projection_but_the_experts_ends(both):
             np.testing.assert_array_equal(leaf, kept[path])
 
 
-def test_a_scale_for_each_layer_and_output(both):
-    """The layers of a stack, and what a product does not sum over, each have their own; the rest share one."""
+def test_one_scale_per_layer_and_output(both):
+    """Each layer and each axis that a product does not sum over has its own scale."""
     _, _, small = both
     shapes = {
         path.split("'")[-4]: leaf.scale.shape
@@ -56,7 +57,7 @@ def test_a_scale_for_each_layer_and_output(both):
     assert shapes["attn_vec_einsum"] == (2, 1, 1, 24)
 
 
-def test_it_acts_almost_alike(both):
+def test_quantized_model_acts_almost_alike(both):
     model, params, small = both
     batch = random_rows(np.random.default_rng(0), 2)
     for row in range(2):
@@ -64,12 +65,13 @@ def test_it_acts_almost_alike(both):
     batch["action_segment"][:] = 1
     noise = np.random.default_rng(1).standard_normal(batch["actions"].shape).astype(np.float32)
     sample = jax.jit(lambda params: sample_actions(model, params, batch, noise, 3))
-    exact, near = sample(params), sample(small)
+    exact = sample(params)
+    near = sample(small)
     gap = np.abs(exact - near).max()
     assert 0 < gap < 0.05 * np.abs(exact).max()
 
 
-def test_unknown_types_are_named():
+def test_unknown_type_is_an_error():
     with pytest.raises(
         ValueError, match="unknown type of quantized weights 'int7', did you mean 'int8'"
     ):

@@ -1,4 +1,4 @@
-"""A packed row teaches what its segments teach apart; what is masked teaches nothing."""
+"""Tests of packed rows: they equal separate rows, and masked values change nothing."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from etcvla.train.step import StepSettings, compute_losses, total_loss
 from tests.models.small import SIZES, make_model, random_params, random_rows, write_segment
 
-ROWS, DRAWS = 4, 2
+ROWS = 4
+SAMPLES = 2
 TEXTS = [
     ([2, 11, 12, 13, 3], [40, 41, 1]),
     ([2, 20, 3], [50, 51, 52, 1]),
@@ -30,7 +31,10 @@ def model(request):
 
 @pytest.fixture(scope="module")
 def run(model):
-    """(batch, x_t, time, row weights) -> loss of the weighted rows, its gradient, logits [B, L, V], velocities."""
+    """Return a function of (batch, x_t, time, row weights).
+
+    It computes the loss of the weighted rows, its gradient, logits [B, L, V] and velocities.
+    """
     model, params = model
 
     def loss(params, batch, x_t, time, row_weight):
@@ -53,7 +57,7 @@ def run(model):
 
 @pytest.fixture(scope="module")
 def train(model):
-    """batch -> the training step's losses and the gradient of their sum."""
+    """Return a function of a batch: the losses of the training step and their gradient."""
     model, params = model
     one = ((0.0, 1.0),)
     options = StepSettings(
@@ -61,7 +65,7 @@ def train(model):
         steps=1,
         streams=("only",),
         max_targets=10,
-        noise_samples=DRAWS,
+        noise_samples=SAMPLES,
         text=one,
         fast=one,
         flow=one,
@@ -83,13 +87,13 @@ def train(model):
 
 def noise(rng):
     return (
-        rng.normal(size=(ROWS, DRAWS, SIZES["P"], SIZES["A"])).astype(np.float32),
-        rng.uniform(0.1, 1, (ROWS, DRAWS)).astype(np.float32),
+        rng.normal(size=(ROWS, SAMPLES, SIZES["P"], SIZES["A"])).astype(np.float32),
+        rng.uniform(0.1, 1, (ROWS, SAMPLES)).astype(np.float32),
     )
 
 
-def same_look(batch):
-    """All rows see what row 0 sees."""
+def same_observation(batch):
+    """Give all rows the observation of row 0."""
     for name in ("images", "image_mask", "state", "actions", "action_mask"):
         batch[name] = batch[name][:1].repeat(ROWS, axis=0)
 
@@ -113,17 +117,26 @@ def assert_close(a, b):
     gaps=st.lists(st.integers(0, 1), min_size=6, max_size=6),
     seed=st.integers(0, 99),
 )
-def test_a_packed_row_equals_its_segments_apart(run, lengths, order, acting, masked, gaps, seed):
-    """Row 0 packs three segments, one of which (or, at 3, none) drives the expert; rows 1 to 3 hold one each."""
+def test_packed_row_equals_separate_rows(run, lengths, order, acting, masked, gaps, seed):
+    """Row 0 packs three segments, of which one (or none, at 3) drives the expert.
+
+    Rows 1 to 3 hold one segment each.
+    """
     rng = np.random.default_rng(seed)
-    batch, (x_t, time) = random_rows(rng, ROWS), noise(rng)
+    batch = random_rows(rng, ROWS)
+    x_t, time = noise(rng)
     batch["tokens"][:] = rng.integers(4, 64, batch["tokens"].shape)  # also where there is padding
     batch["image_mask"][:, 1] = not masked
     batch["action_mask"][:, rng.integers(1, 5) :] = False
-    same_look(batch)
-    x_t, time = x_t[:1].repeat(ROWS, 0), time[:1].repeat(ROWS, 0)
-    texts = [[rng.integers(4, 64, count).tolist() for count in counts] for counts in lengths]
-    packed, at = {}, 0
+    same_observation(batch)
+    x_t = x_t[:1].repeat(ROWS, 0)
+    time = time[:1].repeat(ROWS, 0)
+    texts = []
+    for prompt_length, target_length in lengths:
+        prompt = rng.integers(4, 64, prompt_length).tolist()
+        texts.append([prompt, rng.integers(4, 64, target_length).tolist()])
+    packed = {}
+    at = 0
     for number, text in enumerate(order, start=1):
         packed[text] = write_segment(batch, 0, at + gaps[number - 1], number, *texts[text])
         at = packed[text].stop
@@ -132,13 +145,13 @@ def test_a_packed_row_equals_its_segments_apart(run, lengths, order, acting, mas
     alone = {
         text: write_segment(batch, text + 1, gaps[text + 3], 1, *texts[text]) for text in range(3)
     }
-    # Only one row stands for the packed row's action.
+    # Only one other row has the action of the packed row.
     batch["action_mask"][[row for row in range(ROWS) if row not in (0, acting + 1)]] = False
     batch["action_mask"][0] &= acting < 3
     value, grads, logits, velocity = run(batch, x_t, time, np.float32([1, 0, 0, 0]))
     values, many, _, _ = run(batch, x_t, time, np.float32([0, 1, 1, 1]))
     for text in range(3):
-        # A segment's first token has nothing before it, so nothing predicts it.
+        # Nothing precedes the first token of a segment, so nothing predicts it.
         assert_close(logits[0, packed[text]][1:], logits[text + 1, alone[text]][1:])
     if acting < 3:
         assert_close(velocity[0], velocity[acting + 1])
@@ -154,8 +167,8 @@ def test_a_packed_row_equals_its_segments_apart(run, lengths, order, acting, mas
     seed=st.integers(0, 99),
     token=st.sampled_from((5, 63, 64, 2**31 - 1, -(2**31))),
 )
-def test_what_is_masked_changes_nothing(train, steps, widths, junk, token, seed):
-    """An absent camera's pixels, padding tokens, widths and steps that are not there: in losses and gradients."""
+def test_masked_values_change_nothing(train, steps, widths, junk, token, seed):
+    """Change pixels of an absent camera, padding tokens, padded dimensions and steps."""
     rng = np.random.default_rng(seed)
     batch = random_rows(rng, ROWS)
     batch["image_mask"][:, rng.integers(2)] = False
@@ -167,34 +180,38 @@ def test_what_is_masked_changes_nothing(train, steps, widths, junk, token, seed)
     batch["action_mask"][0, steps:] = False
     batch["action_mask"][:, :, widths:] = False
     other = {name: value.copy() for name, value in batch.items()}
-    absent, padding = ~batch["image_mask"], batch["segment"] == 0
+    absent = ~batch["image_mask"]
+    padding = batch["segment"] == 0
     other["images"][absent] = rng.integers(0, 256, other["images"][absent].shape)
     other["tokens"][padding] = token
     other["weight"][~batch["target"]] = junk
     other["actions"][~batch["action_mask"]] = junk
-    (grads, parts), (others, found) = train(batch), train(other)
+    grads, parts = train(batch)
+    others, actual = train(other)
     assert all(np.isfinite(value) and value > 0 for value in parts.values())
-    assert_close(parts, found)
+    assert_close(parts, actual)
     assert_close(grads, others)
 
 
 @few
 @given(cut=st.integers(1, 4), seed=st.integers(0, 99))
-def test_steps_past_the_end_are_read_by_nobody(run, cut, seed):
-    """The velocities before the end are those of any other noisy values behind it."""
+def test_steps_past_the_end_are_not_read(run, cut, seed):
+    """The velocities before the end do not depend on the noisy actions after it."""
     rng = np.random.default_rng(seed)
-    batch, (x_t, time) = random_rows(rng, ROWS), noise(rng)
+    batch = random_rows(rng, ROWS)
+    x_t, time = noise(rng)
     for row in range(ROWS):
         write_segment(batch, row, 0, 1, *TEXTS[0])
     batch["action_segment"][:] = 1
     batch["action_mask"][:, cut:] = False
-    ones, other = np.ones(ROWS, np.float32), x_t.copy()
+    ones = np.ones(ROWS, np.float32)
+    other = x_t.copy()
     other[:, :, cut:] = 100 * rng.normal(size=other[:, :, cut:].shape)
     value, grads, _, velocity = run(batch, x_t, time, ones)
-    values, others, _, found = run(batch, other, time, ones)
-    assert_close((value, grads, velocity[:, :, :cut]), (values, others, found[:, :, :cut]))
+    values, others, _, actual = run(batch, other, time, ones)
+    assert_close((value, grads, velocity[:, :, :cut]), (values, others, actual[:, :, :cut]))
     batch["action_mask"][:] = True
-    if cut < SIZES["P"]:  # the converse: where they are there, they matter
+    if cut < SIZES["P"]:  # where the steps exist, they matter
         assert (
             np.abs(run(batch, x_t, time, ones)[3] - run(batch, other, time, ones)[3])[
                 :, :, :cut
@@ -203,30 +220,39 @@ def test_steps_past_the_end_are_read_by_nobody(run, cut, seed):
         )
 
 
-def test_draws_in_a_row_equal_rows_of_their_own(run):
-    """Row 0 has two noise_samples of noise and time; rows 1 and 2 one of them each, twice. (In values: test_expert.py.)"""
+def test_gradients_of_noise_samples_in_one_row_equal_separate_rows(run):
+    """Row 0 has two noise samples; rows 1 and 2 have one of them each, twice.
+
+    test_expert.py compares the values.
+    """
     rng = np.random.default_rng(0)
-    batch, (x_t, time) = random_rows(rng, ROWS), noise(rng)
+    batch = random_rows(rng, ROWS)
+    x_t, time = noise(rng)
     for row in range(ROWS):
         write_segment(batch, row, 0, 1, TEXTS[0][0], [])
     batch["action_segment"][:] = 1
-    same_look(batch)
-    for draw in range(DRAWS):
+    same_observation(batch)
+    for draw in range(SAMPLES):
         x_t[draw + 1], time[draw + 1] = x_t[0, draw], time[0, draw]
     value, grads, _, velocity = run(batch, x_t, time, np.float32([1, 0, 0, 0]))
     values, many, _, others = run(batch, x_t, time, np.float32([0, 0.5, 0.5, 0]))
     assert_close((value, grads, velocity[0]), (values, many, others[[1, 2], 0]))
 
 
-def test_a_wide_model_with_padding_is_a_narrow_one():
-    """A robot of two of three state widths and three of five action widths, in values and gradients."""
-    wide, narrow = make_model(), make_model(state_dim=2, action_dim=3)
-    params, rng = random_params(wide), np.random.default_rng(0)
-    batch, (x_t, time) = random_rows(rng, ROWS), noise(rng)
+def test_padded_dimensions_equal_a_narrow_model():
+    """A robot with 2 of 3 state dimensions and 3 of 5 action dimensions, values and gradients."""
+    wide = make_model()
+    narrow = make_model(state_dim=2, action_dim=3)
+    params = random_params(wide)
+    rng = np.random.default_rng(0)
+    batch = random_rows(rng, ROWS)
+    x_t, time = noise(rng)
     for row in range(ROWS):
         write_segment(batch, row, 0, 1, *TEXTS[0])
     batch["action_segment"][:] = 1
-    batch["state"][:, 2:], batch["action_mask"][:, :, 3:], x_t[..., 3:] = 0, False, 0
+    batch["state"][:, 2:] = 0
+    batch["action_mask"][:, :, 3:] = False
+    x_t[..., 3:] = 0
     less = batch | {
         "state": batch["state"][:, :2],
         "actions": batch["actions"][:, :, :3],
@@ -244,7 +270,7 @@ def test_a_wide_model_with_padding_is_a_narrow_one():
 
 
 def _ends(params, state, action):
-    """The parameters that know widths, by what takes these slices of them."""
+    """Slice the parameters along the axes of state and actions."""
     return {
         "action_in_proj": {"kernel": params["action_in_proj"]["kernel"][action]},
         "action_out_proj": {
@@ -256,7 +282,7 @@ def _ends(params, state, action):
 
 
 def narrowed(params):
-    """Parameters of a model of two state widths and three action widths."""
+    """Return the parameters of a model with 2 state and 3 action dimensions."""
     return {
         name: {**value, **_ends(params, slice(2), slice(3)).get(name, {})}
         for name, value in params.items()
@@ -264,16 +290,18 @@ def narrowed(params):
 
 
 def rest_of(params):
-    """What `narrowed` leaves out."""
+    """Return the parameters that `narrowed` leaves out."""
     return _ends(params, slice(2, None), slice(3, None))
 
 
-def test_segments_and_draws_do_see_what_they_should(run):
-    """The converse: an image, a prompt, an earlier target, the state and time matter, and nothing sees ahead."""
+def test_segments_and_noise_samples_read_their_inputs(run):
+    """Images, prompts, earlier targets, state and time matter; later tokens do not."""
     rng = np.random.default_rng(0)
-    batch, (x_t, time) = random_rows(rng, ROWS), noise(rng)
-    same_look(batch)
-    x_t, time = x_t[:1].repeat(ROWS, 0), time[:1].repeat(ROWS, 0)
+    batch = random_rows(rng, ROWS)
+    x_t, time = noise(rng)
+    same_observation(batch)
+    x_t = x_t[:1].repeat(ROWS, 0)
+    time = time[:1].repeat(ROWS, 0)
     for row in range(ROWS):
         write_segment(batch, row, 0, 1, *TEXTS[0])
     batch["action_segment"][:] = 1
@@ -287,10 +315,10 @@ def test_segments_and_draws_do_see_what_they_should(run):
         return np.abs(logits[row, column] - logits[0, column]).max() > 1e-3
 
     assert moved(1, 5) and moved(2, 5) and not moved(3, 5) and not moved(3, 6) and moved(3, 7)
-    assert moved(2, 2)  # a prompt is seen both ways: its second token reads the third
+    assert moved(2, 2)  # a prompt is bidirectional: its second token reads the third
     changed = np.abs(velocity - velocity[:1]).max((1, 2, 3))
     assert (
         changed[1] > 1e-3 and changed[2] > 1e-3 and changed[3] == 0
-    )  # the expert never sees targets
+    )  # the expert never reads targets
     later = run(batch, x_t, time * 0.5, ones)[3]
     assert np.abs(later - velocity).max() > 1e-3

@@ -1,4 +1,4 @@
-"""The image tower against flax's own attention, and its position table at other resolutions."""
+"""Tests of the image tower against the attention of Flax, and of its position table."""
 
 import flax.linen as nn
 import jax
@@ -11,7 +11,7 @@ from etcvla.models.siglip import MultiHeadDotProductAttention, SigLIPConfig, res
 CONFIG = SigLIPConfig(width=24, depth=1, num_heads=3, mlp_dim=8, patch=14, image_size=28)
 
 
-def test_attention_is_flaxs_in_parameters_and_numbers():
+def test_attention_equals_flax_attention():
     x = np.random.default_rng(0).normal(size=(2, 5, CONFIG.width)).astype(np.float32)
     ours = MultiHeadDotProductAttention(CONFIG, np.float32, LoRA())
     flaxs = nn.MultiHeadDotProductAttention(num_heads=CONFIG.num_heads, deterministic=True)
@@ -24,8 +24,8 @@ def test_attention_is_flaxs_in_parameters_and_numbers():
     np.testing.assert_allclose(ours.apply(params, x), flaxs.apply(params, x), atol=2e-6)
 
 
-def test_positions_are_resized_between_fixed_corners():
-    """Bilinear: codes that are linear in row and column stay so, from the first patch to the last."""
+def test_resizing_positions_keeps_the_corners():
+    """Resizing is bilinear: codes that are linear in row and column stay linear."""
 
     def codes(side):
         y, x = np.divmod(np.arange(side * side), side) / np.float32(side - 1)
@@ -35,7 +35,8 @@ def test_positions_are_resized_between_fixed_corners():
         resized = resize_positions(codes(old), new * new)
         assert resized.dtype == np.float32
         np.testing.assert_allclose(resized, codes(new), atol=1e-6)
-    # A smoothing filter would mix the 9 in: between corners, three columns become two by dropping the middle one.
+    # A smoothing filter would mix in the 9. Between corners, three columns become two by dropping
+    # the middle one.
     columns = np.float32([0, 9, 1] * 3).reshape(1, 9, 1)
     np.testing.assert_array_equal(resize_positions(columns, 4)[0, :, 0], [0, 1, 0, 1])
     same = codes(4)
@@ -43,7 +44,7 @@ def test_positions_are_resized_between_fixed_corners():
 
 
 @pytest.mark.parametrize(("old", "new"), [(15, 16), (16, 20)])
-def test_a_table_that_is_no_square_is_named(old, new):
+def test_table_that_is_not_square_is_an_error(old, new):
     with pytest.raises(
         ValueError, match=f"pos_embedding: cannot resize a table of {old} tokens to {new}"
     ):
@@ -58,7 +59,7 @@ def test_a_table_that_is_no_square_is_named(old, new):
         ({"width": 18}, "siglip.width 18 is not a multiple of 4"),
     ],
 )
-def test_sizes_that_do_not_fit_are_named(change, message):
+def test_wrong_sizes_are_errors(change, message):
     sizes = {"width": 24, "depth": 1, "num_heads": 3, "mlp_dim": 8, "patch": 14, "image_size": 28}
     with pytest.raises(ValueError, match=message):
         SigLIPConfig(**{**sizes, **change})

@@ -1,4 +1,4 @@
-"""The named sizes, by their shapes alone: nothing of three billion parameters is allocated here."""
+"""Tests of the named sizes by shapes alone; no parameters of full size are allocated."""
 
 import functools
 import json
@@ -19,11 +19,10 @@ from etcvla.train.step import StepSettings, train_step
 from tests.models.small import is_backbone
 
 PALIGEMMA_IDS = 257_152
-TABLE = [
-    [cell.strip() for cell in line.split("|")[1:-1]]
-    for line in variants.__doc__.splitlines()
-    if line[:1] == "|"
-]
+TABLE = []  # the cells of the table in the docstring
+for line in variants.__doc__.splitlines():
+    if line.startswith("|"):
+        TABLE.append([cell.strip() for cell in line.split("|")[1:-1]])
 
 
 def model_of(size, vocab_size=PALIGEMMA_IDS):
@@ -44,31 +43,30 @@ def model_of(size, vocab_size=PALIGEMMA_IDS):
 @pytest.mark.parametrize(
     ("size", "vocab_size", "backbone", "expert"), TABLE[2:], ids=lambda cell: cell
 )
-def test_parameters_are_as_many_as_the_docstring_says(size, vocab_size, backbone, expert):
+def test_docstring_has_the_numbers_of_parameters(size, vocab_size, backbone, expert):
     params = jax.eval_shape(
         functools.partial(init_params, model_of(size, int(vocab_size.replace(",", ""))))
     )
     counts = {
         path_str(path): leaf.size for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
     }
-    found = sum(count for path, count in counts.items() if is_backbone(path))
-    assert (f"{found:,}", f"{sum(counts.values()) - found:,}") == (backbone, expert)
+    actual = sum(count for path, count in counts.items() if is_backbone(path))
+    assert (f"{actual:,}", f"{sum(counts.values()) - actual:,}") == (backbone, expert)
 
 
-def test_the_docstring_knows_every_size():
+def test_docstring_lists_every_size():
     assert {row[0] for row in TABLE[2:]} == variants.SIZES.keys() - {"nano"}
 
 
 @pytest.mark.parametrize("size", ["paligemma_3b", "paligemma2_3b"])
-def test_a_training_step_at_full_size_by_shapes(size):
-    model, config = model_of(size), common.base("objective_bridge", "paligemma_3b")
+def test_training_step_at_full_size_by_shapes(size):
+    model = model_of(size)
+    config = common.base("objective_bridge", "paligemma_3b")
     with config.unlocked():
         config.streams.action = common.stream("robot", "action", 1.0, extra_segments=0)
-    config.loss.fast, config.loss.flow, config.steps = (
-        common.constant(1.0),
-        common.constant(1.0),
-        10,
-    )
+    config.loss.fast = common.constant(1.0)
+    config.loss.flow = common.constant(1.0)
+    config.steps = 10
     params = jax.eval_shape(functools.partial(init_params, model))
     optimizer = make_optimizer(config.optim, config.steps, params)
     state = TrainState(
@@ -102,19 +100,19 @@ def test_a_training_step_at_full_size_by_shapes(size):
     assert lines == {"flow_error/dim": (32,), "flow_error/time": (5,)}
 
 
-def test_a_size_survives_its_description():
+def test_config_survives_a_round_trip_through_json():
     config = model_of("paligemma2_3b").config
     assert config_from_dict(json.loads(json.dumps(config_to_dict(config)))) == config
 
 
-def test_an_unknown_size_is_named():
+def test_unknown_size_is_an_error():
     with pytest.raises(
         ValueError, match="unknown model.size 'paligema_3b', did you mean 'paligemma_3b'"
     ):
         make_config("paligema_3b")
 
 
-def test_a_size_at_another_resolution():
+def test_other_image_size():
     config = make_config(
         "paligemma_3b",
         image_size=448,

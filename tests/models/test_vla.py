@@ -1,4 +1,4 @@
-"""What the model cannot read, or was asked for and does not have, is named."""
+"""Tests of the errors for batches and options that do not fit the model."""
 
 import dataclasses
 
@@ -35,7 +35,7 @@ from tests.models.small import CONFIG, make_model, random_rows
         ("actions", lambda x: x[:, :1], r"batch\['actions'\]: axis P has size 1, expected 4"),
     ],
 )
-def test_a_batch_that_does_not_fit_is_named(field, change, message):
+def test_batch_that_does_not_fit_is_an_error(field, change, message):
     batch = random_rows(np.random.default_rng(0), 2)
     CONFIG.check_batch(batch)
     with pytest.raises(ValueError, match=message):
@@ -45,7 +45,7 @@ def test_a_batch_that_does_not_fit_is_named(field, change, message):
 @pytest.mark.parametrize(
     "images", [np.zeros((1, 1, 56, 56, 3), np.uint8), np.zeros((1, 1, 28, 28, 3), np.float32)]
 )
-def test_images_are_checked_where_nothing_was_checked_before(images):
+def test_encode_images_checks_shape_and_dtype(images):
     params = jax.eval_shape(lambda: init_params(make_model()))
     with pytest.raises(
         ValueError, match=r"images are .*, the model reads uint8\[B, C, 28, 28, 3\]"
@@ -56,7 +56,7 @@ def test_images_are_checked_where_nothing_was_checked_before(images):
         )
 
 
-def test_a_switch_that_there_is_not_is_named():
+def test_unknown_option_is_an_error():
     with pytest.raises(ValueError, match='model.state is \'txt\', expected "token" or "text"'):
         dataclasses.replace(CONFIG, state="txt")
     with pytest.raises(ValueError, match="unknown model.remat 'ful', did you mean 'full'"):

@@ -65,8 +65,8 @@ def _visible_changes(side):
             added = [*condition.added, condition.swapped]
             changes |= {condition.camera, condition.pattern, condition.light, *condition.shades}
             changes |= set(condition.colors)
-            changes |= {thing.noun for thing in added if thing}
-            changes |= {thing.color for thing in added if thing}
+            changes |= {solid.noun for solid in added if solid}
+            changes |= {solid.color for solid in added if solid}
     return changes - {None, "", (1.0, 1.0, 1.0)}
 
 

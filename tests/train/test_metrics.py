@@ -1,4 +1,4 @@
-"""What a step measures beside its losses, against loops over its elements."""
+"""Tests of the metrics of a step against loops over elements."""
 
 import jax
 import jax.numpy as jnp
@@ -17,32 +17,36 @@ from etcvla.train.metrics import (
 )
 from tests.models.small import is_backbone, make_model
 
-ROWS, DRAWS, STEPS, WIDTH = 3, 4, 5, 6
+ROWS = 3
+SAMPLES = 4
+STEPS = 5
+WIDTH = 6
 
 
-def test_flow_errors_are_means_over_what_is_not_masked():
+def test_flow_errors_are_means_over_unmasked_entries():
     rng = np.random.default_rng(0)
     mask = rng.random((ROWS, 1, STEPS, WIDTH)) < 0.6
-    mask[..., 4] = False  # a width that no robot has
-    error = rng.random((ROWS, DRAWS, STEPS, WIDTH)).astype(np.float32) * mask
-    time = rng.uniform(0, 0.79, (ROWS, DRAWS)).astype(np.float32)  # nothing in the last bin
+    mask[..., 4] = False  # a padded dimension
+    error = rng.random((ROWS, SAMPLES, STEPS, WIDTH)).astype(np.float32) * mask
+    time = rng.uniform(0, 0.79, (ROWS, SAMPLES)).astype(np.float32)  # nothing in the last bin
     time[0, 0] = 0.0
-    found = {
+    actual = {
         name: np.asarray(mean_over_rows(both))
         for name, both in flow_errors(error, mask, time).items()
     }
-    by_time, by_dim = ([[] for _ in range(n)] for n in (TIME_BINS, WIDTH))
+    by_time = [[] for _ in range(TIME_BINS)]
+    by_dim = [[] for _ in range(WIDTH)]
     for row, draw, step, dim in np.ndindex(error.shape):
         if mask[row, 0, step, dim]:
             by_time[int(time[row, draw] * TIME_BINS)].append(error[row, draw, step, dim])
             by_dim[dim].append(error[row, draw, step, dim])
     for name, groups in {"flow_error/time": by_time, "flow_error/dim": by_dim}.items():
         expected = [np.mean(group) if group else np.nan for group in groups]
-        np.testing.assert_allclose(found[name], expected, rtol=1e-5)
-    assert np.isnan(found["flow_error/time"][-1]) and np.isnan(found["flow_error/dim"][4])
+        np.testing.assert_allclose(actual[name], expected, rtol=1e-5)
+    assert np.isnan(actual["flow_error/time"][-1]) and np.isnan(actual["flow_error/dim"][4])
 
 
-def test_the_noisiest_time_is_in_the_last_bin():
+def test_time_one_is_in_the_last_bin():
     both = flow_errors(jnp.ones((1, 1, 2, 2)), jnp.ones((1, 1, 2, 2), bool), jnp.ones((1, 1)))[
         "flow_error/time"
     ]
@@ -50,7 +54,7 @@ def test_the_noisiest_time_is_in_the_last_bin():
 
 
 @pytest.mark.parametrize("changes", [{}, {"expert": None}, {"lora": ((".*", 2),)}])
-def test_every_parameter_has_its_group(changes):
+def test_groups_of_all_parameters(changes):
     params = jax.eval_shape(lambda: init_params(make_model(**changes)))
     groups = jax.tree_util.tree_flatten_with_path(assign(GROUPS, params, "groups", all_used=False))[
         0
@@ -78,8 +82,8 @@ def test_gradient_norms_by_group():
         "state_proj": {"kernel": jnp.array([8.0])},
         "novel": jnp.array([1.0]),
     }  # None: frozen
-    found = {name: float(value) for name, value in grad_norms(grads).items()}
-    assert found == {
+    actual = {name: float(value) for name, value in grad_norms(grads).items()}
+    assert actual == {
         "grad_norm/vision_tower": 5,
         "grad_norm/language_model": 2,
         "grad_norm/expert": 10,
@@ -87,7 +91,7 @@ def test_gradient_norms_by_group():
     }
 
 
-def test_means_leave_out_what_is_absent():
+def test_averages_leave_out_nan():
     nan = np.nan
     rows = [
         {"a": 1.0, "b": nan, "v": np.array([nan, 2.0, nan])},

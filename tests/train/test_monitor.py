@@ -10,7 +10,7 @@ from PIL import Image
 from configs import common
 from etcvla.errors import UserError
 from etcvla.etc import question_types
-from etcvla.eval.held_out import HeldOut
+from etcvla.eval.held_out import HeldOutEvaluation
 from etcvla.pages.first_batch import draw_batch
 from etcvla.train import sharding
 from etcvla.train.loop import train
@@ -40,7 +40,7 @@ def run(dataset, tmp_path_factory):
         eval__batches=2,
         eval__questions=2,
     )
-    options = MonitorOptions(profile="2:3", evaluation=HeldOut, draw_first_batch=draw_batch)
+    options = MonitorOptions(profile="2:3", evaluation=HeldOutEvaluation, draw_first_batch=draw_batch)
     with pytest.MonkeyPatch.context() as patch:
         # The handmade items have this question type.
         patch.setitem(question_types.GENERAL_QUESTION_TYPES, "where", question_types.POINT)
@@ -171,7 +171,7 @@ def test_a_missing_held_out_split_is_an_error_before_training(tmp_path):
     config = nano_config(dataset, tmp_path / "run", eval__at_progress=(1.0,))
     message = "no dataset has a split 'val'.*robot; build.*eval.at_progress"
     with pytest.raises(ValueError, match=message):
-        train(config, options=MonitorOptions(evaluation=HeldOut))
+        train(config, options=MonitorOptions(evaluation=HeldOutEvaluation))
 
 
 def test_a_held_out_episode_that_is_also_trained_on_is_an_error(tmp_path):
@@ -179,7 +179,7 @@ def test_a_held_out_episode_that_is_also_trained_on_is_an_error(tmp_path):
     write_rlds(folder, [robot_episode(2)], steps=robot_steps(), split="val")
     config = nano_config(folder, tmp_path / "run", eval__at_progress=(1.0,))
     with pytest.raises(UserError, match="both in the training data"):
-        train(config, options=MonitorOptions(evaluation=HeldOut))
+        train(config, options=MonitorOptions(evaluation=HeldOutEvaluation))
 
 
 def test_streams_without_a_held_out_split_are_left_out(dataset, tmp_path):
@@ -189,7 +189,7 @@ def test_streams_without_a_held_out_split_are_left_out(dataset, tmp_path):
         config.datasets.aside = common.dataset(str(write_robot_set(tmp_path / "aside")), ("front",))
         # By name, this stream comes between "action" and "etc".
         config.streams.before = common.stream("aside", "any", 1.0, extra_segments=0)
-    held_out = HeldOut(Stage.open(config), sharding.make_mesh(config.mesh))
+    held_out = HeldOutEvaluation(Stage.open(config), sharding.make_mesh(config.mesh))
     batches = list(held_out._stage.batches(0))
     assert len(batches) == 2
     streams = np.concatenate([batch["stream"][:, 0] for batch in batches])

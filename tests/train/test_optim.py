@@ -1,4 +1,4 @@
-"""The optimizer that is made of rules."""
+"""Tests of the optimizer."""
 
 import functools
 
@@ -20,7 +20,7 @@ PARAMS = {
 
 
 def step(config, grads, count=1, steps=10):
-    """Parameters and state after `count` updates with the same gradients."""
+    """Return parameters and state after `count` updates with the same gradients."""
     optimizer = make_optimizer(config, steps, PARAMS)
     params = jax.tree.map(jnp.asarray, PARAMS)
     state = optimizer.init(params)
@@ -31,7 +31,7 @@ def step(config, grads, count=1, steps=10):
     return params, state
 
 
-def test_multiples_scale_and_zero_freezes():
+def test_multiple_scales_the_update_and_zero_freezes():
     grads = jax.tree.map(np.ones_like, PARAMS)
     config = optim_config(
         lr_multiple=(("img/.*", 0.0), ("llm/w", 0.5), (".*", 1.0)), weight_decay=((".*", 0.1),)
@@ -43,7 +43,7 @@ def test_multiples_scale_and_zero_freezes():
     np.testing.assert_allclose(trained["llm"]["w"], alone["llm"]["w"], rtol=1e-6)
 
 
-def test_what_is_frozen_has_no_moments():
+def test_frozen_parameters_have_no_moments():
     config = optim_config(lr_multiple=(("img/.*", 0.0), (".*", 1.0)))
     state = jax.eval_shape(make_optimizer(config, 10, PARAMS).init, PARAMS)
     assert state["img"]["head"] == {"kernel": (), "bias": ()}
@@ -57,14 +57,15 @@ def test_what_is_frozen_has_no_moments():
     ]  # and two counters
 
 
-def test_what_thaws_starts_as_if_it_were_new():
-    """Frozen, it stays in its bits, and its moments too; then Adam's first step is as long as a first step is."""
+def test_unfrozen_parameter_starts_as_if_it_were_new():
+    """While frozen, parameter and moments keep their bits; the first step then has full length."""
     thaws = ((0.0, 0.0), (0.5, 0.0), (0.6, 1.0))
     config = optim_config(lr_multiple=(("img/.*", thaws), (".*", 1.0)), weight_decay=((".*", 0.1),))
     grads = jax.tree.map(np.ones_like, PARAMS)
     optimizer = make_optimizer(config, 10, PARAMS)
     assert [optimizer.frozen_at(i) for i in (0, 4, 5, 6, 9)] == [("img/.*",)] * 2 + [()] * 3
-    (params, state), (late, _) = step(config, grads, count=5), step(config, grads, count=8)
+    params, state = step(config, grads, count=5)
+    late, _ = step(config, grads, count=8)
     for path in (("img", "head", "kernel"), ("img", "head", "bias")):
         first, then, moments = (
             functools.reduce(dict.__getitem__, path, tree) for tree in (params, late, state)
@@ -73,7 +74,7 @@ def test_what_thaws_starts_as_if_it_were_new():
         assert moments.count == 0 and not moments.nu.any()
         assert (
             first - then > 0.15
-        ).all()  # two steps at 0.1 (at the foot of the ramp the rate is zero)
+        ).all()  # two steps at 0.1; at the start of the ramp the rate is zero
     assert state["llm"]["w"].count == 5
 
 
@@ -83,14 +84,14 @@ def test_frozen_gradients_do_not_clip_the_others():
     frozen = (("img/.*", 0.0), (".*", 1.0))
     config = optim_config(
         lr_multiple=frozen, clip=1.0, eps=1.0
-    )  # eps: so that size matters to Adam
+    )  # a large eps makes the size matter to Adam
     for a, b in zip(*map(jax.tree.leaves, (step(config, grads), step(config, huge))), strict=True):
         np.testing.assert_array_equal(a, b)
     clipped, free = (step(c, grads)[0]["llm"]["w"] for c in (config, optim_config(eps=1.0)))
     assert (np.abs(clipped - PARAMS["llm"]["w"]) < np.abs(free - PARAMS["llm"]["w"])).all()
 
 
-def test_weight_decay_pulls_what_its_rules_say():
+def test_weight_decay_by_rules():
     still = jax.tree.map(np.zeros_like, PARAMS)
     trained, _ = step(optim_config(weight_decay=((".*(bias|scale)", 0.0), (".*", 0.5))), still)
     np.testing.assert_allclose(trained["llm"]["w"], PARAMS["llm"]["w"] * (1 - 0.1 * 0.5), rtol=1e-6)
@@ -101,7 +102,7 @@ def test_weight_decay_pulls_what_its_rules_say():
     np.testing.assert_array_equal(trained["llm"]["norm"]["scale"], PARAMS["llm"]["norm"]["scale"])
 
 
-def test_the_rate_follows_its_knots():
+def test_learning_rate_follows_its_schedule():
     grads = jax.tree.map(np.ones_like, PARAMS)
     config = optim_config(lr=((0.0, 0.0), (0.5, 0.1), (1.0, 0.0)))
     weights = [
@@ -109,10 +110,10 @@ def test_the_rate_follows_its_knots():
     ]
     np.testing.assert_allclose(
         -np.diff(weights), [0, 0.05, 0.1, 0.05], atol=1e-5
-    )  # Adam's step is the rate itself
+    )  # the first step of Adam is the learning rate
 
 
-def test_moments_have_the_dtypes_that_are_asked_for():
+def test_dtypes_of_moments():
     rng = np.random.default_rng(0)
     grads = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), PARAMS)
     config = optim_config(mu_dtype="bfloat16", nu_dtype="bfloat16", lr=((0.0, 0.01),))
@@ -125,8 +126,8 @@ def test_moments_have_the_dtypes_that_are_asked_for():
         np.testing.assert_allclose(a, b, atol=1e-3)
 
 
-def test_adafactor_is_optaxs():
-    """Without momentum, against optax's own of the same choices; and its factored moments lie as their axes do."""
+def test_adafactor_equals_optax():
+    """Compare with optax's Adafactor without momentum, and check the axes of factored moments."""
     params = {"w": np.ones((2, 128, 160), np.float32), "b": np.ones(3, np.float32)}
     rng = np.random.default_rng(0)
     grads = [
@@ -136,7 +137,9 @@ def test_adafactor_is_optaxs():
     config = optim_config(kind="adafactor", b1=0.0, b2=0.999)
     ours = make_optimizer(config, 10, params)
     theirs = optax.adafactor(0.1, multiply_by_parameter_scale=False)
-    state, p, q = ours.init(params), params, params
+    state = ours.init(params)
+    p = params
+    q = params
     other = theirs.init(params)
     for i, grad in enumerate(grads):
         p, state = ours.update(grad, state, p, i)
@@ -150,11 +153,11 @@ def test_adafactor_is_optaxs():
         "b": NamedSharding(mesh, PartitionSpec()),
     }
     places = opt_shardings(jax.eval_shape(ours.init, params), params, where)
-    found = {
+    actual = {
         leaf.shape: place.spec
         for leaf, place in zip(*map(jax.tree.leaves, (state["w"], places["w"])), strict=True)
     }
-    assert found == {
+    assert actual == {
         (): PartitionSpec(),
         (1,): PartitionSpec(),
         (2, 128): PartitionSpec(None, "fsdp"),
@@ -182,7 +185,7 @@ def test_adafactor_is_optaxs():
         ),
     ],
 )
-def test_a_wrong_field_is_named(field, value, message):
+def test_wrong_field_is_an_error(field, value, message):
     config = optim_config()
     with config.ignore_type():
         config[field] = value

@@ -1,4 +1,4 @@
-"""The step's losses and metrics, each against a computation of its own."""
+"""Tests of the training step against separate computations of its losses and metrics."""
 
 import functools
 
@@ -26,13 +26,14 @@ from etcvla.train.step import (
 from tests.models.small import is_backbone, make_model, random_params, random_rows, write_segment
 from tests.train.nano import optim_config
 
-ROWS, DRAWS = 4, 2
+ROWS = 4
+SAMPLES = 2
 SETTINGS = StepSettings(
     seed=0,
     steps=10,
     streams=("act", "ask", "never"),
     max_targets=8,
-    noise_samples=DRAWS,
+    noise_samples=SAMPLES,
     text=((0.0, 1.0), (1.0, 3.0)),
     fast=((0.0, 0.5),),
     flow=((0.0, 2.0),),
@@ -52,18 +53,21 @@ def model():
 
 @pytest.fixture
 def batch():
-    """Rows 0 and 1 act (row 1 near its episode's end) and row 0 is asked too; row 2 is asked; row 3 has nothing."""
-    made = random_rows(np.random.default_rng(0), ROWS)
+    """Rows 0 and 1 have actions, rows 0 and 2 have questions, row 3 has neither.
+
+    Row 1 is near the end of its episode.
+    """
+    batch = random_rows(np.random.default_rng(0), ROWS)
     for row in (0, 1):
-        write_segment(made, row, 0, 1, [2, 11, 3], [50, 51, 1])
-    made["stream"][0, write_segment(made, 0, 6, 2, [2, 20, 3], [40, 1])] = 1
-    made["stream"][2, write_segment(made, 2, 0, 1, [2, 21, 22, 3], [41, 42, 43, 1])] = 1
-    made["action_segment"][:2] = 1
-    made["action_mask"][2:] = False
-    made["action_mask"][:, :, 4:] = False  # the robot has four of five widths
-    made["action_mask"][1, 2:] = False
-    made["actions"][:, :, 4:] = 0
-    return made
+        write_segment(batch, row, 0, 1, [2, 11, 3], [50, 51, 1])
+    batch["stream"][0, write_segment(batch, 0, 6, 2, [2, 20, 3], [40, 1])] = 1
+    batch["stream"][2, write_segment(batch, 2, 0, 1, [2, 21, 22, 3], [41, 42, 43, 1])] = 1
+    batch["action_segment"][:2] = 1
+    batch["action_mask"][2:] = False
+    batch["action_mask"][:, :, 4:] = False  # the robot has four of five action dimensions
+    batch["action_mask"][1, 2:] = False
+    batch["actions"][:, :, 4:] = 0
+    return batch
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +77,7 @@ def run(model):
     return lambda batch: jax.tree.map(np.asarray, step(params, batch, KEY))
 
 
-def test_next_token_losses_are_means_over_their_tokens(model, run, batch):
+def test_token_losses_are_means_over_their_tokens(model, run, batch):
     module, params = model
     columns = jnp.broadcast_to(jnp.arange(32), batch["tokens"].shape)
     logits, _ = jax.jit(functools.partial(module.apply, {"params": params}))(
@@ -81,10 +85,10 @@ def test_next_token_losses_are_means_over_their_tokens(model, run, batch):
     )
     loss = np.asarray(optax.softmax_cross_entropy_with_integer_labels(logits, batch["tokens"]))
     fast = batch["target"] & (batch["segment"] == batch["action_segment"][:, None])
-    parts = run(batch)
-    np.testing.assert_allclose(parts["fast"], loss[fast].mean(), rtol=1e-5)
-    np.testing.assert_allclose(parts["text"], loss[batch["target"] & ~fast].mean(), rtol=1e-5)
-    metrics = compute_metrics(parts, SETTINGS)
+    outputs = run(batch)
+    np.testing.assert_allclose(outputs["fast"], loss[fast].mean(), rtol=1e-5)
+    np.testing.assert_allclose(outputs["text"], loss[batch["target"] & ~fast].mean(), rtol=1e-5)
+    metrics = compute_metrics(outputs, SETTINGS)
     hits = np.asarray(jnp.argmax(logits, -1)) == batch["tokens"]
     for i, stream in enumerate(("act", "ask")):
         chosen = batch["target"] & (batch["stream"] == i)
@@ -99,11 +103,11 @@ def test_next_token_losses_are_means_over_their_tokens(model, run, batch):
     )
 
 
-def test_flow_loss_is_the_mean_over_what_is_not_masked(model, run, batch):
+def test_flow_loss_is_the_mean_over_unmasked_entries(model, run, batch):
     module, params = model
     noise_key, time_key = jax.random.split(KEY)
-    time = flow.sample_time(time_key, (ROWS, DRAWS))
-    noise = jax.random.normal(noise_key, (ROWS, DRAWS, *batch["actions"].shape[1:]))
+    time = flow.sample_time(time_key, (ROWS, SAMPLES))
+    noise = jax.random.normal(noise_key, (ROWS, SAMPLES, *batch["actions"].shape[1:]))
     x_t, target = flow.interpolate(batch["actions"], noise, time)
     x_t = x_t.at[..., 4:].set(0).at[2:].set(0)
     _, velocity = jax.jit(functools.partial(module.apply, {"params": params}))(
@@ -115,52 +119,55 @@ def test_flow_loss_is_the_mean_over_what_is_not_masked(model, run, batch):
     )
 
 
-def test_padding_of_the_chunk_changes_nothing(run, batch):
+def test_padding_of_the_chunk_changes_no_loss(run, batch):
     other = batch | {"actions": batch["actions"].copy()}
-    other["actions"][:, :, 4:] = 9  # widths that the robot does not have
+    other["actions"][:, :, 4:] = 9  # padded dimensions
     other["actions"][2:] = 9  # rows without an action
     for name, value in run(batch).items():
         np.testing.assert_array_equal(value, run(other)[name], err_msg=name)
 
 
-def test_acting_keeps_padded_widths_as_training_showed_them(model, batch):
-    """Their velocity is never trained: were they integrated, the expert would read what it never saw."""
+def test_sampling_keeps_padded_dimensions_at_zero(model, batch):
+    """Their velocity is not trained. If it were integrated, the expert would read values that it
+    never read in training.
+    """
     module, params = model
     noise = np.random.default_rng(1).normal(size=batch["actions"].shape).astype(np.float32)
     sample = jax.jit(lambda batch, noise: sample_actions(module, params, batch, noise, 4))
-    chunk, other = sample(batch, noise), noise.copy()
+    chunk = sample(batch, noise)
+    other = noise.copy()
     other[:, :, 4:] = 9
     assert (np.asarray(chunk)[:2, :, 4:] == 0).all() and (np.asarray(chunk)[:2, :, :4] != 0).all()
     np.testing.assert_array_equal(chunk, sample(batch, other))
 
 
-def test_nothing_to_learn_is_zero_not_nan(run, batch):
+def test_losses_over_nothing_are_zero(run, batch):
     empty = batch | {
         name: np.zeros_like(batch[name]) for name in ("target", "weight", "action_mask")
     }
-    parts = run(empty)
-    assert parts["text"] == parts["fast"] == parts["flow"] == 0
+    outputs = run(empty)
+    assert outputs["text"] == outputs["fast"] == outputs["flow"] == 0
 
 
-def test_the_total_follows_its_knots(run, batch):
-    parts = run(batch)
+def test_total_loss_follows_the_schedules(run, batch):
+    outputs = run(batch)
     for progress, text in ((0.0, 1.0), (0.25, 1.5), (1.0, 3.0)):
         np.testing.assert_allclose(
-            total_loss(parts, jnp.float32(progress), SETTINGS),
-            text * parts["text"] + 0.5 * parts["fast"] + 2 * parts["flow"],
+            total_loss(outputs, jnp.float32(progress), SETTINGS),
+            text * outputs["text"] + 0.5 * outputs["fast"] + 2 * outputs["flow"],
             rtol=1e-6,
         )
 
 
-def test_both_action_objectives_train_in_one_row(batch):
-    """FAST's tokens the backbone, the flow the expert, each as much as its weight says."""
+def test_fast_and_flow_train_in_one_row(batch):
+    """FAST tokens train the backbone and the flow trains the expert, each with its own weight."""
     module = make_model(insulate=True)
 
     @jax.jit
     def grads(params, fast, flow):
         def loss(params):
-            parts = compute_losses(module, params, batch, KEY, SETTINGS)
-            return fast * parts["fast"] + flow * parts["flow"]
+            outputs = compute_losses(module, params, batch, KEY, SETTINGS)
+            return fast * outputs["fast"] + flow * outputs["flow"]
 
         return jax.grad(loss)(params)
 
@@ -180,20 +187,20 @@ def test_both_action_objectives_train_in_one_row(batch):
             assert not of_fast.any() and of_flow.any(), name
 
 
-def test_a_loss_without_weight_is_not_computed(model, batch):
+def test_loss_with_zero_weight_is_not_computed(model, batch):
     module, params = model
     off = ((0.0, 0.0),)
 
-    def parts(**fields):
+    def outputs(**fields):
         part_losses = functools.partial(compute_losses, module, settings=SETTINGS.replace(**fields))
         return jax.eval_shape(part_losses, params, batch, KEY)
 
-    assert "flow" not in parts(flow=off) and "text" in parts(flow=off)
-    assert parts(text=off, fast=off).keys() == {"flow", "flow_error/time", "flow_error/dim"}
+    assert "flow" not in outputs(flow=off) and "text" in outputs(flow=off)
+    assert outputs(text=off, fast=off).keys() == {"flow", "flow_error/time", "flow_error/dim"}
 
 
 class Line:
-    """Stands in for the model: a velocity that is the noisy chunk times a weight."""
+    """Replaces the model: the velocity is the noisy chunk times a weight."""
 
     config = make_model().config
 
@@ -201,7 +208,7 @@ class Line:
         return None, variables["params"]["w"] * x_t
 
 
-def test_a_steps_randomness_is_a_function_of_seed_and_step(batch):
+def test_randomness_is_a_function_of_seed_and_step(batch):
     off = ((0.0, 0.0),)
     params = {"w": jnp.float32(0.5)}
     optimizer = make_optimizer(optim_config(), SETTINGS.steps, params)
@@ -216,7 +223,8 @@ def test_a_steps_randomness_is_a_function_of_seed_and_step(batch):
         settings = SETTINGS.replace(seed=seed, text=off, fast=off)
         return train_step(state, batch, model=Line(), optimizer=optimizer, settings=settings)
 
-    (state, metrics), (_, again) = step(3, 0), step(3, 0)
+    state, metrics = step(3, 0)
+    _, again = step(3, 0)
     assert metrics["loss"] == again["loss"] == 2 * metrics["loss/flow"]
     assert len({float(step(*which)[1]["loss"]) for which in ((3, 0), (4, 0), (3, 1))}) == 3
     assert state.step == 4 and state.params["w"] != params["w"]
@@ -224,7 +232,7 @@ def test_a_steps_randomness_is_a_function_of_seed_and_step(batch):
 
 
 def one_step(module, params, batch, optim=None, **fields):
-    """State and metrics after a step whose size tells gradients apart, jitted."""
+    """Run one jitted step whose update depends on the size of the gradient."""
     optimizer = make_optimizer(optim_config(eps=1.0, **(optim or {})), SETTINGS.steps, params)
     state = TrainState(step=jnp.int32(3), params=params, ema=params, opt=optimizer.init(params))
     step = functools.partial(
@@ -233,25 +241,25 @@ def one_step(module, params, batch, optim=None, **fields):
     return jax.jit(step)(state, batch)
 
 
-def test_parts_of_a_batch_add_up_to_it(model, batch):
-    """Row by row, in turn: rows that differ in what they teach, so that a mean of the parts' means would be another."""
+def test_microbatches_sum_to_the_batch(model, batch):
+    """Rows differ in their numbers of targets, so a mean of microbatch means would differ."""
     module, params = model
     z = ((0.0, 0.1),)
-    (whole, expected), (parts, found) = (
-        one_step(module, params, batch, microbatches=n, z=z) for n in (1, ROWS)
-    )
-    assert found.keys() == expected.keys() >= {"loss/z", "act/accuracy"}
+    expected_state, expected = one_step(module, params, batch, microbatches=1, z=z)
+    state, metrics = one_step(module, params, batch, microbatches=ROWS, z=z)
+    assert metrics.keys() == expected.keys() >= {"loss/z", "act/accuracy"}
     for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, rtol=2e-5, err_msg=name)
-    for a, b, start in zip(
-        *map(jax.tree.leaves, (whole.params, parts.params, params)), strict=True
+        np.testing.assert_allclose(metrics[name], value, rtol=2e-5, err_msg=name)
+    expected_change = jax.tree.map(lambda new, old: new - old, expected_state.params, params)
+    change = jax.tree.map(lambda new, old: new - old, state.params, params)
+    for actual, wanted in zip(
+        jax.tree.leaves(change), jax.tree.leaves(expected_change), strict=True
     ):
-        np.testing.assert_allclose(
-            b - start, a - start, atol=2e-6 * max(1, np.abs(a - start).max())
-        )
+        tolerance = 2e-6 * max(1, np.abs(wanted).max())
+        np.testing.assert_allclose(actual, wanted, atol=tolerance)
 
 
-def test_z_is_the_mean_squared_log_of_the_softmaxs_sum(model, batch):
+def test_z_loss(model, batch):
     module, params = model
     columns = jnp.broadcast_to(jnp.arange(32), batch["tokens"].shape)
     logits, _ = jax.jit(functools.partial(module.apply, {"params": params}))(
@@ -259,19 +267,19 @@ def test_z_is_the_mean_squared_log_of_the_softmaxs_sum(model, batch):
     )
     squares = np.square(jax.nn.logsumexp(logits, axis=-1))
     settings = SETTINGS.replace(z=((0.0, 0.1),), flow=((0.0, 0.0),))
-    parts = jax.jit(functools.partial(compute_losses, module, settings=settings))(
+    outputs = jax.jit(functools.partial(compute_losses, module, settings=settings))(
         params, batch, KEY
     )
-    np.testing.assert_allclose(parts["z"], squares[batch["target"]].mean(), rtol=1e-5)
+    np.testing.assert_allclose(outputs["z"], squares[batch["target"]].mean(), rtol=1e-5)
     np.testing.assert_allclose(
-        total_loss(parts, 0.0, settings),
-        parts["text"] + 0.5 * parts["fast"] + 0.1 * parts["z"],
+        total_loss(outputs, 0.0, settings),
+        outputs["text"] + 0.5 * outputs["fast"] + 0.1 * outputs["z"],
         rtol=1e-6,
     )
 
 
-def test_insulation_may_change_by_degrees(model, batch):
-    """Wholly on and wholly off it is what the model's own switch does, and half of it is half way between."""
+def test_gradient_scale_interpolates_insulation(model, batch):
+    """Scales 0 and 1 equal the option of the model; 0.5 gives half of the gradient."""
     _, params = model
     settings = SETTINGS.replace(text=((0.0, 0.0),), fast=((0.0, 0.0),))
     rows, counts = prepare_targets(batch, KEY, settings)
@@ -293,23 +301,26 @@ def test_insulation_may_change_by_degrees(model, batch):
         )
 
 
-def test_a_step_that_is_not_finite_is_skipped_and_counted(batch):
-    params, off = {"w": jnp.float32(0.5)}, ((0.0, 0.0),)
-    (state, metrics), (bad, told) = (
-        one_step(Line(), params, made, skip=True, text=off, fast=off)
-        for made in (
-            batch,
-            batch
-            | {"actions": batch["actions"] * np.where(np.arange(4)[:, None, None], 1, np.nan)},
-        )
-    )
-    assert state.params["w"] != 0.5 and state.skipped == 0 and metrics["skipped"] == 0
-    assert np.isnan(told["loss"]) and told["skipped"] == 1 and (bad.step, bad.skipped) == (4, 1)
-    assert bad.params == bad.ema == params and bad.opt["w"].count == 0
+def test_nonfinite_update_is_skipped_and_counted(batch):
+    params = {"w": jnp.float32(0.5)}
+    off = ((0.0, 0.0),)
+    run_step = functools.partial(one_step, Line(), params, skip=True, text=off, fast=off)
+    state, metrics = run_step(batch)
+    assert state.params["w"] != 0.5
+    assert state.skipped == 0
+    assert metrics["skipped"] == 0
+    actions = batch["actions"].copy()
+    actions[0] = np.nan
+    state, metrics = run_step(batch | {"actions": actions})
+    assert np.isnan(metrics["loss"])
+    assert metrics["skipped"] == 1
+    assert (state.step, state.skipped) == (4, 1)
+    assert state.params == state.ema == params
+    assert state.opt["w"].count == 0
 
 
-def test_what_rests_is_not_differentiated(model, batch):
-    """Fewer products, and the rest of the state in its bits."""
+def test_frozen_parameters_are_not_differentiated(model, batch):
+    """A step with frozen parameters has fewer products."""
     module, params = model
     optim = {"lr_multiple": (("img/.*", ((0.0, 0.0), (0.5, 0.0), (0.6, 1.0))), (".*", 1.0))}
     optimizer = make_optimizer(optim_config(**optim), SETTINGS.steps, params)
@@ -333,10 +344,10 @@ def test_what_rests_is_not_differentiated(model, batch):
     ).total()
     assert (
         moves - rests > tower
-    )  # a weight's and an input's product less, but for the first layer's input
+    )  # no products for gradients of weights and inputs (the first layer has no input gradient)
 
 
-def test_slots_are_the_first_targets_in_order():
+def test_target_positions_are_the_first_targets_in_order():
     target = np.zeros((2, 7), bool)
     target[0, [5, 2, 3]] = target[1, 6] = True
     target_positions, real = find_target_positions(target, 2)

@@ -75,8 +75,9 @@ class Endpoint:
         missing = [name for name in required if not environ.get(name)]
         if missing:
             raise UserError(
-                f"a vision endpoint is requested, but {' and '.join(missing)} is not set; for "
-                "instance OPENAI_BASE_URL=http://localhost:8000/v1 OPENAI_MODEL=qwen2.5-vl-7b"
+                f"a vision endpoint needs environment variables that are not set: "
+                f"{', '.join(missing)}; for instance OPENAI_BASE_URL=http://localhost:8000/v1 "
+                "OPENAI_MODEL=qwen2.5-vl-7b"
             )
         base_url, model = (environ[name] for name in required)
         return cls(base_url, model, environ.get("OPENAI_API_KEY", ""), cache, **options)

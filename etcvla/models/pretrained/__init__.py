@@ -1,8 +1,10 @@
-"""Released weights in and out: PaliGemma from Hugging Face and big_vision, pi0 and pi0.5 from openpi.
+"""Load and export released weights.
 
-What lies at a path is found out by looking. Loading is strict: of the parameters that this kind of checkpoint has, none
-may be missing, none left over, none of another shape. What it never has (the action expert, of a PaliGemma) is for the
-caller to make, and reported.
+PaliGemma from Hugging Face and big_vision, pi0 and pi0.5 from openpi. The format is detected from
+the files. Loading is
+strict: of the parameters that a kind of checkpoint has, none may be missing, left over, or of
+another shape. Parameters that it never has (the action expert, for PaliGemma) are reported, and the
+caller initialises them.
 """
 
 from __future__ import annotations
@@ -20,96 +22,117 @@ import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from etcvla.errors import UserError
 from etcvla.models.lora import merge
 from etcvla.models.pretrained import big_vision, hugging_face, openpi
-from etcvla.models.pretrained.layout import Checkpoint, ParamEntry, Shapes
+from etcvla.models.pretrained.layout import ParamEntry, ReleasedCheckpoint, Shapes
 from etcvla.models.siglip import resize_positions
 from etcvla.models.vla import VLA, VLAConfig, init_params
 
 log = logging.getLogger(__name__)
-_POSITIONS, _EMBEDDING = "img/pos_embedding", "llm/embedder/input_embedding"
-_SHOWN = 20  # names of a list in an error
+_POSITIONS = "img/pos_embedding"
+_EMBEDDING = "llm/embedder/input_embedding"
+_MAX_NAMES = 20  # names of a list in an error message
 
 
-class MismatchError(ValueError):
-    """A checkpoint that does not fit the model; `missing`, `extra` and `misshapen` are the whole sorted lists."""
+class MismatchError(UserError):
+    """A checkpoint does not fit the model.
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        sizes: list[str],
-        missing: list[str],
-        extra: list[str],
-        misshapen: list[str],
-    ):
-        self.missing, self.extra, self.misshapen = missing, extra, misshapen
+    `missing`, `extra` and `misshapen` are the complete sorted lists.
+    """
+
+    def __init__(self, checkpoint: ReleasedCheckpoint, mismatch: _Mismatch):
+        self.missing = sorted(mismatch.missing)
+        self.extra = sorted(mismatch.extra)
+        self.misshapen = sorted(mismatch.misshapen)
         lines = [f"{checkpoint.path} ({checkpoint.format}) does not fit the model."]
-        lines += [f"  sizes: {', '.join(sizes)}"] if sizes else []
-        lines += [
-            f"  {name}: {_shown(found)}"
-            for name, found in (("missing", missing), ("extra", extra), ("misshapen", misshapen))
-        ]
+        if mismatch.sizes:
+            lines.append(f"  sizes: {', '.join(mismatch.sizes)}")
+        lines.append(f"  missing: {_shorten(self.missing)}")
+        lines.append(f"  extra: {_shorten(self.extra)}")
+        lines.append(f"  misshapen: {_shorten(self.misshapen)}")
         super().__init__("\n".join(lines))
 
 
-def _shown(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more if names else "none"
+@dataclasses.dataclass
+class _Mismatch:
+    """The differences between a checkpoint and the model."""
+
+    sizes: list[str] = dataclasses.field(default_factory=list)
+    missing: list[str] = dataclasses.field(default_factory=list)
+    extra: list[str] = dataclasses.field(default_factory=list)
+    misshapen: list[str] = dataclasses.field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.sizes or self.missing or self.extra or self.misshapen)
+
+
+def _shorten(names: list[str]) -> str:
+    """Join the names, at most `_MAX_NAMES` of them."""
+    if not names:
+        return "none"
+    text = ", ".join(names[:_MAX_NAMES])
+    if len(names) > _MAX_NAMES:
+        text += f" and {len(names) - _MAX_NAMES} more"
+    return text
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """What `load` found: parameters (paths and shapes) that were loaded, and those that this kind never has."""
+class LoadReport:
+    """What `load` read, as paths and shapes of parameters."""
 
     path: str
     format: str
     loaded: Shapes
-    fresh: Shapes
-    notes: tuple[str, ...]  # what was made to fit
+    fresh: Shapes  # parameters that this kind of checkpoint never has
+    notes: tuple[str, ...]  # parameters that were adapted to the model
 
     def __str__(self) -> str:
         lines = [f"{self.path} ({self.format}): {_count(self.loaded)} loaded"]
         if self.fresh:
             modules = sorted({path.rsplit("/", 1)[0] for path in self.fresh})
             lines.append(
-                f"fresh, as this kind of checkpoint never has them: {_count(self.fresh)}: "
-                f"{', '.join(modules)}"
+                f"fresh, not in this kind of checkpoint: {_count(self.fresh)}: {', '.join(modules)}"
             )
         return "\n  ".join([*lines, *self.notes])
 
 
 def _count(shapes: Shapes) -> str:
-    return f"{sum(map(math.prod, shapes.values())):,} parameters in {len(shapes)} arrays"
+    size = sum(math.prod(shape) for shape in shapes.values())
+    return f"{size:,} parameters in {len(shapes)} arrays"
 
 
-def find(path: epath.PathLike) -> Checkpoint | None:
-    """The released checkpoint at a path, not yet read, or None if there is none.
+def find(path: epath.PathLike) -> ReleasedCheckpoint | None:
+    """Return the released checkpoint at a path, not yet read, or None if there is none.
 
-    Raises ValueError or FileNotFoundError for one that is not whole.
+    Raises: UserError for an incomplete checkpoint.
     """
     path = epath.Path(path).expanduser()
     if path.suffix == ".npz" and path.exists():
         return big_vision.open_checkpoint(path)
     if (path / hugging_face.MODEL).exists() or (path / hugging_face.INDEX).exists():
         return hugging_face.open_checkpoint(path)
-    folder = openpi.find(path)
-    return folder and openpi.open_checkpoint(folder)
+    directory = openpi.find(path)
+    return None if directory is None else openpi.open_checkpoint(directory)
 
 
-def load(path: epath.PathLike, config: VLAConfig, dtype: Any = np.float32) -> tuple[dict, Found]:
-    """Reads a checkpoint's parameters into host memory, piece by piece.
+def load(
+    path: epath.PathLike, config: VLAConfig, dtype: Any = np.float32
+) -> tuple[dict, LoadReport]:
+    """Read the parameters of a checkpoint into host memory, piece by piece.
 
     Args:
-      path: a Hugging Face directory, a big_vision .npz, or openpi's `params` directory (or what holds it).
-      config: the model's, whose parameters these must be.
-      dtype: of all parameters.
+      path: a Hugging Face directory, an .npz of big_vision, or openpi's `params` or a directory
+        with it.
+      config: config of the model.
+      dtype: dtype of the returned parameters.
 
-    Returns: the tree of those parameters that this kind of checkpoint has, and a report.
-    Raises FileNotFoundError if nothing is there, MismatchError if it is another model's.
+    Returns: the tree of the parameters that this kind of checkpoint has, and a report.
+    Raises: UserError if there is no checkpoint, MismatchError if it is of another model.
     """
     checkpoint = find(path)
     if checkpoint is None:
-        raise FileNotFoundError(
+        raise UserError(
             f"{path} holds no released checkpoint: expected a directory with "
             f"{hugging_face.MODEL} (or its index), an .npz, or openpi's params"
         )
@@ -117,90 +140,97 @@ def load(path: epath.PathLike, config: VLAConfig, dtype: Any = np.float32) -> tu
     entries = checkpoint.entries(shapes)
     notes = _check(checkpoint, entries, shapes, config)
     leaves = {}
+    # The largest parameters come first, so that reading adds little to the peak of memory.
     for entry in sorted(entries, key=lambda entry: -math.prod(shapes[entry.path])):
         _read(checkpoint, entry, leaves, shapes, np.dtype(dtype))
-    fresh = {path: shape for path, shape in shapes.items() if path not in leaves}
-    found = Found(
-        str(checkpoint.path),
-        checkpoint.format,
-        {path: shapes[path] for path in leaves},
-        fresh,
-        notes,
+    report = LoadReport(
+        path=str(checkpoint.path),
+        format=checkpoint.format,
+        loaded={path: shapes[path] for path in leaves},
+        fresh={path: shape for path, shape in shapes.items() if path not in leaves},
+        notes=notes,
     )
-    log.info("%s", found)
-    return unflatten_dict(leaves, sep="/"), found
+    log.info("%s", report)
+    return unflatten_dict(leaves, sep="/"), report
 
 
 def parameter_shapes(config: VLAConfig) -> dict[str, tuple[int, ...]]:
-    """Path -> shape of every parameter of the model."""
+    """Return the shape of every parameter of the model, by path."""
     tree = jax.eval_shape(functools.partial(init_params, VLA(config)))
     return {path: leaf.shape for path, leaf in flatten_dict(tree, sep="/").items()}
 
 
 def _check(
-    checkpoint: Checkpoint, entries: list[ParamEntry], shapes: Shapes, config: VLAConfig
+    checkpoint: ReleasedCheckpoint, entries: list[ParamEntry], shapes: Shapes, config: VLAConfig
 ) -> tuple[str, ...]:
-    """Raises MismatchError unless all is there, nothing else is, and shapes are as expected; returns what is not."""
-    tensors, names = checkpoint.tensors, {entry.name for entry in entries}
-    notes, misshapen = [], []
+    """Compare the checkpoint with the model.
+
+    Returns: notes on parameters that will be adapted.
+    Raises: MismatchError if any parameter is missing, extra or of another shape, or any size
+      differs.
+    """
+    mismatch = _Mismatch()
+    notes = []
     for entry in entries:
-        found = tensors[entry.name].shape if entry.name in tensors else None
-        expected = entry.file_shape(shapes[entry.path])
-        if found in (None, expected):
+        if entry.name not in checkpoint.tensors:
+            mismatch.missing.append(f"{entry.path} ({entry.name})")
             continue
-        note = _fits(entry.path, found, expected, checkpoint.padding)
-        (notes if note else misshapen).append(
-            f"{entry.path} ({checkpoint.actual.get(entry.name, entry.name)}): "
-            + (note or f"{list(found)} instead of {list(expected)}")
-        )
-    missing = sorted(
-        f"{entry.path} ({entry.name})" for entry in entries if entry.name not in tensors
-    )
-    extra = sorted(checkpoint.actual.get(name, name) for name in tensors.keys() - names)
-    other = [
-        f"{field} {value} instead of {_size(config, field)}"
-        for field, value in checkpoint.sizes.items()
-        if value != _size(config, field) and field != "siglip.image_size"
-    ]
-    if missing or extra or misshapen or other:
-        raise MismatchError(checkpoint, other, missing, extra, sorted(misshapen))
+        shape = checkpoint.tensors[entry.name].shape
+        expected = entry.file_shape(shapes[entry.path])
+        if shape == expected:
+            continue
+        label = f"{entry.path} ({checkpoint.actual_name(entry.name)})"
+        note = _adaptation(entry.path, shape, expected, checkpoint.padding)
+        if note:
+            notes.append(f"{label}: {note}")
+        else:
+            mismatch.misshapen.append(f"{label}: {list(shape)} instead of {list(expected)}")
+    extra = checkpoint.tensors.keys() - {entry.name for entry in entries}
+    mismatch.extra = [checkpoint.actual_name(name) for name in extra]
+    for field, value in checkpoint.sizes.items():
+        expected = _size(config, field)
+        # The position table can be resized to another image size.
+        if value != expected and field != "siglip.image_size":
+            mismatch.sizes.append(f"{field} {value} instead of {expected}")
+    if mismatch:
+        raise MismatchError(checkpoint, mismatch)
     return tuple(notes)
 
 
 def _size(config: VLAConfig, field: str) -> float | None:
-    """A field of the config, "vlm.width"; None where the model has no such part."""
-    value = functools.reduce(
-        lambda part, name: part and getattr(part, name), field.split("."), config
-    )
-    return config.vlm.head_dim if field == "vlm.query_pre_attn_scalar" and not value else value
+    """Return a field of the config, such as "vlm.width"; None if the model has no such part."""
+    value = config
+    for name in field.split("."):
+        value = None if value is None else getattr(value, name)
+    if field == "vlm.query_pre_attn_scalar" and not value:
+        return config.vlm.head_dim
+    return value
 
 
-def _fits(path: str, found: tuple[int, ...], expected: tuple[int, ...], padding: int) -> str:
-    """How a tensor of another shape is made to fit, "" if it is not."""
-    if path == _EMBEDDING and found == (expected[0] + padding, expected[1]):
-        return f"its last {padding} rows, which pad the vocabulary, were left out"
-    if path == _POSITIONS and found[-1:] == expected[-1:] and len(found) == len(expected):
-        tokens = found[-2]
-        return (
-            f"resized from {tokens} to {expected[-2]} image tokens"
-            if math.isqrt(tokens) ** 2 == tokens
-            else ""
-        )
+def _adaptation(path: str, shape: tuple[int, ...], expected: tuple[int, ...], padding: int) -> str:
+    """Describe how a tensor of another shape is adapted; "" if it cannot be."""
+    if path == _EMBEDDING and shape == (expected[0] + padding, expected[1]):
+        return f"its last {padding} rows, which pad the vocabulary, are left out"
+    is_table = path == _POSITIONS and len(shape) == len(expected) and shape[-1] == expected[-1]
+    if is_table and math.isqrt(shape[-2]) ** 2 == shape[-2]:
+        return f"resized from {shape[-2]} to {expected[-2]} image tokens"
     return ""
 
 
 def _read(
-    checkpoint: Checkpoint,
+    checkpoint: ReleasedCheckpoint,
     entry: ParamEntry,
     leaves: dict[str, np.ndarray],
     shapes: Shapes,
     dtype: np.dtype,
 ) -> None:
-    tensor, shape = checkpoint.tensors[entry.name], shapes[entry.path]
+    """Read one tensor into its slice of `leaves`."""
+    tensor = checkpoint.tensors[entry.name]
+    shape = shapes[entry.path]
     if entry.path == _POSITIONS:
-        found = np.empty((1, *tensor.shape[-2:]), dtype)
-        tensor.read_into(entry.view(found))
-        leaves[entry.path] = resize_positions(found, shape[1])
+        table = np.empty((1, *tensor.shape[-2:]), dtype)
+        tensor.read_into(entry.view(table))
+        leaves[entry.path] = resize_positions(table, shape[1])
         return
     if entry.path not in leaves:
         leaves[entry.path] = np.empty(shape, dtype)
@@ -215,23 +245,21 @@ def export_hugging_face(
     *,
     shard_bytes: int = 5 << 30,
 ) -> None:
-    """Writes the vision-language model as a directory that transformers' PaliGemmaForConditionalGeneration loads.
+    """Write the vision-language model for transformers' PaliGemmaForConditionalGeneration.
 
     Args:
-      params: ours, whole; adapters are merged and the expert is left out. Written in their own dtype.
-      tokenizer_dir: where the tokenizer's and processor's files are copied from.
-      shard_bytes: a file's size, at which the next begins.
+      params: all parameters. Adapters are merged, the expert is left out, and dtypes are kept.
+      config: config of the model.
+      directory: the directory to create.
+      tokenizer_dir: directory from which the files of the tokenizer and the processor are copied.
+      shard_bytes: largest size of a file.
 
-    Raises FileExistsError if the directory is there.
+    Raises: UserError if the directory exists, or transformers has no such model.
     """
     with _new_directory(directory) as folder:
-        hugging_face.export(
-            merge(params, config.adapters),
-            config,
-            folder,
-            tokenizer_dir and epath.Path(tokenizer_dir),
-            shard_bytes,
-        )
+        merged = merge(params, config.adapters)
+        tokenizer = None if tokenizer_dir is None else epath.Path(tokenizer_dir)
+        hugging_face.export(merged, config, folder, tokenizer, shard_bytes)
 
 
 def export_openpi(
@@ -240,13 +268,15 @@ def export_openpi(
     directory: epath.PathLike,
     norm_stats: Mapping[str, Mapping[str, Mapping]] | None = None,
 ) -> None:
-    """Writes a checkpoint that openpi's pi0 (or pi0.5) takes: `params`, and `assets/<name>/norm_stats.json`.
+    """Write a checkpoint for openpi's pi0 (or pi0.5): `params` and `assets/<name>/norm_stats.json`.
 
     Args:
-      params: ours, whole; adapters are merged.
+      params: all parameters. Adapters are merged.
+      config: config of the model.
+      directory: the directory to create.
       norm_stats: asset name -> {"state" and "actions": {"mean", "std", "q01", "q99": float[A]}}.
 
-    Raises ValueError for a model that openpi does not have, FileExistsError if the directory is there.
+    Raises: UserError if the directory exists, or openpi has no such model.
     """
     with _new_directory(directory) as folder:
         openpi.export(merge(params, config.adapters), config, folder, norm_stats or {})
@@ -254,15 +284,14 @@ def export_openpi(
 
 @contextlib.contextmanager
 def _new_directory(directory: epath.PathLike) -> Iterator[epath.Path]:
-    """A directory that is there whole or not at all."""
+    """Create a directory that appears only when it is complete."""
     target = epath.Path(directory).expanduser()
-    target = (
-        target if "://" in str(target) else target.resolve()
-    )  # which would make a local path of a bucket's
+    if "://" not in str(target):  # `resolve` would turn a bucket's URL into a local path
+        target = target.resolve()
     if target.exists():
-        raise FileExistsError(f"{target} is there already; remove it or give another directory")
+        raise UserError(f"{target} exists already; remove it or give another directory")
     partial = target.with_name(f"{target.name}.partial")
-    if partial.exists():  # of an export that was killed
+    if partial.exists():  # left by an export that was killed
         partial.rmtree()
     partial.mkdir(parents=True)
     try:

@@ -1,4 +1,7 @@
-"""PaliGemma as big_vision publishes it: an .npz whose arrays have our names and shapes, with or without `params/`."""
+"""PaliGemma as published by big_vision: an .npz file.
+
+Its arrays have our names and shapes, with or without a prefix `params/`.
+"""
 
 from __future__ import annotations
 
@@ -10,61 +13,71 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
+from etcvla.errors import UserError
 from etcvla.models.pretrained.hugging_face import backbone
-from etcvla.models.pretrained.layout import Checkpoint, DecoderLayout, ParamEntry, sizes_of
+from etcvla.models.pretrained.layout import (
+    FileTensor,
+    ParamEntry,
+    ReleasedCheckpoint,
+    Shapes,
+    sizes_of,
+)
 
 FORMAT = "big_vision npz"
 
 
-def open_checkpoint(path: epath.Path) -> Checkpoint:
-    """Reads the headers. Raises ValueError if it is no .npz of plain arrays."""
+def open_checkpoint(path: epath.Path) -> ReleasedCheckpoint:
+    """Read the headers.
+
+    Raises: UserError if the file is not an .npz of plain arrays.
+    """
+    tensors = {}
     with _open_zip(path) as archive:
-        tensors = {
-            name.removesuffix(".npy"): _tensor(path, archive, name) for name in archive.namelist()
-        }
+        for member in archive.namelist():
+            tensors[member.removesuffix(".npy")] = _tensor(path, archive, member)
     prefix = "params/" if any(name.startswith("params/") for name in tensors) else ""
-    sizes = sizes_of({name.removeprefix(prefix): tensor.shape for name, tensor in tensors.items()})
-    return Checkpoint(
-        path,
-        FORMAT,
-        tensors,
-        sizes,
-        lambda shapes: [ParamEntry(prefix + p, p) for p in backbone(shapes)],
-    )
+    shapes = {name.removeprefix(prefix): tensor.shape for name, tensor in tensors.items()}
+
+    def _entries(shapes: Shapes) -> list[ParamEntry]:
+        return [ParamEntry(prefix + param, param) for param in backbone(shapes)]
+
+    return ReleasedCheckpoint(path, FORMAT, tensors, sizes_of(shapes), _entries)
 
 
-def _tensor(path: epath.Path, archive: zipfile.ZipFile, name: str) -> DecoderLayout:
-    with archive.open(name) as file:
-        shape, fortran, dtype = _read_header(file, f"{path}: {name}")
-    if dtype == np.dtype("V2"):  # numpy has no name for bfloat16
+def _tensor(path: epath.Path, archive: zipfile.ZipFile, member: str) -> FileTensor:
+    with archive.open(member) as file:
+        shape, fortran, dtype = _read_header(file, f"{path}: {member}")
+    if dtype == np.dtype("V2"):  # NumPy has no name for bfloat16
         dtype = np.dtype(ml_dtypes.bfloat16)
-    return DecoderLayout(shape, dtype, functools.partial(_open_member, path, name), fortran)
+    return FileTensor(shape, dtype, functools.partial(_open_member, path, member), fortran)
 
 
 def _open_zip(path: epath.Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path.open("rb"))
     except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is no .npz ({error}); was it fetched whole?") from error
+        raise UserError(
+            f"{path} is not an .npz file ({error}), or its download is incomplete"
+        ) from error
 
 
-def _read_header(file: BinaryIO, what: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _read_header(file: BinaryIO, name: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Read the header of an array: its shape, whether its order is Fortran's, and its dtype."""
     try:
-        version = np.lib.format.read_magic(file)
-        read = (
-            np.lib.format.read_array_header_1_0
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0
-        )
-        shape, fortran, dtype = read(file)
+        if np.lib.format.read_magic(file) == (1, 0):
+            header = np.lib.format.read_array_header_1_0(file)
+        else:
+            header = np.lib.format.read_array_header_2_0(file)
     except ValueError as error:
-        raise ValueError(f"{what} is no array: {error}") from error
+        raise UserError(f"{name} is not an array: {error}") from error
+    shape, fortran, dtype = header
     if dtype.hasobject:
-        raise ValueError(f"{what} holds Python objects, expected numbers")
+        raise UserError(f"{name} holds Python objects, expected numbers")
     return shape, fortran, dtype
 
 
-def _open_member(path: epath.Path, name: str) -> BinaryIO:
-    file = _open_zip(path).open(name)
-    _read_header(file, name)
+def _open_member(path: epath.Path, member: str) -> BinaryIO:
+    """Open an array of the archive at its first element."""
+    file = _open_zip(path).open(member)
+    _read_header(file, member)
     return file

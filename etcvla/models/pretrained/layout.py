@@ -1,9 +1,10 @@
-"""How parameters of ours lie in a file: which tensor holds which slice, in which order of axes.
+"""The layout of our parameters in a file: which tensor holds which slice, with which order of axes.
 
-A format is a list of `ParamEntry`. It serves both ways: reading and writing go through the same view of our array, whose
-elements, in C order, are the tensor's bytes in the file. So both run piece by piece, without a copy of anything large.
+A format is a list of `ParamEntry`. Reading and writing use the same view of our array, whose
+elements in C order are the tensor's bytes in the file. Both therefore work piece by piece, without
+a copy of anything large.
 
-Axis letters as in `etcvla.models.ops`; F is an MLP's width, I image tokens, V the vocabulary.
+Axes as in `etcvla.models.ops`, in lower case.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import BinaryIO, Protocol
 
 import numpy as np
 from etils import epath
 
-CHUNK = 16 << 20  # bytes that are in memory beside the arrays
+CHUNK = 16 << 20  # bytes that are in memory at a time, besides the parameters
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -26,10 +27,11 @@ class ParamEntry:
     """One tensor of a file.
 
     Args:
-      name: in the file.
-      path: of our parameter, `llm/layers/mlp/linear`.
-      index: which slice of our parameter; () for all of it.
-      pattern: the file's axes and ours, "(n h) d -> n d h": brackets join axes. "" where they are the same.
+      name: name in the file.
+      path: our parameter, e.g. `llm/layers/mlp/linear`.
+      index: slice of our parameter; () for all of it.
+      pattern: the axes in the file and ours, e.g. "(n h) d -> n d h". Parentheses join axes. "" if
+        they are equal.
     """
 
     name: str
@@ -38,20 +40,25 @@ class ParamEntry:
     pattern: str = ""
 
     def view(self, leaf: np.ndarray) -> np.ndarray:
-        """Our slice with the file's order of axes, those in brackets still apart."""
+        """Return our slice with the file's order of axes; joined axes are still separate."""
         leaf = leaf[self.index]
         if not self.pattern:
             return leaf
-        file, ours = self.pattern.split(" -> ")
-        return leaf.transpose([ours.split().index(axis) for axis in re.findall(r"\w+", file)])
+        file_pattern, our_pattern = self.pattern.split(" -> ")
+        our_axes = our_pattern.split()
+        return leaf.transpose([our_axes.index(axis) for axis in re.findall(r"\w+", file_pattern)])
 
     def file_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The tensor's shape in the file, of our parameter's shape."""
-        sizes = iter(self.view(np.broadcast_to(np.int8(0), shape)).shape)
+        """Return the shape of the tensor in the file, given the shape of our parameter."""
+        view_shape = self.view(np.broadcast_to(np.int8(0), shape)).shape
         if not self.pattern:
-            return tuple(sizes)
-        groups = re.findall(r"\([^)]*\)|\w+", self.pattern.split(" -> ")[0])
-        return tuple(math.prod(next(sizes) for _ in group.split()) for group in groups)
+            return view_shape
+        sizes = iter(view_shape)
+        file_pattern, _ = self.pattern.split(" -> ")
+        file_shape = []
+        for group in re.findall(r"\([^)]*\)|\w+", file_pattern):
+            file_shape.append(math.prod(next(sizes) for _ in group.split()))
+        return tuple(file_shape)
 
 
 class Tensor(Protocol):
@@ -61,19 +68,22 @@ class Tensor(Protocol):
     dtype: np.dtype
 
     def read_into(self, view: np.ndarray) -> None:
-        """Fills the view with the tensor's first elements, cast to its dtype."""
+        """Fill the view with the first elements of the tensor, cast to the view's dtype."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkpoint:
-    """What lies at a path, not yet read.
+class ReleasedCheckpoint:
+    """A checkpoint that has been recognized but not yet read.
 
     Args:
-      tensors: by the names that `entries` uses.
-      sizes: fields of our config that it tells, `vlm.width` and the like.
-      entries: shapes of our parameters -> what of them this kind of checkpoint holds.
-      actual: names in the file, where they are others.
-      padding: rows that the embedding table may have beyond the vocabulary.
+      path: the file or directory.
+      format: name of the format, for messages.
+      tensors: tensors by the names that `entries` uses.
+      sizes: fields of our config that the checkpoint specifies, such as `vlm.width`.
+      entries: function from the shapes of our parameters to the entries that this kind of
+        checkpoint has.
+      actual: names in the file, where they differ from those of `tensors`.
+      padding: number of rows that the embedding table may have beyond the vocabulary.
     """
 
     path: epath.Path
@@ -84,14 +94,20 @@ class Checkpoint:
     actual: Mapping[str, str] = dataclasses.field(default_factory=dict)
     padding: int = 0
 
+    def actual_name(self, name: str) -> str:
+        """Return a tensor's name in the file."""
+        return self.actual.get(name, name)
+
 
 @dataclasses.dataclass(frozen=True)
-class DecoderLayout:
-    """A `Tensor` whose elements lie one after another in a file.
+class FileTensor:
+    """A `Tensor` whose elements are contiguous in a file.
 
     Args:
-      open: gives the file at the tensor's first byte.
-      fortran: the first axis is the fastest.
+      shape: shape in the file.
+      dtype: dtype in the file.
+      open: opens the file at the first byte of the tensor.
+      fortran: whether the order is Fortran's (the first axis varies fastest).
     """
 
     shape: tuple[int, ...]
@@ -100,74 +116,93 @@ class DecoderLayout:
     fortran: bool = False
 
     def read_into(self, view: np.ndarray) -> None:
+        """Fill the view; see `Tensor`."""
+        if self.fortran:
+            view = view.T
         with self.open() as file:
-            _fill(view.T if self.fortran else view, file, self.dtype)
+            for piece in pieces(view, self.dtype.itemsize):
+                data = file.read(piece.size * self.dtype.itemsize)
+                piece[...] = np.frombuffer(data, self.dtype).reshape(piece.shape)
 
-    def same_as(self, other: DecoderLayout) -> bool:
-        """Whether both hold the same numbers."""
+    def equals(self, other: FileTensor) -> bool:
+        """Return whether both tensors hold the same numbers."""
         if self is other:
             return True
         if (self.shape, self.dtype) != (other.shape, other.dtype):
             return False
+        remaining = math.prod(self.shape) * self.dtype.itemsize
         with self.open() as a, other.open() as b:
-            sizes = [CHUNK] * (math.prod(self.shape) * self.dtype.itemsize // CHUNK)
-            rest = math.prod(self.shape) * self.dtype.itemsize % CHUNK
-            return all(a.read(size) == b.read(size) for size in (*sizes, rest))
+            while remaining:
+                size = min(CHUNK, remaining)
+                if a.read(size) != b.read(size):
+                    return False
+                remaining -= size
+        return True
 
 
-def _fill(view: np.ndarray, file: BinaryIO, dtype: np.dtype) -> None:
-    for part in pieces(view, dtype.itemsize):
-        data = file.read(part.size * dtype.itemsize)
-        part[...] = np.frombuffer(data, dtype).reshape(part.shape)
-
-
-def pieces(view: np.ndarray, itemsize: int):
-    """Sub-arrays of at most `CHUNK` bytes that, one after another, are the view in C order."""
-    if view.size * itemsize <= CHUNK:
+def pieces(view: np.ndarray, itemsize: int) -> Iterator[np.ndarray]:
+    """Yield sub-arrays of at most `CHUNK` bytes that make up the view in C order."""
+    size = view.size * itemsize
+    if size <= CHUNK:
         yield view
         return
-    rows = len(view) * CHUNK // (view.size * itemsize)
-    for start in range(0, len(view), max(rows, 1)):
-        yield from [view[start : start + rows]] if rows else pieces(view[start], itemsize)
+    rows = len(view) * CHUNK // size
+    if rows:
+        for start in range(0, len(view), rows):
+            yield view[start : start + rows]
+    else:
+        for row in view:
+            yield from pieces(row, itemsize)
 
 
 def write(view: np.ndarray, file: BinaryIO) -> None:
-    """Appends the view's elements in C order."""
-    for part in pieces(view, view.dtype.itemsize):
-        file.write(part.tobytes())
+    """Append the elements of the view in C order."""
+    for piece in pieces(view, view.dtype.itemsize):
+        file.write(piece.tobytes())
 
 
-# Where the sizes of a model show in its parameters: (field of the config, parameter, axis).
-_GEMMA = (
-    ("width", "attn/q_einsum{}/w", 2),
-    ("depth", "attn/q_einsum{}/w", 0),
-    ("mlp_dim", "mlp{}/linear", 1),
-    ("num_heads", "attn/q_einsum{}/w", 1),
-    ("num_kv_heads", "attn/kv_einsum{}/w", 2),
-    ("head_dim", "attn/q_einsum{}/w", 3),
-)
+# Sizes of a model that the shapes of its parameters show: (field of the config, parameter, axis).
 _BLOCK = "img/Transformer/encoderblock"
-_SIZES = (
+_TOWER_SIZES = (
     ("siglip.width", "img/embedding/kernel", 3),
     ("siglip.depth", f"{_BLOCK}/LayerNorm_0/scale", 0),
     ("siglip.num_heads", f"{_BLOCK}/MultiHeadDotProductAttention_0/query/kernel", 2),
     ("siglip.mlp_dim", f"{_BLOCK}/MlpBlock_0/Dense_0/kernel", 2),
     ("siglip.patch", "img/embedding/kernel", 0),
-    *(
-        (f"{stream}.{field}", "llm/layers/" + path.format(suffix), axis)
-        for stream, suffix in (("vlm", ""), ("expert", "_1"))
-        for field, path, axis in _GEMMA
-    ),
+)
+_OTHER_SIZES = (
     ("vocab_size", "llm/embedder/input_embedding", 0),
     ("state_dim", "state_proj/kernel", 0),
     ("action_dim", "action_out_proj/kernel", 1),
 )
 
 
+def _stream_sizes(part: str, suffix: str) -> tuple[tuple[str, str, int], ...]:
+    """Return the sizes of a stream of Gemma, "vlm" or "expert"."""
+    q_einsum = f"llm/layers/attn/q_einsum{suffix}/w"
+    return (
+        (f"{part}.width", q_einsum, 2),
+        (f"{part}.depth", q_einsum, 0),
+        (f"{part}.mlp_dim", f"llm/layers/mlp{suffix}/linear", 1),
+        (f"{part}.num_heads", q_einsum, 1),
+        (f"{part}.num_kv_heads", f"llm/layers/attn/kv_einsum{suffix}/w", 2),
+        (f"{part}.head_dim", q_einsum, 3),
+    )
+
+
+_SIZES = (
+    *_TOWER_SIZES,
+    *_stream_sizes("vlm", ""),
+    *_stream_sizes("expert", "_1"),
+    *_OTHER_SIZES,
+)
+
+
 def sizes_of(shapes: Shapes) -> dict[str, int]:
-    """The fields of a `VLAConfig` that the shapes of (some of) its parameters tell, `vlm.width` and the like."""
-    return {
-        field: shapes[path][axis]
-        for field, path, axis in _SIZES
-        if len(shapes.get(path, ())) > axis
-    }
+    """Return the fields of a `VLAConfig` that the shapes of (some of) its parameters show."""
+    sizes = {}
+    for field, path, axis in _SIZES:
+        shape = shapes.get(path, ())
+        if len(shape) > axis:
+            sizes[field] = shape[axis]
+    return sizes

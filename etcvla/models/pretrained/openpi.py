@@ -1,12 +1,11 @@
-"""openpi's checkpoints: an orbax tree of our names, with SigLIP and Gemma one level down, under `PaliGemma/`.
+"""Checkpoints of openpi: an orbax tree with our names; SigLIP and Gemma are under `PaliGemma/`.
 
-Paths in the file begin with `params/` and, as openpi's own trainer writes them, end with `/value`.
+Paths in the file begin with `params/` and, if openpi's own trainer wrote them, end with `/value`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,25 +15,33 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from etcvla.errors import UserError
+from etcvla.files import write_json
 from etcvla.models.pretrained.hugging_face import backbone
-from etcvla.models.pretrained.layout import Checkpoint, ParamEntry, Shapes, sizes_of
+from etcvla.models.pretrained.layout import ParamEntry, ReleasedCheckpoint, Shapes, sizes_of
 from etcvla.models.vla import VLAConfig
 
 FORMAT = "openpi params"
 
 
 def find(path: epath.Path) -> epath.Path | None:
-    """The parameters' directory: `path` itself, `path/params`, or `params` of the newest step under `path`."""
-    steps = [child for child in path.iterdir() if child.name.isdigit()] if path.is_dir() else []
-    newest = [max(steps, key=lambda step: int(step.name)) / "params"] if steps else []
-    return next(
-        (folder for folder in (path, path / "params", *newest) if (folder / "_METADATA").exists()),
-        None,
-    )
+    """Return the directory of the parameters, or None if there is none.
+
+    It is `path` itself, `path/params`, or `params` of the newest step under `path`.
+    """
+    candidates = [path, path / "params"]
+    if path.is_dir():
+        steps = [int(child.name) for child in path.iterdir() if child.name.isdigit()]
+        if steps:
+            candidates.append(path / str(max(steps)) / "params")
+    for directory in candidates:
+        if (directory / "_METADATA").exists():
+            return directory
+    return None
 
 
 @dataclasses.dataclass(frozen=True)
-class Leaf:
+class OrbaxTensor:
     """A `layout.Tensor` in an orbax directory."""
 
     directory: epath.Path
@@ -43,48 +50,58 @@ class Leaf:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Shape in the file."""
         return tuple(self.metadata.shape)
 
     @property
     def dtype(self) -> np.dtype:
+        """Dtype in the file."""
         return np.dtype(self.metadata.dtype)
 
     def read_into(self, view: np.ndarray) -> None:
+        """Fill the view; see `layout.Tensor`."""
         item = unflatten_dict({self.path: self.metadata})
-        how = unflatten_dict({self.path: ocp.RestoreArgs(restore_type=np.ndarray)})
-        found = ocp.PyTreeCheckpointHandler().restore(
+        restore_args = unflatten_dict({self.path: ocp.RestoreArgs(restore_type=np.ndarray)})
+        restored = ocp.PyTreeCheckpointHandler().restore(
             self.directory,
-            args=ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True),
+            args=ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True),
         )
-        view[...] = jax.tree.leaves(found)[0]
+        view[...] = jax.tree.leaves(restored)[0]
 
 
-def open_checkpoint(path: epath.Path) -> Checkpoint:
-    """Reads the metadata; names are openpi's without `params/` and `/value`."""
+def open_checkpoint(path: epath.Path) -> ReleasedCheckpoint:
+    """Read the metadata. Tensors have openpi's names without `params/` and `/value`."""
     tree = flatten_dict(ocp.PyTreeCheckpointHandler().metadata(path).tree)
-    tensors = {_bare(key): Leaf(path, key, metadata) for key, metadata in tree.items()}
-    sizes = sizes_of(
-        {name.removeprefix("PaliGemma/"): tensor.shape for name, tensor in tensors.items()}
-    )
+    tensors = {_name(key): OrbaxTensor(path, key, metadata) for key, metadata in tree.items()}
+    shapes = {name.removeprefix("PaliGemma/"): tensor.shape for name, tensor in tensors.items()}
+    has_expert = any("action" in name for name in tensors)
 
-    def entries(shapes: Shapes) -> list[ParamEntry]:
-        """All of ours but adapters that only we have; of a pi0-FAST, which has no expert, the backbone."""
-        paths = shapes if any("action" in name for name in tensors) else backbone(shapes)
-        return [
-            ParamEntry(_openpis(path), path)
-            for path in paths
-            if "lora" not in path or _openpis(path) in tensors
-        ]
+    def _entries(shapes: Shapes) -> list[ParamEntry]:
+        """List all parameters, without adapters that only our model has.
 
-    return Checkpoint(path, FORMAT, tensors, sizes, entries)
+        A pi0-FAST checkpoint has no expert, so only the backbone is listed.
+        """
+        entries = []
+        for param in shapes if has_expert else backbone(shapes):
+            name = _openpi_name(param)
+            if "lora" not in param or name in tensors:
+                entries.append(ParamEntry(name, param))
+        return entries
 
-
-def _bare(key: tuple[str, ...]) -> str:
-    key = key[1:] if key[0] == "params" else key
-    return "/".join(key[:-1] if key[-1] == "value" else key)
+    return ReleasedCheckpoint(path, FORMAT, tensors, sizes_of(shapes), _entries)
 
 
-def _openpis(path: str) -> str:
+def _name(key: tuple[str, ...]) -> str:
+    """Return the name of a tensor, from its path in the file."""
+    if key[0] == "params":
+        key = key[1:]
+    if key[-1] == "value":
+        key = key[:-1]
+    return "/".join(key)
+
+
+def _openpi_name(path: str) -> str:
+    """Return openpi's name of our parameter."""
     return f"PaliGemma/{path}" if path.startswith(("img/", "llm/")) else path
 
 
@@ -94,27 +111,26 @@ def export(
     directory: epath.Path,
     norm_stats: Mapping[str, Mapping[str, Mapping]],
 ) -> None:
-    """Writes `params` and `assets/<name>/norm_stats.json` into a directory, as openpi's trainer does.
+    """Write `params` and `assets/<name>/norm_stats.json`, as openpi's trainer does.
 
-    Raises ValueError for a model that is neither pi0 nor pi0.5.
+    Raises: UserError for a model that is neither pi0 nor pi0.5.
     """
     if config.expert and (config.state == "token") == config.expert.adaptive:
-        raise ValueError(
+        raise UserError(
             f"openpi has no model with model.state {config.state!r} and expert.adaptive "
             f"{config.expert.adaptive}: pi0 has 'token' and False, pi0.5 'text' and True"
         )
-    tree = {
-        ("params", *_openpis(path).split("/"), "value"): leaf
-        for path, leaf in flatten_dict(params, sep="/").items()
-    }
+    tree = {}
+    for path, leaf in flatten_dict(params, sep="/").items():
+        tree[("params", *_openpi_name(path).split("/"), "value")] = leaf
     ocp.PyTreeCheckpointer().save(directory / "params", unflatten_dict(tree))
     for name, stats in norm_stats.items():
-        plain = {
-            part: {
-                field: np.asarray(values[field]).tolist() for field in ("mean", "std", "q01", "q99")
-            }
-            for part, values in stats.items()
-        }
         folder = directory / "assets" / name
         folder.mkdir(parents=True)
-        (folder / "norm_stats.json").write_text(json.dumps({"norm_stats": plain}, indent=2))
+        plain_stats = {part: _plain(values) for part, values in stats.items()}
+        write_json(folder / "norm_stats.json", {"norm_stats": plain_stats})
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Return the statistics of the state or the actions as lists of numbers."""
+    return {field: np.asarray(values[field]).tolist() for field in ("mean", "std", "q01", "q99")}
