@@ -20,7 +20,7 @@ from tests.models.small import CONFIG, random_rows
 def test_rematerialized_flops_do_not_count():
     model = VLA(dataclasses.replace(CONFIG, remat="full"))
     params = jax.eval_shape(functools.partial(init_params, model))
-    settings = ours.settings(losses=("flow",))
+    settings = ours.make_settings(losses=("flow",))
 
     def step_of(model):
         return ours.make_step(model, params, settings)[0]
