@@ -73,6 +73,11 @@ class Feature:
         return math.prod(size or 0 for size in self.shape)
 
     @functools.cached_property
+    def reshape_sizes(self) -> list[int]:
+        """The shape as NumPy's `reshape` takes it: -1 for the size that varies, if any."""
+        return [-1 if size is None else size for size in self.shape]
+
+    @functools.cached_property
     def ragged(self) -> bool:
         """Whether a step (or episode) has a list of values."""
         return self.levels > 0
@@ -107,7 +112,7 @@ class Feature:
         """Decode a value that is stored as bytes.
 
         Args:
-          buffer: uint8[H, W, 3]; an image of this size is decoded into it and it is returned.
+          buffer: uint8[H, W, 3]; a JPEG of this size is decoded into it and it is returned.
 
         Raises ValueError if the value does not match the feature.
         """
@@ -117,11 +122,7 @@ class Feature:
             return bytes(data).decode()
         if self.encoding == "zlib":
             data = zlib.decompress(data)
-        return self.shaped(np.frombuffer(data, self.dtype))
-
-    def shaped(self, numbers: np.ndarray) -> np.ndarray:
-        """Return the flat numbers of a value in its shape, of which one size may vary."""
-        return numbers.reshape([-1 if size is None else size for size in self.shape])
+        return np.frombuffer(data, self.dtype).reshape(self.reshape_sizes)
 
 
 def find_version(directory: AnyPath) -> AnyPath:
@@ -297,11 +298,7 @@ def _decode_image(
     pixels = np.asarray(image, dtype)
     if pixels.ndim == 2:
         pixels = pixels[..., None]
-    _check_shape(pixels, shape)
-    if buffer is None or pixels.shape != buffer.shape:
-        return pixels
-    buffer[...] = pixels
-    return buffer
+    return _check_shape(pixels, shape)
 
 
 def _check_shape(pixels: np.ndarray, shape: Shape) -> np.ndarray:

@@ -101,7 +101,9 @@ class ObservationTransforms:
         )
         for i, images in enumerate(frames):
             row = {name: batch[name][i] for name in ("images", "image_mask")}
-            rows.put_images(row, images)
+            for camera, image in enumerate(images):
+                if image is not None:
+                    rows.put_image(row, camera, image)
         return batch
 
     def normalized_state(self, state: np.ndarray) -> np.ndarray:

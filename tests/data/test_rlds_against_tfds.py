@@ -287,7 +287,7 @@ def plain(value):
 @pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
 def test_nested_lists_in_both_file_formats(tmp_path, file_format):
     folder = build(tmp_path, nested_features(), [nested_episode(3), nested_episode(2)], file_format)
-    dataset = RLDSDataset(folder, verify_crc=True)
+    dataset = RLDSDataset(folder)
     assert dataset.whole_records == (file_format == "array_record") and sorted(
         dataset.lengths.tolist()
     ) == [2, 3]
