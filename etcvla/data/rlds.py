@@ -150,15 +150,13 @@ class RLDSDataset(Episodes):
         features = [self.feature(name) for name in other_names]
         if not all(feature.is_plain and feature.kind in ("image", "text") for feature in features):
             return super().frames(frames, names, lazy_images=lazy_images)
-        episode_array, step_array = self.locate_all(frames)
-        elements = self._elements(features, episode_array, step_array)
-        episodes = episode_array.tolist()
-        steps = step_array.tolist()
+        episodes, steps = self.locate_all(frames)
+        elements = self._elements(features, episodes, steps)
         values = []
-        for i, frame in enumerate(frames):
+        for i, (frame, episode) in enumerate(zip(frames, episodes.tolist(), strict=True)):
             frame_values = {name: column[frame] for name, column in columns.items()}
-            for feature, element in zip(features, elements[i], strict=True):
-                decode = functools.partial(self._decode, feature, episodes[i], steps[i], element)
+            for feature, data in zip(features, elements[i], strict=True):
+                decode = functools.partial(self._decode, feature, episode, int(steps[i]), data)
                 is_lazy = lazy_images and feature.kind == "image"
                 frame_values[feature.name] = decode if is_lazy else decode()
             values.append(frame_values)
@@ -174,12 +172,11 @@ class RLDSDataset(Episodes):
 
         Returns: for each of N steps, the bytes of each feature.
         """
-        records = self._records[episodes]
         ranges = [self._element_ranges(feature, episodes, steps).tolist() for feature in features]
-        shards, _, positions, _ = self._index.records[records].T.tolist()
+        records = self._index.records[self._records[episodes]].tolist()
         elements = []
-        for i, shard in enumerate(shards):
-            data = self._shards[shard].read(positions[i], [of_steps[i] for of_steps in ranges])
+        for i, (shard, _, position, _) in enumerate(records):
+            data = self._shards[shard].read(position, [of_steps[i] for of_steps in ranges])
             elements.append(list(map(read_element, data)))
         return elements
 

@@ -234,31 +234,24 @@ def _leaf(node: dict, path: str, depth: int) -> Feature:
 
 def _leaf_type(node: dict) -> tuple[str, np.dtype, Shape, str]:
     """Return (kind, dtype, shape, encoding) of a leaf in features.json."""
-    text = ("text", np.dtype(object), (), "text")
+    body = node.get("image") or node.get("tensor") or node.get("boundingBox") or {}
+    sizes = [int(size) for size in body.get("shape", {}).get("dimensions", [])]
+    shape = tuple(None if size < 0 else size for size in sizes)
+    dtype_name = body.get("dtype", "")
+    is_text_tensor = dtype_name in ("string", "object") and not shape
     if "image" in node:
-        image = node["image"]
-        return "image", np.dtype(image.get("dtype", "uint8")), _shape(image), "image"
-    if "text" in node:
-        return text
+        return "image", np.dtype(dtype_name or "uint8"), shape, "image"
+    if "text" in node or is_text_tensor:
+        return "text", np.dtype(object), (), "text"
     if "classLabel" in node:
         return "tensor", np.dtype(np.int64), (), "none"
-    tensor = node.get("tensor") or node.get("boundingBox", {})
-    shape = _shape(tensor)
-    dtype_name = tensor.get("dtype", "")
-    if dtype_name in ("string", "object") and shape == ():
-        return text
     try:
         dtype = np.dtype(dtype_name or object)
     except TypeError:
         dtype = np.dtype(object)
-    encoding = tensor.get("encoding", "none").lower()
     is_readable = dtype.kind != "O" and shape.count(None) <= 1
+    encoding = body.get("encoding", "none").lower()
     return "tensor" if is_readable else "other", dtype, shape, encoding
-
-
-def _shape(node: dict) -> Shape:
-    sizes = [int(size) for size in node.get("shape", {}).get("dimensions", [])]
-    return tuple(None if size < 0 else size for size in sizes)
 
 
 def _decode_image(
