@@ -7,7 +7,7 @@ import numpy as np
 
 from etcvla.sims.appearance import AppearanceEditor, ScatterArea, scatter
 from etcvla.sims.conditions import Condition, Orbit
-from etcvla.sims.oracle import Bounds, Oracle
+from etcvla.sims.oracle import Oracle
 from etcvla.sims.render import Renderer
 from etcvla.sims.task import ObjectSpec, Task
 
@@ -40,14 +40,14 @@ class MujocoEnvironment:
         """The gripper's grasp centre in the world, float64[3]."""
         raise NotImplementedError
 
-    def _scatter_area(self, bounds: list[Bounds]) -> ScatterArea:
-        """Return where a condition's objects are added, given the bounds of all objects."""
+    def _scatter_area(self, bounds: np.ndarray) -> ScatterArea:
+        """Return where objects are added, given the bounds of all others, float[N, 2, 3]."""
         raise NotImplementedError
 
     @property
     def objects(self) -> list[ObjectSpec]:
         """The named objects, as the scene shows them."""
-        return [tracked.spec for tracked in self._oracle.objects]
+        return [scene_object.spec for scene_object in self._oracle.objects]
 
     def instruction(self, rng: np.random.Generator | None = None) -> str:
         """Return the task's canonical instruction, or a random paraphrase where `rng` is given."""
@@ -65,8 +65,12 @@ class MujocoEnvironment:
             self._cameras["front"] = condition.camera
         extras = self._appearance.apply(condition)
         if extras:
-            bounds = [tracked.bounds(self._data) for tracked in self._oracle.objects]
-            scatter(extras, condition.added, self._scatter_area(bounds), bounds, seed)
+            bounds = self._oracle.bounds(self._data)
+            scatter(extras, self._scatter_area(bounds), bounds, seed)
+
+    def rename_objects(self, text: str) -> str:
+        """Replace the task's object names in a text by those that the scene uses."""
+        return text
 
     def _render(self) -> dict[str, np.ndarray]:
         """Render all cameras: {camera: uint8[H, W, 3]}."""
