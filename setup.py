@@ -44,7 +44,7 @@ EXTRAS = {
     # add_etc's detector and endpoint.
     "annotate": ["requests", "torch", "transformers>=4.50"],
     # What goes with a dataset that is given away, and building on many machines; TFDS's `tfds build` wants both.
-    "publish": ["apache-beam", "mlcroissant", "pyarrow"],
+    "publish": ["apache-beam", "huggingface_hub", "mlcroissant", "pyarrow"],
     "serve": ["msgpack", "qwix", "websockets"],  # qwix: weights of eight bits
     "tpu": ["jax[tpu]"],
     # The compiler of launch/aot_compile.py, for machines without a TPU: the version that docs/tpu.md's tables are of.

@@ -409,7 +409,7 @@ def metaworld_ood(
     build = (
         "data_builders.metaworld_etc",
         f"--scene={scene}",
-        f"--condition={','.join(conditions)}",
+        f"--conditions={','.join(conditions)}",
         f"--out={root}",
     )
     path = f"{root}/metaworld_etc/{scene}_ood_{'+'.join(conditions)}"

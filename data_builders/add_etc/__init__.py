@@ -1,1 +1,1 @@
-"""Annotation and ETC for any RLDS dataset: `python -m data_builders.add_etc`; see `annotate` and `shards`."""
+"""Converter that adds annotation and ETC items to any RLDS dataset."""

@@ -1,7 +1,10 @@
-"""Adds annotation and ETC to an RLDS dataset: `python -m data_builders.add_etc --data=DIR --adapter=NAME --out=DIR`.
+"""Add annotation and ETC items to an RLDS dataset.
 
-What is known depends on what is given: --calibration for projected paths, --detector for boxes, --endpoint for words.
-The dataset goes to <out>/<its name>[/<its config>]/<its version>; answers of models are kept in <out>/.answers.
+    python -m data_builders.add_etc --data=DIR --adapter=NAME --out=DIR
+
+The result is in <out>/<its name>[/<its config>]/<its version>. --calibration gives projected paths,
+--detector boxes, and --endpoint names of objects and subtasks. Replies of models are cached in
+<out>/.answers. After an interruption the same command resumes with the first unfinished file.
 """
 
 import sys
@@ -9,7 +12,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from data_builders.add_etc.converter import add_etc, shipped_calibrations
+from data_builders.add_etc.options import AddEtcOptions, shipped_calibrations
 from data_builders.common import command
 from etcvla.data.adapters import ADAPTERS
 from etcvla.etc.annotators.cache import AnswerCache
@@ -17,63 +20,61 @@ from etcvla.etc.annotators.detector import Detector
 from etcvla.etc.annotators.endpoint import Endpoint
 
 _DATA = flags.DEFINE_string(
-    "data", None, "The dataset's version folder, or its parent.", required=True
+    "data", None, "Version folder of the dataset, or its parent.", required=True
 )
 _ADAPTER = flags.DEFINE_string(
-    "adapter", "own", f"One of {', '.join(ADAPTERS)}, or a JSON file of its fields."
+    "adapter", "own", f"One of {', '.join(ADAPTERS)}, or a JSON file with an adapter's fields."
 )
 _CALIBRATION = flags.DEFINE_string(
     "calibration",
-    None,
-    "JSON file of cameras (see etc/annotators/projection.py), or "
-    f"one of {', '.join(shipped_calibrations())}.",
+    "",
+    "JSON file of camera calibrations (see etcvla/etc/annotators/projection.py), or one of "
+    f"{', '.join(shipped_calibrations())}.",
 )
 _DETECTOR = flags.DEFINE_string(
-    "detector", None, "Directory of a zero-shot detector (OWLv2, Grounding DINO, ..)."
+    "detector", None, "Folder of a zero-shot detector (OWLv2, Grounding DINO, ..)."
 )
-_THRESHOLD = flags.DEFINE_float("threshold", 0.2, "Score from which a detection counts.")
+_THRESHOLD = flags.DEFINE_float("threshold", 0.2, "Minimum score of a detection.")
 _STRIDE = flags.DEFINE_integer(
-    "stride", 5, "Steps between two frames that the detector sees.", lower_bound=1
+    "stride", 5, "Steps between two frames that the detector processes.", lower_bound=1
 )
 _OBJECTS = flags.DEFINE_list(
-    "objects", [], "Nouns to detect; by default the endpoint's or the instruction's."
+    "objects", [], "Nouns to detect; default: those of the endpoint or of the instruction."
 )
 _ENDPOINT = flags.DEFINE_bool(
-    "endpoint", False, "Ask OPENAI_BASE_URL's OPENAI_MODEL (with OPENAI_API_KEY)."
+    "endpoint", False, "Query OPENAI_MODEL at OPENAI_BASE_URL (with OPENAI_API_KEY)."
 )
 _RATE = flags.DEFINE_float(
-    "rate", 2.0, "Requests a second to the endpoint, at most.", lower_bound=1e-3
+    "rate", 2.0, "Maximum requests per second to the endpoint.", lower_bound=1e-3
 )
-_BUDGET = flags.DEFINE_integer("budget", 1000, "Requests to the endpoint, at most.")
+_BUDGET = flags.DEFINE_integer("budget", 1000, "Maximum number of requests to the endpoint.")
 _THREADS = flags.DEFINE_integer(
-    "threads", 4, "Episodes under way at once where an endpoint is asked.", lower_bound=1
+    "threads", 4, "Episodes that query the endpoint at the same time.", lower_bound=1
 )
 _NUM_OBJECTS = flags.DEFINE_integer(
     "num_objects", 6, "Object slots of the annotation.", lower_bound=1
 )
-command.output_flags()
+command.define_output_flags()
+flags.adopt_module_key_flags(command)
 
 
 def main(argv: list[str]) -> None:
-    command.run(argv, _build)
+    """Run the command."""
+    command.run_builder(argv, _build)
 
 
 def _build() -> Path:
+    from data_builders.add_etc.converter import add_etc
+
     out = command.FLAGS.out
     cache = AnswerCache(Path(out) / ".answers")
-    detector = (
-        Detector(_DETECTOR.value, cache=cache, threshold=_THRESHOLD.value)
-        if _DETECTOR.value
-        else None
-    )
-    endpoint = (
-        Endpoint.from_environment(cache, rate=_RATE.value, budget=_BUDGET.value)
-        if _ENDPOINT.value
-        else None
-    )
-    path, counts = add_etc(
-        _DATA.value,
-        out,
+    detector = None
+    if _DETECTOR.value:
+        detector = Detector(_DETECTOR.value, cache=cache, threshold=_THRESHOLD.value)
+    endpoint = None
+    if _ENDPOINT.value:
+        endpoint = Endpoint.from_environment(cache, rate=_RATE.value, budget=_BUDGET.value)
+    options = AddEtcOptions(
         adapter=_ADAPTER.value,
         num_objects=_NUM_OBJECTS.value,
         calibration=_CALIBRATION.value,
@@ -83,8 +84,11 @@ def _build() -> Path:
         stride=_STRIDE.value,
         threads=_THREADS.value,
     )
-    for what, count in sorted(counts.items()):
-        print(f"{what}: {count}", file=sys.stderr)
+    path, counts = add_etc(_DATA.value, out, options)
+    for question_type, count in sorted(counts.items.items()):
+        print(f"items {question_type}: {count}", file=sys.stderr)
+    for reason, count in sorted(counts.dropped.items()):
+        print(f"dropped {reason}: {count}", file=sys.stderr)
     return path
 
 

@@ -1,148 +1,134 @@
-"""A whole dataset with annotation and ETC."""
+"""Converter: writes a dataset with annotation and ETC items."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
+import math
 import sys
-from collections import Counter
 from pathlib import Path
 
-from data_builders.add_etc import output
-from data_builders.add_etc.adapter import fit
-from data_builders.add_etc.episodes import Annotator, seen_share
-from data_builders.common.build import alone
-from etcvla.data.adapters import find_adapter
+from data_builders.add_etc.adapter import match_adapter
+from data_builders.add_etc.episodes import EpisodeAnnotator, gripper_visible_share
+from data_builders.add_etc.features import extend_features
+from data_builders.add_etc.options import AddEtcOptions
+from data_builders.add_etc.output import CopySettings, DatasetWriter, ItemCounts
+from data_builders.add_etc.records import RecordEncoder
+from data_builders.common.folders import lock_build
+from data_builders.common.read_dataset import read_info
+from etcvla.data.adapters import Adapter, find_adapter
 from etcvla.data.rlds import RLDSDataset
 from etcvla.data.rlds_layout import find_version
-from etcvla.etc.annotators.detector import Detector
-from etcvla.etc.annotators.endpoint import Endpoint
+from etcvla.errors import UserError
 from etcvla.etc.annotators.projection import Calibrations
 
-CALIBRATIONS = Path(__file__).with_name("calibrations")
-MIN_SEEN = 0.3  # share of steps with the projected gripper in the image, below which a calibration is not believed
+# Share of steps with the projected gripper in the image, below which a calibration is rejected.
+MIN_VISIBLE_SHARE = 0.3
+CHECKED_EPISODES = 8
 
 
-def add_etc(
-    data: str,
-    out: str,
-    *,
-    adapter: str = "own",
-    num_objects: int = 6,
-    calibration: str | None = None,
-    detector: Detector | None = None,
-    endpoint: Endpoint | None = None,
-    objects: tuple[str, ...] = (),
-    stride: int = 5,
-    threads: int = 1,
-) -> tuple[Path, Counter]:
-    """Writes the dataset with annotation and ETC to <out>/<its name>[/<its config>]/<its version>, unless it is there.
+def add_etc(data: str, out: str, options: AddEtcOptions) -> tuple[Path, ItemCounts]:
+    """Write a dataset with annotation and ETC items, unless it exists.
+
+    The result is in <out>/<its name>[/<its config>]/<its version>. Its splits, its files and all
+    values of the source are kept. After an error of the endpoint the same call resumes.
 
     Args:
-      adapter: as of `find_adapter`. calibration: a file, or one of `shipped_calibrations`. threads: episodes under
-        way at once. Others: as of `Annotator`.
+      data: version folder of the source, or its parent.
 
-    Returns: its folder, and counts of items by question_type and of what was left out by reason.
-    Raises ValueError, FileNotFoundError or RecordError that names what is wrong with the data, the adapter or the
-    calibration; BlockingIOError if another process does the same; EndpointError, after which the same call goes on
-    where it stopped.
+    Returns: the version folder, and the counts of the items that this call wrote or found written.
+    Raises UserError for a problem with the data, the adapter or the calibration, and if another
+      process builds the dataset; RecordError for damaged data; EndpointError.
     """
-    source, calibration = find_version(Path(data)), calibration and find_calibration(calibration)
-    path = Path(out, *_place(source))
+    source = find_version(Path(data))
+    folders = _dataset_folders(source)
+    path = Path(out, *folders)
     if path.resolve() == source.resolve():
-        raise ValueError(
-            f"--out={out} would write over the dataset itself; choose another directory"
-        )
-    options = {
-        "objects": objects,
-        "stride": stride,
-        "num_objects": num_objects,
-        "detector": detector,
-        "endpoint": endpoint,
-        "calibrations": Calibrations(calibration) if calibration else None,
-    }
-    found = fit(find_adapter(adapter), RLDSDataset(source, output.splits(source)[0]))
-    features, added = output.extend_features(
-        json.loads((source / "features.json").read_text()), len(found.cameras), num_objects
-    )
-    recipe = output.CopySettings(
-        source=_named(source / "dataset_info.json", "/".join(_place(source))),
-        adapter=found.to_dict(),
-        num_objects=num_objects,
-        objects=objects,
-        stride=stride if detector else 0,
-        calibration=_named(calibration, Path(calibration).name) if calibration else "",
-        detector=f"{detector.name} from a score of {detector.threshold}" if detector else "",
-        endpoint=endpoint.model if endpoint else "",
-    )
-    if recipe.made(path):
+        raise UserError(f"--out={out} would overwrite the dataset itself; choose another folder")
+    splits = [split["name"] for split in read_info(source)["splits"]]
+    datasets = [RLDSDataset(source, split) for split in splits]
+    adapter = match_adapter(find_adapter(options.adapter), datasets[0])
+    features = json.loads((source / "features.json").read_text())
+    features, added = extend_features(features, len(adapter.cameras), options.num_objects)
+    settings = _copy_settings(source, adapter, options)
+    if settings.is_built(path):
         print(f"already built in {path}; delete it to build it again", file=sys.stderr)
-        return path, Counter()
-    if not calibration:
-        known = "from the detector" if detector else "unknown"
-        there = (
-            f"; {adapter} has calibrations: {found.annotation.calibration}"
-            if found.annotation.calibration
-            else ""
-        )
-        print(f"without --calibration paths in the image are {known}{there}", file=sys.stderr)
-    annotators = [
-        Annotator(RLDSDataset(source, split), found, **options) for split in output.splits(source)
-    ]
-    for annotator in annotators if calibration else ():
-        _check_calibration(annotator, calibration)
-    with alone(path):
-        written, counts = output.Output(path, recipe), Counter()
+        return path, ItemCounts()
+    calibrations = _load_calibrations(adapter, options)
+    annotators = [EpisodeAnnotator(dataset, adapter, options, calibrations) for dataset in datasets]
+    if calibrations is not None:
         for annotator in annotators:
-            counts += written.write_split(
-                annotator.dataset,
-                annotator,
-                num_objects=num_objects,
-                added=added,
-                threads=threads if endpoint else 1,
-            )
-        written.finish(source, features)
-    return path, counts
+            _check_calibration(annotator)
+    encoder = RecordEncoder(options.num_objects, tuple(added))
+    threads = options.threads if options.endpoint else 1
+    with lock_build(path):
+        writer = DatasetWriter(path, settings)
+        for annotator in annotators:
+            writer.write_split(annotator.dataset, annotator, encoder, threads)
+        writer.finish(source, features)
+    return path, writer.counts
 
 
-def find_calibration(name: str) -> str:
-    """The file `name`, or the one of this package that is called so: see `CALIBRATIONS`."""
-    return str(CALIBRATIONS / f"{name}.json") if name in shipped_calibrations() else name
-
-
-def shipped_calibrations() -> list[str]:
-    """Names of the calibrations that come with the package."""
-    return sorted(path.stem for path in CALIBRATIONS.glob("*.json"))
-
-
-def _place(source: Path) -> tuple[str, ...]:
-    """The folders of a dataset: name, config where it has one, and version."""
-    info = (
-        json.loads((source / "dataset_info.json").read_text())
-        if (source / "dataset_info.json").exists()
-        else {}
+def _copy_settings(source: Path, adapter: Adapter, options: AddEtcOptions) -> CopySettings:
+    calibration = options.calibration_file
+    detector = options.detector
+    return CopySettings(
+        source=_with_digest("/".join(_dataset_folders(source)), source / "dataset_info.json"),
+        adapter=adapter.to_dict(),
+        num_objects=options.num_objects,
+        objects=options.objects,
+        stride=options.stride if detector else 0,
+        calibration=_with_digest(calibration.name, calibration) if calibration else "",
+        detector=f"{detector.name} from a score of {detector.threshold}" if detector else "",
+        endpoint=options.endpoint.model if options.endpoint else "",
     )
-    return source.resolve().parts[-3 if info.get("configName") else -2 :]
 
 
-def _named(file: str | Path, name: str) -> str:
-    """A name that says what is in the file, and nothing of this machine."""
-    return f"{name} sha256:{hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]}"
+def _load_calibrations(adapter: Adapter, options: AddEtcOptions) -> Calibrations | None:
+    """Return the calibrations; print what is missing without them."""
+    if options.calibration:
+        return Calibrations(options.calibration_file)
+    paths = "from the detector" if options.detector else "unknown"
+    message = f"without --calibration, paths in the image are {paths}"
+    if adapter.annotation.calibration:
+        message += f"; calibrations of {options.adapter}: {adapter.annotation.calibration}"
+    print(message, file=sys.stderr)
+    return None
 
 
-def _check_calibration(annotator: Annotator, calibration: str) -> None:
-    """A calibration of another camera or frame throws the gripper out of the image: say so before any work."""
-    without_models = dataclasses.replace(annotator, detector=None, endpoint=None)
-    episodes = range(min(annotator.dataset.num_episodes, 8))
-    shares = [
-        share
-        for share in (seen_share(without_models(episode).annotation) for episode in episodes)
-        if share == share
-    ]
-    if shares and sum(shares) / len(shares) < MIN_SEEN:
-        raise ValueError(
-            f"{calibration}: the projected gripper is in the image at {sum(shares) / len(shares):.0%} of the steps of "
-            f"{len(shares)} episodes; is the pose the camera's in the frame {annotator.adapter.annotation.frame!r} "
-            f"of {annotator.adapter.annotation.position[0]}, in metres, with OpenCV's axes?"
+def _dataset_folders(source: Path) -> tuple[str, ...]:
+    """Return the folders of a dataset: name, config if it has one, and version."""
+    has_config = bool(read_info(source).get("configName"))
+    return source.resolve().parts[-3 if has_config else -2 :]
+
+
+def _with_digest(name: str, file: Path) -> str:
+    """Return a name that depends on the file's content, but not on its folder."""
+    if not file.is_file():
+        raise UserError(f"no calibration file {file}")
+    return f"{name} sha256:{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
+
+
+def _check_calibration(annotator: EpisodeAnnotator) -> None:
+    """Raise UserError if the projected gripper is outside the image in most steps.
+
+    A calibration of another camera or frame does that; the check runs before any model is queried.
+    """
+    options = dataclasses.replace(annotator.options, detector=None, endpoint=None)
+    annotator = dataclasses.replace(annotator, options=options)
+    shares = []
+    for episode in range(min(annotator.dataset.num_episodes, CHECKED_EPISODES)):
+        share = gripper_visible_share(annotator(episode).annotation)
+        if not math.isnan(share):
+            shares.append(share)
+    if not shares:
+        return
+    mean_share = sum(shares) / len(shares)
+    if mean_share < MIN_VISIBLE_SHARE:
+        sources = annotator.adapter.annotation
+        raise UserError(
+            f"{options.calibration}: the projected gripper is in the image at {mean_share:.0%} of "
+            f"the steps of {len(shares)} episodes; is the pose the camera's in the frame "
+            f"{sources.frame!r} of {sources.position[0]}, in metres, with OpenCV's axes?"
         )

@@ -1,4 +1,7 @@
-"""One episode's annotation and items, from what is known of it: state, calibration, a detector, an endpoint."""
+"""Annotation and items of one episode, from its state, a calibration, a detector and an endpoint.
+
+Axes: T steps, C cameras, N objects, A width of a vector.
+"""
 
 from __future__ import annotations
 
@@ -13,26 +16,26 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image
 
-from data_builders.add_etc.adapter import IMAGES
+from data_builders.add_etc.adapter import OBSERVATION
+from data_builders.add_etc.options import AddEtcOptions
 from etcvla.data.adapters import Adapter
 from etcvla.data.rlds import RLDSDataset
 from etcvla.etc import make_items
 from etcvla.etc.annotation import INT_FIELDS, STEP_FIELDS, Annotation, project
 from etcvla.etc.annotators import semantics, tracks
-from etcvla.etc.annotators.detector import Detector
-from etcvla.etc.annotators.endpoint import Endpoint
 from etcvla.etc.annotators.projection import Calibrations
 from etcvla.etc.annotators.semantics import Semantics
+from etcvla.etc.annotators.tracks import GripperPhases
 from etcvla.etc.facts import in_image
 from etcvla.etc.items import Item
 
-GRIPPER = "robot gripper"
-SHOWN_FRAMES = 8  # of an episode to the endpoint
-SHOWN_SIZE = 512  # pixels of their longer side
-MAX_SPEED = 0.1  # of the image, a step: a detected gripper that moves faster is another thing
+GRIPPER_NOUN = "robot gripper"
+ENDPOINT_FRAMES = 8  # frames of an episode that the endpoint gets
+ENDPOINT_IMAGE_SIZE = 512  # pixels of their longer side
+MAX_SPEED = 0.1  # image sizes per step; a faster detected gripper is another object
 ORACLE = "oracle"
-# What an item of each question_type rests on; a question_type that is not listed rests on everything.
-RESTS_ON = {
+# Groups of facts that the items of a question type are made of; other types use all groups.
+FACT_GROUPS = {
     "gripper_point": ("gripper",),
     "path_task": ("gripper",),
     "path_subtask": ("gripper", "phases"),
@@ -49,269 +52,310 @@ RESTS_ON = {
     "done": ("phases",),
     "outcome": ("phases",),
 }
-_PLACES = frozenset(
+_PLACE_NOUNS = frozenset(
     {"left", "right", "top", "bottom", "middle", "center", "front", "back", "side", "end", "edge"}
 )
-_ARTICLE = re.compile(
-    r"\b(?:the|a|an)\s+((?:[a-z]+[ -]?){1,3}?)(?=\s*(?:$|[.,]|\b(?:and|to|from|in|into|inside|on|onto"
-    r"|of|off|at|by|with|near|next|left|right|under|over|above|below|behind|between|towards?|it|"
-    r"then|up|down|open|closed|upright)\b))"
+_NOUN = re.compile(
+    r"\b(?:the|a|an)\s+((?:[a-z]+[ -]?){1,3}?)"
+    r"(?=\s*(?:$|[.,]|\b(?:and|to|from|in|into|inside|on|onto|of|off|at|by|with|near|next|left|"
+    r"right|under|over|above|below|behind|between|towards?|it|then|up|down|open|closed|upright)\b))"
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class Labelled:
-    """An episode's facts, its items by step, and what was left out by reason; `turned` are the cameras whose images
-    stand on their heads."""
+class LabelledEpisode:
+    """The annotation of an episode of T steps, and its items."""
 
     episode_id: str
-    turned: tuple[str, ...]
+    rotated_cameras: tuple[str, ...]  # cameras whose images are stored upside down
     annotation: Annotation
-    items: list[list[Item]]
-    dropped: Counter
+    items: list[list[Item]]  # T lists
+    dropped: Counter[str]  # reason -> number of dropped items
 
 
-def nouns_of(instruction: str) -> tuple[str, ...]:
-    """What an instruction names after an article.
+def find_nouns(instruction: str) -> tuple[str, ...]:
+    """Return the nouns that follow an article in an instruction.
 
-    >>> nouns_of("Put the black bowl on the plate.")
+    >>> find_nouns("Put the black bowl on the plate.")
     ('black bowl', 'plate')
     """
-    found = (noun.strip() for noun in _ARTICLE.findall(instruction.lower()))
-    return tuple(dict.fromkeys(noun for noun in found if noun not in _PLACES))
+    nouns = [noun.strip() for noun in _NOUN.findall(instruction.lower())]
+    return tuple(dict.fromkeys(noun for noun in nouns if noun not in _PLACE_NOUNS))
 
 
 @dataclasses.dataclass(frozen=True)
-class Annotator:
-    """Annotates the episodes of one split; safe to call from threads.
+class EpisodeAnnotator:
+    """Annotates the episodes of one split. Threads may share it.
 
     Args:
-      adapter: one that `fit` has returned.
-      objects: nouns to detect; none: those that the endpoint or else the instruction names.
-      stride: steps between two frames that the detector sees.
-      num_objects: object slots of the dataset.
+      adapter: as `match_adapter` returns it.
     """
 
     dataset: RLDSDataset
     adapter: Adapter
-    num_objects: int
+    options: AddEtcOptions
     calibrations: Calibrations | None = None
-    detector: Detector | None = None
-    endpoint: Endpoint | None = None
-    objects: tuple[str, ...] = ()
-    stride: int = 5
 
-    def __call__(self, episode: int) -> Labelled:
-        """Raises RecordError where the episode's data are damaged, EndpointError where the endpoint gives up."""
-        dropped: Counter = Counter()
-        episode_id, instruction = self.episode_id(episode), self._instruction(episode)
-        known = self._state(episode)
-        segments = tracks.detect_phases(known["gripper_open"], known["gripper_position"])
-        asked = self._ask(episode, instruction, segments, dropped)
-        said = self._name_objects(asked, instruction)
-        known |= self._camera(episode_id, known["gripper_position"])
-        if self.detector:
-            known |= self._detect(episode, said.objects, known["gripper_pixel"], dropped)
-        steps = len(known["gripper_open"])
-        known["phase"], phases = self._phases(segments, said, steps)
-        facts = unknown(steps, len(self.cameras), len(said.objects)) | known
-        hindsight(facts, segments, said.target)
+    def __call__(self, episode: int) -> LabelledEpisode:
+        """Annotate an episode and make its items.
+
+        Raises RecordError if the episode's data are damaged, EndpointError if the endpoint fails.
+        """
+        dropped: Counter[str] = Counter()
+        episode_id = self._episode_id(episode)
+        instruction = self._instruction(episode)
+        facts = self._read_state(episode)
+        gripper_phases = tracks.detect_phases(facts["gripper_open"], facts["gripper_position"])
+        reply = self._query_endpoint(episode, instruction, gripper_phases, dropped)
+        scene = self._choose_objects(reply, instruction)
+        facts |= self._project_gripper(episode_id, facts["gripper_position"])
+        if self.options.detector:
+            facts |= self._detect(episode, scene.objects, facts["gripper_pixel"], dropped)
+        steps = len(facts["gripper_open"])
+        facts["phase"], phases = _choose_phases(gripper_phases, scene, steps)
+        facts = unknown_facts(steps, len(self.cameras), len(scene.objects)) | facts
+        set_grasp_pixel(facts, gripper_phases, scene.target)
         annotation = Annotation(
             instruction=instruction,
             cameras=self.cameras,
-            objects=said.objects,
-            colors=said.colors,
+            objects=scene.objects,
+            colors=scene.colors,
             phases=phases,
-            target=said.target,
+            target=scene.target,
             success=self._success(episode),
             rate=self.adapter.rate or math.nan,
             **facts,
         )
-        sources = self._sources(facts, asked)
-        # Nothing names all there is to see, so nothing can be asked for in vain.
-        items, more = make_items(annotation, zlib.crc32(episode_id.encode()), absent=())
-        credited = [[credit(item, sources) for item in step] for step in items]
-        return Labelled(episode_id, self._turned, annotation, credited, dropped + more)
-
-    def episode_id(self, episode: int) -> str:
-        name = self.dataset.metadata(episode).get(self.adapter.annotation.episode_id, "")
-        return str(name) or f"{self.dataset.split}/{episode:06d}"
+        items, dropped_items = self._make_items(annotation, episode_id, reply)
+        return LabelledEpisode(
+            episode_id, self._rotated_cameras, annotation, items, dropped + dropped_items
+        )
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """The names that the dataset itself has for them, which the result keeps."""
-        return tuple(feature.removeprefix(IMAGES) for feature in self.adapter.cameras.values())
+        """The dataset's own names of the cameras, which the result keeps."""
+        features = self.adapter.cameras.values()
+        return tuple(feature.removeprefix(OBSERVATION) for feature in features)
 
     @property
-    def _turned(self) -> tuple[str, ...]:
+    def _rotated_cameras(self) -> tuple[str, ...]:
+        names = zip(self.adapter.cameras, self.cameras, strict=True)
         return tuple(
-            theirs
-            for ours, theirs in zip(self.adapter.cameras, self.cameras, strict=True)
-            if ours in self.adapter.rotated_cameras
+            dataset_name
+            for adapter_name, dataset_name in names
+            if adapter_name in self.adapter.rotated_cameras
         )
 
-    def _column(self, episode: int, name: str) -> np.ndarray:
-        """float32[T, A] of a tensor feature."""
-        return self.dataset.window(
-            int(self.dataset.starts[episode]), name, int(self.dataset.lengths[episode])
-        )[0]
+    def _make_items(
+        self, annotation: Annotation, episode_id: str, reply: Semantics
+    ) -> tuple[list[list[Item]], Counter[str]]:
+        # The annotation does not name all visible objects, so no object is known to be absent.
+        items, dropped = make_items(annotation, zlib.crc32(episode_id.encode()), absent=())
+        sources = self._fact_sources(annotation, reply)
+        for step_items in items:
+            step_items[:] = [set_source(item, sources) for item in step_items]
+        return items, dropped
 
-    def _read(self, episode: int, step: int, name: str):
+    def _episode_id(self, episode: int) -> str:
+        name = self.dataset.metadata(episode).get(self.adapter.annotation.episode_id, "")
+        return str(name) or f"{self.dataset.split}/{episode:06d}"
+
+    def _column(self, episode: int, name: str) -> np.ndarray:
+        """Return a tensor feature of an episode, float32[T, A]."""
+        start = int(self.dataset.starts[episode])
+        return self.dataset.window(start, name, int(self.dataset.lengths[episode]))[0]
+
+    def _value(self, episode: int, step: int, name: str) -> str | np.ndarray:
+        """Return a feature of one step."""
         return self.dataset.frame(int(self.dataset.starts[episode]) + step, [name])[name]
 
     def _instruction(self, episode: int) -> str:
-        """The first that is not empty."""
-        return next(
-            filter(None, (self._read(episode, 0, name) for name in self.adapter.instruction)), ""
-        )
+        """Return the adapter's first instruction that is not empty."""
+        for name in self.adapter.instruction:
+            instruction = self._value(episode, 0, name)
+            if instruction:
+                return instruction
+        return ""
 
     def _success(self, episode: int) -> bool | None:
-        """A reward at the end says so; without one nothing is known, for many sets have no rewards but zero."""
-        won = "reward" in self.dataset.features and self._column(episode, "reward")[-1] > 0
-        return True if won else None
+        """Return True if the last reward is positive, else None.
+
+        A reward of zero says nothing, because many datasets have no other.
+        """
+        if "reward" in self.dataset.features and self._column(episode, "reward")[-1] > 0:
+            return True
+        return None
 
     def _image(self, episode: int, step: int) -> np.ndarray:
+        """Return the upright image of the first camera, uint8[H, W, 3]."""
         camera, feature = next(iter(self.adapter.cameras.items()))
-        return self.adapter.rotate(camera, self._read(episode, step, feature))
+        return self.adapter.rotate(camera, self._value(episode, step, feature))
 
-    def _state(self, episode: int) -> dict[str, np.ndarray]:
-        """gripper_position float[T, 3] and gripper_open float[T]."""
-        facts, steps = self.adapter.annotation, int(self.dataset.lengths[episode])
-        position, opening = (
-            np.full((steps, 3), np.nan, np.float32),
-            np.full(steps, np.nan, np.float32),
-        )
-        if facts.position[0]:
-            name, first = facts.position
-            position = self._column(episode, name)[:, first : first + 3]
-        if facts.opening[0]:
-            name, dim = facts.opening
-            opening = np.clip(
-                (self._column(episode, name)[:, dim] - facts.closed) / (facts.open - facts.closed),
-                0,
-                1,
-            )
+    def _read_state(self, episode: int) -> dict[str, np.ndarray]:
+        """Return gripper_position float[T, 3] and gripper_open float[T]; NaN unknown."""
+        sources = self.adapter.annotation
+        steps = int(self.dataset.lengths[episode])
+        position = np.full((steps, 3), np.nan, np.float32)
+        opening = np.full(steps, np.nan, np.float32)
+        feature, first = sources.position
+        if feature:
+            position = self._column(episode, feature)[:, first : first + 3]
+        feature, dim = sources.opening
+        if feature:
+            stored = self._column(episode, feature)[:, dim]
+            opening = np.clip((stored - sources.closed) / (sources.open - sources.closed), 0, 1)
         return {"gripper_position": position, "gripper_open": opening}
 
-    def _camera(self, episode_id: str, position: np.ndarray) -> dict[str, np.ndarray]:
-        """Camera matrices and, by them, the gripper's path in the images."""
+    def _project_gripper(self, episode_id: str, position: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the camera matrices and the gripper's path in the images; NaN unknown."""
         matrix = np.full((len(position), len(self.cameras), 3, 4), np.nan, np.float32)
-        for c, (ours, theirs) in enumerate(zip(self.adapter.cameras, self.cameras, strict=True)):
-            found = self.calibrations.get(episode_id, theirs) if self.calibrations else None
-            if found is not None:
-                matrix[:, c] = found.matrix(rotated=ours in self.adapter.rotated_cameras)
+        if self.calibrations is not None:
+            for number, camera in enumerate(self.cameras):
+                calibration = self.calibrations.get(episode_id, camera)
+                if calibration is not None:
+                    is_rotated = camera in self._rotated_cameras
+                    matrix[:, number] = calibration.matrix(rotated=is_rotated)
         return {"camera_matrix": matrix, "gripper_pixel": project(matrix, position[:, None])}
 
-    def _ask(
-        self, episode: int, instruction: str, segments: tracks.GripperPhases, dropped: Counter
+    def _query_endpoint(
+        self,
+        episode: int,
+        instruction: str,
+        gripper_phases: GripperPhases,
+        dropped: Counter[str],
     ) -> Semantics:
-        if self.endpoint is None:
+        endpoint = self.options.endpoint
+        if endpoint is None:
             return Semantics()
         steps = int(self.dataset.lengths[episode])
-        frames = semantics.frames_to_show(steps, SHOWN_FRAMES)
-        answer = self.endpoint.complete(
-            semantics.build_prompt(instruction, frames, segments),
-            [jpeg(self._image(episode, step), SHOWN_SIZE) for step in frames],
-        )
+        frames = semantics.frames_to_show(steps, ENDPOINT_FRAMES)
+        images = [encode_jpeg(self._image(episode, step), ENDPOINT_IMAGE_SIZE) for step in frames]
+        prompt = semantics.build_prompt(instruction, frames, gripper_phases)
         return semantics.parse_reply(
-            answer, steps=steps, frames=frames, gripper_phases=segments, dropped=dropped
+            endpoint.complete(prompt, images),
+            steps=steps,
+            frames=frames,
+            gripper_phases=gripper_phases,
+            dropped=dropped,
         )
 
     def _detect(
-        self, episode: int, objects: tuple[str, ...], gripper_pixel: np.ndarray, dropped: Counter
+        self,
+        episode: int,
+        objects: tuple[str, ...],
+        gripper_pixel: np.ndarray,
+        dropped: Counter[str],
     ) -> dict[str, np.ndarray]:
-        """Boxes of the objects at every `stride`-th step and, without calibration, the gripper's track."""
+        """Return boxes of the objects at every `stride`-th step and the gripper's path.
+
+        The detected path fills `gripper_pixel` if no calibration did.
+        """
         steps, cameras = gripper_pixel.shape[:2]
-        box, track = np.full((steps, cameras, len(objects), 4), np.nan), np.full((steps, 2), np.nan)
-        seen = sorted({*range(0, steps, self.stride), steps - 1})
-        for step in seen:
-            found = self.detector(self._image(episode, step), (*objects, GRIPPER))
-            box[step, 0], track[step] = found[:-1], (found[-1, :2] + found[-1, 2:]) / 2
-        dropped["detector: object not found, or found twice"] += int(
-            np.isnan(box[seen, 0, :, 0]).sum()
-        )
+        box = np.full((steps, cameras, len(objects), 4), np.nan)
+        track = np.full((steps, 2), np.nan)
+        stride = self.options.stride
+        detected_steps = sorted({*range(0, steps, stride), steps - 1})
+        for step in detected_steps:
+            boxes = self.options.detector(self._image(episode, step), (*objects, GRIPPER_NOUN))
+            gripper_box = boxes[-1]
+            box[step, 0] = boxes[:-1]
+            track[step] = (gripper_box[:2] + gripper_box[2:]) / 2
+        num_missing = int(np.isnan(box[detected_steps, 0, :, 0]).sum())
+        dropped["detector: object not found, or found twice"] += num_missing
         if not np.isfinite(gripper_pixel[:, 0]).any():
             gripper_pixel[:, 0] = tracks.interpolate_track(
-                track, max_gap=2 * self.stride, max_speed=MAX_SPEED
+                track, max_gap=2 * stride, max_speed=MAX_SPEED
             )
         return {"box": box, "gripper_pixel": gripper_pixel}
 
-    def _name_objects(self, said: Semantics, instruction: str) -> Semantics:
-        """The nouns to look for, at most as many as there are slots."""
-        objects = said.objects or (self.objects or nouns_of(instruction) if self.detector else ())
-        objects = objects[: self.num_objects]
+    def _choose_objects(self, reply: Semantics, instruction: str) -> Semantics:
+        """Return the reply with the nouns to detect, at most as many as there are object slots."""
+        objects = reply.objects
+        if not objects and self.options.detector:
+            objects = self.options.objects or find_nouns(instruction)
+        objects = objects[: self.options.num_objects]
         return dataclasses.replace(
-            said,
+            reply,
             objects=objects,
-            colors=said.colors[: len(objects)] or ("",) * len(objects),
-            target=said.target if said.target < len(objects) else -1,
+            colors=reply.colors[: len(objects)] or ("",) * len(objects),
+            target=reply.target if reply.target < len(objects) else -1,
         )
 
-    @staticmethod
-    def _phases(
-        segments: tracks.GripperPhases, said: Semantics, steps: int
-    ) -> tuple[np.ndarray, tuple[str, ...]]:
-        """The model's words for the state's phases, or its own phases, or the state's words."""
-        if said.phases and said.phase is not None:
-            return said.phase, said.phases
-        target = said.objects[said.target] if said.target >= 0 else "object"
-        return segments.phase(steps), said.phases or segments.texts(target)
-
-    def _sources(self, facts: Mapping[str, np.ndarray], asked: Semantics) -> dict[str, str]:
-        """Who stands behind each group of facts: "oracle" for what was measured, else the name of the model."""
-        measured = np.isfinite(facts["camera_matrix"][:, 0]).all()
-        detector = self.detector.name if self.detector else ORACLE
-        endpoint = self.endpoint.model if self.endpoint else ORACLE
+    def _fact_sources(self, annotation: Annotation, reply: Semantics) -> dict[str, str]:
+        """Return group of facts -> its source: "oracle" for measured facts, or a model's name."""
+        is_calibrated = np.isfinite(annotation.camera_matrix[:, 0]).all()
+        detector = self.options.detector.name if self.options.detector else ORACLE
+        endpoint = self.options.endpoint.model if self.options.endpoint else ORACLE
+        names_phases = reply.phases or reply.target >= 0
         return {
-            "gripper": ORACLE if measured else detector,
+            "gripper": ORACLE if is_calibrated else detector,
             "boxes": detector,
-            "names": endpoint if asked.objects else detector,
-            "phases": endpoint if asked.phases or asked.target >= 0 else ORACLE,
+            "names": endpoint if reply.objects else detector,
+            "phases": endpoint if names_phases else ORACLE,
         }
 
 
-def hindsight(facts: dict[str, np.ndarray], segments: tracks.GripperPhases, target: int) -> None:
-    """Until it is held the target rests, so its grasp point in a camera that stands still is where the gripper came to
-    hold it. Only calibrated cameras are known to stand still."""
-    step = tracks.grasp_step(segments)
-    if target >= 0 and step is not None:
-        still = np.isfinite(facts["camera_matrix"][0]).all((-1, -2))
-        facts["grasp_pixel"][: step + 1, still, target] = facts["gripper_pixel"][step, still]
+def _choose_phases(
+    gripper_phases: GripperPhases, scene: Semantics, steps: int
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return (int32[T] phase, phase texts).
 
-
-def credit(item: Item, sources: Mapping[str, str]) -> Item:
-    """The item with its source: the models that its facts come from, joined by "+", or the oracle without any."""
-    models = sorted(
-        {sources[group] for group in RESTS_ON.get(item.question_type, tuple(sources))} - {ORACLE}
-    )
-    return dataclasses.replace(item, source=f"model:{'+'.join(models)}" if models else ORACLE)
-
-
-def unknown(steps: int, cameras: int, objects: int) -> dict[str, np.ndarray]:
-    """Every step field of an annotation of which nothing is known."""
-    sizes = {"C": cameras, "N": objects}
-    return {
-        name: np.full(
-            (steps, *(sizes.get(axis, axis) for axis in axes)),
-            -1 if name in INT_FIELDS else np.nan,
-            np.int32 if name in INT_FIELDS else np.float32,
-        )
-        for name, axes in STEP_FIELDS.items()
-    }
-
-
-def seen_share(annotation: Annotation) -> float:
-    """The share of steps at which the projected gripper lies on the first image; NaN where it is unknown.
-
-    A calibration of another frame or camera shows here first.
+    The endpoint's phases come first, then its texts for the state's phases, then the state's texts.
     """
-    known = np.isfinite(annotation.gripper_pixel[:, 0]).all(-1)
-    return float(in_image(annotation.gripper_pixel[known, 0]).mean()) if known.any() else math.nan
+    if scene.phases and scene.phase is not None:
+        return scene.phase, scene.phases
+    target = scene.objects[scene.target] if scene.target >= 0 else "object"
+    return gripper_phases.phase(steps), scene.phases or gripper_phases.texts(target)
 
 
-def jpeg(image: np.ndarray, longer: int) -> bytes:
-    """uint8[H, W, 3] as a JPEG file, scaled down to `longer` pixels."""
-    picture, file = Image.fromarray(image), io.BytesIO()
-    picture.thumbnail((longer, longer))
-    picture.save(file, "JPEG", quality=90)
+def set_grasp_pixel(
+    facts: dict[str, np.ndarray], gripper_phases: GripperPhases, target: int
+) -> None:
+    """Set the target's grasp point until the grasp to the image point where the gripper grasps it.
+
+    The target does not move before the grasp. The point is right in fixed cameras only, and only
+    calibrated cameras are known to be fixed.
+    """
+    step = tracks.grasp_step(gripper_phases)
+    if target < 0 or step is None:
+        return
+    is_fixed = np.isfinite(facts["camera_matrix"][0]).all((-1, -2))
+    facts["grasp_pixel"][: step + 1, is_fixed, target] = facts["gripper_pixel"][step, is_fixed]
+
+
+def set_source(item: Item, sources: Mapping[str, str]) -> Item:
+    """Return the item with its source: "oracle", or "model:" and the models behind its facts."""
+    groups = FACT_GROUPS.get(item.question_type, tuple(sources))
+    models = sorted({sources[group] for group in groups} - {ORACLE})
+    source = f"model:{'+'.join(models)}" if models else ORACLE
+    return dataclasses.replace(item, source=source)
+
+
+def unknown_facts(steps: int, cameras: int, objects: int) -> dict[str, np.ndarray]:
+    """Return all step fields of an annotation with unknown values, NaN or -1."""
+    sizes = {"C": cameras, "N": objects}
+    facts = {}
+    for name, axes in STEP_FIELDS.items():
+        shape = (steps, *(sizes.get(axis, axis) for axis in axes))
+        if name in INT_FIELDS:
+            facts[name] = np.full(shape, -1, np.int32)
+        else:
+            facts[name] = np.full(shape, np.nan, np.float32)
+    return facts
+
+
+def gripper_visible_share(annotation: Annotation) -> float:
+    """Return the share of steps with the projected gripper in the first image; NaN unknown."""
+    is_known = np.isfinite(annotation.gripper_pixel[:, 0]).all(-1)
+    if not is_known.any():
+        return math.nan
+    return float(in_image(annotation.gripper_pixel[is_known, 0]).mean())
+
+
+def encode_jpeg(image: np.ndarray, max_side: int) -> bytes:
+    """Return uint8[H, W, 3] as a JPEG file whose longer side is at most `max_side` pixels."""
+    scaled = Image.fromarray(image)
+    scaled.thumbnail((max_side, max_side))
+    file = io.BytesIO()
+    scaled.save(file, "JPEG", quality=90)
     return file.getvalue()

@@ -1,8 +1,7 @@
-"""The same dataset with more features: every record is copied byte for byte, and what is new is put behind it.
+"""Writer of the converted dataset.
 
-So whatever a dataset holds is kept, its images are not encoded again, and nothing that we cannot read gets lost. Work
-goes file by file into a folder beside the final one; a build that was killed goes on with the first file that it has
-not finished, and the folder gets its final name when all is there.
+It writes one file after another to a folder beside the final one. A build that is killed resumes
+with the first unfinished file, and the folder gets its final name at the end.
 """
 
 from __future__ import annotations
@@ -15,293 +14,210 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from google.protobuf import json_format
+import tensorflow as tf
 
-from data_builders.add_etc.episodes import Labelled
-from data_builders.common.build import progress, provenance, tf
-from data_builders.common.rlds_schema import encode_items, robot_features
-from etcvla.data.adapters import INSTRUCTION
+from data_builders.add_etc.episodes import LabelledEpisode
+from data_builders.add_etc.records import RecordEncoder, append_features
+from data_builders.common.metadata import build_metadata
+from data_builders.common.progress import show_progress
 from etcvla.data.rlds import RLDSDataset
 from etcvla.data.shards import open_shard
-from etcvla.etc.annotation import INT_FIELDS
-from etcvla.etc.items import ITEM_FIELDS
-
-_EXAMPLE_FEATURES = b"\x0a"  # the tag of field 1, length-delimited: all that a tf.train.Example has
-DROPPED = "dropped "
-_SHARED = frozenset(
-    {"episode_id", "task", "scene", "success", "rate"}
-)  # of an episode: the source's, if it has them
-
-
-def splits(directory: Path) -> list[str]:
-    """Raises FileNotFoundError without dataset_info.json, ValueError if that names no split."""
-    path = directory / "dataset_info.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: not a whole TFDS dataset")
-    found = [split["name"] for split in json.loads(path.read_text()).get("splits", [])]
-    if not found:
-        raise ValueError(f"{path} names no split")
-    return found
-
-
-def new_features(num_cameras: int, num_objects: int) -> tuple[dict, dict]:
-    """(step features, episode features) in the form of features.json that a dataset with annotation and ETC has."""
-    schema = robot_features(
-        cameras=[f"camera{i}" for i in range(num_cameras)],
-        image_size=1,
-        num_objects=num_objects,
-        state_doc="",
-        state_size=1,
-        action_doc="",
-        action_size=1,
-    )
-    whole = json_format.MessageToDict(schema.to_proto())["featuresDict"]["features"]
-    steps = whole["steps"]["sequence"]["feature"]["featuresDict"]["features"]
-    episode = whole["episode_metadata"]["featuresDict"]["features"]
-    episode["turned"] = episode["cameras"] | {
-        "description": "Those of the cameras whose images are stored upside down; annotation and ETC see them upright."
-    }
-    return {name: steps[name] for name in ("annotation", "etc", INSTRUCTION)}, episode
-
-
-def extend_features(source: dict, num_cameras: int, num_objects: int) -> tuple[dict, list[str]]:
-    """features.json with what is new, and the names of new features outside annotation and ETC: the source's own are
-    kept.
-
-    Raises ValueError if the source has annotation or ETC already, or other things by the names of theirs.
-    """
-    steps, episode = new_features(num_cameras, num_objects)
-    extended = json.loads(json.dumps(source))
-    whole = extended["featuresDict"]["features"]
-    at = whole["steps"]["sequence"]["feature"]["featuresDict"]["features"]
-    about = whole.setdefault(
-        "episode_metadata",
-        {"pythonClassName": extended["pythonClassName"], "featuresDict": {"features": {}}},
-    )["featuresDict"]["features"]
-    if there := [
-        *(f"steps/{name}" for name in ("annotation", "etc") if name in at),
-        *(f"episode_metadata/{name}" for name in sorted(set(episode) - _SHARED) if name in about),
-    ]:
-        raise ValueError(f"the dataset has {', '.join(there)} already")
-    added = [
-        *(f"steps/{name}" for name in (INSTRUCTION,) if name not in at),
-        *(f"episode_metadata/{name}" for name in sorted(set(episode) - set(about))),
-    ]
-    at |= {name: feature for name, feature in steps.items() if name not in at}
-    about |= {name: feature for name, feature in episode.items() if name not in about}
-    return extended, added
-
-
-def encode(labelled: Labelled, num_objects: int, added: Sequence[str]) -> bytes:
-    """The new features of an episode as entries of tf.train.Features, in TFDS's names and order.
-
-    Args:
-      added: as of `extend_features`.
-    """
-    facts = labelled.annotation
-    columns = {
-        f"steps/annotation/{name}": _ints(value) if name in INT_FIELDS else _floats(value)
-        for name, value in facts.pad_objects(num_objects).items()
-    }
-    rows = [encode_items(items) for items in labelled.items]
-    for name in ("grade", *ITEM_FIELDS):
-        columns[f"steps/etc/{name}/ragged_flat_values"] = _texts(
-            item[name] for row in rows for item in row
-        )
-        columns[f"steps/etc/{name}/ragged_row_lengths_0"] = _ints([len(row) for row in rows])
-    about = {
-        "episode_id": _texts([labelled.episode_id]),
-        "task": _texts([""]),
-        "scene": _texts([""]),
-        "success": _ints([bool(facts.success)]),
-        "rate": _floats([facts.rate]),
-        "target": _ints([facts.target]),
-        "turned": _texts(labelled.turned),
-        **{
-            name: _texts(getattr(facts, name))
-            for name in ("cameras", "objects", "colors", "phases", "shapes", "axes")
-        },
-    }
-    may_add = {
-        f"steps/{INSTRUCTION}": _texts([facts.instruction] * len(facts)),
-        **{f"episode_metadata/{name}": value for name, value in about.items()},
-    }
-    columns |= {name: may_add[name] for name in added}
-    return tf.train.Features(feature=columns).SerializeToString(deterministic=True)
-
-
-def append(payload: bytes, entries: bytes) -> bytes:
-    """A tf.train.Example with more features. Raises ValueError if `payload` is none."""
-    # All that an Example has is one field, its features: a tag, their size, and they themselves to the end.
-    for start in range(2, min(12, len(payload) + 1)):
-        if payload[:start] == _EXAMPLE_FEATURES + _varint(len(payload) - start):
-            body = payload[start:] + entries
-            return _EXAMPLE_FEATURES + _varint(len(body)) + body
-    raise ValueError("not a tf.train.Example")
+from etcvla.errors import UserError
+from etcvla.files import write_json
 
 
 @dataclasses.dataclass(frozen=True)
 class CopySettings:
-    """All that the content depends on; `splits`' records are made anew where any of it differs."""
+    """Everything that the content of the dataset depends on."""
 
-    source: str  # its name and the digest of its dataset_info.json
+    source: str  # name, and digest of its dataset_info.json
     adapter: dict
     num_objects: int
     objects: tuple[str, ...] = ()
     stride: int = 0
-    calibration: str = ""  # the file's name and digest
+    calibration: str = ""  # name and digest of the file
     detector: str = ""
     endpoint: str = ""
 
-    def made(self, path: Path) -> bool:
-        """Is there such a dataset at `path`? Raises ValueError where there is another."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, as JSON reads them."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    def metadata(self) -> dict[str, Any]:
+        """Return the content of metadata.json without item counts."""
+        return build_metadata(
+            self.to_dict(),
+            ("numpy", "pillow"),
+            seeding="an episode's items: crc32 of its episode_id",
+        )
+
+    def is_built(self, path: Path) -> bool:
+        """Return whether this dataset exists at `path`; raise UserError if another one does."""
         if not path.exists():
             return False
-        about, now = path / "metadata.json", provenance(self, (), seeds="")["config"]
-        there = json.loads(about.read_text()).get("config", {}) if about.is_file() else {}
-        now = json.loads(json.dumps(now))
-        if other := sorted(
-            name for name in there.keys() | now.keys() if there.get(name) != now.get(name)
-        ):
-            raise ValueError(
-                f"{path} was built with other {', '.join(other)}; delete it to build it again"
+        config = self.metadata()["config"]
+        file = path / "metadata.json"
+        built = json.loads(file.read_text()).get("config", {}) if file.is_file() else {}
+        different = [
+            name for name in sorted({*built, *config}) if built.get(name) != config.get(name)
+        ]
+        if different:
+            raise UserError(
+                f"{path} was built with other {', '.join(different)}; delete it to build it again"
             )
         return True
 
+    def note(self) -> str:
+        """Return a sentence for the dataset's description."""
+        sources = ["phases by the robot's state"]
+        if self.calibration:
+            sources.append("projection by calibration")
+        if self.detector:
+            sources.append(f"boxes by {self.detector}")
+        if self.endpoint:
+            sources.append(f"words by {self.endpoint}")
+        return f"With annotation and ETC items by data_builders.add_etc ({'; '.join(sources)})."
 
-class Output:
-    """A dataset that is being written: `write_split` for each split, then `finish`.
+
+@dataclasses.dataclass
+class ItemCounts:
+    """Numbers of written items by question type, and of dropped items by reason."""
+
+    items: Counter[str] = dataclasses.field(default_factory=Counter)
+    dropped: Counter[str] = dataclasses.field(default_factory=Counter)
+
+    def add_episode(self, labelled: LabelledEpisode) -> None:
+        """Count the items of one episode."""
+        for step_items in labelled.items:
+            self.items.update(item.question_type for item in step_items)
+        self.dropped.update(labelled.dropped)
+
+
+class DatasetWriter:
+    """Writes a dataset: `write_split` for each split, then `finish`.
 
     Args:
-      path: the final folder. recipe: another one than before starts afresh.
+      path: the final folder.
+      settings: if they differ from those of an unfinished build, that build starts again.
     """
 
-    def __init__(self, path: Path, recipe: CopySettings):
-        self.path, self._work, self._recipe = (
-            path,
-            path.with_name(f"incomplete.{path.name}"),
-            recipe,
+    def __init__(self, path: Path, settings: CopySettings):
+        self.path = path
+        self.counts = ItemCounts()
+        self._settings = settings
+        self._work = path.with_name(f"incomplete.{path.name}")
+        # Settings of the build, the file in progress, and statistics of finished files.
+        self._state = self._work / ".add_etc"
+        self._statistics: dict[str, list[dict]] = {}
+        settings_file = self._state / "settings.json"
+        is_same_build = settings_file.is_file() and (
+            json.loads(settings_file.read_text()) == settings.to_dict()
         )
-        self._state = (
-            self._work / ".add_etc"
-        )  # of this work: its recipe, a file under way, counts of those finished
-        about, marker = (
-            json.dumps(dataclasses.asdict(recipe), sort_keys=True),
-            self._state / "recipe.json",
-        )
-        if self._work.exists() and not (marker.is_file() and marker.read_text() == about):
+        if self._work.exists() and not is_same_build:
             shutil.rmtree(self._work)
         self._state.mkdir(parents=True, exist_ok=True)
-        marker.write_text(about)
-        self._statistics: dict[str, list[dict]] = {}
+        write_json(settings_file, settings.to_dict())
 
     def write_split(
         self,
         dataset: RLDSDataset,
-        annotate: Callable[[int], Labelled],
-        *,
-        num_objects: int,
-        added: Sequence[str],
+        annotate: Callable[[int], LabelledEpisode],
+        encoder: RecordEncoder,
         threads: int = 1,
-    ) -> Counter:
-        """Writes the split's files, or finds them written; returns items, by question_type, and what was left out, by reason."""
-        done = self._statistics[dataset.split] = []
-        episodes = _by_file(dataset)
-        for path, members in progress(
-            episodes.items(), total=len(episodes), what=f"add_etc {dataset.split}"
-        ):
-            name = path.name.replace(".array_record-", ".tfrecord-")
-            noted, partial = self._state / f"{name}.json", self._state / name
+    ) -> None:
+        """Write the files of a split that are not finished yet, and count the items of all."""
+        self._statistics[dataset.split] = []
+        episodes_of_file = _group_by_file(dataset)
+        files = show_progress(
+            episodes_of_file.items(),
+            total=len(episodes_of_file),
+            label=f"add_etc {dataset.split}",
+        )
+        for source, episodes in files:
+            name = source.name.replace(".array_record-", ".tfrecord-")
+            statistics_file = self._state / f"{name}.json"
             if not (self._work / name).is_file():
-                statistics = _write_file(
-                    partial, dataset, members, annotate, num_objects, added, threads
-                )
-                noted.write_text(json.dumps(statistics))
+                partial = self._state / name
+                with _annotate_all(annotate, episodes, threads) as labelled:
+                    statistics = _write_file(partial, dataset, episodes, labelled, encoder)
+                write_json(statistics_file, statistics)
                 partial.rename(self._work / name)
-            done.append(json.loads(noted.read_text()))
-        return sum((Counter(part["counts"]) for part in done), Counter())
+            statistics = json.loads(statistics_file.read_text())
+            self._statistics[dataset.split].append(statistics)
+            self.counts.items.update(statistics["items"])
+            self.counts.dropped.update(statistics["dropped"])
 
     def finish(self, source: Path, features: dict) -> None:
-        """Writes what describes the dataset, and gives it its final name."""
+        """Write the dataset's description, and give the folder its final name."""
         info = json.loads((source / "dataset_info.json").read_text())
         info["fileFormat"] = "tfrecord"
-        info["description"] = f"{info.get('description', '')}\n\n{self._note()}".strip()
+        description = info.get("description", "")
+        info["description"] = f"{description}\n\n{self._settings.note()}".strip()
         for split in info["splits"]:
-            split["numBytes"] = str(sum(part["bytes"] for part in self._statistics[split["name"]]))
-            split["shardLengths"] = [
-                str(part["episodes"]) for part in self._statistics[split["name"]]
-            ]
-        made = provenance(
-            self._recipe, ("numpy", "pillow"), seeds="an episode's items: crc32 of its episode_id"
-        )
-        for name, text in {
+            statistics = self._statistics[split["name"]]
+            split["numBytes"] = str(sum(file["bytes"] for file in statistics))
+            split["shardLengths"] = [str(file["episodes"]) for file in statistics]
+        metadata = self._settings.metadata()
+        metadata["dropped_items"] = dict(self.counts.dropped.most_common())
+        for name, document in {
             "dataset_info.json": info,
             "features.json": features,
-            "metadata.json": made | {"dropped": self._dropped()},
+            "metadata.json": metadata,
         }.items():
-            (self._work / name).write_text(json.dumps(text, indent=2, sort_keys=True))
+            text = json.dumps(document, indent=2, sort_keys=True)
+            (self._work / name).write_text(text)
         self._work.rename(self.path)
         shutil.rmtree(self.path / self._state.name)
-
-    def _note(self) -> str:
-        recipe = self._recipe
-        parts = [
-            "phases by the robot's state",
-            "projection by calibration" if recipe.calibration else "",
-            recipe.detector and f"boxes by {recipe.detector}",
-            recipe.endpoint and f"words by {recipe.endpoint}",
-        ]
-        return f"With annotation and ETC items by data_builders.add_etc ({'; '.join(filter(None, parts))})."
-
-    def _dropped(self) -> dict[str, int]:
-        counts = sum(
-            (Counter(part["counts"]) for parts in self._statistics.values() for part in parts),
-            Counter(),
-        )
-        return {
-            name.removeprefix(DROPPED): count
-            for name, count in counts.most_common()
-            if name.startswith(DROPPED)
-        }
 
 
 def _write_file(
     out: Path,
     dataset: RLDSDataset,
     episodes: Sequence[int],
-    annotate: Callable[[int], Labelled],
-    num_objects: int,
-    added: Sequence[str],
-    threads: int,
+    labelled_episodes: Iterable[LabelledEpisode],
+    encoder: RecordEncoder,
 ) -> dict:
-    """Writes one file, and returns its statistics."""
-    counts, size = Counter(), 0
-    with tf.io.TFRecordWriter(str(out)) as writer, _results(annotate, episodes, threads) as results:
-        for payload, labelled in zip(_payloads(dataset, episodes), results, strict=True):
-            record = append(payload, encode(labelled, num_objects, added))
+    """Write one file and return its statistics."""
+    counts = ItemCounts()
+    num_bytes = 0
+    source_records = _read_records(dataset, episodes)
+    with tf.io.TFRecordWriter(str(out)) as writer:
+        for source_record, labelled in zip(source_records, labelled_episodes, strict=True):
+            record = append_features(source_record, encoder.encode(labelled))
             writer.write(record)
-            size += len(record)
-            counts.update(
-                f"items {item.question_type}" for items in labelled.items for item in items
-            )
-            counts.update({DROPPED + reason: count for reason, count in labelled.dropped.items()})
-    return {"episodes": len(episodes), "bytes": size, "counts": counts}
+            num_bytes += len(record)
+            counts.add_episode(labelled)
+    return {
+        "episodes": len(episodes),
+        "bytes": num_bytes,
+        "items": counts.items,
+        "dropped": counts.dropped,
+    }
 
 
-def _payloads(dataset: RLDSDataset, episodes: Sequence[int]) -> Iterator[bytes]:
-    """The records of episodes of one file, in order. Raises RecordError where one does not match its checksum."""
+def _read_records(dataset: RLDSDataset, episodes: Sequence[int]) -> Iterator[bytes]:
+    """Yield the records of episodes of one file in order.
+
+    Raises RecordError if a record does not match its checksum.
+    """
     numbers = {dataset.where(episode)[1] for episode in episodes}
-    records = open_shard(dataset.where(episodes[0])[0]).records(verify_crc=True)
-    return (bytes(payload) for number, _, payload in records if number in numbers)
+    path = dataset.where(episodes[0])[0]
+    for number, _, record in open_shard(path).records(verify_crc=True):
+        if number in numbers:
+            yield bytes(record)
 
 
 @contextlib.contextmanager
-def _results(
-    annotate: Callable[[int], Labelled], episodes: Sequence[int], threads: int
-) -> Iterator[Iterable]:
-    """Annotated episodes in order. Threads wait for endpoints; after an error no further episode is begun."""
+def _annotate_all(
+    annotate: Callable[[int], LabelledEpisode], episodes: Sequence[int], threads: int
+) -> Iterator[Iterable[LabelledEpisode]]:
+    """Yield an iterator of the annotated episodes in order.
+
+    With several threads, episodes wait for the endpoint at the same time. After an error no further
+    episode starts.
+    """
     if threads == 1:
         yield map(annotate, episodes)
         return
@@ -312,32 +228,8 @@ def _results(
             pool.shutdown(cancel_futures=True)
 
 
-def _by_file(dataset: RLDSDataset) -> dict[Path, list[int]]:
-    files: dict[Path, list[int]] = {}
+def _group_by_file(dataset: RLDSDataset) -> dict[Path, list[int]]:
+    episodes_of_file: dict[Path, list[int]] = {}
     for episode in range(dataset.num_episodes):
-        files.setdefault(dataset.where(episode)[0], []).append(episode)
-    return files
-
-
-def _floats(values) -> tf.train.Feature:
-    return tf.train.Feature(
-        float_list=tf.train.FloatList(value=np.ravel(values).astype(np.float32))
-    )
-
-
-def _ints(values) -> tf.train.Feature:
-    return tf.train.Feature(int64_list=tf.train.Int64List(value=np.ravel(values).astype(np.int64)))
-
-
-def _texts(values: Iterable[str]) -> tf.train.Feature:
-    return tf.train.Feature(
-        bytes_list=tf.train.BytesList(value=[value.encode() for value in values])
-    )
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*out, value])
+        episodes_of_file.setdefault(dataset.where(episode)[0], []).append(episode)
+    return episodes_of_file

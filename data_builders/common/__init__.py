@@ -1,1 +1,1 @@
-"""What the dataset builders share."""
+"""Code shared by the dataset builders and tools."""

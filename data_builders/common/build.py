@@ -1,136 +1,87 @@
-"""What every builder here does around its examples: say how far it is, fail in words, leave nothing half."""
+"""Base class of all builders, and `prepare`, which builds a dataset."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
-import fcntl
-import importlib.metadata
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import logging
 from tensorflow_datasets.core import example_serializer
 
-T = TypeVar("T")
+from data_builders.common.folders import lock_build
+from data_builders.common.metadata import build_metadata
+from etcvla.errors import UserError
 
 
-class SameBytes(tfds.core.ExampleSerializer):
-    """Features by name: the order that protobuf gives a record is another one in each process."""
+class DeterministicSerializer(tfds.core.ExampleSerializer):
+    """Serializer that writes the features of a record sorted by name.
+
+    Without it protobuf's order differs from process to process.
+    """
 
     def serialize_example(self, example: Any) -> bytes:
+        """Return the bytes of a tf.train.Example."""
         return self.get_tf_example(example).SerializeToString(deterministic=True)
 
 
 class EpisodeBuilder(tfds.core.GeneratorBasedBuilder):
-    """A builder whose files hold the same bytes whenever and wherever they are made.
+    """Builder whose files have the same bytes whenever and wherever they are built.
 
-    It makes its episodes here or, if TFDS is given options for it, by Apache Beam on many machines.
+    It makes its episodes in this process or, if TFDS gets Beam options, on Apache Beam's machines.
 
     Attributes:
-      by_beam: set before `_split_generators` is asked, which then returns `beam_examples` for every split.
+      use_beam: set before TFDS calls `_split_generators`, which then must return `beam_examples`
+        for every split.
     """
 
-    by_beam = False
+    use_beam = False
 
-    def _download_and_prepare(self, dl_manager, download_config):
-        self.by_beam = bool(download_config.beam_options or download_config.beam_runner)
-        # TFDS has no setting for it. Beam's machines are sent the instance, and with it the class's name.
-        usual, example_serializer.ExampleSerializer = (
-            example_serializer.ExampleSerializer,
-            SameBytes,
-        )
+    def provenance(self, packages: Sequence[str], seeding: str) -> tfds.core.MetadataDict:
+        """Return the content of metadata.json; see `build_metadata`."""
+        config = dataclasses.asdict(self.builder_config)
+        return tfds.core.MetadataDict(build_metadata(config, packages, seeding))
+
+    def _download_and_prepare(
+        self,
+        dl_manager: tfds.download.DownloadManager,
+        download_config: tfds.download.DownloadConfig,
+    ) -> None:
+        self.use_beam = bool(download_config.beam_options or download_config.beam_runner)
+        # TFDS has no option for the serializer. Beam pickles the serializer's instance together
+        # with its class, so that other machines use it too.
+        original = example_serializer.ExampleSerializer
+        example_serializer.ExampleSerializer = DeterministicSerializer
         try:
             super()._download_and_prepare(dl_manager, download_config)
         finally:
-            example_serializer.ExampleSerializer = usual
+            example_serializer.ExampleSerializer = original
 
 
 def beam_examples(jobs: Sequence[Any], *steps: Callable[[Any], Any]):
-    """A Beam transform that makes an example of each job, by the functions that a plain build calls one by one.
+    """Return a Beam transform that applies `steps` to each job, one after another.
 
-    Where a step returns None there is no example.
+    The steps are the functions that a build without Beam calls. A result of None is no example.
     """
-    import apache_beam as beam  # an extra, which a plain build does without
+    import apache_beam as beam  # an optional dependency
 
     examples = beam.Create(list(jobs)) | beam.Reshuffle()
     for number, step in enumerate(steps):
         examples |= f"step {number}" >> beam.Map(step)
-        examples |= f"made by {number}" >> beam.Filter(_is_made)
+        examples |= f"results of step {number}" >> beam.Filter(_is_not_none)
     return examples
 
 
-def _is_made(example: Any) -> bool:
+def _is_not_none(example: Any) -> bool:
     return example is not None
-
-
-def provenance(
-    config: tfds.core.BuilderConfig, packages: Sequence[str], seeds: str
-) -> tfds.core.MetadataDict:
-    """What TFDS keeps beside the data as metadata.json."""
-    return tfds.core.MetadataDict(made_by(dataclasses.asdict(config), packages, seeds))
-
-
-def made_by(config: Mapping[str, Any], packages: Sequence[str], seeds: str) -> dict[str, Any]:
-    """How a dataset was made: day, this code's commit, versions of packages, config, seeding in words."""
-    return {
-        "date": datetime.date.today().isoformat(),
-        "commit": _commit(),
-        "seeds": seeds,
-        "config": {
-            key: _anywhere(value)
-            for key, value in config.items()
-            if value not in (None, "", [], ())
-        },
-        "versions": {name: _version(name) for name in sorted({*packages, "tensorflow-datasets"})},
-    }
-
-
-def _anywhere(value: Any) -> Any:
-    """A path without its folders: they are this machine's, and nobody else's business."""
-    return Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # on the path, but not installed
-        return "unknown"
-
-
-def _commit() -> str:
-    """The commit that is checked out, "-dirty" if files differ from it; outside a clone the package's version."""
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(
-            describe, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return f"etcvla {_version('etcvla')}"
-
-
-def progress(items: Iterable[T], *, total: int, what: str, every: float = 2.0) -> Iterator[T]:
-    """Passes `items` on and prints count, rate and remaining time to stderr, at most once in `every` seconds."""
-    start = shown = time.monotonic()
-    for count, item in enumerate(items, 1):
-        yield item
-        now = time.monotonic()
-        if now - shown >= every or count == total:
-            shown, rate = now, count / max(now - start, 1e-9)
-            print(
-                f"{what}: {count}/{total}, {rate:.1f}/s, {(total - count) / rate:.0f} s left",
-                file=sys.stderr,
-            )
 
 
 def prepare(
@@ -139,103 +90,90 @@ def prepare(
     out: str,
     beam: Sequence[str] = (),
 ) -> Path:
-    """Builds a dataset under the directory `out` unless it is there, and returns its path.
+    """Build a dataset below the folder `out`, unless it exists, and return its version folder.
 
-    TFDS writes to a directory of another name and renames it at the end, so that what is found under the final name
-    is whole. What a killed build left under such a name is removed first.
+    TFDS writes to a temporary folder and renames it at the end, so that a dataset under its final
+    name is complete. Temporary folders of killed builds are removed first.
 
     Args:
-      beam: options of Apache Beam without dashes ("runner=DirectRunner"); if given, it makes the episodes.
+      beam: Apache Beam's options without dashes ("runner=DirectRunner"); with options, Beam makes
+        the episodes.
 
-    Raises:
-      OSError: names the directory if the disk is full or not writable, or another process builds the same dataset.
+    Raises UserError if the disk is full or not writable, and if another process builds the dataset.
     """
     tfds.disable_progress_bar()
     logging.set_verbosity(logging.ERROR)
-    known = builder_class.builder_configs.get(config.name) == config  # which TFDS wants by name
-    builder = builder_class(config=config.name if known else config, data_dir=out)
-    path, name = Path(builder.data_dir), builder.info.full_name
+    builder = _make_builder(builder_class, config, out)
+    name = builder.info.full_name
+    path = Path(builder.data_dir)
     if (path / "dataset_info.json").exists():
         print(f"{name}: already built in {path}; delete it to build it again", file=sys.stderr)
         return path
     start = time.monotonic()
     try:
-        # The directory of downloads stays empty: TFDS would make one beside the dataset.
-        with (
-            alone(path),
-            tempfile.TemporaryDirectory() as downloads,
-            contextlib.redirect_stdout(sys.stderr),
-        ):
-            builder.download_and_prepare(
-                download_dir=downloads,
-                download_config=tfds.download.DownloadConfig(
-                    try_download_gcs=False, beam_options=_beam_options(beam)
-                ),
-            )
+        _download_and_prepare(builder, path, beam)
+    except UserError:
+        raise
     except Exception as error:
-        if not (cause := _system_error(error)):
+        cause = _find_system_error(error)
+        if cause is None:
             raise
-        raise OSError(
-            f"{name}: building {path} failed, and what was made of it is removed: {cause} (free there "
-            f"now: {_free(path)})"
+        raise UserError(
+            f"building {name} in {path} failed, partial files are removed: {cause} "
+            f"(free disk space: {_free_megabytes(path):.0f} MB)"
         ) from error
-    size = sum(file.stat().st_size for file in path.rglob("*")) / 1e6
-    splits = ", ".join(
-        f"{split} {info.num_examples}" for split, info in builder.info.splits.items()
-    )
-    print(
-        f"{name}: {splits} episodes, {size:.1f} MB, {time.monotonic() - start:.0f} s, in {path}",
-        file=sys.stderr,
-    )
+    _print_summary(builder, path, time.monotonic() - start)
     return path
 
 
-@contextlib.contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Keeps other builds of the dataset `path` out, and removes what killed ones left beside it.
-
-    The lock is the kernel's, so that it does not outlive its process. Raises BlockingIOError if another holds it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.parent / f".{path.name}.lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BlockingIOError(f"another process is building {path}") from None
-        for left in path.parent.glob(f"incomplete.*_{path.name}"):
-            print(f"removing {left}, which a killed build left", file=sys.stderr)
-            shutil.rmtree(left)
-        yield
+def _make_builder(
+    builder_class: type[tfds.core.DatasetBuilder], config: tfds.core.BuilderConfig, out: str
+) -> tfds.core.DatasetBuilder:
+    """Return the builder. TFDS accepts the configs that a builder registers by name only."""
+    is_registered = builder_class.builder_configs.get(config.name) == config
+    return builder_class(config=config.name if is_registered else config, data_dir=out)
 
 
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A directory to write to that becomes `path` at the end, or vanishes if something goes wrong."""
-    with alone(path):
-        made = path.parent / f"incomplete.{os.getpid()}_{path.name}"
-        made.mkdir()
-        try:
-            yield made
-            made.rename(path)
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
+def _download_and_prepare(
+    builder: tfds.core.DatasetBuilder, path: Path, beam: Sequence[str]
+) -> None:
+    beam_options = None
+    if beam:
+        from apache_beam.options.pipeline_options import PipelineOptions
+
+        beam_options = PipelineOptions(flags=[f"--{option}" for option in beam])
+    # Without a download folder of its own TFDS creates one beside the dataset. TFDS also prints to
+    # stdout, which must hold nothing but the dataset's path.
+    with (
+        lock_build(path),
+        tempfile.TemporaryDirectory() as downloads,
+        contextlib.redirect_stdout(sys.stderr),
+    ):
+        builder.download_and_prepare(
+            download_dir=downloads,
+            download_config=tfds.download.DownloadConfig(
+                try_download_gcs=False, beam_options=beam_options
+            ),
+        )
 
 
-def _beam_options(options: Sequence[str]):
-    if not options:
-        return None
-    from apache_beam.options.pipeline_options import PipelineOptions
+def _print_summary(builder: tfds.core.DatasetBuilder, path: Path, seconds: float) -> None:
+    megabytes = sum(file.stat().st_size for file in path.rglob("*")) / 1e6
+    counts = [f"{split} {info.num_examples}" for split, info in builder.info.splits.items()]
+    print(
+        f"{builder.info.full_name}: {', '.join(counts)} episodes, {megabytes:.1f} MB, "
+        f"{seconds:.0f} s, in {path}",
+        file=sys.stderr,
+    )
 
-    return PipelineOptions(flags=[f"--{option}" for option in options])
 
-
-def _system_error(error: BaseException | None) -> BaseException | None:
-    """The operating system's complaint at the bottom of an exception: TFDS wraps it in others."""
+def _find_system_error(error: BaseException | None) -> BaseException | None:
+    """Return the operating system's error behind `error`; TFDS wraps it in other exceptions."""
     while error and not isinstance(error, (OSError, tf.errors.OpError)):
         error = error.__cause__ or error.__context__
     return error
 
 
-def _free(path: Path) -> str:
-    existing = next(parent for parent in [path, *path.parents] if parent.exists())
-    return f"{shutil.disk_usage(existing).free / 1e6:.0f} MB"
+def _free_megabytes(path: Path) -> float:
+    existing = next(folder for folder in [path, *path.parents] if folder.exists())
+    return shutil.disk_usage(existing).free / 1e6

@@ -1,40 +1,35 @@
-"""What the commands of all MM importers share."""
+"""Flags and the main function that the importers of image-text datasets share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 from absl import flags
 
 from data_builders.common import command
-from data_builders.common.build import prepare
-from data_builders.common.mm_items import LOCATIONS, MMBuilder, MMConfig
-
-_HELP = {
-    "name": "Name of the dataset; by default that of what it is made from.",
-    "val": "Share of the images held out.",
-    "max_side": "Longer side, pixels; 0 keeps images as they are.",
-    "kind": "Kind of the items that name none; by default what the file's name says, or vqa.",
-    "source": "Who stands behind the answers: human, or model:<name>.",
-    "license": "SPDX's name of what images and answers are under.",
-    "locations": "Boxes and points: "
-    + "; ".join(f"{name}: {what}" for name, what in LOCATIONS.items())
-    + ".",
-}
-_DEFINE = {float: flags.DEFINE_float, int: flags.DEFINE_integer, str: flags.DEFINE_string}
+from data_builders.common.mm_locations import LOCATION_FORMATS
 
 
-def common_flags() -> Callable[[], dict]:
-    """Defines them, and returns what gives their values by field of `MMConfig`."""
-    command.output_flags()
-    default = MMConfig(name="")
-    found = {
-        name: _DEFINE[type(getattr(default, name))](name, getattr(default, name), text)
-        for name, text in _HELP.items()
-    }
-    return lambda: {name: flag.value for name, flag in found.items()}
+def define_importer_flags() -> None:
+    """Define the output flags and the fields of `MMConfig`."""
+    command.define_output_flags()
+    flags.DEFINE_string("name", "", "Name of the dataset; default: the name of its source.")
+    flags.DEFINE_float("held_out", 0.02, "Share of the images in the split 'val', 0 to 1.")
+    flags.DEFINE_integer(
+        "max_side", 640, "Length in pixels to which the longer side is reduced; 0: no limit."
+    )
+    flags.DEFINE_string(
+        "kind", "", "Kind of items without one; default: from the file's name, or vqa."
+    )
+    flags.DEFINE_string("source", "unknown", "Origin of the answers: human, or model:<name>.")
+    flags.DEFINE_string("license", "", "SPDX identifier of the license of images and answers.")
+    formats = "; ".join(f"{name}: {text}" for name, text in LOCATION_FORMATS.items())
+    flags.DEFINE_enum(
+        "locations", "text", list(LOCATION_FORMATS), f"Format of boxes and points. {formats}."
+    )
 
 
-def run(argv: list[str], builder: type[MMBuilder], config: Callable[[], MMConfig]) -> None:
-    """`command.run` of an importer."""
-    command.run(argv, lambda: prepare(builder, config(), command.FLAGS.out))
+def importer_settings() -> dict[str, Any]:
+    """Return the fields of `MMConfig` with the flags' values."""
+    fields = ("name", "held_out", "max_side", "kind", "source", "license", "locations")
+    return {field: command.FLAGS[field].value for field in fields}

@@ -1,4 +1,7 @@
-"""Worker processes for episodes. Imports no TensorFlow: a worker is small and starts in a second."""
+"""Worker processes that make episodes.
+
+Imports no TensorFlow, so that a worker is small and starts within a second.
+"""
 
 from __future__ import annotations
 
@@ -10,38 +13,46 @@ import types
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
-EpisodeJob, EpisodeResult = TypeVar("EpisodeJob"), TypeVar("EpisodeResult")
+from data_builders.common.jobs import EpisodeResult
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
-def run(
-    function: Callable[[EpisodeJob], EpisodeResult], jobs: Sequence[EpisodeJob], workers: int
-) -> Iterator[EpisodeResult]:
-    """The jobs' results in order, from `workers` processes that stay a few jobs ahead of the consumer.
+def run_jobs(
+    function: Callable[[Job], Result], jobs: Sequence[Job], workers: int
+) -> Iterator[Result]:
+    """Yield the results of `jobs` in order, computed by `workers` processes.
 
-    `function` is one of a module's, that a new process can import.
+    The processes work at most four jobs per process ahead of the consumer.
+
+    Args:
+      function: a function of a module, which the worker processes import.
     """
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    pending_jobs = iter(jobs)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
 
-        def submit(count: int) -> list[Future]:
-            with _no_main_module():  # a pool starts its processes as jobs come in
-                return [pool.submit(function, job) for job in itertools.islice(todo, count)]
+        def _submit(count: int) -> list[Future]:
+            # The pool starts its processes when jobs are submitted.
+            with _hide_main_module():
+                return [pool.submit(function, job) for job in itertools.islice(pending_jobs, count)]
 
-        todo = iter(jobs)
-        running = deque(submit(4 * workers))
+        running = deque(_submit(4 * workers))
         try:
             while running:
                 result = running.popleft().result()
-                running.extend(submit(1))
+                running.extend(_submit(1))
                 yield result
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager
-def _no_main_module() -> Iterator[None]:
-    """A spawned process first imports the parent's main script, which here would drag TensorFlow or JAX in."""
+def _hide_main_module() -> Iterator[None]:
+    """Keep a spawned process from importing the parent's main script, which imports TensorFlow."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:
@@ -50,17 +61,23 @@ def _no_main_module() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-class BySplit:
-    """One stream of results read by split. A worker keeps a task's simulator, so splits are not rolled out apart."""
+class ResultsBySplit:
+    """Reads one iterator of results split by split.
 
-    def __init__(self, results: Iterator[Any]):
-        self._results, self._waiting = results, defaultdict(deque)
+    All splits share one iterator because a worker keeps the simulator of one task at a time.
+    """
 
-    def take(self, split: str) -> Iterator[Any]:
+    def __init__(self, results: Iterator[EpisodeResult]):
+        self._results = results
+        self._waiting: dict[str, deque[EpisodeResult]] = defaultdict(deque)
+
+    def take(self, split: str) -> Iterator[EpisodeResult]:
+        """Yield the results of `split`; results of other splits wait for their turn."""
         while True:
             if self._waiting[split]:
                 yield self._waiting[split].popleft()
-            elif (result := next(self._results, None)) is not None:
-                self._waiting[result.job.split].append(result)
-            else:
+                continue
+            result = next(self._results, None)
+            if result is None:
                 return
+            self._waiting[result.job.split].append(result)

@@ -1,1 +1,1 @@
-"""LIBERO demonstrations with annotation and ETC: see `libero_etc_dataset_builder`."""
+"""LIBERO demonstrations with annotation and ETC items."""

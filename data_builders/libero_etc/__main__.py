@@ -1,41 +1,47 @@
-"""Builds LIBERO demonstrations: `python -m data_builders.libero_etc --tasks=libero_object --out=DIR [--gallery=FILE]`.
+"""Build LIBERO demonstrations in <out>/libero_etc/<name>/<version>.
 
-What `tfds build` does, with choices. With `--demos=DIR` LIBERO's own HDF5 demonstrations are shown again; without, the
-scripted expert acts. The dataset goes to <out>/libero_etc/<name>/<version>.
+    python -m data_builders.libero_etc --tasks=libero_object --out=DIR [--gallery=FILE.html]
+
+With --data=DIR the builder replays LIBERO's own HDF5 demonstrations; without it the scripted expert
+acts. `tfds build data_builders/libero_etc` builds the default datasets too.
 """
+
+from pathlib import Path
 
 from absl import app, flags
 
 from data_builders.common import command
-from data_builders.libero_etc.libero_etc_dataset_builder import EPISODES, Builder, LiberoConfig
 
 _TASKS = flags.DEFINE_list("tasks", ["libero_object"], "Suites, suite/name or suite/index.")
-_DEMOS = flags.DEFINE_string(
-    "demos", "", "LIBERO's HDF5 file or a directory of them; empty: the expert acts."
+_DATA = flags.DEFINE_string(
+    "data", "", "LIBERO's HDF5 file, or a folder of them; empty: the scripted expert acts."
 )
-_DOMAIN = flags.DEFINE_string(
-    "scene", "rlds", "Images as the public data sets turn them (rlds), or upright."
+_SCENE = flags.DEFINE_string(
+    "scene", "rlds", "rlds: images flipped as in the public RLDS datasets; or upright."
 )
 _EPISODES = flags.DEFINE_integer(
-    "episodes", 0, f"Training episodes a task; 0: all of a file, else {EPISODES}."
+    "episodes", 0, "Training episodes per task; 0: all of a file, or 20 of the expert."
 )
-_SHARED = command.simulator_flags(image_size=224, noise=("0", "0.1"))
+command.define_simulator_flags(image_size=224, noise=("0", "0.1"))
+flags.adopt_module_key_flags(command)
 
 
 def main(argv: list[str]) -> None:
-    command.run(
-        argv,
-        lambda: command.simulate(
-            Builder,
-            LiberoConfig(
-                tasks=tuple(_TASKS.value),
-                scene=_DOMAIN.value,
-                demos=_DEMOS.value,
-                episodes=_EPISODES.value,
-                **_SHARED(),
-            ),
-        ),
+    """Run the command."""
+    command.run_builder(argv, _build)
+
+
+def _build() -> Path:
+    from data_builders.libero_etc.libero_etc_dataset_builder import Builder, LiberoConfig
+
+    config = LiberoConfig(
+        tasks=tuple(_TASKS.value),
+        scene=_SCENE.value,
+        data=_DATA.value,
+        episodes=_EPISODES.value,
+        **command.simulator_settings(),
     )
+    return command.build_simulated(Builder, config)
 
 
 if __name__ == "__main__":

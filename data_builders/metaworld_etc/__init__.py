@@ -1,1 +1,1 @@
-"""Meta-World demonstrations with annotation and ETC: see `metaworld_etc_dataset_builder`."""
+"""Meta-World demonstrations with annotation and ETC items."""

@@ -1,51 +1,60 @@
-"""Builds Meta-World demonstrations: `python -m data_builders.metaworld_etc --scene=source --out=DIR [--gallery=FILE]`.
+"""Build Meta-World demonstrations in <out>/metaworld_etc/<name>/<version>.
 
-What `tfds build` does, with choices. The dataset goes to <out>/metaworld_etc/<name>/<version>.
+    python -m data_builders.metaworld_etc --scene=source --out=DIR [--gallery=FILE.html]
+
+`tfds build data_builders/metaworld_etc` builds the default datasets too.
 """
+
+from pathlib import Path
 
 from absl import app, flags
 
 from data_builders.common import command
-from data_builders.metaworld_etc.metaworld_etc_dataset_builder import (
-    TASK_SETS,
-    Builder,
-    MetaWorldConfig,
-)
+from data_builders.metaworld_etc.task_sets import TASK_SETS
 from etcvla.sims.conditions import CONDITIONS, HELD_OUT, TRAIN
 
 
-def _side(side: str) -> str:
-    return ", ".join(name for name, condition in CONDITIONS.items() if condition.side == side)
+def _conditions_of(side: str) -> str:
+    names = [name for name, condition in CONDITIONS.items() if condition.side == side]
+    return ", ".join(names)
 
 
-_DOMAIN = flags.DEFINE_string("scene", "source", "The look of the scene: source or target.")
-_TASKS = flags.DEFINE_list("tasks", ["demo"], f"Task names, or one of {', '.join(TASK_SETS)}.")
+_SCENE = flags.DEFINE_string("scene", "source", "Scene variant: source or target.")
+_TASKS = flags.DEFINE_list(
+    "tasks", ["demo"], f"Names of tasks and of task sets ({', '.join(TASK_SETS)})."
+)
 _EPISODES = flags.DEFINE_integer(
-    "episodes", 0, "Training episodes a task; 0: 30 in the source, 10 in the target."
+    "episodes", 0, "Training episodes per task; 0: 30 for the source scene, 10 for the target."
 )
-_CONDITION = flags.DEFINE_list(
-    "condition",
+_CONDITIONS = flags.DEFINE_list(
+    "conditions",
     [],
-    "Looks to render the recorded states again in: an OOD ETC dataset, "
-    f"without actions. For training: {_side(TRAIN)}; held out: {_side(HELD_OUT)}.",
+    "Appearances in which the recorded states are rendered again. The dataset has no actions then. "
+    f"For training: {_conditions_of(TRAIN)}; held out: {_conditions_of(HELD_OUT)}.",
 )
-_SHARED = command.simulator_flags(image_size=96, noise=("0.1", "0.3"))
+command.define_simulator_flags(image_size=96, noise=("0.1", "0.3"))
+flags.adopt_module_key_flags(command)
 
 
 def main(argv: list[str]) -> None:
-    command.run(
-        argv,
-        lambda: command.simulate(
-            Builder,
-            MetaWorldConfig(
-                scene=_DOMAIN.value,
-                tasks=tuple(task for name in _TASKS.value for task in TASK_SETS.get(name, (name,))),
-                episodes=_EPISODES.value,
-                conditions=tuple(_CONDITION.value),
-                **_SHARED(),
-            ),
-        ),
+    """Run the command."""
+    command.run_builder(argv, _build)
+
+
+def _build() -> Path:
+    from data_builders.metaworld_etc.metaworld_etc_dataset_builder import Builder, MetaWorldConfig
+
+    tasks = []
+    for name in _TASKS.value:
+        tasks += TASK_SETS.get(name, (name,))
+    config = MetaWorldConfig(
+        scene=_SCENE.value,
+        tasks=tuple(tasks),
+        episodes=_EPISODES.value,
+        conditions=tuple(_CONDITIONS.value),
+        **command.simulator_settings(),
     )
+    return command.build_simulated(Builder, config)
 
 
 if __name__ == "__main__":

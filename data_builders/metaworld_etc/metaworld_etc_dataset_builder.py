@@ -1,145 +1,116 @@
-"""TFDS builder of Meta-World demonstrations: scripted experts, exact annotation, checked ETC items."""
+"""TFDS builder of Meta-World demonstrations: scripted experts, exact annotation, checked items."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import tensorflow_datasets as tfds
 
-from data_builders.common.build import provenance
-from data_builders.common.rlds_schema import robot_features
-from data_builders.common.simulated_builder import SimulatedBuilder
-from data_builders.metaworld_etc import episodes
-from etcvla.etc.items import LOCATIONS
+from data_builders.common.config import assign_split, changed_parts, count_held_out
+from data_builders.common.rlds_schema import RobotSchema, robot_features
+from data_builders.common.simulated_builder import SimulatedBuilder, SimulatedConfig
+from data_builders.metaworld_etc.episodes import MetaWorldJob, make_episode
+from data_builders.metaworld_etc.task_sets import TASK_SETS
+from etcvla.errors import UserError
 from etcvla.etc.scene import ABSENT
 from etcvla.names import lookup
 from etcvla.sims.conditions import CONDITIONS, HELD_OUT, SWAPPABLE, shared_side
 from etcvla.sims.metaworld import environment as metaworld
-from etcvla.sims.metaworld.tasks import DEMO_TASKS, MT10, NUM_OBJECTS, TASKS
+from etcvla.sims.metaworld.tasks import DEMO_TASKS, NUM_OBJECTS, TASKS
 
-TASK_SETS = {"demo": DEMO_TASKS, "mt10": MT10, "mt50": tuple(TASKS)}
-EPISODES = {"source": 30, "target": 10}
+EPISODES = {"source": 30, "target": 10}  # training episodes per task of a scene
 CITATION = """@inproceedings{yu2019meta,
   title={Meta-World: A Benchmark and Evaluation for Multi-Task and Meta Reinforcement Learning},
-  author={Yu, Tianhe and Quillen, Deirdre and He, Zhanpeng and Julian, Ryan and Hausman, Karol and Finn, Chelsea and
-          Levine, Sergey},
+  author={Yu, Tianhe and Quillen, Deirdre and He, Zhanpeng and Julian, Ryan and Hausman, Karol and
+          Finn, Chelsea and Levine, Sergey},
   booktitle={Conference on Robot Learning}, year={2019}}"""
 
 
 @dataclasses.dataclass
-class MetaWorldConfig(tfds.core.BuilderConfig):
-    """What is rolled out. The name says what differs from the scene's default, so that it is another directory.
+class MetaWorldConfig(SimulatedConfig):
+    """Tasks, scene and episodes of a dataset.
 
-    Raises ValueError for an unknown scene or task and for numbers out of range.
+    The name states what differs from the scene's default, so that different configs are built in
+    different folders. Raises UserError for unknown names and for numbers out of range.
     """
 
-    name: str = ""  # made of the others
     scene: str = "source"
     tasks: tuple[str, ...] = DEMO_TASKS
-    episodes: int = 0  # training episodes a task; 0: the scene's default
-    held_out: float = 0.12  # validation episodes for each training episode, rounded up
-    image_size: int = 96  # pixels
-    noise: tuple[float, float] = (
-        0.1,
-        0.3,
-    )  # range of an episode's action noise (standard deviation)
-    locations: str = "loc"  # how coordinates are written: "loc" tokens, or "integers"
-    # Looks that the recorded states are rendered again in; without actions then, for nobody acted there. All of them
-    # for training or all held out. Held-out looks are shown of validation episodes alone: there is no split "train"
-    # that a stage could learn them from.
+    image_size: int = 96
+    noise: tuple[float, float] = (0.1, 0.3)
+    # Appearances in which the recorded states are rendered again, without actions. All of them are
+    # for training, or all are held out. Held-out ones are rendered for validation episodes only:
+    # their dataset has no split "train", so that no stage can train on it.
     conditions: tuple[str, ...] = ()
 
     def __post_init__(self):
-        self.tasks, self.noise = (
-            tuple(self.tasks),
-            tuple(self.noise),
-        )  # lists where `tfds build --config` reads JSON
-        lookup(metaworld.SCENES, self.scene, "scene")
+        self.validate(metaworld.SCENES)
         for task in self.tasks:
             lookup(TASKS, task, "task")
-        lookup(dict.fromkeys(LOCATIONS), self.locations, "locations")
-        self.looks_held_out = bool(self.conditions) and shared_side(self.conditions) == HELD_OUT
         self.episodes = self.episodes or EPISODES[self.scene]
-        if (
-            self.episodes < 1
-            or self.held_out < 0
-            or self.image_size < 16
-            or not 0 <= self.noise[0] <= self.noise[1]
-        ):
-            raise ValueError(
-                f"metaworld_etc: episodes {self.episodes} must be at least 1, held_out {self.held_out} "
-                f"at least 0, image_size {self.image_size} at least 16, noise {self.noise} an ascending "
-                f"range from 0"
+        self.only_val = bool(self.conditions) and shared_side(self.conditions) == HELD_OUT
+        if self.only_val and not self.num_val:
+            raise UserError(
+                f"the held-out conditions {', '.join(self.conditions)} are rendered for validation "
+                "episodes only, and there are none: raise --held_out"
             )
-        if self.looks_held_out and not self.val:
-            raise ValueError(
-                f"metaworld_etc: the held-out looks {', '.join(self.conditions)} are shown of validation "
-                f"episodes alone, and there are none: raise held_out"
-            )
-        self.name = self._name()
-
-    def _name(self) -> str:
-        sets = {tasks: name for name, tasks in TASK_SETS.items()}
+        set_names = {tasks: name for name, tasks in TASK_SETS.items()}
         parts = {
-            "tasks": sets.get(self.tasks, "+".join(self.tasks)),
-            "episodes": f"{self.episodes}ep",
-            "held_out": f"{self.val}val",
-            "image_size": f"{self.image_size}px",
-            "noise": "noise{}to{}".format(*self.noise),
-            "locations": self.locations,
+            "tasks": set_names.get(self.tasks, "+".join(self.tasks)),
+            **self.name_parts(),
+            "held_out": f"{self.num_val}val",
             "conditions": "ood_" + "+".join(self.conditions),
         }
-        defaults = {field.name: field.default for field in dataclasses.fields(self)} | {
-            "episodes": EPISODES[self.scene]
-        }
-        return "_".join(
-            [
-                self.scene,
-                *(part for field, part in parts.items() if getattr(self, field) != defaults[field]),
-            ]
-        )
+        defaults = {"episodes": EPISODES[self.scene]}
+        self.name = "_".join([self.scene, *changed_parts(self, parts, defaults)])
 
     @property
-    def val(self) -> int:
-        """Validation episodes a task."""
-        return math.ceil(self.episodes * self.held_out)
+    def num_val(self) -> int:
+        """Number of validation episodes per task."""
+        return count_held_out(self.episodes, self.held_out)
 
-    def split(self, index: int) -> str:
-        """The split of a task's episode: exactly `val` of them, evenly spread."""
-        total = self.episodes + self.val
-        return "val" if (index + 1) * self.val // total > index * self.val // total else "train"
+    def jobs(self) -> list[MetaWorldJob]:
+        """Return the job of every episode, task by task."""
+        absent = self._absent_nouns()
+        jobs = []
+        for task in self.tasks:
+            for condition in self._conditions_for(task):
+                for index in range(self.episodes + self.num_val):
+                    split = assign_split(index, self.episodes + self.num_val, self.num_val)
+                    if self.only_val and split != "val":
+                        continue
+                    job = MetaWorldJob(
+                        task=task,
+                        scene=self.scene,
+                        split=split,
+                        index=index,
+                        image_size=self.image_size,
+                        noise=self.noise,
+                        locations=self.locations,
+                        absent=absent,
+                        condition=condition,
+                    )
+                    jobs.append(job)
+        return jobs
 
-    def jobs(self) -> list[episodes.MetaWorldJob]:
-        """Every episode that is made, task by task."""
-        nouns = tuple(
-            dict.fromkeys(spec.name for task in self.tasks for spec in TASKS[task].objects)
-        )
-        absent = nouns if len(self.tasks) > 2 else ABSENT
-        return [
-            episodes.MetaWorldJob(
-                task,
-                self.scene,
-                self.split(index),
-                index,
-                self.image_size,
-                self.noise,
-                self.locations,
-                absent=absent,
-                condition=condition,
-            )
-            for task in self.tasks
-            for condition in self._looks(task)
-            for index in range(self.episodes + self.val)
-            if not self.looks_held_out or self.split(index) == "val"
-        ]
+    def _absent_nouns(self) -> tuple[str, ...]:
+        """Return the nouns of all tasks' objects, for questions about objects that are absent."""
+        if len(self.tasks) <= 2:
+            return ABSENT
+        nouns = []
+        for task in self.tasks:
+            nouns += [spec.name for spec in TASKS[task].objects]
+        return tuple(dict.fromkeys(nouns))
 
-    def _looks(self, task: str) -> tuple[str, ...]:
-        """The conditions that the task has something for; ("",) without any."""
-        swappable = any(spec.name in SWAPPABLE for spec in TASKS[task].objects)
-        return tuple(
-            name for name in self.conditions if swappable or not CONDITIONS[name].swapped
-        ) or (() if self.conditions else ("",))
+    def _conditions_for(self, task: str) -> list[str]:
+        """Return the conditions that apply to a task, [""] if the dataset has none.
+
+        A condition that swaps an object does not apply to a task without a swappable object.
+        """
+        if not self.conditions:
+            return [""]
+        has_swappable = any(spec.name in SWAPPABLE for spec in TASKS[task].objects)
+        return [name for name in self.conditions if has_swappable or not CONDITIONS[name].swapped]
 
 
 class Builder(SimulatedBuilder):
@@ -147,44 +118,44 @@ class Builder(SimulatedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [MetaWorldConfig(scene=scene) for scene in metaworld.SCENES]
-    roll = staticmethod(episodes.roll)
+    make_episode = staticmethod(make_episode)
 
     def _info(self) -> tfds.core.DatasetInfo:
+        config = self.builder_config
+        schema = RobotSchema(
+            cameras=metaworld.CAMERAS,
+            image_size=config.image_size,
+            num_objects=self.num_objects,
+            state_size=metaworld.STATE_SIZE,
+            state_doc=metaworld.STATE_DOC,
+            action_size=0 if config.conditions else metaworld.ACTION_SIZE,
+            action_doc=metaworld.ACTION_DOC,
+        )
         return tfds.core.DatasetInfo(
             builder=self,
-            description=_description(self.builder_config),
+            description=_description(config),
             homepage="https://metaworld.farama.org",
             citation=CITATION,
             license="Apache-2.0",
-            metadata=provenance(
-                self.builder_config,
+            metadata=self.provenance(
                 ("metaworld", "mujoco", "numpy"),
-                seeds="layouts: demo_seed(episode, attempt); items: crc32 of episode_id",
+                seeding="layouts: demo_seed(episode, attempt); items: crc32 of episode_id",
             ),
-            features=robot_features(
-                cameras=metaworld.CAMERAS,
-                image_size=self.builder_config.image_size,
-                state_doc=metaworld.STATE_DOC,
-                state_size=metaworld.STATE_SIZE,
-                action_doc=metaworld.ACTION_DOC,
-                num_objects=self.num_objects,
-                action_size=0 if self.builder_config.conditions else metaworld.ACTION_SIZE,
-            ),
+            features=robot_features(schema),
         )
 
     @property
     def num_objects(self) -> int:
-        """Object slots: those of any task, and what the conditions add."""
-        return NUM_OBJECTS + max(
-            (len(CONDITIONS[name].added) for name in self.builder_config.conditions), default=0
-        )
+        """Object slots of the annotation: those of any task, plus what the conditions add."""
+        added = [len(CONDITIONS[name].added) for name in self.builder_config.conditions]
+        return NUM_OBJECTS + max(added, default=0)
 
 
 def _description(config: MetaWorldConfig) -> str:
     if not config.conditions:
         return f"{Builder.__doc__} With exact annotation, and ETC items checked against it."
     return (
-        f"Demonstrations of Meta-World's scripted experts as they would have looked otherwise "
-        f"({', '.join(config.conditions)}): their states rendered again. Annotation and ETC items speak of what is "
-        f"seen; nobody acted there, so there are no actions."
+        "States of demonstrations of Meta-World's scripted experts, rendered again in other "
+        f"appearances ({', '.join(config.conditions)}). Annotation and ETC items describe the new "
+        "images. There are no actions, because none were recorded in these appearances."
     )

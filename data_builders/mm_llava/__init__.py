@@ -1,1 +1,1 @@
-"""Conversations about images in llava's JSON: see `llava`."""
+"""Importer of conversations about images in LLaVA's JSON format."""

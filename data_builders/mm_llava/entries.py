@@ -1,6 +1,7 @@
-"""Llava's format: JSON entries {id, image, conversations: [{from: human, value: ..}, {from: gpt, value: ..}, ..]}.
+"""Reader of LLaVA's JSON format.
 
-They stand in a list or one a line; files of many gigabytes are read as they stream by.
+An entry is {id, image, conversations: [{from: human, value: ..}, {from: gpt, value: ..}, ..]}. A
+file is a list of entries or has one entry per line. Files of many gigabytes are read in pieces.
 """
 
 from __future__ import annotations
@@ -10,80 +11,123 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_builders.common.mm_items import BadEntry
+from data_builders.common.mm_entry import EntryError, MMEntry
+from etcvla.errors import UserError
 
-CHUNK = 1 << 20  # characters read at a time
-HUMAN, MODEL = ("human", "user"), ("gpt", "assistant", "model")
+READ_SIZE = 1 << 20  # characters read at a time
+HUMAN_ROLES = ("human", "user")
+MODEL_ROLES = ("gpt", "assistant", "model")
+_SEPARATORS = " \t\r\n,"
 
 
-def read_entries(path: str | Path) -> Iterator[Any]:
-    """The values of a JSON list, or of JSON lines, one after another.
+def read_entries(path: str | Path, images: Path, kind_field: str) -> Iterator[MMEntry | EntryError]:
+    """Yield the entries of a file; an EntryError in place of an unusable one.
 
-    Raises FileNotFoundError, or ValueError that names file, entry and what is wrong where the file is no JSON.
+    Args:
+      images: folder to which image paths are relative.
+      kind_field: field of an entry with the kind of its items.
+
+    Raises UserError as `read_json_values` does.
+    """
+    for number, entry in enumerate(read_json_values(path)):
+        try:
+            turns = parse_turns(entry)
+            image = find_image(entry, images)
+        except EntryError as error:
+            yield error
+            continue
+        name = str(entry.get("id", number))
+        kind = str(entry.get(kind_field) or "")
+        yield MMEntry(name, image.read_bytes(), turns, kind)
+
+
+def read_json_values(path: str | Path) -> Iterator[Any]:
+    """Yield the values of a JSON list, or of JSON lines.
+
+    Raises UserError if there is no such file, and for a value that is not JSON (with its number).
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no JSON file {path}")
-    decoder, number, text, whole = json.JSONDecoder(), 0, "", False
+        raise UserError(f"no JSON file {path}")
+    decoder = json.JSONDecoder()
+    number = 0
+    text = ""
+    at_end = False
     with open(path, encoding="utf-8") as file:
         while True:
-            # A list's brackets and commas are mere separators here, so that JSON lines are read alike.
-            text = text.lstrip(" \t\r\n,[" if not number else " \t\r\n,")
-            try:
-                if not text or text[0] == "]":
-                    raise json.JSONDecodeError("", text, 0)
-                value, end = decoder.raw_decode(text)
-                if end == len(text) and not whole:  # a number may go on
-                    raise json.JSONDecodeError("", text, 0)
-            except json.JSONDecodeError as error:
-                if not whole:
-                    more = file.read(
-                        max(CHUNK, len(text))
-                    )  # doubling, or an entry of many pieces is parsed as often
-                    text, whole = text + more, not more
-                    continue
-                if text.strip(" \t\r\n],"):
-                    raise ValueError(
-                        f"{path}, entry {number}: not JSON ({error}); the file must be a list or have one "
-                        f"entry a line"
-                    ) from error
+            # The brackets and commas of a list are skipped, so that JSON lines are read alike.
+            text = text.lstrip(_SEPARATORS + "[" if number == 0 else _SEPARATORS)
+            error: Exception | str = "text after the end of the list"
+            end = None
+            if text and text[0] != "]":
+                try:
+                    value, end = decoder.raw_decode(text)
+                except json.JSONDecodeError as decode_error:
+                    error = decode_error
+            # A number at the end of `text` may have more digits.
+            is_complete = end is not None and (at_end or end < len(text))
+            if is_complete:
+                yield value
+                text = text[end:]
+                number += 1
+            elif not at_end:
+                # Doubling the text bounds how often a large entry is parsed.
+                more = file.read(max(READ_SIZE, len(text)))
+                text += more
+                at_end = not more
+            elif text.strip(_SEPARATORS + "]"):
+                raise UserError(
+                    f"{path}, entry {number}: not JSON ({error}); the file must be a list or have "
+                    "one entry per line"
+                )
+            else:
                 return
-            yield value
-            text, number = text[end:], number + 1
 
 
-def read_turns(entry: Any) -> tuple[tuple[str, str], ...]:
-    """(question, answer) pairs, without the image's placeholder. Raises BadEntry."""
-    turns = entry.get("conversations", entry.get("messages")) if isinstance(entry, dict) else None
+def parse_turns(entry: Any) -> tuple[tuple[str, str], ...]:
+    """Return the (question, answer) pairs of an entry without the image's placeholder.
+
+    Raises EntryError if the turns do not alternate between human and model.
+    """
+    turns = None
+    if isinstance(entry, dict):
+        turns = entry.get("conversations", entry.get("messages"))
     if not isinstance(turns, list) or not turns:
-        raise BadEntry("no conversation")
-    said = [_said(turn) for turn in turns]
-    if said[0][0] == "system":
-        said = said[1:]
-    roles = [role for role, _ in said]
-    if len(roles) % 2 or not set(roles[::2]) <= set(HUMAN) or not set(roles[1::2]) <= set(MODEL):
-        raise BadEntry("not human and model in turns")
-    texts = [text.replace("<image>", " ").strip() for _, text in said]
-    return tuple(zip(texts[::2], texts[1::2], strict=True))
+        raise EntryError("no conversation")
+    messages = [_parse_message(turn) for turn in turns]
+    if messages[0][0] == "system":
+        messages = messages[1:]
+    pairs = []
+    for i in range(0, len(messages), 2):
+        pair = messages[i : i + 2]
+        roles = [role for role, _ in pair]
+        if len(pair) < 2 or roles[0] not in HUMAN_ROLES or roles[1] not in MODEL_ROLES:
+            raise EntryError("turns do not alternate between human and model")
+        question, answer = (text.replace("<image>", " ").strip() for _, text in pair)
+        pairs.append((question, answer))
+    return tuple(pairs)
 
 
-def _said(turn: Any) -> tuple[str, str]:
-    found = turn if isinstance(turn, dict) else {}
-    role, text = found.get("from", found.get("role")), found.get("value", found.get("content"))
+def _parse_message(turn: Any) -> tuple[str, str]:
+    """Return the role and the text of one message."""
+    fields = turn if isinstance(turn, dict) else {}
+    role = fields.get("from", fields.get("role"))
+    text = fields.get("value", fields.get("content"))
     if not isinstance(role, str) or not isinstance(text, str):
-        raise BadEntry("a turn without speaker or text")
+        raise EntryError("a turn without role or text")
     return role, text
 
 
 def find_image(entry: dict, folder: Path) -> Path:
-    """The entry's one image. Raises BadEntry."""
+    """Return the path of the entry's only image. Raises EntryError if there is not exactly one."""
     image = entry.get("image", entry.get("images"))
-    image = image[0] if isinstance(image, list) and len(image) == 1 else image
+    if isinstance(image, list) and len(image) == 1:
+        image = image[0]
     if not image:
-        raise BadEntry("no image")
+        raise EntryError("no image")
     if not isinstance(image, str):
-        raise BadEntry("several images")
+        raise EntryError("several images")
     path = folder / image
     if not path.is_file():
-        raise BadEntry("image file missing")
+        raise EntryError("image file missing")
     return path

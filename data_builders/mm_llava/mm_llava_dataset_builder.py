@@ -1,4 +1,4 @@
-"""TFDS builder of conversations about images in llava's JSON."""
+"""TFDS builder of conversations about images in LLaVA's JSON format."""
 
 from __future__ import annotations
 
@@ -6,42 +6,40 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_builders.common.mm_items import TEMPLATE, BadEntry, MMBuilder, MMConfig, MMEntry, kind_of
-from data_builders.mm_llava.entries import find_image, read_entries, read_turns
+from data_builders.common.mm_builder import TEMPLATE, MMBuilder, MMConfig
+from data_builders.common.mm_entry import EntryError, MMEntry
+from data_builders.common.mm_items import normalize_kind
+from data_builders.mm_llava.entries import read_entries
 from etcvla.etc.items import ETC_KINDS
 
 
 @dataclasses.dataclass
 class LlavaConfig(MMConfig):
-    """`json` is the file, `images` the folder that its paths start from, `kind_field` an entry's field with its kind.
+    """Source of the entries.
 
-    A file that bears the name of one of ETC's kinds ("spatial_understanding_train.json") is all of that kind, unless
-    `kind` or an entry says otherwise.
+    If the file's name contains one of ETC's kinds ("spatial_understanding_train.json"), its items
+    are of that kind, unless `kind` or an entry names another.
     """
 
-    json: str = ""
-    images: str = ""
-    kind_field: str = ""
+    data: str = ""  # JSON file
+    images: str = ""  # folder to which image paths are relative
+    kind_field: str = ""  # field of an entry with the kind of its items
 
     def __post_init__(self):
         super().__post_init__()
-        stem = Path(self.json).stem
+        stem = Path(self.data).stem
         self.name = self.name or stem
-        if not self.kind and kind_of(stem) in ETC_KINDS:
-            self.kind = kind_of(stem)
+        kind_in_name = normalize_kind(stem)
+        if not self.kind and kind_in_name in ETC_KINDS:
+            self.kind = kind_in_name
 
 
 class Builder(MMBuilder):
-    """Images and conversations, from JSON in llava's format."""
+    """Images and conversations, from JSON in LLaVA's format."""
 
     BUILDER_CONFIGS = [LlavaConfig(name=TEMPLATE)]
 
-    def entries(self) -> Iterator[MMEntry | BadEntry]:
+    def entries(self) -> Iterator[MMEntry | EntryError]:
+        """Yield all entries of the file; see `MMBuilder.entries`."""
         config = self.builder_config
-        for number, entry in enumerate(read_entries(config.json)):
-            try:
-                turns, image = read_turns(entry), find_image(entry, Path(config.images))
-                kind = str(entry.get(config.kind_field) or "")
-                yield MMEntry(str(entry.get("id", number)), image.read_bytes(), turns, kind)
-            except BadEntry as error:
-                yield error
+        return read_entries(config.data, Path(config.images), config.kind_field)

@@ -1,1 +1,1 @@
-"""Image-text datasets of TFDS: see `mm_tfds_dataset_builder`."""
+"""Importer of image-text datasets that TFDS has prepared."""

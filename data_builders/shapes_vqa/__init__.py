@@ -1,1 +1,1 @@
-"""Pictures of 2-D shapes with questions: see `shapes_vqa_dataset_builder`."""
+"""Images of 2-D shapes with questions."""

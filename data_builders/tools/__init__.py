@@ -1,1 +1,1 @@
-"""Tools for built datasets: gallery, report, publishing, tokenizer training."""
+"""Tools for built datasets: gallery, report, review, publishing, and training the tokenizer."""

@@ -1,9 +1,11 @@
-"""How often the expert succeeds from LIBERO's fixed initial states: `python -m data_builders.tools.measure_libero_expert`.
+"""Measure how often the scripted expert succeeds from LIBERO's fixed initial states.
 
-    python -m data_builders.tools.measure_libero_expert --tasks=libero_object,libero_spatial --states=0-9 --out=expert.csv
+    python -m data_builders.tools.measure_libero_expert --tasks=libero_object,libero_spatial \\
+        --states=0-9 --out=expert.csv
 
-Every state is tried once. Results go to the CSV as they come; what stands there already is not run again, so that the
-same command goes on where it was stopped, and prints the table of a finished file.
+Every state is tried once. Results are appended to the CSV file one by one, and trials that the file
+has do not run again. So the same command resumes after an interruption, and prints the table of a
+finished file.
 """
 
 from __future__ import annotations
@@ -18,88 +20,112 @@ from pathlib import Path
 
 from absl import app, flags
 
-from data_builders.common import worker_pool
-from data_builders.libero_etc.episodes import ExpertTrial, try_expert
+from data_builders.common import command, worker_pool
+from data_builders.libero_etc.episodes import ExpertTrial, run_expert_trial
+from etcvla.errors import UserError
 from etcvla.sims.libero import files as libero_files
 from etcvla.stats import rate
 
+COLUMNS = [field.name for field in dataclasses.fields(ExpertTrial)]
+
 
 def read_trials(path: Path) -> list[ExpertTrial]:
-    """The rows of a CSV; none if there is no file. Raises ValueError if it is another table."""
+    """Return the rows of a CSV file, [] without a file. Raises UserError if it is another table."""
     if not path.exists():
         return []
+    trials = []
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
-        fields = [field.name for field in dataclasses.fields(ExpertTrial)]
-        if reader.fieldnames != fields:
-            raise ValueError(
-                f"{path}: columns {reader.fieldnames}, expected {fields}; name another file"
+        if reader.fieldnames != COLUMNS:
+            raise UserError(
+                f"--out={path}: columns {reader.fieldnames}, expected {COLUMNS}; name another file"
             )
-        return [
-            ExpertTrial(row["task"], *(int(row[name]) for name in fields[1:])) for row in reader
-        ]
+        for row in reader:
+            task = row.pop("task")
+            numbers = {column: int(text) for column, text in row.items()}
+            trials.append(ExpertTrial(task, **numbers))
+    return trials
 
 
 def measure(trials: Sequence[ExpertTrial], path: Path, workers: int) -> Iterator[ExpertTrial]:
-    """Runs what the CSV does not hold, and appends it there."""
-    known = {(trial.task, trial.state) for trial in read_trials(path)}
-    missing = [trial for trial in trials if (trial.task, trial.state) not in known]
+    """Run the trials that the CSV file does not have; append each to the file and yield it."""
+    finished = {(trial.task, trial.state) for trial in read_trials(path)}
+    missing = [trial for trial in trials if (trial.task, trial.state) not in finished]
     with path.open("a", newline="") as file:
         writer = csv.writer(file)
         if not file.tell():
-            writer.writerow(field.name for field in dataclasses.fields(ExpertTrial))
-        for trial in worker_pool.run(try_expert, missing, workers) if missing else ():
+            writer.writerow(COLUMNS)
+        if not missing:
+            return
+        for trial in worker_pool.run_jobs(run_expert_trial, missing, workers):
             writer.writerow(dataclasses.astuple(trial))
             file.flush()
             yield trial
 
 
-def table(trials: Iterable[ExpertTrial]) -> str:
-    """Successes of each task and suite with 95 % intervals (Wilson's), as text."""
-    groups = defaultdict(list)
+def format_table(trials: Iterable[ExpertTrial]) -> str:
+    """Return the success rate of each task and suite, with Wilson's 95 % intervals, as text."""
+    by_task: dict[str, list[ExpertTrial]] = defaultdict(list)
+    by_suite: dict[str, list[ExpertTrial]] = defaultdict(list)
     for trial in trials:
-        groups[trial.task].append(trial)
-    for task in list(groups):
-        groups[task.partition("/")[0]] += groups[task]
+        by_task[trial.task].append(trial)
+        by_suite[trial.task.partition("/")[0]].append(trial)
+    groups = by_task | by_suite
     width = max(map(len, groups), default=0)
     lines = [f"{'task':<{width}}  success   share  95 % interval  steps  one grasp"]
-    for name, found in groups.items():
-        won = [trial for trial in found if trial.success]
-        share = rate(len(won), len(found))
-        steps = f"{sum(trial.steps for trial in won) / len(won):.0f}" if won else ""
-        lines.append(
-            f"{name:<{width}}  {len(won):>3}/{len(found):<3}  {share.value:>6.0%}  "
-            f"[{share.low:>4.0%}, {share.high:>4.0%}]   {steps:>5}  {sum(t.grasps == 1 for t in won):>9}"
-        )
+    for name, group in groups.items():
+        lines.append(f"{name:<{width}}  {_format_group(group)}")
     return "\n".join(lines)
 
 
-def _states(text: str) -> range:
+def _format_group(trials: Sequence[ExpertTrial]) -> str:
+    successes = [trial for trial in trials if trial.success]
+    share = rate(len(successes), len(trials))
+    mean_steps = ""
+    if successes:
+        mean_steps = f"{sum(trial.steps for trial in successes) / len(successes):.0f}"
+    one_grasp = sum(trial.grasps == 1 for trial in successes)
+    return (
+        f"{len(successes):>3}/{len(trials):<3}  {share.value:>6.0%}  "
+        f"[{share.low:>4.0%}, {share.high:>4.0%}]   {mean_steps:>5}  {one_grasp:>9}"
+    )
+
+
+def parse_states(text: str) -> range:
+    """Return the states of "3" or "0-9". Raises UserError for another text."""
     first, _, last = text.partition("-")
-    if not first.isdecimal() or not (last or first).isdecimal():
-        raise ValueError(f"--states={text}: expected a number, or first-last as in 0-9")
-    return range(int(first), int(last or first) + 1)
+    last = last or first
+    if not first.isdecimal() or not last.isdecimal():
+        raise UserError(f"--states={text}: expected a number, or first-last as in 0-9")
+    return range(int(first), int(last) + 1)
+
+
+def _requested_trials(tasks: Sequence[str], states: range) -> list[ExpertTrial]:
+    names: list[str] = []
+    for task in tasks:
+        names += libero_files.task_names(task)
+    trials = []
+    for name in dict.fromkeys(names):
+        trials += [ExpertTrial(name, state) for state in states]
+    return trials
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    try:
-        tasks = dict.fromkeys(
-            task for name in _TASKS.value for task in libero_files.task_names(name)
-        )
-        trials = [ExpertTrial(task, state) for task in tasks for state in _states(_STATES.value)]
+    """Run the command."""
+    with command.user_errors():
+        command.check_no_arguments(argv)
+        trials = _requested_trials(_TASKS.value, parse_states(_STATES.value))
         path = Path(_OUT.value)
         for trial in measure(trials, path, _WORKERS.value):
+            result = "success" if trial.success else "FAILURE"
             print(
-                f"{trial.task}, state {trial.state}: {'success' if trial.success else 'FAILURE'} after {trial.steps} "
-                f"steps, grasps {trial.grasps}",
+                f"{trial.task}, state {trial.state}: {result} after {trial.steps} steps, "
+                f"grasps {trial.grasps}",
                 file=sys.stderr,
             )
-        wanted = {(trial.task, trial.state) for trial in trials}
-        print(table(trial for trial in read_trials(path) if (trial.task, trial.state) in wanted))
-    except (OSError, RuntimeError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        requested = {(trial.task, trial.state) for trial in trials}
+        measured = read_trials(path)
+        print(format_table(t for t in measured if (t.task, t.state) in requested))
 
 
 if __name__ == "__main__":
@@ -108,7 +134,7 @@ if __name__ == "__main__":
     )
     _STATES = flags.DEFINE_string("states", "0-9", "Fixed initial states: a number, or first-last.")
     _OUT = flags.DEFINE_string(
-        "out", None, "CSV file of results, which is read first.", required=True
+        "out", None, "CSV file of results; trials that it has do not run again.", required=True
     )
-    _WORKERS = flags.DEFINE_integer("workers", os.cpu_count() or 1, "Processes.")
+    _WORKERS = flags.DEFINE_integer("workers", os.cpu_count() or 1, "Number of worker processes.")
     app.run(main)

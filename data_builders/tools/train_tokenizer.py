@@ -1,101 +1,119 @@
-"""Trains the tiny models' tokenizer.
+"""Train the tokenizer of the tiny models.
 
     python -m data_builders.tools.train_tokenizer --out=etcvla/data/assets/tiny_tokenizer.json
 
-Byte-level BPE on what the tiny models read: shapes, ETC, the instructions of every Meta-World task, and plain robot
-instructions, so that a new sentence does not fall apart into bytes. The layout's sizes are fixed: training it again
-changes no model's shapes. It does change what ids mean, which is why checkpoints carry their tokenizer.
+The tokenizer is a byte-level BPE of the texts that tiny models read: shapes, ETC items, the
+instructions of all Meta-World tasks, and other robot instructions, so that a new sentence is not
+split into bytes. The sizes of the layout are fixed, so a new training changes no model's shapes. It
+changes the meaning of ids; therefore checkpoints store their tokenizer.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import sys
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import tokenizers
 from absl import app, flags
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from data_builders.common import command
 from etcvla.data.tokenizer import NUM_LOC, NUM_SEG, IdRange, Tokenizer, TokenLayout
 from etcvla.etc import make_items, shapes
 from etcvla.etc.annotation import STEP_FIELDS, Annotation
 from etcvla.etc.items import Item
-from etcvla.sims.metaworld.tasks import SHAPES, TASKS, Task
+from etcvla.files import write_atomically
+from etcvla.sims.metaworld.tasks import SHAPES, TASKS
+from etcvla.sims.task import Task
 
-TEXT_SIZE, ACTION_SIZE = 1024, 512
+TEXT_SIZE = 1024
+ACTION_SIZE = 512
 SPECIALS = ("<pad>", "<eos>", "<bos>", "<unk>")
-PROMPTS = (
-    "{}\n",
-    "Task: {}, State: 0 1 2 3 4 5 6 7 8 9;\nAction: ",
-)  # what stands around instructions
+# Prompts around an instruction.
+PROMPTS = ("{}\n", "Task: {}, State: 0 1 2 3 4 5 6 7 8 9;\nAction: ")
 
-# What LIBERO and Bridge speak of.
-_THINGS = """alphabet soup, apple, banana, basket, bin, block, book, bottle, bowl, box, brick, bucket, burner, butter,
-    cabinet, can, carrot, chair, chocolate pudding, cloth, cookie box, corn, cream cheese, cube, cup, cutting board,
-    dish rack, eggplant, fork, frying pan, fridge, glass, jar, ketchup, kettle, knife, lemon, lid, microwave, milk,
-    moka pot, mug, mushroom, orange juice, oven, pan, pen, pepper, plate, pot, potato, ramekin, salad dressing,
-    scissors, sink, soap, spatula, sponge, spoon, stapler, stove, strawberry, switch, tape, tomato sauce, towel, toy,
-    tray, vegetable, wine bottle"""
-_PLACES = """bottom drawer, top drawer, middle drawer of the cabinet, left side of the table, right side of the table,
-    center of the table, front of the stove, back compartment of the caddy, top of the shelf, edge of the plate,
-    corner, robot base, target position, floor, workspace"""
-_LOOKS = """red, green, blue, yellow, orange, purple, white, black, brown, gray, pink, silver, wooden, metal, small,
-    large"""
-_WHERE = """on, in, into, onto, under, above, below, behind, next to, beside, near, inside, in front of,
+# Words of LIBERO and Bridge.
+_OBJECTS = """
+    alphabet soup, apple, banana, basket, bin, block, book, bottle, bowl, box, brick, bucket,
+    burner, butter, cabinet, can, carrot, chair, chocolate pudding, cloth, cookie box, corn,
+    cream cheese, cube, cup, cutting board, dish rack, eggplant, fork, frying pan, fridge, glass,
+    jar, ketchup, kettle, knife, lemon, lid, microwave, milk, moka pot, mug, mushroom,
+    orange juice, oven, pan, pen, pepper, plate, pot, potato, ramekin, salad dressing, scissors,
+    sink, soap, spatula, sponge, spoon, stapler, stove, strawberry, switch, tape, tomato sauce,
+    towel, toy, tray, vegetable, wine bottle"""
+_PLACES = """
+    bottom drawer, top drawer, middle drawer of the cabinet, left side of the table,
+    right side of the table, center of the table, front of the stove,
+    back compartment of the caddy, top of the shelf, edge of the plate, corner, robot base,
+    target position, floor, workspace"""
+_ADJECTIVES = """
+    red, green, blue, yellow, orange, purple, white, black, brown, gray, pink, silver, wooden,
+    metal, small, large"""
+_PREPOSITIONS = """
+    on, in, into, onto, under, above, below, behind, next to, beside, near, inside, in front of,
     to the left of, to the right of, between"""
-_SENTENCES = """pick up the {look} {a} and place it {where} the {b}; put the {a} {where} the {b}; put both the {a} and
-    the {b} {where} the {place}; turn on the {a}; turn off the {a} and put the {b} on it; open the {place}; close the
-    {place} of the {a}; move the {look} {a} {where} the {place}; push the {a} to the {place}; pull the {a} away from
-    the {b}; stack the {look} {a} on top of the {b}; fold the {a} from left to right; sweep the {a} into the {b}; pour
-    the {a} into the {b}; take the {a} out of the {b}; rotate the {a} clockwise; lift the {look} {a} and hold it; slide
-    the {a} toward the {place}; insert the {a} into the {b}; press the {look} {a}; unplug the {a}; wipe the {b} with
-    the {a}; flip the {a} upright; hang the {a} on the {b}; grasp the {a} by its handle; first reach the {a}, then
-    close the gripper, lift it and carry it to the {place}; release the {a} {where} the {place}; drop the {a} {where}
-    the {b}"""
+_SENTENCES = """
+    pick up the {look} {a} and place it {where} the {b}; put the {a} {where} the {b};
+    put both the {a} and the {b} {where} the {place}; turn on the {a};
+    turn off the {a} and put the {b} on it; open the {place}; close the {place} of the {a};
+    move the {look} {a} {where} the {place}; push the {a} to the {place};
+    pull the {a} away from the {b}; stack the {look} {a} on top of the {b};
+    fold the {a} from left to right; sweep the {a} into the {b}; pour the {a} into the {b};
+    take the {a} out of the {b}; rotate the {a} clockwise; lift the {look} {a} and hold it;
+    slide the {a} toward the {place}; insert the {a} into the {b}; press the {look} {a};
+    unplug the {a}; wipe the {b} with the {a}; flip the {a} upright; hang the {a} on the {b};
+    grasp the {a} by its handle;
+    first reach the {a}, then close the gripper, lift it and carry it to the {place};
+    release the {a} {where} the {place}; drop the {a} {where} the {b}"""
 
 
 def general_sentences(count: int, rng: np.random.Generator) -> list[str]:
-    """Robot instructions in the manner of LIBERO and Bridge."""
-
-    def pick(words: str, separator: str = ",") -> str:
-        return " ".join(str(rng.choice(words.split(separator))).split())
-
-    return [
-        pick(_SENTENCES, ";").format(
-            a=pick(_THINGS),
-            b=pick(_THINGS),
-            look=pick(_LOOKS),
-            where=pick(_WHERE),
-            place=pick(_PLACES),
+    """Return random robot instructions in the style of LIBERO and Bridge."""
+    sentences = []
+    for _ in range(count):
+        template = _choose(_SENTENCES, rng, separator=";")
+        sentence = template.format(
+            a=_choose(_OBJECTS, rng),
+            b=_choose(_OBJECTS, rng),
+            look=_choose(_ADJECTIVES, rng),
+            where=_choose(_PREPOSITIONS, rng),
+            place=_choose(_PLACES, rng),
         )
-        for _ in range(count)
-    ]
+        sentences.append(sentence)
+    return sentences
 
 
-def made_up_episode(task: Task, rng: np.random.Generator, steps: int = 24) -> Annotation:
-    """An episode with a task's names and phases and random places: its questions have the words of real ones."""
-    count = len(task.objects)
-    sizes = {"C": 2, "N": count}
-    facts = {
-        name: rng.uniform(0, 1, (steps, *(sizes.get(axis, axis) for axis in axes)))
-        for name, axes in STEP_FIELDS.items()
-    }
-    corner = rng.uniform(0, 0.6, (steps, 2, count, 2))
+def _choose(texts: str, rng: np.random.Generator, separator: str = ",") -> str:
+    choice = str(rng.choice(texts.split(separator)))
+    return " ".join(choice.split())
+
+
+def random_annotation(task: Task, rng: np.random.Generator, steps: int = 24) -> Annotation:
+    """Return an annotation with a task's names and phases and random positions.
+
+    The items made of it have the words of real items.
+    """
+    num_objects = len(task.objects)
+    sizes = {"C": 2, "N": num_objects}
+    facts = {}
+    for name, axes in STEP_FIELDS.items():
+        shape = (steps, *(sizes.get(axis, axis) for axis in axes))
+        facts[name] = rng.uniform(0, 1, shape)
+    corner = rng.uniform(0, 0.6, (steps, 2, num_objects, 2))
     facts["box"] = np.concatenate([corner, corner + 0.3], axis=-1)
-    facts["visible"] = np.ones((steps, 2, count))
-    hidden = rng.random((steps, count)) < 0.5  # from the other view
-    facts["box"][:, 1][hidden], facts["visible"][:, 1][hidden] = np.nan, 0
+    facts["visible"] = np.ones((steps, 2, num_objects))
+    is_hidden = rng.random((steps, num_objects)) < 0.5  # in the second camera
+    facts["box"][:, 1][is_hidden] = np.nan
+    facts["visible"][:, 1][is_hidden] = 0
     facts["phase"] = np.arange(steps) * len(task.phases) // steps
-    names = [thing.name for thing in task.objects]
+    names = [spec.name for spec in task.objects]
     return Annotation(
-        str(rng.choice(task.instructions)),
-        ("front", "wrist"),
-        tuple(names),
-        tuple(thing.color for thing in task.objects),
-        tuple(phase.text for phase in task.phases),
+        instruction=str(rng.choice(task.instructions)),
+        cameras=("front", "wrist"),
+        objects=tuple(names),
+        colors=tuple(spec.color for spec in task.objects),
+        phases=tuple(phase.text for phase in task.phases),
         target=names.index(task.target),
         success=True,
         rate=20.0,
@@ -105,47 +123,66 @@ def made_up_episode(task: Task, rng: np.random.Generator, steps: int = 24) -> An
     )
 
 
-def etc_items(episodes: int, rng: np.random.Generator) -> list[Item]:
-    """Items of made-up episodes of every Meta-World task."""
-    annotations = [made_up_episode(task, rng) for task in TASKS.values() for _ in range(episodes)]
-    episodes = [make_items(facts, int(rng.integers(1 << 31)))[0] for facts in annotations]
-    return [item for episode in episodes for step in episode for item in step]
+def etc_items(episodes_per_task: int, rng: np.random.Generator) -> list[Item]:
+    """Return the items of random episodes of every Meta-World task."""
+    annotations = []
+    for task in TASKS.values():
+        annotations += [random_annotation(task, rng) for _ in range(episodes_per_task)]
+    items = []
+    for annotation in annotations:
+        items_by_step, _ = make_items(annotation, int(rng.integers(1 << 31)))
+        for step_items in items_by_step:
+            items += step_items
+    return items
 
 
-def shapes_items(scenes: int, rng: np.random.Generator) -> list[Item]:
-    """Items of made-up scenes, but for what is read there: random letters are to be spelt, not learnt by heart."""
-    items = [
-        item for _ in range(scenes) for item in shapes.make_items(shapes.sample_scene(rng), rng)
-    ]
-    return [
-        item if item.question_type != "read_text" else dataclasses.replace(item, answer="")
-        for item in items
-    ]
+def shapes_items(num_scenes: int, rng: np.random.Generator) -> list[Item]:
+    """Return the items of random scenes of shapes.
+
+    Answers of "read_text" are empty, because random letters should be spelt, not become tokens.
+    """
+    items = []
+    for _ in range(num_scenes):
+        for item in shapes.make_items(shapes.sample_scene(rng), rng):
+            if item.question_type == "read_text":
+                item = dataclasses.replace(item, answer="")
+            items.append(item)
+    return items
 
 
-def sources(seed: int = 0) -> dict[str, list[str]]:
-    """The corpus by where it comes from; a function of the seed."""
+def corpus_by_source(seed: int = 0) -> dict[str, list[str]]:
+    """Return source -> texts. The texts are a function of the seed."""
     rng = np.random.default_rng(seed)
-    shown = {"shapes": shapes_items(1500, rng), "etc": etc_items(3, rng)}
-    texts = {
-        f"{name} {field}": [getattr(item, field) for item in items]
-        for name, items in shown.items()
-        for field in ("question", "answer")
-    }
-    instructions = [text for task in TASKS.values() for text in task.instructions]
-    texts["instructions"] = [
-        prompt.format(text) for text in instructions for prompt in PROMPTS
-    ] * 16
+    items_by_source = {"shapes": shapes_items(1500, rng), "etc": etc_items(3, rng)}
+    texts = {}
+    for source, items in items_by_source.items():
+        for field in ("question", "answer"):
+            texts[f"{source} {field}"] = [getattr(item, field) for item in items]
+    instructions = []
+    for task in TASKS.values():
+        for instruction in task.instructions:
+            instructions += [prompt.format(instruction) for prompt in PROMPTS]
+    texts["instructions"] = instructions * 16
     texts["general"] = general_sentences(800, rng)
     return texts
+
+
+def all_texts(texts_by_source: Mapping[str, list[str]]) -> Iterator[str]:
+    """Yield the texts of all sources."""
+    for texts in texts_by_source.values():
+        yield from texts
 
 
 def train(
     corpus: Iterable[str], *, text_size: int = TEXT_SIZE, num_actions: int = ACTION_SIZE
 ) -> Tokenizer:
-    """A tokenizer with a text span of `text_size` ids, some of them unused if the corpus has few different words."""
+    """Train a tokenizer with `text_size` text ids.
+
+    Some ids are unused if the corpus has few different words.
+    """
     backend = tokenizers.Tokenizer(models.BPE())
-    # Every digit is a token, so that numbers compose; a space belongs to the word or digit after it.
+    # Every digit is a token, so that numbers are compositional. A space belongs to the word or
+    # digit after it.
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(tokenizers.Regex(r" ?\d"), "isolated"),
@@ -159,44 +196,51 @@ def train(
         show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
-    spans = [IdRange(0, text_size)]
+    ranges = [IdRange(0, text_size)]
     for count in (num_actions, NUM_LOC, NUM_SEG):
-        spans.append(IdRange(spans[-1].stop, count))
-    tokenizer = Tokenizer(backend, TokenLayout(*spans), word_start=True)
-    backend.train_from_iterator(
-        (piece for text in corpus for piece in tokenizer.text_pieces(text)), trainer
-    )
+        ranges.append(IdRange(ranges[-1].stop, count))
+    tokenizer = Tokenizer(backend, TokenLayout(*ranges), word_start=True)
+    backend.train_from_iterator(_text_pieces(corpus, tokenizer), trainer)
     return tokenizer
 
 
-def describe(tokenizer: Tokenizer, texts: Mapping[str, list[str]]) -> str:
-    """Tokens a text, and how many of the words are one token, for each source."""
+def _text_pieces(corpus: Iterable[str], tokenizer: Tokenizer) -> Iterator[str]:
+    for text in corpus:
+        yield from tokenizer.text_pieces(text)
+
+
+def format_statistics(tokenizer: Tokenizer, texts_by_source: Mapping[str, list[str]]) -> str:
+    """Return a table: tokens per text, and number of words that are one token, by source."""
     rows = [
-        f"{'source':<18}{'texts':>7}{'tokens, mean':>14}{'p99':>5}{'max':>5}{'words':>8}{'of one token':>14}"
+        f"{'source':<18}{'texts':>7}{'tokens, mean':>14}{'p99':>5}{'max':>5}{'words':>8}"
+        f"{'of one token':>14}"
     ]
-    for name, lines in texts.items():
-        lengths = [len(tokenizer.encode(line)) for line in lines]
-        words = {
-            word for line in lines for word in line.replace("<", " <").split() if word.isalpha()
-        }
-        whole = sum(len(tokenizer.encode(word)) == 1 for word in words)
+    for source, texts in texts_by_source.items():
+        lengths = [len(tokenizer.encode(text)) for text in texts]
+        words = _unique_words(texts)
+        one_token = sum(len(tokenizer.encode(word)) == 1 for word in words)
         rows.append(
-            f"{name:<18}{len(lines):>7}{np.mean(lengths):>14.1f}{np.percentile(lengths, 99):>5.0f}"
-            f"{max(lengths):>5}{len(words):>8}{whole:>14}"
+            f"{source:<18}{len(texts):>7}{np.mean(lengths):>14.1f}"
+            f"{np.percentile(lengths, 99):>5.0f}{max(lengths):>5}{len(words):>8}{one_token:>14}"
         )
     return "\n".join(rows)
 
 
+def _unique_words(texts: Sequence[str]) -> set[str]:
+    words = set()
+    for text in texts:
+        words.update(word for word in text.replace("<", " <").split() if word.isalpha())
+    return words
+
+
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    texts = sources()
-    tokenizer = train(line for lines in texts.values() for line in lines)
-    try:
-        Path(_OUT.value).write_text(tokenizer.to_json() + "\n", encoding="utf-8")
-    except OSError as error:
-        sys.exit(f"error: --out={_OUT.value}: {error}")
-    print(tokenizer.layout.describe(), describe(tokenizer, texts), sep="\n\n")
+    """Run the command."""
+    with command.user_errors():
+        command.check_no_arguments(argv)
+        texts = corpus_by_source()
+        tokenizer = train(all_texts(texts))
+        write_atomically(_OUT.value, tokenizer.to_json() + "\n")
+    print(tokenizer.layout.describe(), format_statistics(tokenizer, texts), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from etcvla.data.adapters import AdaptedDataset, Adapter
+from etcvla.data.adapted_dataset import AdaptedDataset
+from etcvla.data.adapters import Adapter
 from etcvla.data.episodes import Episodes
 from etcvla.data.norm_stats import NormStats, compute_norm_stats, finite_frames, normalize
 from etcvla.data.tokenizer import Tokenizer

@@ -14,7 +14,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from etcvla import schedule
-from etcvla.data.adapters import open_dataset
+from etcvla.data.adapted_dataset import open_dataset
 from etcvla.data.plan import Plan
 from etcvla.data.rlds_layout import split_names
 from etcvla.data.splits import check_disjoint

@@ -28,7 +28,7 @@ BASELINES = ("majority", "blind")
 # Fields of a benchmark's protocol.json that the report shows.
 _PROTOCOL_FIELDS = ("trials", "max_steps", "execution", "replan_steps", "seed")
 # Fields of protocol.json that describe the run, so they may differ between runs.
-_RUN_FIELDS = ("checkpoint", "policy", "chunk")
+_RUN_FIELDS = ("checkpoint", "policy", "action_horizon")
 
 
 def scene_color(scene: str) -> str:

@@ -82,9 +82,9 @@ class RunResults:
 
     @functools.cached_property
     def benchmarks(self) -> dict[str, Sequence[Mapping[str, Any]]]:
-        """{benchmark: cells of its scores.json}, one for each folder of evaluation/ with scores."""
+        """{benchmark: groups of its scores.json}, one for each folder of evaluation/."""
         paths = sorted(self.evaluation.glob("*/scores.json"))
-        return {path.parent.name: read_json(path)["cells"] for path in paths}
+        return {path.parent.name: read_json(path)["groups"] for path in paths}
 
     @functools.cached_property
     def metrics(self) -> list[dict[str, float]]:

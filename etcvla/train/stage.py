@@ -13,7 +13,7 @@ import numpy as np
 
 from etcvla import schedule
 from etcvla.data import rows
-from etcvla.data.adapters import open_dataset
+from etcvla.data.adapted_dataset import open_dataset
 from etcvla.data.assets import Assets
 from etcvla.data.episodes import Episodes
 from etcvla.data.loader import batches

@@ -10,15 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from etcvla.data.adapted_dataset import AdaptedDataset, open_dataset
 from etcvla.data.adapters import (
     ADAPTERS,
     STEP_FILTERS,
-    AdaptedDataset,
     Adapter,
     commands_from_gripper_states,
     find_adapter,
     gripper_states_from_commands,
-    open_dataset,
 )
 from etcvla.data.assets import Assets
 from etcvla.data.norm_stats import compute_norm_stats

@@ -5,7 +5,8 @@ import pickle
 import numpy as np
 import pytest
 
-from etcvla.data.adapters import ADAPTERS, AdaptedDataset, Adapter
+from etcvla.data.adapted_dataset import AdaptedDataset
+from etcvla.data.adapters import ADAPTERS, Adapter
 from etcvla.data.episodes import MAX_CACHED_WIDTH
 from etcvla.data.rlds import RLDSDataset
 from etcvla.data.stage_dataset import StageDataset

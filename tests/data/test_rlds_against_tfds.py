@@ -5,11 +5,13 @@ import pytest
 
 from etcvla.data.rlds import RLDSDataset
 from etcvla.etc.items import Item
+from etcvla.sims.rollout import Episode
 from tests.etc.synthetic_annotation import make_annotation
 
 tf = pytest.importorskip("tensorflow")
 tfds = pytest.importorskip("tensorflow_datasets")
 from data_builders.common.rlds_schema import (  # noqa: E402
+    RobotSchema,
     encode_episode,
     encode_items,
     robot_features,
@@ -109,27 +111,27 @@ def test_robot_schema_equals_tfds(tmp_path):
         images = {
             name: rng.integers(0, 256, (steps, 32, 32, 3), np.uint8) for name in ("front", "wrist")
         }
+        state = rng.normal(size=(steps, 5)).astype(np.float32)
+        action = rng.normal(size=(steps, 4)).astype(np.float32)
         return encode_episode(
-            annotation,
-            images=images,
-            state=rng.normal(size=(steps, 5)).astype(np.float32),
-            action=rng.normal(size=(steps, 4)).astype(np.float32),
-            items=items,
+            Episode(images, state, action, annotation, seed=number),
+            items,
             num_objects=4,
             episode_id=f"episode {number}",
             task="reach",
             scene="source",
         )
 
-    features = robot_features(
+    schema = RobotSchema(
         cameras=("front", "wrist"),
         image_size=32,
-        state_doc="s",
-        state_size=5,
-        action_doc="a",
-        action_size=4,
         num_objects=4,
+        state_size=5,
+        state_doc="s",
+        action_size=4,
+        action_doc="a",
     )
+    features = robot_features(schema)
     folder = build(
         tmp_path,
         features,

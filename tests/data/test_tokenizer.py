@@ -476,7 +476,7 @@ def test_training_corpus_has_every_question_type():
 
 
 def test_report_counts_tokens():
-    table = train_tokenizer.describe(
+    table = train_tokenizer.format_statistics(
         TINY, {"some": ["open the door", "<loc0001><loc0002>", "yes"]}
     ).splitlines()
     assert table[1].split() == ["some", "3", "2.0", "3", "3", "4", "4"]

@@ -1,4 +1,4 @@
-"""Writes a file as LIBERO publishes its demonstrations: the groups, datasets and attributes of its create_dataset."""
+"""Write a file of demonstrations in the format of LIBERO's create_dataset."""
 
 import json
 from pathlib import Path
@@ -6,11 +6,21 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+OBSERVATION_WIDTHS = {
+    "gripper_states": 2,
+    "joint_states": 7,
+    "ee_states": 6,
+    "ee_pos": 3,
+    "ee_ori": 3,
+}
+
 
 def write_demo_file(path, suite, name, demos, language="pick up the milk"):
-    """`demos`: dicts with "states" [T, D] and "actions" [T, 7], and, if there are some, "model_xml" and "obs".
+    """Write a file of one task.
 
-    LIBERO writes the observation that follows an action into its row: row t of "obs" is of the state t + 1.
+    Args:
+      demos: dicts with "states" [T, D], "actions" [T, 7], and optionally "model_xml" and "obs".
+        As in LIBERO's files, row t of "obs" belongs to the state t + 1.
     """
     problem = {
         "problem_name": "libero_floor_manipulation",
@@ -36,30 +46,20 @@ def write_demo_file(path, suite, name, demos, language="pick up the milk"):
 
 def _write_demo(group, demo):
     steps = len(demo["actions"])
-    done = np.arange(steps) == steps - 1
+    is_last = (np.arange(steps) == steps - 1).astype(np.uint8)
     group.attrs.update(
         num_samples=steps,
         model_file=demo.get("model_xml", "<mujoco/>"),
         init_state=demo["states"][0],
     )
-    for name, value in {
-        "states": demo["states"],
-        "actions": demo["actions"],
-        "robot_states": np.zeros((steps, 9)),
-        "rewards": done.astype(np.uint8),
-        "dones": done.astype(np.uint8),
-    }.items():
-        group.create_dataset(name, data=value)
+    group.create_dataset("states", data=demo["states"])
+    group.create_dataset("actions", data=demo["actions"])
+    group.create_dataset("robot_states", data=np.zeros((steps, 9)))
+    group.create_dataset("rewards", data=is_last)
+    group.create_dataset("dones", data=is_last)
     observation = group.create_group("obs")
-    for name, width in {
-        "gripper_states": 2,
-        "joint_states": 7,
-        "ee_states": 6,
-        "ee_pos": 3,
-        "ee_ori": 3,
-    }.items():
-        observation.create_dataset(
-            name, data=demo.get("obs", {}).get(name, np.zeros((steps, width)))
-        )
+    recorded = demo.get("obs", {})
+    for name, width in OBSERVATION_WIDTHS.items():
+        observation.create_dataset(name, data=recorded.get(name, np.zeros((steps, width))))
     for name in ("agentview_rgb", "eye_in_hand_rgb"):
         observation.create_dataset(name, data=np.zeros((steps, 8, 8, 3), np.uint8))

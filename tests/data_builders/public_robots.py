@@ -1,4 +1,4 @@
-"""Small datasets with the features that lines of the table of datasets name, with the toy robot's motion in them."""
+"""Small datasets with the features of public datasets and the toy robot's motion."""
 
 import json
 
@@ -10,7 +10,7 @@ from tests.data_builders.toy_robot import CAMERA, STEPS, describe, episode
 
 TASK = b"Put the cup on the plate."
 SIZE = 32
-# Of the vectors that are not one number; gripper_position and the like are.
+# Widths of vectors; others, such as gripper_position, are one number.
 WIDTHS = {
     "observation/state": 8,
     "action": 7,
@@ -24,49 +24,20 @@ WIDTHS = {
 }
 
 
-def picture(number, camera):
-    """uint8[32, 32, 3], told from any other; its first row is bright."""
+def make_image(number, camera):
+    """Return uint8[32, 32, 3], different for every argument, with a bright first row."""
     image = np.full((SIZE, SIZE, 3), 20 * number + camera, np.uint8)
     image[0] = 255
     return image
 
 
 def write_public(folder, name):
-    """A dataset of two episodes as the line `name` has it, cameras.json beside it; returns its version folder."""
+    """Write a dataset that the adapter `name` reads, and cameras.json beside it.
+
+    The dataset has two episodes. Returns its version folder.
+    """
     adapter = ADAPTERS[name]
-    vectors = dict.fromkeys(
-        [
-            *adapter.state,
-            *adapter.action,
-            adapter.annotation.position[0],
-            adapter.annotation.opening[0],
-        ]
-    )
-    steps = {
-        **dict.fromkeys(
-            adapter.cameras.values(),
-            (
-                "image_feature.Image",
-                {"image": {"dtype": "uint8", "shape": {"dimensions": [str(SIZE), str(SIZE), "3"]}}},
-            ),
-        ),
-        **{
-            vector: (
-                "tensor_feature.Tensor",
-                {
-                    "tensor": {
-                        "dtype": "float32",
-                        "shape": {"dimensions": [str(WIDTHS.get(vector, 1))]},
-                    }
-                },
-            )
-            for vector in vectors
-        },
-        **dict.fromkeys(
-            [*adapter.instruction, f"{METADATA}file_path", f"{METADATA}has_language"],
-            ("text_feature.Text", {"text": {}}),
-        ),
-    }
+    steps = _step_features(adapter)
     directory = folder / f"{name}_set" / "1.0.0"
     write_rlds(directory, [_episode(adapter, steps, number) for number in range(2)], steps=steps)
     describe(directory, {"train": 2})
@@ -75,32 +46,40 @@ def write_public(folder, name):
     return directory
 
 
+def _step_features(adapter):
+    sizes = [str(SIZE), str(SIZE), "3"]
+    image = {"image": {"dtype": "uint8", "shape": {"dimensions": sizes}}}
+    steps = dict.fromkeys(adapter.cameras.values(), ("image_feature.Image", image))
+    sources = adapter.annotation
+    vectors = [*adapter.state, *adapter.action, sources.position[0], sources.opening[0]]
+    for vector in vectors:
+        shape = {"dimensions": [str(WIDTHS.get(vector, 1))]}
+        steps[vector] = ("tensor_feature.Tensor", {"tensor": {"dtype": "float32", "shape": shape}})
+    texts = [*adapter.instruction, f"{METADATA}file_path", f"{METADATA}has_language"]
+    for text in texts:
+        steps[text] = ("text_feature.Text", {"text": {}})
+    return steps
+
+
 def _episode(adapter, steps, number):
-    toy = episode(number)["observation/state"].reshape(STEPS, 4)
+    toy_state = episode(number)["observation/state"].reshape(STEPS, 4)
+    vectors = {}
     values = {}
+    for camera, feature in enumerate(adapter.cameras.values()):
+        values[feature] = [png(make_image(number, camera))] * STEPS
     for feature, (kind, _) in steps.items():
-        if kind.startswith("image"):
-            camera = [*adapter.cameras.values()].index(feature)
-            values[feature] = [png(picture(number, camera))] * STEPS
-        elif kind.startswith("tensor"):
-            values[feature] = np.random.default_rng(number).normal(
-                size=(STEPS, WIDTHS.get(feature, 1))
-            )
-    (position, at), (opening, dim), facts = (
-        adapter.annotation.position,
-        adapter.annotation.opening,
-        adapter.annotation,
-    )
-    values[position][:, at : at + 3] = toy[:, :3]
-    values[opening][:, dim] = facts.closed + toy[:, 3] * (facts.open - facts.closed)
-    for feature in list(values):
-        if isinstance(values[feature], np.ndarray):
-            values[feature] = values[feature].astype(np.float32).ravel()
-    return (
-        values
-        | dict.fromkeys(adapter.instruction, [TASK] * STEPS)
-        | {
-            f"{METADATA}file_path": [f"success/{number}".encode()],
-            f"{METADATA}has_language": [b"True"],
-        }
-    )
+        if kind.startswith("tensor"):
+            size = (STEPS, WIDTHS.get(feature, 1))
+            vectors[feature] = np.random.default_rng(number).normal(size=size)
+    sources = adapter.annotation
+    feature, first = sources.position
+    vectors[feature][:, first : first + 3] = toy_state[:, :3]
+    feature, dim = sources.opening
+    vectors[feature][:, dim] = sources.closed + toy_state[:, 3] * (sources.open - sources.closed)
+    for feature, vector in vectors.items():
+        values[feature] = vector.astype(np.float32).ravel()
+    for feature in adapter.instruction:
+        values[feature] = [TASK] * STEPS
+    values[f"{METADATA}file_path"] = [f"success/{number}".encode()]
+    values[f"{METADATA}has_language"] = [b"True"]
+    return values

@@ -1,4 +1,4 @@
-"""A made robot dataset of two splits, with a calibration and an adapter, of which every fact is known."""
+"""A synthetic robot dataset of two splits with known facts, a calibration and an adapter."""
 
 import json
 
@@ -10,15 +10,15 @@ STEPS = 60
 CAMERA = {
     "size": [32, 32],
     "intrinsics": [30, 30, 16, 16],
-    "pose": [0.15, 0.2, 1.2, np.pi, 0, 0],
-}  # looks down
+    "pose": [0.15, 0.2, 1.2, np.pi, 0, 0],  # looks down
+}
 ADAPTER = {
     "base": "bridge_v2",
     "cameras": {"front": "observation/front"},
     "rate": 5,
     "annotation": {"opening": ["observation/state", 3]},
 }
-ANSWER = json.dumps(
+ENDPOINT_REPLY = json.dumps(
     {
         "objects": [{"name": "cup", "color": "blue"}, {"name": "plate", "color": ""}],
         "target": "cup",
@@ -52,24 +52,17 @@ FEATURES = {
 
 
 def episode(number):
-    """A pick and place; the success of the odd ones is not stated."""
+    """Return the features of a pick and place; the success of odd episodes is unknown."""
     time = np.arange(STEPS)
-    position = np.stack(
-        [
-            np.interp(time, [0, 17, 23, 42, 48, 59], values)
-            for values in (
-                [0, 0.3, 0.3, 0.1, 0.1, 0.2],
-                [0.1, 0.2, 0.2, 0.4, 0.4, 0.1],
-                [0.3, 0, 0, 0.1, 0.1, 0.4],
-            )
-        ],
-        -1,
-    )
+    waypoint_times = [0, 17, 23, 42, 48, 59]
+    x = np.interp(time, waypoint_times, [0, 0.3, 0.3, 0.1, 0.1, 0.2])
+    y = np.interp(time, waypoint_times, [0.1, 0.2, 0.2, 0.4, 0.4, 0.1])
+    z = np.interp(time, waypoint_times, [0.3, 0, 0, 0.1, 0.1, 0.4])
     opening = np.interp(time, [18, 22, 43, 47], [1, 0.3, 0.3, 1])
     image = np.full((32, 32, 3), 20 * number, np.uint8)
     return {
         "observation/front": [png(image)] * STEPS,
-        "observation/state": np.column_stack([position, opening]).astype(np.float32).ravel(),
+        "observation/state": np.column_stack([x, y, z, opening]).astype(np.float32).ravel(),
         "action": np.random.default_rng(number).normal(size=2 * STEPS).astype(np.float32),
         "reward": np.eye(STEPS, dtype=np.float32)[-1] * (number % 2 == 0),
         "language_instruction": [b"Put the cup on the plate."] * STEPS,
@@ -78,27 +71,29 @@ def episode(number):
 
 
 def describe(directory, episodes):
-    """Makes of handmade files what TFDS takes for a dataset; `episodes` by split."""
-    described = json.loads((directory / "features.json").read_text())
-    described["featuresDict"]["features"]["steps"]["sequence"]["length"] = "-1"  # any, to TFDS
-    (directory / "features.json").write_text(json.dumps(described))
-    (directory / "dataset_info.json").write_text(
-        json.dumps(
-            {
-                "name": "handmade",
-                "version": "1.0.0",
-                "description": "Toy.",
-                "splits": [
-                    {"name": split, "shardLengths": [str(count)], "numBytes": "1"}
-                    for split, count in episodes.items()
-                ],
-            }
-        )
-    )
+    """Complete handmade files to a dataset that TFDS reads.
+
+    Args:
+      episodes: split -> number of episodes.
+    """
+    features = json.loads((directory / "features.json").read_text())
+    # -1 is any length to TFDS.
+    features["featuresDict"]["features"]["steps"]["sequence"]["length"] = "-1"
+    (directory / "features.json").write_text(json.dumps(features))
+    splits = []
+    for split, count in episodes.items():
+        splits.append({"name": split, "shardLengths": [str(count)], "numBytes": "1"})
+    info = {
+        "name": "handmade",
+        "version": "1.0.0",
+        "description": "Toy.",
+        "splits": splits,
+    }
+    (directory / "dataset_info.json").write_text(json.dumps(info))
 
 
 def write_toy_robot(folder):
-    """Writes toy_robot/1.0.0, cameras.json and adapter.json into `folder`."""
+    """Write toy_robot/1.0.0, cameras.json and adapter.json into `folder`."""
     source = folder / "toy_robot" / "1.0.0"
     for split, numbers in {"train": (0, 1, 2), "val": (3,)}.items():
         write_rlds(source, [episode(number) for number in numbers], steps=FEATURES, split=split)

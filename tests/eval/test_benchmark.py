@@ -5,6 +5,7 @@ import importlib.util
 import types
 
 import pytest
+from etils import epath
 
 from etcvla.errors import UserError
 from etcvla.eval.benchmark import (
@@ -12,15 +13,18 @@ from etcvla.eval.benchmark import (
     check_fit,
     describe_protocol,
     format_scores,
+    run_benchmark,
     score_episodes,
     score_groups,
     success_table,
 )
 from etcvla.eval.trials import EvalProtocol, Trial, TrialResult
-from etcvla.policy import Policy
+from etcvla.pages.results import RunResults
+from etcvla.policy import Policy, PolicyOptions
 from etcvla.sims import suites
 from etcvla.sims.suites import Suite
 from etcvla.stats import wilson
+from tests.eval.test_rollouts import ScriptedPolicy
 from tests.interop.serving import write_checkpoint
 
 SUITE = Suite(
@@ -206,6 +210,34 @@ def test_protocol_describes_the_policy_and_the_checkpoint(tmp_path):
     assert description["policy"]["head"] == "flow"
     assert description["checkpoint"]["step"] == 1
     assert description["versions"]["simulator"] == {"metaworld": "3"}
+
+
+class LoadedPolicy(ScriptedPolicy):
+    """A scripted policy with what a protocol describes."""
+
+    head = "flow"
+    options = PolicyOptions()
+
+    def check_can_act(self):
+        pass
+
+    def warm_up(self, batch_size, instructions):
+        pass
+
+
+def test_report_reads_the_scores_of_a_benchmark(tmp_path, monkeypatch):
+    pytest.importorskip("metaworld")
+    policy = LoadedPolicy()
+    spec = {"state_dim": 4, "action_dim": 4}
+    policy.assets = types.SimpleNamespace(action_spec=spec, adapter=policy.assets.adapter)
+    monkeypatch.setattr(Policy, "load", lambda path, head: policy)
+    workdir = epath.Path(write_checkpoint(tmp_path).config.workdir)
+    protocol = EvalProtocol(max_steps=4, replan_steps=2, image_size=32, workers=1)
+    benchmark = Benchmark(SUITE, ("drawer-close",), 1, protocol)
+    scores = run_benchmark(str(workdir), benchmark, workdir / "evaluation/made")
+    (group,) = scores["groups"]
+    assert group["overall"]["trials"] == 1
+    assert RunResults("run", workdir, {}, {}).benchmarks == {"made": scores["groups"]}
 
 
 def test_scores_are_separate_for_each_group():

@@ -303,7 +303,7 @@ def test_comparison_shows_benchmarks_of_its_runs(tmp_path):
     benchmark = tmp_path / "objective_bridge/evaluation/mt10"
     benchmark.mkdir()
     cells = [benchmark_cell(1, 3), benchmark_cell(0, 3, perturbation="camera:2")]
-    (benchmark / "scores.json").write_text(json.dumps({"cells": cells}))
+    (benchmark / "scores.json").write_text(json.dumps({"groups": cells}))
     runs = [tmp_path / name for name in MAIN_RUNS[2:]]
     # Without the recipe's summary, no run starts from another one.
     assert [run.name for run in RecipeResults.compare(runs).main_runs] == list(MAIN_RUNS[2:])
@@ -327,7 +327,7 @@ def write_benchmark(run, protocol, *, successes):
     """Write the results of a benchmark with two episodes, one of them with a video."""
     folder = run / "evaluation/mt10"
     (folder / "videos").mkdir(parents=True)
-    (folder / "scores.json").write_text(json.dumps({"cells": [benchmark_cell(successes, 3)]}))
+    (folder / "scores.json").write_text(json.dumps({"groups": [benchmark_cell(successes, 3)]}))
     fields = {"trials": 3, "checkpoint": str(run), **protocol}
     (folder / "protocol.json").write_text(json.dumps(fields))
     (folder / "episodes.csv").write_text(

@@ -272,7 +272,7 @@ def test_recorded_demonstration_is_replayed(env, recorded, tmp_path):
             np.testing.assert_array_equal(episode.state[1:, part], observed[:-1])
     assert episode.annotation.success
     assert np.isfinite(episode.annotation.grasp_pixel[:, 0, episode.annotation.target]).all()
-    cut = demos.Demo(demo.states[:30], demo.actions[:30], demo.model_xml)
+    cut = demos.LiberoDemo(demo.states[:30], demo.actions[:30], demo.model_xml)
     assert demos.replay(env, cut) is None
 
 
@@ -293,7 +293,7 @@ def test_state_or_model_of_another_task_is_an_error(env, bowls, recorded, tmp_pa
     with pytest.raises(
         ValueError, match=r"a.hdf5: data/demo_0: libero_object/.*: a state of shape"
     ):
-        episodes._recorded(env, job, 0)
+        episodes.replay_demo(env, job, 0)
 
 
 def test_fixtures_are_restored_from_the_recorded_model(bowls):

@@ -1,9 +1,9 @@
-"""Everything that goes with a dataset that is given away: see `__main__`."""
+"""Files that accompany a published dataset."""
 
-# What is written into a dataset's folder, beside previews. Croissant's is the last: it has the sums of the others.
-CARD, STATISTICS, CITATION, CROISSANT = FILES = (
-    "README.md",
-    "statistics.json",
-    "CITATION.bib",
-    "croissant.json",
-)
+# Files that `publish` writes into a dataset's folder, besides the previews. The Croissant file is
+# written last, because it has the checksums of the others.
+CARD = "README.md"
+STATISTICS = "statistics.json"
+CITATION = "CITATION.bib"
+CROISSANT = "croissant.json"
+FILES = (CARD, STATISTICS, CITATION, CROISSANT)

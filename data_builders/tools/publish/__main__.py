@@ -1,95 +1,94 @@
-"""Makes a dataset ready to be given away: `python -m data_builders.tools.publish DIRECTORY [--review=FILE.json] [--check]`.
+"""Prepare a dataset for publication.
 
-Writes README.md (the card), statistics.json, CITATION.bib, preview/<split>.parquet and croissant.json into the version
-folder and prints its path. With --review the rejected items are left out first: that is a dataset of its own, beside
-the unreviewed one. Works for any RLDS dataset, with or without ETC and actions. With --check nothing is written: every
-file of a published dataset is compared with the SHA-256 that croissant.json has of it.
+    python -m data_builders.tools.publish --data=DIR [--review=FILE.json] [--check]
+
+Writes README.md (the dataset card), statistics.json, CITATION.bib, preview/<split>.parquet and
+croissant.json into the version folder and prints its path. With --review the rejected items are
+left out first, in a dataset beside the unreviewed one. Any RLDS dataset can be published, with or
+without ETC items and actions. With --check nothing is written: every file of a published dataset is
+compared with the SHA-256 in croissant.json.
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
-from data_builders.tools.gallery import REVIEW_HELP
-from data_builders.tools.publish import CARD, CITATION, CROISSANT, STATISTICS, croissant
-from data_builders.tools.publish.card import card, citation
-from data_builders.tools.publish.preview import write_preview
-from data_builders.tools.publish.summary import DatasetFacts
+from absl import app, flags
+
+from data_builders.common import command
+from data_builders.tools.publish import CARD, CITATION, CROISSANT, STATISTICS
+from data_builders.tools.publish.card import bibtex, make_card
+from data_builders.tools.publish.croissant import describe, find_damage
+from data_builders.tools.publish.preview import preview_parquet
+from data_builders.tools.publish.summary import DatasetSummary
 from etcvla.data.rlds_layout import find_version
+from etcvla.errors import UserError
+from etcvla.files import write_atomically, write_json
 
 
-def publish(directory: str | Path, *, review: str | Path | None = None, frames: int = 64) -> Path:
-    """Writes what goes with a dataset and returns the version folder that it stands in.
+def publish(
+    directory: str | Path, *, review: str | Path | None = None, num_frames: int = 64
+) -> Path:
+    """Write the files that accompany a dataset and return its version folder.
 
     Args:
-      review: verdicts of the gallery page; rejected items are left out, in another folder.
-      frames: how many the preview has of each split, about.
+      directory: version folder of the dataset, or its parent.
+      review: review of the gallery page; its rejected items are left out.
+      num_frames: approximate number of frames in the preview of each split.
 
-    Raises what `RLDSDataset`, `apply_review` and `compute_norm_stats` do.
+    Raises UserError if the dataset or the review is invalid.
     """
     if review:
-        from data_builders.tools.review import (
-            apply_review,
-        )  # which needs TensorFlow; nothing else here does
+        # Only reviews need TensorFlow.
+        from data_builders.tools.review import apply_review
 
         directory = apply_review(directory, review)
-    facts = DatasetFacts.gather(directory)
-    statistics = facts.statistics()
-    previews = {split: facts.directory / "preview" / f"{split}.parquet" for split in facts.splits}
-    for split, file in previews.items():
-        with _whole_file(file) as made:
-            write_preview(made, facts.splits[split], frames)
-    texts = {
-        STATISTICS: lambda: json.dumps(statistics, indent=1),
-        CITATION: lambda: citation(facts),
-        CARD: lambda: card(facts, statistics, previews),
-        CROISSANT: lambda: json.dumps(croissant.describe(facts, previews), indent=1),
-    }
-    for name, text in texts.items():
-        with _whole_file(facts.directory / name) as made:
-            made.write_text(text(), encoding="utf-8")
-    return facts.directory
+    dataset = DatasetSummary.load(directory)
+    statistics = dataset.statistics()
+    (dataset.directory / "preview").mkdir(exist_ok=True)
+    previews = {}
+    for name, split in dataset.splits.items():
+        previews[name] = dataset.directory / "preview" / f"{name}.parquet"
+        write_atomically(previews[name], preview_parquet(split, num_frames))
+    write_json(dataset.directory / STATISTICS, statistics)
+    write_atomically(dataset.directory / CITATION, bibtex(dataset))
+    write_atomically(dataset.directory / CARD, str(make_card(dataset, statistics, previews)))
+    document = json.dumps(describe(dataset, previews), indent=1)
+    write_atomically(dataset.directory / CROISSANT, document)
+    return dataset.directory
 
 
-@contextlib.contextmanager
-def _whole_file(path: Path) -> Iterator[Path]:
-    """A file to write that becomes `path` at the end, or vanishes if something goes wrong."""
-    path.parent.mkdir(exist_ok=True)
-    made = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield made
-        made.replace(path)
-    finally:
-        made.unlink(missing_ok=True)
+def check(directory: str | Path) -> Path:
+    """Compare all files with their checksums and return the version folder.
+
+    Raises UserError for files that are missing or differ, and if the dataset is not published.
+    """
+    version = find_version(Path(directory))
+    problems = find_damage(version)
+    if problems:
+        raise UserError("; ".join(problems))
+    return version
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Make a dataset ready to be given away.")
-    parser.add_argument("directory", help="version folder of the dataset, or its parent")
-    parser.add_argument("--review", help=REVIEW_HELP)
-    parser.add_argument(
-        "--frames", type=int, default=64, help="frames of each split in the preview, about"
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; compare every file with its SHA-256"
-    )
-    arguments = parser.parse_args()
-    try:
-        if arguments.check:
-            directory = find_version(Path(arguments.directory))
-            if wrong := croissant.damaged(directory):
-                raise ValueError("; ".join(wrong))
-            print(f"{directory}: every file is as it was published")
+def main(argv: list[str]) -> None:
+    """Run the command."""
+    with command.user_errors():
+        command.check_no_arguments(argv)
+        if _CHECK.value:
+            print(f"{check(_DATA.value)}: all files match their checksums")
         else:
-            print(publish(arguments.directory, review=arguments.review, frames=arguments.frames))
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
+            print(publish(_DATA.value, review=_REVIEW.value, num_frames=_FRAMES.value))
 
+
+_DATA = flags.DEFINE_string(
+    "data", None, "Version folder of the dataset, or its parent.", required=True
+)
+_REVIEW = flags.DEFINE_string("review", None, command.REVIEW_HELP)
+_FRAMES = flags.DEFINE_integer(
+    "frames", 64, "Approximate number of frames in the preview of each split."
+)
+_CHECK = flags.DEFINE_bool("check", False, "Write nothing; compare all files with their SHA-256.")
 
 if __name__ == "__main__":
-    main()
+    app.run(main)

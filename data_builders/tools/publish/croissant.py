@@ -1,4 +1,4 @@
-"""Croissant 1.0: a description of a dataset's files and of the preview's columns that machines read.
+"""Croissant 1.0: a machine-readable description of a dataset's files and of the preview's columns.
 
 https://docs.mlcommons.org/croissant/docs/croissant-spec.html
 """
@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from data_builders.tools.publish import CROISSANT, STATISTICS
 from data_builders.tools.publish.preview import COLUMNS
-from data_builders.tools.publish.summary import DatasetFacts
+from data_builders.tools.publish.summary import DatasetSummary
+from etcvla.errors import UserError
 
-# The vocabulary of the specification: what a short name stands for.
+# Short names of the specification.
 _CONTEXT = {
     "@language": "en",
     "@vocab": "https://schema.org/",
@@ -55,59 +57,70 @@ _CONTEXT = {
 }
 _TYPES = {"image": "sc:ImageObject", "step": "sc:Integer", "action": "sc:Float"}
 _FORMATS = {".parquet": "application/x-parquet", ".json": "application/json"}
+_DESCRIBED_FILES = (
+    "features.json",
+    "dataset_info.json",
+    "metadata.json",
+    "LICENSE",
+    STATISTICS,
+)
 
 
-def describe(facts: DatasetFacts, previews: dict[str, Path]) -> dict[str, Any]:
-    """The JSON-LD document. Every file of the dataset is in it with its SHA-256.
+def describe(dataset: DatasetSummary, previews: Mapping[str, Path]) -> dict[str, Any]:
+    """Return the JSON-LD document, with every file of the dataset and its SHA-256.
 
     Args:
-      previews: split -> Parquet file inside the dataset's folder.
+      previews: split -> Parquet file in the dataset's folder.
     """
-    told = ("features.json", "dataset_info.json", "metadata.json", "LICENSE", STATISTICS)
-    files = sorted(
-        {
-            *facts.directory.glob("*.tfrecord*"),
-            *facts.directory.glob("*.array_record*"),
-            *previews.values(),
-            *(file for name in told if (file := facts.directory / name).exists()),
-        }
-    )
-    optional = {"citeAs": facts.info.get("citation"), "datePublished": facts.made.get("date")}
-    return {
+    directory = dataset.directory
+    files = {*directory.glob("*.tfrecord*"), *directory.glob("*.array_record*")}
+    files |= set(previews.values())
+    for name in _DESCRIBED_FILES:
+        if (directory / name).exists():
+            files.add(directory / name)
+    record_sets = []
+    for split, file in previews.items():
+        record_sets.append(_record_set(split, str(file.relative_to(directory))))
+    document = {
         "@context": _CONTEXT,
         "@type": "sc:Dataset",
         "conformsTo": "http://mlcommons.org/croissant/1.0",
-        "name": facts.name.replace("/", "-"),
-        "description": facts.info.get("description", ""),
-        "version": facts.info["version"],
-        "license": facts.license or "unknown",
-        "url": facts.url,
-        **{name: value for name, value in optional.items() if value},
-        "distribution": [_file(facts.directory, file) for file in files],
-        "recordSet": [
-            _records(split, file.relative_to(facts.directory)) for split, file in previews.items()
-        ],
+        "name": dataset.name.replace("/", "-"),
+        "description": dataset.info.get("description", ""),
+        "version": dataset.info["version"],
+        "license": dataset.license or "unknown",
+        "url": dataset.url,
+        "distribution": [_file_object(directory, file) for file in sorted(files)],
+        "recordSet": record_sets,
     }
+    optional = {
+        "citeAs": dataset.info.get("citation"),
+        "datePublished": dataset.metadata.get("date"),
+    }
+    return document | {name: value for name, value in optional.items() if value}
 
 
-def damaged(directory: Path) -> list[str]:
-    """The files of a published dataset that are missing, or are not what they were when it was published.
+def find_damage(directory: Path) -> list[str]:
+    """Return the problems of a published dataset: missing files, and files that differ.
 
-    Raises FileNotFoundError if it has not been published.
+    Raises UserError if the dataset is not published.
     """
     document = directory / CROISSANT
     if not document.exists():
-        raise FileNotFoundError(
-            f"{document} is missing: `python -m data_builders.tools.publish {directory}` writes it"
+        raise UserError(
+            f"{document} is missing: `python -m data_builders.tools.publish --data={directory}` "
+            "writes it"
         )
-    wrong = []
-    for told in json.loads(document.read_text(encoding="utf-8"))["distribution"]:
-        file = directory / told["contentUrl"]
+    problems = []
+    for entry in json.loads(document.read_text(encoding="utf-8"))["distribution"]:
+        file = directory / entry["contentUrl"]
         if not file.exists():
-            wrong.append(f"{file} is missing")
-        elif (digest := _sha256(file)) != told["sha256"]:
-            wrong.append(f"{file} has SHA-256 {digest}, not {told['sha256']}")
-    return wrong
+            problems.append(f"{file} is missing")
+            continue
+        digest = _sha256(file)
+        if digest != entry["sha256"]:
+            problems.append(f"{file} has SHA-256 {digest}, not {entry['sha256']}")
+    return problems
 
 
 def _sha256(file: Path) -> str:
@@ -115,7 +128,7 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _file(directory: Path, file: Path) -> dict[str, Any]:
+def _file_object(directory: Path, file: Path) -> dict[str, Any]:
     name = str(file.relative_to(directory))
     return {
         "@type": "cr:FileObject",
@@ -128,26 +141,29 @@ def _file(directory: Path, file: Path) -> dict[str, Any]:
     }
 
 
-def _records(split: str, file: Path) -> dict[str, Any]:
+def _record_set(split: str, file: str) -> dict[str, Any]:
+    name = f"preview_{split}"
     return {
         "@type": "cr:RecordSet",
-        "@id": f"preview_{split}",
-        "name": f"preview_{split}",
-        "description": f"Some frames of the split {split} with their items, one row an item.",
-        "field": [_field(split, str(file), name, doc) for name, (_, doc) in COLUMNS.items()],
+        "@id": name,
+        "name": name,
+        "description": f"Some frames of the split {split}; one row per item.",
+        "field": [_field(name, file, column, doc) for column, (_, doc) in COLUMNS.items()],
     }
 
 
-def _field(split: str, file: str, name: str, doc: str) -> dict[str, Any]:
-    source = {"fileObject": {"@id": file}, "extract": {"column": name}}
-    if name == "image":
+def _field(record_set: str, file: str, column: str, doc: str) -> dict[str, Any]:
+    source = {"fileObject": {"@id": file}, "extract": {"column": column}}
+    if column == "image":
         source["transform"] = {"jsonPath": "bytes"}
     field = {
         "@type": "cr:Field",
-        "@id": f"preview_{split}/{name}",
-        "name": name,
+        "@id": f"{record_set}/{column}",
+        "name": column,
         "description": doc,
-        "dataType": _TYPES.get(name, "sc:Text"),
+        "dataType": _TYPES.get(column, "sc:Text"),
         "source": source,
     }
-    return field | ({"repeated": True} if name == "action" else {})
+    if column == "action":
+        field["repeated"] = True
+    return field
