@@ -65,12 +65,12 @@ def encode_jpeg(image: np.ndarray, quality: int = 92) -> bytes:
     return buffer.getvalue()
 
 
-def run_expert(
+def start_expert(
     env: Environment, seed: int, noise: tuple[float, float] = (0.1, 0.3), max_steps: int = 200
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Reset an environment, run its expert with action noise, and yield every step.
+) -> tuple[str, Iterator[np.ndarray]]:
+    """Reset an environment and run its expert with action noise.
 
-    The noise moves the hand off the expert's path, while the yielded action is the expert's own
+    The noise moves the hand off the expert's path, while the recorded action is the expert's own
     action in the state that the noise led to (as in DART, arXiv 1703.09327). The data show how to
     recover and the labels have no noise. The noise applies to the first three action dimensions,
     the hand's position.
@@ -81,17 +81,23 @@ def run_expert(
       noise: range from which the episode's standard deviation of the noise is drawn.
       max_steps: control steps after which the episode has failed.
 
-    Yields the episode's instruction and the expert's action, before the action is executed.
+    Returns the episode's instruction, and an iterator of the expert's actions. It executes an
+    action when the next one is requested.
     """
     task_hash = zlib.crc32(env.task.instructions[0].encode())
     rng = np.random.default_rng([seed, task_hash])
     scale = rng.uniform(*noise)
     env.reset(seed)
-    instruction = env.instruction(rng)
+    return env.instruction(rng), _noisy_actions(env, rng, scale, max_steps)
+
+
+def _noisy_actions(
+    env: Environment, rng: np.random.Generator, scale: float, max_steps: int
+) -> Iterator[np.ndarray]:
     steps_left = _STEPS_AFTER_SUCCESS
     for _ in range(max_steps):
         action = env.expert_action()
-        yield instruction, action
+        yield action
         if env.success:
             steps_left -= 1
         if steps_left < 0:
@@ -104,13 +110,14 @@ def run_expert(
 def rollout_expert(
     env: Environment, seed: int, noise: tuple[float, float] = (0.1, 0.3), max_steps: int = 200
 ) -> Episode | None:
-    """Record a demonstration; see `run_expert` for the arguments.
+    """Record a demonstration; see `start_expert` for the arguments.
 
     Returns None if the expert does not succeed.
     """
+    instruction, expert_actions = start_expert(env, seed, noise, max_steps)
     recorder = FrameRecorder(env)
     actions = []
-    for t, (instruction, action) in enumerate(run_expert(env, seed, noise, max_steps)):
+    for t, action in enumerate(expert_actions):
         recorder.add(env.observe(), env.facts(all_views=t % _ALL_VIEWS_INTERVAL == 0))
         actions.append(action)
     if not env.success:

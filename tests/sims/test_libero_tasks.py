@@ -77,7 +77,8 @@ def test_task_with_another_goal_has_no_phases():
         | {
             "goal_state": [["open", "wooden_cabinet_1_top_region"]],
             "obj_of_interest": ["wooden_cabinet_1"],
-        }
+        },
+        "open the top drawer",
     )
     assert task.phases == ()
     assert task.target == "wooden cabinet"

@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-import numpy as np
-
 from etcvla.sims.metaworld.environment import MetaWorld, State
-from etcvla.sims.rollout import Episode, FrameRecorder, run_expert
+from etcvla.sims.rollout import Episode, FrameRecorder, start_expert
 
 
 def record_expert(
@@ -18,7 +16,8 @@ def record_expert(
 
     Renders no image. Returns None if the expert does not succeed.
     """
-    states = [env.snapshot() for _ in run_expert(env, seed, noise)]
+    _, actions = start_expert(env, seed, noise)
+    states = [env.snapshot() for _ in actions]
     return states if env.success else None
 
 
