@@ -226,7 +226,7 @@ def shift_free_objects(
     rng = np.random.default_rng(seed)
     for n, scene_object in enumerate(objects):
         joint = _free_joint(model, scene_object)
-        boxes = np.array([other.bounds(data)[:, :2] for other in objects])
+        boxes = np.array([other.bounds()[:, :2] for other in objects])
         others = np.delete(boxes, n, axis=0)
         angles = rng.uniform(0, 2 * np.pi, _NUM_DIRECTIONS)
         steps = distance * np.column_stack([np.cos(angles), np.sin(angles)])

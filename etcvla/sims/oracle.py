@@ -16,7 +16,7 @@ import numpy as np
 
 from etcvla.etc.annotation import project
 from etcvla.sims.conditions import Orbit
-from etcvla.sims.render import HIDDEN_GROUP, Extra, Renderer, camera_matrix
+from etcvla.sims.render import HIDDEN_GROUP, Extra, Renderer
 from etcvla.sims.task import ObjectSpec
 
 # Metres that an object has to move before its silhouette is measured again.
@@ -47,18 +47,18 @@ class SceneObject:
     solid_geoms = _NO_GEOMS
     labels: np.ndarray
 
-    def bounds(self, data: mujoco.MjData) -> np.ndarray:
+    def bounds(self) -> np.ndarray:
         """Return the world-aligned corners (low, high), float[2, 3] metres."""
         raise NotImplementedError
 
-    def position(self, data: mujoco.MjData) -> np.ndarray:
+    def position(self) -> np.ndarray:
         """Return the centre, float[3] metres."""
-        return self.bounds(data).mean(0)
+        return self.bounds().mean(0)
 
-    def grasp_point(self, data: mujoco.MjData) -> np.ndarray:
+    def grasp_point(self) -> np.ndarray:
         """Return where to hold or touch the object, float[3] metres; NaN where that is unknown."""
         offset = np.nan if self.spec.touch is None else self.spec.touch
-        return self.position(data) + offset
+        return self.position() + offset
 
 
 class SimulatedObject(SceneObject):
@@ -68,6 +68,7 @@ class SimulatedObject(SceneObject):
         """Find the object in the model. Raises ValueError if it renders nothing."""
         self.spec = spec
         self._model = model
+        self._data = data
         if spec.site:
             self.site = model.site(spec.site).id
             self.labels = np.array([model.ngeom + self.site])
@@ -77,7 +78,7 @@ class SimulatedObject(SceneObject):
         if not len(self.visible_geoms):
             raise ValueError(f"object {spec.name!r}: {spec.body!r} {spec.parts} renders nothing")
         self.labels = self.visible_geoms
-        self.solid_geoms = self._solid_parts(data) if spec.parts else self.geoms
+        self.solid_geoms = self._solid_parts() if spec.parts else self.geoms
 
     def _find_visible_geoms(self) -> np.ndarray:
         model = self._model
@@ -88,22 +89,22 @@ class SimulatedObject(SceneObject):
             return visible
         return np.array([geom for geom in visible if parts & _part_names(model, geom)], int)
 
-    def _solid_parts(self, data: mujoco.MjData) -> np.ndarray:
+    def _solid_parts(self) -> np.ndarray:
         """Return the geoms within the visible parts: collision shapes have no material."""
-        low, high = self.bounds(data)
-        centres = data.geom_xpos[self.geoms]
+        low, high = self.bounds()
+        centres = self._data.geom_xpos[self.geoms]
         is_within = (centres > low - _SOLID_MARGIN) & (centres < high + _SOLID_MARGIN)
         return self.geoms[is_within.all(-1)]
 
-    def bounds(self, data: mujoco.MjData) -> np.ndarray:
+    def bounds(self) -> np.ndarray:
         """Return the world-aligned corners (low, high), float[2, 3] metres."""
         if self.site is not None:
-            return data.site_xpos[self.site] + _LOW_HIGH * self._model.site_size[self.site, 0]
+            return self._data.site_xpos[self.site] + _LOW_HIGH * self._model.site_size[self.site, 0]
         geoms = self.visible_geoms
         boxes = self._model.geom_aabb[geoms, None]
         local = boxes[..., :3] + _BOX_CORNERS * boxes[..., 3:]
-        rotations = data.geom_xmat[geoms].reshape(-1, 3, 3)
-        corners = np.einsum("gij,gkj->gki", rotations, local) + data.geom_xpos[geoms, None]
+        rotations = self._data.geom_xmat[geoms].reshape(-1, 3, 3)
+        corners = np.einsum("gij,gkj->gki", rotations, local) + self._data.geom_xpos[geoms, None]
         return np.stack([corners.min((0, 1)), corners.max((0, 1))])
 
 
@@ -123,17 +124,17 @@ class RenderedObject(SceneObject):
             self.visible_geoms = replaces.solid_geoms
             self.solid_geoms = replaces.solid_geoms
 
-    def bounds(self, data: mujoco.MjData) -> np.ndarray:
+    def bounds(self) -> np.ndarray:
         """Return the world-aligned corners (low, high), float[2, 3] metres."""
-        return self.position(data) + _LOW_HIGH * self._extra.added.half_extent
+        return self.position() + _LOW_HIGH * self._extra.added.half_extent
 
-    def position(self, data: mujoco.MjData) -> np.ndarray:
+    def position(self) -> np.ndarray:
         """Return the centre, float[3] metres."""
-        return self._replaces.position(data) if self._replaces else self._extra.position
+        return self._replaces.position() if self._replaces else self._extra.position
 
-    def follow(self, data: mujoco.MjData) -> None:
+    def follow(self) -> None:
         """Move to the replaced object's position. Call it before rendering."""
-        self._extra.position = self.position(data)
+        self._extra.position = self.position()
 
 
 class Oracle:
@@ -148,10 +149,11 @@ class Oracle:
         data: mujoco.MjData,
         objects: Sequence[ObjectSpec],
         renderer: Renderer,
-        cameras: Sequence[str | Orbit],
+        cameras: Iterable[str | Orbit],
         gripper_body: str,
     ):
         self._model = model
+        self._data = data
         self._renderer = renderer
         self._cameras = tuple(cameras)
         self._gripper = _geoms_of(model, gripper_body, subtree=True)
@@ -170,28 +172,26 @@ class Oracle:
             row[scene_object.labels] = True
         self._silhouettes: dict[int, tuple[np.ndarray, int]] = {}
 
-    def follow(self, data: mujoco.MjData) -> None:
+    def follow(self) -> None:
         """Move the rendered objects that replace simulated ones. Call it before rendering."""
         for scene_object in self.objects:
             if isinstance(scene_object, RenderedObject):
-                scene_object.follow(data)
+                scene_object.follow()
 
     def visible_geoms(self) -> np.ndarray:
         """Return the sorted ids of the geoms that the objects are rendered with."""
         geoms = [scene_object.visible_geoms for scene_object in self.objects]
         return np.unique(np.concatenate(geoms))
 
-    def bounds(self, data: mujoco.MjData) -> np.ndarray:
+    def bounds(self) -> np.ndarray:
         """Return the world-aligned corners (low, high) of all objects, float[N, 2, 3] metres."""
-        return np.array([scene_object.bounds(data) for scene_object in self.objects])
+        return np.array([scene_object.bounds() for scene_object in self.objects])
 
-    def positions(self, data: mujoco.MjData) -> np.ndarray:
+    def positions(self) -> np.ndarray:
         """Return the centres of all objects, float[N, 3] metres."""
-        return np.array([scene_object.position(data) for scene_object in self.objects])
+        return np.array([scene_object.position() for scene_object in self.objects])
 
-    def facts(
-        self, data: mujoco.MjData, grasp_centre: np.ndarray, all_views: bool = True
-    ) -> dict[str, Any]:
+    def facts(self, grasp_centre: np.ndarray, all_views: bool = True) -> dict[str, Any]:
         """Return every step field of an annotation except gripper_open and phase.
 
         Visible shares are measured in the first camera. In the others they are 0 where nothing of
@@ -199,32 +199,31 @@ class Oracle:
         every frame.
 
         Args:
-          data: the simulator's state.
           grasp_centre: float[3] metres.
           all_views: search objects in the other cameras as well. If False, boxes and shares there
             are NaN, which halves the cost.
         """
-        self.follow(data)
-        matrix = np.stack([camera_matrix(self._model, data, camera) for camera in self._cameras])
-        grasp = np.array([scene_object.grasp_point(data) for scene_object in self.objects])
-        box, visible = self._boxes_and_shares(data, all_views)
+        self.follow()
+        matrix = np.stack([self._renderer.camera_matrix(camera) for camera in self._cameras])
+        grasp = np.array([scene_object.grasp_point() for scene_object in self.objects])
+        box, visible = self._boxes_and_shares(all_views)
         return {
             "camera_matrix": matrix,
             "gripper_pixel": project(matrix, grasp_centre),
             "gripper_position": grasp_centre,
             "box": box,
             "visible": visible,
-            "position": self.positions(data),
-            "contact": self.contact(data, grasp_centre),
+            "position": self.positions(),
+            "contact": self.contact(grasp_centre),
             "grasp_pixel": project(matrix[:, None], grasp),
         }
 
-    def contact(self, data: mujoco.MjData, grasp_centre: np.ndarray) -> np.ndarray:
+    def contact(self, grasp_centre: np.ndarray) -> np.ndarray:
         """Return float32[N]: 1 where the gripper touches the object.
 
         A marker is touched if it contains the grasp centre.
         """
-        pairs = data.contact.geom
+        pairs = self._data.contact.geom
         is_gripper = np.isin(pairs, self._gripper)
         touching_geoms = pairs[is_gripper.any(1) & ~is_gripper.all(1)]
         contact = np.zeros(len(self.objects), np.float32)
@@ -233,38 +232,36 @@ class Oracle:
             if site is None:
                 contact[n] = np.isin(touching_geoms, scene_object.solid_geoms).any()
             else:
-                distance = np.linalg.norm(data.site_xpos[site] - grasp_centre)
+                distance = np.linalg.norm(self._data.site_xpos[site] - grasp_centre)
                 contact[n] = distance < self._model.site_size[site, 0]
         return contact
 
-    def _boxes_and_shares(
-        self, data: mujoco.MjData, all_views: bool
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _boxes_and_shares(self, all_views: bool) -> tuple[np.ndarray, np.ndarray]:
         """Return boxes float32[C, N, 4] and visible shares float32[C, N]."""
         shape = (len(self._cameras), len(self.objects))
         box = np.full((*shape, 4), np.nan, np.float32)
         visible = np.full(shape, np.nan, np.float32)
         for c, camera in enumerate(self._cameras if all_views else self._cameras[:1]):
-            labels = self._renderer.labels(data, camera)
+            labels = self._renderer.labels(camera)
             for n, has_label in enumerate(self._has_label):
                 mask = has_label[labels]
                 box[c, n] = mask_box(mask)
-                silhouette = self._silhouette(data, n) if c == 0 else 0
+                silhouette = self._silhouette(n) if c == 0 else 0
                 if silhouette:
                     visible[c, n] = min(1.0, mask.sum() / silhouette)
                 elif c == 0 or not mask.any():
                     visible[c, n] = 0
         return box, visible
 
-    def _silhouette(self, data: mujoco.MjData, n: int) -> int:
+    def _silhouette(self, n: int) -> int:
         """Return how many pixels object n covers in the first camera if nothing is in front of it.
 
         The first camera does not move, so the count is kept until the object moves.
         """
-        pose = self.objects[n].bounds(data)
+        pose = self.objects[n].bounds()
         measured_at, count = self._silhouettes.get(n, (np.inf, 0))
         if np.abs(pose - measured_at).max() > _MOVED:
-            count = self._renderer.silhouette(data, self._cameras[0], self.objects[n].labels)
+            count = self._renderer.silhouette(self._cameras[0], self.objects[n].labels)
             self._silhouettes[n] = (pose, count)
         return count
 

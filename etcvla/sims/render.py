@@ -73,11 +73,12 @@ class Renderer:
     Raises UserError whose first line is the apt command that installs a missing library.
     """
 
-    def __init__(self, model: mujoco.MjModel, image_size: int):
+    def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, image_size: int):
         model.vis.quality.offsamples = 0
         model.vis.global_.offwidth = image_size
         model.vis.global_.offheight = image_size
         self._model = model
+        self._data = data
         self.extras: list[Extra] = []
         try:
             self._renderer = mujoco.Renderer(model, image_size, image_size)
@@ -105,21 +106,21 @@ class Renderer:
         self.extras.append(extra)
         return extra
 
-    def rgb(self, data: mujoco.MjData, camera: str | Orbit) -> np.ndarray:
+    def rgb(self, camera: str | Orbit) -> np.ndarray:
         """Render a color image, uint8[H, W, 3]."""
-        self._renderer.update_scene(data, _mujoco_camera(camera))
+        self._renderer.update_scene(self._data, _mujoco_camera(camera))
         self._add_extras(self.extras)
         return self._renderer.render()
 
-    def labels(self, data: mujoco.MjData, camera: str | Orbit) -> np.ndarray:
+    def labels(self, camera: str | Orbit) -> np.ndarray:
         """Render a segmentation, int32[H, W].
 
         A label is a geom's id; the number of geoms + a site's id; the number of geoms and sites +
         an extra's index; or -1 for the background.
         """
-        return self._labels(data, camera, None, self.extras)
+        return self._labels(camera, None, self.extras)
 
-    def silhouette(self, data: mujoco.MjData, camera: str | Orbit, labels: np.ndarray) -> int:
+    def silhouette(self, camera: str | Orbit, labels: np.ndarray) -> int:
         """Return how many pixels the geoms, sites and extras with these labels cover alone."""
         model = self._model
         geoms = labels[labels < model.ngeom]
@@ -130,7 +131,7 @@ class Renderer:
         site_groups = model.site_group[sites]
         model.geom_group[geoms] = _SOLO_GROUP
         model.site_group[sites] = _SOLO_GROUP
-        segmentation = self._labels(data, camera, self._solo, extras)
+        segmentation = self._labels(camera, self._solo, extras)
         model.geom_group[geoms] = geom_groups
         model.site_group[sites] = site_groups
         return int((segmentation >= 0).sum())
@@ -153,12 +154,11 @@ class Renderer:
 
     def _labels(
         self,
-        data: mujoco.MjData,
         camera: str | Orbit,
         option: mujoco.MjvOption | None,
         extras: Sequence[Extra],
     ) -> np.ndarray:
-        self._renderer.update_scene(data, _mujoco_camera(camera), option)
+        self._renderer.update_scene(self._data, _mujoco_camera(camera), option)
         self._add_extras(extras)
         self._renderer.enable_segmentation_rendering()
         segmentation = self._renderer.render()
@@ -167,6 +167,22 @@ class Renderer:
         types = segmentation[..., 1]
         sites = np.where(types == _SITE, ids + self._model.ngeom, -1)
         return np.where(types == _GEOM, ids, sites)
+
+    def camera_matrix(self, camera: str | Orbit) -> np.ndarray:
+        """Return the matrix float32[3, 4] from world metres [x, y, z, 1] to image w * [x, y, 1]."""
+        if isinstance(camera, Orbit):
+            fovy = self._model.vis.global_.fovy
+            axes = _orbit_axes(camera)
+            position = np.array(camera.lookat) + camera.distance * axes[2]
+        else:
+            fovy = self._model.camera(camera).fovy[0]
+            pose = self._data.camera(camera)
+            axes = pose.xmat.reshape(3, 3).T
+            position = pose.xpos
+        focal = 0.5 / np.tan(np.deg2rad(fovy) / 2)
+        # MuJoCo's camera points along its -z with y up; the image's y points down.
+        intrinsics = np.array([[focal, 0, -0.5], [0, -focal, -0.5], [0, 0, -1]])
+        return (intrinsics @ np.column_stack([axes, -axes @ position])).astype(np.float32)
 
     def upload_texture(self, texture: int) -> None:
         """Render with the model's current pixels of a texture from now on."""
@@ -222,23 +238,6 @@ def mesh_slices(model: mujoco.MjModel, mesh: int) -> tuple[slice, slice]:
         slice(vertex, vertex + model.mesh_vertnum[mesh]),
         slice(face, face + model.mesh_facenum[mesh]),
     )
-
-
-def camera_matrix(model: mujoco.MjModel, data: mujoco.MjData, camera: str | Orbit) -> np.ndarray:
-    """Return the matrix float32[3, 4] from world metres [x, y, z, 1] to image w * [x, y, 1]."""
-    if isinstance(camera, Orbit):
-        fovy = model.vis.global_.fovy
-        axes = _orbit_axes(camera)
-        position = np.array(camera.lookat) + camera.distance * axes[2]
-    else:
-        index = model.camera(camera).id
-        fovy = model.cam_fovy[index]
-        axes = data.cam_xmat[index].reshape(3, 3).T
-        position = data.cam_xpos[index]
-    focal = 0.5 / np.tan(np.deg2rad(fovy) / 2)
-    # MuJoCo's camera points along its -z with y up; the image's y points down.
-    intrinsics = np.array([[focal, 0, -0.5], [0, -focal, -0.5], [0, 0, -1]])
-    return (intrinsics @ np.column_stack([axes, -axes @ position])).astype(np.float32)
 
 
 def orbit_of(position: np.ndarray, backward: np.ndarray, distance: float) -> Orbit:

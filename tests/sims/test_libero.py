@@ -313,7 +313,7 @@ def test_objects_are_where_their_names_say(bowls, seed):
     bowls.reset(seed)
     names = [spec.name for spec in bowls.objects]
     cabinet = bowls._oracle.objects[names.index("wooden cabinet")]
-    low, high = cabinet.bounds(bowls._data)
+    low, high = cabinet.bounds()
     positions = bowls.facts()["position"] + bowls._data.body("robot0_base").xpos
     above = positions[names.index("black bowl on the wooden cabinet")]
     inside = positions[names.index("black bowl in the top drawer")]

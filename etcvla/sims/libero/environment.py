@@ -45,8 +45,8 @@ from etcvla.sims.libero.oracle import (  # noqa: E402
 )
 from etcvla.sims.libero.tasks import AXES, CAMERAS, SCENES  # noqa: E402
 from etcvla.sims.mujoco_environment import MujocoEnvironment  # noqa: E402
-from etcvla.sims.oracle import Oracle, hide_sites  # noqa: E402
-from etcvla.sims.render import HIDDEN_GROUP, Renderer, coarsen_mesh, orbit_of  # noqa: E402
+from etcvla.sims.oracle import hide_sites  # noqa: E402
+from etcvla.sims.render import HIDDEN_GROUP, coarsen_mesh, orbit_of  # noqa: E402
 from etcvla.sims.seeds import EVAL_SEED_BASE  # noqa: E402
 
 # Steps without motion after a reset, because objects are placed above the table.
@@ -57,7 +57,6 @@ _MAX_LAYOUTS = 100
 # Initial states do not contain the fixtures' positions, which this seed draws.
 _FIXTURE_SEED = 0
 _FRONT_CAMERA = "agentview"
-_WRIST_CAMERA = "robot0_eye_in_hand"
 _MESH_CELL = 0.003  # metres; at 0.004 textures visibly break in the wrist camera
 _MAX_OPENING = 0.08  # metres between the fingers
 _MAX_STEP = 0.05  # metres that the hand moves in a step at most
@@ -108,13 +107,12 @@ class Libero(MujocoEnvironment):
         self._start_episode()
 
     def _set_task(self) -> None:
-        """Set the task, and the indices of its target and place."""
+        """Set the task, its goal, and the index of the goal's place."""
         in_file_name = tasks.file_instruction(self.name) if self.suite in tasks.SUITES else ""
         self.task = tasks.make_task(
             self._env.parsed_problem, self._control.language_instruction, in_file_name
         )
         self._instances = [spec.body.removesuffix("_main") for spec in self.task.objects]
-        self.target = [spec.name for spec in self.task.objects].index(self.task.target)
         self._goal = tasks.PickPlaceGoal.of(self._goal_state, self._instances)
         self._place = self._instances.index(self._goal.place) if self._goal else -1
 
@@ -125,19 +123,11 @@ class Libero(MujocoEnvironment):
         hide_sites(model, self._visible_sites())
         for mesh in range(model.nmesh):
             coarsen_mesh(model, mesh, _MESH_CELL)
-        self._visual_model = model
-        self._renderer = Renderer(model, image_size)
-        self._default_front = _FRONT_CAMERA
-        self._cameras = {"front": _FRONT_CAMERA, "wrist": _WRIST_CAMERA}
         model.vis.global_.fovy = model.camera(_FRONT_CAMERA).fovy[0]  # for an `Orbit`
-        self._oracle = Oracle(
-            model,
-            self._data,
-            self.task.objects,
-            self._renderer,
-            tuple(self._cameras.values()),
-            gripper_body="gripper0_right_gripper",
-        )
+        self._visual_model = model
+        cameras = {"front": _FRONT_CAMERA, "wrist": "robot0_eye_in_hand"}
+        self._set_oracle(model, cameras, image_size, gripper_body="gripper0_right_gripper")
+        self._target_body = self.task.objects[self.target].body
         self._appearance = AppearanceEditor(model, self._renderer, self._scene_geoms())
 
     def _visible_sites(self) -> list[str]:
@@ -172,11 +162,11 @@ class Libero(MujocoEnvironment):
     @property
     def orbit(self) -> Orbit:
         """The default pose of the front camera, around the middle of the objects."""
-        camera = self._model.camera(_FRONT_CAMERA).id
-        position = self._data.cam_xpos[camera]
-        backward = self._data.cam_xmat[camera].reshape(3, 3)[:, 2]
-        middle = np.mean(self._oracle.positions(self._data), axis=0)
-        return orbit_of(position, backward, float(np.dot(position - middle, backward)))
+        camera = self._data.camera(_FRONT_CAMERA)
+        backward = camera.xmat.reshape(3, 3)[:, 2]
+        middle = self._oracle.positions().mean(0)
+        distance = float(np.dot(camera.xpos - middle, backward))
+        return orbit_of(camera.xpos, backward, distance)
 
     def _scatter_area(self, bounds: np.ndarray) -> ScatterArea:
         middle = bounds[..., :2].mean((0, 1))
@@ -257,7 +247,7 @@ class Libero(MujocoEnvironment):
         self.grasp_offset: np.ndarray | None = None
         self._goals_reached = set()  # indices of goal conditions that were true at some step
         self._was_touched = False
-        self._start_positions = self._oracle.positions(self._data)
+        self._start_positions = self._oracle.positions()
 
     def _set_state(self, state: np.ndarray) -> None:
         expected = (1 + self._model.nq + self._model.nv,)  # time, positions, velocities
@@ -303,8 +293,8 @@ class Libero(MujocoEnvironment):
 
     @property
     def _fingers(self) -> np.ndarray:
-        joints = [self._data.joint(f"gripper0_finger_joint{i}") for i in (1, 2)]
-        return np.array([joint.qpos[0] for joint in joints])
+        joints = ("gripper0_finger_joint1", "gripper0_finger_joint2")
+        return np.array([self._data.joint(name).qpos[0] for name in joints])
 
     def step(self, action: np.ndarray) -> bool:
         """Act for one control step, 1 / rate seconds, and return `success`.
@@ -356,11 +346,11 @@ class Libero(MujocoEnvironment):
         """Return the index of the subtask in progress, -1 if unknown. Call it once a step."""
         if not self._goal:
             return -1
-        low, high = self._oracle.objects[self.target].bounds(self._data)
+        low, high = self._oracle.objects[self.target].bounds()
         is_within = (self.grasp_centre > low) & (self.grasp_centre < high)
         state = PickPlaceState(
             target=(low + high) / 2,
-            place=self._oracle.objects[self._place].position(self._data),
+            place=self._oracle.objects[self._place].position(),
             touched=bool(self.touched()[self.target]),
             within=bool(is_within.all()),
         )
@@ -404,7 +394,7 @@ class Libero(MujocoEnvironment):
         The target's grasp pixel is known once `grasp_offset` is; those of the other objects are
         NaN.
         """
-        facts = self._oracle.facts(self._data, self.grasp_centre, all_views)
+        facts = self._oracle.facts(self.grasp_centre, all_views)
         facts["grasp_pixel"] = self._grasp_pixel(facts["camera_matrix"])
         phase = self.phase()
         self._forget_moved(facts)
@@ -420,19 +410,16 @@ class Libero(MujocoEnvironment):
 
         Returns whether it is lifting the target.
         """
-        height = self._oracle.objects[self.target].position(self._data)[2]
+        height = self._oracle.objects[self.target].position()[2]
         risen = height - self._start_positions[self.target, 2]
         is_lifting = bool(risen > LIFTED and self.touched()[self.target])
         if is_lifting:
             self.grasp_offset = self._to_target_frame(self.grasp_centre)
         return is_lifting
 
-    def _target_body(self) -> Any:
-        return self._data.body(self.task.objects[self.target].body)
-
     def _to_target_frame(self, point: np.ndarray) -> np.ndarray:
         """Convert a world point float[3] to the frame of the target's body."""
-        body = self._target_body()
+        body = self._data.body(self._target_body)
         return (point - body.xpos) @ body.xmat.reshape(3, 3)
 
     def _grasp_pixel(self, camera_matrix: np.ndarray) -> np.ndarray:
@@ -442,7 +429,7 @@ class Libero(MujocoEnvironment):
         """
         pixels = np.full((len(CAMERAS), len(self.task.objects), 2), np.nan, np.float32)
         if self.grasp_offset is not None:
-            body = self._target_body()
+            body = self._data.body(self._target_body)
             point = body.xmat.reshape(3, 3) @ self.grasp_offset + body.xpos
             pixels[:, self.target] = project(camera_matrix, point)
         return pixels

@@ -50,9 +50,9 @@ from etcvla.sims.metaworld.scene import (  # noqa: E402
 )
 from etcvla.sims.metaworld.tasks import SHAPES, TASKS  # noqa: E402
 from etcvla.sims.mujoco_environment import MujocoEnvironment  # noqa: E402
-from etcvla.sims.oracle import Oracle, RenderedObject, without  # noqa: E402
+from etcvla.sims.oracle import RenderedObject, without  # noqa: E402
 from etcvla.sims.phases import PhaseTracker  # noqa: E402
-from etcvla.sims.render import HIDDEN_GROUP, Renderer, camera_matrix  # noqa: E402
+from etcvla.sims.render import HIDDEN_GROUP  # noqa: E402
 from etcvla.sims.task import ObjectSpec  # noqa: E402
 
 # Meta-World's policies warn about actions beyond [-1, 1]; both this environment and Meta-World's
@@ -118,49 +118,38 @@ class MetaWorld(MujocoEnvironment):
         self.scene = lookup(SCENES, scene, "scene")
         self._env = make_simulation(task)
         self._policy = ENV_POLICY_MAP[f"{task}-v3"]()
-        self._model = self._env.model
-        self._data = self._env.data
-        self._initial_layout = self._layout()
-        self._hand_start = self._env.hand_init_pos.copy()
-        table = table_geoms(self._model)
-        apply_scene_variant(self._model, self.task, self.scene)
-        paint_table(self._model, self.condition, table_geoms(self._model))
-        light_scene(self._model, self.condition.light, self.condition.ambient)
-        self._renderer = Renderer(self._model, image_size)
-        self._default_front = self.orbit
-        self._cameras = {"front": self.orbit, "wrist": "gripperPOV"}
-        mujoco.mj_forward(self._model, self._data)
-        self._oracle = Oracle(
-            self._model,
-            self._data,
-            self.task.objects,
-            self._renderer,
-            tuple(self._cameras.values()),
-            gripper_body="right_hand",
-        )
-        self.target = [spec.name for spec in self.task.objects].index(self.task.target)
-        self.rate = 1 / self._env.dt
-        self.success = False
         self._phases = PhaseTracker(self.task.phases)
         self._observation = np.zeros(0)
-        self._renamed = {}  # names of swapped objects -> their new names
+        self._hand_start = self._env.hand_init_pos.copy()
+        self.rate = 1 / self._env.dt
+        model = self._env.model
+        self._model = model
+        self._data = self._env.data
+        self._initial_layout = self._layout()
+        table = table_geoms(model)
+        apply_scene_variant(model, self.task, self.scene)
+        paint_table(model, self.condition, table_geoms(model))
+        light_scene(model, self.condition.light, self.condition.ambient)
+        mujoco.mj_forward(model, self._data)
+        cameras = {"front": self.orbit, "wrist": "gripperPOV"}
+        self._set_oracle(model, cameras, image_size, gripper_body="right_hand")
         self._change_objects()
         objects = self._oracle.visible_geoms()
-        room = np.setdiff1d(np.flatnonzero(self._model.geom_bodyid == 0), objects)
-        geoms = SceneGeoms(table=table, room=room, objects=objects)
-        self._appearance = AppearanceEditor(self._model, self._renderer, geoms)
+        room = np.setdiff1d(np.flatnonzero(model.geom_bodyid == 0), objects)
+        self._appearance = AppearanceEditor(model, self._renderer, SceneGeoms(table, room, objects))
 
     def reset(self, seed: int, hand: np.ndarray | None = None, shift: float = 0.0) -> None:
         """Start an episode in the layout of `seed`; see `Environment.reset`.
 
         Raises NoRoomError if there is no room for an object that the condition adds.
         """
-        self._env.hand_init_pos = self._hand_start + (0 if hand is None else hand)
+        env = self._env
+        env.hand_init_pos = self._hand_start + (0 if hand is None else hand)
         self._set_layout(self._initial_layout)
-        self._env.seed(seed)
-        self._env.curr_path_length = 0
+        env.seed(seed)
+        env.curr_path_length = 0
         mujoco.mj_resetData(self._model, self._data)
-        self._env.reset_model()
+        env.reset_model()
         for name, value in self.task.joints:
             joint = self._data.joint(name)
             joint.qpos = value
@@ -168,11 +157,11 @@ class MetaWorld(MujocoEnvironment):
         for spec in self.task.objects:
             if spec.site:
                 # Some tasks move the marker in `data` only, which the next step would undo.
-                self._model.site(spec.site).pos = self._env._target_pos
+                self._model.site(spec.site).pos = env._target_pos
         mujoco.mj_forward(self._model, self._data)
         shift_free_objects(self._model, self._data, self._oracle.objects, shift, seed)
-        self._env._prev_obs = self._env._get_curr_obs_combined_no_goal()
-        self._observation = self._env._get_obs()
+        env._prev_obs = env._get_curr_obs_combined_no_goal()
+        self._observation = env._get_obs()
         self.success = False
         self._phases.reset()
         if self._added:
@@ -188,7 +177,7 @@ class MetaWorld(MujocoEnvironment):
 
     def observe(self) -> dict[str, Any]:
         """Return {"images": {camera: uint8[H, W, 3]}, "state": float32[S]}; see STATE_DOC."""
-        self._oracle.follow(self._data)
+        self._oracle.follow()
         return {"images": self._render(), "state": self.state()}
 
     def state(self) -> np.ndarray:
@@ -217,7 +206,7 @@ class MetaWorld(MujocoEnvironment):
 
     def facts(self, all_views: bool = True) -> dict[str, Any]:
         """Return the current frame's value of every step field; see `Environment.facts`."""
-        facts = self._oracle.facts(self._data, self.grasp_centre, all_views)
+        facts = self._oracle.facts(self.grasp_centre, all_views)
         return {**facts, "gripper_open": self._observation[3], "phase": self.phase()}
 
     def phase(self) -> int:
@@ -226,8 +215,8 @@ class MetaWorld(MujocoEnvironment):
         return self._phases.update(
             self._env.curr_path_length,
             grasp_centre=self.grasp_centre,
-            grasp_point=target.grasp_point(self._data),
-            bounds=target.bounds(self._data),
+            grasp_point=target.grasp_point(),
+            bounds=target.bounds(),
             contact=bool(self.touched()[self.target]),
         )
 
@@ -284,7 +273,7 @@ class MetaWorld(MujocoEnvironment):
 
     def facts_of(self, state: State) -> dict[str, Any]:
         """Return `facts` of the state that was just restored, with the recorded phase."""
-        facts = self._oracle.facts(self._data, self.grasp_centre)
+        facts = self._oracle.facts(self.grasp_centre)
         return {**facts, "gripper_open": state.hand[3], "phase": state.phase}
 
     def place_added(self, states: Sequence[State], seed: int) -> None:
@@ -299,7 +288,7 @@ class MetaWorld(MujocoEnvironment):
         occupied = []
         for state in states:
             self.restore(state)
-            bounds = self._oracle.bounds(self._data)[: len(self.task.objects)]
+            bounds = self._oracle.bounds()[: len(self.task.objects)]
             hand = state.hand[:2]
             occupied += [*bounds[..., :2], (hand, hand)]
         for extra in self._added:
@@ -314,7 +303,7 @@ class MetaWorld(MujocoEnvironment):
         """Draw a point float[2] of the table in view and clear of boxes float[K, 2, 2]."""
         points = free_points(rng, _TABLE, occupied, _CLEARANCE)
         height = np.full(len(points), added.half_extent[2])
-        matrix = camera_matrix(self._model, self._data, self._cameras["front"])
+        matrix = self._renderer.camera_matrix(self._cameras["front"])
         pixels = project(matrix, np.column_stack([points, height]))
         in_view = (np.abs(pixels - 0.5) < 0.5 - _BORDER).all(-1)
         if not in_view.any():
@@ -326,6 +315,7 @@ class MetaWorld(MujocoEnvironment):
         condition = self.condition
         if condition.colors:
             self._recolor(condition.colors)
+        self._renamed = {}  # names of swapped objects -> their new names
         self._added = [self._renderer.add(added) for added in condition.added]
         for extra in self._added:
             spec = ObjectSpec(extra.added.noun, extra.added.color)
