@@ -16,6 +16,9 @@ from scipy.spatial.transform import Rotation
 
 from etcvla.sims.render import mesh_slices
 
+# Where the grasp centre should go, float64[3], and whether the gripper is closed.
+Target = tuple[np.ndarray, bool]
+
 _POINT_SPACING = 0.004  # between points on surfaces
 _NUM_POINTS = (200, 20_000)  # least and most points on a geom
 
@@ -262,8 +265,7 @@ def _levelling(own: np.ndarray) -> np.ndarray:
 class Expert:
     """Attempts grasps until the object is in its place. Call `act` once per step.
 
-    The stages are methods. Each returns the target of the grasp centre, float64[3], and whether the
-    gripper is closed.
+    The stages are methods that return a `Target` and choose the next stage.
 
     Args:
       scene: the objects' surfaces and the hand.
@@ -328,7 +330,7 @@ class Expert:
         gripper = 1.0 if is_closed else -1.0
         return np.append(self._motion(target), gripper).astype(np.float32)
 
-    def _go_to(self, stage: Callable[[], tuple[np.ndarray, bool]]) -> None:
+    def _go_to(self, stage: Callable[[], Target]) -> None:
         self._stage = stage
         self._steps_in_stage = 0
 
@@ -347,20 +349,21 @@ class Expert:
     def _turn_to_grasp(self) -> float:
         return _wrap_half_turn(self.grasp.yaw - self._scene.yaw)
 
-    def _approach(self) -> tuple[np.ndarray, bool]:
+    def _approach(self) -> Target:
         target = self.grasp.point + [0, 0, _HOVER]
         is_near = np.linalg.norm(target - self._hand) < _NEAR
-        if is_near and abs(self._turn_to_grasp()) < 0.08 or self._steps_in_stage > 80:
+        has_arrived = is_near and abs(self._turn_to_grasp()) < 0.08
+        if has_arrived or self._steps_in_stage > 80:
             self._go_to(self._descend)
         return target, False
 
-    def _descend(self) -> tuple[np.ndarray, bool]:
+    def _descend(self) -> Target:
         target = self.grasp.point
         if np.linalg.norm(target - self._hand) < _AT_TARGET or self._steps_in_stage > 25:
             self._go_to(self._close)
         return target, False
 
-    def _close(self) -> tuple[np.ndarray, bool]:
+    def _close(self) -> Target:
         if self._steps_in_stage >= _CLOSING_STEPS:
             self._carry_height = self._safe_height()
             self._go_to(self._lift)
@@ -379,7 +382,7 @@ class Expert:
         top = max(highest_passed, self._place[:, 2].max(), self._rest_height)
         return top + _CARRY_CLEARANCE + self._hand[2] - self._own[:, 2].min()
 
-    def _lift(self) -> tuple[np.ndarray, bool]:
+    def _lift(self) -> Target:
         is_lifted = self._is_lifted()
         if not is_lifted and self._steps_in_stage > 20:
             return self._try_again()
@@ -391,7 +394,7 @@ class Expert:
             height = min(height, self._hand[2] + _GENTLE_LIFT)
         return np.append(self.grasp.point[:2], height), True
 
-    def _try_again(self) -> tuple[np.ndarray, bool]:
+    def _try_again(self) -> Target:
         self._begin()
         return self._hand + [0, 0, 0.05], False
 
@@ -403,7 +406,7 @@ class Expert:
         point = self._hand[:2] + _box_centre(self._place) - _box_centre(self._own)
         return np.append(point, height)
 
-    def _carry(self) -> tuple[np.ndarray, bool]:
+    def _carry(self) -> Target:
         if not self._is_lifted():
             return self._try_again()
         target = self._above_place(self._carry_height)
@@ -412,7 +415,7 @@ class Expert:
             self._go_to(self._lower)
         return target, True
 
-    def _lower(self) -> tuple[np.ndarray, bool]:
+    def _lower(self) -> Target:
         place = self._place
         own_bottom = self._own[:, 2].min()
         place_bottom = place[:, 2].min()
@@ -428,12 +431,12 @@ class Expert:
             self._go_to(self._release)
         return self._above_place(height - max(down, 0)), True
 
-    def _release(self) -> tuple[np.ndarray, bool]:
+    def _release(self) -> Target:
         if self._steps_in_stage >= _OPENING_STEPS:
             self._go_to(self._leave)
         return self._hand, False
 
-    def _leave(self) -> tuple[np.ndarray, bool]:
+    def _leave(self) -> Target:
         if self._steps_in_stage > 40:
             self._begin()
         return self._hand + [0, 0, 0.03], False
