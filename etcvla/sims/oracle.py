@@ -27,6 +27,9 @@ _BOX_CORNERS = np.array(list(itertools.product((-1, 1), repeat=3)))
 _LOW_HIGH = np.array([[-1], [1]])
 _NO_GEOMS = np.array([], int)
 
+Bounds = np.ndarray  # float[2, 3], world-aligned corners (low, high) in metres
+Point = np.ndarray  # float[3] metres in the world
+
 
 class SceneObject:
     """A named object of a scene: a body's geoms, or a marker, which is a site.
@@ -47,16 +50,16 @@ class SceneObject:
     solid_geoms = _NO_GEOMS
     labels: np.ndarray
 
-    def bounds(self) -> np.ndarray:
-        """Return the world-aligned corners (low, high), float[2, 3] metres."""
+    def bounds(self) -> Bounds:
+        """Return the world-aligned corners."""
         raise NotImplementedError
 
-    def position(self) -> np.ndarray:
-        """Return the centre, float[3] metres."""
+    def position(self) -> Point:
+        """Return the centre."""
         return self.bounds().mean(0)
 
-    def grasp_point(self) -> np.ndarray:
-        """Return where to hold or touch the object, float[3] metres; NaN where that is unknown."""
+    def grasp_point(self) -> Point:
+        """Return where to hold or touch the object; NaN where that is unknown."""
         offset = np.nan if self.spec.touch is None else self.spec.touch
         return self.position() + offset
 
@@ -96,8 +99,8 @@ class SimulatedObject(SceneObject):
         is_within = (centres > low - _SOLID_MARGIN) & (centres < high + _SOLID_MARGIN)
         return self.geoms[is_within.all(-1)]
 
-    def bounds(self) -> np.ndarray:
-        """Return the world-aligned corners (low, high), float[2, 3] metres."""
+    def bounds(self) -> Bounds:
+        """Return the world-aligned corners."""
         if self.site is not None:
             return self._data.site_xpos[self.site] + _LOW_HIGH * self._model.site_size[self.site, 0]
         geoms = self.visible_geoms
@@ -124,12 +127,12 @@ class RenderedObject(SceneObject):
             self.visible_geoms = replaces.solid_geoms
             self.solid_geoms = replaces.solid_geoms
 
-    def bounds(self) -> np.ndarray:
-        """Return the world-aligned corners (low, high), float[2, 3] metres."""
+    def bounds(self) -> Bounds:
+        """Return the world-aligned corners."""
         return self.position() + _LOW_HIGH * self._extra.added.half_extent
 
-    def position(self) -> np.ndarray:
-        """Return the centre, float[3] metres."""
+    def position(self) -> Point:
+        """Return the centre."""
         return self._replaces.position() if self._replaces else self._extra.position
 
     def follow(self) -> None:
@@ -191,7 +194,7 @@ class Oracle:
         """Return the centres of all objects, float[N, 3] metres."""
         return np.array([scene_object.position() for scene_object in self.objects])
 
-    def facts(self, grasp_centre: np.ndarray, all_views: bool = True) -> dict[str, Any]:
+    def facts(self, grasp_centre: Point, all_views: bool = True) -> dict[str, Any]:
         """Return every step field of an annotation except gripper_open and phase.
 
         Visible shares are measured in the first camera. In the others they are 0 where nothing of
@@ -199,7 +202,7 @@ class Oracle:
         every frame.
 
         Args:
-          grasp_centre: float[3] metres.
+          grasp_centre: the gripper's grasp centre.
           all_views: search objects in the other cameras as well. If False, boxes and shares there
             are NaN, which halves the cost.
         """
@@ -218,7 +221,7 @@ class Oracle:
             "grasp_pixel": project(matrix[:, None], grasp),
         }
 
-    def contact(self, grasp_centre: np.ndarray) -> np.ndarray:
+    def contact(self, grasp_centre: Point) -> np.ndarray:
         """Return float32[N]: 1 where the gripper touches the object.
 
         A marker is touched if it contains the grasp centre.

@@ -16,8 +16,9 @@ from scipy.spatial.transform import Rotation
 
 from etcvla.sims.render import mesh_slices
 
-# Where the grasp centre should go, float64[3], and whether the gripper is closed.
-Target = tuple[np.ndarray, bool]
+Point = np.ndarray  # float64[3], metres in the world
+Points = np.ndarray  # float64[n, 3]
+Target = tuple[Point, bool]  # where the grasp centre should go, and whether the gripper is closed
 
 _POINT_SPACING = 0.004  # between points on surfaces
 _NUM_POINTS = (200, 20_000)  # least and most points on a geom
@@ -81,22 +82,22 @@ class SceneGeometry:
             surfaces = {geom: _surface_points(model, geom, rng) for geom in object_geoms.tolist()}
             self._local_points.append(surfaces)
 
-    def points(self, index: int) -> np.ndarray:
-        """Return points float64[n, 3] on the surface of an object, in the world."""
+    def points(self, index: int) -> Points:
+        """Return points on the surface of an object, in the world."""
         surfaces = []
         for geom, local in self._local_points[index].items():
             rotation = self._data.geom_xmat[geom].reshape(3, 3)
             surfaces.append(local @ rotation.T + self._data.geom_xpos[geom])
         return np.concatenate(surfaces)
 
-    def points_except(self, index: int) -> np.ndarray:
-        """Return points float64[n, 3] on all objects but one."""
+    def points_except(self, index: int) -> Points:
+        """Return points on all objects but one."""
         others = [self.points(i) for i in range(len(self._local_points)) if i != index]
         return np.concatenate(others)
 
     @property
-    def grasp_centre(self) -> np.ndarray:
-        """Position of the grasp centre, float64[3]."""
+    def grasp_centre(self) -> Point:
+        """Position of the grasp centre."""
         return self._data.site("gripper0_grip_site").xpos.copy()
 
     @property
@@ -111,8 +112,8 @@ class SceneGeometry:
         return float(np.arctan2(y, x))
 
 
-def _surface_points(model: mujoco.MjModel, geom: int, rng: np.random.Generator) -> np.ndarray:
-    """Return random points float64[n, 3] on a geom's surface, in the geom's frame.
+def _surface_points(model: mujoco.MjModel, geom: int, rng: np.random.Generator) -> Points:
+    """Return random points on a geom's surface, in the geom's frame.
 
     The surface of a geom that is no mesh is its bounding box.
     """
@@ -132,7 +133,7 @@ def _surface_points(model: mujoco.MjModel, geom: int, rng: np.random.Generator) 
     return np.einsum("nk,nkd->nd", weights, corners[chosen])
 
 
-def _box_triangles(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+def _box_triangles(low: Point, high: Point) -> np.ndarray:
     """Return the sides of a box, two triangles each, float64[12, 3, 3]."""
     below = [[[0, 0, side], [1, 0, side], [1, 1, side]] for side in (0, 1)]
     above = [[[0, 0, side], [0, 1, side], [1, 1, side]] for side in (0, 1)]
@@ -141,12 +142,12 @@ def _box_triangles(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     return low + (high - low) * triangles
 
 
-def _box_centre(points: np.ndarray) -> np.ndarray:
-    """Return the centre float64[2] in the plane of the bounding box of points float64[n, 3]."""
+def _box_centre(points: Points) -> np.ndarray:
+    """Return the centre float64[2] in the plane of the bounding box of points."""
     return (points.min(0) + points.max(0))[:2] / 2
 
 
-def _radius(points: np.ndarray, centre: np.ndarray) -> np.ndarray:
+def _radius(points: Points, centre: np.ndarray) -> np.ndarray:
     """Return the distances float64[n] in the plane of points float64[n, 2 or 3] to a centre."""
     return np.linalg.norm(points[:, :2] - centre, axis=-1)
 
@@ -166,19 +167,19 @@ def _hand_axes(yaw: float) -> np.ndarray:
 class Grasp:
     """A grasp from above."""
 
-    point: np.ndarray  # float64[3], the grasp centre
+    point: Point  # the grasp centre
     yaw: float  # direction in which the fingers close
     width: float = 0.0  # metres between the closed fingers
 
 
-def grasps(own: np.ndarray, others: np.ndarray, current_yaw: float) -> list[Grasp]:
+def grasps(own: Points, others: Points, current_yaw: float) -> list[Grasp]:
     """Return grasps of an object from above, the best one first.
 
     A hollow object, open at the top, is grasped by its rim; any other one across its narrow side.
 
     Args:
-      own: points on the object, float64[n, 3].
-      others: points on all other objects, float64[m, 3].
+      own: points on the object.
+      others: points on all other objects.
       current_yaw: of the hand.
     """
     offset = np.abs(others[:, :2] - _box_centre(own))
@@ -194,7 +195,7 @@ def grasps(own: np.ndarray, others: np.ndarray, current_yaw: float) -> list[Gras
     return sorted(candidates, key=_cost)
 
 
-def _is_hollow(own: np.ndarray) -> bool:
+def _is_hollow(own: Points) -> bool:
     """Return whether an object is too wide for the gripper and its middle is lower than its rim."""
     low = own.min(0)
     high = own.max(0)
@@ -204,7 +205,7 @@ def _is_hollow(own: np.ndarray) -> bool:
     return bool(is_wide and middle_height < high[2] - 0.015)
 
 
-def _rim_grasps(own: np.ndarray) -> list[Grasp]:
+def _rim_grasps(own: Points) -> list[Grasp]:
     """Return grasps of the wall all around a hollow object."""
     centre = _box_centre(own)
     height = own[:, 2].max() - _RIM_DEPTH
@@ -222,7 +223,7 @@ def _rim_grasps(own: np.ndarray) -> list[Grasp]:
     return candidates
 
 
-def _grasps_across(own: np.ndarray) -> list[Grasp]:
+def _grasps_across(own: Points) -> list[Grasp]:
     """Return the grasps across an object's middle in every direction in which it is narrow."""
     height = max(own[:, 2].max() - _DEPTH, own[:, 2].min() + _MIN_HEIGHT)
     middle = _box_centre(own)
@@ -238,7 +239,7 @@ def _grasps_across(own: np.ndarray) -> list[Grasp]:
     return candidates
 
 
-def _clearance(points: np.ndarray, grasp: Grasp) -> float:
+def _clearance(points: Points, grasp: Grasp) -> float:
     """Return the distance from the open hand to the nearest point; negative inside the hand."""
     local = (points - grasp.point) @ _hand_axes(grasp.yaw)
     outside = np.maximum(_HAND[:, None, 0] - local, local - _HAND[:, None, 1])
@@ -251,7 +252,7 @@ def _wrap_half_turn(angle: float) -> float:
     return (angle + np.pi / 2) % np.pi - np.pi / 2
 
 
-def _levelling(own: np.ndarray) -> np.ndarray:
+def _levelling(own: Points) -> np.ndarray:
     """Return the rotation vector float64[3] that levels a round object that is wider than high."""
     thinnest = np.linalg.eigh(np.cov(own.T))[1][:, 0]
     axis = thinnest * np.sign(thinnest[2])
@@ -308,7 +309,7 @@ class Expert:
         self._rest_height = own[:, 2].min()
         self._go_to(self._approach)
 
-    def _obstacles(self) -> np.ndarray:
+    def _obstacles(self) -> Points:
         return self._scene.points_except(self._target_index)
 
     @property
@@ -334,7 +335,7 @@ class Expert:
         self._stage = stage
         self._steps_in_stage = 0
 
-    def _motion(self, target: np.ndarray) -> np.ndarray:
+    def _motion(self, target: Point) -> np.ndarray:
         """Return the action's motion, float64[6], that moves the grasp centre to a point."""
         # A bowl that is put down at an angle rolls off its place.
         if self._is_hollow and self._stage in (self._carry, self._lower):
@@ -401,8 +402,8 @@ class Expert:
     def _is_lifted(self) -> bool:
         return bool(self._own[:, 2].min() > self._rest_height + _LIFTED)
 
-    def _above_place(self, height: float) -> np.ndarray:
-        """Return the grasp centre at a height that puts the object over its place, float64[3]."""
+    def _above_place(self, height: float) -> Point:
+        """Return the grasp centre at a height that puts the object over its place."""
         point = self._hand[:2] + _box_centre(self._place) - _box_centre(self._own)
         return np.append(point, height)
 
