@@ -66,7 +66,13 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["etcvla*", "data_builders*", "configs*", "launch*"]),
     package_data={
-        "etcvla": ["data/assets/*", "pages/assets/*", "pages/templates/*"],
+        "etcvla": [
+            "data/adapters/*.toml",
+            "data/assets/*",
+            "pages/assets/*",
+            "pages/templates/*",
+            "sims/metaworld/tasks.toml",
+        ],
         "data_builders": ["add_etc/calibrations/*"],
     },
     install_requires=CORE,

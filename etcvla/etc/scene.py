@@ -132,15 +132,15 @@ def _relations(view: FrameView, rng: Generator, dropped: Counter) -> Candidates:
     front = annotation.direction_vector("front")
 
     every_object = np.arange(num_objects)
-    indices = {
-        "gripper": (np.full_like(every_object, num_objects), every_object),
-        "object": np.triu_indices(num_objects, k=1),
-    }
-    for prefix, (first, second) in indices.items():
+    gripper_pairs = (np.full_like(every_object, num_objects), every_object)
+    object_pairs = np.triu_indices(num_objects, k=1)
+    # Prefix of the question types -> indices of both nouns, and minimal distance in the image as
+    # a share of the width. A part is on neither side of its whole: neither of two objects may
+    # reach the centre of the other.
+    groups = {"gripper": (*gripper_pairs, 1 / 4), "object": (*object_pairs, 1 / 2)}
+    for prefix, (first, second, share) in groups.items():
         nouns = [(names[i], names[j]) for i, j in zip(first, second, strict=True)]
         pairs = _Pairs(prefix, nouns, shown[:, first] & shown[:, second])
-        # A part is on neither side of its whole: neither object may reach the centre of the other.
-        share = 1 / 4 if prefix == "gripper" else 1 / 2
         margin = np.maximum(width[:, first], width[:, second]) * share
         side = center_x[:, first] - center_x[:, second]
         yield from _relation(pairs, "side", side, np.maximum(SIDE_MARGIN, margin), rng, dropped)
@@ -148,11 +148,14 @@ def _relations(view: FrameView, rng: Generator, dropped: Counter) -> Candidates:
         overlapping = iou(box[:, first], box[:, second]) > 0
         pairs = dataclasses.replace(pairs, in_view=pairs.in_view & ~overlapping)
         offset = position[:, first] - position[:, second]
-        closer = depth[:, first] - depth[:, second]
-        yield from _relation(pairs, "height", offset @ up, METRIC_MARGIN, rng, dropped)
-        yield from _relation(pairs, "depth", closer, METRIC_MARGIN, rng, dropped)
-        yield from _relation(pairs, "robot_side", offset @ left, ROBOT_MARGIN, rng, dropped)
-        yield from _relation(pairs, "robot_front", offset @ front, ROBOT_MARGIN, rng, dropped)
+        metric = {
+            "height": (offset @ up, METRIC_MARGIN),
+            "depth": (depth[:, first] - depth[:, second], METRIC_MARGIN),
+            "robot_side": (offset @ left, ROBOT_MARGIN),
+            "robot_front": (offset @ front, ROBOT_MARGIN),
+        }
+        for relation, (difference, margin) in metric.items():
+            yield from _relation(pairs, relation, difference, margin, rng, dropped)
 
 
 def _relation(

@@ -242,6 +242,7 @@ def _coordinate(relation: str, question: Question, noun: str) -> float:
         _, xmin, _, xmax = question.box(i)
         image_x = (xmin + xmax) / 2
         position = annotation.position[t, i]
+    # Only the differences of coordinates matter, so that depth needs no offset.
     directions = {
         "height": np.array([0, 0, 1]),
         "depth": annotation.camera_matrix[t, 0, 2, :3],
@@ -290,9 +291,10 @@ def _describe(question: Question) -> Truth:
 
 def _describe_shape(question: Question) -> Truth:
     i = question.object
-    words = [question.annotation.colors[i], *question.annotation.shapes[i : i + 1]]
-    words.append(question.place(i))
-    return ", ".join(words) if len(words) == 3 and all(words) else None
+    if not question.annotation.shapes:
+        return None
+    words = (question.annotation.colors[i], question.annotation.shapes[i], question.place(i))
+    return ", ".join(words) if all(words) else None
 
 
 def _is_present(question: Question, noun: str) -> bool | None:
@@ -302,7 +304,7 @@ def _is_present(question: Question, noun: str) -> bool | None:
     """
     objects = question.annotation.objects
     if noun in objects:
-        return question.is_shown(objects.index(noun)) or None
+        return True if question.is_shown(objects.index(noun)) else None
     words = set(" ".join(objects).split())
     return False if words.isdisjoint(noun.split()) else None
 

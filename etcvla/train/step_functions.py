@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 
@@ -10,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from etcvla.models import flops
 from etcvla.models.vla import VLA, init_params
 from etcvla.train import sharding
 from etcvla.train.optim import FrozenRules, Optimizer, make_optimizer
 from etcvla.train.stage import Stage
 from etcvla.train.state import TrainState
 from etcvla.train.step import StepSettings, train_step
-from etcvla.train.usage import step_flops
 
 
 class StepFunctions:
@@ -30,19 +31,14 @@ class StepFunctions:
         self.stage = stage
         self.mesh = mesh
         self.optimizer, self.abstract = abstract_state(stage, mesh)
-        self._functions: dict[tuple[VLA, FrozenRules], Callable] = {}
+        self._functions: dict[FrozenRules, Callable] = {}
 
-    def at(self, step: int, model: VLA | None = None) -> Callable:
-        """Return the function that is used after `step` steps.
-
-        Args:
-          model: replaces the stage's model.
-        """
-        model = model or self.stage.model
+    def at(self, step: int) -> Callable:
+        """Return the function that is used after `step` steps."""
         frozen = self.optimizer.frozen_at(step)
-        if (model, frozen) not in self._functions:
-            self._functions[model, frozen] = self._jit_step(model, frozen)
-        return self._functions[model, frozen]
+        if frozen not in self._functions:
+            self._functions[frozen] = self._jit_step(self.stage.model, frozen)
+        return self._functions[frozen]
 
     def _jit_step(self, model: VLA, frozen: FrozenRules) -> Callable:
         """Jit (state, batch) -> (state, metrics), which reuses the memory of the old state."""
@@ -72,10 +68,14 @@ class StepFunctions:
 
         What rematerialization repeats does not count.
         """
-        abstract_batch = sharding.abstract_batch(batch, self.mesh, self.stage.config.batch_size)
-        return step_flops(
-            lambda model: self.at(step, model), self.stage.model, self.abstract, abstract_batch
-        )
+        config = self.stage.model.config
+        if config.remat == "none":
+            function = self.at(step)  # JAX has traced it already
+        else:
+            model = VLA(dataclasses.replace(config, remat="none"))
+            function = self._jit_step(model, self.optimizer.frozen_at(step))
+        shapes = sharding.abstract_batch(batch, self.mesh, self.stage.config.batch_size)
+        return flops.count(function, self.abstract, shapes).total()
 
 
 def abstract_state(stage: Stage, mesh: Mesh) -> tuple[Optimizer, TrainState]:
