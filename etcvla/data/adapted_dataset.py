@@ -91,24 +91,31 @@ class AdaptedDataset(Episodes):
         """Select episodes and steps. Returns: the arrays that `__init__` names."""
         adapter = self.adapter
         drop = lookup(STEP_FILTERS, adapter.step_filter, "step_filter of an adapter")
-        kept = {}  # the steps that are kept of each stored episode that is kept
+        episodes = []
+        steps = []
         may_start = []
         for episode, length in enumerate(self.dataset.lengths.tolist()):
             stored = self.dataset.steps(episode, 0, length, adapter.action)
             actions = _concatenate(stored, adapter.action)
-            steps = np.flatnonzero(~drop(actions, adapter.motion_dims))
-            if len(steps) and self._keeps(episode):
-                kept[episode] = steps
-                may_start.append(~adapter.is_idle(adapter.from_robot(actions))[steps])
-        if not kept:
+            episode_steps = np.flatnonzero(~drop(actions, adapter.motion_dims))
+            if len(episode_steps) and self._keeps(episode):
+                episodes.append(episode)
+                steps.append(episode_steps)
+                is_idle = adapter.is_idle(adapter.from_robot(actions))
+                may_start.append(~is_idle[episode_steps])
+        if not episodes:
             raise UserError(
                 f"{self.directory}, split {self.split}: the adapter's filters leave no steps; "
                 "use another adapter or split"
             )
-        episodes = np.array(list(kept))
-        lengths = np.array(list(map(len, kept.values())))
-        steps = np.concatenate(list(kept.values()))
-        return {}, [episodes, lengths, steps, np.concatenate(may_start)]
+        lengths = [len(episode_steps) for episode_steps in steps]
+        arrays = [
+            np.array(episodes),
+            np.array(lengths),
+            np.concatenate(steps),
+            np.concatenate(may_start),
+        ]
+        return {}, arrays
 
     def _keeps(self, episode: int) -> bool:
         """Return whether the episode filter keeps an episode."""

@@ -168,7 +168,7 @@ class Episodes(abc.ABC):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the windows (see `window`) of N frames: float32[N, P, A] and bool[N, P]."""
         feature = self.feature(name)
-        if not feature.is_tensor:
+        if feature.kind != "tensor" or feature.ragged:
             raise UserError(
                 f"{name} of {self.directory} is {describe_kind(feature)}: a window needs a tensor"
             )
@@ -207,7 +207,7 @@ class Episodes(abc.ABC):
         values = []
         for episode, length in enumerate(self.lengths.tolist()):
             values.append(self.steps(episode, 0, length, [name])[name])
-        if feature.is_tensor:
+        if feature.kind == "tensor" and not feature.ragged:
             return self._cache_column(name, np.concatenate(values))
         values = list(itertools.chain.from_iterable(values))
         if feature.kind == "text" and not feature.ragged:
@@ -255,7 +255,8 @@ class Episodes(abc.ABC):
 
 def is_vector(feature: Feature) -> bool:
     """Return whether a feature's values are numbers or vectors small enough to be cached."""
-    return feature.is_tensor and 0 < feature.width <= MAX_CACHED_WIDTH
+    is_tensor = feature.kind == "tensor" and not feature.ragged
+    return is_tensor and 0 < feature.width <= MAX_CACHED_WIDTH
 
 
 def describe_kind(feature: Feature) -> str:

@@ -14,7 +14,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -100,25 +100,11 @@ def map_files(
         return list(pool.map(function, files, chunksize=chunksize))
 
 
-class _ShardIndex(NamedTuple):
-    """The index of one file.
-
-    Attributes:
-      records: (number, position, payload size) of each record.
-      locations: for each record by feature name, kind, start, size, count and first offset.
-      offsets: int64[M].
-      damaged: the problem of each record that is left out.
-    """
-
-    records: list[tuple[int, int, int]]
-    locations: list[dict[str, tuple[int, ...]]]
-    offsets: np.ndarray
-    damaged: list[str]
-
-
-def _index_shard(shard: Shard) -> _ShardIndex:
+def _index_shard(shard: Shard) -> FrameIndex:
+    """Index one file; its shard number is 0 in the result."""
+    columns: dict[str, int] = {}
     records = []
-    locations = []
+    rows: list[dict[int, tuple]] = []  # by record: column -> location
     offsets = array.array("q")
     damage: list[RecordError] = []
     for number, position, payload in shard.records(report=damage.append):
@@ -128,33 +114,40 @@ def _index_shard(shard: Shard) -> _ShardIndex:
             problem = f"not a tf.train.Example ({error})"
             damage.append(RecordError.at(shard.path, number, position, problem))
             continue
-        record_locations = {}
+        row = {}
         for name, location in features.items():
-            record_locations[name] = (*location[:4], len(offsets))
+            column = columns.setdefault(name, len(columns))
+            row[column] = (*location[:4], len(offsets))
             offsets.extend(location.offsets)
-        records.append((number, position, len(payload)))
-        locations.append(record_locations)
-    return _ShardIndex(records, locations, np.array(offsets, np.int64), list(map(str, damage)))
-
-
-def _merge(indices: Sequence[_ShardIndex]) -> FrameIndex:
-    """Merge the indices of a split's files, in order."""
-    all_locations = list(itertools.chain.from_iterable(index.locations for index in indices))
-    names = sorted(set().union(*all_locations))
-    columns = {name: column for column, name in enumerate(names)}
-    locations = np.full((len(all_locations), len(columns), 5), -1, np.int64)
-    records = []
-    damaged = []
-    num_offsets = 0
-    for shard, index in enumerate(indices):
-        for record, record_locations in zip(index.records, index.locations, strict=True):
-            for name, location in record_locations.items():
-                locations[len(records), columns[name]] = location
-                locations[len(records), columns[name], 4] += num_offsets
-            records.append((shard, *record))
-        num_offsets += len(index.offsets)
-        damaged += index.damaged
-    offsets = np.concatenate([index.offsets for index in indices])
+        records.append((0, number, position, len(payload)))
+        rows.append(row)
+    locations = np.full((len(rows), len(columns), 5), -1, np.int64)
+    for e, row in enumerate(rows):
+        locations[e, list(row)] = list(row.values())
     return FrameIndex(
-        columns, np.array(records, np.int64).reshape(-1, 4), locations, offsets, damaged
+        columns,
+        np.array(records, np.int64).reshape(-1, 4),
+        locations,
+        np.array(offsets, np.int64),
+        [str(error) for error in damage],
     )
+
+
+def _merge(indices: Sequence[FrameIndex]) -> FrameIndex:
+    """Merge the indices of a split's files, in order."""
+    names = sorted(set().union(*(index.columns for index in indices)))
+    columns = {name: column for column, name in enumerate(names)}
+    num_records = [len(index.records) for index in indices]
+    num_offsets = [len(index.offsets) for index in indices]
+    first_offsets = np.cumsum([0, *num_offsets[:-1]])
+    records = np.concatenate([index.records for index in indices])
+    records[:, 0] = np.repeat(np.arange(len(indices)), num_records)
+    locations = np.full((len(records), len(columns), 5), -1, np.int64)
+    for shard, index in enumerate(indices):
+        index.locations[..., 4] += first_offsets[shard]
+        shard_columns = [columns[name] for name in index.columns]
+        shard_records = np.flatnonzero(records[:, 0] == shard)
+        locations[shard_records[:, None], shard_columns] = index.locations
+    offsets = np.concatenate([index.offsets for index in indices])
+    damaged = list(itertools.chain.from_iterable(index.damaged for index in indices))
+    return FrameIndex(columns, records, locations, offsets, damaged)

@@ -15,8 +15,7 @@ import hashlib
 import itertools
 import logging
 import os
-import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,7 +71,8 @@ class RLDSDataset(Episodes):
 
     Frames are numbered through the split, episodes in file order. Reading TFRecord uses no locks
     and no shared state, so any number of threads may share a dataset. Pickling it (for worker
-    processes) saves its arguments only.
+    processes) saves its arguments only. A dataset without steps (image and text) has episodes of
+    one step.
 
     Attributes (the others as of `Episodes`):
       skipped: by problem, the number of records, episodes and frames that were left out.
@@ -150,13 +150,15 @@ class RLDSDataset(Episodes):
         features = [self.feature(name) for name in other_names]
         if not all(feature.is_plain and feature.kind in ("image", "text") for feature in features):
             return super().frames(frames, names, lazy_images=lazy_images)
-        episodes, steps = self.locate_all(frames)
-        elements = self._elements(features, episodes, steps)
+        episode_array, step_array = self.locate_all(frames)
+        elements = self._elements(features, episode_array, step_array)
+        episodes = episode_array.tolist()
+        steps = step_array.tolist()
         values = []
-        for i, (frame, episode) in enumerate(zip(frames, episodes.tolist(), strict=True)):
+        for i, frame in enumerate(frames):
             frame_values = {name: column[frame] for name, column in columns.items()}
-            for feature, data in zip(features, elements[i], strict=True):
-                decode = functools.partial(self._decode, feature, episode, int(steps[i]), data)
+            for feature, element in zip(features, elements[i], strict=True):
+                decode = functools.partial(self._decode, feature, episodes[i], steps[i], element)
                 is_lazy = lazy_images and feature.kind == "image"
                 frame_values[feature.name] = decode if is_lazy else decode()
             values.append(frame_values)
@@ -172,11 +174,12 @@ class RLDSDataset(Episodes):
 
         Returns: for each of N steps, the bytes of each feature.
         """
+        records = self._records[episodes]
         ranges = [self._element_ranges(feature, episodes, steps).tolist() for feature in features]
-        records = self._index.records[self._records[episodes]].tolist()
+        shards, _, positions, _ = self._index.records[records].T.tolist()
         elements = []
-        for i, (shard, _, position, _) in enumerate(records):
-            data = self._shards[shard].read(position, [of_steps[i] for of_steps in ranges])
+        for i, shard in enumerate(shards):
+            data = self._shards[shard].read(positions[i], [of_steps[i] for of_steps in ranges])
             elements.append(list(map(read_element, data)))
         return elements
 
@@ -277,6 +280,8 @@ class RLDSDataset(Episodes):
     ) -> dict[str, np.ndarray | list]:
         """Read the entries start .. stop - 1 of each feature's outermost list by one file read.
 
+        For a dataset without steps, a list is read as a whole.
+
         Returns: by name, an array for a tensor that is not a list, else a list.
         """
         shard, _, position, _ = self._index.records[self._records[episode]].tolist()
@@ -297,7 +302,7 @@ class RLDSDataset(Episodes):
                 decoded = [decode() for decode in decodes]
             if feature.kind == "tensor" and decoded:
                 decoded = np.stack(decoded)
-            results[feature.name] = _nest(values.splits, decoded)
+            results[feature.name] = _nest(feature, values.splits, decoded)
         return results
 
     def _find_values(self, feature: Feature, episode: int, start: int, stop: int) -> _StoredValues:
@@ -329,6 +334,12 @@ class RLDSDataset(Episodes):
 
         `first` and `last` bound the entries' values in the column of flat values.
         """
+        if feature.is_plain:
+            return [], start, stop
+        if feature.is_record_list:
+            stored = self._location(feature, feature.count_path, episode)[3]
+            start = 0
+            stop = stored if feature.list_paths else stored // max(1, feature.width)
         splits_by_level = []
         for path in feature.list_paths:
             first_offset = self._location(feature, path, episode)[4]
@@ -376,27 +387,25 @@ class RLDSDataset(Episodes):
         Returns: the lengths of the episodes that are left, int64[E].
         """
         lengths = np.full(len(self._records), -1)
-        problems: dict[int, str] = {}  # the first problem of an episode
+        good = np.ones(len(self._records), bool)
+        if not any(feature.in_steps for feature in self.features.values()):
+            lengths[:] = 1
         for feature in self.features.values():
             if feature.kind == "other" or not feature.width:
                 continue
-            width = 1 if feature.ragged else feature.width
-            kinds, counts = self._locations(feature.count_path, self._records)[:, [0, 3]].T
-            lengths = np.where((lengths < 0) & (kinds >= 0), counts // width, lengths)
-            problem = f"{feature.path} disagrees with the other features about the number of steps"
-            for episode in np.flatnonzero((kinds >= 0) & (counts != lengths * width)).tolist():
-                problems.setdefault(episode, problem)
-            for episode in self._episodes_with_wrong_lists(feature):
-                problem = f"{feature.path} has another number of values than its row lengths"
-                problems.setdefault(episode, problem)
-        for episode, problem in problems.items():
-            error = RecordError.at(*self.where(episode), problem)
-            self._raise_or_skip("episodes that do not match features.json", error)
-        lengths[list(problems)] = -1
-        for episode in np.flatnonzero(lengths == 0).tolist():
+            if feature.in_steps:
+                width = 1 if feature.ragged else feature.width
+                kinds, counts = self._locations(feature.count_path, self._records)[:, [0, 3]].T
+                lengths = np.where((lengths < 0) & (kinds >= 0), counts // width, lengths)
+                fits = (kinds < 0) | (counts == lengths * width)
+                problem = "disagrees with the other features about the number of steps"
+                good = self._keep_fitting(good, fits, feature, problem)
+            if feature.list_paths:
+                good = self._check_lists(feature, good)
+        for episode in np.flatnonzero(good & (lengths < 1)).tolist():
             problem = f'episode {episode} has no steps; leave it out by damaged="skip"'
             self._raise_or_skip("empty episodes", RecordError.at(*self.where(episode), problem))
-        good = lengths > 0
+        good &= lengths > 0
         self._records = self._records[good]
         if not len(self._records):
             raise UserError(
@@ -404,10 +413,12 @@ class RLDSDataset(Episodes):
             )
         return lengths[good]
 
-    def _episodes_with_wrong_lists(self, feature: Feature) -> Iterator[int]:
-        """Yield episodes whose list lengths do not add up to the entries of the next level."""
-        if not feature.list_paths:
-            return
+    def _check_lists(self, feature: Feature, good: np.ndarray) -> np.ndarray:
+        """Leave out episodes whose list lengths do not add up to the entries of the next level.
+
+        Args:
+          good: bool[E], the episodes that are not left out yet.
+        """
         paths = [*feature.list_paths, feature.values_path]
         for path, inner_path in itertools.pairwise(paths):
             kind, _, _, count, first_offset = self._locations(path, self._records).T
@@ -415,7 +426,21 @@ class RLDSDataset(Episodes):
             is_stored = kind == INTS
             total = self._index.offsets[np.where(is_stored, first_offset + count, 0)]
             width = feature.width if inner_path == feature.values_path else 1
-            yield from np.flatnonzero(is_stored & (entries != total * width)).tolist()
+            fits = ~is_stored | (entries == total * width)
+            problem = "has another number of values than its row lengths"
+            good = self._keep_fitting(good, fits, feature, problem)
+        return good
+
+    def _keep_fitting(
+        self, good: np.ndarray, fits: np.ndarray, feature: Feature, problem: str
+    ) -> np.ndarray:
+        """Report the good episodes that do not fit. Returns: bool[E], good & fits."""
+        for episode in np.flatnonzero(good & ~fits).tolist():
+            self._raise_or_skip(
+                "episodes that do not match features.json",
+                RecordError.at(*self.where(episode), f"{feature.path} {problem}"),
+            )
+        return good & fits
 
     def _check_shard_lengths(self) -> None:
         """Compare the number of records with dataset_info.json.
@@ -441,27 +466,34 @@ def _parse_numbers(feature: Feature, values: _StoredValues, data: Buffer) -> np.
         shape = (values.last - values.first, *feature.shape)
     else:
         shape = (1, *feature.reshape_sizes)
-    return _nest(values.splits, numbers.astype(feature.dtype).reshape(shape))
+    return _nest(feature, values.splits, numbers.astype(feature.dtype).reshape(shape))
 
 
-def _nest(splits_by_level: list[list[int]], values: np.ndarray | list) -> np.ndarray | list:
+def _nest(
+    feature: Feature, splits_by_level: list[list[int]], values: np.ndarray | list
+) -> np.ndarray | list:
     """Cut flat values into nested lists at the running sums of `RLDSDataset._flat_bounds`."""
+    if feature.is_plain:
+        return values
     for splits in reversed(splits_by_level):
-        bounds = itertools.pairwise(splits)
-        values = [values[start - splits[0] : stop - splits[0]] for start, stop in bounds]
-    return values
+        origin = splits[0]
+        values = [
+            values[start - origin : stop - origin] for start, stop in itertools.pairwise(splits)
+        ]
+    return [values] if feature.is_record_list else values
 
 
 def describe(dataset: Episodes) -> str:
     """Return a table of a dataset's features with the values of the first frame and episode."""
     lengths = dataset.lengths
-    readable = [name for name, feature in dataset.features.items() if feature.kind != "other"]
-    values = dataset.frame(0, readable)
     lines = [f"{dataset!r} ({lengths.min()} to {lengths.max()} per episode)"]
     for name, feature in dataset.features.items():
+        shape = "x".join("?" if size is None else str(size) for size in feature.shape)
         kind = f"{feature.kind}{' list' if feature.ragged else ''}"
-        value = _short_text(values.get(name, ""))
-        lines.append(f"  {name:<32} {kind:<12} {feature.dtype!s:<8} {feature.shape!s:<14} {value}")
+        value = ""
+        if feature.kind != "other":
+            value = _short_text(dataset.frame(0, [name])[name])
+        lines.append(f"  {name:<32} {kind:<12} {feature.dtype!s:<8} {shape:<10} {value}")
     lines.append("first episode:")
     lines += [f"  {name:<32} {_short_text(value)}" for name, value in dataset.metadata(0).items()]
     return "\n".join(lines)
@@ -470,10 +502,13 @@ def describe(dataset: Episodes) -> str:
 def _short_text(value: Any) -> str:
     """Return a value as text of at most 60 characters; an image as its mean color."""
     if isinstance(value, np.ndarray) and value.ndim == 3 and value.dtype == np.uint8:
-        return f"mean RGB {value.mean((0, 1)).round()}"
+        return "mean RGB " + " ".join(f"{mean:.0f}" for mean in value.mean((0, 1)))
     if isinstance(value, np.ndarray):
-        value = np.array2string(value, precision=3, threshold=8)
-    return textwrap.shorten(str(value), 60, placeholder="...")
+        text = np.array2string(value, precision=3, threshold=8)
+    else:
+        text = repr(value.item() if isinstance(value, np.generic) else value)
+    text = " ".join(text.split())
+    return text if len(text) < 60 else text[:57] + "..."
 
 
 def main() -> None:

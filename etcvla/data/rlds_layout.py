@@ -1,4 +1,8 @@
-"""The folder of a dataset as TFDS writes it: its files, its features, and how to decode a value."""
+"""The folder of a dataset as TFDS writes it: its files, its features, and how a value is decoded.
+
+An RLDS dataset has `steps`. In any other dataset (image and text, for example) a record is read
+as an episode of one step.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,7 @@ except ImportError:
 IMAGE_FORMATS = ("JPEG", "PNG")
 _JPEG_MAGIC = b"\xff\xd8\xff"  # the first bytes of a JPEG file
 _SHARD_NAME = re.compile(
-    r".+-(?P<split>[^-]+)\.(?:tfrecord|array_record)-(?P<shard>\d+)-of-(?P<shards>\d+)"
+    r"(?P<prefix>.+)-(?P<split>[^-]+)\.(?:tfrecord|array_record)-(?P<shard>\d+)-of-(?P<shards>\d+)"
 )
 Shape = tuple[int | None, ...]  # None: the size varies
 
@@ -44,7 +48,8 @@ class Feature:
       shape: shape of a value.
       levels: depth of the lists of values that a step (or episode) has; 0: one value. The lists
         have any length.
-      in_steps: the feature belongs to a step, else to the episode.
+      in_steps: the values on disk are in a list over steps.
+      is_step: the feature belongs to a step. In a dataset without steps all features do.
       encoding: "none" for plain numbers, else how a value is packed into bytes.
       doc: the description in features.json.
     """
@@ -56,6 +61,7 @@ class Feature:
     shape: Shape
     levels: int
     in_steps: bool
+    is_step: bool
     encoding: str
     doc: str
 
@@ -77,18 +83,18 @@ class Feature:
         return self.levels > 0
 
     @functools.cached_property
-    def is_tensor(self) -> bool:
-        """Whether a step has one tensor."""
-        return self.kind == "tensor" and not self.ragged
-
-    @functools.cached_property
     def is_plain(self) -> bool:
         """Whether the file has one value per step, as for most features."""
         return self.in_steps and not self.ragged
 
     @functools.cached_property
+    def is_record_list(self) -> bool:
+        """Whether the feature is a list in a dataset without steps; it is the value of one step."""
+        return self.is_step and not self.in_steps and self.ragged
+
+    @functools.cached_property
     def list_paths(self) -> list[str]:
-        """The columns of list lengths, outermost first; an episode's top list has none."""
+        """The columns of list lengths, outermost first; TFDS omits those of a record's top list."""
         num_columns = self.levels if self.in_steps else self.levels - 1
         return [f"{self.path}/ragged_row_lengths_{level}" for level in range(num_columns)]
 
@@ -127,28 +133,37 @@ def find_version(directory: AnyPath) -> AnyPath:
     directory = as_path(directory)
     if (directory / "features.json").is_file():
         return directory
-    folders = sorted(directory.iterdir()) if directory.is_dir() else []
-    folders = [folder for folder in folders if not folder.name.startswith("incomplete.")]
-    versions = [folder for folder in folders if (folder / "features.json").is_file()]
-    if len(versions) == 1:
-        return versions[0]
-    if versions:
+    exists = directory.is_dir()
+    versions = []
+    for path in sorted(directory.iterdir() if exists else ()):
+        is_incomplete = path.name.startswith("incomplete.")
+        if not is_incomplete and (path / "features.json").is_file():
+            versions.append(path)
+    if len(versions) > 1:
         raise UserError(
             f"{directory} has several datasets; choose one: {', '.join(map(str, versions))}"
         )
-    raise UserError(
-        f"no dataset: {directory} does not exist or has no features.json. Build one with "
-        "data_builders (see the README), or give the version folder of a TFDS dataset "
-        "(.../name/1.0.0)"
-    )
+    if not versions:
+        problem = "has no features.json" if exists else "does not exist"
+        raise UserError(
+            f"no dataset: {directory} {problem}. Build one with data_builders (see the README), "
+            "or give the version folder of a TFDS dataset (.../name/1.0.0)"
+        )
+    return versions[0]
 
 
 def find_shards(directory: AnyPath, split: str) -> list[AnyPath]:
     """Return the files of a split in order.
 
+    Their prefix is the name in dataset_info.json, from which the folder's name may differ.
+
     Raises UserError if there is no such split (listing the splits) or a file is missing.
     """
+    name = _read_info(directory).get("name")
     files = _shard_files(directory)
+    named_files = [match for match in files if name in (None, match["prefix"])]
+    if named_files:
+        files = named_files
     split_files = [match for match in files if match["split"] == split]
     if not split_files:
         splits = sorted({match["split"] for match in files})
@@ -187,22 +202,26 @@ def shard_lengths(directory: AnyPath, split: str) -> list[int] | None:
 
 
 def read_features(directory: AnyPath) -> tuple[dict[str, Feature], dict[str, Feature]]:
-    """Read features.json. Returns: (step features, episode features) by name.
+    """Read features.json. In a dataset without steps, all features belong to the step.
 
-    Raises UserError if the file is not a TFDS feature description, or has no steps.
+    Returns: (step features, episode features) by name.
+
+    Raises UserError if the file is not a TFDS feature description.
     """
     path = directory / "features.json"
     try:
-        features = list(_walk(json.loads(path.read_text()), "", 0))
+        tree = json.loads(path.read_text())
+        has_steps = "steps" in tree["featuresDict"]["features"]
+        features = list(_walk(tree, "", 0))
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a TFDS feature description ({error!r})") from error
-    step_features = {feature.name: feature for feature in features if feature.in_steps}
+    if not has_steps:
+        features = [dataclasses.replace(feature, is_step=True) for feature in features]
+    step_features = {feature.name: feature for feature in features if feature.is_step}
     if not step_features:
-        raise UserError(
-            f"{path} describes no features of steps; convert the dataset with "
-            "data_builders.mm_tfds or give one of episodes"
-        )
-    return step_features, {feature.name: feature for feature in features if not feature.in_steps}
+        raise UserError(f"{path} describes no features of steps")
+    episode_features = {feature.name: feature for feature in features if not feature.is_step}
+    return step_features, episode_features
 
 
 def _walk(node: dict, path: str, depth: int) -> Iterator[Feature]:
@@ -227,6 +246,7 @@ def _leaf(node: dict, path: str, depth: int) -> Feature:
         shape=shape,
         levels=depth - 1 if in_steps else depth,
         in_steps=in_steps,
+        is_step=in_steps,
         encoding=encoding,
         doc=node.get("description", ""),
     )
@@ -234,24 +254,31 @@ def _leaf(node: dict, path: str, depth: int) -> Feature:
 
 def _leaf_type(node: dict) -> tuple[str, np.dtype, Shape, str]:
     """Return (kind, dtype, shape, encoding) of a leaf in features.json."""
-    body = node.get("image") or node.get("tensor") or node.get("boundingBox") or {}
-    sizes = [int(size) for size in body.get("shape", {}).get("dimensions", [])]
-    shape = tuple(None if size < 0 else size for size in sizes)
-    dtype_name = body.get("dtype", "")
-    is_text_tensor = dtype_name in ("string", "object") and not shape
+    text = ("text", np.dtype(object), (), "text")
     if "image" in node:
-        return "image", np.dtype(dtype_name or "uint8"), shape, "image"
-    if "text" in node or is_text_tensor:
-        return "text", np.dtype(object), (), "text"
+        image = node["image"]
+        return "image", np.dtype(image.get("dtype", "uint8")), _shape(image), "image"
+    if "text" in node:
+        return text
     if "classLabel" in node:
         return "tensor", np.dtype(np.int64), (), "none"
+    tensor = node.get("tensor") or node.get("boundingBox", {})
+    shape = _shape(tensor)
+    dtype_name = tensor.get("dtype", "")
+    if dtype_name in ("string", "object") and shape == ():
+        return text
     try:
         dtype = np.dtype(dtype_name or object)
     except TypeError:
         dtype = np.dtype(object)
+    encoding = tensor.get("encoding", "none").lower()
     is_readable = dtype.kind != "O" and shape.count(None) <= 1
-    encoding = body.get("encoding", "none").lower()
     return "tensor" if is_readable else "other", dtype, shape, encoding
+
+
+def _shape(node: dict) -> Shape:
+    sizes = [int(size) for size in node.get("shape", {}).get("dimensions", [])]
+    return tuple(None if size < 0 else size for size in sizes)
 
 
 def _decode_image(
