@@ -81,8 +81,10 @@ def _parse_flags(argv: list[str]) -> list[str]:
     except UserError as error:  # raised by a config file
         sys.exit(f"error: {error}")
     except KeyError as error:  # ml_collections: the name in --config.NAME.FIELD that does not exist
-        name = str(error.args[0]).splitlines()[0].strip("'\"")
-        sys.exit(f"error: unknown config field {name!r}; configs/common.py lists the fields")
+        name, *suggestion = str(error.args[0]).splitlines()
+        name = name.strip("'\"")
+        fix = suggestion[0] if suggestion else "configs/common.py lists the fields"
+        sys.exit(f"error: unknown config field {name!r}; {fix}")
     except (AttributeError, TypeError, flags.Error) as error:
         sys.exit("error: " + _one_line(error))
 

@@ -138,7 +138,7 @@ def test_full_size_prints_its_plan_and_names_missing_files(tmp_path):
     [
         ("--config.optim.lrr=1", 'Did you mean "lr"'),
         ("--config.streams.action.wieght=1", 'Did you mean "weight"'),
-        ("--config.optimm.lr=1", "unknown config field 'optimm' Did you mean \"optim\""),
+        ("--config.optimm.lr=1", "unknown config field 'optimm'; Did you mean \"optim\""),
         ("--config.steps=many", "config.steps=many"),
     ],
 )
