@@ -47,7 +47,7 @@ EXTRAS = {
     "publish": ["apache-beam", "huggingface_hub", "mlcroissant", "pyarrow"],
     "serve": ["msgpack", "qwix", "websockets"],  # qwix: weights of eight bits
     "tpu": ["jax[tpu]"],
-    # The compiler of launch/aot_compile.py, for machines without a TPU: the version that docs/tpu.md's tables are of.
+    # The compiler of launch/aot_compile.py, for machines without a TPU: the version that docs/full_size_tpu.md's tables are of.
     # (A TPU VM takes the one that its JAX was released with.)
     "aot": ["libtpu==0.0.52"],
     "gcs": ["gcsfs"],  # datasets at gs://

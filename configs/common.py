@@ -16,7 +16,7 @@ import ml_collections
 from etcvla.errors import UserError
 from etcvla.etc.items import ETC_KINDS
 
-# Share of each ETC kind in the paper's mixture (docs/data.md describes the kinds).
+# Share of each ETC kind in the paper's mixture (docs/etc_dataset.md describes the kinds).
 ETC_WEIGHTS = dict(zip(ETC_KINDS, (0.24, 0.14, 0.22, 0.14, 0.26), strict=True))
 
 METAWORLD_TASKS = (
@@ -417,6 +417,6 @@ def metaworld_ood(
 
 
 def shapes(root: str = "data") -> dict[str, Any]:
-    """Return the embedded dataset of 2-D shapes, which stands in for web images."""
+    """Return the embedded dataset of 2-D shapes, a substitute for web images."""
     build = ("data_builders.shapes_vqa", f"--out={root}")
     return dataset(f"{root}/shapes_vqa/default", ("image",), build)
