@@ -1,4 +1,4 @@
-"""Installs etcvla. Extras keep TensorFlow (builders) and the simulators out of the core, which trains and serves."""
+"""Install etcvla. Extras keep TensorFlow (builders) and the simulators out of the core."""
 
 import pathlib
 
@@ -43,12 +43,13 @@ EXTRAS = {
     "hf": ["transformers>=4.50", "sentencepiece", "protobuf"],
     # add_etc's detector and endpoint.
     "annotate": ["requests", "torch", "transformers>=4.50"],
-    # What goes with a dataset that is given away, and building on many machines; TFDS's `tfds build` wants both.
+    # Publishing a dataset, and building on many machines; `tfds build` needs apache-beam and
+    # mlcroissant.
     "publish": ["apache-beam", "huggingface_hub", "mlcroissant", "pyarrow"],
     "serve": ["msgpack", "qwix", "websockets"],  # qwix: weights of eight bits
     "tpu": ["jax[tpu]"],
-    # The compiler of launch/aot_compile.py, for machines without a TPU: the version that docs/full_size_tpu.md's tables are of.
-    # (A TPU VM takes the one that its JAX was released with.)
+    # The compiler of launch/aot_compile.py for machines without a TPU, in the version of the tables in
+    # docs/full_size_tpu.md. (A TPU VM uses the version that its JAX was released with.)
     "aot": ["libtpu==0.0.52"],
     "gcs": ["gcsfs"],  # datasets at gs://
     "wandb": ["wandb"],
@@ -59,7 +60,7 @@ EXTRAS = {
 setup(
     name="etcvla",
     version="0.1.0",
-    description="From vision-language models to robot policies over two bridges, with trajectory-coupled data.",
+    description="From vision-language models to robot policies with trajectory-coupled data.",
     long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

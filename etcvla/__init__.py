@@ -1,3 +1,3 @@
-"""etcvla: a vision-language model becomes a robot policy over two bridges, with embodied trajectory-coupled data."""
+"""etcvla: from vision-language models to robot policies with trajectory-coupled data."""
 
 __version__ = "0.1.0"

@@ -11,7 +11,8 @@ from etils import epath
 def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
     """Write `content` to `path`: readers see the old file or the whole new one, never a part.
 
-    The content goes to `<path>.tmp` first, which then replaces `path`. The parent folder must exist.
+    The content goes to `<path>.tmp` first, which then replaces `path`. The parent folder must
+    exist.
 
     Args:
       path: local path, or a URL that etils.epath knows (gs://).

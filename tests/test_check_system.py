@@ -28,7 +28,10 @@ def test_missing_libraries_are_named_by_their_package(monkeypatch, gone, package
 
 
 def test_it_runs_without_site_packages_and_says_the_command_first():
-    hide = "import ctypes, runpy, sys; ctypes.CDLL = lambda name: (_ for _ in ()).throw(OSError(name)); "
+    hide = (
+        "import ctypes, runpy, sys; "
+        "ctypes.CDLL = lambda name: (_ for _ in ()).throw(OSError(name)); "
+    )
     done = subprocess.run(
         [
             sys.executable,

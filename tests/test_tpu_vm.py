@@ -219,7 +219,7 @@ def test_a_dry_run_prints_every_command_and_runs_none(tpu):
 
 
 def test_the_job_on_a_worker_restarts_what_saved_itself_and_reports_how_it_ended(tpu, tmp_path):
-    """The script that `start` sends, run here: a trainer that saves itself and stops twice, then ends."""
+    """Run the script that `start` sends: a trainer that saves and stops twice, then ends."""
     done = tpu("start", *WHERE, *TRAIN)
     script = next(
         part.removeprefix("--command=") for part in done.calls[0] if part.startswith("--command=")

@@ -1,4 +1,4 @@
-"""The model benchmark but for its times: same inputs for both sides, honest sums, errors that say what to do."""
+"""The model benchmark without its times: inputs of both sides, sums, error messages."""
 
 import dataclasses
 
@@ -63,7 +63,7 @@ def test_our_side_trains_and_samples(monkeypatch):
 
 
 def test_tflop_of_a_step_by_hand():
-    """What one more camera costs: six FLOPs a weight and token, and twelve a pair of tokens and unit of attention."""
+    """One more camera costs 6 FLOPs per weight and token, 12 per token pair and attention unit."""
     config = dataclasses.replace(TINY.config, remat="none")
     tower, vlm = config.siglip, config.vlm
     encoder = tower.depth * (4 * tower.width**2 + 2 * tower.width * tower.mlp_dim)

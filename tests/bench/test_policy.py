@@ -1,4 +1,4 @@
-"""The policy benchmark but for its times: what both sides are given, and what is made of their seconds."""
+"""The policy benchmark without its times: inputs of both sides and summaries of seconds."""
 
 import numpy as np
 import pytest

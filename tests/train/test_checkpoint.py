@@ -153,7 +153,7 @@ def test_the_newest_and_every_nth_checkpoint_are_kept(tmp_path):
 
 
 def test_only_a_writer_deletes_unfinished_checkpoints(tmp_path):
-    """A policy may read a workdir while a run saves; the next run deletes what a killed run left."""
+    """A policy may read a workdir while a run saves; the next run deletes leftovers."""
     read, written = (
         tmp_path / name / "checkpoints" / "3.orbax-checkpoint-tmp" for name in ("read", "written")
     )

@@ -40,7 +40,9 @@ def run(dataset, tmp_path_factory):
         eval__batches=2,
         eval__questions=2,
     )
-    options = MonitorOptions(profile="2:3", evaluation=HeldOutEvaluation, draw_first_batch=draw_batch)
+    options = MonitorOptions(
+        profile="2:3", evaluation=HeldOutEvaluation, draw_first_batch=draw_batch
+    )
     with pytest.MonkeyPatch.context() as patch:
         # The handmade items have this question type.
         patch.setitem(question_types.GENERAL_QUESTION_TYPES, "where", question_types.POINT)

@@ -146,7 +146,7 @@ def test_a_parameter_without_a_rule_is_an_error():
 
 
 def test_results_do_not_depend_on_the_mesh(tmp_path):
-    """Four and eight devices log the same losses as one, and one device resumes the run of eight."""
+    """Four and eight devices log the losses of one, and one device resumes the run of eight."""
     dataset = write_robot_set(tmp_path / "robot")
     environment = {
         **os.environ,

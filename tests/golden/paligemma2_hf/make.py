@@ -1,6 +1,8 @@
-"""Makes this folder's numbers: a tiny random PaliGemma 2, inputs, and what Hugging Face computes from them.
+"""Make this folder's numbers: a tiny random PaliGemma 2, inputs, Hugging Face's outputs.
 
-python tests/golden/paligemma2_hf/make.py    # needs transformers 5.23.0, torch 2.13.0 (CPU), numpy 2.4
+python tests/golden/paligemma2_hf/make.py
+
+Requires transformers 5.23.0, torch 2.13.0 (CPU), numpy 2.4.
 """
 
 import pathlib
@@ -53,7 +55,7 @@ CONFIG = {
 
 
 def make_model(**text) -> PaliGemmaForConditionalGeneration:
-    """Every weight, bias and norm scale random and not zero; queries and keys large enough for the soft caps.
+    """Return a model without zeros, with queries and keys large enough for the soft caps.
 
     Args:
       text: settings of the language model that are to be others.
@@ -196,7 +198,7 @@ def generate(model, x: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def uncached(model, x: dict[str, np.ndarray], generated: np.ndarray) -> np.ndarray:
-    """The logits behind the generated tokens, each row alone, without padding and without a cache."""
+    """Return the logits of the generated tokens, each row alone, without padding and cache."""
     rows = []
     for row, prompt in enumerate(PROMPTS):
         end = NUM_IMAGE + prompt
