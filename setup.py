@@ -48,7 +48,7 @@ EXTRAS = {
     "publish": ["apache-beam", "huggingface_hub", "mlcroissant", "pyarrow"],
     "serve": ["msgpack", "qwix", "websockets"],  # qwix: weights of eight bits
     "tpu": ["jax[tpu]"],
-    # The compiler of launch/aot_compile.py for machines without a TPU, in the version of the tables in
+    # The compiler of launch/aot_compile.py without a TPU, in the version of the tables in
     # docs/full_size_tpu.md. (A TPU VM uses the version that its JAX was released with.)
     "aot": ["libtpu==0.0.52"],
     "gcs": ["gcsfs"],  # datasets at gs://
