@@ -66,7 +66,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["etcvla*", "data_builders*", "configs*", "launch*"]),
     package_data={
-        "etcvla": ["data/assets/*", "pages/assets/*", "pages/templates/*"],
+        "etcvla": ["data/assets/*", "models/*.toml", "models/pretrained/*.toml", "pages/assets/*", "pages/templates/*"],
         "data_builders": ["add_etc/calibrations/*"],
     },
     install_requires=CORE,

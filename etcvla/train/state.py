@@ -7,7 +7,8 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+
+from etcvla.models.types import Index
 
 
 def _zero() -> jax.Array:
@@ -18,10 +19,8 @@ def _zero() -> jax.Array:
 class TrainState:
     """The state of training. `params`, `ema` and `opt` are trees with one entry per parameter."""
 
-    step: Int[Array, ""]  # number of steps done
+    step: Index  # number of steps done
     params: Any  # float32
     ema: Any  # exponential moving average of `params`; the next stage and the policy use it
     opt: Any  # optimizer state
-    skipped: Int[Array, ""] = flax.struct.field(
-        default_factory=_zero
-    )  # updates that were not finite
+    skipped: Index = flax.struct.field(default_factory=_zero)  # updates that were not finite
