@@ -5,14 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import flax.struct
-import jax
 import jax.numpy as jnp
 
 from etcvla.models.types import Index
-
-
-def _zero() -> jax.Array:
-    return jnp.zeros((), jnp.int32)
 
 
 @flax.struct.dataclass
@@ -23,4 +18,5 @@ class TrainState:
     params: Any  # float32
     ema: Any  # exponential moving average of `params`; the next stage and the policy use it
     opt: Any  # optimizer state
-    skipped: Index = flax.struct.field(default_factory=_zero)  # updates that were not finite
+    # Number of updates that were left out because they were not finite.
+    skipped: Index = flax.struct.field(default_factory=lambda: jnp.int32(0))

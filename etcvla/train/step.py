@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from etcvla import schedule
 from etcvla.models import flow, ops
 from etcvla.models.mixed_precision import bind_variables, gradient_variables
-from etcvla.models.types import Scalar
+from etcvla.models.types import Batch, Scalar
 from etcvla.models.vla import VLA, action_dim_mask, find_target_positions, read_dtypes
 from etcvla.names import lookup
 from etcvla.schedule import Schedule
@@ -28,7 +28,6 @@ from etcvla.train.optim import FrozenRules, Optimizer
 from etcvla.train.sharding import constrain_params
 from etcvla.train.state import TrainState
 
-Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 LOSSES = ("text", "fast", "flow", "z")
 ON_NONFINITE = {"stop": False, "skip": True}
