@@ -193,13 +193,15 @@ def export(
     _save_shards(directory, tensors, shard_bytes)
     dtype = leaves["llm/final_norm/scale"].dtype.name
     write_json(directory / CONFIG, _config_json(config, dtype))
-    for file in tokenizer_dir.iterdir() if tokenizer_dir else ():
+    if tokenizer_dir is None:
+        return
+    for file in tokenizer_dir.iterdir():
         if re.fullmatch(_TOKENIZER_FILES, file.name):
             file.copy(directory / file.name)
 
 
 def _pad_embedding(embedding: np.ndarray) -> tuple[tuple[int, ...], list[np.ndarray]]:
-    """Append the rows that transformers keeps for the placeholder of an image.
+    """Append the rows that transformers has for the placeholder of an image.
 
     They hold the mean of the table, which is never the most likely token.
     """
