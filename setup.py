@@ -66,7 +66,14 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["etcvla*", "data_builders*", "configs*", "launch*"]),
     package_data={
-        "etcvla": ["data/assets/*", "models/*.toml", "models/pretrained/*.toml", "pages/assets/*", "pages/templates/*"],
+        "etcvla": [
+            "data/assets/*",
+            "models/*.toml",
+            "models/pretrained/*.toml",
+            "pages/assets/*",
+            "pages/templates/*",
+            "sims/metaworld/tasks.toml",
+        ],
         "data_builders": ["add_etc/calibrations/*"],
     },
     install_requires=CORE,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-from collections.abc import Callable
 
 from etcvla import sims
 from etcvla.etc.annotation import Annotation
+from etcvla.sims.rollout import initial_frames
 from etcvla.sims.seeds import EVAL_SEED_BASE
 
 LAYOUT_SEED = EVAL_SEED_BASE // 2  # far from the seeds of demonstrations and of evaluations
@@ -44,19 +44,12 @@ def get_environment(key: EnvironmentKey) -> sims.Environment:
     return _environments[key]
 
 
-def get_initial_frames(
-    key: EnvironmentKey,
-    num_layouts: int,
-    record: Callable[[sims.Environment, range], Annotation],
-) -> Annotation:
+def get_initial_frames(key: EnvironmentKey, num_layouts: int) -> Annotation:
     """Return an annotation of the first frames of `num_layouts` other episodes.
 
     `make_items` drops questions whose answer is the same in nearly all of them.
-
-    Args:
-      record: function of an environment and of layout seeds that returns the annotation.
     """
     if key not in _initial_frames:
         seeds = range(LAYOUT_SEED, LAYOUT_SEED + num_layouts)
-        _initial_frames[key] = record(get_environment(key), seeds)
+        _initial_frames[key] = initial_frames(get_environment(key), seeds)
     return _initial_frames[key]

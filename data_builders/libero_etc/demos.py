@@ -18,8 +18,7 @@ import h5py
 import numpy as np
 
 from etcvla.errors import UserError
-from etcvla.sims.libero.tasks import CAMERAS
-from etcvla.sims.rollout import Episode, annotate, encode_jpeg
+from etcvla.sims.rollout import Episode, FrameRecorder
 
 if TYPE_CHECKING:  # files can be read without the simulator
     from etcvla.sims.libero.environment import Libero
@@ -146,19 +145,12 @@ def replay(env: Libero, demo: LiberoDemo, seed: int = 0) -> Episode | None:
     env.restore(demo.states[0], demo.model_xml)
     env.grasp_offset = grasp_offset
     env.success = True
-    images: dict[str, list[bytes]] = {name: [] for name in CAMERAS}
-    states = []
-    facts = []
+    recorder = FrameRecorder(env)
     for state in demo.states:
         env.restore(state)
-        observation = env.observe()
-        for name, image in observation["images"].items():
-            images[name].append(encode_jpeg(image))
-        states.append(observation["state"])
-        facts.append(env.facts())
+        recorder.add(env.observe(), env.facts())
     instruction = env.instruction(np.random.default_rng(seed))
-    annotation = annotate(env, instruction, facts)
-    return Episode(images, np.array(states), demo.actions.astype(np.float32), annotation, seed)
+    return recorder.episode(instruction, demo.actions.astype(np.float32), seed)
 
 
 def _ends_in_success(env: Libero, demo: LiberoDemo) -> bool:

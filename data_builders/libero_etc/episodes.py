@@ -14,10 +14,9 @@ from data_builders.common.jobs import EpisodeJob, EpisodeResult
 from data_builders.libero_etc import demos
 from etcvla.errors import UserError
 from etcvla.etc import make_items
-from etcvla.etc.annotation import Annotation
 from etcvla.sims import Environment
 from etcvla.sims.libero.tasks import ABSENT
-from etcvla.sims.rollout import Episode, annotate, rollout_expert
+from etcvla.sims.rollout import Episode, rollout_expert
 from etcvla.sims.seeds import demo_seed, eval_seed
 
 MAX_ATTEMPTS = 10
@@ -62,7 +61,7 @@ def make_episode(job: LiberoJob) -> EpisodeResult:
         episode.annotation,
         seed,
         absent=ABSENT,
-        layouts=get_initial_frames(key, NUM_LAYOUTS, _annotate_initial_frames),
+        layouts=get_initial_frames(key, NUM_LAYOUTS),
         locations=job.locations,
     )
     return EpisodeResult(job, episode, items, dropped, attempts)
@@ -119,11 +118,3 @@ def run_expert_trial(trial: ExpertTrial) -> ExpertTrial:
 
 def _key(task: str, scene: str, image_size: int) -> EnvironmentKey:
     return EnvironmentKey("libero", task, scene, image_size)
-
-
-def _annotate_initial_frames(environment: Environment, seeds: range) -> Annotation:
-    facts = []
-    for seed in seeds:
-        environment.reset(seed)
-        facts.append(environment.facts())
-    return annotate(environment, environment.instruction(), facts)

@@ -10,7 +10,7 @@ from data_builders.common.jobs import EpisodeJob, EpisodeResult
 from etcvla.errors import UserError
 from etcvla.etc import make_items, scene
 from etcvla.sims.metaworld.environment import MetaWorld, NoRoomError
-from etcvla.sims.metaworld.rerender import initial_frames, record_expert, rerender
+from etcvla.sims.metaworld.rerender import record_expert, rerender
 from etcvla.sims.rollout import Episode, rollout_expert
 from etcvla.sims.seeds import demo_seed
 
@@ -51,7 +51,7 @@ def make_episode(job: MetaWorldJob) -> EpisodeResult:
             zlib.crc32(job.episode_id.encode()),
             absent=job.absent,
             locations=job.locations,
-            layouts=get_initial_frames(_key(job, job.condition), NUM_LAYOUTS, initial_frames),
+            layouts=get_initial_frames(_key(job, job.condition), NUM_LAYOUTS),
         )
         return EpisodeResult(job, episode, items, dropped, attempt + 1)
     reason = "the expert fails"

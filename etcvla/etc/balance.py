@@ -54,13 +54,12 @@ class Tally:
 
         Each entry has "answer", its "share", and the number of "items".
         """
-        groups: dict[str, Counter] = {}
-        for (_, question_type), answers in self._answers.items():
-            groups[question_type] = answers
+        by_type: dict[str, Counter] = defaultdict(Counter)
         by_kind: dict[str, Counter] = defaultdict(Counter)
-        for (kind, _), answers in self._answers.items():
+        for (kind, question_type), answers in self._answers.items():
+            by_type[question_type].update(answers)
             by_kind[kind].update(answers)
-        groups |= by_kind
+        groups = by_type | by_kind
         return {name: _majority(answers) for name, answers in sorted(groups.items())}
 
     def unbalanced(self) -> list[str]:
@@ -71,14 +70,12 @@ class Tally:
         """
         messages = []
         for name, row in self.majorities().items():
-            if row["share"] <= MAX_MAJORITY or row["items"] < MIN_ITEMS:
-                continue
-            if name in QUESTION_TYPES and QUESTION_TYPES[name].answer_in_instruction:
-                continue
-            messages.append(
-                f"{name}: {row['share']:.0%} of {row['items']} answers are {row['answer']!r} "
-                f"(limit {MAX_MAJORITY:.0%})"
-            )
+            is_exempt = name in QUESTION_TYPES and QUESTION_TYPES[name].answer_in_instruction
+            if row["share"] > MAX_MAJORITY and row["items"] >= MIN_ITEMS and not is_exempt:
+                messages.append(
+                    f"{name}: {row['share']:.0%} of {row['items']} answers are {row['answer']!r} "
+                    f"(limit {MAX_MAJORITY:.0%})"
+                )
         return messages
 
     def blind_accuracy(self) -> dict[str, dict[str, float]]:

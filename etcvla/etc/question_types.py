@@ -295,6 +295,8 @@ GENERAL_QUESTION_TYPES: dict[str, str] = {
     "vqa": WORDS,
     "trace": PATH,  # only in public datasets
 }
+_ANSWER_TYPES = {name: spec.answer_type for name, spec in QUESTION_TYPES.items()}
+_ANSWER_TYPES |= GENERAL_QUESTION_TYPES
 
 
 def answer_type(question_type: str) -> str:
@@ -302,8 +304,7 @@ def answer_type(question_type: str) -> str:
 
     Raises ValueError if the question type is not registered.
     """
-    types = {name: spec.answer_type for name, spec in QUESTION_TYPES.items()}
-    return lookup(types | GENERAL_QUESTION_TYPES, question_type, "question_type")
+    return lookup(_ANSWER_TYPES, question_type, "question_type")
 
 
 def clean_instruction(instruction: str) -> str:

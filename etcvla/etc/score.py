@@ -70,12 +70,10 @@ def score_answer(
     distance = WORST_DISTANCE if predicted is None else path_distance(true, predicted)
     scores = {"correct": float(distance <= MAX_DISTANCE), "distance": distance}
     if box is not None and question_type == POINT_IN_BOX:
-        scores["inside"] = float(predicted is not None and _contains(box, predicted[0]))
+        low, high = np.split(box, 2)
+        is_inside = predicted is not None and ((low <= predicted) & (predicted <= high)).all()
+        scores["inside"] = float(is_inside)
     return scores
-
-
-def _contains(box: np.ndarray, point: np.ndarray) -> bool:
-    return bool((box[:2] <= point).all() and (point <= box[2:]).all())
 
 
 def plan_order(truth: str, prediction: str) -> float:
@@ -87,11 +85,12 @@ def plan_order(truth: str, prediction: str) -> float:
     a = _steps(truth)
     b = _steps(prediction)
     longest = np.zeros((len(a) + 1, len(b) + 1), int)  # of the first i steps of a and j steps of b
-    for i, j in np.ndindex(len(a), len(b)):
-        if a[i] == b[j]:
-            longest[i + 1, j + 1] = longest[i, j] + 1
-        else:
-            longest[i + 1, j + 1] = max(longest[i, j + 1], longest[i + 1, j])
+    for i, step in enumerate(a, start=1):
+        for j, predicted_step in enumerate(b, start=1):
+            if step == predicted_step:
+                longest[i, j] = longest[i - 1, j - 1] + 1
+            else:
+                longest[i, j] = max(longest[i - 1, j], longest[i, j - 1])
     return float(2 * longest[-1, -1] / max(1, len(a) + len(b)))
 
 

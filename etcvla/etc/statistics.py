@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,11 @@ from etcvla.etc.items import Item
 from etcvla.etc.score import is_correct, majority_answers
 
 
-def item_statistics(
-    items: Sequence[Item], dropped: Mapping[str, int] | None = None
-) -> dict[str, Any]:
+def item_statistics(items: Sequence[Item]) -> dict[str, Any]:
     """Compute the statistics of `items`, ready for JSON.
 
     Args:
       items: the items of any number of frames.
-      dropped: reason -> count, as `make_items` returns it, summed by the caller over episodes.
 
     Returns:
       "items": number of items.
@@ -29,7 +26,6 @@ def item_statistics(
         answers correctly by the rules of `is_correct`}. General questions of the same name are
         included.
       "question_chars", "answer_chars": {"mean", "max"} length.
-      "dropped": as given.
     """
     by_type = defaultdict(list)
     for item in items:
@@ -45,7 +41,6 @@ def item_statistics(
         },
         "question_chars": _lengths([item.question for item in items]),
         "answer_chars": _lengths([item.answer for item in items]),
-        "dropped": dict(dropped or {}),
     }
 
 

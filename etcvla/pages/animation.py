@@ -85,7 +85,7 @@ def draw_answers(image: np.ndarray, path: np.ndarray | None, box: np.ndarray | N
     pen = ImageDraw.Draw(picture)
     height, width = image.shape[:2]
     if box is not None:
-        ymin, xmin, ymax, xmax = box.tolist()
+        ymin, xmin, ymax, xmax = box.reshape(4).tolist()
         left, right = sorted((xmin * width, xmax * width))
         top, bottom = sorted((ymin * height, ymax * height))
         pen.rectangle((left, top, right, bottom), outline=BOX_COLOR, width=2)
@@ -118,7 +118,10 @@ def write_animation(path: epath.PathLike, episodes: Sequence[Sequence[Image.Imag
             frame = frames[min(i, len(frames) - 1)]
             picture.paste(frame, (left, 0))
             left += frame.width
-        pictures.append(picture.quantize(64, dither=Image.Dither.NONE))
+        pictures.append(picture)
+    # One palette for all frames: colors of their own would flicker and take more bytes.
+    palette = pictures[0].quantize(160)
+    pictures = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
     buffer = io.BytesIO()
     pictures[0].save(
         buffer, format="GIF", save_all=True, append_images=pictures[1:], duration=80, loop=0

@@ -13,24 +13,16 @@ from typing import TYPE_CHECKING
 import mujoco
 import numpy as np
 
-from etcvla.sims.conditions import COLORS, AddedObject, Condition, Rgb
+from etcvla.sims.conditions import Condition, Rgb
 from etcvla.sims.render import Extra, Renderer
 
 if TYPE_CHECKING:
-    from etcvla.sims.oracle import Bounds, Placed, Tracked
+    from etcvla.sims.oracle import SceneObject
 
 _CLEARANCE = 0.07  # metres between an added object and everything else
 _MIN_GAP = 0.01  # metres between objects that are moved
 _NUM_DIRECTIONS = 32  # random directions to try when an object is moved
 _PATTERN_REPEATS = 8
-_SOLIDS = {
-    "cube": mujoco.mjtGeom.mjGEOM_BOX,
-    "ball": mujoco.mjtGeom.mjGEOM_SPHERE,
-    "can": mujoco.mjtGeom.mjGEOM_CYLINDER,
-    "egg": mujoco.mjtGeom.mjGEOM_ELLIPSOID,
-    "capsule": mujoco.mjtGeom.mjGEOM_CAPSULE,
-}
-_CHANGED_FIELDS = ("light_diffuse", "geom_matid", "geom_rgba", "mat_rgba")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,13 +41,13 @@ class AppearanceEditor:
         self._model = model
         self._renderer = renderer
         self._geoms = geoms
-        self._original = {name: getattr(model, name).copy() for name in _CHANGED_FIELDS}
-        self._original_textures = {}
-        for texture in _textures_of(model, geoms.table):
-            self._original_textures[texture] = _texture_data(model, texture).copy()
-        headlight = model.vis.headlight
-        self._original_headlight = (headlight.diffuse.copy(), headlight.ambient.copy())
         self._num_extras = len(renderer.extras)
+        self._textures = _textures_of(model, geoms.table)
+        headlight = model.vis.headlight
+        changed = [model.light_diffuse, headlight.diffuse, headlight.ambient]
+        changed += [model.geom_matid, model.geom_rgba, model.mat_rgba]
+        changed += [_texture_data(model, texture) for texture in self._textures]
+        self._originals = [(values, values.copy()) for values in changed]
         self._is_changed = False
 
     def apply(self, condition: Condition | None) -> list[Extra]:
@@ -74,9 +66,7 @@ class AppearanceEditor:
         for geoms, factors in zip(tinted, condition.tints, strict=False):
             self._tint(np.setdiff1d(geoms, self._geoms.table), np.array(factors))
         self._upload_textures()
-        added = [make_extra(added_object) for added_object in condition.added]
-        self._renderer.extras += added
-        return added
+        return [self._renderer.add(added) for added in condition.added]
 
     def _tint(self, geoms: np.ndarray, factors: np.ndarray) -> None:
         materials = np.unique(self._model.geom_matid[geoms])
@@ -87,18 +77,14 @@ class AppearanceEditor:
     def _restore(self) -> None:
         if not self._is_changed:
             return
-        for name, value in self._original.items():
-            getattr(self._model, name)[:] = value
-        headlight = self._model.vis.headlight
-        headlight.diffuse[:], headlight.ambient[:] = self._original_headlight
-        for texture, pixels in self._original_textures.items():
-            _texture_data(self._model, texture)[:] = pixels
+        for values, original in self._originals:
+            values[:] = original
         del self._renderer.extras[self._num_extras :]
         self._upload_textures()
         self._is_changed = False
 
     def _upload_textures(self) -> None:
-        for texture in self._original_textures:
+        for texture in self._textures:
             self._renderer.upload_texture(texture)
 
 
@@ -159,15 +145,6 @@ def _pattern(name: str, height: int, width: int) -> np.ndarray:
     return (y < 0.5) ^ (x < 0.5)
 
 
-def make_extra(added: AddedObject) -> Extra:
-    """Return the renderer's solid for an added object.
-
-    It is below the floor until its position is set.
-    """
-    solid = int(_SOLIDS[added.noun])
-    return Extra(solid, added.size, COLORS[added.color], np.array([0.0, 0.0, -1.0]))
-
-
 def free_points(
     rng: np.random.Generator, area: np.ndarray, occupied: np.ndarray, clearance: float
 ) -> np.ndarray:
@@ -182,17 +159,23 @@ def free_points(
     Returns float[K, 2].
     """
     points = rng.uniform(*area, (1000, 2))
-    low = occupied[:, 0]
-    high = occupied[:, 1]
-    gap = np.maximum(low - points[:, None], points[:, None] - high).clip(0)
-    distance = np.hypot(gap[..., 0], gap[..., 1])
-    return points[distance.min(1) > clearance]
+    boxes = np.stack([points, points], axis=1)
+    return points[_gap(boxes, occupied) > clearance]
 
 
-def footprint(bounds: Bounds) -> Bounds:
-    """Return the x and y of bounds (low, high)."""
-    low, high = bounds
-    return low[:2], high[:2]
+def _gap(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return the distance, float[M] metres, from boxes in the plane to the nearest other box.
+
+    It is 0 on overlap.
+
+    Args:
+      boxes: float[M, 2, 2], corners (low, high).
+      others: float[K, 2, 2].
+    """
+    low = boxes[:, None, 0]
+    high = boxes[:, None, 1]
+    offset = np.maximum(others[:, 0] - high, low - others[:, 1]).clip(0)
+    return np.hypot(offset[..., 0], offset[..., 1]).min(1, initial=np.inf)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,39 +187,32 @@ class ScatterArea:
     hand: np.ndarray  # float[3], to keep clear of
 
 
-def scatter(
-    extras: Sequence[Extra],
-    added: Sequence[AddedObject],
-    area: ScatterArea,
-    bounds: Sequence[Bounds],
-    seed: int,
-) -> None:
+def scatter(extras: Sequence[Extra], area: ScatterArea, bounds: np.ndarray, seed: int) -> None:
     """Place added objects at random, clear of occupied boxes, the hand and one another.
 
     An object for which there is no room stays out of view.
 
     Args:
-      extras: what the renderer renders for `added`, of the same length.
-      added: the objects' descriptions.
+      extras: the added objects.
       area: where to place them.
-      bounds: of all other objects.
+      bounds: corners (low, high) of all other objects, float[N, 2, 3].
       seed: seed of the positions.
     """
     rng = np.random.default_rng(seed)
     hand = area.hand[:2]
-    occupied = [*(footprint(bound) for bound in bounds), (hand, hand)]
-    for extra, added_object in zip(extras, added, strict=True):
+    occupied = [*bounds[..., :2], (hand, hand)]
+    for extra in extras:
         points = free_points(rng, area.corners, np.array(occupied), _CLEARANCE)
         if len(points):
             point = points[0]
-            extra.position = np.array([*point, area.ground + added_object.half_extent[2]])
+            extra.position = np.array([*point, area.ground + extra.added.half_extent[2]])
             occupied.append((point, point))
 
 
 def shift_free_objects(
     model: mujoco.MjModel,
     data: mujoco.MjData,
-    objects: Sequence[Tracked | Placed],
+    objects: Sequence[SceneObject],
     distance: float,
     seed: int,
 ) -> None:
@@ -248,35 +224,25 @@ def shift_free_objects(
     if not distance:
         return
     rng = np.random.default_rng(seed)
-    for tracked in objects:
-        joint = _free_joint(model, tracked)
-        others = [footprint(other.bounds(data)) for other in objects if other is not tracked]
-        low, high = footprint(tracked.bounds(data))
+    for n, scene_object in enumerate(objects):
+        joint = _free_joint(model, scene_object)
+        boxes = np.array([other.bounds()[:, :2] for other in objects])
+        others = np.delete(boxes, n, axis=0)
         angles = rng.uniform(0, 2 * np.pi, _NUM_DIRECTIONS)
         steps = distance * np.column_stack([np.cos(angles), np.sin(angles)])
-        if joint is None or _gap(low, high, others) <= _MIN_GAP:
-            continue
-        for step in steps:
-            if _gap(low + step, high + step, others) > _MIN_GAP:
-                data.qpos[joint : joint + 2] += step
-                break
+        is_clear = _gap(boxes[n] + steps[:, None], others) > _MIN_GAP
+        touches = _gap(boxes[n : n + 1], others)[0] <= _MIN_GAP
+        if joint is not None and is_clear.any() and not touches:
+            data.qpos[joint : joint + 2] += steps[is_clear][0]
     mujoco.mj_forward(model, data)
 
 
-def _free_joint(model: mujoco.MjModel, tracked: Tracked | Placed) -> int | None:
+def _free_joint(model: mujoco.MjModel, scene_object: SceneObject) -> int | None:
     """Return the index in qpos of the object's free joint, or None if it has none."""
-    if not len(tracked.visible_geoms):
+    if not len(scene_object.visible_geoms):
         return None
-    body = int(model.geom_bodyid[tracked.visible_geoms[0]])
-    joint = int(model.body_jntadr[model.body_rootid[body]])
-    is_free = joint >= 0 and model.jnt_type[joint] == int(mujoco.mjtJoint.mjJNT_FREE)
-    return int(model.jnt_qposadr[joint]) if is_free else None
-
-
-def _gap(low: np.ndarray, high: np.ndarray, others: Sequence[Bounds]) -> float:
-    """Return the distance in metres to the nearest of other boxes in the plane; 0 on overlap."""
-    if not others:
-        return np.inf
-    corners = np.array(others)
-    offset = np.maximum(corners[:, 0] - high, low - corners[:, 1]).clip(0)
-    return float(np.hypot(offset[:, 0], offset[:, 1]).min())
+    body = model.geom_bodyid[scene_object.visible_geoms[0]]
+    joint = model.body_jntadr[model.body_rootid[body]]
+    if joint < 0 or model.jnt_type[joint] != int(mujoco.mjtJoint.mjJNT_FREE):
+        return None
+    return model.jnt_qposadr[joint]

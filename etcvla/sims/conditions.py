@@ -32,7 +32,7 @@ COLORS: dict[str, Rgb] = {
     "white": (0.9, 0.9, 0.88),
 }
 # Noun of an added object -> its shape word.
-_SHAPES = {
+ADDED_SHAPES = {
     "cube": "box",
     "ball": "sphere",
     "can": "cylinder",
@@ -60,26 +60,16 @@ class Orbit:
 class AddedObject:
     """An object that the simulator does not have: a simple solid with a name and a color."""
 
-    noun: str  # a key of `_SHAPES`
+    noun: str  # a key of `ADDED_SHAPES`
     color: str  # a key of `COLORS`
     size: tuple[float, float, float]  # half sizes, metres, as MuJoCo defines them for the solid
 
     @property
-    def shape(self) -> str:
-        """The shape word of the noun."""
-        return _SHAPES[self.noun]
-
-    @property
     def half_extent(self) -> np.ndarray:
         """Half the size of an upright bounding box, float[3] metres."""
-        x, y, z = self.size
-        if self.noun == "ball":
-            return np.full(3, x)
-        if self.noun == "can":
-            return np.array([x, x, y])
-        if self.noun == "capsule":
-            return np.array([x, x, x + y])
-        return np.array([x, y, z])
+        x, y, _ = self.size
+        by_noun = {"ball": (x, x, x), "can": (x, x, y), "capsule": (x, x, x + y)}
+        return np.array(by_noun.get(self.noun, self.size))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +79,7 @@ class Condition:
     side: str  # TRAIN or HELD_OUT
     camera: Orbit | None = None  # of "front"
     pattern: str = ""  # of the table top, in two `shades`: "checker", "stripes" or "dots"
-    shades: tuple[
-        tuple[float, float, float], ...
-    ] = ()  # one shade and no pattern: a plain table top
+    shades: tuple[Rgb, ...] = ()  # one shade and no pattern: a plain table top
     light: Rgb = (1.0, 1.0, 1.0)  # factors of the lights' color
     ambient: float = 1.0  # factor of the ambient light
     colors: tuple[str, ...] = ()  # keys of `COLORS`, assigned to the objects in turn

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # Objects are searched in all cameras at every fourth step only, because that costs one rendering
 # per camera.
 _ALL_VIEWS_INTERVAL = 4
+_STEPS_AFTER_SUCCESS = 5
 
 
 @dataclasses.dataclass
@@ -64,8 +65,10 @@ def encode_jpeg(image: np.ndarray, quality: int = 92) -> bytes:
     return buffer.getvalue()
 
 
-class NoisyExpert:
-    """Resets an environment and runs its expert with action noise.
+def start_expert(
+    env: Environment, seed: int, noise: tuple[float, float] = (0.1, 0.3), max_steps: int = 200
+) -> tuple[str, Iterator[np.ndarray]]:
+    """Reset an environment and run its expert with action noise.
 
     The noise moves the hand off the expert's path, while the recorded action is the expert's own
     action in the state that the noise led to (as in DART, arXiv 1703.09327). The data show how to
@@ -77,62 +80,58 @@ class NoisyExpert:
       seed: seed of the layout, and of the noise and the instruction's wording.
       noise: range from which the episode's standard deviation of the noise is drawn.
       max_steps: control steps after which the episode has failed.
-      steps_after: steps to record after the first success.
+
+    Returns the episode's instruction, and an iterator of the expert's actions. It executes an
+    action when the next one is requested.
     """
+    task_hash = zlib.crc32(env.task.instructions[0].encode())
+    rng = np.random.default_rng([seed, task_hash])
+    scale = rng.uniform(*noise)
+    env.reset(seed)
+    return env.instruction(rng), _noisy_actions(env, rng, scale, max_steps)
 
-    def __init__(
-        self,
-        env: Environment,
-        seed: int,
-        noise: tuple[float, float] = (0.1, 0.3),
-        max_steps: int = 200,
-        steps_after: int = 5,
-    ):
-        self._env = env
-        self._max_steps = max_steps
-        self._steps_after = steps_after
-        task_hash = zlib.crc32(env.task.instructions[0].encode())
-        self._rng = np.random.default_rng([seed, task_hash])
-        self._scale = self._rng.uniform(*noise)
-        env.reset(seed)
-        self.instruction = env.instruction(self._rng)
 
-    def actions(self) -> Iterator[np.ndarray]:
-        """Yield the expert's action of every step; execute it with noise before the next one."""
-        steps_left = self._steps_after
-        for _ in range(self._max_steps):
-            action = self._env.expert_action()
-            yield action
-            if self._env.success:
-                steps_left -= 1
-            if steps_left < 0:
-                return
-            noise = self._rng.standard_normal(len(action))
-            noise[3:] = 0
-            self._env.step(action + self._scale * noise)
+def _noisy_actions(
+    env: Environment, rng: np.random.Generator, scale: float, max_steps: int
+) -> Iterator[np.ndarray]:
+    steps_left = _STEPS_AFTER_SUCCESS
+    for _ in range(max_steps):
+        action = env.expert_action()
+        yield action
+        if env.success:
+            steps_left -= 1
+        if steps_left < 0:
+            return
+        offset = rng.standard_normal(len(action))
+        offset[3:] = 0
+        env.step(action + scale * offset)
 
 
 def rollout_expert(
-    env: Environment,
-    seed: int,
-    noise: tuple[float, float] = (0.1, 0.3),
-    max_steps: int = 200,
-    steps_after: int = 5,
+    env: Environment, seed: int, noise: tuple[float, float] = (0.1, 0.3), max_steps: int = 200
 ) -> Episode | None:
-    """Record a demonstration; see `NoisyExpert` for the arguments.
+    """Record a demonstration; see `start_expert` for the arguments.
 
     Returns None if the expert does not succeed.
     """
-    expert = NoisyExpert(env, seed, noise, max_steps, steps_after)
+    instruction, expert_actions = start_expert(env, seed, noise, max_steps)
     recorder = FrameRecorder(env)
     actions = []
-    for t, action in enumerate(expert.actions()):
-        all_views = t % _ALL_VIEWS_INTERVAL == 0
-        recorder.add(env.observe(), env.facts(all_views=all_views))
+    for t, action in enumerate(expert_actions):
+        recorder.add(env.observe(), env.facts(all_views=t % _ALL_VIEWS_INTERVAL == 0))
         actions.append(action)
     if not env.success:
         return None
-    return recorder.episode(expert.instruction, np.array(actions), seed)
+    return recorder.episode(instruction, np.array(actions), seed)
+
+
+def initial_frames(env: Environment, seeds: Iterable[int]) -> Annotation:
+    """Return the first frames of the layouts `seeds` as an annotation with one step per layout."""
+    facts = []
+    for seed in seeds:
+        env.reset(seed)
+        facts.append(env.facts())
+    return annotate(env, env.instruction(), facts)
 
 
 def annotate(env: Environment, instruction: str, facts: list[dict]) -> Annotation:

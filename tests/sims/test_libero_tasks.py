@@ -24,12 +24,11 @@ SPATIAL = {
     ],
     "goal_state": [["on", "akita_black_bowl_1", "plate_1"]],
     "obj_of_interest": ["akita_black_bowl_1", "plate_1"],
-    "language_instruction": ["Pick", "the", "akita", "black", "bowl"],
 }
 
 
 def test_problem_becomes_a_task():
-    task = make_task(SPATIAL, "pick_up_the_black_bowl")
+    task = make_task(SPATIAL, "Pick the akita black bowl", "pick_up_the_black_bowl")
     assert [spec.name for spec in task.objects] == [
         "black bowl next to the ramekin",
         "black bowl on the wooden cabinet",
@@ -53,7 +52,7 @@ def test_problem_becomes_a_task():
 
 
 def test_equal_objects_without_a_known_place_are_numbered():
-    task = make_task(SPATIAL | {"initial_state": []})
+    task = make_task(SPATIAL | {"initial_state": []}, "pick the bowl")
     assert [spec.name for spec in task.objects][:2] == ["black bowl 1", "black bowl 2"]
 
 
@@ -78,7 +77,8 @@ def test_task_with_another_goal_has_no_phases():
         | {
             "goal_state": [["open", "wooden_cabinet_1_top_region"]],
             "obj_of_interest": ["wooden_cabinet_1"],
-        }
+        },
+        "open the top drawer",
     )
     assert task.phases == ()
     assert task.target == "wooden cabinet"

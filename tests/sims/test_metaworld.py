@@ -209,7 +209,7 @@ def test_gripper_pixel_is_between_the_fingers():
     env = _environment("reach")
     env.reset(0)
     facts = env.facts()
-    labels = env._renderer.labels(env._data, env.scene.camera)
+    labels = env._renderer.labels(env.scene.camera)
     names = ("rightpad_geom", "leftpad_geom", "rightclaw_it", "leftclaw_it")
     fingers = [env._model.geom(name).id for name in names]
     rows, columns = np.nonzero(np.isin(labels, fingers))

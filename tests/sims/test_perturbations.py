@@ -66,7 +66,7 @@ def test_robot_perturbation_moves_the_hand_but_not_down(env):
 
 def test_layout_perturbation_moves_free_objects_and_adds_others(env):
     def _puck():
-        return env._oracle.objects[env.target].position(env._data)
+        return env._oracle.objects[env.target].position()
 
     _observe(env, "")
     start = _puck()

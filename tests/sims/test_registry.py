@@ -122,7 +122,7 @@ def test_example_of_contributing_is_evaluated(toy_python):
 def test_example_satisfies_the_protocol_and_records_demonstrations(toy):
     env = sims.make("toy", "reach-left", "bright", 32)
     assert isinstance(env, sims.Environment)
-    episode = rollout_expert(env, seed=0, noise=(0.0, 0.0), steps_after=0)
+    episode = rollout_expert(env, seed=0, noise=(0.0, 0.0))
     assert len(episode.action) == len(episode.state) > 2
     assert episode.annotation.instruction in toy.TASKS["reach-left"].instructions
 

@@ -7,7 +7,7 @@ import pytest
 from etcvla.etc.annotation import project
 from etcvla.sims.conditions import Orbit
 from etcvla.sims.oracle import mask_box
-from etcvla.sims.render import Renderer, camera_matrix, coarsen_mesh
+from etcvla.sims.render import Renderer, coarsen_mesh
 
 SIZE = 64
 XML = """
@@ -43,7 +43,7 @@ def _load(xml):
 def scene():
     """A scene of two geoms and a site, and its renderer."""
     model, data = _load(XML)
-    renderer = Renderer(model, SIZE)
+    renderer = Renderer(model, data, SIZE)
     yield model, data, renderer
     renderer.close()
 
@@ -51,8 +51,8 @@ def scene():
 @pytest.mark.parametrize("camera", [ORBIT, "fixed"])
 def test_projected_points_match_the_segmentation(scene, camera):
     model, data, renderer = scene
-    labels = renderer.labels(data, camera)
-    matrix = camera_matrix(model, data, camera)
+    labels = renderer.labels(camera)
+    matrix = renderer.camera_matrix(camera)
     positions = {
         model.geom("ball").id: data.geom("ball").xpos,
         model.geom("far").id: data.geom("far").xpos,
@@ -65,23 +65,23 @@ def test_projected_points_match_the_segmentation(scene, camera):
 
 
 def test_point_behind_the_camera_projects_to_nan(scene):
-    model, data, _ = scene
+    _, _, renderer = scene
     behind = np.array(ORBIT.lookat) + [10, -6, 8]
-    assert np.isnan(project(camera_matrix(model, data, ORBIT), behind)).all()
+    assert np.isnan(project(renderer.camera_matrix(ORBIT), behind)).all()
 
 
 def test_silhouette_ignores_occlusion():
     model, data = _load(OCCLUDED_XML)
-    renderer = Renderer(model, SIZE)
+    renderer = Renderer(model, data, SIZE)
     camera = Orbit(lookat=(0, 0, 0), distance=1.5, azimuth=90, elevation=0)
     box = model.geom("box").id
-    labels = renderer.labels(data, camera)
+    labels = renderer.labels(camera)
     num_box = (labels == box).sum()
     num_ball = (labels == model.geom("ball").id).sum()
     assert num_box > 0
     assert num_ball > 0
-    assert renderer.silhouette(data, camera, np.array([box])) == num_box + num_ball
-    assert (renderer.labels(data, camera) == box).sum() == num_box  # the scene is unchanged
+    assert renderer.silhouette(camera, np.array([box])) == num_box + num_ball
+    assert (renderer.labels(camera) == box).sum() == num_box  # the scene is unchanged
     renderer.close()
 
 
@@ -108,8 +108,8 @@ def test_coarse_mesh_has_fewer_faces_but_the_same_shape_and_vertices():
     coarsen_mesh(coarse, 0, 0.01)
     sizes = []
     for model in (fine, coarse):
-        renderer = Renderer(model, 128)
-        sizes.append((renderer.labels(data, ORBIT) == 0).sum())
+        renderer = Renderer(model, data, 128)
+        sizes.append((renderer.labels(ORBIT) == 0).sum())
         renderer.close()
     assert coarse.mesh_facenum[0] < fine.mesh_facenum[0] / 1.5
     assert abs(sizes[1] - sizes[0]) < 0.03 * sizes[0]

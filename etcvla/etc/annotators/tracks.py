@@ -8,6 +8,7 @@ grasp.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 
@@ -148,8 +149,7 @@ def _without_empty(marks: list[tuple[int, str]], steps: int) -> GripperPhases:
     """Remove phases that are empty or begin after the end of the episode."""
     starts = []
     kinds = []
-    for k, (start, kind) in enumerate(marks):
-        end = marks[k + 1][0] if k + 1 < len(marks) else steps
+    for (start, kind), (end, _) in itertools.pairwise([*marks, (steps, "")]):
         if start < min(end, steps):
             starts.append(start)
             kinds.append(kind)
@@ -185,7 +185,7 @@ def interpolate_track(points: np.ndarray, *, max_gap: int, max_speed: float) -> 
     """
     track = points.copy()
     known = np.flatnonzero(np.isfinite(points).all(-1))
-    for a, b in zip(known[:-1], known[1:], strict=True):
+    for a, b in itertools.pairwise(known):
         gap = b - a
         if gap <= max_gap and np.linalg.norm(points[b] - points[a]) <= max_speed * gap:
             share = (np.arange(a, b + 1) - a)[:, None] / gap

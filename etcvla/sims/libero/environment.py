@@ -24,7 +24,6 @@ from etcvla.sims.libero import files
 headless.require_egl()
 files.root()
 logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
-import mujoco  # noqa: E402
 from libero.libero.envs.env_wrapper import ControlEnv  # noqa: E402
 from robosuite.utils.errors import RandomizationError  # noqa: E402
 
@@ -46,18 +45,18 @@ from etcvla.sims.libero.oracle import (  # noqa: E402
 )
 from etcvla.sims.libero.tasks import AXES, CAMERAS, SCENES  # noqa: E402
 from etcvla.sims.mujoco_environment import MujocoEnvironment  # noqa: E402
-from etcvla.sims.oracle import Bounds, Oracle, hide_sites  # noqa: E402
-from etcvla.sims.render import HIDDEN_GROUP, Renderer, coarsen_mesh, orbit_of  # noqa: E402
+from etcvla.sims.oracle import hide_sites  # noqa: E402
+from etcvla.sims.render import HIDDEN_GROUP, coarsen_mesh, orbit_of  # noqa: E402
 from etcvla.sims.seeds import EVAL_SEED_BASE  # noqa: E402
 
-SETTLE_STEPS = 20  # steps without motion after a reset, because objects are placed above the table
-REST = np.array([0, 0, 0, 0, 0, 0, -1], np.float32)
+# Steps without motion after a reset, because objects are placed above the table.
+_SETTLE_STEPS = 20
+_REST = np.array([0, 0, 0, 0, 0, 0, -1], np.float32)
 
 _MAX_LAYOUTS = 100
 # Initial states do not contain the fixtures' positions, which this seed draws.
 _FIXTURE_SEED = 0
 _FRONT_CAMERA = "agentview"
-_WRIST_CAMERA = "robot0_eye_in_hand"
 _MESH_CELL = 0.003  # metres; at 0.004 textures visibly break in the wrist camera
 _MAX_OPENING = 0.08  # metres between the fingers
 _MAX_STEP = 0.05  # metres that the hand moves in a step at most
@@ -78,6 +77,9 @@ class Libero(MujocoEnvironment):
     command that fixes it where MuJoCo cannot render.
     """
 
+    cameras = CAMERAS
+    axes = AXES
+
     def __init__(self, task: str, scene: str = "rlds", image_size: int = 224):
         self._mirrored = lookup(SCENES, scene, "scene")
         self.suite, self.name = files.resolve(task)
@@ -97,27 +99,20 @@ class Libero(MujocoEnvironment):
         self._goal_state = self._env.parsed_problem["goal_state"]
         self._initial_xml = self._env.model.get_xml()
         self.rate = float(self._env.control_freq)
-        self.cameras = CAMERAS
-        self.axes = AXES
         self._set_task()
         self._set_visuals(image_size)
-        geoms = [tracked.visible_geoms for tracked in self._oracle.objects]
+        geoms = [scene_object.visible_geoms for scene_object in self._oracle.objects]
         self._geometry = SceneGeometry(self._visual_model, self._data, geoms)
         self._phases = PickPlaceTracker()
         self._start_episode()
 
     def _set_task(self) -> None:
-        """Set the task, and the indices of its target and place."""
-        problem = {
-            **self._env.parsed_problem,
-            "language_instruction": self.language_instruction,
-        }
-        in_file_name = ""
-        if self.suite in tasks.SUITES:
-            in_file_name = tasks.file_instruction(self.name)
-        self.task = tasks.make_task(problem, in_file_name)
+        """Set the task, its goal, and the index of the goal's place."""
+        in_file_name = tasks.file_instruction(self.name) if self.suite in tasks.SUITES else ""
+        self.task = tasks.make_task(
+            self._env.parsed_problem, self._control.language_instruction, in_file_name
+        )
         self._instances = [spec.body.removesuffix("_main") for spec in self.task.objects]
-        self.target = [spec.name for spec in self.task.objects].index(self.task.target)
         self._goal = tasks.PickPlaceGoal.of(self._goal_state, self._instances)
         self._place = self._instances.index(self._goal.place) if self._goal else -1
 
@@ -128,19 +123,11 @@ class Libero(MujocoEnvironment):
         hide_sites(model, self._visible_sites())
         for mesh in range(model.nmesh):
             coarsen_mesh(model, mesh, _MESH_CELL)
-        self._visual_model = model
-        self._renderer = Renderer(model, image_size)
-        self._default_front = _FRONT_CAMERA
-        self._cameras = {"front": _FRONT_CAMERA, "wrist": _WRIST_CAMERA}
         model.vis.global_.fovy = model.camera(_FRONT_CAMERA).fovy[0]  # for an `Orbit`
-        self._oracle = Oracle(
-            model,
-            self._data,
-            self.task.objects,
-            self._renderer,
-            tuple(self._cameras.values()),
-            gripper_body="gripper0_right_gripper",
-        )
+        self._visual_model = model
+        cameras = {"front": _FRONT_CAMERA, "wrist": "robot0_eye_in_hand"}
+        self._set_oracle(model, cameras, image_size, gripper_body="gripper0_right_gripper")
+        self._target_body = self.task.objects[self.target].body
         self._appearance = AppearanceEditor(model, self._renderer, self._scene_geoms())
 
     def _visible_sites(self) -> list[str]:
@@ -154,51 +141,40 @@ class Libero(MujocoEnvironment):
     def _scene_geoms(self) -> SceneGeoms:
         """Return the geoms of the table, of the room without the robot, and of the objects."""
         model = self._visual_model
-        body_names = [model.body(body).name for body in model.geom_bodyid]
-        is_robot = [name.startswith(("robot0", "gripper0")) for name in body_names]
-        is_room = (model.geom_group < HIDDEN_GROUP) & ~np.array(is_robot)
         objects = self._oracle.visible_geoms()
-        room = np.setdiff1d(np.flatnonzero(is_room), objects)
+        room = []
         tables = []
         floors = []
-        for geom in room.tolist():
-            name = f"{model.geom(geom).name} {_material(model, geom)}"
+        for geom in np.flatnonzero(model.geom_group < HIDDEN_GROUP).tolist():
+            body = model.body(model.geom_bodyid[geom]).name
+            if geom in objects or body.startswith(("robot0", "gripper0")):
+                continue
+            room.append(geom)
+            name = model.geom(geom).name
+            if model.geom_matid[geom] >= 0:
+                name += f" {model.material(model.geom_matid[geom]).name}"
             if "table" in name and "leg" not in name:
                 tables.append(geom)
             if "floor" in name:
                 floors.append(geom)
-        return SceneGeoms(table=np.array(tables or floors, int), room=room, objects=objects)
+        return SceneGeoms(np.array(tables or floors, int), np.array(room), objects)
 
     @property
     def orbit(self) -> Orbit:
         """The default pose of the front camera, around the middle of the objects."""
-        camera = self._model.camera(_FRONT_CAMERA).id
-        position = self._data.cam_xpos[camera]
-        backward = self._data.cam_xmat[camera].reshape(3, 3)[:, 2]
-        middle = np.mean(self._object_positions(), axis=0)
-        return orbit_of(position, backward, float(np.dot(position - middle, backward)))
+        camera = self._data.camera(_FRONT_CAMERA)
+        backward = camera.xmat.reshape(3, 3)[:, 2]
+        middle = self._oracle.positions().mean(0)
+        distance = float(np.dot(camera.xpos - middle, backward))
+        return orbit_of(camera.xpos, backward, distance)
 
-    def _object_positions(self) -> np.ndarray:
-        """Return the objects' centres in the world, float[N, 3]."""
-        return np.array([tracked.position(self._data) for tracked in self._oracle.objects])
-
-    def _scatter_area(self, bounds: list[Bounds]) -> ScatterArea:
-        corners = np.array(bounds)
-        middle = corners[..., :2].mean((0, 1))
+    def _scatter_area(self, bounds: np.ndarray) -> ScatterArea:
+        middle = bounds[..., :2].mean((0, 1))
         return ScatterArea(
             corners=np.stack([middle - _SCATTER_RADIUS, middle + _SCATTER_RADIUS]),
-            ground=corners[:, 0, 2].min(),
+            ground=bounds[:, 0, 2].min(),
             hand=self.grasp_centre,
         )
-
-    @property
-    def language_instruction(self) -> str:
-        """LIBERO's own instruction."""
-        return self._control.language_instruction
-
-    def initial_states(self) -> np.ndarray:
-        """Return the task's fixed initial states, float64[I, D]."""
-        return files.init_states(self.suite, self.name)
 
     def reset(self, seed: int, hand: np.ndarray | None = None, shift: float = 0.0) -> None:
         """Start an episode; see `Environment.reset` for the arguments.
@@ -209,26 +185,26 @@ class Libero(MujocoEnvironment):
         index = seed - EVAL_SEED_BASE
         self._draw_layout(seed if index < 0 else _FIXTURE_SEED)
         if index >= 0:
-            states = self.initial_states()
+            states = files.init_states(self.suite, self.name)
             if index >= len(states):
-                raise UserError(
-                    f"{self.suite}/{self.name}: initial state {index}, but there are {len(states)}"
-                )
+                raise self._error(f"initial state {index}, but there are {len(states)}")
             self._set_state(states[index])
         shift_free_objects(self._model, self._data, self._oracle.objects, shift, seed)
-        for _ in range(SETTLE_STEPS):
-            self._advance(REST)
+        self._settle()
         if hand is not None:
-            self._move_hand(self.grasp_centre + hand)
+            target = self.grasp_centre + hand
+            for _ in range(_SETTLE_STEPS):
+                offset = (target - self.grasp_centre) / _MAX_STEP
+                self._advance(np.append(np.clip(offset, -1, 1), _REST[3:]))
+            self._settle()
         self._start_episode()
 
-    def _move_hand(self, target: np.ndarray) -> None:
-        """Move the grasp centre to a point in the world, float[3], and let it stop."""
-        for _ in range(SETTLE_STEPS):
-            offset = (target - self.grasp_centre) / _MAX_STEP
-            self._advance(np.concatenate([np.clip(offset, -1, 1), REST[3:]]))
-        for _ in range(SETTLE_STEPS):
-            self._advance(REST)
+    def _settle(self) -> None:
+        for _ in range(_SETTLE_STEPS):
+            self._advance(_REST)
+
+    def _error(self, problem: str) -> UserError:
+        return UserError(f"{self.suite}/{self.name}: {problem}")
 
     def restore(self, state: np.ndarray, model_xml: str | None = None) -> None:
         """Restore a recorded simulator state float64[D].
@@ -271,15 +247,12 @@ class Libero(MujocoEnvironment):
         self.grasp_offset: np.ndarray | None = None
         self._goals_reached = set()  # indices of goal conditions that were true at some step
         self._was_touched = False
-        self._start_positions = self._object_positions()
+        self._start_positions = self._oracle.positions()
 
     def _set_state(self, state: np.ndarray) -> None:
-        expected = 1 + self._model.nq + self._model.nv
-        if np.shape(state) != (expected,):
-            raise UserError(
-                f"{self.suite}/{self.name}: a state of shape {np.shape(state)}, expected "
-                f"({expected},): time, {self._model.nq} positions, {self._model.nv} velocities"
-            )
+        expected = (1 + self._model.nq + self._model.nv,)  # time, positions, velocities
+        if np.shape(state) != expected:
+            raise self._error(f"a state of shape {np.shape(state)}, expected {expected}")
         self._env.sim.set_state_from_flattened(np.asarray(state, np.float64))
         self._env.sim.forward()
         self._env._post_process()
@@ -291,15 +264,12 @@ class Libero(MujocoEnvironment):
         """
         bodies = {body.get("name"): body for body in ET.fromstring(model_xml).iter("body")}
         for fixture in self._env.fixtures_dict.values():
-            if fixture.root_body not in bodies:
-                raise UserError(
-                    f"{self.suite}/{self.name}: the recorded model has no {fixture.root_body!r}; "
-                    "it is of another task"
-                )
-            body = bodies[fixture.root_body]
-            index = self._model.body(fixture.root_body).id
-            self._model.body_pos[index] = np.array(body.get("pos", "0 0 0").split(), float)
-            self._model.body_quat[index] = np.array(body.get("quat", "1 0 0 0").split(), float)
+            name = fixture.root_body
+            if name not in bodies:
+                raise self._error(f"the recorded model has no {name!r}; it is of another task")
+            body = self._model.body(name)
+            body.pos = np.array(bodies[name].get("pos", "0 0 0").split(), float)
+            body.quat = np.array(bodies[name].get("quat", "1 0 0 0").split(), float)
 
     def observe(self) -> dict[str, Any]:
         """Render both cameras, mirrored in scene "rlds"; see `Environment.observe`."""
@@ -323,8 +293,8 @@ class Libero(MujocoEnvironment):
 
     @property
     def _fingers(self) -> np.ndarray:
-        joints = [self._data.joint(f"gripper0_finger_joint{i}") for i in (1, 2)]
-        return np.array([joint.qpos[0] for joint in joints])
+        joints = ("gripper0_finger_joint1", "gripper0_finger_joint2")
+        return np.array([self._data.joint(name).qpos[0] for name in joints])
 
     def step(self, action: np.ndarray) -> bool:
         """Act for one control step, 1 / rate seconds, and return `success`.
@@ -356,15 +326,15 @@ class Libero(MujocoEnvironment):
         """
         if self._expert is None:
             if not self._goal:
-                raise UserError(
-                    f"{self.suite}/{self.name}: the expert can only put one object on or in "
-                    f"another; the goal is {self._goal_state}"
+                raise self._error(
+                    "the expert can only put one object on or in another; "
+                    f"the goal is {self._goal_state}"
                 )
             inside = self._goal.relation == "in"
             self._expert = Expert(self._geometry, self.target, self._place, inside=inside)
         action = self._expert.act(self.success)
         if self._expert.reaching:
-            self.grasp_offset = self._to_target_frame(self._expert.grasp_point)
+            self.grasp_offset = self._to_target_frame(self._expert.grasp.point)
         return action
 
     @property
@@ -376,12 +346,11 @@ class Libero(MujocoEnvironment):
         """Return the index of the subtask in progress, -1 if unknown. Call it once a step."""
         if not self._goal:
             return -1
-        low, high = self._oracle.objects[self.target].bounds(self._data)
-        centre = self.grasp_centre
-        is_within = (centre > low) & (centre < high)
+        low, high = self._oracle.objects[self.target].bounds()
+        is_within = (self.grasp_centre > low) & (self.grasp_centre < high)
         state = PickPlaceState(
             target=(low + high) / 2,
-            place=self._oracle.objects[self._place].position(self._data),
+            place=self._oracle.objects[self._place].position(),
             touched=bool(self.touched()[self.target]),
             within=bool(is_within.all()),
         )
@@ -406,13 +375,12 @@ class Libero(MujocoEnvironment):
     @property
     def goal_objects(self) -> list[int]:
         """The objects that the goal's conditions name."""
-        names = [condition[1] for condition in self._goal_state]
-        indices = []
-        for n, instance in enumerate(self._instances):
-            is_named = any(name == instance or name.startswith(f"{instance}_") for name in names)
-            if n == self.target or is_named:
-                indices.append(n)
-        return indices
+        indices = {self.target}
+        for _, name, *_ in self._goal_state:
+            instance = tasks.instance_of(name, self._instances)
+            if instance:
+                indices.add(self._instances.index(instance))
+        return sorted(indices)
 
     @property
     def shapes(self) -> tuple[str, ...]:
@@ -420,17 +388,13 @@ class Libero(MujocoEnvironment):
         categories = [tasks.category_of(spec) for spec in self.task.objects]
         return tuple(tasks.SHAPES.get(category, "") for category in categories)
 
-    def rename_objects(self, text: str) -> str:
-        """Return the text itself: every scene uses the task's names."""
-        return text
-
     def facts(self, all_views: bool = True) -> dict[str, Any]:
         """Return the current frame's value of every step field; see `Environment.facts`.
 
         The target's grasp pixel is known once `grasp_offset` is; those of the other objects are
         NaN.
         """
-        facts = self._oracle.facts(self._data, self.grasp_centre, all_views)
+        facts = self._oracle.facts(self.grasp_centre, all_views)
         facts["grasp_pixel"] = self._grasp_pixel(facts["camera_matrix"])
         phase = self.phase()
         self._forget_moved(facts)
@@ -446,19 +410,16 @@ class Libero(MujocoEnvironment):
 
         Returns whether it is lifting the target.
         """
-        height = self._oracle.objects[self.target].position(self._data)[2]
+        height = self._oracle.objects[self.target].position()[2]
         risen = height - self._start_positions[self.target, 2]
         is_lifting = bool(risen > LIFTED and self.touched()[self.target])
         if is_lifting:
             self.grasp_offset = self._to_target_frame(self.grasp_centre)
         return is_lifting
 
-    def _target_body(self) -> Any:
-        return self._data.body(self.task.objects[self.target].body)
-
     def _to_target_frame(self, point: np.ndarray) -> np.ndarray:
         """Convert a world point float[3] to the frame of the target's body."""
-        body = self._target_body()
+        body = self._data.body(self._target_body)
         return (point - body.xpos) @ body.xmat.reshape(3, 3)
 
     def _grasp_pixel(self, camera_matrix: np.ndarray) -> np.ndarray:
@@ -468,7 +429,7 @@ class Libero(MujocoEnvironment):
         """
         pixels = np.full((len(CAMERAS), len(self.task.objects), 2), np.nan, np.float32)
         if self.grasp_offset is not None:
-            body = self._target_body()
+            body = self._data.body(self._target_body)
             point = body.xmat.reshape(3, 3) @ self.grasp_offset + body.xpos
             pixels[:, self.target] = project(camera_matrix, point)
         return pixels
@@ -480,12 +441,6 @@ class Libero(MujocoEnvironment):
         is_wrong = (distance > _MOVED) & named_by_place
         for field in ("box", "visible", "grasp_pixel"):
             facts[field][:, is_wrong] = np.nan
-
-
-def _material(model: mujoco.MjModel, geom: int) -> str:
-    """Return the name of a geom's material, "" for none."""
-    material = model.geom_matid[geom]
-    return model.material(material).name if material >= 0 else ""
 
 
 def axis_angle(quaternion: np.ndarray) -> np.ndarray:

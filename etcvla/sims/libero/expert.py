@@ -1,8 +1,8 @@
 """A scripted expert for pick-and-place.
 
-It grasps an object from above and puts it on or in another one. The expert sees the whole state.
-Everything is in LIBERO's world frame, metres and radians. The gripper is a Panda's, pointing down;
-its fingers close along the x axis of its site.
+It grasps an object from above and puts it on or in another one. The expert knows the whole state.
+Everything is in LIBERO's world frame, metres and radians. The gripper is a Panda's, pointing down.
+The axes of the hand are the closing direction of the fingers, the direction across it, and down.
 """
 
 from __future__ import annotations
@@ -14,6 +14,12 @@ import mujoco
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from etcvla.sims.render import mesh_slices
+
+Point = np.ndarray  # float64[3], metres in the world
+Points = np.ndarray  # float64[n, 3]
+Target = tuple[Point, bool]  # where the grasp centre should go, and whether the gripper is closed
+
 _POINT_SPACING = 0.004  # between points on surfaces
 _NUM_POINTS = (200, 20_000)  # least and most points on a geom
 
@@ -22,13 +28,13 @@ _FINGER_BELOW = 0.0093  # distance that the fingers extend below the grasp centr
 _HALF_OPENING = 0.04
 _HALF_FINGER = 0.013  # half the width of a finger, with a margin
 _MAX_WIDTH = 0.07  # of an object between the fingers
-# Boxes around the open hand, in its frame (across the fingers, along the closing axis, up),
-# relative to the grasp centre: the two fingers, and the palm above them. (low, high)
+# Boxes (low, high) around the open hand, along its axes, relative to the grasp centre: the two
+# fingers, and the palm above them.
 _HAND = np.array(
     [
-        [[-0.011, _HALF_OPENING, -_FINGER_BELOW], [0.011, _HALF_OPENING + 0.015, 0.045]],
-        [[-0.011, -_HALF_OPENING - 0.015, -_FINGER_BELOW], [0.011, -_HALF_OPENING, 0.045]],
-        [[-0.033, -0.105, 0.045], [0.033, 0.105, 0.14]],
+        [[_HALF_OPENING, -0.011, -0.045], [_HALF_OPENING + 0.015, 0.011, _FINGER_BELOW]],
+        [[-_HALF_OPENING - 0.015, -0.011, -0.045], [-_HALF_OPENING, 0.011, _FINGER_BELOW]],
+        [[-0.105, -0.033, -0.14], [0.105, 0.033, -0.045]],
     ]
 )
 
@@ -69,69 +75,65 @@ class SceneGeometry:
     """
 
     def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, geoms: Sequence[np.ndarray]):
-        self.data = data
+        self._data = data
         rng = np.random.default_rng(0)
         self._local_points = []
         for object_geoms in geoms:
-            surfaces = [(geom, _surface_points(model, geom, rng)) for geom in object_geoms.tolist()]
+            surfaces = {geom: _surface_points(model, geom, rng) for geom in object_geoms.tolist()}
             self._local_points.append(surfaces)
 
-    def points(self, index: int) -> np.ndarray:
-        """Return points float64[n, 3] on the surface of an object, in the world."""
+    def points(self, index: int) -> Points:
+        """Return points on the surface of an object, in the world."""
         surfaces = []
-        for geom, local in self._local_points[index]:
-            rotation = self.data.geom_xmat[geom].reshape(3, 3)
-            surfaces.append(local @ rotation.T + self.data.geom_xpos[geom])
+        for geom, local in self._local_points[index].items():
+            rotation = self._data.geom_xmat[geom].reshape(3, 3)
+            surfaces.append(local @ rotation.T + self._data.geom_xpos[geom])
         return np.concatenate(surfaces)
 
-    def points_except(self, index: int) -> np.ndarray:
-        """Return points float64[n, 3] on all objects but one."""
+    def points_except(self, index: int) -> Points:
+        """Return points on all objects but one."""
         others = [self.points(i) for i in range(len(self._local_points)) if i != index]
         return np.concatenate(others)
 
     @property
-    def grasp_centre(self) -> np.ndarray:
-        """Position of the grasp centre, float64[3]."""
-        return self.data.site("gripper0_grip_site").xpos.copy()
+    def grasp_centre(self) -> Point:
+        """Position of the grasp centre."""
+        return self._data.site("gripper0_grip_site").xpos.copy()
 
     @property
-    def hand(self) -> np.ndarray:
-        """The hand's axes as columns of float64[3, 3]; the fingers close along x, z points down."""
-        return self.data.site("gripper0_grip_site").xmat.reshape(3, 3).copy()
+    def hand_axes(self) -> np.ndarray:
+        """The hand's axes as columns of float64[3, 3]."""
+        return self._data.site("gripper0_grip_site").xmat.reshape(3, 3).copy()
 
     @property
     def yaw(self) -> float:
         """Direction in the plane in which the fingers close."""
-        x, y, _ = self.hand[:, 0]
+        x, y, _ = self.hand_axes[:, 0]
         return float(np.arctan2(y, x))
 
 
-def _surface_points(model: mujoco.MjModel, geom: int, rng: np.random.Generator) -> np.ndarray:
-    """Return random points float64[n, 3] on a geom's surface, in the geom's frame.
+def _surface_points(model: mujoco.MjModel, geom: int, rng: np.random.Generator) -> Points:
+    """Return random points on a geom's surface, in the geom's frame.
 
     The surface of a geom that is no mesh is its bounding box.
     """
     mesh = model.geom_dataid[geom]
     if mesh >= 0:
-        first_vertex = model.mesh_vertadr[mesh]
-        vertices = model.mesh_vert[first_vertex : first_vertex + model.mesh_vertnum[mesh]]
-        first_face = model.mesh_faceadr[mesh]
-        faces = model.mesh_face[first_face : first_face + model.mesh_facenum[mesh]]
-        corners = vertices[faces]
+        vertices, faces = mesh_slices(model, mesh)
+        corners = model.mesh_vert[vertices][model.mesh_face[faces]]
     else:
-        centre = model.geom_aabb[geom, :3]
-        half_extent = model.geom_aabb[geom, 3:]
+        centre, half_extent = np.split(model.geom_aabb[geom], 2)
         corners = _box_triangles(centre - half_extent, centre + half_extent)
-    cross = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    area = np.linalg.norm(cross, axis=-1) / 2
+    first, second, third = corners.swapaxes(0, 1)
+    area = np.linalg.norm(np.cross(second - first, third - first), axis=-1) / 2
     count = int(np.clip(area.sum() / _POINT_SPACING**2, *_NUM_POINTS))
     chosen = rng.choice(len(corners), count, p=area / area.sum())
     u, v = np.sort(rng.random((2, count)), axis=0)
     weights = np.stack([u, v - u, 1 - v], -1)
-    return np.einsum("nk,nkd->nd", weights, corners[chosen]).astype(np.float64)
+    return np.einsum("nk,nkd->nd", weights, corners[chosen])
 
 
-def _box_triangles(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+def _box_triangles(low: Point, high: Point) -> np.ndarray:
     """Return the sides of a box, two triangles each, float64[12, 3, 3]."""
     below = [[[0, 0, side], [1, 0, side], [1, 1, side]] for side in (0, 1)]
     above = [[[0, 0, side], [0, 1, side], [1, 1, side]] for side in (0, 1)]
@@ -140,106 +142,106 @@ def _box_triangles(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     return low + (high - low) * triangles
 
 
-def _box_centre(points: np.ndarray) -> np.ndarray:
-    """Return the centre float64[2] in the plane of the bounding box of points float64[n, 3]."""
+def _box_centre(points: Points) -> np.ndarray:
+    """Return the centre float64[2] in the plane of the bounding box of points."""
     return (points.min(0) + points.max(0))[:2] / 2
 
 
-@dataclasses.dataclass(frozen=True)
-class _Candidate:
-    point: np.ndarray  # float64[3], the grasp centre
-    yaw: float  # of the closing axis
-    width: float  # between the fingers
+def _radius(points: Points, centre: np.ndarray) -> np.ndarray:
+    """Return the distances float64[n] in the plane of points float64[n, 2 or 3] to a centre."""
+    return np.linalg.norm(points[:, :2] - centre, axis=-1)
+
+
+def _direction(yaw: float) -> np.ndarray:
+    """Return the unit vector float64[2] at an angle in the plane."""
+    return np.array([np.cos(yaw), np.sin(yaw)])
+
+
+def _hand_axes(yaw: float) -> np.ndarray:
+    """Return the axes, as columns of float64[3, 3], of a hand that points down."""
+    x, y = _direction(yaw)
+    return np.array([[x, y, 0], [y, -x, 0], [0, 0, -1]])
 
 
 @dataclasses.dataclass(frozen=True)
 class Grasp:
     """A grasp from above."""
 
-    point: np.ndarray  # float64[3], the grasp centre
+    point: Point  # the grasp centre
     yaw: float  # direction in which the fingers close
-    score: float  # larger is better
+    width: float = 0.0  # metres between the closed fingers
 
 
-def grasps(own: np.ndarray, others: np.ndarray, current_yaw: float) -> list[Grasp]:
+def grasps(own: Points, others: Points, current_yaw: float) -> list[Grasp]:
     """Return grasps of an object from above, the best one first.
 
     A hollow object, open at the top, is grasped by its rim; any other one across its narrow side.
 
     Args:
-      own: points on the object, float64[n, 3].
-      others: points on all other objects, float64[m, 3].
+      own: points on the object.
+      others: points on all other objects.
       current_yaw: of the hand.
     """
     offset = np.abs(others[:, :2] - _box_centre(own))
-    obstacles = others[(offset < _NEIGHBOURHOOD).all(1)]
-    candidates = [_grasp_across(own, yaw) for yaw in _YAWS]
-    if _is_hollow(own):
-        candidates = _rim_grasps(own)
-    scored = []
-    for candidate in candidates:
-        if candidate is None:
-            continue
-        clearance = min(_clearance(obstacles, candidate), _clearance(own, candidate))
-        turn = abs(_wrap_half_turn(candidate.yaw - current_yaw))
-        score = min(clearance, _ENOUGH_CLEARANCE) - _TURN_COST * turn
-        score -= _WIDTH_COST * candidate.width
-        scored.append(Grasp(candidate.point, candidate.yaw, score))
-    return sorted(scored, key=lambda grasp: -grasp.score)
+    neighbours = others[(offset < _NEIGHBOURHOOD).all(1)]
+    obstacles = np.concatenate([neighbours, own])
+
+    def _cost(grasp: Grasp) -> float:
+        clearance = min(_clearance(obstacles, grasp), _ENOUGH_CLEARANCE)
+        turn = abs(_wrap_half_turn(grasp.yaw - current_yaw))
+        return _WIDTH_COST * grasp.width - (clearance - _TURN_COST * turn)
+
+    candidates = _rim_grasps(own) if _is_hollow(own) else _grasps_across(own)
+    return sorted(candidates, key=_cost)
 
 
-def _is_hollow(own: np.ndarray) -> bool:
+def _is_hollow(own: Points) -> bool:
     """Return whether an object is too wide for the gripper and its middle is lower than its rim."""
     low = own.min(0)
     high = own.max(0)
-    is_middle = np.linalg.norm(own[:, :2] - _box_centre(own), axis=-1) < 0.02
+    is_middle = _radius(own, _box_centre(own)) < 0.02
     middle_height = own[is_middle, 2].max(initial=low[2])
     is_wide = (high - low)[:2].min() > _MAX_WIDTH
     return bool(is_wide and middle_height < high[2] - 0.015)
 
 
-def _rim_grasps(own: np.ndarray) -> list[_Candidate]:
+def _rim_grasps(own: Points) -> list[Grasp]:
     """Return grasps of the wall all around a hollow object."""
     centre = _box_centre(own)
     height = own[:, 2].max() - _RIM_DEPTH
     is_wall = np.abs(own[:, 2] - height) < 0.006
     wall = own[is_wall, :2] - centre
+    radius = np.linalg.norm(wall, axis=-1)
     wall_angles = np.arctan2(wall[:, 1], wall[:, 0])
     candidates = []
     for angle in _RIM_ANGLES:
         difference = (wall_angles - angle + np.pi) % (2 * np.pi) - np.pi
         is_near = np.abs(difference) < np.deg2rad(8)
         if is_near.any():
-            radius = np.median(np.linalg.norm(wall[is_near], axis=-1))
-            direction = np.array([np.cos(angle), np.sin(angle)])
-            point = np.append(centre + radius * direction, height)
-            candidates.append(_Candidate(point, angle, 0.0))
+            point = centre + np.median(radius[is_near]) * _direction(angle)
+            candidates.append(Grasp(np.append(point, height), angle))
     return candidates
 
 
-def _grasp_across(own: np.ndarray, yaw: float) -> _Candidate | None:
-    """Return the grasp across an object's middle; None if it is too wide in this direction."""
+def _grasps_across(own: Points) -> list[Grasp]:
+    """Return the grasps across an object's middle in every direction in which it is narrow."""
     height = max(own[:, 2].max() - _DEPTH, own[:, 2].min() + _MIN_HEIGHT)
-    along = np.array([np.cos(yaw), np.sin(yaw)])
-    across = np.array([-np.sin(yaw), np.cos(yaw)])
     middle = _box_centre(own)
-    flat = own[:, :2] - middle
-    is_between_fingers = (np.abs(flat @ across) < _HALF_FINGER) & (own[:, 2] > height - 0.015)
-    extent = flat[is_between_fingers] @ along
-    if not len(extent) or np.ptp(extent) > _MAX_WIDTH:
-        return None
-    point = middle + along * (extent.min() + extent.max()) / 2
-    return _Candidate(np.append(point, height), yaw, float(np.ptp(extent)))
+    upper = own[own[:, 2] > height - 0.015, :2] - middle
+    candidates = []
+    for yaw in _YAWS:
+        closing = _direction(yaw)
+        across = [-closing[1], closing[0]]
+        extent = upper[np.abs(upper @ across) < _HALF_FINGER] @ closing
+        if len(extent) and np.ptp(extent) <= _MAX_WIDTH:
+            point = middle + closing * (extent.min() + extent.max()) / 2
+            candidates.append(Grasp(np.append(point, height), yaw, float(np.ptp(extent))))
+    return candidates
 
 
-def _clearance(points: np.ndarray, grasp: _Candidate) -> float:
+def _clearance(points: Points, grasp: Grasp) -> float:
     """Return the distance from the open hand to the nearest point; negative inside the hand."""
-    if not len(points):
-        return np.inf
-    sine = np.sin(grasp.yaw)
-    cosine = np.cos(grasp.yaw)
-    hand_axes = np.array([[sine, -cosine, 0], [cosine, sine, 0], [0, 0, 1]])
-    local = (points - grasp.point) @ hand_axes.T
+    local = (points - grasp.point) @ _hand_axes(grasp.yaw)
     outside = np.maximum(_HAND[:, None, 0] - local, local - _HAND[:, None, 1])
     distance = np.linalg.norm(outside.clip(0), axis=-1) + np.minimum(outside.max(-1), 0)
     return float(distance.min())
@@ -250,7 +252,7 @@ def _wrap_half_turn(angle: float) -> float:
     return (angle + np.pi / 2) % np.pi - np.pi / 2
 
 
-def _levelling(own: np.ndarray) -> np.ndarray:
+def _levelling(own: Points) -> np.ndarray:
     """Return the rotation vector float64[3] that levels a round object that is wider than high."""
     thinnest = np.linalg.eigh(np.cov(own.T))[1][:, 0]
     axis = thinnest * np.sign(thinnest[2])
@@ -264,57 +266,51 @@ def _levelling(own: np.ndarray) -> np.ndarray:
 class Expert:
     """Attempts grasps until the object is in its place. Call `act` once per step.
 
-    The stages are methods. Each returns the target of the grasp centre, float64[3], and whether the
-    gripper is closed.
+    The stages are methods that return a `Target` and choose the next stage.
 
     Args:
       scene: the objects' surfaces and the hand.
       target: index of the object to move.
       place: index of the object that it goes on or in.
       inside: in, instead of on.
+
+    Attributes:
+      attempts: number of grasps that were tried, the current one included.
+      grasp: the current grasp.
     """
 
     def __init__(self, scene: SceneGeometry, target: int, place: int, *, inside: bool):
         self._scene = scene
-        self._target = target
-        self._place = place
+        self._target_index = target
+        self._place_index = place
         self._inside = inside
-        self._failed_attempts = 0
+        self.attempts = 0
+        self._observe()
         self._begin()
+
+    def _observe(self) -> None:
+        """Read the positions of the hand, the object and its place."""
+        self._hand = self._scene.grasp_centre
+        self._own = self._scene.points(self._target_index)
+        self._place = self._scene.points(self._place_index)
 
     def _begin(self) -> None:
         """Choose a grasp.
 
         After a failed attempt, skip one, because neighbours in the order are similar.
         """
-        own = self._target_points()
-        candidates = grasps(own, self._obstacles(), self._scene.yaw)
-        if not candidates:
-            centre = (own.min(0) + own.max(0)) / 2
-            candidates = [Grasp(centre, self._scene.yaw, 0.0)]
-        self._grasp = candidates[(2 * self._failed_attempts) % len(candidates)]
+        own = self._own
+        yaw = self._scene.yaw
+        middle = (own.min(0) + own.max(0)) / 2
+        candidates = grasps(own, self._obstacles(), yaw) or [Grasp(middle, yaw)]
+        self.grasp = candidates[(2 * self.attempts) % len(candidates)]
+        self.attempts += 1
         self._is_hollow = _is_hollow(own)
         self._rest_height = own[:, 2].min()
         self._go_to(self._approach)
 
-    def _target_points(self) -> np.ndarray:
-        return self._scene.points(self._target)
-
-    def _place_points(self) -> np.ndarray:
-        return self._scene.points(self._place)
-
-    def _obstacles(self) -> np.ndarray:
-        return self._scene.points_except(self._target)
-
-    @property
-    def attempts(self) -> int:
-        """Number of grasps that were tried, the current one included."""
-        return self._failed_attempts + 1
-
-    @property
-    def grasp_point(self) -> np.ndarray:
-        """Where the object is grasped, float64[3]. Valid while the hand is `reaching`."""
-        return self._grasp.point
+    def _obstacles(self) -> Points:
+        return self._scene.points_except(self._target_index)
 
     @property
     def reaching(self) -> bool:
@@ -327,6 +323,7 @@ class Expert:
         Args:
           success: whether the task's goal is reached.
         """
+        self._observe()
         if success and self._stage not in (self._release, self._leave):
             self._go_to(self._release)
         self._steps_in_stage += 1
@@ -334,128 +331,113 @@ class Expert:
         gripper = 1.0 if is_closed else -1.0
         return np.append(self._motion(target), gripper).astype(np.float32)
 
-    def _go_to(self, stage: Callable[[], tuple[np.ndarray, bool]]) -> None:
+    def _go_to(self, stage: Callable[[], Target]) -> None:
         self._stage = stage
         self._steps_in_stage = 0
 
-    def _motion(self, target: np.ndarray) -> np.ndarray:
+    def _motion(self, target: Point) -> np.ndarray:
         """Return the action's motion, float64[6], that moves the grasp centre to a point."""
         # A bowl that is put down at an angle rolls off its place.
         if self._is_hollow and self._stage in (self._carry, self._lower):
-            turn = _levelling(self._target_points())
+            turn = _levelling(self._own)
         else:
-            turn = self._turn_to_grasp()
-        offset = target - self._scene.grasp_centre
+            axes = _hand_axes(self._scene.yaw + self._turn_to_grasp())
+            turn = Rotation.from_matrix(axes @ self._scene.hand_axes.T).as_rotvec()
+        offset = target - self._hand
         motion = np.concatenate([_GAIN * offset / _FULL_STEP, _GAIN * turn / _FULL_TURN])
         return np.clip(motion, -1, 1)
 
-    def _turn_to_grasp(self) -> np.ndarray:
-        """Return the rotation vector float64[3] that turns the hand to the grasp's yaw."""
-        yaw = self._scene.yaw + _wrap_half_turn(self._grasp.yaw - self._scene.yaw)
-        closing = np.array([np.cos(yaw), np.sin(yaw), 0])
-        down = np.array([0, 0, -1.0])
-        wanted = np.column_stack([closing, np.cross(down, closing), down])
-        return Rotation.from_matrix(wanted @ self._scene.hand.T).as_rotvec()
+    def _turn_to_grasp(self) -> float:
+        return _wrap_half_turn(self.grasp.yaw - self._scene.yaw)
 
-    def _distance_to(self, target: np.ndarray) -> float:
-        return float(np.linalg.norm(target - self._scene.grasp_centre))
-
-    def _has_grasp_yaw(self) -> bool:
-        return abs(_wrap_half_turn(self._grasp.yaw - self._scene.yaw)) < 0.08
-
-    def _approach(self) -> tuple[np.ndarray, bool]:
-        target = self._grasp.point + [0, 0, _HOVER]
-        has_arrived = self._distance_to(target) < _NEAR and self._has_grasp_yaw()
+    def _approach(self) -> Target:
+        target = self.grasp.point + [0, 0, _HOVER]
+        is_near = np.linalg.norm(target - self._hand) < _NEAR
+        has_arrived = is_near and abs(self._turn_to_grasp()) < 0.08
         if has_arrived or self._steps_in_stage > 80:
             self._go_to(self._descend)
         return target, False
 
-    def _descend(self) -> tuple[np.ndarray, bool]:
-        if self._distance_to(self._grasp.point) < _AT_TARGET or self._steps_in_stage > 25:
+    def _descend(self) -> Target:
+        target = self.grasp.point
+        if np.linalg.norm(target - self._hand) < _AT_TARGET or self._steps_in_stage > 25:
             self._go_to(self._close)
-        return self._grasp.point, False
+        return target, False
 
-    def _close(self) -> tuple[np.ndarray, bool]:
+    def _close(self) -> Target:
         if self._steps_in_stage >= _CLOSING_STEPS:
             self._carry_height = self._safe_height()
             self._go_to(self._lift)
-        return self._grasp.point, True
+        return self.grasp.point, True
 
     def _safe_height(self) -> float:
         """Return the height of the grasp centre at which the object clears all obstacles."""
-        own = self._target_points()
-        place = self._place_points()
         obstacles = self._obstacles()
-        start = own[:, :2].mean(0)
-        way = _box_centre(place) - start
-        radius = np.linalg.norm(own[:, :2] - start, axis=-1).max()
+        start = self._own[:, :2].mean(0)
+        path = _box_centre(self._place) - start
         offset = obstacles[:, :2] - start
-        share = np.clip(offset @ way / max(way @ way, 1e-9), 0, 1)
-        distance = np.linalg.norm(offset - share[:, None] * way, axis=-1)
-        is_passed = distance < radius + 0.02
+        share = np.clip(offset @ path / max(path @ path, 1e-9), 0, 1)
+        distance = np.linalg.norm(offset - share[:, None] * path, axis=-1)
+        is_passed = distance < _radius(self._own, start).max() + 0.02
         highest_passed = obstacles[is_passed, 2].max(initial=-np.inf)
-        top = max(highest_passed, place[:, 2].max(), self._rest_height)
-        return top + _CARRY_CLEARANCE + self._scene.grasp_centre[2] - own[:, 2].min()
+        top = max(highest_passed, self._place[:, 2].max(), self._rest_height)
+        return top + _CARRY_CLEARANCE + self._hand[2] - self._own[:, 2].min()
 
-    def _lift(self) -> tuple[np.ndarray, bool]:
+    def _lift(self) -> Target:
         is_lifted = self._is_lifted()
-        current = self._scene.grasp_centre[2]
-        height = self._carry_height
-        if self._is_hollow:  # a rim is held by friction alone: a jerk pulls it out of the fingers
-            height = min(height, current + _GENTLE_LIFT)
         if not is_lifted and self._steps_in_stage > 20:
             return self._try_again()
-        is_high = current > self._carry_height - _NEAR
+        height = self._carry_height
+        is_high = self._hand[2] > height - _NEAR
         if is_lifted and (is_high or self._steps_in_stage > 50):
             self._go_to(self._carry)
-        return np.append(self._grasp.point[:2], height), True
+        if self._is_hollow:  # a rim is held by friction alone: a jerk pulls it out of the fingers
+            height = min(height, self._hand[2] + _GENTLE_LIFT)
+        return np.append(self.grasp.point[:2], height), True
 
-    def _try_again(self) -> tuple[np.ndarray, bool]:
-        self._failed_attempts += 1
+    def _try_again(self) -> Target:
         self._begin()
-        return self._scene.grasp_centre + [0, 0, 0.05], False
+        return self._hand + [0, 0, 0.05], False
 
     def _is_lifted(self) -> bool:
-        return bool(self._target_points()[:, 2].min() > self._rest_height + _LIFTED)
+        return bool(self._own[:, 2].min() > self._rest_height + _LIFTED)
 
-    def _above_place(self) -> np.ndarray:
-        """Return the grasp centre in the plane, float64[2], that puts the object over its place."""
-        own_centre = _box_centre(self._target_points())
-        place_centre = _box_centre(self._place_points())
-        return self._scene.grasp_centre[:2] + place_centre - own_centre
+    def _above_place(self, height: float) -> Point:
+        """Return the grasp centre at a height that puts the object over its place."""
+        point = self._hand[:2] + _box_centre(self._place) - _box_centre(self._own)
+        return np.append(point, height)
 
-    def _carry(self) -> tuple[np.ndarray, bool]:
-        target = np.append(self._above_place(), self._carry_height)
+    def _carry(self) -> Target:
         if not self._is_lifted():
             return self._try_again()
-        distance = np.linalg.norm(target[:2] - self._scene.grasp_centre[:2])
+        target = self._above_place(self._carry_height)
+        distance = np.linalg.norm((target - self._hand)[:2])
         if distance < _AT_TARGET or self._steps_in_stage > 50:
             self._go_to(self._lower)
         return target, True
 
-    def _lower(self) -> tuple[np.ndarray, bool]:
-        own_bottom = self._target_points()[:, 2].min()
-        place = self._place_points()
+    def _lower(self) -> Target:
+        place = self._place
+        own_bottom = self._own[:, 2].min()
         place_bottom = place[:, 2].min()
-        current = self._scene.grasp_centre[2]
+        height = self._hand[2]
         if self._inside:  # neither the object nor the hand may hit the rim
-            hand_clearance = current - place[:, 2].max() - 0.02
+            hand_clearance = height - place[:, 2].max() - 0.02
             down = min(own_bottom - place_bottom - 0.03, hand_clearance)
         else:
-            is_middle = np.linalg.norm(place[:, :2] - _box_centre(place), axis=-1) < 0.04
+            is_middle = _radius(place, _box_centre(place)) < 0.04
             surface = place[is_middle, 2].max(initial=place_bottom)
             down = own_bottom - surface - 0.004
         if down < 0.006 or self._steps_in_stage > 30:
             self._go_to(self._release)
-        return np.append(self._above_place(), current - max(down, 0)), True
+        return self._above_place(height - max(down, 0)), True
 
-    def _release(self) -> tuple[np.ndarray, bool]:
+    def _release(self) -> Target:
         if self._steps_in_stage >= _OPENING_STEPS:
             self._go_to(self._leave)
-        return self._scene.grasp_centre, False
+        return self._hand, False
 
-    def _leave(self) -> tuple[np.ndarray, bool]:
+    def _leave(self) -> Target:
         if self._steps_in_stage > 40:
-            self._failed_attempts += 1
             self._begin()
-        return self._scene.grasp_centre + [0, 0, 0.03], False
+        return self._hand + [0, 0, 0.03], False

@@ -6,13 +6,14 @@ import dataclasses
 
 import numpy as np
 
+Facts = dict[str, np.ndarray]  # the step fields of an annotation, of one frame
 LIFTED = 0.015  # metres above the start position
 _STEADY_STEPS = 2  # steps in a row that a condition must hold, because contacts flicker
 _DROPPED_STEPS = 5  # steps without the gripper after which an object counts as dropped
 _OVER_PLACE = 0.05  # metres in the plane between the object and the centre of its place
 
 
-def mirror(facts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def mirror(facts: Facts) -> Facts:
     """Return the facts of a frame for images with left and right exchanged."""
     matrix = facts["camera_matrix"].copy()
     matrix[:, 0] = matrix[:, 2] - matrix[:, 0]
@@ -33,9 +34,7 @@ def _mirror_pixels(pixels: np.ndarray) -> np.ndarray:
     return np.stack([pixels[..., 0], 1 - pixels[..., 1]], -1)
 
 
-def to_base_frame(
-    facts: dict[str, np.ndarray], rotation: np.ndarray, origin: np.ndarray
-) -> dict[str, np.ndarray]:
+def to_base_frame(facts: Facts, rotation: np.ndarray, origin: np.ndarray) -> Facts:
     """Convert the facts of a frame from the world to the frame of the robot's base.
 
     Args:

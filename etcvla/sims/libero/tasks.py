@@ -137,7 +137,7 @@ def category_of(spec: ObjectSpec) -> str:
     return re.sub(r"(_\d+)?_main$", "", spec.body)
 
 
-def make_task(problem: Mapping[str, Any], file_instruction: str = "") -> Task:
+def make_task(problem: Mapping[str, Any], language: str, file_instruction: str = "") -> Task:
     """Return the task of a parsed problem file.
 
     The objects are all objects on the table or floor. Objects of the same category are
@@ -146,8 +146,8 @@ def make_task(problem: Mapping[str, Any], file_instruction: str = "") -> Task:
 
     Args:
       problem: as LIBERO's `robosuite_parse_problem` returns it: "objects" and "fixtures" {category:
-        [instance]}, "initial_state" and "goal_state" [[predicate, name, ...]], "obj_of_interest",
-        "language_instruction".
+        [instance]}, "initial_state" and "goal_state" [[predicate, name, ...]], "obj_of_interest".
+      language: LIBERO's instruction.
       file_instruction: the instruction in the file's name, which the public datasets use; a
         paraphrase.
     """
@@ -171,9 +171,6 @@ def make_task(problem: Mapping[str, Any], file_instruction: str = "") -> Task:
     else:
         candidates = [name for name in problem["obj_of_interest"] if name in categories]
         target = (candidates or list(categories))[0]
-    language = problem["language_instruction"]
-    if not isinstance(language, str):
-        language = " ".join(language)
     instructions = [_normalize(language), _normalize(file_instruction)]
     return Task(
         objects=tuple(objects),
@@ -210,11 +207,16 @@ class PickPlaceGoal:
             return None
         predicate, target, region = goal_state[0]
         relation = predicate.lower()
-        instances = list(instances)
-        places = [name for name in instances if region == name or region.startswith(f"{name}_")]
-        if relation not in ("on", "in") or target not in instances or not places:
+        place = instance_of(region, instances)
+        if relation not in ("on", "in") or target not in instances or not place:
             return None
-        return cls(target, places[0], relation)
+        return cls(target, place, relation)
+
+
+def instance_of(name: str, instances: Iterable[str]) -> str | None:
+    """Return the first instance that a goal names by itself or by one of its regions."""
+    matches = [each for each in instances if name == each or name.startswith(f"{each}_")]
+    return matches[0] if matches else None
 
 
 def _names(categories: Mapping[str, str], initial_state: Sequence[Sequence[str]]) -> dict[str, str]:

@@ -7,6 +7,7 @@ frame, which is Meta-World's world frame.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -26,17 +27,17 @@ from etcvla.sims.appearance import (  # noqa: E402
     AppearanceEditor,
     ScatterArea,
     SceneGeoms,
-    footprint,
     free_points,
     light_scene,
-    make_extra,
     paint_table,
     shift_free_objects,
 )
 from etcvla.sims.conditions import (  # noqa: E402
+    ADDED_SHAPES,
     COLORS,
     CONDITIONS,
     SWAPPABLE,
+    TRAIN,
     AddedObject,
     Condition,
     Orbit,
@@ -49,9 +50,9 @@ from etcvla.sims.metaworld.scene import (  # noqa: E402
 )
 from etcvla.sims.metaworld.tasks import SHAPES, TASKS  # noqa: E402
 from etcvla.sims.mujoco_environment import MujocoEnvironment  # noqa: E402
-from etcvla.sims.oracle import Bounds, Oracle, Placed, Tracked  # noqa: E402
+from etcvla.sims.oracle import RenderedObject, without  # noqa: E402
 from etcvla.sims.phases import PhaseTracker  # noqa: E402
-from etcvla.sims.render import HIDDEN_GROUP, Renderer, camera_matrix  # noqa: E402
+from etcvla.sims.render import HIDDEN_GROUP  # noqa: E402
 from etcvla.sims.task import ObjectSpec  # noqa: E402
 
 # Meta-World's policies warn about actions beyond [-1, 1]; both this environment and Meta-World's
@@ -106,84 +107,77 @@ class MetaWorld(MujocoEnvironment):
     render.
     """
 
+    cameras = CAMERAS
+    axes = AXES
+
     def __init__(self, task: str, scene: str = "source", image_size: int = 96, condition: str = ""):
-        self.condition = lookup(CONDITIONS, condition, "condition") if condition else None
+        self.condition = Condition(TRAIN)  # changes nothing
+        if condition:
+            self.condition = lookup(CONDITIONS, condition, "condition")
         self.task = lookup(TASKS, task, "task")
         self.scene = lookup(SCENES, scene, "scene")
         self._env = make_simulation(task)
         self._policy = ENV_POLICY_MAP[f"{task}-v3"]()
-        self._model = self._env.model
-        self._data = self._env.data
-        self._initial_layout = self._layout()
-        self._hand_start = self._env.hand_init_pos.copy()
-        table = table_geoms(self._model)
-        apply_scene_variant(self._model, self.task, self.scene)
-        if self.condition:
-            paint_table(self._model, self.condition, table_geoms(self._model))
-            light_scene(self._model, self.condition.light, self.condition.ambient)
-        self._renderer = Renderer(self._model, image_size)
-        self._default_front = self.orbit
-        self._cameras = {"front": self.orbit, "wrist": "gripperPOV"}
-        mujoco.mj_forward(self._model, self._data)
-        self._oracle = Oracle(
-            self._model,
-            self._data,
-            self.task.objects,
-            self._renderer,
-            tuple(self._cameras.values()),
-            gripper_body="right_hand",
-        )
-        self.target = [spec.name for spec in self.task.objects].index(self.task.target)
-        self.rate = 1 / self._env.dt
-        self.cameras = CAMERAS
-        self.axes = AXES
-        self.success = False
         self._phases = PhaseTracker(self.task.phases)
         self._observation = np.zeros(0)
-        self._renamed = {}  # names of swapped objects -> their new names
-        if self.condition:
-            self._change_objects(self.condition)
+        self._hand_start = self._env.hand_init_pos.copy()
+        self.rate = 1 / self._env.dt
+        model = self._env.model
+        self._model = model
+        self._data = self._env.data
+        self._initial_layout = self._layout()
+        table = table_geoms(model)
+        apply_scene_variant(model, self.task, self.scene)
+        paint_table(model, self.condition, table_geoms(model))
+        light_scene(model, self.condition.light, self.condition.ambient)
+        mujoco.mj_forward(model, self._data)
+        cameras = {"front": self.orbit, "wrist": "gripperPOV"}
+        self._set_oracle(model, cameras, image_size, gripper_body="right_hand")
+        self._change_objects()
         objects = self._oracle.visible_geoms()
-        room = np.setdiff1d(np.flatnonzero(self._model.geom_bodyid == 0), objects)
-        geoms = SceneGeoms(table=table, room=room, objects=objects)
-        self._appearance = AppearanceEditor(self._model, self._renderer, geoms)
+        room = np.setdiff1d(np.flatnonzero(model.geom_bodyid == 0), objects)
+        self._appearance = AppearanceEditor(model, self._renderer, SceneGeoms(table, room, objects))
 
     def reset(self, seed: int, hand: np.ndarray | None = None, shift: float = 0.0) -> None:
-        """Start an episode in the layout of `seed`; see `Environment.reset`."""
-        self._env.hand_init_pos = self._hand_start + (0 if hand is None else hand)
+        """Start an episode in the layout of `seed`; see `Environment.reset`.
+
+        Raises NoRoomError if there is no room for an object that the condition adds.
+        """
+        env = self._env
+        env.hand_init_pos = self._hand_start + (0 if hand is None else hand)
         self._set_layout(self._initial_layout)
-        self._env.seed(seed)
-        self._env.curr_path_length = 0
+        env.seed(seed)
+        env.curr_path_length = 0
         mujoco.mj_resetData(self._model, self._data)
-        self._env.reset_model()
+        env.reset_model()
         for name, value in self.task.joints:
             joint = self._data.joint(name)
-            joint.qpos[:] = value
-            joint.qvel[:] = 0
+            joint.qpos = value
+            joint.qvel = 0
         for spec in self.task.objects:
             if spec.site:
                 # Some tasks move the marker in `data` only, which the next step would undo.
-                self._model.site(spec.site).pos = self._env._target_pos
+                self._model.site(spec.site).pos = env._target_pos
         mujoco.mj_forward(self._model, self._data)
         shift_free_objects(self._model, self._data, self._oracle.objects, shift, seed)
-        self._env._prev_obs = self._env._get_curr_obs_combined_no_goal()
-        self._observation = self._env._get_obs()
+        env._prev_obs = env._get_curr_obs_combined_no_goal()
+        self._observation = env._get_obs()
         self.success = False
         self._phases.reset()
+        if self._added:
+            self.place_added([self.snapshot()], seed)
 
     @property
     def orbit(self) -> Orbit:
         """The default pose of the front camera."""
-        if self.condition and self.condition.camera:
-            return self.condition.camera
-        return self.scene.camera
+        return self.condition.camera or self.scene.camera
 
-    def _scatter_area(self, bounds: list[Bounds]) -> ScatterArea:
+    def _scatter_area(self, bounds: np.ndarray) -> ScatterArea:
         return ScatterArea(_TABLE, ground=0.0, hand=self.grasp_centre)
 
     def observe(self) -> dict[str, Any]:
         """Return {"images": {camera: uint8[H, W, 3]}, "state": float32[S]}; see STATE_DOC."""
-        self._oracle.follow(self._data)
+        self._oracle.follow()
         return {"images": self._render(), "state": self.state()}
 
     def state(self) -> np.ndarray:
@@ -212,7 +206,7 @@ class MetaWorld(MujocoEnvironment):
 
     def facts(self, all_views: bool = True) -> dict[str, Any]:
         """Return the current frame's value of every step field; see `Environment.facts`."""
-        facts = self._oracle.facts(self._data, self.grasp_centre, all_views)
+        facts = self._oracle.facts(self.grasp_centre, all_views)
         return {**facts, "gripper_open": self._observation[3], "phase": self.phase()}
 
     def phase(self) -> int:
@@ -221,8 +215,8 @@ class MetaWorld(MujocoEnvironment):
         return self._phases.update(
             self._env.curr_path_length,
             grasp_centre=self.grasp_centre,
-            grasp_point=target.grasp_point(self._data),
-            bounds=target.bounds(self._data),
+            grasp_point=target.grasp_point(),
+            bounds=target.bounds(),
             contact=bool(self.touched()[self.target]),
         )
 
@@ -233,25 +227,16 @@ class MetaWorld(MujocoEnvironment):
     @property
     def goal_objects(self) -> list[int]:
         """The target, the object that it is a part of, and parts of the same body."""
-        objects = self._oracle.objects
+        objects = self._oracle.objects[: len(self.task.objects)]
         target = objects[self.target]
-        indices = []
-        for n, spec in enumerate(self.task.objects):
-            contains_target = len(target.geoms) and np.isin(target.geoms, objects[n].geoms).all()
-            same_body = spec.body != "" and spec.body == target.spec.body
-            if n == self.target or contains_target or same_body:
-                indices.append(n)
-        return indices
+        if target.site is not None:
+            return [self.target]
+        return [n for n, other in enumerate(objects) if np.isin(target.geoms, other.geoms).all()]
 
     @property
     def shapes(self) -> tuple[str, ...]:
         """The shape word of each object, "" where it is unknown."""
-        shapes = dict(SHAPES)
-        if self.condition:
-            for added in self.condition.added:
-                shapes[added.noun] = added.shape
-            if self.condition.swapped:
-                shapes[self.condition.swapped.noun] = self.condition.swapped.shape
+        shapes = SHAPES | ADDED_SHAPES
         return tuple(shapes.get(spec.name, "") for spec in self.objects)
 
     def rename_objects(self, text: str) -> str:
@@ -288,26 +273,27 @@ class MetaWorld(MujocoEnvironment):
 
     def facts_of(self, state: State) -> dict[str, Any]:
         """Return `facts` of the state that was just restored, with the recorded phase."""
-        facts = self._oracle.facts(self._data, self.grasp_centre)
+        facts = self._oracle.facts(self.grasp_centre)
         return {**facts, "gripper_open": state.hand[3], "phase": state.phase}
 
-    def place_added(self, states: Sequence[State], rng: np.random.Generator) -> None:
+    def place_added(self, states: Sequence[State], seed: int) -> None:
         """Place the condition's added objects on the table, in view.
 
         They are clear of every object and of the hand in all `states`. Raises NoRoomError if there
         is no such place.
         """
-        if not self.condition or not self.condition.added:
+        if not self._added:
             return
+        rng = np.random.default_rng(seed)
         occupied = []
-        own_objects = self._oracle.objects[: len(self.task.objects)]
         for state in states:
             self.restore(state)
-            occupied += [footprint(tracked.bounds(self._data)) for tracked in own_objects]
-            occupied.append((state.hand[:2], state.hand[:2]))
-        for extra, added in zip(self._renderer.extras, self.condition.added, strict=True):
-            point = self._free_point(np.array(occupied), added, rng)
-            extra.position = np.array([*point, added.half_extent[2]])
+            bounds = self._oracle.bounds()[: len(self.task.objects)]
+            hand = state.hand[:2]
+            occupied += [*bounds[..., :2], (hand, hand)]
+        for extra in self._added:
+            point = self._free_point(np.array(occupied), extra.added, rng)
+            extra.position = np.array([*point, extra.added.half_extent[2]])
             occupied.append((point, point))
         self._oracle.refresh()
 
@@ -317,61 +303,53 @@ class MetaWorld(MujocoEnvironment):
         """Draw a point float[2] of the table in view and clear of boxes float[K, 2, 2]."""
         points = free_points(rng, _TABLE, occupied, _CLEARANCE)
         height = np.full(len(points), added.half_extent[2])
-        matrix = camera_matrix(self._model, self._data, self._cameras["front"])
+        matrix = self._renderer.camera_matrix(self._cameras["front"])
         pixels = project(matrix, np.column_stack([points, height]))
         in_view = (np.abs(pixels - 0.5) < 0.5 - _BORDER).all(-1)
         if not in_view.any():
             raise NoRoomError(f"no room on the table for a {added.noun}")
         return points[in_view][0]
 
-    def _change_objects(self, condition: Condition) -> None:
-        """Recolor, add and swap objects as a condition says."""
+    def _change_objects(self) -> None:
+        """Recolor, add and swap objects as the condition says."""
+        condition = self.condition
         if condition.colors:
             self._recolor(condition.colors)
-        for added in condition.added:
-            spec = ObjectSpec(added.noun, added.color)
-            self._oracle.objects.append(self._add_extra(spec, added))
+        self._renamed = {}  # names of swapped objects -> their new names
+        self._added = [self._renderer.add(added) for added in condition.added]
+        for extra in self._added:
+            spec = ObjectSpec(extra.added.noun, extra.added.color)
+            self._oracle.objects.append(RenderedObject(spec, extra))
         if condition.swapped:
             self._swap(condition.swapped)
         self._oracle.refresh()
 
-    def _add_extra(
-        self, spec: ObjectSpec, added: AddedObject, replaces: Tracked | None = None
-    ) -> Placed:
-        extra = make_extra(added)
-        label = self._model.ngeom + self._model.nsite + len(self._renderer.extras)
-        self._renderer.extras.append(extra)
-        return Placed(spec, extra, added.half_extent, label, replaces)
-
     def _recolor(self, colors: Sequence[str]) -> None:
-        """Color every object that is no marker and does not have its color in its name."""
-        for n, tracked in enumerate(self._oracle.objects):
-            color = colors[n % len(colors)]
-            if tracked.site is not None or tracked.spec.color in tracked.spec.name.split():
-                continue
-            own = self._geoms_without_parts(tracked)
-            self._model.geom_matid[own] = -1
-            self._model.geom_rgba[own] = (*COLORS[color], 1)
-            tracked.spec = dataclasses.replace(tracked.spec, color=color)
+        """Color every object that is no marker and does not have its color in its name.
 
-    def _geoms_without_parts(self, tracked: Tracked) -> np.ndarray:
-        """Return an object's visible geoms that belong to no smaller object, such as its handle."""
-        geoms = tracked.visible_geoms
-        for other in self._oracle.objects:
-            if other is not tracked and len(other.visible_geoms) < len(tracked.visible_geoms):
-                geoms = np.setdiff1d(geoms, other.visible_geoms)
-        return geoms
+        Smaller objects that are parts of it, such as its handle, keep their color.
+        """
+        objects = self._oracle.objects
+        for own, color in zip(objects, itertools.cycle(colors), strict=False):
+            geoms = own.visible_geoms
+            if own.site is not None or own.spec.color in own.spec.name.split():
+                continue
+            parts = [other.visible_geoms for other in objects]
+            geoms = without(geoms, [part for part in parts if len(part) < len(geoms)])
+            self._model.geom_matid[geoms] = -1
+            self._model.geom_rgba[geoms] = (*COLORS[color], 1)
+            own.spec = dataclasses.replace(own.spec, color=color)
 
     def _swap(self, replacement: AddedObject) -> None:
         """Replace the task's swappable object. Raises UserError if the task has none."""
         objects = self._oracle.objects
-        swappable = [n for n, tracked in enumerate(objects) if tracked.spec.name in SWAPPABLE]
+        swappable = [other for other in objects if other.spec.name in SWAPPABLE]
         if not swappable:
-            names = ", ".join(spec.name for spec in self.task.objects)
-            raise UserError(f"task with {names}: none of {', '.join(SWAPPABLE)} to swap")
-        n = swappable[0]
-        old = objects[n]
+            names = [spec.name for spec in self.task.objects]
+            raise UserError(f"a task with {names}: none of {', '.join(SWAPPABLE)} to swap")
+        old = swappable[0]
         self._model.geom_group[old.visible_geoms] = HIDDEN_GROUP
         spec = dataclasses.replace(old.spec, name=replacement.noun, color=replacement.color)
-        objects[n] = self._add_extra(spec, replacement, replaces=old)
+        extra = self._renderer.add(replacement)
+        objects[objects.index(old)] = RenderedObject(spec, extra, replaces=old)
         self._renamed[old.spec.name] = replacement.noun

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-import numpy as np
-
-from etcvla.etc.annotation import Annotation
 from etcvla.sims.metaworld.environment import MetaWorld, State
-from etcvla.sims.rollout import Episode, FrameRecorder, NoisyExpert, annotate
+from etcvla.sims.rollout import Episode, FrameRecorder, start_expert
 
 
 def record_expert(
@@ -19,8 +16,8 @@ def record_expert(
 
     Renders no image. Returns None if the expert does not succeed.
     """
-    expert = NoisyExpert(env, seed, noise)
-    states = [env.snapshot() for _ in expert.actions()]
+    _, actions = start_expert(env, seed, noise)
+    states = [env.snapshot() for _ in actions]
     return states if env.success else None
 
 
@@ -31,7 +28,7 @@ def rerender(env: MetaWorld, states: Sequence[State], seed: int, stride: int) ->
 
     Raises NoRoomError if there is no room for an object that the condition adds.
     """
-    env.place_added(states, np.random.default_rng(seed))
+    env.place_added(states, seed)
     last_two = len(states) - 2
     recorder = FrameRecorder(env)
     for t, state in enumerate(states):
@@ -42,13 +39,3 @@ def rerender(env: MetaWorld, states: Sequence[State], seed: int, stride: int) ->
     episode = recorder.episode(env.instruction(), action=None, seed=seed)
     annotation = dataclasses.replace(episode.annotation, rate=env.rate / stride)
     return dataclasses.replace(episode, annotation=annotation)
-
-
-def initial_frames(env: MetaWorld, seeds: Iterable[int]) -> Annotation:
-    """Return the first frames of the layouts `seeds` as an annotation with one step per layout."""
-    facts = []
-    for seed in seeds:
-        env.reset(seed)
-        env.place_added([env.snapshot()], np.random.default_rng(seed))
-        facts.append(env.facts())
-    return annotate(env, env.instruction(), facts)
