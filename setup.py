@@ -67,6 +67,7 @@ setup(
     packages=find_packages(include=["etcvla*", "data_builders*", "configs*", "launch*"]),
     package_data={
         "etcvla": [
+            "data/adapters/*.toml",
             "data/assets/*",
             "models/*.toml",
             "models/pretrained/*.toml",

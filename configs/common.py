@@ -357,7 +357,7 @@ def dataset(
       cameras: image features without "observation/". ETC coordinates refer to the first one.
       build: module and arguments of the command that builds a missing dataset. (): a missing
         dataset is an error.
-      adapter: how its features are read, a name in etcvla/data/adapters.py or a JSON file of the
+      adapter: how its features are read, a name in etcvla/data/adapters or a JSON file of the
         same fields.
     """
     return {"path": path, "cameras": cameras, "build": build, "adapter": adapter}

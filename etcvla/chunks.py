@@ -21,8 +21,6 @@ class ActionChunks:
     """The action chunks of one episode.
 
     If `needs_query`, query the policy and `add` its chunk; then execute the action of `next`.
-    If the robot keeps acting while the policy computes, call `request` when the observation is
-    sent: the first action of the chunk then belongs to that step.
 
     Args:
       replan_steps: control steps between two queries (receding horizon). 0 executes every chunk
@@ -59,10 +57,6 @@ class ActionChunks:
         if self._request_step is not None:
             return False
         return self._step >= self._query_step or self.empty
-
-    def request(self) -> None:
-        """Note that the policy is queried with the observation of the present step."""
-        self._request_step = self._step
 
     def cancel_request(self) -> None:
         """Note that the requested chunk will not arrive."""
@@ -121,7 +115,7 @@ class RealTimeChunks(ActionChunks):
         """
         if not self.needs_query:
             return None
-        self.request()
+        self._request_step = self._step
         if self.empty or not self._guided:
             return {}
         return {"rtc": {"prefix": self.remaining, "delay": max(self._delays)}}

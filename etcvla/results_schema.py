@@ -19,7 +19,7 @@ INTERVENTIONS = {
     "blank_image": "blank image",
 }
 
-# Columns of episodes.csv, see docs/evaluation.md.
+# Columns of episodes.csv, see docs/evaluate.md.
 EPISODE_COLUMNS = (
     "simulator",
     "scene",

@@ -6,7 +6,7 @@
 Requires the extra `aot` (libtpu), but neither dataset nor tokenizer. Prints memory per chip, FLOPs,
 bytes of memory and of each kind of collective with loops multiplied out, the roofline bound, and an
 estimate of the largest batch that fits (from a second compilation; --nolargest skips it). Exits
-with 1 if the step does not fit. docs/tpu.md explains it.
+with 1 if the step does not fit. docs/full_size_tpu.md explains it.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 
 With --suite it writes protocol.json, episodes.csv (one line per episode; an interrupted evaluation
 resumes) and scores.json to --out. Without, it writes the same and examples of answers to
-<workdir>/evaluation. docs/evaluation.md explains the files.
+<workdir>/evaluation. docs/evaluate.md explains the files.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Serve a checkpoint over a websocket to openpi's clients and to ours; see docs/serving.md.
+"""Serve a checkpoint over a websocket to openpi's clients and to ours; see docs/serve.md.
 
     python launch/serve.py --checkpoint=runs/tiny/objective_bridge
     ETCVLA_API_KEY=... python launch/serve.py --checkpoint=RUN --host=0.0.0.0

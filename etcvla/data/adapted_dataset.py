@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from etcvla.data.adapters import (
     find_adapter,
 )
 from etcvla.data.cache import Entry
-from etcvla.data.episodes import NO_BUFFERS, Episodes, PendingImages
+from etcvla.data.episodes import Episodes
 from etcvla.data.rlds import RLDSDataset
 from etcvla.data.rlds_layout import Feature
 from etcvla.errors import UserError
@@ -41,7 +42,16 @@ class AdaptedDataset(Episodes):
         self.split = dataset.split
         self.damaged = dataset.damaged
         self.whole_records = dataset.whole_records
-        self._stored_names = {f"observation/{name}": path for name, path in adapter.cameras.items()}
+        # The stored features of each adapted feature; several are concatenated, and of texts the
+        # first that is not empty is used.
+        self._stored_names = {
+            f"observation/{name}": (path,) for name, path in adapter.cameras.items()
+        }
+        self._stored_names |= {
+            STATE: adapter.state,
+            ACTION: adapter.action,
+            INSTRUCTION: adapter.instruction,
+        }
         self.features = self._make_features()
         self.cache = dataset.cache.below(adapter.digest)
         # The episodes kept and their lengths, int64[E]; of each frame its step in the stored
@@ -55,73 +65,50 @@ class AdaptedDataset(Episodes):
         return AdaptedDataset, (self.dataset, self.adapter)
 
     def _make_features(self) -> dict[str, Feature]:
-        adapter = self.adapter
-        adapted = {}
-        for name, stored_name in self._stored_names.items():
-            adapted[name] = dataclasses.replace(self._stored_feature(stored_name), name=name)
-        adapted[STATE] = self._vector_feature(STATE, adapter.state)
-        adapted[ACTION] = self._vector_feature(ACTION, adapter.action)
-        instruction = self._stored_feature(adapter.instruction[0])
-        adapted[INSTRUCTION] = dataclasses.replace(instruction, name=INSTRUCTION)
-        replaced = {
-            *self._stored_names.values(),
-            *adapter.state,
-            *adapter.action,
-            *adapter.instruction,
-        }
+        replaced = set(itertools.chain.from_iterable(self._stored_names.values()))
         features = {}
         for name, feature in self.dataset.features.items():
-            is_other_camera = bool(adapter.cameras) and feature.kind == "image"
+            is_other_camera = bool(self.adapter.cameras) and feature.kind == "image"
             if name not in replaced and not is_other_camera:
                 features[name] = feature
-        return features | adapted
-
-    def _vector_feature(self, name: str, stored_names: Sequence[str]) -> Feature:
-        """Return the feature of stored features that are concatenated to a vector."""
-        stored = [self._stored_feature(stored_name) for stored_name in stored_names]
-        return dataclasses.replace(
-            stored[0],
-            name=name,
-            shape=(sum(feature.width for feature in stored),),
-            kind="tensor",
-            dtype=np.dtype(np.float32),
-            doc="; ".join(feature.doc for feature in stored if feature.doc),
-        )
-
-    def _stored_feature(self, name: str) -> Feature:
-        try:
-            return self.dataset.feature(name)
-        except UserError as error:
-            raise UserError(f"the dataset's adapter does not fit: {error}") from error
+        for name, stored_names in self._stored_names.items():
+            try:
+                stored = [self.dataset.feature(stored_name) for stored_name in stored_names]
+            except UserError as error:
+                raise UserError(f"the dataset's adapter does not fit: {error}") from error
+            features[name] = dataclasses.replace(stored[0], name=name)
+            if name in (STATE, ACTION):
+                features[name] = dataclasses.replace(
+                    features[name],
+                    shape=(sum(feature.width for feature in stored),),
+                    kind="tensor",
+                    dtype=np.dtype(np.float32),
+                    doc="; ".join(feature.doc for feature in stored if feature.doc),
+                )
+        return features
 
     def _filter(self) -> Entry:
         """Select episodes and steps. Returns: the arrays that `__init__` names."""
         adapter = self.adapter
         drop = lookup(STEP_FILTERS, adapter.step_filter, "step_filter of an adapter")
-        episodes = []
-        steps = []
+        kept = {}  # the steps that are kept of each stored episode that is kept
         may_start = []
         for episode, length in enumerate(self.dataset.lengths.tolist()):
-            actions = self._vector(adapter.action, episode, 0, length)
-            episode_steps = np.flatnonzero(~drop(actions, adapter.motion_dims))
-            if len(episode_steps) and self._keeps(episode):
-                episodes.append(episode)
-                steps.append(episode_steps)
-                is_idle = adapter.is_idle(adapter.from_robot(actions))
-                may_start.append(~is_idle[episode_steps])
-        if not episodes:
+            stored = self.dataset.steps(episode, 0, length, adapter.action)
+            actions = _concatenate(stored, adapter.action)
+            steps = np.flatnonzero(~drop(actions, adapter.motion_dims))
+            if len(steps) and self._keeps(episode):
+                kept[episode] = steps
+                may_start.append(~adapter.is_idle(adapter.from_robot(actions))[steps])
+        if not kept:
             raise UserError(
                 f"{self.directory}, split {self.split}: the adapter's filters leave no steps; "
                 "use another adapter or split"
             )
-        lengths = [len(episode_steps) for episode_steps in steps]
-        arrays = [
-            np.array(episodes),
-            np.array(lengths),
-            np.concatenate(steps),
-            np.concatenate(may_start),
-        ]
-        return {}, arrays
+        episodes = np.array(list(kept))
+        lengths = np.array(list(map(len, kept.values())))
+        steps = np.concatenate(list(kept.values()))
+        return {}, [episodes, lengths, steps, np.concatenate(may_start)]
 
     def _keeps(self, episode: int) -> bool:
         """Return whether the episode filter keeps an episode."""
@@ -136,20 +123,14 @@ class AdaptedDataset(Episodes):
             )
         return re.fullmatch(pattern, str(metadata[name])) is not None
 
-    def _vector(self, names: Sequence[str], episode: int, start: int, stop: int) -> np.ndarray:
-        """Read stored features and concatenate them, float32[T, A]."""
-        values = self.dataset.steps(episode, start, stop, names)
-        columns = [values[name].reshape(stop - start, -1) for name in names]
-        return np.concatenate(columns, axis=1).astype(np.float32)
-
     def steps(
         self,
         episode: int,
         start: int,
         stop: int,
         names: Sequence[str],
-        buffers: Mapping[str, np.ndarray] = NO_BUFFERS,
-        pending: PendingImages | None = None,
+        *,
+        lazy_images: bool = False,
     ) -> dict[str, np.ndarray | list]:
         """Read steps; see `Episodes.steps`. Actions are not relative yet: only a chunk's are."""
         first_frame = int(self.starts[episode])
@@ -159,58 +140,49 @@ class AdaptedDataset(Episodes):
         last = int(kept[-1]) + 1
         kept = kept - first  # rows of what is read
 
-        stored_names = []
+        stored_names: set[str] = set()
         for name in names:
-            if name not in (STATE, ACTION, INSTRUCTION):
-                stored_names.append(self._stored_names.get(name, name))
-        if INSTRUCTION in names:
-            stored_names += self.adapter.instruction
-        stored_buffers = {}
-        if last - first == len(kept):  # without dropped steps, images are read into their buffers
-            for name, buffer in buffers.items():
-                if _camera(name) not in self.adapter.rotated_cameras:
-                    stored_buffers[self._stored_names.get(name, name)] = buffer
+            if name != ACTION:
+                stored_names.update(self._stored_names.get(name, (name,)))
         stored = self.dataset.steps(
-            stored_episode, first, last, stored_names, stored_buffers, pending
+            stored_episode, first, last, sorted(stored_names), lazy_images=lazy_images
         )
-
         values = {}
         for name in names:
-            if name == STATE:
-                values[name] = self._vector(self.adapter.state, stored_episode, first, last)[kept]
-            elif name == ACTION:
+            sources = self._stored_names.get(name, (name,))
+            if name == ACTION:
                 values[name] = self._actions(stored_episode, first, last)[kept]
+            elif name == STATE:
+                values[name] = _concatenate(stored, sources)[kept]
             elif name == INSTRUCTION:
-                values[name] = [self._instruction(stored, i) for i in kept]
+                texts = [stored[source] for source in sources]
+                texts = [next(filter(None, step), "") for step in zip(*texts, strict=True)]
+                values[name] = [texts[i] for i in kept]
+            elif isinstance(stored[sources[0]], np.ndarray):
+                values[name] = stored[sources[0]][kept]
             else:
-                stored_values = stored[self._stored_names.get(name, name)]
-                values[name] = self._select_steps(name, stored_values, kept)
+                values[name] = [self._upright(name, stored[sources[0]][i]) for i in kept]
         return values
-
-    def _instruction(self, stored: Mapping[str, list], i: int) -> str:
-        """Return the first instruction of step i that is not empty."""
-        for name in self.adapter.instruction:
-            if stored[name][i]:
-                return stored[name][i]
-        return ""
 
     def _actions(self, episode: int, first: int, last: int) -> np.ndarray:
         """Read the actions first .. last - 1 of a stored episode, float32[T, A]."""
-        names = self.adapter.action
-        if not self.adapter.gripper_command_dims:
-            return self.adapter.from_robot(self._vector(names, episode, first, last))
-        # A gripper state follows from all commands before it.
-        length = int(self.dataset.lengths[episode])
-        whole_episode = self._vector(names, episode, 0, length)
-        return self.adapter.from_robot(whole_episode)[first:last]
+        start = first
+        stop = last
+        if self.adapter.gripper_command_dims:  # a state follows from all commands of the episode
+            start = 0
+            stop = int(self.dataset.lengths[episode])
+        stored = self.dataset.steps(episode, start, stop, self.adapter.action)
+        actions = _concatenate(stored, self.adapter.action)
+        return self.adapter.from_robot(actions)[first - start : last - start]
 
-    def _select_steps(
-        self, name: str, values: np.ndarray | list, kept: np.ndarray
-    ) -> np.ndarray | list:
-        """Return the values of the steps that are kept, images upright."""
-        if isinstance(values, np.ndarray):
-            return values[kept]
-        return [self.adapter.rotate(_camera(name), values[i]) for i in kept]
+    def _upright(self, name: str, value: Any) -> Any:
+        """Return a value of a step; an image (or `LazyImage`) of a rotated camera upright."""
+        camera = name.removeprefix("observation/")
+        if camera not in self.adapter.rotated_cameras:
+            return value
+        if callable(value):
+            return lambda buffer: self.adapter.rotate(camera, value(None))
+        return self.adapter.rotate(camera, value)
 
     def windows(
         self, frames: Sequence[int], name: str, horizon: int
@@ -250,21 +222,23 @@ class AdaptedDataset(Episodes):
         return self.dataset.where(int(self._episodes[episode]))
 
 
-def _camera(feature_name: str) -> str:
-    return feature_name.removeprefix("observation/")
+def _concatenate(stored: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
+    """Return the features of T steps as vectors, float32[T, A]."""
+    columns = [stored[name].reshape(len(stored[name]), -1) for name in names]
+    return np.concatenate(columns, axis=1).astype(np.float32)
 
 
-def open_dataset(path: str, split: str = "train", *, adapter: str = "own", **options) -> Episodes:
+def open_dataset(
+    path: str, split: str = "train", *, adapter: str = "own", damaged: str = "raise"
+) -> Episodes:
     """Open a dataset and adapt it.
 
     Args:
       adapter: see `find_adapter`.
-      options: of `RLDSDataset`.
+      damaged: as of `RLDSDataset`.
 
     Raises UserError as `RLDSDataset`, `find_adapter` and `AdaptedDataset` do.
     """
     found = find_adapter(adapter)
-    dataset = RLDSDataset(path, split, **options)
-    if found.digest == Adapter().digest:
-        return dataset
-    return AdaptedDataset(dataset, found)
+    dataset = RLDSDataset(path, split, damaged=damaged)
+    return dataset if found.digest == Adapter().digest else AdaptedDataset(dataset, found)

@@ -34,38 +34,39 @@ class IndexCache:
       key: JSON values that identify the dataset's files and their present content.
     """
 
-    folders: tuple[Path, ...]
+    folders: Sequence[Path]
     key: Mapping[str, Any]
 
     def below(self, name: str) -> IndexCache:
         """Return the cache of a view of the same files; `name` identifies the view."""
-        return IndexCache(tuple(folder / name for folder in self.folders), self.key)
+        return IndexCache([folder / name for folder in self.folders], self.key)
 
     def load(self, name: str) -> Entry | None:
         """Return an entry, or None if it is missing. Its arrays are mapped and read-only."""
-        for folder in self.folders:
-            entry = self._read(folder / _file_name(name))
-            if entry is not None:
-                return entry
+        for path in self._paths(name):
+            try:
+                with open(path, "rb") as file:
+                    header = json.loads(np.load(file).tobytes())
+                    if header["key"] == self.key:
+                        arrays = [_map_array(file) for _ in range(header["arrays"])]
+                        return header["about"], arrays
+            except (OSError, ValueError, KeyError, TypeError, EOFError):
+                pass  # missing, truncated or not an entry
         return None
 
-    def save(self, name: str, arrays: Sequence[np.ndarray], **about: Any) -> None:
-        """Write an entry; log a warning if no folder is writable.
-
-        Args:
-          about: JSON values that describe the arrays.
-        """
+    def save(self, name: str, entry: Entry) -> None:
+        """Write an entry; log a warning if no folder is writable."""
+        about, arrays = entry
         header = json.dumps({"key": self.key, "arrays": len(arrays), "about": about}).encode()
-        content = [np.frombuffer(header, np.uint8), *arrays]
-        for folder in self.folders:
+        for path in self._paths(name):
             try:
-                folder.mkdir(parents=True, exist_ok=True)
-                _write_arrays(folder / _file_name(name), content)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _write_arrays(path, [np.frombuffer(header, np.uint8), *arrays])
                 return
             except OSError as error:
-                log.info("cannot write %s to %s: %s", name, folder, error)
+                log.info("cannot write %s: %s", path, error)
         log.warning(
-            "cannot write to %s: %s is computed again next time. Pass cache_dir=.",
+            "cannot write to %s: %s is computed again next time. Set ETCVLA_INDEX to a folder.",
             " or ".join(map(str, self.folders)),
             name,
         )
@@ -75,39 +76,25 @@ class IndexCache:
         entry = self.load(name)
         if entry is None:
             entry = make()
-            about, arrays = entry
-            self.save(name, arrays, **about)
+            self.save(name, entry)
         return entry
 
-    def _read(self, path: Path) -> Entry | None:
-        try:
-            with open(path, "rb") as file:
-                header = json.loads(np.load(file).tobytes())
-                if header["key"] != self.key:
-                    return None
-                return header["about"], [_map_array(file) for _ in range(header["arrays"])]
-        except (OSError, ValueError, KeyError, TypeError, EOFError):
-            return None  # missing, truncated or not an entry
+    def _paths(self, name: str) -> list[Path]:
+        """Return the files in which an entry may be."""
+        return [folder / name.replace("/", ".") for folder in self.folders]
 
 
-def cache_folders(directory: AnyPath, split: str, cache_dir: str | Path | None) -> tuple[Path, ...]:
-    """Return the folders for a split's cached arrays: beside the data first, then `INDEX_FOLDER`.
+def cache_folders(directory: AnyPath, split: str) -> list[Path]:
+    """Return the folders for a split's cached arrays, the best first.
 
-    Args:
-      cache_dir: if given, the only folder.
+    They are a hidden folder beside the data, if that is local, and one in `INDEX_FOLDER`.
     """
     is_remote = isinstance(directory, RemotePath)
-    full_path = str(directory) if is_remote else str(directory.resolve())
+    full_path = str(directory if is_remote else directory.resolve())
     digest = hashlib.sha256(full_path.encode()).hexdigest()[:12]
-    folder = Path(cache_dir or os.environ.get("ETCVLA_INDEX", INDEX_FOLDER)).expanduser()
+    folder = Path(os.environ.get("ETCVLA_INDEX", INDEX_FOLDER)).expanduser()
     separate = folder / f"{directory.parent.name}-{directory.name}-{split}-{digest}"
-    if cache_dir is not None or is_remote:
-        return (separate,)
-    return directory / ".etcvla" / split, separate
-
-
-def _file_name(name: str) -> str:
-    return name.replace("/", ".")
+    return [separate] if is_remote else [directory / ".etcvla" / split, separate]
 
 
 def _write_arrays(path: Path, arrays: Sequence[np.ndarray]) -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import abc
 import difflib
 import itertools
-import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,9 @@ from etcvla.errors import UserError
 
 # The widest vector whose column is cached: states and actions, not embeddings or depth images.
 MAX_CACHED_WIDTH = 128
-# Image decodes that a reader puts off; each call decodes one image into its buffer.
-PendingImages = list[Callable[[], Any]]
-NO_BUFFERS: Mapping = types.MappingProxyType({})
+# An image that is not decoded yet. The call returns it, decoded into the buffer uint8[H, W, 3] that
+# it is given where possible, or raises a RecordError if the image is damaged.
+LazyImage = Callable[[np.ndarray | None], np.ndarray]
 
 
 class Episodes(abc.ABC):
@@ -61,17 +61,14 @@ class Episodes(abc.ABC):
         start: int,
         stop: int,
         names: Sequence[str],
-        buffers: Mapping[str, np.ndarray] = NO_BUFFERS,
-        pending: PendingImages | None = None,
+        *,
+        lazy_images: bool = False,
     ) -> dict[str, np.ndarray | list]:
         """Read features of the steps start .. stop - 1 of an episode.
 
         Args:
           names: features to read.
-          buffers: uint8[T, H, W, 3] by image feature. Images of that size are decoded into it,
-            and the returned images are views of it.
-          pending: if given, the decodes of those images are appended to it instead of run. The
-            caller runs them and gets their errors.
+          lazy_images: return a `LazyImage` for each image.
 
         Returns: by name, dtype[T, ...] for a tensor that is not a list, else a list of T values.
         """
@@ -138,30 +135,21 @@ class Episodes(abc.ABC):
         self,
         frames: Sequence[int],
         names: Sequence[str],
-        buffers: Mapping[str, Sequence[np.ndarray]] = NO_BUFFERS,
-        pending: Sequence[PendingImages] | None = None,
+        *,
+        lazy_images: bool = False,
     ) -> list[dict[str, Any]]:
         """Read features of several frames, faster than by one call of `frame` each.
 
         Args:
-          buffers: by image feature, one uint8[H, W, 3] per frame; otherwise as of `steps`.
-          pending: one list per frame; otherwise as of `steps`.
+          lazy_images: return a `LazyImage` for each image.
         """
-        episodes, steps = self.locate_all(frames)
         columns, other_names = self._cached_columns(names)
+        episodes, steps = self.locate_all(frames)
         results = []
-        for i, frame in enumerate(frames):
+        for frame, episode, step in zip(frames, episodes.tolist(), steps.tolist(), strict=True):
             values = {name: column[frame] for name, column in columns.items()}
             if other_names:
-                step = int(steps[i])
-                read = self.steps(
-                    int(episodes[i]),
-                    step,
-                    step + 1,
-                    other_names,
-                    {name: images[i][None] for name, images in buffers.items()},
-                    pending[i] if pending else None,
-                )
+                read = self.steps(episode, step, step + 1, other_names, lazy_images=lazy_images)
                 values |= {name: step_values[0] for name, step_values in read.items()}
             results.append(values)
         return results
@@ -180,35 +168,25 @@ class Episodes(abc.ABC):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the windows (see `window`) of N frames: float32[N, P, A] and bool[N, P]."""
         feature = self.feature(name)
-        if feature.kind != "tensor" or feature.ragged:
+        if not feature.is_tensor:
             raise UserError(
                 f"{name} of {self.directory} is {describe_kind(feature)}: a window needs a tensor"
             )
         episodes, steps = self.locate_all(frames)
-        offsets = np.arange(horizon)
         steps_left = (self.lengths[episodes] - steps)[:, None]
+        offsets = np.arange(horizon)
         inside = offsets < steps_left
+        offsets = np.minimum(offsets, steps_left - 1)  # [N, P]
         column = self.cached_column(name)
-        if column is None:
-            chunks = self._read_windows(name, episodes, steps, inside)
+        if column is not None:
+            chunks = column[np.asarray(frames)[:, None] + offsets]
         else:
-            rows = np.asarray(frames)[:, None] + np.minimum(offsets, steps_left - 1)
-            chunks = column[rows].reshape(len(frames), horizon, -1)
-        return chunks.astype(np.float32), inside
-
-    def _read_windows(
-        self, name: str, episodes: np.ndarray, steps: np.ndarray, inside: np.ndarray
-    ) -> np.ndarray:
-        """Read windows from the files: dtype[N, P, A]; arguments int64[N], int64[N], bool[N, P]."""
-        offsets = np.arange(inside.shape[1])
-        counts = inside.sum(axis=1)
-        chunks = []
-        for episode, step, count in zip(
-            episodes.tolist(), steps.tolist(), counts.tolist(), strict=True
-        ):
-            values = self.steps(episode, step, step + count, [name])[name].reshape(count, -1)
-            chunks.append(values[np.minimum(offsets, count - 1)])
-        return np.stack(chunks)
+            chunks = []
+            for episode, step, row in zip(episodes.tolist(), steps.tolist(), offsets, strict=True):
+                stop = step + int(row[-1]) + 1
+                chunks.append(self.steps(episode, step, stop, [name])[name][row])
+        chunks = np.asarray(chunks, np.float32)
+        return chunks.reshape(len(frames), horizon, -1), inside
 
     def column(self, name: str) -> np.ndarray | list:
         """Read a feature of all frames.
@@ -226,14 +204,15 @@ class Episodes(abc.ABC):
         column = self.cached_column(name)
         if column is not None:
             return column
-        episode_values = [
-            self.steps(episode, 0, int(self.lengths[episode]), [name])[name]
-            for episode in range(self.num_episodes)
-        ]
-        if feature.kind == "tensor" and not feature.ragged:
-            return self._cache_column(name, np.concatenate(episode_values))
-        values = list(itertools.chain.from_iterable(episode_values))
-        return _share_texts(values) if feature.kind == "text" else values
+        values = []
+        for episode, length in enumerate(self.lengths.tolist()):
+            values.append(self.steps(episode, 0, length, [name])[name])
+        if feature.is_tensor:
+            return self._cache_column(name, np.concatenate(values))
+        values = list(itertools.chain.from_iterable(values))
+        if feature.kind == "text" and not feature.ragged:
+            values = list(map(sys.intern, values))  # instructions repeat at every step
+        return values
 
     def cached_column(self, name: str) -> np.ndarray | None:
         """Return the column of a vector (or number) if it was read and cached before, else None."""
@@ -257,7 +236,7 @@ class Episodes(abc.ABC):
     def _cache_column(self, name: str, column: np.ndarray) -> np.ndarray:
         """Cache a column if it is a vector's. Returns: the column, read-only."""
         if is_vector(self.feature(name)):
-            self.cache.save(name, [column])
+            self.cache.save(name, ({}, [column]))
             cached = self.cache.load(name)
             if cached:
                 column = cached[1][0]
@@ -276,22 +255,9 @@ class Episodes(abc.ABC):
 
 def is_vector(feature: Feature) -> bool:
     """Return whether a feature's values are numbers or vectors small enough to be cached."""
-    is_tensor = feature.kind == "tensor" and not feature.ragged
-    return is_tensor and 0 < feature.width <= MAX_CACHED_WIDTH
+    return feature.is_tensor and 0 < feature.width <= MAX_CACHED_WIDTH
 
 
 def describe_kind(feature: Feature) -> str:
     """Return a feature's kind in words."""
     return f"{'a ragged' if feature.ragged else 'one'} {feature.kind} per step"
-
-
-def _share_texts(values: Iterable) -> list:
-    """Return the values with equal strings stored once: instructions repeat at every step."""
-    pool: dict[str, str] = {}
-
-    def _share(value: Any) -> Any:
-        if isinstance(value, str):
-            return pool.setdefault(value, value)
-        return [_share(element) for element in value]
-
-    return [_share(value) for value in values]

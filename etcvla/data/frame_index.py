@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import array
 import dataclasses
+import itertools
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from typing import Any, TypeVar
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -50,139 +51,110 @@ class FrameIndex:
 
 def files_key(paths: Sequence[AnyPath]) -> dict:
     """Return the values that identify files and their present content, for `cache.IndexCache`."""
-    is_remote = isinstance(paths[0], RemotePath)
-    versions = map_shards(file_version, paths, workers=None if is_remote else 1)
+    versions = map_files(file_version, paths)
     shards = [[path.name, *version] for path, version in zip(paths, versions, strict=True)]
     return {"version": cache.VERSION, "shards": shards}
 
 
 def load_index(
-    shards: Sequence[Shard], index_cache: cache.IndexCache, *, workers: int | None = None
+    shards: Sequence[Shard], index_cache: cache.IndexCache, *, processes: int | None = None
 ) -> FrameIndex:
     """Load the index of files from the cache, or build and cache it.
 
     Damaged records are left out and noted in `FrameIndex.damaged`.
 
     Args:
-      workers: as of `map_shards`.
+      processes: for local files; None: as many as are useful for their size.
     """
-    entry = index_cache.load("index")
-    if entry is not None:
-        about, (records, locations, offsets) = entry
-        return FrameIndex(about["columns"], records, locations, offsets, about["damaged"])
-    total_size = sum(shard.size for shard in shards)
-    index = _merge(map_shards(_index_shard, shards, workers=workers, size=total_size))
-    index_cache.save(
-        "index",
-        [index.records, index.locations, index.offsets],
-        columns=index.columns,
-        damaged=index.damaged,
-    )
-    return index
+    if processes is None:
+        is_large = sum(shard.size for shard in shards) >= PARALLEL_BYTES
+        processes = min(os.cpu_count() or 1, len(shards)) if is_large else 1
+
+    def _build() -> cache.Entry:
+        index = _merge(map_files(_index_shard, shards, processes=processes))
+        about = {"columns": index.columns, "damaged": index.damaged}
+        return about, [index.records, index.locations, index.offsets]
+
+    about, arrays = index_cache.get("index", _build)
+    return FrameIndex(about["columns"], *arrays, about["damaged"])
 
 
-def map_shards(
-    function: Callable[[Any], T],
-    shards: Sequence[AnyPath | Shard],
-    *,
-    workers: int | None = None,
-    size: int = 0,
+def map_files(
+    function: Callable[[Any], T], files: Sequence[AnyPath | Shard], *, processes: int = 1
 ) -> list[T]:
-    """Return [function(shard) for shard in shards], in parallel where that is faster.
-
-    Remote files use threads, local files processes.
+    """Return [function(file) for file in files], for remote files by threads.
 
     Args:
-      shards: paths or open files.
-      workers: number of threads or processes; None: decide by `size`.
-      size: bytes of all files.
+      files: paths or open files.
+      processes: number of processes for local files.
     """
-    is_remote = isinstance(getattr(shards[0], "path", shards[0]), RemotePath)
-    if workers is None:
-        workers = _default_workers(is_remote, size)
-    workers = min(workers, len(shards))
-    if workers == 1:
-        return [function(shard) for shard in shards]
-    chunksize = 1 if is_remote else max(1, len(shards) // (8 * workers))
-    with _make_pool(workers, is_remote) as pool:
-        return list(pool.map(function, shards, chunksize=chunksize))
-
-
-def _default_workers(is_remote: bool, size: int) -> int:
-    if is_remote:
-        return REMOTE_THREADS
-    if size < PARALLEL_BYTES:
-        return 1
-    return os.cpu_count() or 1
-
-
-def _make_pool(workers: int, is_remote: bool) -> Executor:
-    if is_remote:
-        return ThreadPoolExecutor(workers)
+    if isinstance(getattr(files[0], "path", files[0]), RemotePath):
+        with ThreadPoolExecutor(REMOTE_THREADS) as pool:
+            return list(pool.map(function, files))
+    if processes == 1:
+        return list(map(function, files))
     # Spawn processes: JAX's threads do not survive a fork.
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    context = multiprocessing.get_context("spawn")
+    chunksize = max(1, len(files) // (8 * processes))
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+        return list(pool.map(function, files, chunksize=chunksize))
 
 
-def check_crc(shard: Shard) -> list[tuple[int, str]]:
-    """Return (record number, problem) of each record whose payload fails its checksum."""
-    damage: list[RecordError] = []
-    good = {number for number, *_ in shard.records(verify_crc=True, damage=damage)}
-    last = max(good, default=-1) + len(damage)
-    bad = sorted(set(range(last + 1)) - good)
-    return [(number, str(error)) for number, error in zip(bad, damage, strict=False)]
+class _ShardIndex(NamedTuple):
+    """The index of one file.
+
+    Attributes:
+      records: (number, position, payload size) of each record.
+      locations: for each record by feature name, kind, start, size, count and first offset.
+      offsets: int64[M].
+      damaged: the problem of each record that is left out.
+    """
+
+    records: list[tuple[int, int, int]]
+    locations: list[dict[str, tuple[int, ...]]]
+    offsets: np.ndarray
+    damaged: list[str]
 
 
-def _index_shard(shard: Shard) -> FrameIndex:
-    """Index one file; its shard number is 0 in the result."""
-    columns: dict[str, int] = {}
+def _index_shard(shard: Shard) -> _ShardIndex:
     records = []
-    rows: list[dict[int, tuple]] = []  # by record: column -> location
+    locations = []
     offsets = array.array("q")
     damage: list[RecordError] = []
-    for number, position, payload in shard.records(damage=damage):
+    for number, position, payload in shard.records(report=damage.append):
         try:
             features = locate_features(payload, shard.peeker(position))
         except (ValueError, IndexError, KeyError) as error:
             problem = f"not a tf.train.Example ({error})"
-            damage.append(RecordError(shard.path, number, position, problem))
+            damage.append(RecordError.at(shard.path, number, position, problem))
             continue
-        row = {}
+        record_locations = {}
         for name, location in features.items():
-            column = columns.setdefault(name, len(columns))
-            row[column] = (*location[:4], len(offsets))
+            record_locations[name] = (*location[:4], len(offsets))
             offsets.extend(location.offsets)
-        records.append((0, number, position, len(payload)))
-        rows.append(row)
-    locations = np.full((len(rows), len(columns), 5), -1, np.int64)
-    for e, row in enumerate(rows):
-        locations[e, list(row)] = list(row.values())
-    return FrameIndex(
-        columns,
-        np.array(records, np.int64).reshape(-1, 4),
-        locations,
-        np.array(offsets, np.int64),
-        [str(error) for error in damage],
-    )
+        records.append((number, position, len(payload)))
+        locations.append(record_locations)
+    return _ShardIndex(records, locations, np.array(offsets, np.int64), list(map(str, damage)))
 
 
-def _merge(indices: Sequence[FrameIndex]) -> FrameIndex:
+def _merge(indices: Sequence[_ShardIndex]) -> FrameIndex:
     """Merge the indices of a split's files, in order."""
-    names: set[str] = set()
-    damaged: list[str] = []
-    for index in indices:
-        names.update(index.columns)
-        damaged += index.damaged
-    columns = {name: column for column, name in enumerate(sorted(names))}
-    records = np.concatenate([index.records for index in indices])
-    records[:, 0] = np.repeat(np.arange(len(indices)), [len(index.records) for index in indices])
-    locations = np.full((len(records), len(columns), 5), -1, np.int64)
-    first = 0
+    all_locations = list(itertools.chain.from_iterable(index.locations for index in indices))
+    names = sorted(set().union(*all_locations))
+    columns = {name: column for column, name in enumerate(names)}
+    locations = np.full((len(all_locations), len(columns), 5), -1, np.int64)
+    records = []
+    damaged = []
     num_offsets = 0
-    for index in indices:
-        last = first + len(index.records)
-        index.locations[..., 4] += num_offsets
-        locations[first:last, [columns[name] for name in index.columns]] = index.locations
-        first = last
+    for shard, index in enumerate(indices):
+        for record, record_locations in zip(index.records, index.locations, strict=True):
+            for name, location in record_locations.items():
+                locations[len(records), columns[name]] = location
+                locations[len(records), columns[name], 4] += num_offsets
+            records.append((shard, *record))
         num_offsets += len(index.offsets)
+        damaged += index.damaged
     offsets = np.concatenate([index.offsets for index in indices])
-    return FrameIndex(columns, records, locations, offsets, damaged)
+    return FrameIndex(
+        columns, np.array(records, np.int64).reshape(-1, 4), locations, offsets, damaged
+    )

@@ -49,11 +49,8 @@ class NormStats:
 
     def constant(self, mode: str) -> np.ndarray:
         """Return bool[A]: the dimensions that do not vary, which `mode` leaves unchanged."""
-        lookup(MODES, mode, "normalisation")
-        if mode == "none":
-            return np.zeros(self.mean.shape, bool)
-        spread = self.std if mode == "zscore" else self.q99 - self.q01
-        return spread < MIN_SPREAD
+        spreads = {"quantile": self.q99 - self.q01, "zscore": self.std}
+        return spreads.get(mode, np.full(self.mean.shape, np.inf)) < MIN_SPREAD
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values, without loss; `from_dict` is the inverse."""
@@ -85,8 +82,7 @@ def compute_norm_stats(
     Raises UserError for a feature that is missing or no vector, or a value that is not finite.
     """
     for name in names:
-        feature = dataset.feature(name)
-        if feature.kind != "tensor" or feature.ragged:
+        if not dataset.feature(name).is_tensor:
             raise UserError(
                 f"{name} of {dataset.directory} is not a vector: it has no norm statistics"
             )
@@ -145,33 +141,19 @@ def finite_frames(dataset: Episodes, names: Sequence[str] = VECTORS) -> np.ndarr
         values = dataset.column(name).reshape(dataset.num_frames, -1)
         if np.isfinite(values).all():
             continue
+        frames, dims = np.nonzero(~np.isfinite(values))
+        episodes, steps = dataset.locate_all(frames)
         if dataset.damaged == "raise":
-            check_finite(dataset, name, values)
-        frames = np.flatnonzero(~np.isfinite(values).all(axis=1))
-        episodes, _ = dataset.locate_all(frames)
+            file, record, _ = dataset.where(episodes[0])
+            raise UserError(
+                f"{name}[{dims[0]}] is {values[frames[0], dims[0]]} at episode {episodes[0]}, step "
+                f"{steps[0]} of {dataset.directory}, split {dataset.split} ({file.name}, record "
+                f"{record}); {len(set(frames))} frames are not finite"
+            )
         for episode in np.unique(episodes).tolist():
             dataset.skip("episodes with values that are not finite", f"{name} of episode {episode}")
             usable[dataset.starts[episode] : dataset.starts[episode + 1]] = False
     return usable
-
-
-def check_finite(dataset: Episodes, name: str, values: np.ndarray) -> None:
-    """Raise UserError if values float[num_frames, A] contain NaN or infinity.
-
-    The message names dataset, file, episode, step and field.
-    """
-    bad = np.argwhere(~np.isfinite(values))
-    if not len(bad):
-        return
-    frame, dim = bad[0].tolist()
-    episode, step = dataset.locate(frame)
-    file, record, _ = dataset.where(episode)
-    num_frames = len(np.unique(bad[:, 0]))
-    raise UserError(
-        f"{name}[{dim}] is {values[frame, dim]} at episode {episode}, step {step} of "
-        f"{dataset.directory}, split {dataset.split} ({file.name}, record {record}); "
-        f"{num_frames} frames are not finite"
-    )
 
 
 def normalize(x: np.ndarray, stats: NormStats, mode: str) -> np.ndarray:
@@ -194,16 +176,17 @@ def unnormalize(x: np.ndarray, stats: NormStats, mode: str) -> np.ndarray:
 @functools.lru_cache(64)
 def _shift_scale(stats: NormStats, mode: str, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Return float32[W] shift and scale of y = (x - shift) / scale."""
+    lookup(MODES, mode, "normalisation")
     size = len(stats.mean)
-    constant = stats.constant(mode)
     if width < size:
         raise ValueError(f"a vector of width {width} does not fit statistics of width {size}")
     shift = np.zeros(width, np.float32)
     scale = np.ones(width, np.float32)
+    varies = np.flatnonzero(~stats.constant(mode))
     if mode == "quantile":
-        shift[:size] = np.where(constant, 0, (stats.q01 + stats.q99) / 2)
-        scale[:size] = np.where(constant, 1, (stats.q99 - stats.q01) / 2)
+        shift[varies] = ((stats.q01 + stats.q99) / 2)[varies]
+        scale[varies] = ((stats.q99 - stats.q01) / 2)[varies]
     elif mode == "zscore":
-        shift[:size] = np.where(constant, 0, stats.mean)
-        scale[:size] = np.where(constant, 1, stats.std)
+        shift[varies] = stats.mean[varies]
+        scale[varies] = stats.std[varies]
     return shift, scale

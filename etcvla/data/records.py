@@ -34,18 +34,10 @@ class RecordError(UserError):
     The message names the file, the record's number and its byte offset.
     """
 
-    def __init__(self, path: AnyPath | str, record: int, offset: int, problem: str):
-        super().__init__(f"{path}, record {record} (byte {offset}): {problem}")
-
-    def __reduce__(self):
-        return RecordError.from_message, (str(self),)
-
     @classmethod
-    def from_message(cls, message: str) -> RecordError:
-        """Return an error with a complete message."""
-        error = cls.__new__(cls)
-        error.args = (message,)
-        return error
+    def at(cls, path: AnyPath, record: int, offset: int, problem: str) -> RecordError:
+        """Return the error of a problem at a record."""
+        return cls(f"{path}, record {record} (byte {offset}): {problem}")
 
 
 class FeatureLocation(NamedTuple):

@@ -1,8 +1,4 @@
-"""The folder of a dataset as TFDS writes it: its files, its features, and how a value is decoded.
-
-An RLDS dataset has `steps`. In any other dataset (image and text, for example) a record is read
-as an episode of one step.
-"""
+"""The folder of a dataset as TFDS writes it: its files, its features, and how to decode a value."""
 
 from __future__ import annotations
 
@@ -30,7 +26,7 @@ except ImportError:
 IMAGE_FORMATS = ("JPEG", "PNG")
 _JPEG_MAGIC = b"\xff\xd8\xff"  # the first bytes of a JPEG file
 _SHARD_NAME = re.compile(
-    r"(?P<prefix>.+)-(?P<split>[^-]+)\.(?:tfrecord|array_record)-(?P<shard>\d+)-of-(?P<shards>\d+)"
+    r".+-(?P<split>[^-]+)\.(?:tfrecord|array_record)-(?P<shard>\d+)-of-(?P<shards>\d+)"
 )
 Shape = tuple[int | None, ...]  # None: the size varies
 
@@ -48,8 +44,7 @@ class Feature:
       shape: shape of a value.
       levels: depth of the lists of values that a step (or episode) has; 0: one value. The lists
         have any length.
-      in_steps: the values on disk are in a list over steps.
-      is_step: the feature belongs to a step. In a dataset without steps all features do.
+      in_steps: the feature belongs to a step, else to the episode.
       encoding: "none" for plain numbers, else how a value is packed into bytes.
       doc: the description in features.json.
     """
@@ -61,7 +56,6 @@ class Feature:
     shape: Shape
     levels: int
     in_steps: bool
-    is_step: bool
     encoding: str
     doc: str
 
@@ -73,9 +67,19 @@ class Feature:
         return math.prod(size or 0 for size in self.shape)
 
     @functools.cached_property
+    def reshape_sizes(self) -> list[int]:
+        """The shape as NumPy's `reshape` takes it: -1 for the size that varies, if any."""
+        return [-1 if size is None else size for size in self.shape]
+
+    @functools.cached_property
     def ragged(self) -> bool:
         """Whether a step (or episode) has a list of values."""
         return self.levels > 0
+
+    @functools.cached_property
+    def is_tensor(self) -> bool:
+        """Whether a step has one tensor."""
+        return self.kind == "tensor" and not self.ragged
 
     @functools.cached_property
     def is_plain(self) -> bool:
@@ -83,13 +87,8 @@ class Feature:
         return self.in_steps and not self.ragged
 
     @functools.cached_property
-    def is_record_list(self) -> bool:
-        """Whether the feature is a list in a dataset without steps; it is the value of one step."""
-        return self.is_step and not self.in_steps and self.ragged
-
-    @functools.cached_property
     def list_paths(self) -> list[str]:
-        """The columns of list lengths, outermost first; TFDS omits those of a record's top list."""
+        """The columns of list lengths, outermost first; an episode's top list has none."""
         num_columns = self.levels if self.in_steps else self.levels - 1
         return [f"{self.path}/ragged_row_lengths_{level}" for level in range(num_columns)]
 
@@ -107,7 +106,7 @@ class Feature:
         """Decode a value that is stored as bytes.
 
         Args:
-          buffer: uint8[H, W, 3]; an image of this size is decoded into it and it is returned.
+          buffer: uint8[H, W, 3]; a JPEG of this size is decoded into it and it is returned.
 
         Raises ValueError if the value does not match the feature.
         """
@@ -117,11 +116,7 @@ class Feature:
             return bytes(data).decode()
         if self.encoding == "zlib":
             data = zlib.decompress(data)
-        return self.shaped(np.frombuffer(data, self.dtype))
-
-    def shaped(self, numbers: np.ndarray) -> np.ndarray:
-        """Return the flat numbers of a value in its shape, of which one size may vary."""
-        return numbers.reshape([-1 if size is None else size for size in self.shape])
+        return np.frombuffer(data, self.dtype).reshape(self.reshape_sizes)
 
 
 def find_version(directory: AnyPath) -> AnyPath:
@@ -132,37 +127,28 @@ def find_version(directory: AnyPath) -> AnyPath:
     directory = as_path(directory)
     if (directory / "features.json").is_file():
         return directory
-    exists = directory.is_dir()
-    versions = []
-    for path in sorted(directory.iterdir() if exists else ()):
-        is_incomplete = path.name.startswith("incomplete.")
-        if not is_incomplete and (path / "features.json").is_file():
-            versions.append(path)
-    if len(versions) > 1:
+    folders = sorted(directory.iterdir()) if directory.is_dir() else []
+    folders = [folder for folder in folders if not folder.name.startswith("incomplete.")]
+    versions = [folder for folder in folders if (folder / "features.json").is_file()]
+    if len(versions) == 1:
+        return versions[0]
+    if versions:
         raise UserError(
             f"{directory} has several datasets; choose one: {', '.join(map(str, versions))}"
         )
-    if not versions:
-        problem = "has no features.json" if exists else "does not exist"
-        raise UserError(
-            f"no dataset: {directory} {problem}. Build one with data_builders (see the README), "
-            "or give the version folder of a TFDS dataset (.../name/1.0.0)"
-        )
-    return versions[0]
+    raise UserError(
+        f"no dataset: {directory} does not exist or has no features.json. Build one with "
+        "data_builders (see the README), or give the version folder of a TFDS dataset "
+        "(.../name/1.0.0)"
+    )
 
 
 def find_shards(directory: AnyPath, split: str) -> list[AnyPath]:
     """Return the files of a split in order.
 
-    Their prefix is the name in dataset_info.json, from which the folder's name may differ.
-
     Raises UserError if there is no such split (listing the splits) or a file is missing.
     """
-    name = _read_info(directory).get("name")
     files = _shard_files(directory)
-    named_files = [match for match in files if name in (None, match["prefix"])]
-    if named_files:
-        files = named_files
     split_files = [match for match in files if match["split"] == split]
     if not split_files:
         splits = sorted({match["split"] for match in files})
@@ -201,26 +187,22 @@ def shard_lengths(directory: AnyPath, split: str) -> list[int] | None:
 
 
 def read_features(directory: AnyPath) -> tuple[dict[str, Feature], dict[str, Feature]]:
-    """Read features.json. In a dataset without steps, all features belong to the step.
+    """Read features.json. Returns: (step features, episode features) by name.
 
-    Returns: (step features, episode features) by name.
-
-    Raises UserError if the file is not a TFDS feature description.
+    Raises UserError if the file is not a TFDS feature description, or has no steps.
     """
     path = directory / "features.json"
     try:
-        tree = json.loads(path.read_text())
-        has_steps = "steps" in tree["featuresDict"]["features"]
-        features = list(_walk(tree, "", 0))
+        features = list(_walk(json.loads(path.read_text()), "", 0))
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a TFDS feature description ({error!r})") from error
-    if not has_steps:
-        features = [dataclasses.replace(feature, is_step=True) for feature in features]
-    step_features = {feature.name: feature for feature in features if feature.is_step}
+    step_features = {feature.name: feature for feature in features if feature.in_steps}
     if not step_features:
-        raise UserError(f"{path} describes no features of steps")
-    episode_features = {feature.name: feature for feature in features if not feature.is_step}
-    return step_features, episode_features
+        raise UserError(
+            f"{path} describes no features of steps; convert the dataset with "
+            "data_builders.mm_tfds or give one of episodes"
+        )
+    return step_features, {feature.name: feature for feature in features if not feature.in_steps}
 
 
 def _walk(node: dict, path: str, depth: int) -> Iterator[Feature]:
@@ -245,7 +227,6 @@ def _leaf(node: dict, path: str, depth: int) -> Feature:
         shape=shape,
         levels=depth - 1 if in_steps else depth,
         in_steps=in_steps,
-        is_step=in_steps,
         encoding=encoding,
         doc=node.get("description", ""),
     )
@@ -253,31 +234,24 @@ def _leaf(node: dict, path: str, depth: int) -> Feature:
 
 def _leaf_type(node: dict) -> tuple[str, np.dtype, Shape, str]:
     """Return (kind, dtype, shape, encoding) of a leaf in features.json."""
-    text = ("text", np.dtype(object), (), "text")
+    body = node.get("image") or node.get("tensor") or node.get("boundingBox") or {}
+    sizes = [int(size) for size in body.get("shape", {}).get("dimensions", [])]
+    shape = tuple(None if size < 0 else size for size in sizes)
+    dtype_name = body.get("dtype", "")
+    is_text_tensor = dtype_name in ("string", "object") and not shape
     if "image" in node:
-        image = node["image"]
-        return "image", np.dtype(image.get("dtype", "uint8")), _shape(image), "image"
-    if "text" in node:
-        return text
+        return "image", np.dtype(dtype_name or "uint8"), shape, "image"
+    if "text" in node or is_text_tensor:
+        return "text", np.dtype(object), (), "text"
     if "classLabel" in node:
         return "tensor", np.dtype(np.int64), (), "none"
-    tensor = node.get("tensor") or node.get("boundingBox", {})
-    shape = _shape(tensor)
-    dtype_name = tensor.get("dtype", "")
-    if dtype_name in ("string", "object") and shape == ():
-        return text
     try:
         dtype = np.dtype(dtype_name or object)
     except TypeError:
         dtype = np.dtype(object)
-    encoding = tensor.get("encoding", "none").lower()
     is_readable = dtype.kind != "O" and shape.count(None) <= 1
+    encoding = body.get("encoding", "none").lower()
     return "tensor" if is_readable else "other", dtype, shape, encoding
-
-
-def _shape(node: dict) -> Shape:
-    sizes = [int(size) for size in node.get("shape", {}).get("dimensions", [])]
-    return tuple(None if size < 0 else size for size in sizes)
 
 
 def _decode_image(
@@ -297,11 +271,7 @@ def _decode_image(
     pixels = np.asarray(image, dtype)
     if pixels.ndim == 2:
         pixels = pixels[..., None]
-    _check_shape(pixels, shape)
-    if buffer is None or pixels.shape != buffer.shape:
-        return pixels
-    buffer[...] = pixels
-    return buffer
+    return _check_shape(pixels, shape)
 
 
 def _check_shape(pixels: np.ndarray, shape: Shape) -> np.ndarray:

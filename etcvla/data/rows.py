@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +13,7 @@ from PIL import Image
 
 from etcvla import batch
 from etcvla.data.assets import Assets
-from etcvla.data.episodes import PendingImages
+from etcvla.data.episodes import LazyImage
 from etcvla.data.norm_stats import normalize
 from etcvla.data.plan import Plan
 from etcvla.data.prompts import Segment
@@ -52,20 +54,16 @@ class RowBuilder:
         self.assets = assets
         self.sizes = sizes
         self.options = options
-        self._check_extra_segment_weights()
-        self._streams = [_StreamRows(self, index) for index in range(len(plan.streams))]
-        self.candidates = [stream.candidates for stream in self._streams]
-
-    def _check_extra_segment_weights(self) -> None:
-        known = set(ETC_KINDS)
-        for stage_dataset in self.datasets.values():
-            known.update(stage_dataset.known_kinds)
-        unknown = sorted(set(self.options.extra_segment_weights) - known)
+        known_kinds = [stage_dataset.known_kinds for stage_dataset in datasets.values()]
+        known = set(ETC_KINDS).union(*known_kinds)
+        unknown = sorted(set(options.extra_segment_weights) - known)
         if unknown:
             raise UserError(
                 f"extra_segment_weights: unknown kind {', '.join(unknown)}; "
                 f"choose from {', '.join(sorted(known))}"
             )
+        self._streams = [_StreamRows(self, index) for index in range(len(plan.streams))]
+        self.candidates = [stream.candidates for stream in self._streams]
 
     def __call__(self, stream_index: int, n: int) -> Row:
         """Return the n-th draw of a stream."""
@@ -84,28 +82,9 @@ class RowBuilder:
           images: uint8[B, C, H, W, 3] memory to decode the images into; its content is
             overwritten. None: allocate it.
         """
-        fields = self._empty_batch(len(draws), images)
-        draws_by_stream: dict[int, list[_Draw]] = {}
-        for i, (stream_index, n) in enumerate(draws):
-            row = {name: value[i, ...] for name, value in fields.items()}
-            draws_by_stream.setdefault(stream_index, []).append(_Draw(row, n))
-        for stream_index, stream_draws in draws_by_stream.items():
-            self._streams[stream_index].fill_fields(stream_draws)
-        for stream_index, stream_draws in draws_by_stream.items():
-            for draw in stream_draws:
-                self._streams[stream_index].decode_images(draw)
-        fields["images"][~fields["image_mask"]] = 0
-        return fields
-
-    def image_shape(self, rows: int) -> tuple[int, ...]:
-        """Return the shape of the images of this many rows."""
-        sizes = self.sizes
-        return rows, sizes.num_cameras, sizes.image_size, sizes.image_size, 3
-
-    def _empty_batch(self, rows: int, images: np.ndarray | None) -> dict[str, np.ndarray]:
         sizes = self.sizes
         fields = batch.zeros(
-            B=rows,
+            B=len(draws),
             C=sizes.num_cameras,
             H=0,
             W=0,
@@ -114,8 +93,25 @@ class RowBuilder:
             P=sizes.horizon,
             A=sizes.action_dim,
         )
-        fields["images"] = np.empty(self.image_shape(rows), np.uint8) if images is None else images
+        if images is None:
+            images = np.empty(self.image_shape(len(draws)), np.uint8)
+        fields["images"] = images
+        draws_by_stream = collections.defaultdict(list)
+        for i, (stream_index, n) in enumerate(draws):
+            row = {name: value[i, ...] for name, value in fields.items()}
+            draws_by_stream[self._streams[stream_index]].append(_Draw(row, n))
+        for stream, stream_draws in draws_by_stream.items():
+            stream.fill_fields(stream_draws)
+        for stream, stream_draws in draws_by_stream.items():
+            for draw in stream_draws:
+                stream.decode_images(draw)
+        images[~fields["image_mask"]] = 0
         return fields
+
+    def image_shape(self, rows: int) -> tuple[int, ...]:
+        """Return the shape of the images of this many rows."""
+        sizes = self.sizes
+        return rows, sizes.num_cameras, sizes.image_size, sizes.image_size, 3
 
 
 @dataclasses.dataclass(slots=True)
@@ -124,13 +120,13 @@ class _Draw:
 
     Attributes:
       position: position of its frame among the stream's candidates.
-      pending: the image decodes that are still to run. None: the row must be filled anew.
+      images: the images to decode, by camera number. None: the row must be filled anew.
     """
 
     row: Row
     n: int
     position: int = 0
-    pending: PendingImages | None = None
+    images: dict[int, LazyImage] | None = None
 
 
 class _StreamRows:
@@ -141,17 +137,15 @@ class _StreamRows:
     """
 
     def __init__(self, builder: RowBuilder, index: int):
-        self.plan = builder.plan
+        self.builder = builder
         self.index = index
         self.stream = builder.plan.streams[index]
         self.stage_dataset = builder.datasets[self.stream.dataset]
         self.dataset = self.stage_dataset.dataset
-        self.assets = builder.assets
-        self.sizes = builder.sizes
-        self.options = builder.options
         self.segments = SegmentChooser(builder.assets, builder.options)
         self.is_action = self.stream.kind == ACTION_KIND
-        self.has_subtask = bool(self.options.format.subtask)
+        self.has_subtask = self.is_action and bool(builder.options.format.subtask)
+        self.cameras = [f"observation/{name}" for name in self.stage_dataset.cameras]
         self.candidates = self._order_candidates()
         self.features = self._features()
 
@@ -164,49 +158,46 @@ class _StreamRows:
         frames = self.stage_dataset.candidates(self.stream.kind)
         if not self.dataset.whole_records:
             return frames
-        episodes = self.dataset.starts.searchsorted(frames, side="right")
-        random_keys = np.random.default_rng(self.plan.seed).random(len(frames))
+        episodes, _ = self.dataset.locate_all(frames)
+        random_keys = np.random.default_rng(self.builder.plan.seed).random(len(frames))
         return frames[np.lexsort((random_keys, episodes))]
 
     def _features(self) -> list[str]:
-        """Return the step features, apart from images, that a row needs.
+        """Return the step features that a row needs, except images.
 
         Raises UserError if the prompt needs subtasks and the dataset has none.
         """
         features = []
         if self.is_action:
             features += ["observation/state", "language_instruction"]
-            if self.has_subtask:
-                if PHASE not in self.dataset.features:
-                    raise UserError(
-                        f"data.prompt {self.options.prompt!r} needs subtasks, but "
-                        f"{self.dataset.directory} has none (feature steps/{PHASE}); "
-                        "choose another prompt"
-                    )
-                features.append(PHASE)
+        if self.has_subtask:
+            if PHASE not in self.dataset.features:
+                raise UserError(
+                    f"data.prompt {self.builder.options.prompt!r} needs subtasks, but "
+                    f"{self.dataset.directory} has none (feature steps/{PHASE}); "
+                    "choose another prompt"
+                )
+            features.append(PHASE)
         if not self.is_action or self.stream.extra_segments:
             features += self.stage_dataset.item_features
         return features
 
     def fill_fields(self, draws: Sequence[_Draw]) -> None:
-        """Fill all fields but the images, and note the image decodes that are still to run."""
+        """Fill all fields but the images, and note the images that are still to decode."""
         together = READ_TOGETHER if self.dataset.whole_records else 1
-        num_candidates = len(self.candidates)
         for draw in draws:
-            draw.position = self.plan.draw(self.index, draw.n, num_candidates, together)
-        frames = [int(self.candidates[draw.position]) for draw in draws]
-        try:
-            pending = self._fill(draws, frames)
-        except RecordError:
-            return  # `decode_images` reads the draws one by one and finds the damaged one
-        for draw, decodes in zip(draws, pending, strict=True):
-            draw.pending = decodes
+            draw.position = self.builder.plan.draw(
+                self.index, draw.n, len(self.candidates), together
+            )
+        # At a damaged draw, `decode_images` reads the draws one by one.
+        with contextlib.suppress(RecordError):
+            self._fill(draws, [int(self.candidates[draw.position]) for draw in draws])
 
     def decode_images(self, draw: _Draw) -> None:
-        """Run a draw's pending image decodes.
+        """Decode a draw's images.
 
-        If the row is not filled or a decode fails, fill the row anew: from its own frame, and if
-        that is damaged from the stream's next candidates.
+        If the row is not filled or an image is damaged, fill the row anew: from its own frame, and
+        if that is damaged from the stream's next candidates.
 
         Raises:
           RecordError: the frame is damaged and the dataset's damaged frames are not skipped.
@@ -214,57 +205,41 @@ class _StreamRows:
         """
         for attempt in range(MAX_DAMAGED):
             try:
-                if draw.pending is None:
-                    draw.pending = self._refill(draw, attempt)
-                for decode in draw.pending:
-                    decode()
+                if draw.images is None:
+                    for value in draw.row.values():
+                        value[...] = 0
+                    position = (draw.position + attempt) % len(self.candidates)
+                    self._fill([draw], [int(self.candidates[position])])
+                for camera, decode in draw.images.items():
+                    put_image(draw.row, camera, decode(draw.row["images"][camera]))
                 return
             except RecordError as error:
                 if self.dataset.damaged != "skip":
                     raise
                 self.dataset.skip("frames that cannot be read", error)
-                draw.pending = None
+                draw.images = None
         raise UserError(
             f"{self.dataset.directory}: {MAX_DAMAGED} consecutive frames are damaged; "
             "copy or build the dataset again"
         )
 
-    def _refill(self, draw: _Draw, offset: int) -> PendingImages:
-        """Clear a row and fill it from the candidate `offset` positions after the draw's own."""
-        for value in draw.row.values():
-            value[...] = 0
-        position = (draw.position + offset) % len(self.candidates)
-        return self._fill([draw], [int(self.candidates[position])])[0]
-
-    def _fill(self, draws: Sequence[_Draw], frames: Sequence[int]) -> list[PendingImages]:
-        """Fill rows from frames, given by number.
-
-        Returns: the pending image decodes of each row.
-        """
-        camera_sets = {self.stage_dataset.present_cameras(frame) for frame in frames}
-        if len(camera_sets) > 1:  # frames are only read together if they have the same cameras
-            return [
-                self._fill([draw], [frame])[0] for draw, frame in zip(draws, frames, strict=True)
-            ]
-        (present_cameras,) = camera_sets
-        pending: list[PendingImages] = [[] for _ in draws]
-        cameras = [f"observation/{name}" for name in self.stage_dataset.cameras]
-        buffers = {}
-        for camera, name in enumerate(cameras):
-            if self.stage_dataset.cameras[camera] in present_cameras:
-                buffers[name] = [draw.row["images"][camera] for draw in draws]
-        values = self.dataset.frames(frames, [*buffers, *self.features], buffers, pending)
+    def _fill(self, draws: Sequence[_Draw], frames: Sequence[int]) -> None:
+        """Fill rows from frames, given by number, and note their images."""
+        values = self.dataset.frames(frames, [*self.cameras, *self.features], lazy_images=True)
         if self.is_action:
             self._fill_actions(draws, frames, values)
-        for draw, frame in zip(draws, values, strict=True):
-            put_images(draw.row, [frame.get(name) for name in cameras])
-            if not self.is_action:
+        else:
+            for draw, frame_values in zip(draws, values, strict=True):
+                items = self.stage_dataset.items(frame_values)
                 rng = self._rng(draw)
-                items = self.stage_dataset.items(frame)
-                segments = self.segments.question(items, self.stream.kind, rng)
-                segments += self.segments.extra(items, self.stream.extra_segments, rng)
-                self._pack(draw.row, segments)
-        return pending
+                question = self.segments.question(items, self.stream.kind, rng)
+                extra = self.segments.extra(items, self.stream.extra_segments, rng)
+                self._pack(draw.row, [question, *extra])
+        for draw, frame, frame_values in zip(draws, frames, values, strict=True):
+            draw.images = {}
+            for camera, name in enumerate(self.stage_dataset.cameras):
+                if self.dataset.has_camera(frame, name):
+                    draw.images[camera] = frame_values[self.cameras[camera]]
 
     def _fill_actions(
         self, draws: Sequence[_Draw], frames: Sequence[int], values: Sequence[Mapping[str, Any]]
@@ -274,13 +249,20 @@ class _StreamRows:
         Args:
           frames: frame numbers. values: the features of each frame.
         """
-        assets = self.assets
-        states = np.stack([frame["observation/state"] for frame in values])
+        assets = self.builder.assets
+        states = np.stack([frame_values["observation/state"] for frame_values in values])
         states = normalize(states, assets.state_stats, assets.norm_mode)
-        chunks, inside = self.dataset.windows(frames, "action", self.sizes.horizon)
+        chunks, inside = self.dataset.windows(frames, "action", self.builder.sizes.horizon)
         chunks = normalize(chunks, assets.action_stats, assets.norm_mode)
+        state_dim = states.shape[-1]
+        action_dim = chunks.shape[-1]
         for i, draw in enumerate(draws):
-            self._put_actions(draw.row, states[i], chunks[i], inside[i])
+            row = draw.row
+            row["state"][:state_dim] = states[i]
+            row["actions"][:, :action_dim] = chunks[i]
+            row["action_mask"][:, :action_dim] = inside[i, :, None]
+            row["action_mask"] |= not self.builder.options.mask_padding
+            row["action_segment"][...] = 1
             subtask = None
             if self.has_subtask:
                 subtask = self.stage_dataset.subtask(frames[i], values[i])
@@ -290,26 +272,11 @@ class _StreamRows:
                 items = self.stage_dataset.items(values[i])
                 rng = self._rng(draw)
                 segments += self.segments.extra(items, self.stream.extra_segments, rng)
-            self._pack(draw.row, segments)
-
-    def _put_actions(
-        self, row: Row, state: np.ndarray, chunk: np.ndarray, inside: np.ndarray
-    ) -> None:
-        """Write the normalised state float32[S] and chunk float32[P, A], and the action mask.
-
-        Args:
-          inside: bool[P], False past the episode's end.
-        """
-        width = chunk.shape[1]
-        row["state"][: len(state)] = state
-        row["actions"][:, :width] = chunk
-        row["action_mask"][:, :width] = inside[:, None]
-        row["action_mask"] |= not self.options.mask_padding
-        row["action_segment"][...] = 1
+            self._pack(row, segments)
 
     def _rng(self, draw: _Draw) -> np.random.Generator:
         """Return the generator that draws a row's segments."""
-        return np.random.default_rng((self.plan.seed, self.index, draw.n))
+        return np.random.default_rng((self.builder.plan.seed, self.index, draw.n))
 
     def _pack(self, row: Row, segments: Sequence[Segment]) -> None:
         """Write segments into a row."""
@@ -317,31 +284,25 @@ class _StreamRows:
             length = pack_segments(
                 row,
                 segments,
-                max_targets=self.sizes.max_targets,
-                loss_mean=self.options.loss_mean,
+                max_targets=self.builder.sizes.max_targets,
+                loss_mean=self.builder.options.loss_mean,
             )
         except UserError as error:
             raise UserError(f"stream {self.stream.name!r}: {error}") from error
         row["stream"][:length] = self.index
 
 
-def put_images(row: Row, images: Sequence[np.ndarray | None]) -> None:
-    """Write images into a row and set the mask of their cameras.
+def put_image(row: Row, camera: int, image: np.ndarray) -> None:
+    """Write an image uint8[H, W, 3] into a row and set the mask of its camera.
 
-    Images of another size are stretched without keeping the aspect ratio: normalised boxes and
-    points stay correct.
-
-    Args:
-      images: uint8[H, W, 3] per camera; None where the camera has no image. An image that is a
-        view of the row's memory is not copied.
+    An image of another size is stretched without keeping the aspect ratio: normalised boxes and
+    points stay correct. An image that is a view of the row's memory is not copied.
     """
-    size = row["images"].shape[1]
-    for camera, image in enumerate(images):
-        if image is None:
-            continue
-        if image.shape[:2] != (size, size):
-            resized = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
-            image = np.asarray(resized)
-        if not np.may_share_memory(image, row["images"][camera]):
-            row["images"][camera] = image
-        row["image_mask"][camera] = True
+    row_image = row["images"][camera]
+    if image.shape != row_image.shape:
+        height, width, _ = row_image.shape
+        resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+        image = np.asarray(resized)
+    if not np.may_share_memory(image, row_image):
+        row_image[...] = image
+    row["image_mask"][camera] = True

@@ -51,20 +51,15 @@ class SegmentChooser:
         )
         return [action, question]
 
-    def question(
-        self, items: list[Item], kind: str, rng: np.random.Generator
-    ) -> list[prompts.Segment]:
+    def question(self, items: list[Item], kind: str, rng: np.random.Generator) -> prompts.Segment:
         """Draw an item of a kind, remove it from `items`, and return its segment."""
         matching = [i for i, item in enumerate(items) if kind in (ANY_KIND, item.kind)]
-        item = items.pop(matching[rng.integers(len(matching))])
-        return [self._segment(item)]
+        return self._segment(items.pop(matching[rng.integers(len(matching))]))
 
     def extra(
         self, items: Sequence[Item], count: int, rng: np.random.Generator
     ) -> list[prompts.Segment]:
         """Draw up to `count` different items by their kinds' weights; return their segments."""
-        if not count or not items:
-            return []
         weights = np.array([self.kind_weights.get(item.kind, 0.0) for item in items])
         count = min(count, np.count_nonzero(weights))
         if not count:

@@ -7,10 +7,10 @@ index. A record's position is its payload's offset in TFRecord, and its number i
 
 from __future__ import annotations
 
-import collections
+import functools
 import struct
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import google_crc32c
 
@@ -20,6 +20,7 @@ from etcvla.errors import UserError
 
 HEADER_SIZE = 12
 FOOTER_SIZE = 4
+Report = Callable[[RecordError], None]
 CACHED_RECORDS = 8  # decoded ArrayRecord records per file in memory; draws reuse an episode
 
 
@@ -30,6 +31,10 @@ def masked_crc(data: Buffer) -> int:
     """
     crc = google_crc32c.value(bytes(data))
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def _raise(error: RecordError) -> None:
+    raise error
 
 
 class TFRecordShard:
@@ -46,7 +51,7 @@ class TFRecordShard:
         return TFRecordShard, (self.path,)
 
     def records(
-        self, *, verify_crc: bool = False, damage: list[RecordError] | None = None
+        self, *, verify_crc: bool = False, report: Report = _raise
     ) -> Iterator[tuple[int, int, Buffer]]:
         """Yield (number, position, payload) of each record.
 
@@ -54,10 +59,10 @@ class TFRecordShard:
 
         Args:
           verify_crc: check the payloads too.
-          damage: if given, errors are appended to it and damaged records are left out. The records
-            after a damaged size cannot be located and are left out without an error of their own.
+          report: called with the error of a damaged record, which is left out if it returns. The
+            records after a damaged size cannot be located and are left out without an error.
 
-        Raises RecordError if the file is damaged and `damage` is not given.
+        Raises RecordError if the file is damaged and `report` is not given.
         """
         offset = 0
         number = 0
@@ -66,7 +71,7 @@ class TFRecordShard:
             try:
                 size = self._payload_size(number, offset, header)
             except RecordError as error:
-                _note(error, damage)
+                report(error)
                 return
             # Read the next header with the payload: a remote file then needs one request a record.
             length = size + FOOTER_SIZE + HEADER_SIZE
@@ -75,7 +80,7 @@ class TFRecordShard:
             header = data[size + FOOTER_SIZE :]
             if verify_crc and masked_crc(payload) != struct.unpack_from("<I", data, size)[0]:
                 problem = "damaged payload (CRC mismatch)"
-                _note(RecordError(self.path, number, offset, problem), damage)
+                report(RecordError.at(self.path, number, offset, problem))
             else:
                 yield number, offset + HEADER_SIZE, payload
             offset += HEADER_SIZE + size + FOOTER_SIZE
@@ -83,19 +88,18 @@ class TFRecordShard:
 
     def _payload_size(self, number: int, offset: int, header: Buffer) -> int:
         """Return the payload's size from a record's header. Raises RecordError if it is damaged."""
-        if len(header) < HEADER_SIZE:
-            problem = "the file ends inside the record's header: truncated copy?"
-            raise RecordError(self.path, number, offset, problem)
-        size, crc = struct.unpack("<QI", header)
-        if masked_crc(header[:8]) != crc:
-            problem = "damaged header (CRC mismatch), or not an uncompressed TFRecord"
-            raise RecordError(self.path, number, offset, problem)
-        needed = HEADER_SIZE + size + FOOTER_SIZE
-        left = self._file.size - offset
-        if needed > left:
-            problem = f"needs {needed} bytes, the file has {left} left: truncated copy?"
-            raise RecordError(self.path, number, offset, problem)
-        return size
+        problem = "the file ends inside the record's header: truncated copy?"
+        if len(header) == HEADER_SIZE:
+            size, crc = struct.unpack("<QI", header)
+            needed = HEADER_SIZE + size + FOOTER_SIZE
+            left = self._file.size - offset
+            if masked_crc(header[:8]) != crc:
+                problem = "damaged header (CRC mismatch), or not an uncompressed TFRecord"
+            elif needed <= left:
+                return size
+            else:
+                problem = f"needs {needed} bytes, the file has {left} left: truncated copy?"
+        raise RecordError.at(self.path, number, offset, problem)
 
     def peeker(self, position: int) -> Peek | None:
         """Return the `peek` of `records.locate_features` for a payload; None for remote files."""
@@ -127,44 +131,41 @@ class ArrayRecordShard:
         self.path = path
         self.size = path.stat().st_size
         self._reader = ArrayRecordReader(str(path))
-        self._cache: collections.OrderedDict[int, bytes] = collections.OrderedDict()
+        # The lock protects the reader, which is not thread-safe, and keeps two threads from
+        # decoding the same record.
         self._lock = threading.Lock()
+        self._payload = functools.lru_cache(CACHED_RECORDS)(self._payload)
 
     def __reduce__(self):
         return ArrayRecordShard, (self.path,)
 
     def records(
-        self, *, verify_crc: bool = False, damage: list[RecordError] | None = None
+        self, *, verify_crc: bool = False, report: Report = _raise
     ) -> Iterator[tuple[int, int, Buffer]]:
         """Yield records as `TFRecordShard.records`; the format's reader always checks checksums."""
         for number in range(self._reader.num_records()):
             try:
-                yield number, number, self._payload(number)
+                with self._lock:
+                    payload = self._payload(number)
+                yield number, number, payload
             except RecordError as error:
-                _note(error, damage)
+                report(error)
 
     def peeker(self, position: int) -> None:
         """Return None: payloads are in memory."""
 
     def read(self, position: int, ranges: Sequence[ByteRange]) -> list[Buffer]:
         """Return the bytes of each range of the payload of record number `position`."""
-        payload = memoryview(self._payload(position))
+        with self._lock:
+            payload = memoryview(self._payload(position))
         return [payload[start : start + length] for start, length in ranges]
 
     def _payload(self, number: int) -> bytes:
-        # The lock protects the reader, which is not thread-safe, and keeps two threads from
-        # decoding the same record.
-        with self._lock:
-            if number not in self._cache:
-                try:
-                    (self._cache[number],) = self._reader.read([number])
-                except (ValueError, RuntimeError, IndexError) as error:
-                    problem = f"damaged ArrayRecord: {error}"
-                    raise RecordError(self.path, number, 0, problem) from error
-                if len(self._cache) > CACHED_RECORDS:
-                    self._cache.popitem(last=False)
-            self._cache.move_to_end(number)
-            return self._cache[number]
+        try:
+            return self._reader.read([number])[0]
+        except (ValueError, RuntimeError, IndexError) as error:
+            problem = f"damaged ArrayRecord: {error}"
+            raise RecordError.at(self.path, number, 0, problem) from error
 
 
 Shard = TFRecordShard | ArrayRecordShard
@@ -173,10 +174,3 @@ Shard = TFRecordShard | ArrayRecordShard
 def open_shard(path: AnyPath) -> Shard:
     """Open a file of records; its name determines the format."""
     return ArrayRecordShard(path) if ".array_record-" in path.name else TFRecordShard(path)
-
-
-def _note(error: RecordError, damage: list[RecordError] | None) -> None:
-    """Append the error to `damage`; raise it if there is no such list."""
-    if damage is None:
-        raise error
-    damage.append(error)

@@ -23,11 +23,10 @@ def _episode_key(dataset: Episodes, episode: int) -> str:
         if isinstance(metadata.get(name), str) and metadata[name]:
             return f"{name} {metadata[name]}"
     vectors = []
-    for name, feature in dataset.features.items():
-        is_tensor = feature.kind == "tensor" and not feature.ragged
-        if is_tensor and feature.dtype.kind == "f":
+    for name, feature in sorted(dataset.features.items()):
+        if feature.is_tensor and feature.dtype.kind == "f":
             vectors.append(name)
-    values = dataset.steps(episode, 0, int(dataset.lengths[episode]), sorted(vectors))
+    values = dataset.steps(episode, 0, int(dataset.lengths[episode]), vectors)
     digest = hashlib.sha256()
     for value in values.values():
         digest.update(np.ascontiguousarray(value).tobytes())
@@ -37,15 +36,15 @@ def _episode_key(dataset: Episodes, episode: int) -> str:
 def check_disjoint(training: Episodes, held_out: Episodes) -> None:
     """Raise UserError, naming both datasets and the first common episode, if there is one."""
     training_episodes = {key: episode for episode, key in enumerate(episode_keys(training))}
-    shared = []
+    shared = {}
     for episode, key in enumerate(episode_keys(held_out)):
         if key in training_episodes:
-            shared.append((training_episodes[key], episode, key))
+            shared.setdefault(key, episode)
     if not shared:
         return
-    training_episode, held_out_episode, key = shared[0]
-    training_file, training_record, _ = training.where(training_episode)
-    held_out_file, held_out_record, _ = held_out.where(held_out_episode)
+    key, episode = next(iter(shared.items()))
+    training_file, training_record, _ = training.where(training_episodes[key])
+    held_out_file, held_out_record, _ = held_out.where(episode)
     raise UserError(
         f"{len(shared)} episodes are both in the training data ({training.directory}, split "
         f"{training.split}) and in the evaluation data ({held_out.directory}, split "

@@ -36,13 +36,10 @@ class StageDataset:
 
     def __post_init__(self):
         features = self.dataset.features
+        images = [name for name, feature in features.items() if feature.kind == "image"]
+        known = [name.removeprefix("observation/") for name in images]
         for name in self.cameras:
-            if f"observation/{name}" not in features:
-                known = [
-                    feature_name.removeprefix("observation/")
-                    for feature_name, feature in features.items()
-                    if feature.kind == "image"
-                ]
+            if name not in known:
                 raise UserError(f"{self.dataset.directory}: no camera {name!r}; it has {known}")
 
     def candidates(self, kind: str) -> np.ndarray:
@@ -53,32 +50,25 @@ class StageDataset:
 
         Raises UserError if the dataset has no such frames.
         """
+        directory = self.dataset.directory
         if kind == ACTION_KIND:
-            return self._action_candidates()
-        return self._item_candidates(kind)
-
-    def _action_candidates(self) -> np.ndarray:
-        directory = self.dataset.directory
-        if "action" not in self.dataset.features:
-            raise UserError(f"{directory} has no actions, but an action stream draws from it")
-        frames = np.flatnonzero(self.dataset.may_start() & finite_frames(self.dataset))
-        if not len(frames):
-            raise UserError(f"{directory} has no frames from which an action stream may draw")
-        return frames
-
-    def _item_candidates(self, kind: str) -> np.ndarray:
-        directory = self.dataset.directory
-        if not self.item_features:
-            raise UserError(
-                f"{directory} has no ETC items (feature steps/etc); build it with them, or drop "
-                f"the stream of kind {kind!r}"
-            )
-        kinds, has_kind = self._kind_table
-        columns = [i for i, name in enumerate(kinds) if kind in (ANY_KIND, name)]
-        frames = np.flatnonzero(has_kind[:, columns].any(axis=1))
-        if not len(frames):
-            raise UserError(f"{directory} has no items of kind {kind!r}; it has {kinds}")
-        return frames
+            if "action" not in self.dataset.features:
+                raise UserError(f"{directory} has no actions, but an action stream draws from it")
+            problem = "no frames from which an action stream may draw"
+            can_draw = self.dataset.may_start() & finite_frames(self.dataset)
+        else:
+            if not self.item_features:
+                raise UserError(
+                    f"{directory} has no ETC items (feature steps/etc); build it with them, or "
+                    f"drop the stream of kind {kind!r}"
+                )
+            kinds, has_kind = self._kind_table
+            problem = f"no items of kind {kind!r}; it has {kinds}"
+            columns = [i for i, name in enumerate(kinds) if kind in (ANY_KIND, name)]
+            can_draw = has_kind[:, columns].any(axis=1)
+        if not can_draw.any():
+            raise UserError(f"{directory} has {problem}")
+        return np.flatnonzero(can_draw)
 
     @property
     def known_kinds(self) -> list[str]:
@@ -94,11 +84,7 @@ class StageDataset:
         return about["kinds"], table
 
     def _make_kind_table(self) -> tuple[dict, list[np.ndarray]]:
-        kinds_by_frame: list[set[str]] = []
-        for episode in range(self.dataset.num_episodes):
-            length = int(self.dataset.lengths[episode])
-            steps = self.dataset.steps(episode, 0, length, ["etc/kind"])
-            kinds_by_frame += [set(kinds) for kinds in steps["etc/kind"]]
+        kinds_by_frame = self.dataset.column("etc/kind")
         kinds = sorted(set().union(*kinds_by_frame))
         table = np.zeros((len(kinds_by_frame), len(kinds)), bool)
         for column, kind in enumerate(kinds):
@@ -119,10 +105,6 @@ class StageDataset:
             return None
         episode, _ = self.dataset.locate(frame_index)
         return self.dataset.metadata(episode)["phases"][phase]
-
-    def present_cameras(self, frame_index: int) -> tuple[str, ...]:
-        """Return the names of the cameras that have an image at a frame."""
-        return tuple(name for name in self.cameras if self.dataset.has_camera(frame_index, name))
 
     @property
     def item_features(self) -> list[str]:

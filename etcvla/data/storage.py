@@ -11,8 +11,7 @@ import mmap
 import os
 import resource
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from pathlib import Path, PurePosixPath
 
 import fsspec
 
@@ -22,83 +21,33 @@ GAP = 64 * 1024  # reading this many unneeded bytes costs less than another requ
 _VERSION_KEYS = ("etag", "ETag", "md5Hash", "mtime", "LastModified", "created")
 
 
-class FileVersion(NamedTuple):
-    """Values that change when a file's content changes."""
-
-    size: int
-    version: str
-
-
-class RemotePath:
-    """A remote path: the methods of `pathlib.Path` that datasets need, by fsspec."""
-
-    def __init__(self, url: str):
-        self.url = url.rstrip("/")
-        self.fs, self._key = fsspec.core.url_to_fs(self.url)
-
-    def __reduce__(self):
-        return RemotePath, (self.url,)
+class RemotePath(PurePosixPath):
+    """A URL as a path: pathlib computes its parts, fsspec reads it."""
 
     def __str__(self) -> str:
-        return self.url
-
-    __repr__ = __str__
-
-    def __fspath__(self) -> str:
-        return self.url
-
-    def __eq__(self, other) -> bool:
-        return isinstance(other, RemotePath) and self.url == other.url
-
-    def __lt__(self, other: RemotePath) -> bool:
-        return self.url < other.url
-
-    def __hash__(self) -> int:
-        return hash(self.url)
-
-    def __truediv__(self, name: str) -> RemotePath:
-        return RemotePath(f"{self.url}/{name}")
+        return super().__str__().replace(":/", "://", 1)  # pathlib merges the slashes
 
     @property
-    def name(self) -> str:
-        """The last part of the path."""
-        return self.url.rsplit("/", 1)[-1]
-
-    @property
-    def parent(self) -> RemotePath:
-        """The folder that contains the path."""
-        return RemotePath(self.url.rsplit("/", 1)[0])
+    def fs(self) -> fsspec.AbstractFileSystem:
+        """The file system that knows the URL; fsspec creates it once."""
+        return fsspec.core.url_to_fs(str(self))[0]
 
     def is_file(self) -> bool:
         """Return whether the path is a file."""
-        return self.fs.isfile(self._key)
+        return self.fs.isfile(str(self))
 
     def is_dir(self) -> bool:
         """Return whether the path is a folder."""
-        return self.fs.isdir(self._key)
+        return self.fs.isdir(str(self))
 
     def iterdir(self) -> Iterator[RemotePath]:
         """Yield the files and folders in the folder."""
-        for entry in self.fs.ls(self._key, detail=False):
-            yield self / entry.rstrip("/").rsplit("/", 1)[-1]
+        for entry in self.fs.ls(str(self), detail=False):
+            yield self / PurePosixPath(entry).name
 
     def read_text(self) -> str:
         """Return the whole file as UTF-8 text."""
-        return self.fs.cat_file(self._key).decode()
-
-    def file_version(self) -> FileVersion:
-        """Return the file's size and what the file system reports as its version."""
-        info = self.fs.info(self._key)
-        versions = [str(info[key]) for key in _VERSION_KEYS if info.get(key)]
-        return FileVersion(int(info["size"]), versions[0] if versions else "")
-
-    def read_ranges(self, ranges: Sequence[ByteRange]) -> list[bytes]:
-        """Read byte ranges by concurrent requests, with nearby ranges merged into one request."""
-        merged = merge_ranges(ranges)
-        starts = [start for start, _ in merged]
-        stops = [start + length for start, length in merged]
-        blocks = self.fs.cat_ranges([self._key] * len(merged), starts, stops, on_error="raise")
-        return [_cut(starts, blocks, start, length) for start, length in ranges]
+        return self.fs.cat_file(str(self)).decode()
 
 
 AnyPath = Path | RemotePath
@@ -111,12 +60,14 @@ def as_path(path: str | os.PathLike) -> AnyPath:
     return RemotePath(path) if "://" in os.fspath(path) else Path(path)
 
 
-def file_version(path: AnyPath) -> FileVersion:
-    """Return the values that identify the present content of a file."""
-    if isinstance(path, RemotePath):
-        return path.file_version()
-    info = path.stat()
-    return FileVersion(info.st_size, str(info.st_mtime_ns))
+def file_version(path: AnyPath) -> tuple[int, str]:
+    """Return (size, version) of a file; they change when its content changes."""
+    if not isinstance(path, RemotePath):
+        info = path.stat()
+        return info.st_size, str(info.st_mtime_ns)
+    info = path.fs.info(str(path))
+    versions = [str(info[key]) for key in _VERSION_KEYS if info.get(key)]
+    return int(info["size"]), next(iter(versions), "")
 
 
 class MappedFile:
@@ -148,12 +99,25 @@ class RemoteFile:
     """A remote file that is read by ranges."""
 
     def __init__(self, path: RemotePath):
-        self._path = path
-        self.size = path.file_version().size
+        self._url = str(path)
+        self._fs = path.fs
+        self.size, _ = file_version(path)
 
     def read(self, ranges: Sequence[ByteRange]) -> list[memoryview]:
-        """Return the bytes of each range; shorter where the file ends."""
-        return [memoryview(data) for data in self._path.read_ranges(ranges)]
+        """Return the bytes of each range; shorter where the file ends.
+
+        The requests are concurrent, and nearby ranges share one.
+        """
+        merged = merge_ranges(ranges)
+        starts = [start for start, _ in merged]
+        stops = [start + length for start, length in merged]
+        blocks = self._fs.cat_ranges([self._url] * len(merged), starts, stops, on_error="raise")
+        views = []
+        for start, length in ranges:
+            block = bisect.bisect_right(starts, start) - 1
+            offset = start - starts[block]
+            views.append(memoryview(blocks[block])[offset : offset + length])
+        return views
 
 
 def open_file(path: AnyPath) -> MappedFile | RemoteFile:
@@ -163,22 +127,15 @@ def open_file(path: AnyPath) -> MappedFile | RemoteFile:
 
 def merge_ranges(ranges: Sequence[ByteRange], gap: int = GAP) -> list[ByteRange]:
     """Return sorted ranges that cover `ranges`; ranges at most `gap` bytes apart become one."""
-    merged: list[ByteRange] = []
-    for start, length in sorted(ranges):
-        if merged:
-            last_start, last_length = merged[-1]
-            if start <= last_start + last_length + gap:
-                merged[-1] = (last_start, max(last_length, start + length - last_start))
-                continue
-        merged.append((start, length))
+    first, *others = sorted(ranges)
+    merged = [first]
+    for start, length in others:
+        last_start, last_length = merged[-1]
+        if start > last_start + last_length + gap:
+            merged.append((start, length))
+        else:
+            merged[-1] = (last_start, max(last_length, start + length - last_start))
     return merged
-
-
-def _cut(starts: Sequence[int], blocks: Sequence[bytes], start: int, length: int) -> bytes:
-    """Return a range out of the blocks that were read; `starts` are their offsets, ascending."""
-    block = bisect.bisect_right(starts, start) - 1
-    offset = start - starts[block]
-    return blocks[block][offset : offset + length]
 
 
 def allow_open_files(count: int) -> None:
@@ -188,8 +145,6 @@ def allow_open_files(count: int) -> None:
     1024.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = 2 * count + 1024
-    if soft == resource.RLIM_INFINITY or soft >= needed:
-        return
-    limit = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    limits = [limit for limit in (2 * count + 1024, hard) if limit != resource.RLIM_INFINITY]
+    if soft != resource.RLIM_INFINITY and soft < min(limits):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(limits), hard))

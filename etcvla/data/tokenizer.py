@@ -86,32 +86,31 @@ class TokenLayout:
                 f"layout: {self.loc.count} loc and {self.seg.count} seg ids, "
                 f"expected {NUM_LOC} and {NUM_SEG}"
             )
-        if self.action.count < 1 or self.text.count < 1:
+        if min(self.action.count, self.text.count) < 1:
             raise UserError(
-                f"layout: no room for actions {tuple(self.action)} beside text {tuple(self.text)} "
-                "(offset, count); use fewer FAST tokens"
+                f"layout: no room for actions {self.action} beside text {self.text}; "
+                "use fewer FAST tokens"
             )
         if self._is_openpi and self.action.stop != self.seg.offset:
             raise UserError(
                 f"layout openpi: actions end at {self.action.stop}, expected {self.seg.offset}, "
                 "where segmentation tokens begin"
             )
-        self._check_disjoint()
-        specials = {"pad": self.pad, "eos": self.eos, "bos": self.bos, "unk": self.unk}
-        ids = set(specials.values())
-        if len(ids) < len(specials) or not all(self.text.contains(token) for token in ids):
-            raise UserError(f"layout: {specials} must be four different ids of text {self.text}")
-
-    def _check_disjoint(self) -> None:
         ranges = self.ranges
         if self._is_openpi:
-            del ranges["action"]
-        ordered = sorted(ranges.items(), key=lambda item: item[1].offset)
-        for (name, id_range), (next_name, next_range) in itertools.pairwise(ordered):
-            if id_range.stop > next_range.offset:
+            del ranges["action"]  # which overlap the locations
+        ordered = sorted(ranges, key=ranges.get)
+        for name, next_name in itertools.pairwise(ordered):
+            if ranges[name].stop > ranges[next_name].offset:
                 raise UserError(
-                    f"layout: {name} ids {id_range} overlap {next_name} ids {next_range}"
+                    f"layout: {name} ids {ranges[name]} overlap {next_name} ids {ranges[next_name]}"
                 )
+        specials = {self.pad, self.eos, self.bos, self.unk}
+        if len(specials) < 4 or not all(map(self.text.contains, specials)):
+            raise UserError(
+                f"layout: pad {self.pad}, eos {self.eos}, bos {self.bos}, unk {self.unk} must be "
+                f"four different ids of text {self.text}"
+            )
 
     @property
     def _is_openpi(self) -> bool:
@@ -122,14 +121,11 @@ class TokenLayout:
         """The ranges by name."""
         return {"text": self.text, "action": self.action, "loc": self.loc, "seg": self.seg}
 
-    def action_id(self, token: int) -> int:
-        """Return the id of a FAST token."""
-        return self.action.stop - 1 - token if self._is_openpi else self.action.offset + token
-
-    def action_token(self, token_id: int) -> int:
-        """Return the FAST token of an id; the inverse of `action_id`."""
-        last = self.action.stop - 1
-        return last - token_id if self._is_openpi else token_id - self.action.offset
+    @property
+    def action_ids(self) -> range:
+        """The ids of the FAST tokens 0, 1, ...; with openpi's layout they descend."""
+        ids = range(self.action.offset, self.action.stop)
+        return ids[::-1] if self._is_openpi else ids
 
     @property
     def vocab_size(self) -> int:
@@ -294,25 +290,24 @@ class Tokenizer:
 
     def action_ids(self, fast_tokens: Sequence[int]) -> list[int]:
         """Return the ids of FAST tokens. Raises ValueError outside 0 .. layout.action.count - 1."""
-        count = self.layout.action.count
-        if any(not 0 <= token < count for token in fast_tokens):
+        ids = self.layout.action_ids
+        if any(not 0 <= token < len(ids) for token in fast_tokens):
             raise ValueError(
-                f"FAST tokens must be in [0, {count}), got {min(fast_tokens)} .. {max(fast_tokens)}"
+                f"FAST tokens must be in [0, {len(ids)}), got "
+                f"{min(fast_tokens)} .. {max(fast_tokens)}"
             )
-        return [self.layout.action_id(int(token)) for token in fast_tokens]
+        return [ids[token] for token in fast_tokens]
 
     def action_tokens(self, ids: Sequence[int]) -> list[int]:
         """Return the FAST tokens of action ids; the inverse of `action_ids`.
 
         Raises ValueError for an id that is not an action.
         """
-        ids = [int(token) for token in ids]
-        outside = [token for token in ids if not self.layout.action.contains(token)]
+        action_ids = self.layout.action_ids
+        outside = [token for token in ids if token not in action_ids]
         if outside:
-            raise ValueError(
-                f"not action ids {tuple(self.layout.action)} (offset, count): {outside[:8]}"
-            )
-        return [self.layout.action_token(token) for token in ids]
+            raise ValueError(f"not action ids {action_ids}: {outside[:8]}")
+        return [action_ids.index(token) for token in ids]
 
     def describe(self, text: str) -> str:
         """Return the layout's table, the ids of a text, and the first and last id of each range."""

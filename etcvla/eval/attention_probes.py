@@ -124,7 +124,7 @@ def record_activations(policy: Policy, probes: Sequence[Probe], *, seed: int = 0
     noise = np.random.default_rng(seed).standard_normal(shape, np.float32)
     acts = policy.assets.action_spec and policy.head == "flow"
 
-    def _record(rows: np.ndarray) -> dict[str, jax.Array]:
+    def _record(rows: np.ndarray) -> dict:
         """Return the features and the attention of some probes."""
         batch_probes = [probes[i] for i in rows]
         images = [probe.images for probe in batch_probes]
@@ -155,9 +155,7 @@ def record_activations(policy: Policy, probes: Sequence[Probe], *, seed: int = 0
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _record_questions(
-    model: VLA, params: Params, batch: Batch, indicators: jax.Array
-) -> dict[str, jax.Array]:
+def _record_questions(model: VLA, params: Params, batch: Batch, indicators: jax.Array) -> dict:
     """Return the features and the attention of question prompts.
 
     Args:
@@ -170,6 +168,8 @@ def _record_questions(
     layers = sown["intermediates"]["llm"]["layers"]
     (streams,) = layers["streams"]
     hidden = streams[0]
+    (vision,) = sown["intermediates"]["img"]["Transformer"]["encoderblock"]["tokens"]
+    vision = vision.reshape(len(vision), len(hidden[0]), -1, *vision.shape[2:])
     tokens = model.config.siglip.tokens
     text = batch["segment"] > 0
     image_columns = batch["image_mask"].shape[1] * tokens
@@ -178,7 +178,7 @@ def _record_questions(
     is_last = jnp.arange(is_question.shape[1]) == last_column
     text_sum = (hidden * is_question[..., None]).sum(axis=2)
     return {
-        "vision": _first_camera_tokens(sown, len(text)).mean(axis=2),
+        "vision": vision[:, :, 0].mean(axis=2),  # of the first camera
         "image": hidden[:, :, :tokens].mean(axis=2),
         "text": text_sum / is_question.sum(axis=1)[:, None],
         "question": _attention(model, layers, 0, is_question, indicators),
@@ -189,7 +189,7 @@ def _record_questions(
 @functools.partial(jax.jit, static_argnums=0)
 def _record_actions(
     model: VLA, params: Params, batch: Batch, indicators: jax.Array, noise: jax.Array
-) -> dict[str, jax.Array]:
+) -> dict:
     """Return the attention [layers, B, 3] of the action expert's tokens as "action".
 
     Args:
@@ -205,13 +205,6 @@ def _record_actions(
     is_action = jnp.arange(columns) >= columns - noise.shape[2]  # a state token may come first
     is_action = jnp.broadcast_to(is_action, (len(indicators), columns))
     return {"action": _attention(model, layers, 1, is_action, indicators)}
-
-
-def _first_camera_tokens(sown: Mapping, batch_size: int) -> jax.Array:
-    """Return the image tower's tokens [layers, B, I, D] of the first camera."""
-    (tokens,) = sown["intermediates"]["img"]["Transformer"]["encoderblock"]["tokens"]
-    tokens = tokens.reshape(len(tokens), batch_size, -1, *tokens.shape[2:])
-    return tokens[:, :, 0]
 
 
 def _attention(

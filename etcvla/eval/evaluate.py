@@ -105,7 +105,7 @@ def evaluate(checkpoint_path: str, spec: EvaluationSpec) -> dict[str, Any]:
     return scores
 
 
-def _read_scores(out: epath.Path) -> dict[str, Any]:
+def _read_scores(out: epath.Path) -> dict:
     path = out / "scores.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
@@ -114,7 +114,7 @@ def _act(
     checkpoint_path: str,
     policy: Policy,
     spec: EvaluationSpec,
-    request: Mapping[str, Any],
+    request: Mapping,
     out: epath.Path,
 ) -> list[TrialResult]:
     simulator = sims.get(spec.simulator)
@@ -132,7 +132,7 @@ def _act(
     )
 
 
-def _score_questions(policy: Policy, spec: EvaluationSpec, out: epath.Path) -> dict[str, Any]:
+def _score_questions(policy: Policy, spec: EvaluationSpec, out: epath.Path) -> dict:
     """Return "etc" and "mm" of scores.json, and write examples.json."""
     scores: dict[str, Any] = {"etc": {}}
     examples = []

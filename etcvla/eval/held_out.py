@@ -66,7 +66,7 @@ class HeldOutEvaluation:
         self._stage.row_builder()  # raises its errors before anything compiles
         settings = StepSettings.from_config(config, stage.assets.tokenizer.layout.loc.offset)
 
-        def _metrics(params: Params, batch: Batch, step: int) -> dict[str, jax.Array]:
+        def _metrics(params: Params, batch: Batch, step: int) -> dict:
             key = jax.random.fold_in(jax.random.key(config.seed), step)
             with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
                 losses = compute_losses(stage.model, params, batch, key, settings)
@@ -84,7 +84,7 @@ class HeldOutEvaluation:
         """
         return self._row_metrics(params) | self._question_metrics(params)
 
-    def _row_metrics(self, params: Params) -> dict[str, float]:
+    def _row_metrics(self, params: Params) -> dict:
         size = self._stage.config.batch_size
         batches = self._stage.batches(0, sharding.local_rows(size, self._mesh))
         metrics = []
@@ -93,7 +93,7 @@ class HeldOutEvaluation:
             metrics.append(self._metrics(params, batch, step))
         return average_metrics(jax.device_get(metrics))
 
-    def _question_metrics(self, params: Params) -> dict[str, float]:
+    def _question_metrics(self, params: Params) -> dict:
         if not self.questions:
             return {}
         metrics = {}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -83,7 +82,7 @@ class ActingEvaluation:
         return metrics
 
 
-def _group_metrics(suite_name: str, group: Mapping[str, Any]) -> dict[str, float]:
+def _group_metrics(suite_name: str, group: Mapping) -> dict:
     names = ["act", suite_name]
     if group["intervention"] != "right":
         names.append(group["intervention"])
@@ -120,7 +119,7 @@ def make_evaluation(stage: Stage, mesh: Mesh) -> Evaluation:
         benchmark = Benchmark(suite, suite.select_tasks(config.tasks), config.trials, protocol)
         evaluations.append(ActingEvaluation(stage, mesh, benchmark=benchmark, python=python))
 
-    def _evaluate(params: Params) -> dict[str, float]:
+    def _evaluate(params: Params) -> dict:
         metrics = {}
         for evaluation in evaluations:
             metrics |= evaluation(params)

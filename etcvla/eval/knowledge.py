@@ -1,6 +1,6 @@
 """Compare what checkpoints know: answers by kind, drift of features, and attention to objects.
 
-docs/knowledge.md explains the measures; `etcvla.pages.knowledge` draws the results.
+docs/evaluate.md explains the measures; `etcvla.pages.knowledge` draws the results.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def attention_gains(
 
 def _attention_gain(
     attention: np.ndarray, areas: np.ndarray, other_areas: np.ndarray, seed: int
-) -> dict[str, float]:
+) -> dict:
     """Return the gain in one layer.
 
     Args:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 
 from etils import epath
@@ -90,8 +91,8 @@ class ResultsLog:
             )
         if complete != text:
             write_atomically(self._episodes_path, complete)
-        rows = csv.DictReader(complete.splitlines())
-        return {tuple(row[column] for column in TRIAL_COLUMNS): row for row in rows}
+        key = operator.itemgetter(*TRIAL_COLUMNS)
+        return {key(row): row for row in csv.DictReader(complete.splitlines())}
 
     def _write_video(self, result: TrialResult) -> None:
         trial = result.trial

@@ -162,7 +162,7 @@ def score_by_kind(
     return scores
 
 
-def _mean_scores(answered: Sequence[Question]) -> dict[str, float]:
+def _mean_scores(answered: Sequence[Question]) -> dict:
     """Return the means of the scores of `score_answer` other than "correct".
 
     `<name>_count` is the number of answers that have the score `<name>`.

@@ -16,7 +16,6 @@ import signal
 import sys
 import time
 from multiprocessing.connection import Connection
-from typing import Any
 
 import numpy as np
 
@@ -116,7 +115,7 @@ def _run_trial(
     )
 
 
-def _apply_intervention(observation: dict[str, Any], trial: Trial) -> dict[str, Any]:
+def _apply_intervention(observation: dict, trial: Trial) -> dict:
     if trial.intervention != "blank_image":
         return observation
     images = observation["images"].items()

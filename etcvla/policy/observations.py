@@ -99,7 +99,10 @@ class ObservationTransforms:
             A=config.action_dim,
         )
         for i, images in enumerate(frames):
-            rows.put_images({name: field[i] for name, field in batch.items()}, images)
+            row = {name: field[i] for name, field in batch.items()}
+            for camera, image in enumerate(images):
+                if image is not None:
+                    rows.put_image(row, camera, image)
         return batch
 
     def normalized_state(self, state: np.ndarray) -> np.ndarray:

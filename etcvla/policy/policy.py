@@ -91,14 +91,14 @@ class Policy:
 
     @classmethod
     def load(cls, path: str, *, quantize: str | None = None, **options: Any) -> Policy:
-        """Load the EMA parameters of a checkpoint.
+        """Load a policy with the EMA parameters of a checkpoint.
 
         Args:
           path: a workdir, or the folder of one of its checkpoints.
           quantize: "int8" loads weights of eight bits, see `etcvla.models.quantize`.
-          options: fields of `PolicyOptions`. The default of head is the head that the
-            checkpoint's stage trained (flow before fast), and that of max_fast_tokens is the
-            stage's. text_len=None means the text length of the stage's rows.
+          options: fields of `PolicyOptions`. By default, head is the head that the checkpoint's
+            stage trained (flow before fast), and max_fast_tokens is that of the stage.
+            text_len=None means the text length of the stage's rows.
 
         Raises UserError if there is no checkpoint or an option is wrong.
         """
@@ -145,10 +145,10 @@ class Policy:
             )
 
     def warm_up(self, batch_size: int, instructions: Sequence[str]) -> None:
-        """Compile `act` for a batch size, and pad all later prompts to the longest of these.
+        """Compile `act` for a batch size and for the longest of the instructions.
 
-        A single shape has a single program, so an action never depends on the other rows of its
-        batch. Raises UserError as `infer` does.
+        All later prompts are padded to at least its length. One shape has one program, so an
+        action never depends on the other rows of its batch. Raises UserError as `infer` does.
         """
         self.check_can_act()
         # Very large numbers have the longest text as state bins.

@@ -125,7 +125,7 @@ def check_protocol(sender: str, message: Mapping[str, Any]) -> None:
         )
 
 
-def _flatten(message: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(message: Mapping, prefix: str = "") -> dict:
     fields = {}
     for name, value in message.items():
         if isinstance(value, dict):
@@ -135,7 +135,7 @@ def _flatten(message: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return fields
 
 
-def _find_format(fields: Mapping[str, Any], cameras: Sequence[str]) -> ClientFormat:
+def _find_format(fields: Mapping, cameras: Sequence[str]) -> ClientFormat:
     """Return the first format whose fields are all present.
 
     Raises UserError with the missing fields of the format that lacks the fewest.

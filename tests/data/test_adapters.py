@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +30,7 @@ from etcvla.errors import UserError
 from tests.data.handmade_rlds import METADATA, png, write_rlds
 from tests.golden_dir import golden
 
+REPOSITORY = Path(__file__).parents[2]
 STATE = "observation/state"
 INSTRUCTION = "language_instruction"
 PUBLIC = {"bridge_dataset": "bridge_v2", "libero_spatial_no_noops": "libero"}
@@ -404,3 +407,20 @@ def test_errors_name_what_is_wrong_in_an_adapter_file(tmp_path, text, problem):
 def test_missing_adapter_file_is_an_error(tmp_path):
     with pytest.raises(UserError, match="no file .*robot.json"):
         find_adapter(str(tmp_path / "robot.json"))
+
+
+def test_adapter_of_the_documentation_is_valid(tmp_path):
+    """The example in docs/train_your_robot.md has fields that exist, with values of their types."""
+    page = (REPOSITORY / "docs" / "train_your_robot.md").read_text()
+    (example,) = re.findall(r"^```(?:json)?\n(\{.*?\})\n```$", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "my_robot.json").write_text(example)
+    found = find_adapter(str(tmp_path / "my_robot.json"))
+    assert found.rotated_cameras == tuple(found.cameras) == ("front",)
+    assert found.annotation.position == (STATE, 0)
+    assert found.annotation.episode_id == "file_path"
+
+
+def test_adapter_file_may_be_toml(tmp_path):
+    (tmp_path / "robot.toml").write_text('base = "libero"\nrate = 10.0\n')
+    found = find_adapter(str(tmp_path / "robot.toml"))
+    assert found == dataclasses.replace(ADAPTERS["libero"], rate=10.0)

@@ -68,16 +68,16 @@ def test_column_of_changed_files_is_read_again(folder):
     assert after.shape == before.shape and (after != before).any()
 
 
-def test_subsets_of_episodes_have_separate_columns(folder):
-    whole = RLDSDataset(folder).column("action")
-    for _ in range(2):
-        np.testing.assert_array_equal(
-            RLDSDataset(folder, episodes=[2]).column("action"), whole[14:21]
-        )
-        np.testing.assert_array_equal(
-            RLDSDataset(folder, episodes=[3, 0]).column("action")[:7], whole[21:]
-        )
-    np.testing.assert_array_equal(RLDSDataset(folder).column("action"), whole)
+def test_dataset_without_its_damaged_episodes_has_separate_columns(tmp_path):
+    damaged = robot_episode(1) | {"language_instruction": [b"short"]}
+    episodes = [robot_episode(0), damaged, robot_episode(2)]
+    write_rlds(tmp_path, episodes, steps=robot_steps())
+    part = RLDSDataset(tmp_path, damaged="skip")
+    assert part.num_frames == 14
+    expected = np.concatenate([episodes[0]["action"], episodes[2]["action"]]).reshape(14, 2)
+    np.testing.assert_array_equal(part.column("action"), expected)
+    assert list((tmp_path / ".etcvla" / "train").glob("*/action"))  # not that of the whole split
+    np.testing.assert_array_equal(RLDSDataset(tmp_path, damaged="skip").column("action"), expected)
 
 
 def test_wide_tensors_and_texts_are_not_cached(tmp_path):
@@ -129,9 +129,10 @@ def test_item_kinds_are_read_once(folder, monkeypatch):
         again.candidates("afordance")
 
 
-def test_unwritable_cache_is_logged_and_column_still_works(folder, tmp_path, caplog):
-    (tmp_path / "file").touch()
-    dataset = RLDSDataset(folder, cache_dir=tmp_path / "file" / "cache")
+def test_unwritable_cache_is_logged_and_column_still_works(folder, monkeypatch, caplog):
+    (folder / ".etcvla").touch()  # even root cannot write below a file
+    monkeypatch.setenv("ETCVLA_INDEX", str(folder / ".etcvla" / "apart"))
+    dataset = RLDSDataset(folder)
     column = dataset.column("action")
     assert "action is computed again" in caplog.text and not column.flags.writeable
     np.testing.assert_array_equal(column, RLDSDataset(folder).column("action"))

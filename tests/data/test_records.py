@@ -138,7 +138,7 @@ def test_truncated_file_names_record_and_offset(three_records, lost):
     ):
         list(TFRecordShard(path).records())
     damage = []
-    assert len(list(TFRecordShard(path).records(damage=damage))) == 2
+    assert len(list(TFRecordShard(path).records(report=damage.append))) == 2
     assert len(damage) == 1 and "record 2" in str(damage[0])
 
 
@@ -161,7 +161,7 @@ def test_damaged_payload_raises_with_verify_crc(three_records):
     with pytest.raises(RecordError, match="record 1 .*damaged payload"):
         list(TFRecordShard(path).records(verify_crc=True))
     damage = []
-    records = TFRecordShard(path).records(verify_crc=True, damage=damage)
+    records = TFRecordShard(path).records(verify_crc=True, report=damage.append)
     assert [number for number, *_ in records] == [0, 2]
     assert len(damage) == 1
 

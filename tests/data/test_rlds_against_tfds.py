@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from etcvla.data.rlds import RLDSDataset
+from etcvla.errors import UserError
 from etcvla.etc.items import Item
 from etcvla.sims.rollout import Episode
 from tests.etc.synthetic_annotation import make_annotation
@@ -287,7 +288,7 @@ def plain(value):
 @pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
 def test_nested_lists_in_both_file_formats(tmp_path, file_format):
     folder = build(tmp_path, nested_features(), [nested_episode(3), nested_episode(2)], file_format)
-    dataset = RLDSDataset(folder, verify_crc=True)
+    dataset = RLDSDataset(folder)
     assert dataset.whole_records == (file_format == "array_record") and sorted(
         dataset.lengths.tolist()
     ) == [2, 3]
@@ -301,38 +302,8 @@ def test_nested_lists_in_both_file_formats(tmp_path, file_format):
     np.testing.assert_array_equal(dataset.window(0, "action", 2)[0][:, 0], [0, 1])
 
 
-def test_image_text_dataset_without_steps(tmp_path):
-    F = tfds.features
-    features = F.FeaturesDict(
-        {
-            "image": F.Image(shape=(None, None, 3), encoding_format="png"),
-            "caption": F.Text(),
-            "questions": F.Sequence({"text": F.Text(), "answers": F.Sequence(F.Text())}),
-            "label": F.ClassLabel(num_classes=3),
-            "boxes": F.Sequence(F.BBoxFeature()),
-            "numbers": F.Tensor(shape=(None,), dtype=np.float32),
-        }
-    )
-    rng = np.random.default_rng(0)
-    examples = []
-    for i in range(3):
-        example = {
-            "image": rng.integers(0, 256, (4 + i, 5, 3), np.uint8),
-            "caption": f"picture {i}",
-            "label": i,
-            "questions": [{"text": f"{i} {q}", "answers": ["yes"] * q} for q in range(i)],
-            "boxes": [F.BBox(0.0, 0.25, 0.5, 1.0)] * i,
-            "numbers": np.arange(i + 1, dtype=np.float32),
-        }
-        examples.append(example)
-    dataset = RLDSDataset(build(tmp_path, features, examples))
-    assert dataset.lengths.tolist() == [1, 1, 1] and dataset.metadata(0) == {}
-    for frame in range(3):
-        got = dataset.frame(frame, list(dataset.features))
-        want = examples[got["label"]]
-        np.testing.assert_array_equal(got["image"], want["image"])
-        np.testing.assert_array_equal(got["numbers"], want["numbers"])
-        assert got["caption"] == want["caption"] and np.shape(got["boxes"]) == (got["label"], 4)
-        assert got["questions/text"] == [q["text"] for q in want["questions"]]
-        assert got["questions/answers"] == [q["answers"] for q in want["questions"]]
-    assert dataset.column("caption") == [f"picture {label}" for label in dataset.column("label")]
+def test_dataset_without_steps_raises(tmp_path):
+    features = tfds.features.FeaturesDict({"caption": tfds.features.Text()})
+    folder = build(tmp_path, features, [{"caption": "a picture"}])
+    with pytest.raises(UserError, match="features.json describes no features of steps"):
+        RLDSDataset(folder)

@@ -58,7 +58,7 @@ def file_contents(path):
 def test_splits_and_all_values_of_the_source_are_kept(folder, calibrated, split, episodes):
     assert calibrated.parts[-2:] == ("toy_robot", "1.0.0")
     source = RLDSDataset(folder / "toy_robot", split)
-    result = RLDSDataset(calibrated, split, verify_crc=True)
+    result = RLDSDataset(calibrated, split)
     assert result.num_episodes == episodes
     assert set(source.features) < set(result.features)
     for frame in range(0, source.num_frames, 7):
@@ -181,7 +181,7 @@ def test_other_settings_restart_an_unfinished_build(folder, tmp_path):
     (partial / "handmade-train.tfrecord-00000-of-00001").write_bytes(b"of another build")
     (partial / ".add_etc" / "settings.json").write_text("{}")
     path, _ = convert(folder, tmp_path)
-    assert RLDSDataset(path, "train", verify_crc=True).num_episodes == 3
+    assert RLDSDataset(path, "train").num_episodes == 3
     assert not partial.exists()
 
 

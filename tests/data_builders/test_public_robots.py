@@ -254,7 +254,7 @@ def test_array_record_and_tfrecord_sources_give_the_same_files(datasets_by_forma
 
 def test_array_record_source_keeps_its_values(datasets_by_format):
     source, path = datasets_by_format["array_record"]
-    dataset = RLDSDataset(path, verify_crc=True)
+    dataset = RLDSDataset(path)
     np.testing.assert_array_equal(dataset.column("action"), source.column("action"))
     number = int(dataset.metadata(1)["file_path"].removeprefix("success/"))
     image = dataset.frame(70, ["observation/front"])["observation/front"]

@@ -1,4 +1,6 @@
-"""A table of adapters, which say how datasets with other conventions are read.
+"""Adapters, which say how datasets with other conventions are read.
+
+Each TOML file of this package is the adapter of a public dataset: a new file adds one.
 
 After adaptation a frame has observation/<camera>, observation/state, language_instruction and
 action, and a gripper action is 1 for open and 0 for closed. Steps that a filter drops do not
@@ -7,7 +9,7 @@ its inverse, which turns a policy's actions into the robot's. An adapter also na
 that ETC annotation needs (`AnnotationSources`); the view of the dataset neither reads nor changes
 them.
 
-Sources of the table: the datasets' own builders, octo/data/oxe (octo-models/octo), openpi's
+Sources of the files: the datasets' own builders, octo/data/oxe (octo-models/octo), openpi's
 droid_rlds_dataset.py and OpenVLA's LIBERO conversion.
 """
 
@@ -16,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -103,10 +106,9 @@ class Adapter:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Adapter:
         """Return the adapter with these fields; the inverse of `to_dict`."""
-        fields = {name: _as_tuples(value) for name, value in fields.items()}
-        annotation = fields.pop("annotation", {})
-        annotation = {name: _as_tuples(value) for name, value in annotation.items()}
-        return cls(**fields, annotation=AnnotationSources(**annotation))
+        fields = _as_tuples(fields)
+        annotation = AnnotationSources(**fields.pop("annotation", {}))
+        return cls(**fields, annotation=annotation)
 
     @property
     def digest(self) -> str:
@@ -167,20 +169,21 @@ class Adapter:
         """
         if not self.idle_steps:
             return np.zeros(len(actions), bool)
+        # Positions and the gripper move if they change; velocities move if they are not zero.
+        positions = [dim for dim, _ in self.relative_dims]
+        positions += range(self.motion_dims, actions.shape[1])
+        reference = np.zeros_like(actions)
+        reference[:, positions] = actions[:, positions]
         steps = np.arange(len(actions))[:, None] + np.arange(self.idle_steps)
         ahead = actions[np.minimum(steps, len(actions) - 1)]  # [T, idle_steps, A]
-        # Positions and the gripper move if they change; velocities move if they are not zero.
-        reference = np.zeros_like(ahead[:, :1])
-        position_dims = {dim for dim, _ in self.relative_dims}
-        position_dims.update(range(self.motion_dims, actions.shape[1]))
-        for dim in position_dims:
-            reference[:, 0, dim] = ahead[:, 0, dim]
-        moves = np.abs(ahead - reference) > IDLE
+        moves = np.abs(ahead - reference[:, None]) > IDLE
         return ~moves.any(axis=(1, 2))
 
 
 def _as_tuples(value: Any) -> Any:
     """Return the value with lists, at any depth, as tuples."""
+    if isinstance(value, Mapping):
+        return {name: _as_tuples(element) for name, element in value.items()}
     return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
@@ -243,128 +246,48 @@ def drop_no_ops(actions: np.ndarray, motion_dims: int) -> np.ndarray:
 # Filters of steps: (stored actions [T, A], motion dimensions) -> bool[T], the steps to drop.
 STEP_FILTERS = {"none": drop_no_steps, "first_zero": drop_first_zero, "no_ops": drop_no_ops}
 
-_LIBERO = Adapter(
-    cameras={"front": "observation/image", "wrist": "observation/wrist_image"},
-    rate=20.0,
-    step_filter="no_ops",
-    affine=((6, -0.5, 0.5),),  # stored: -1 open, 1 closed
-    annotation=AnnotationSources(
-        position=(STATE, 0),
-        frame="world",
-        opening=(STATE, 6),
-        open=0.04,  # metres that one finger has moved
-        episode_id="file_path",
-        calibration="libero_tabletop (spatial, goal), libero_floor (object)",
-    ),
-)
-_DROID = Adapter(
-    cameras={
-        "front": "observation/exterior_image_1_left",
-        "side": "observation/exterior_image_2_left",
-        "wrist": "observation/wrist_image_left",
-    },
-    state=("observation/joint_position", "observation/gripper_position"),
-    action=("action_dict/joint_velocity", "action_dict/gripper_position"),
-    instruction=(INSTRUCTION, "language_instruction_2", "language_instruction_3"),
-    rate=15.0,
-    episode_filter=("file_path", ".*success.*"),
-    idle_steps=8,
-    motion_dims=7,
-    affine=((7, -1.0, 1.0),),  # stored: 0 open, 1 closed
-    annotation=AnnotationSources(
-        position=("observation/cartesian_position", 0),
-        opening=("observation/gripper_position", 0),
-        closed=1.0,
-        open=0.0,
-        episode_id="file_path",
-        calibration="droid-dataset.github.io",
-    ),
-)
-
-ADAPTERS = {
-    # This project's datasets, and all datasets with the same feature names.
-    "own": Adapter(),
-    # The release of rail.eecs.berkeley.edu; OXE's older copy has other features.
-    "bridge_v2": Adapter(
-        cameras={
-            "front": "observation/image_0",
-            "side": "observation/image_1",
-            "back": "observation/image_2",
-            "wrist": "observation/image_3",
-        },
-        camera_flags={
-            "front": "has_image_0",
-            "side": "has_image_1",
-            "back": "has_image_2",
-            "wrist": "has_image_3",
-        },
-        rate=5.0,
-        episode_filter=("has_language", "True"),
-        step_filter="first_zero",
-        annotation=AnnotationSources(
-            position=(STATE, 0), opening=(STATE, 6), episode_id="file_path"
-        ),
-    ),
-    "droid": _DROID,
-    "droid_joint_position": dataclasses.replace(
-        _DROID,
-        action=("action_dict/joint_position", "action_dict/gripper_position"),
-        relative_dims=tuple((dim, dim) for dim in range(7)),
-    ),
-    # RT-1.
-    "fractal": Adapter(
-        cameras={"front": "observation/image"},
-        state=("observation/base_pose_tool_reached", "observation/gripper_closed"),
-        action=("action/world_vector", "action/rotation_delta", "action/gripper_closedness_action"),
-        instruction=("observation/natural_language_instruction",),
-        rate=3.0,
-        gripper_command_dims=(6,),
-        annotation=AnnotationSources(
-            position=("observation/base_pose_tool_reached", 0),
-            opening=("observation/gripper_closed", 0),
-            closed=1.0,
-            open=0.0,
-        ),
-    ),
-    # OpenVLA's modified_libero_rlds, with upright images.
-    "libero": _LIBERO,
-    # Images upside down, as the simulator renders them.
-    "libero_raw": dataclasses.replace(
-        _LIBERO,
-        rotated_cameras=("front", "wrist"),
-        annotation=dataclasses.replace(_LIBERO.annotation, calibration=""),
-    ),
-}
+_FILES = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.toml"))}
 
 
 def find_adapter(name: str) -> Adapter:
-    """Return an adapter of `ADAPTERS`, or the one that a JSON file defines.
+    """Return an adapter of `ADAPTERS`, or the one that a JSON or TOML file defines.
 
-    The file has fields of `Adapter`, and in "base" the name of the adapter that they change
-    ("own").
+    The file has fields of `Adapter`. "base" is the name of an adapter of this package that gives
+    the other fields; without it they have their defaults.
 
     Raises UserError for an unknown name or field (with the nearest one), or a malformed value.
     """
-    if not name.endswith(".json"):
-        return lookup(ADAPTERS, name, "adapter of a dataset")
+    if name.endswith((".json", ".toml")):
+        return _read_adapter(Path(name))
+    return lookup(ADAPTERS, name, "adapter of a dataset")
+
+
+def _read_adapter(path: Path) -> Adapter:
+    parse = json.loads if path.suffix == ".json" else tomllib.loads
     try:
-        fields = json.loads(Path(name).read_text())
+        fields = parse(path.read_text())
     except FileNotFoundError as error:
-        raise UserError(f"adapter of a dataset: no file {name}") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{name} is not JSON: {error}") from error
-    base = lookup(ADAPTERS, fields.pop("base", "own"), f"base in {name}").to_dict()
-    annotation = _override(base["annotation"], fields.pop("annotation", {}), name)
-    return Adapter.from_dict(_override(base, fields, name) | {"annotation": annotation})
+        raise UserError(f"adapter of a dataset: no file {path}") from error
+    except ValueError as error:  # of both parsers
+        raise UserError(f"{path} is not {path.suffix[1:].upper()}: {error}") from error
+    base = Adapter()
+    if "base" in fields:
+        base = _read_adapter(lookup(_FILES, fields.pop("base"), f"base in {path}"))
+    return Adapter.from_dict(_override(base.to_dict(), fields, path))
 
 
-def _override(base: dict[str, Any], fields: Mapping[str, Any], file: str) -> dict[str, Any]:
+def _override(base: dict[str, Any], fields: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Return `base` with the values of `fields`, which must be fields of the same types."""
+    result = dict(base)
     for field, value in fields.items():
-        base_value = lookup(base, field, f"field in {file}")
+        base_value = lookup(base, field, f"field in {path}")
         if isinstance(base_value, dict | list | str) and not isinstance(value, type(base_value)):
             raise UserError(
-                f"{file}: {field} is {json.dumps(value)}, "
+                f"{path}: {field} is {json.dumps(value)}, "
                 f"expected something like {json.dumps(base_value)}"
             )
-    return base | dict(fields)
+        result[field] = _override(base_value, value, path) if field == "annotation" else value
+    return result
+
+
+ADAPTERS = {name: _read_adapter(path) for name, path in _FILES.items()}
