@@ -70,6 +70,8 @@ setup(
         "etcvla": [
             "data/adapters/*.toml",
             "data/assets/*",
+            "models/*.toml",
+            "models/pretrained/*.toml",
             "pages/assets/*",
             "pages/templates/*",
             "sims/metaworld/tasks.toml",

@@ -13,8 +13,8 @@ action chunk):
 |                |                      | token (bidirectional within its segment)                |
 | weight         | float32[B, L]        | loss weight of the token                                |
 | action_segment | int32[B]             | segment whose prompt the expert reads; 0: no action     |
-| state          | float32[B, Q]        | normalised proprioception                               |
-| actions        | float32[B, P, A]     | normalised action chunk                                 |
+| state          | float32[B, Q]        | normalized proprioception                               |
+| actions        | float32[B, P, A]     | normalized action chunk                                 |
 | action_mask    | bool[B, P, A]        | false on padded action dimensions and on steps past the |
 |                |                      | end of the episode                                      |
 | stream         | int32[B, L]          | index of the token's stream in the mixture, for metrics |

@@ -6,14 +6,13 @@ python launch/convert.py --checkpoint=WORKDIR --to=openpi --out=DIR
 """
 
 import collections
-import math
 from collections.abc import Sequence
 
 from absl import flags
 
 from etcvla.errors import UserError
 from etcvla.models import pretrained
-from etcvla.models.pretrained.layout import ReleasedCheckpoint
+from etcvla.models.pretrained.layout import ReleasedCheckpoint, format_size
 from etcvla.models.variants import config_from_dict
 from etcvla.policy import Policy
 from etcvla.train.checkpoint import find_checkpoint
@@ -66,7 +65,7 @@ def describe(path: str) -> str:
     if checkpoint is not None:
         model = checkpoint.meta()["model"]
         shapes = pretrained.parameter_shapes(config_from_dict(model))
-        count = _count(list(shapes.values()))
+        count = format_size(shapes.values())
         return f"{path}: etcvla checkpoint, step {checkpoint.step}: {count}\n  {model}"
     released = pretrained.find(path)
     if released is None:
@@ -76,17 +75,12 @@ def describe(path: str) -> str:
 
 def _describe_released(checkpoint: ReleasedCheckpoint) -> str:
     tensors = list(checkpoint.tensors.values())
-    count = _count([tensor.shape for tensor in tensors])
+    count = format_size([tensor.shape for tensor in tensors])
     dtypes = collections.Counter(str(tensor.dtype) for tensor in tensors)
     dtype_counts = ", ".join(f"{number} {dtype}" for dtype, number in dtypes.items())
     lines = [f"{checkpoint.path}: {checkpoint.format}: {count}, {dtype_counts}"]
     lines += [f"  {field} = {value}" for field, value in checkpoint.sizes.items()]
     return "\n".join(lines)
-
-
-def _count(shapes: Sequence[tuple[int, ...]]) -> str:
-    size = sum(math.prod(shape) for shape in shapes)
-    return f"{size:,} parameters in {len(shapes)} arrays"
 
 
 if __name__ == "__main__":

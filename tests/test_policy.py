@@ -203,9 +203,9 @@ def test_kept_image_cache_is_used_for_the_same_images(flow_policy, monkeypatch):
     sample = policy._model._sample_actions
     reused = []
 
-    def sample_and_note(*args, image_cache, guide):
+    def sample_and_note(*args, image_cache):
         reused.append(image_cache is not None)
-        return sample(*args, image_cache=image_cache, guide=guide)
+        return sample(*args, image_cache=image_cache)
 
     monkeypatch.setattr(policy._model, "_sample_actions", sample_and_note)
     first = observe(stage, 0, 0)

@@ -48,7 +48,7 @@ class Decoded(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class FAST:
-    """A fitted action tokenizer for chunks float32[P, A] that are normalised to about [-1, 1]."""
+    """A fitted action tokenizer for chunks float32[P, A] that are normalized to about [-1, 1]."""
 
     bpe: Tokenizer
     horizon: int  # P

@@ -3,7 +3,7 @@
 The convention is that of openpi: time 1 is noise, time 0 is the action.
 
 x_t = t * noise + (1 - t) * actions, and the network regresses the velocity u = noise - actions
-(Lipman et al. 2022; pi0, arXiv 2410.24164). Axes as in `etcvla.models.ops`.
+(Lipman et al. 2022; pi0, arXiv 2410.24164). Axes as in `etcvla.models.types`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from etcvla.models.types import AnyShape, Chunks, FlowTimes, NoisyChunks, Shape
+
 # Upper bound of the strength of guidance at both ends of the integration (beta in arXiv
 # 2506.07339).
 MAX_STRENGTH = 5.0
 
-Velocity = Callable[[Float[Array, "B P A"], Float[Array, " B"]], Float[Array, "B P A"]]
+Velocity = Callable[[Chunks, Float[Array, " B"]], Chunks]
 
 
 class Guide(NamedTuple):
@@ -29,13 +31,20 @@ class Guide(NamedTuple):
     See real-time chunking, arXiv 2506.07339.
     """
 
-    # Normalised, from the first step of the new chunk on. Any value where the weight is 0.
-    actions: Float[Array, "B P A"]
+    # Normalized, from the first step of the new chunk on. Any value where the weight is 0.
+    actions: Chunks
     # How strongly each step is held to `actions`, 0 for not at all; see `soft_mask`.
     weight: Float[Array, "B P"]
 
 
-def sample_time(key: jax.Array, shape: tuple[int, ...]) -> Float[Array, "*shape"]:
+class Start(NamedTuple):
+    """The noise from which to integrate, and the chunks that the new ones continue."""
+
+    noise: Chunks
+    guide: Guide | None = None
+
+
+def sample_time(key: jax.Array, shape: Shape) -> AnyShape:
     """Sample t ~ 0.999 * Beta(1.5, 1) + 0.001.
 
     The distribution has more weight at the noisy end, where the observation decides (pi0). Beta(a,
@@ -45,8 +54,8 @@ def sample_time(key: jax.Array, shape: tuple[int, ...]) -> Float[Array, "*shape"
 
 
 def interpolate(
-    actions: Float[Array, "B P A"], noise: Float[Array, "B R P A"], time: Float[Array, "B R"]
-) -> tuple[Float[Array, "B R P A"], Float[Array, "B R P A"]]:
+    actions: Chunks, noise: NoisyChunks, time: FlowTimes
+) -> tuple[NoisyChunks, NoisyChunks]:
     """Compute (x_t, u) for R noise samples of each chunk."""
     t = time[..., None, None]
     actions = actions[:, None]
@@ -54,8 +63,8 @@ def interpolate(
 
 
 def integrate(
-    velocity: Velocity, noise: Float[Array, "B P A"], num_steps: int, guide: Guide | None = None
-) -> Float[Array, "B P A"]:
+    velocity: Velocity, noise: Chunks, num_steps: int, guide: Guide | None = None
+) -> Chunks:
     """Integrate from noise (time 1) to actions (time 0).
 
     Args:

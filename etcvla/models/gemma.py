@@ -3,32 +3,49 @@
 Stream 0 is the language model and stream 1 the action expert. They have the same depth, number of
 heads and head width, and different model widths. The streams interact only in attention: a stream
 reads its own keys and values and those of the streams before it, never those of later ones.
+Inputs and outputs are dicts from the number of a stream to its array; a stream may be absent.
 Parameters have the names of the released checkpoints; stream i > 0 has the suffix `_i`, as in
 openpi.
 
 Gemma 1 and Gemma 2 are supported. The additions of Gemma 2 (arXiv 2408.00118) are fields of
-`GemmaConfig` that are off by default. Axes as in `etcvla.models.ops`.
+`GemmaConfig` that are off by default. Axes as in `etcvla.models.types`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array
 
 from etcvla.models import ops
-from etcvla.models.lora import LoRA, Projection, Weight, dense, make_weight
+from etcvla.models.lora import ModuleOptions, Projection, Weight, dense, make_weight
 from etcvla.models.scan import scan_layers
+from etcvla.models.types import (
+    Flag,
+    Index,
+    Keys,
+    KVCache,
+    Logits,
+    Mask,
+    Positions,
+    Queries,
+    RopeTables,
+    Scalar,
+    Shape,
+    TokenIds,
+    Tokens,
+    Vectors,
+)
 
-KVCache = tuple[Array, Array]  # keys and values of stream 0, each float[depth, B, S, K, H]
-Mask = Array | tuple[Array, Array]  # bool[B, T, S] for all layers, or for (global, local) layers
-PerStream = Sequence[Array | None]  # one array per stream, None for an absent stream
+LANGUAGE = 0  # number of the language model's stream
+EXPERT = 1  # number of the action expert's stream
+Streams = Mapping[int, Array]  # one array per present stream
+LayerKV = tuple[Keys, Keys]  # keys and values of one layer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +68,7 @@ class GemmaConfig:
     # The outputs of attention and MLP are normalized before they are added to the residual.
     post_norms: bool = False
     # Split the MLP's width into this many parts, computed one after another to save memory. Used
-    # only where layers are rematerialised.
+    # only where layers are rematerialized.
     mlp_parts: int = 1
     # Number of keys that causal tokens read in local layers (the first, third, ...); 0: all layers
     # are global.
@@ -66,21 +83,21 @@ class GemmaConfig:
 class TokenStream:
     """The input of one stream."""
 
-    tokens: Float[Array, "B T D"]
-    positions: Int[Array, "B T"]
+    tokens: Tokens
+    positions: Positions
     mask: Mask  # over the keys of the streams before it (or of the cache) and its own
-    cond: Float[Array, "B T D"] | None = None  # condition of an adaptive stream
+    cond: Tokens | None = None  # condition of an adaptive stream
 
 
 @flax.struct.dataclass
 class LayerInputs:
-    """The inputs that all layers share. Lists have one entry per stream, None if it is absent."""
+    """The inputs that all layers share. Dicts have one entry per present stream."""
 
-    rope_tables: Sequence[ops.RopeTables | None]
-    masks: Sequence[Mask | None]
-    conds: PerStream
-    write_at: Int[Array, ""]  # cache column of the first new token of stream 0
-    gradient_scale: Float[Array, ""] | None
+    rope_tables: Mapping[int, RopeTables]
+    masks: Mapping[int, Mask]
+    conds: Mapping[int, Tokens | None]
+    write_at: Index  # cache column of the first new token of stream 0
+    gradient_scale: Scalar | None
 
 
 class RMSNorm(nn.Module):
@@ -91,34 +108,23 @@ class RMSNorm(nn.Module):
     """
 
     adaptive: bool
-    dtype: jnp.dtype
-    lora: LoRA
+    options: ModuleOptions
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "B T D"], cond: Float[Array, "B T D"] | None
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"] | None]:
+    def __call__(self, x: Tokens, cond: Tokens | None) -> tuple[Tokens, Tokens | None]:
         """Return the normalized `x` and the gate (None for a plain norm)."""
+        dtype = self.options.dtype
         width = x.shape[-1]
         normed = ops.rms_norm(x)
         if not self.adaptive:
             scale = self.param("scale", nn.initializers.zeros, (width,))
-            return (normed * (1 + scale)).astype(self.dtype), None
+            return (normed * (1 + scale)).astype(dtype), None
         # Zeros make the expert start with plain norms and closed gates (adaLN-Zero).
         zeros = nn.initializers.zeros
-        project = dense(
-            cond.shape[-1], 3 * width, self.dtype, self.lora, name="Dense_0", init=zeros
-        )
+        project = dense(cond.shape[-1], 3 * width, self.options, name="Dense_0", init=zeros)
         modulation = project(cond).astype(jnp.float32)
         scale, shift, gate = jnp.split(modulation, 3, axis=-1)
-        return (normed * (1 + scale) + shift).astype(self.dtype), gate.astype(self.dtype)
-
-
-def add_residual(
-    x: Float[Array, "B T D"], y: Float[Array, "B T D"], gate: Float[Array, "B T D"] | None
-) -> Float[Array, "B T D"]:
-    """Return x + y, or x + gate * y for an adaptive norm."""
-    return x + y if gate is None else x + gate * y
+        return (normed * (1 + scale) + shift).astype(dtype), gate.astype(dtype)
 
 
 class Attention(nn.Module):
@@ -126,52 +132,44 @@ class Attention(nn.Module):
 
     configs: Sequence[GemmaConfig]
     insulate: bool
-    dtype: jnp.dtype
-    lora: LoRA
+    options: ModuleOptions
 
     @nn.compact
     def __call__(
-        self, xs: PerStream, cache: KVCache | None, is_local: Bool[Array, ""], shared: LayerInputs
-    ) -> tuple[list[Array | None], KVCache]:
+        self, xs: Streams, cache: LayerKV | None, is_local: Flag, shared: LayerInputs
+    ) -> tuple[Streams, LayerKV]:
         """Return the output of each stream and the keys and values of stream 0."""
-        queries = [None] * len(xs)
-        keys = [None] * len(xs)
-        values = [None] * len(xs)
-        for i, x in enumerate(xs):
-            if x is not None:
-                queries[i], keys[i], values[i] = self._project(i, x, shared.rope_tables[i])
+        queries = {}
+        kvs = {}
+        for i, x in xs.items():
+            queries[i], kvs[i] = self._project(i, x, shared.rope_tables[i])
         if cache is not None:
-            keys[0], values[0] = _update_cache(cache, keys[0], values[0], shared.write_at)
-        outputs = [None] * len(xs)
-        for i, query in enumerate(queries):
-            if query is None:
-                continue
-            key = self._readable(i, keys, shared.gradient_scale)
-            value = self._readable(i, values, shared.gradient_scale)
+            kvs[LANGUAGE] = _update_cache(cache, kvs.get(LANGUAGE), shared.write_at)
+        outputs = {}
+        for i, query in queries.items():
+            key, value = self._readable(i, kvs, shared.gradient_scale)
             mask = _mask_of_layer(shared.masks[i], is_local)
             self.sow("intermediates", f"attention_inputs_{i}", (query, key, mask))
             heads = ops.attend(query, key, value, mask, self.configs[i].attn_softcap)
             outputs[i] = self._merge_heads(i, heads)
-        return outputs, (keys[0], values[0])
+        return outputs, kvs[LANGUAGE]
 
     def _readable(
-        self, stream: int, tensors: PerStream, gradient_scale: Float[Array, ""] | None
-    ) -> Float[Array, "B S K H"]:
-        """Concatenate the keys (or values) of the earlier streams and of this one.
+        self, stream: int, kvs: Mapping[int, LayerKV], gradient_scale: Scalar | None
+    ) -> LayerKV:
+        """Concatenate the keys and values of the earlier streams and of this one.
 
         The gradient to the earlier streams is scaled, or stopped with `insulate`.
         """
-        earlier = [x for x in tensors[:stream] if x is not None]
+        earlier = [kvs[i] for i in range(stream) if i in kvs]
         if gradient_scale is not None:
-            earlier = [ops.scale_gradient(x, gradient_scale) for x in earlier]
+            earlier = jax.tree.map(lambda x: ops.scale_gradient(x, gradient_scale), earlier)
         elif self.insulate:
-            earlier = [jax.lax.stop_gradient(x) for x in earlier]
-        return jnp.concatenate([*earlier, tensors[stream]], axis=1)
+            earlier = jax.lax.stop_gradient(earlier)
+        return jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=1), *earlier, kvs[stream])
 
-    def _project(
-        self, stream: int, x: Float[Array, "B T D"], tables: ops.RopeTables
-    ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
-        """Compute the scaled queries, keys and values of one stream."""
+    def _project(self, stream: int, x: Tokens, tables: RopeTables) -> tuple[Queries, LayerKV]:
+        """Compute the scaled queries, and the keys and values, of one stream."""
         cfg = self.configs[stream]
         q = self._projection(
             _suffix("q_einsum", stream),
@@ -187,9 +185,9 @@ class Attention(nn.Module):
             split=True,
         )(x)
         scale = (cfg.query_pre_attn_scalar or cfg.head_dim) ** -0.5
-        return ops.rope(q, tables) * scale, ops.rope(k, tables), v
+        return ops.rope(q, tables) * scale, (ops.rope(k, tables), v)
 
-    def _merge_heads(self, stream: int, heads: Float[Array, "B T N H"]) -> Float[Array, "B T D"]:
+    def _merge_heads(self, stream: int, heads: Queries) -> Tokens:
         """Project the outputs of the heads to the stream's width."""
         cfg = self.configs[stream]
         return self._projection(
@@ -200,48 +198,44 @@ class Attention(nn.Module):
         )(heads)
 
     def _projection(
-        self, name: str, equation: str, shape: tuple[int, ...], init: Callable, split: bool = False
+        self, name: str, equation: str, shape: Shape, init: Callable, split: bool = False
     ) -> Projection:
         return Projection(
-            equation, shape, self.dtype, self.lora, bias=False, split=split, init=init, name=name
+            equation, shape, self.options, bias=False, split=split, init=init, name=name
         )
 
 
 def _suffix(name: str, stream: int) -> str:
     """Return the name of a stream's parameter."""
-    return name if stream == 0 else f"{name}_{stream}"
+    return name if stream == LANGUAGE else f"{name}_{stream}"
 
 
-def _mask_of_layer(mask: Mask, is_local: Bool[Array, ""]) -> Bool[Array, "B T S"]:
+def _mask_of_layer(mask: Mask, is_local: Flag) -> Array:
     if isinstance(mask, tuple):
         global_mask, local_mask = mask
         return jnp.where(is_local, local_mask, global_mask)
     return mask
 
 
-def _update_cache(
-    cache: KVCache, k: Array | None, v: Array | None, write_at: Int[Array, ""]
-) -> KVCache:
+def _update_cache(cache: LayerKV, new: LayerKV | None, write_at: Index) -> LayerKV:
     """Write new keys and values of one layer, if any, into its cache from column `write_at`."""
-    if k is None:
+    if new is None:
         return cache
 
     def _write(old, new):
         return jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, write_at, 0, 0))
 
-    old_k, old_v = cache
-    return _write(old_k, k), _write(old_v, v)
+    return jax.tree.map(_write, cache, new)
 
 
 class FeedForward(nn.Module):
     """The gated MLP: down(gelu(gate(x)) * up(x))."""
 
     config: GemmaConfig
-    dtype: jnp.dtype
-    lora: LoRA
+    options: ModuleOptions
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def __call__(self, x: Tokens) -> Tokens:
         """Return the output of the MLP."""
         cfg = self.config
         gating = make_weight(
@@ -249,16 +243,12 @@ class FeedForward(nn.Module):
             "gating_einsum",
             nn.initializers.lecun_normal(in_axis=1, out_axis=2, batch_axis=(0,)),
             (2, cfg.width, cfg.mlp_dim),
-            self.dtype,
-            self.lora,
         )
         linear = make_weight(
             self,
             "linear",
             nn.initializers.lecun_normal(),
             (cfg.mlp_dim, cfg.width),
-            self.dtype,
-            self.lora,
         )
         if cfg.mlp_parts == 1:
             return _gated_mlp(x, gating, linear)
@@ -273,7 +263,7 @@ class FeedForward(nn.Module):
         return total
 
 
-def _gated_mlp(x: Float[Array, "B T D"], gating: Weight, linear: Weight) -> Float[Array, "B T D"]:
+def _gated_mlp(x: Tokens, gating: Weight, linear: Weight) -> Tokens:
     gate = gating[0].einsum("btd,df->btf", x)
     up = gating[1].einsum("btd,df->btf", x)
     return linear.einsum("btf,fd->btd", nn.gelu(gate, approximate=True) * up)
@@ -284,62 +274,52 @@ class Block(nn.Module):
 
     configs: Sequence[GemmaConfig]
     insulate: bool
-    dtype: jnp.dtype
-    lora: LoRA
+    options: ModuleOptions
 
     @nn.compact
     def __call__(
-        self, xs: PerStream, cache: KVCache | None, is_local: Bool[Array, ""], shared: LayerInputs
-    ) -> tuple[list[Array | None], KVCache]:
+        self, xs: Streams, cache: LayerKV | None, is_local: Flag, shared: LayerInputs
+    ) -> tuple[Streams, LayerKV]:
         """Return the streams (the carry of the scan) and the keys and values of stream 0."""
+        attention = Attention(self.configs, self.insulate, self.options, name="attn")
         normed, gates = self._norm("pre_attention_norm", xs, shared.conds)
-        attention = Attention(self.configs, self.insulate, self.dtype, self.lora, name="attn")
         outputs, cache = attention(normed, cache, is_local, shared)
-        outputs = self._post_norm("post_attention_norm", outputs)
-        xs = _map_streams(add_residual, xs, outputs, gates)
+        xs = self._add("post_attention_norm", xs, outputs, gates)
 
         normed, gates = self._norm("pre_ffw_norm", xs, shared.conds)
-        outputs = self._post_norm("post_ffw_norm", self._feed_forward(normed))
-        xs = _map_streams(add_residual, xs, outputs, gates)
+        outputs = {}
+        for i, x in normed.items():
+            mlp = FeedForward(self.configs[i], self.options, name=_suffix("mlp", i))
+            outputs[i] = mlp(x)
+        xs = self._add("post_ffw_norm", xs, outputs, gates)
         self.sow("intermediates", "streams", xs)
-        return _map_streams(ops.shard_batch, xs), cache
+        return jax.tree.map(ops.shard_batch, xs), cache
 
     def _norm(
-        self, name: str, xs: PerStream, conds: PerStream
-    ) -> tuple[list[Array | None], list[Array | None]]:
+        self, name: str, xs: Streams, conds: Mapping[int, Tokens | None]
+    ) -> tuple[Streams, Mapping[int, Tokens | None]]:
         """Return the normalized streams and the gates of their residuals."""
-        normed = [None] * len(xs)
-        gates = [None] * len(xs)
-        for i, x in enumerate(xs):
-            if x is not None:
-                norm = self._make_norm(name, i, self.configs[i].adaptive)
-                normed[i], gates[i] = norm(x, conds[i])
+        normed = {}
+        gates = {}
+        for i, x in xs.items():
+            adaptive = self.configs[i].adaptive
+            norm = RMSNorm(adaptive, self.options, name=_suffix(name, i))
+            normed[i], gates[i] = norm(x, conds[i])
         return normed, gates
 
-    def _post_norm(self, name: str, xs: PerStream) -> list[Array | None]:
-        """Normalize the streams that have `post_norms`."""
-        out = list(xs)
-        for i, x in enumerate(xs):
-            if x is not None and self.configs[i].post_norms:
-                out[i], _ = self._make_norm(name, i, adaptive=False)(x, None)
-        return out
+    def _add(
+        self, norm: str, xs: Streams, ys: Streams, gates: Mapping[int, Tokens | None]
+    ) -> Streams:
+        """Add `ys` to the residual streams `xs`.
 
-    def _make_norm(self, name: str, stream: int, adaptive: bool) -> RMSNorm:
-        return RMSNorm(adaptive, self.dtype, self.lora, name=_suffix(name, stream))
-
-    def _feed_forward(self, xs: PerStream) -> list[Array | None]:
-        out = [None] * len(xs)
-        for i, x in enumerate(xs):
-            if x is not None:
-                mlp = FeedForward(self.configs[i], self.dtype, self.lora, name=_suffix("mlp", i))
-                out[i] = mlp(x)
-        return out
-
-
-def _map_streams(fn: Callable, xs: Sequence[Any], *others: Sequence[Any]) -> list[Any]:
-    """Apply `fn` to the entries of each present stream; an absent stream stays None."""
-    rows = zip(xs, *others, strict=True)
-    return [None if row[0] is None else fn(*row) for row in rows]
+        The norm `norm` (with `post_norms`) and then the gate of an adaptive norm apply to `ys`.
+        """
+        total = {}
+        for i, y in ys.items():
+            if self.configs[i].post_norms:
+                y, _ = RMSNorm(False, self.options, name=_suffix(norm, i))(y, None)
+            total[i] = xs[i] + (y if gates[i] is None else gates[i] * y)
+        return total
 
 
 class Embedder(nn.Module):
@@ -356,11 +336,11 @@ class Embedder(nn.Module):
             (self.vocab_size, self.width),
         )
 
-    def encode(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
+    def encode(self, tokens: TokenIds) -> Tokens:
         """Return the embeddings, multiplied by sqrt(D)."""
         return self.table.astype(self.dtype)[tokens] * jnp.asarray(self.width**0.5, self.dtype)
 
-    def decode(self, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+    def decode(self, x: Vectors) -> Logits:
         """Return the logits in float32."""
         table = self.table.astype(self.dtype)
         return jnp.einsum("...d,vd->...v", x, table, preferred_element_type=jnp.float32)
@@ -372,47 +352,42 @@ class Gemma(nn.Module):
     configs: Sequence[GemmaConfig]
     vocab_size: int
     insulate: bool
-    dtype: jnp.dtype
-    lora: LoRA
-    remat: str
-    unroll: int
+    options: ModuleOptions
 
     def setup(self):
-        depths = {cfg.depth for cfg in self.configs}
-        heads = {(cfg.num_heads, cfg.num_kv_heads, cfg.head_dim) for cfg in self.configs}
-        if len(depths) > 1 or len(heads) > 1:
-            raise ValueError(f"streams must agree in depth and heads, got {self.configs}")
+        """Create the modules."""
         configs = self.configs
-        # Splitting the MLP saves memory only with rematerialisation. Where tensor parallelism
+        shapes = {(cfg.depth, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim) for cfg in configs}
+        if len(shapes) > 1:
+            raise ValueError(f"streams must agree in depth and heads, got {configs}")
+        # Splitting the MLP saves memory only with rematerialization. Where tensor parallelism
         # splits the MLP already, it would cost a gather.
-        if self.remat == "none" or ops.mesh_size("tensor") > 1:
+        if self.options.remat == "none" or ops.mesh_size("tensor") > 1:
             configs = [dataclasses.replace(cfg, mlp_parts=1) for cfg in configs]
-        self.embedder = Embedder(self.vocab_size, configs[0].width, self.dtype)
+        self.embedder = Embedder(self.vocab_size, configs[0].width, self.options.dtype)
         layers = scan_layers(
             Block,
             configs[0].depth,
             in_axes=(0, 0, nn.broadcast),
-            remat=self.remat,
-            unroll=self.unroll,
+            options=self.options,
         )
-        self.layers = layers(configs, self.insulate, self.dtype, self.lora)
+        self.layers = layers(configs, self.insulate, self.options)
         self.final_norms = [
-            RMSNorm(cfg.adaptive, self.dtype, self.lora, name=_suffix("final_norm", i))
+            RMSNorm(cfg.adaptive, self.options, name=_suffix("final_norm", i))
             for i, cfg in enumerate(configs)
         ]
 
     def __call__(
         self,
-        streams: Sequence[TokenStream | None],
+        streams: Mapping[int, TokenStream],
         cache: KVCache | None = None,
-        write_at: Int[Array, ""] | int = 0,
-        gradient_scale: Float[Array, ""] | None = None,
-    ) -> tuple[list[Array | None], KVCache]:
+        write_at: Index | int = 0,
+        gradient_scale: Scalar | None = None,
+    ) -> tuple[Streams, KVCache]:
         """Run the streams through all layers.
 
         Args:
-          streams: one entry per stream, None for an absent one. The entry of a stream that this
-            model does not have (the expert of a language model alone) must be None and is ignored.
+          streams: the present streams by number.
           cache: keys and values of stream 0. New tokens of stream 0 are written into it.
           write_at: first cache column to write.
           gradient_scale: factor of the gradient from a stream to the streams before it; None: 0
@@ -421,31 +396,27 @@ class Gemma(nn.Module):
         Returns: for each stream float[B, T, D] after its final norm, and the keys and values of
           stream 0.
         """
-        streams = streams[: len(self.configs)]
-        config = self.configs[0]
+        config = self.configs[LANGUAGE]
+        rope_tables = {}
+        xs = {}
+        for i, stream in streams.items():
+            rope_tables[i] = ops.rope_tables(stream.positions, config.head_dim)
+            xs[i] = ops.shard_batch(stream.tokens.astype(self.options.dtype))
         shared = LayerInputs(
-            rope_tables=_map_streams(
-                lambda stream: ops.rope_tables(stream.positions, config.head_dim), streams
-            ),
-            masks=_map_streams(lambda stream: stream.mask, streams),
-            conds=_map_streams(lambda stream: stream.cond, streams),
+            rope_tables=rope_tables,
+            masks={i: stream.mask for i, stream in streams.items()},
+            conds={i: stream.cond for i, stream in streams.items()},
             write_at=jnp.asarray(write_at, jnp.int32),
             gradient_scale=gradient_scale,
         )
         is_local = jnp.arange(config.depth) % 2 == 0
-        xs = _map_streams(lambda stream: ops.shard_batch(stream.tokens.astype(self.dtype)), streams)
         xs, cache = self.layers(xs, cache, is_local, shared)
-        outputs = [None] * len(xs)
-        for i, x in enumerate(xs):
-            if x is not None:
-                outputs[i], _ = self.final_norms[i](x, shared.conds[i])
+        outputs = {}
+        for i, x in xs.items():
+            outputs[i], _ = self.final_norms[i](x, shared.conds[i])
         return outputs, cache
 
-    def embed(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
-        """Return the embeddings of the tokens, multiplied by sqrt(D)."""
-        return self.embedder.encode(tokens)
-
-    def logits(self, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+    def logits(self, x: Vectors) -> Logits:
         """Return the float32 logits of the next token from hidden states."""
-        logits = ops.softcap(self.embedder.decode(x), self.configs[0].final_softcap)
+        logits = ops.softcap(self.embedder.decode(x), self.configs[LANGUAGE].final_softcap)
         return ops.shard_batch(logits, "tensor")

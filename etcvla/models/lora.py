@@ -9,28 +9,29 @@ matrix is needed. A rule names a projection by the path of its weight without a 
 
 In Gemma, the names and axes of adapters are those of openpi: `lora_a` and `lora_b` beside `w`, but
 `gating_einsum_lora_a` beside `gating_einsum`, and one adapter per head. `b` starts at zero, so that
-training starts at the checkpoint (openpi initialises both randomly).
+training starts at the checkpoint (openpi initializes both randomly).
 
-Axes as in `etcvla.models.ops`; only in this module, r is the rank of an adapter and c a slice of a
-stacked weight.
+Axes as in `etcvla.models.types`; only in this module, r is the rank of an adapter and c a slice of
+a stacked weight.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from etcvla import rules
 from etcvla.errors import UserError
 from etcvla.models import ops
+from etcvla.models.types import AnyShape, Shape
 
 # (end of the weight's path, axes of the weight, its a and its b). A capital letter is the same
 # axis, summed separately: openpi's output adapters sum the heads of a and of b independently.
@@ -61,8 +62,7 @@ class LoRA:
         for pattern, rank in self.rules:
             if not isinstance(rank, int) or rank < 0:
                 raise UserError(
-                    f"model.lora: rule {pattern!r} has rank {rank!r}, expected a whole "
-                    "number, 0 for none"
+                    f"model.lora: rule {pattern!r} has rank {rank!r}, expected a whole number"
                 )
 
     def rank(self, projection: str) -> int:
@@ -74,76 +74,72 @@ class LoRA:
 
 
 @dataclasses.dataclass(frozen=True)
-class Weight:
-    """The matrix of a projection and its adapter, if any. `axes` as in `AXES`."""
+class ModuleOptions:
+    """Options that all modules share."""
 
-    axes: str
-    w: Array
-    a: Array | None = None
-    b: Array | None = None  # already multiplied by the scale
+    dtype: jnp.dtype  # of activations and matrix products
+    lora: LoRA = LoRA()
+    # Of the loop over layers; see `etcvla.models.scan`.
+    remat: str = "none"
+    unroll: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """The matrix w of a projection, and the matrices a and b of its adapter, if any."""
+
+    axes: Sequence[str]  # axes of w, a and b, as in `AXES`
+    arrays: Sequence[Array]  # w, or w, a and b; b is already multiplied by the scale
 
     def __getitem__(self, i: int) -> Weight:
         """Return one slice along the first axis, which w, a and b must share."""
-        axes = ",".join(labels[1:] for labels in self.axes.split(","))
-        if self.a is None:
-            return Weight(axes, self.w[i])
-        return Weight(axes, self.w[i], self.a[i], self.b[i])
+        return Weight([labels[1:] for labels in self.axes], [x[i] for x in self.arrays])
 
     def part(self, axis: str, i: jax.Array, count: int) -> Weight:
         """Return the i-th of `count` equal parts along an axis."""
+        parts = []
+        for labels, x in zip(self.axes, self.arrays, strict=False):
+            if axis in labels:
+                position = labels.index(axis)
+                size = x.shape[position] // count
+                x = jax.lax.dynamic_slice_in_dim(x, i * size, size, position)
+            parts.append(x)
+        return Weight(self.axes, parts)
 
-        def _slice(labels, x):
-            if x is None or axis not in labels:
-                return x
-            position = labels.index(axis)
-            size = x.shape[position] // count
-            return jax.lax.dynamic_slice_in_dim(x, i * size, size, position)
-
-        w_axes, a_axes, b_axes = self.axes.split(",")
-        return Weight(
-            self.axes, _slice(w_axes, self.w), _slice(a_axes, self.a), _slice(b_axes, self.b)
-        )
-
-    def einsum(self, equation: str, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def einsum(self, equation: str, x: AnyShape) -> AnyShape:
         """Compute jnp.einsum(equation, x, w), plus the adapter's product."""
+        w, *adapter = self.arrays
         # With a matrix, the equation contracts the last axis of x and appends the last axis of w.
-        is_matrix = self.w.ndim == 2
-        out = ops.matmul(x, self.w) if is_matrix else jnp.einsum(equation, x, self.w)
-        if self.a is None:
+        out = ops.matmul(x, w) if w.ndim == 2 else jnp.einsum(equation, x, w)
+        if not adapter:
             return out
+        a, b = adapter
         inputs, out_axes = equation.split("->")
         x_axes, _ = inputs.split(",")
-        _, a_axes, b_axes = self.axes.split(",")
+        _, a_axes, b_axes = self.axes
         hidden_axes = "".join(axis for axis in out_axes if axis in x_axes + a_axes) + "r"
-        hidden = jnp.einsum(f"{x_axes},{a_axes}->{hidden_axes}", x, self.a)
-        return out + jnp.einsum(f"{hidden_axes},{b_axes}->{out_axes}", hidden, self.b)
+        hidden = jnp.einsum(f"{x_axes},{a_axes}->{hidden_axes}", x, a)
+        return out + jnp.einsum(f"{hidden_axes},{b_axes}->{out_axes}", hidden, b)
 
 
-def make_weight(
-    module: nn.Module,
-    name: str,
-    init: Callable,
-    shape: tuple[int, ...],
-    dtype: jnp.dtype,
-    lora: LoRA,
-) -> Weight:
+def make_weight(module: nn.Module, name: str, init: Callable, shape: Shape) -> Weight:
     """Create the parameter `name` of `module`, and those of its adapter if a rule gives it one.
 
     Args:
-      module: owner of the parameters.
+      module: owner of the parameters, with `options`.
       name: name of the weight.
-      init: initialiser of the weight.
+      init: initializer of the weight.
       shape: shape of the weight.
-      dtype: dtype of the returned arrays.
-      lora: the rules.
     """
+    dtype = module.options.dtype
+    lora = module.options.lora
     w = module.param(name, init, shape)
     path = "/".join((*module.path, name))
-    axes = axes_of(path)
+    axes = axes_of(path).split(",")
     rank = lora.rank(_projection_name(path))
     if not rank:
-        return Weight(axes, _cast(w, dtype))
-    w_axes, a_axes, b_axes = axes.split(",")
+        return Weight(axes, [_cast(w, dtype)])
+    w_axes, a_axes, b_axes = axes
     sizes = dict(zip(w_axes, shape, strict=True))
     sizes["r"] = rank
     a_shape = [sizes[axis] for axis in a_axes]
@@ -151,8 +147,7 @@ def make_weight(
     prefix = "" if name in _GENERIC_NAMES else f"{name}_"
     a = module.param(f"{prefix}lora_a", nn.initializers.normal(0.01), a_shape)
     b = module.param(f"{prefix}lora_b", nn.initializers.zeros, b_shape)
-    b = b * lora.scale
-    return Weight(axes, w.astype(dtype), a.astype(dtype), b.astype(dtype))
+    return Weight(axes, [x.astype(dtype) for x in (w, a, b * lora.scale)])
 
 
 def _cast(w: Any, dtype: jnp.dtype) -> jax.Array:
@@ -172,22 +167,19 @@ class Projection(nn.Module):
     """
 
     equation: str  # einsum of the input and the weight
-    shape: tuple[int, ...]
-    dtype: jnp.dtype
-    lora: LoRA
+    shape: Shape
+    options: ModuleOptions
     bias: bool = True
     # Return one product per slice along the weight's first axis, which the equation leaves out.
     split: bool = False
     init: Callable = _LECUN
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "*shape"]
-    ) -> Float[Array, "*shape"] | list[Float[Array, "*shape"]]:
+    def __call__(self, x: AnyShape) -> AnyShape | list[AnyShape]:
         """Return the projected `x`, or a list of one array per slice with `split`."""
         name = "kernel" if self.bias else "w"
-        weight = make_weight(self, name, self.init, self.shape, self.dtype, self.lora)
-        x = x.astype(self.dtype)
+        weight = make_weight(self, name, self.init, self.shape)
+        x = x.astype(self.options.dtype)
         if self.split:
             # A single product would give the same numbers, but XLA would first transpose the weight
             # on a CPU.
@@ -195,19 +187,18 @@ class Projection(nn.Module):
         y = weight.einsum(self.equation, x)
         if not self.bias:
             return y
-        x_axes = self.equation.split(",")[0]
-        w_axes = weight.axes.split(",")[0]
-        sizes = zip(w_axes, self.shape, strict=True)
+        x_axes, _ = self.equation.split(",")
+        sizes = zip(weight.axes[0], self.shape, strict=True)
         bias_shape = tuple(size for axis, size in sizes if axis not in x_axes)
         bias = self.param("bias", nn.initializers.zeros, bias_shape)
-        return y + bias.astype(self.dtype)
+        return y + bias.astype(self.options.dtype)
 
 
 def dense(
-    width: int, out_width: int, dtype: jnp.dtype, lora: LoRA, *, name: str, init: Callable = _LECUN
+    width: int, out_width: int, options: ModuleOptions, *, name: str, init: Callable = _LECUN
 ) -> Projection:
     """Return a projection with a bias from float[..., width] to float[..., out_width]."""
-    return Projection("...d,df->...f", (width, out_width), dtype, lora, init=init, name=name)
+    return Projection("...d,df->...f", (width, out_width), options, init=init, name=name)
 
 
 def check_rules(lora: LoRA, params: Any) -> None:
@@ -217,11 +208,8 @@ def check_rules(lora: LoRA, params: Any) -> None:
     """
     if not lora.rules:
         return
-    projections = {}
-    for key_path, _ in jax.tree_util.tree_flatten_with_path(params)[0]:
-        path = rules.path_str(key_path)
-        if axes_of(path):
-            projections[_projection_name(path)] = 0  # only the names matter
+    paths = flatten_dict(params, sep="/")
+    projections = {_projection_name(path): 0 for path in paths if axes_of(path)}
     rules.assign(lora.rules, projections, "model.lora")
 
 

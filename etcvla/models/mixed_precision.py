@@ -32,17 +32,18 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+
+from etcvla.models.types import AnyShape
 
 
 @flax.struct.dataclass
 class CastOnRead:
     """A float32 parameter whose gradient has the dtype in which a module reads it."""
 
-    value: Float[Array, "*shape"]  # float32
-    placeholder: Float[Array, "*shape"]  # of the narrow dtype; receives the gradient
+    value: AnyShape  # float32
+    placeholder: AnyShape  # of the narrow dtype; receives the gradient
 
-    def astype(self, dtype: jnp.dtype) -> Float[Array, "*shape"]:
+    def astype(self, dtype: jnp.dtype) -> AnyShape:
         """Return the parameter as `dtype`; its gradient goes to `placeholder`, not to `value`."""
         return _cast(self.value, self.placeholder.astype(dtype))
 

@@ -1,16 +1,7 @@
 """The pure functions of the model: norms, rotary positions, masks and attention.
 
-Axes, in this package and in `etcvla.train` (einsum equations use the same letters in lower case):
-
-  B  batch                     D  model width           C  cameras
-  T  query length              F  MLP width             I  image tokens
-  S  key length                V  vocabulary            P  action horizon
-  N  query heads               L  text length           A  action width
-  K  key and value heads       M  target positions      R  noise samples
-  G  query heads per key head  H  head width            Q  state width
-
-The functions compute in float32 where rounding matters (norms, softmax, rotary positions) and
-return the dtype of their input.
+Axes as in `etcvla.models.types`. The functions compute in float32 where rounding matters (norms,
+softmax, rotary positions) and return the dtype of their input.
 """
 
 from __future__ import annotations
@@ -20,7 +11,20 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-RopeTables = tuple[Float[Array, "B T H/2"], Float[Array, "B T H/2"]]  # sine and cosine
+from etcvla.models.types import (
+    AnyShape,
+    AttentionMask,
+    ImageMask,
+    Keys,
+    Positions,
+    Queries,
+    QueryMask,
+    RopeTables,
+    Scalar,
+    TextInts,
+    TextMask,
+    Vectors,
+)
 
 BATCH_AXES = ("data", "fsdp")  # the mesh axes over which the batch is split
 
@@ -55,7 +59,7 @@ def mesh_size(axis: str) -> int:
 
 
 @jax.custom_vjp
-def scale_gradient(x: Float[Array, "*shape"], scale: Float[Array, ""]) -> Float[Array, "*shape"]:
+def scale_gradient(x: AnyShape, scale: Scalar) -> AnyShape:
     """Return `x`; multiply its gradient by `scale` in the backward pass."""
     return x
 
@@ -72,7 +76,7 @@ scale_gradient.defvjp(_scale_gradient_fwd, _scale_gradient_bwd)
 
 
 @jax.custom_vjp
-def matmul(x: Float[Array, "*B D"], w: Float[Array, "D F"]) -> Float[Array, "*B F"]:
+def matmul(x: Vectors, w: Float[Array, "D F"]) -> Float[Array, "*B F"]:
     """Compute x @ w, with a faster weight gradient.
 
     The product for the weight gradient has the narrower of its two factors on the left.
@@ -113,13 +117,13 @@ matmul.defvjp(_matmul_fwd, _matmul_bwd, symbolic_zeros=True)
 # ---- norms, positions, attention -----------------------------------------------------------------
 
 
-def rms_norm(x: Float[Array, "*B D"], eps: float = 1e-6) -> Float[Array, "*B D"]:
+def rms_norm(x: Vectors, eps: float = 1e-6) -> Vectors:
     """Divide `x` by its root mean square, in float32. The caller applies the scale."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
 
 
-def rope_tables(positions: Int[Array, "B T"], head_dim: int, base: float = 10_000.0) -> RopeTables:
+def rope_tables(positions: Positions, head_dim: int, base: float = 10_000.0) -> RopeTables:
     """Compute the sine and cosine tables for `rope`. All layers use the same tables."""
     half = head_dim // 2
     period = base ** (jnp.arange(half, dtype=jnp.float32) / half)
@@ -139,10 +143,10 @@ def rope(x: Float[Array, "B T *N H"], tables: RopeTables) -> Float[Array, "B T *
 
 
 def attend(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
+    q: Queries,
+    k: Keys,
     v: Float[Array, "B S K E"],
-    mask: Bool[Array, "B T S"] | None = None,
+    mask: AttentionMask | None = None,
     cap: float = 0.0,
 ) -> Float[Array, "B T N E"]:
     """Compute grouped-query attention. Query head n reads key head n // G.
@@ -200,21 +204,20 @@ def _exp_and_sum_bwd(y, grads):
 _exp_and_sum.defvjp(_exp_and_sum_fwd, _exp_and_sum_bwd)
 
 
-def softcap(x: Float[Array, "*shape"], cap: float) -> Float[Array, "*shape"]:
+def softcap(x: AnyShape, cap: float) -> AnyShape:
     """Compute cap * tanh(x / cap), as in Gemma 2 (arXiv 2408.00118). Returns `x` if `cap` is 0."""
     return cap * jnp.tanh(x / cap) if cap else x
 
 
 def sincos_embedding(
-    value: Float[Array, "*shape"], width: int, min_period: float, max_period: float
+    value: AnyShape, width: int, min_period: float, max_period: float
 ) -> Float[Array, "*shape D"]:
     """Embed a scalar as sines and cosines with geometrically spaced periods.
 
-    This is openpi's time embedding.
-    Both `min_period` and `max_period` are among the periods.
+    This is openpi's time embedding. Both `min_period` and `max_period` are among the periods.
     """
     if width % 2:
-        raise ValueError(f"the width of a sine-cosine embedding must be even, got {width}")
+        raise ValueError(f"sincos_embedding: width {width} is odd")
     fraction = jnp.linspace(0.0, 1.0, width // 2, dtype=jnp.float32)
     period = min_period * (max_period / min_period) ** fraction
     angle = value[..., None].astype(jnp.float32) * (1.0 / period * 2 * jnp.pi)
@@ -224,12 +227,12 @@ def sincos_embedding(
 # ---- masks and positions of the prefix -----------------------------------------------------------
 
 
-def text_mask(segment: Int[Array, "B L"], target: Bool[Array, "B L"]) -> Bool[Array, "B L L"]:
+def text_mask(segment: TextInts, target: TextMask) -> Bool[Array, "B L L"]:
     """Compute the attention mask among text tokens.
 
-    Attention is bidirectional in a prompt and causal in its targets.
-    Tokens of different segments do not attend to each other. Example: one row with segments [1 1 1
-    2 2 0] and targets [. . T . T .]; x marks the keys that a query reads:
+    Attention is bidirectional in a prompt and causal in its targets. Tokens of different segments
+    do not attend to each other. Example: one row with segments [1 1 1 2 2 0] and targets
+    [. . T . T .]; x marks the keys that a query reads:
 
         query \\ key   1p 1p 1T 2p 2T 0
         1 prompt       x  x
@@ -246,9 +249,9 @@ def text_mask(segment: Int[Array, "B L"], target: Bool[Array, "B L"]) -> Bool[Ar
 
 
 def prefix_mask(
-    image_token_mask: Bool[Array, "B I"],
-    segment: Int[Array, "B L"],
-    target: Bool[Array, "B L"],
+    image_token_mask: ImageMask,
+    segment: TextInts,
+    target: TextMask,
     image_attends_prompt: bool,
 ) -> Bool[Array, "B I+L I+L"]:
     """Compute the attention mask of the prefix (image tokens, then text).
@@ -256,37 +259,33 @@ def prefix_mask(
     Image tokens read the present image tokens and, with `image_attends_prompt`, the prompts. Text
     tokens read the present image tokens and, by `text_mask`, their segment.
     """
-    batch, num_image = image_token_mask.shape
-    length = segment.shape[1]
+    num_image = image_token_mask.shape[1]
     prompt = (segment > 0) & ~target
     image_to_text = prompt if image_attends_prompt else jnp.zeros_like(prompt)
     image_query = jnp.concatenate([image_token_mask, image_to_text], axis=1)
-    image_queries = jnp.broadcast_to(image_query[:, None], (batch, num_image, num_image + length))
-    text_to_image = jnp.broadcast_to(image_token_mask[:, None], (batch, length, num_image))
+    image_queries = jnp.repeat(image_query[:, None], num_image, axis=1)
+    text_to_image = jnp.repeat(image_token_mask[:, None], segment.shape[1], axis=1)
     text_queries = jnp.concatenate([text_to_image, text_mask(segment, target)], axis=2)
     return jnp.concatenate([image_queries, text_queries], axis=1)
 
 
 def local_mask(
-    mask: Bool[Array, "B T S"],
-    positions: Int[Array, "B T"],
+    mask: AttentionMask,
+    positions: Positions,
     key_positions: Int[Array, "B S"],
-    causal: Bool[Array, "B T"],
+    causal: QueryMask,
     window: int,
-) -> Bool[Array, "B T S"]:
+) -> AttentionMask:
     """Restrict the mask of a local layer to the last `window` positions, the query's own included.
 
     Only causal queries are restricted: the prefix of PaliGemma 2 attends to itself without a window
-      in these layers too
-    (as in the Hugging Face implementation).
+    in these layers too, as in the Hugging Face implementation.
     """
     within_window = key_positions[:, None, :] > positions[:, :, None] - window
     return mask & (within_window | ~causal[:, :, None])
 
 
-def prefix_positions(
-    image_token_mask: Bool[Array, "B I"], segment: Int[Array, "B L"]
-) -> Int[Array, "B I+L"]:
+def prefix_positions(image_token_mask: ImageMask, segment: TextInts) -> Int[Array, "B I+L"]:
     """Compute the positions of the prefix.
 
     Image tokens come first. Each segment starts at the first position after them. Image tokens

@@ -19,6 +19,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from etcvla.errors import UserError
 from etcvla.models import lora
+from etcvla.models.types import Shape
 from etcvla.names import lookup
 
 DTYPES = {"int8": jnp.int8}
@@ -48,7 +49,7 @@ def quantize_params(params: Any, dtype: str) -> Any:
     return unflatten_dict(flat, sep="/")
 
 
-def _channel_axes(axes: str, ndim: int) -> tuple[int, ...]:
+def _channel_axes(axes: str, ndim: int) -> Shape:
     """Return the axes of a weight that its product does not sum over, layer axis included."""
     w_axes, a_axes, b_axes = axes.split(",")
     num_layer_axes = ndim - len(w_axes)

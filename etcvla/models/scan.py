@@ -1,4 +1,4 @@
-"""Scan over layers, with rematerialisation. All stacks of layers go through this function."""
+"""Scan over layers, with rematerialization. All stacks of layers go through this function."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from etcvla.models.lora import ModuleOptions
 from etcvla.names import lookup
 
 REMAT = {
@@ -17,7 +18,7 @@ REMAT = {
 
 
 def scan_layers(
-    block: type[nn.Module], depth: int, *, in_axes: Any, remat: str, unroll: int
+    block: type[nn.Module], depth: int, *, in_axes: Any, options: ModuleOptions
 ) -> type[nn.Module]:
     """Repeat `block` `depth` times, with the parameters of all layers stacked on axis 0.
 
@@ -25,14 +26,13 @@ def scan_layers(
       block: module of one layer; its first argument is the carry.
       depth: number of layers.
       in_axes: for every argument after the carry, 0 (one slice per layer) or nn.broadcast.
-      remat: what the backward pass recomputes: "none", "full" (save nothing) or "dots" (save matrix
-        products without batch axes).
-      unroll: layers per iteration of the loop. `depth` removes the loop, which compiles longer and
-        runs faster on a CPU.
+      options: `remat`, what the backward pass recomputes: "none", "full" (save nothing) or "dots"
+        (save matrix products without batch axes); and `unroll`, the number of layers per iteration
+        of the loop. `depth` removes the loop, which compiles longer and runs faster on a CPU.
 
     Raises: UserError for an unknown `remat`.
     """
-    policy = lookup(REMAT, remat, "model.remat")
+    policy = lookup(REMAT, options.remat, "model.remat")
     if policy is not None:
         block = nn.remat(block, prevent_cse=False, policy=policy)
     return nn.scan(
@@ -43,5 +43,5 @@ def scan_layers(
         split_rngs={"params": True},
         in_axes=in_axes,
         length=depth,
-        unroll=min(unroll, depth),
+        unroll=min(options.unroll, depth),
     )

@@ -1,4 +1,4 @@
-"""Model sizes by name.
+"""Model sizes by name, from sizes.toml.
 
 Two generations of released weights fit:
 
@@ -27,107 +27,14 @@ tokenizer (2,688) or of PaliGemma's (257,152):
 from __future__ import annotations
 
 import dataclasses
+import pathlib
+import tomllib
 from typing import Any
 
 from etcvla.models.gemma import GemmaConfig
 from etcvla.models.siglip import SigLIPConfig
 from etcvla.models.vla import VLAConfig
 from etcvla.names import lookup
-
-_SO400M_14 = SigLIPConfig(
-    width=1152, depth=27, num_heads=16, mlp_dim=4304, patch=14, image_size=224
-)
-
-SIZES: dict[str, dict[str, Any]] = {
-    "tiny": {
-        "siglip": SigLIPConfig(
-            width=128, depth=2, num_heads=1, mlp_dim=384, patch=16, image_size=96
-        ),
-        "vlm": GemmaConfig(
-            width=128, depth=3, mlp_dim=256, num_heads=2, num_kv_heads=1, head_dim=64
-        ),
-        "expert": GemmaConfig(
-            width=96, depth=3, mlp_dim=256, num_heads=2, num_kv_heads=1, head_dim=64, adaptive=True
-        ),
-        "dtype": "float32",
-        "remat": "none",
-        "unroll": 4,
-    },
-    "small": {
-        "siglip": SigLIPConfig(
-            width=384, depth=12, num_heads=6, mlp_dim=1536, patch=16, image_size=224
-        ),
-        "vlm": GemmaConfig(
-            width=640, depth=12, mlp_dim=2048, num_heads=4, num_kv_heads=1, head_dim=128
-        ),
-        "expert": GemmaConfig(
-            width=320,
-            depth=12,
-            mlp_dim=1280,
-            num_heads=4,
-            num_kv_heads=1,
-            head_dim=128,
-            adaptive=True,
-        ),
-        "dtype": "float32",
-        "remat": "none",
-        "unroll": 1,
-    },
-    "paligemma_3b": {
-        "siglip": _SO400M_14,
-        "vlm": GemmaConfig(
-            width=2048,
-            depth=18,
-            mlp_dim=16_384,
-            num_heads=8,
-            num_kv_heads=1,
-            head_dim=256,
-            mlp_parts=8,
-        ),
-        "expert": GemmaConfig(
-            width=1024,
-            depth=18,
-            mlp_dim=4096,
-            num_heads=8,
-            num_kv_heads=1,
-            head_dim=256,
-            adaptive=True,
-        ),
-        "dtype": "bfloat16",
-        "remat": "full",
-        "unroll": 1,
-    },
-    "paligemma2_3b": {
-        "siglip": _SO400M_14,
-        "vlm": GemmaConfig(
-            width=2304,
-            depth=26,
-            mlp_dim=9216,
-            num_heads=8,
-            num_kv_heads=4,
-            head_dim=256,
-            query_pre_attn_scalar=256,
-            attn_softcap=50.0,
-            final_softcap=30.0,
-            post_norms=True,
-            mlp_parts=4,
-            window=4096,
-        ),
-        "expert": GemmaConfig(
-            width=1024,
-            depth=26,
-            mlp_dim=4096,
-            num_heads=8,
-            num_kv_heads=4,
-            head_dim=256,
-            adaptive=True,
-        ),
-        "dtype": "bfloat16",
-        "remat": "full",
-        "unroll": 1,
-    },
-}
-
 
 EXPERTS = {
     "adaptive": {"adaptive": True},  # pi0.5
@@ -167,10 +74,16 @@ def config_to_dict(config: VLAConfig) -> dict[str, Any]:
 
 def config_from_dict(data: dict[str, Any]) -> VLAConfig:
     """Build the config from the values of `config_to_dict`."""
-    expert = data["expert"]
-    nested = {
-        "siglip": SigLIPConfig(**data["siglip"]),
-        "vlm": GemmaConfig(**data["vlm"]),
-        "expert": None if expert is None else GemmaConfig(**expert),
-    }
-    return VLAConfig(**{**data, **nested})
+    return VLAConfig(**_make_parts(data))
+
+
+def _make_parts(data: dict[str, Any]) -> dict[str, Any]:
+    """Return fields of `VLAConfig`, with configs in the place of dicts."""
+    parts = {"siglip": SigLIPConfig(**data["siglip"]), "vlm": GemmaConfig(**data["vlm"])}
+    if data["expert"] is not None:
+        parts["expert"] = GemmaConfig(**data["expert"])
+    return data | parts
+
+
+_TABLES = tomllib.loads(pathlib.Path(__file__).with_name("sizes.toml").read_text())
+SIZES: dict[str, dict[str, Any]] = {size: _make_parts(data) for size, data in _TABLES.items()}

@@ -3,10 +3,10 @@
 SigLIP and Gemma process the prefix, the action expert processes the suffix.
 
 The prefix holds the image tokens and the text of all segments. The suffix holds an optional state
-token and the noisy action chunk. Training runs both in one pass. A policy runs the prefix once,
+token and R noisy action chunks. Training runs both in one pass. A policy runs the prefix once,
 keeps its keys and values, and runs the suffix once per integration step.
 
-Axes as in `etcvla.models.ops`; the fields of a batch are described in `etcvla.batch`.
+Axes as in `etcvla.models.types`; the fields of a batch are described in `etcvla.batch`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,31 @@ from etcvla import batch as batch_lib
 from etcvla import rules
 from etcvla.errors import UserError
 from etcvla.models import lora, ops
-from etcvla.models.gemma import Gemma, GemmaConfig, KVCache, Mask, TokenStream
+from etcvla.models.gemma import EXPERT, LANGUAGE, Gemma, GemmaConfig, TokenStream
 from etcvla.models.siglip import SigLIP, SigLIPConfig, to_float
-
-Batch = Mapping[str, jax.Array]
-Params = Mapping
+from etcvla.models.types import (
+    AttentionMask,
+    Batch,
+    CameraMask,
+    Chunks,
+    FlowTimes,
+    ImageMask,
+    ImageTokens,
+    Index,
+    KeyMask,
+    KVCache,
+    Mask,
+    NoisyChunks,
+    Params,
+    Positions,
+    QueryMask,
+    Scalar,
+    State,
+    StepMask,
+    TextMask,
+    TokenIds,
+    Tokens,
+)
 
 # Parameters that are read in float32 for any `VLAConfig.dtype`: scales and biases of norms, and
 # the projections of actions, state and time.
@@ -110,40 +130,34 @@ class VLA(nn.Module):
     config: VLAConfig
 
     def setup(self):
+        """Create the modules."""
         cfg = self.config
-        dtype = jnp.dtype(cfg.dtype)
-        adapters = cfg.adapters
+        options = lora.ModuleOptions(jnp.dtype(cfg.dtype), cfg.adapters, cfg.remat, cfg.unroll)
         streams = (cfg.vlm,) if cfg.expert is None else (cfg.vlm, cfg.expert)
-        self.img = SigLIP(cfg.siglip, cfg.vlm.width, dtype, adapters, cfg.remat, cfg.unroll)
-        self.llm = Gemma(
-            streams, cfg.vocab_size, cfg.insulate, dtype, adapters, cfg.remat, cfg.unroll
-        )
+        self.img = SigLIP(cfg.siglip, cfg.vlm.width, options)
+        self.llm = Gemma(streams, cfg.vocab_size, cfg.insulate, options)
         if cfg.expert is None:
             return
 
-        def _float32_dense(name, in_width, out_width):
-            # In float32 because actions and velocities are physical quantities.
-            return lora.dense(in_width, out_width, jnp.float32, adapters, name=name)
+        # In float32 because actions and velocities are physical quantities.
+        options = dataclasses.replace(options, dtype=jnp.float32)
+
+        def _dense(name, in_width, out_width):
+            return lora.dense(in_width, out_width, options, name=name)
 
         width = cfg.expert.width
-        self.action_in_proj = _float32_dense("action_in_proj", cfg.action_dim, width)
-        self.action_out_proj = _float32_dense("action_out_proj", width, cfg.action_dim)
+        self.action_in_proj = _dense("action_in_proj", cfg.action_dim, width)
+        self.action_out_proj = _dense("action_out_proj", width, cfg.action_dim)
         if cfg.state == "token":
-            self.state_proj = _float32_dense("state_proj", cfg.state_dim, width)
-        if cfg.expert.adaptive:
-            self.time_mlp = [
-                _float32_dense("time_mlp_in", width, width),
-                _float32_dense("time_mlp_out", width, width),
-            ]
-        else:
-            self.time_mlp = [
-                _float32_dense("action_time_mlp_in", 2 * width, width),
-                _float32_dense("action_time_mlp_out", width, width),
-            ]
+            self.state_proj = _dense("state_proj", cfg.state_dim, width)
+        time_mlp = "time_mlp" if cfg.expert.adaptive else "action_time_mlp"
+        in_width = width if cfg.expert.adaptive else 2 * width
+        self.time_mlp_in = _dense(f"{time_mlp}_in", in_width, width)
+        self.time_mlp_out = _dense(f"{time_mlp}_out", width, width)
 
     # ---- prefix ----------------------------------------------------------------------------------
 
-    def encode_images(self, images: Array) -> Float[Array, "B I D"]:
+    def encode_images(self, images: Array) -> ImageTokens:
         """Encode uint8[B, C, height, width, 3]; the tokens of the cameras are concatenated."""
         size = self.config.siglip.image_size
         if images.dtype != jnp.uint8 or images.shape[2:] != (size, size, 3):
@@ -156,13 +170,10 @@ class VLA(nn.Module):
         return tokens.reshape(images.shape[0], -1, tokens.shape[-1])
 
     def embed_prefix(
-        self,
-        image_tokens: Float[Array, "B I D"],
-        image_token_mask: Bool[Array, "B I"],
-        batch: Batch,
+        self, image_tokens: ImageTokens, image_token_mask: ImageMask, batch: Batch
     ) -> TokenStream:
         """Build the prefix stream from encoded images and the batch's text."""
-        tokens = jnp.concatenate([image_tokens, self.llm.embed(batch["tokens"])], axis=1)
+        tokens = jnp.concatenate([image_tokens, self.llm.embedder.encode(batch["tokens"])], axis=1)
         positions, mask = prefix_positions_and_mask(self.config, image_token_mask, batch)
         return TokenStream(tokens, positions, mask)
 
@@ -170,16 +181,16 @@ class VLA(nn.Module):
 
     def embed_suffix(
         self,
-        state: Float[Array, "B Q"],
-        x_t: Float[Array, "B R P A"],
-        time: Float[Array, "B R"],
-        prefix_mask: Bool[Array, "B S"],
-        step_mask: Bool[Array, "B P"],
+        state: State,
+        x_t: NoisyChunks,
+        time: FlowTimes,
+        prefix_mask: KeyMask,
+        step_mask: StepMask,
     ) -> TokenStream:
         """Build the suffix stream: an optional state token, then R chunks of P actions.
 
         Args:
-          state: normalised proprioception.
+          state: normalized proprioception.
           x_t: noisy actions.
           time: flow time of each chunk.
           prefix_mask: prefix columns that the suffix reads.
@@ -204,45 +215,36 @@ class VLA(nn.Module):
         self, actions: Float[Array, "B R P D"], time_embedding: Float[Array, "B R D"]
     ) -> tuple[Float[Array, "B R P D"], Float[Array, "B R D"] | None]:
         """Return the action tokens and the condition (None for a plain expert)."""
-        mlp_in, mlp_out = self.time_mlp
         if self.config.expert.adaptive:
-            return actions, nn.swish(mlp_out(nn.swish(mlp_in(time_embedding))))
+            hidden = nn.swish(self.time_mlp_in(time_embedding))
+            return actions, nn.swish(self.time_mlp_out(hidden))
         time_embedding = jnp.broadcast_to(time_embedding[:, :, None], actions.shape)
         both = jnp.concatenate([actions, time_embedding], axis=-1)
-        return mlp_out(nn.swish(mlp_in(both))), None
+        return self.time_mlp_out(nn.swish(self.time_mlp_in(both))), None
 
     def _suffix_positions_and_mask(
-        self, prefix_mask: Bool[Array, "B S"], step_mask: Bool[Array, "B P"], noise_samples: int
-    ) -> tuple[Int[Array, "B T"], Bool[Array, "B T S+T"]]:
-        """Compute the positions and the mask of the suffix.
+        self, prefix_mask: KeyMask, step_mask: StepMask, noise_samples: int
+    ) -> tuple[Positions, AttentionMask]:
+        """Compute the positions and the mask bool[B, T, S + T] of the suffix.
 
         The state token reads the prefix and itself. An action reads the prefix, the state token,
         and the actions of its own noise sample at the steps in `step_mask`.
         """
         horizon = self.config.horizon
         num_state = int(self.config.state == "token")
-        # Sample 0 is the state token; the noise samples count from 1.
-        sample = jnp.concatenate(
-            [jnp.zeros(num_state, jnp.int32), jnp.repeat(jnp.arange(noise_samples) + 1, horizon)]
-        )
-        order = jnp.concatenate(
-            [jnp.arange(num_state), jnp.tile(jnp.arange(horizon) + num_state, noise_samples)]
-        )
+        action = jnp.arange(noise_samples * horizon + num_state) - num_state
+        sample = action // horizon + 1  # 0: the state token
+        order = jnp.where(sample > 0, action % horizon + num_state, 0)
         same_sample = (sample[:, None] == sample[None, :]) | (sample[None, :] == 0)
         is_real = jnp.tile(step_mask, (1, noise_samples))
         is_real = jnp.pad(is_real, ((0, 0), (num_state, 0)), constant_values=True)
         suffix_mask = same_sample[None] & is_real[:, None]
-        batch, columns = prefix_mask.shape
-        prefix_mask_of_queries = jnp.broadcast_to(
-            prefix_mask[:, None], (batch, len(sample), columns)
-        )
+        prefix_mask_of_queries = jnp.repeat(prefix_mask[:, None], len(sample), axis=1)
         mask = jnp.concatenate([prefix_mask_of_queries, suffix_mask], axis=2)
         positions = prefix_mask.sum(axis=1, keepdims=True) + order[None]
         return positions, mask
 
-    def _velocity(
-        self, hidden: Float[Array, "B T D"], noise_samples: int
-    ) -> Float[Array, "B R P A"]:
+    def _velocity(self, hidden: Tokens, noise_samples: int) -> NoisyChunks:
         """Project the expert's output to velocities in float32."""
         num_state = int(self.config.state == "token")
         actions = hidden[:, num_state:].astype(jnp.float32)
@@ -255,10 +257,10 @@ class VLA(nn.Module):
         self,
         batch: Batch,
         target_positions: Int[Array, "B M"] | None,
-        x_t: Float[Array, "B R P A"] | None,
-        time: Float[Array, "B R"] | None,
-        gradient_scale: Float[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "B M V"] | None, Float[Array, "B R P A"] | None]:
+        x_t: NoisyChunks | None,
+        time: FlowTimes | None,
+        gradient_scale: Scalar | None = None,
+    ) -> tuple[Float[Array, "B M V"] | None, NoisyChunks | None]:
         """Run the whole model, as in training.
 
         Args:
@@ -270,47 +272,43 @@ class VLA(nn.Module):
             `insulate`, else 1.
 
         Returns: float32 logits that predict tokens[target_positions], and float32 velocities; each
-          None if not asked for.
+          None if it was not requested.
         """
         image_token_mask = expand_image_mask(self.config, batch["image_mask"])
         image_tokens = self.encode_images(batch["images"])
-        prefix = self.embed_prefix(image_tokens, image_token_mask, batch)
-        suffix = None
+        streams = {LANGUAGE: self.embed_prefix(image_tokens, image_token_mask, batch)}
         if x_t is not None:
             readable = expert_key_mask(image_token_mask, batch)
             step_mask = batch["action_mask"].any(axis=2)
-            suffix = self.embed_suffix(batch["state"], x_t, time, readable, step_mask)
-        outputs, _ = self.llm([prefix, suffix], gradient_scale=gradient_scale)
+            streams[EXPERT] = self.embed_suffix(batch["state"], x_t, time, readable, step_mask)
+        outputs, _ = self.llm(streams, gradient_scale=gradient_scale)
         logits = None
         velocity = None
         if target_positions is not None:
             # The token before a target predicts it.
             columns = image_token_mask.shape[1] + jnp.maximum(target_positions - 1, 0)
-            hidden = jnp.take_along_axis(outputs[0], columns[..., None], axis=1)
+            hidden = jnp.take_along_axis(outputs[LANGUAGE], columns[..., None], axis=1)
             logits = self.llm.logits(hidden)
         if x_t is not None:
-            velocity = self._velocity(outputs[1], x_t.shape[1])
+            velocity = self._velocity(outputs[EXPERT], x_t.shape[1])
         return logits, velocity
 
     def prefill(
-        self,
-        image_tokens: Float[Array, "B I D"],
-        image_token_mask: Bool[Array, "B I"],
-        batch: Batch,
+        self, image_tokens: ImageTokens, image_token_mask: ImageMask, batch: Batch
     ) -> tuple[Float[Array, "B I+L D"], KVCache]:
         """Run the prefix alone and return its hidden states, keys and values."""
         prefix = self.embed_prefix(image_tokens, image_token_mask, batch)
-        outputs, cache = self.llm([prefix, None])
-        return outputs[0], cache
+        outputs, cache = self.llm({LANGUAGE: prefix})
+        return outputs[LANGUAGE], cache
 
     def extend(
         self,
-        tokens: Int[Array, "B T"],
-        positions: Int[Array, "B T"],
+        tokens: TokenIds,
+        positions: Positions,
         mask: Mask,
         cache: KVCache,
-        column: Int[Array, ""] | int,
-    ) -> tuple[Float[Array, "B T D"], KVCache]:
+        column: Index | int,
+    ) -> tuple[Tokens, KVCache]:
         """Run T text tokens after a cached prefix and write them into the cache from `column` on.
 
         Args:
@@ -323,27 +321,23 @@ class VLA(nn.Module):
 
         Returns: hidden states and the updated cache.
         """
-        stream = TokenStream(self.llm.embed(tokens), positions, mask)
-        outputs, cache = self.llm([stream, None], cache, column)
-        return outputs[0], cache
-
-    def readout(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
-        """Return the logits of the next token from hidden states of `prefill` or `extend`."""
-        return self.llm.logits(hidden)
+        stream = TokenStream(self.llm.embedder.encode(tokens), positions, mask)
+        outputs, cache = self.llm({LANGUAGE: stream}, cache, column)
+        return outputs[LANGUAGE], cache
 
     def predict_velocity(
         self,
         cache: KVCache,
-        prefix_mask: Bool[Array, "B S"],
-        state: Float[Array, "B Q"],
-        x_t: Float[Array, "B P A"],
+        prefix_mask: KeyMask,
+        state: State,
+        x_t: Chunks,
         time: Float[Array, " B"],
-    ) -> Float[Array, "B P A"]:
+    ) -> Chunks:
         """Return the velocity of one chunk; the expert reads the cache columns in `prefix_mask`."""
         step_mask = jnp.ones(x_t.shape[:2], bool)
         suffix = self.embed_suffix(state, x_t[:, None], time[:, None], prefix_mask, step_mask)
-        outputs, _ = self.llm([None, suffix], cache)
-        return self._velocity(outputs[1], 1)[:, 0]
+        outputs, _ = self.llm({EXPERT: suffix}, cache)
+        return self._velocity(outputs[EXPERT], 1)[:, 0]
 
 
 def init_params(model: VLA, seed: int = 0, loc: tuple[int, int] | None = None) -> Params:
@@ -390,13 +384,13 @@ def read_dtypes(params: Params, config: VLAConfig) -> Params:
     return rules.assign(dtype_rules, params, "dtypes", all_used=False)
 
 
-def expand_image_mask(config: VLAConfig, image_mask: Bool[Array, "B C"]) -> Bool[Array, "B I"]:
+def expand_image_mask(config: VLAConfig, image_mask: CameraMask) -> ImageMask:
     """Return the mask of image tokens from the mask of cameras."""
     return jnp.repeat(image_mask, config.siglip.tokens, axis=1)
 
 
 def prefix_positions_and_mask(
-    config: VLAConfig, image_token_mask: Bool[Array, "B I"], batch: Batch
+    config: VLAConfig, image_token_mask: ImageMask, batch: Batch
 ) -> tuple[Int[Array, "B I+L"], Mask]:
     """Compute the positions of the prefix and its mask(s) bool[B, I + L, I + L]."""
     segment = batch["segment"]
@@ -412,10 +406,10 @@ def prefix_positions_and_mask(
 
 def layer_masks(
     config: VLAConfig,
-    mask: Bool[Array, "B T S"],
-    positions: Int[Array, "B T"],
+    mask: AttentionMask,
+    positions: Positions,
     key_positions: Int[Array, "B S"],
-    causal: Bool[Array, "B T"],
+    causal: QueryMask,
 ) -> Mask:
     """Return the mask, or the masks of global and local layers if the model has local layers."""
     window = config.vlm.window
@@ -424,7 +418,7 @@ def layer_masks(
     return mask, ops.local_mask(mask, positions, key_positions, causal, window)
 
 
-def expert_key_mask(image_token_mask: Bool[Array, "B I"], batch: Batch) -> Bool[Array, "B I+L"]:
+def expert_key_mask(image_token_mask: ImageMask, batch: Batch) -> Bool[Array, "B I+L"]:
     """Return the prefix columns that the expert reads.
 
     These are the present image tokens and the prompt of the action segment, but not its FAST
@@ -444,7 +438,7 @@ def action_dim_mask(batch: Batch) -> Bool[Array, "B 1 A"]:
 
 
 def find_target_positions(
-    target: Bool[Array, "B L"], count: int
+    target: TextMask, count: int
 ) -> tuple[Int[Array, "B M"], Bool[Array, "B M"]]:
     """Find the first `count` targets of every row.
 

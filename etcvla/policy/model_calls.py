@@ -95,7 +95,7 @@ class ModelCalls:
             [np.random.default_rng(seed).standard_normal(shape, np.float32) for seed in seeds]
         )
         chunks, image_cache = self._sample_actions(
-            params, batch, noise, image_cache=image_cache, guide=guide
+            params, batch, flow.Start(noise, guide), image_cache=image_cache
         )
         if self._options.keep_image_cache:
             self._kept_images = {name: batch[name] for name in _IMAGE_FIELDS}

@@ -6,6 +6,7 @@ Changes of brightness and contrast do not affect any answer.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
 from etcvla.etc.items import NUM_LOC
+from etcvla.models.types import TextInts
 
 
 def augment(
@@ -32,8 +34,8 @@ def augment(
     images = batch["images"]
     rows, cameras, height = images.shape[:3]
     offsets = jax.random.randint(shift_key, (rows, cameras, 2), -shift, shift + 1)
-    shift_cameras = jax.vmap(_shift, (0, 0, None))
-    images = jax.vmap(shift_cameras, (0, 0, None))(images, offsets, shift)
+    shift_image = functools.partial(_shift, limit=shift)
+    images = jnp.vectorize(shift_image, signature="(h,w,c),(d)->(h,w,c)")(images, offsets)
     gain, bias = jax.random.uniform(
         color_key, (2, rows, cameras, 1, 1, 1), minval=-color, maxval=color
     )
@@ -55,9 +57,7 @@ def _shift(
     return jax.lax.dynamic_slice(padded, (limit - offset[0], limit - offset[1], 0), image.shape)
 
 
-def shift_locations(
-    tokens: Int[Array, "B L"], offset: Float[Array, "B 2"], loc_offset: int
-) -> Int[Array, "B L"]:
+def shift_locations(tokens: TextInts, offset: Float[Array, "B 2"], loc_offset: int) -> TextInts:
     """Move `<loc>` tokens by `offset` (y, x) in units of the image; clip them to its border.
 
     Locations come in pairs, y first, so the parity of their running count in a row gives the axis.

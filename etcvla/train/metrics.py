@@ -1,7 +1,7 @@
 """Metrics that a step computes besides its losses.
 
 A mean over entries whose number differs between rows leaves the step as a sum and a count. Axes as
-in `etcvla.models.ops`.
+in `etcvla.models.types`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from etcvla import rules
+from etcvla.models.types import FlowTimes, NoisyChunks
 
 TIME_BINS = 5  # of the flow time, which is 0 at the action and 1 at the noise
 
@@ -31,7 +32,7 @@ GROUPS: rules.Rules = (
 
 
 def flow_errors(
-    error: Float[Array, "B R P A"], mask: Bool[Array, "B 1 P A"], time: Float[Array, "B R"]
+    error: NoisyChunks, mask: Bool[Array, "B 1 P A"], time: FlowTimes
 ) -> dict[str, Array]:
     """Sum squared velocity errors by flow time and by action dimension.
 

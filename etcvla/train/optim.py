@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from etcvla import rules, schedule
+from etcvla.models.types import Index
 from etcvla.names import lookup
 from etcvla.schedule import Schedule
 
@@ -87,7 +88,7 @@ class Optimizer:
 
         return jax.tree.map(_init, params, self.trainable())
 
-    def update(self, grads: Any, state: Any, params: Any, step: Int[Array, ""]) -> tuple[Any, Any]:
+    def update(self, grads: Any, state: Any, params: Any, step: Index) -> tuple[Any, Any]:
         """Compute one update.
 
         Args:

@@ -5,23 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import flax.struct
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
 
-
-def _zero() -> jax.Array:
-    return jnp.zeros((), jnp.int32)
+from etcvla.models.types import Index
 
 
 @flax.struct.dataclass
 class TrainState:
     """The state of training. `params`, `ema` and `opt` are trees with one entry per parameter."""
 
-    step: Int[Array, ""]  # number of steps done
+    step: Index  # number of steps done
     params: Any  # float32
     ema: Any  # exponential moving average of `params`; the next stage and the policy use it
     opt: Any  # optimizer state
-    skipped: Int[Array, ""] = flax.struct.field(
-        default_factory=_zero
-    )  # updates that were not finite
+    # Number of updates that were left out because they were not finite.
+    skipped: Index = flax.struct.field(default_factory=lambda: jnp.int32(0))

@@ -1,6 +1,6 @@
 """The training step: a pure function (state, batch) -> (state, metrics), the same for all stages.
 
-Axes as in `etcvla.models.ops`; the fields of a batch are described in `etcvla.batch`.
+Axes as in `etcvla.models.types`; the fields of a batch are described in `etcvla.batch`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from etcvla import schedule
 from etcvla.models import flow, ops
 from etcvla.models.mixed_precision import bind_variables, gradient_variables
+from etcvla.models.types import Batch, Scalar
 from etcvla.models.vla import VLA, action_dim_mask, find_target_positions, read_dtypes
 from etcvla.names import lookup
 from etcvla.schedule import Schedule
@@ -27,7 +28,6 @@ from etcvla.train.optim import FrozenRules, Optimizer
 from etcvla.train.sharding import constrain_params
 from etcvla.train.state import TrainState
 
-Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 LOSSES = ("text", "fast", "flow", "z")
 ON_NONFINITE = {"stop": False, "skip": True}
@@ -143,17 +143,17 @@ def train_step(
 
     def _loss_fn(variables, rows):
         params = bind_variables(state.params, variables)
-        outputs = microbatch_losses(model, params, rows, counts, settings, gradient_scale)
-        return total_loss(outputs, progress, settings), outputs
+        sums, tokens = microbatch_losses(model, params, rows, counts, settings, gradient_scale)
+        return total_loss(sums, progress, settings), (sums, tokens)
 
     grad_fn = jax.value_and_grad(_loss_fn, has_aux=True)
-    (loss, outputs), grads = accumulate_gradients(grad_fn, variables, rows, settings.microbatches)
-    grads = jax.tree.map(
-        lambda param, grad: None if grad is None else grad.astype(param.dtype), state.params, grads
+    loss, sums, tokens, grads = accumulate_gradients(
+        grad_fn, variables, rows, settings.microbatches
     )
-    grads = constrain_params(grads)
+    # None, the gradient of a frozen parameter, is not a leaf.
+    grads = constrain_params(jax.tree.map(lambda grad: grad.astype(jnp.float32), grads))
 
-    metrics = compute_metrics(outputs, settings)
+    metrics = compute_metrics(sums | tokens, settings)
     metrics["loss"] = loss
     metrics["grad_norm"] = optax.global_norm(grads)
     metrics |= metrics_lib.grad_norms(grads)
@@ -174,7 +174,8 @@ def compute_losses(
       `flow_errors`. Losses that the stage does not compute are absent.
     """
     rows, counts = prepare_targets(batch, key, settings)
-    return microbatch_losses(model, params, rows, counts, settings)
+    sums, tokens = microbatch_losses(model, params, rows, counts, settings)
+    return sums | tokens
 
 
 def prepare_targets(
@@ -238,9 +239,9 @@ def microbatch_losses(
     rows: Batch,
     counts: Mapping[str, Array],
     settings: StepSettings,
-    gradient_scale: Float[Array, ""] | None = None,
-) -> dict[str, Array]:
-    """Compute what these rows contribute to the losses of their batch; see `compute_losses`.
+    gradient_scale: Scalar | None = None,
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Compute what these rows contribute to the outputs of `compute_losses` for their batch.
 
     Args:
       model: the model.
@@ -250,6 +251,8 @@ def microbatch_losses(
       settings: the settings.
       gradient_scale: factor of the gradient from the expert to the language model; None: as the
         model's `insulate`.
+
+    Returns: the outputs to sum over microbatches, and those of each target token.
     """
     logits, velocity = model.apply(
         {"params": params},
@@ -259,15 +262,16 @@ def microbatch_losses(
         rows.get("time"),
         gradient_scale,
     )
-    outputs = {}
+    sums = {}
+    tokens = {}
     if logits is not None:
-        outputs |= _token_losses(logits, rows, counts, settings)
+        sums, tokens = _token_losses(logits, rows, counts, settings)
     if velocity is not None:
         mask = rows["action_mask"][:, None]
         error = jnp.where(mask, jnp.square(velocity - rows["velocity"]), 0)
-        outputs["flow"] = error.sum() / counts["flow"]
-        outputs |= metrics_lib.flow_errors(error, mask, rows["time"])
-    return outputs
+        sums["flow"] = error.sum() / counts["flow"]
+        sums |= metrics_lib.flow_errors(error, mask, rows["time"])
+    return sums, tokens
 
 
 def _token_losses(
@@ -275,28 +279,28 @@ def _token_losses(
     rows: Batch,
     counts: Mapping[str, Array],
     settings: StepSettings,
-) -> dict[str, Array]:
-    tokens = rows["target_token"]
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    ids = rows["target_token"]
     weight = rows["target_weight"]
     fast_weight = rows["target_fast"]
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, tokens)
-    outputs = {
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, ids)
+    sums = {
         "text": (loss * (weight - fast_weight)).sum() / counts["text"],
         "fast": (loss * fast_weight).sum() / counts["fast"],
-        "token_loss": loss,
-        "token_hit": jnp.argmax(logits, axis=-1) == tokens,
-        "token_weight": weight,
-        "token_stream": _at_targets(rows, "stream"),
     }
     if schedule.is_nonzero(settings.z):
         square = jnp.square(jax.nn.logsumexp(logits, axis=-1))
-        outputs["z"] = (square * weight).sum() / counts["z"]
-    return outputs
+        sums["z"] = (square * weight).sum() / counts["z"]
+    tokens = {
+        "token_loss": loss,
+        "token_hit": jnp.argmax(logits, axis=-1) == ids,
+        "token_weight": weight,
+        "token_stream": _at_targets(rows, "stream"),
+    }
+    return sums, tokens
 
 
-def total_loss(
-    outputs: Mapping[str, Array], progress: Float[Array, ""], settings: StepSettings
-) -> Float[Array, ""]:
+def total_loss(outputs: Mapping[str, Array], progress: Scalar, settings: StepSettings) -> Scalar:
     """Sum the losses, weighted by their schedules at this progress."""
     total = 0
     for name in active_losses(settings):
@@ -332,47 +336,39 @@ def compute_metrics(outputs: Mapping[str, Array], settings: StepSettings) -> Met
 
 def accumulate_gradients(
     grad_fn: Callable, variables: Any, rows: Batch, count: int
-) -> tuple[tuple[Float[Array, ""], dict[str, Array]], Any]:
+) -> tuple[Scalar, dict[str, Array], dict[str, Array], Any]:
     """Compute losses and gradients on `count` microbatches of the rows, one after another.
 
-    Losses, gradients and other outputs are summed in float32. Outputs named `token_...` are per row
-    and are concatenated, in another order of rows. Every device has rows of each microbatch, so no
-    row moves between devices.
+    Every device has rows of each microbatch, so no row moves between devices.
 
     Args:
-      grad_fn: function (variables, rows) -> ((loss, outputs), grads).
+      grad_fn: function (variables, rows) -> ((loss, (sums, tokens)), grads).
       variables: what to differentiate with respect to.
       rows: all rows.
       count: number of microbatches.
 
-    Returns: as `grad_fn`.
+    Returns: loss, sums and grads, summed in float32, and tokens, concatenated in another order of
+      rows.
     """
     if count == 1:
-        return grad_fn(variables, rows)
+        (loss, (sums, tokens)), grads = grad_fn(variables, rows)
+        return loss, sums, tokens, grads
     microbatches = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), rows)
-
-    def _split_outputs(outputs):
-        sums = {name: x for name, x in outputs.items() if not name.startswith("token_")}
-        per_row = {name: x for name, x in outputs.items() if name.startswith("token_")}
-        return sums, per_row
 
     def _add_microbatch(total, rows):
         rows = jax.tree.map(ops.shard_batch, rows)
-        (loss, outputs), grads = grad_fn(variables, rows)
-        sums, per_row = _split_outputs(outputs)
+        (loss, (sums, tokens)), grads = grad_fn(variables, rows)
         loss, sums, grads = jax.tree.map(
             lambda a, b: a + b.astype(a.dtype), total, (loss, sums, grads)
         )
-        return (loss, sums, constrain_params(grads)), per_row
+        return (loss, sums, constrain_params(grads)), tokens
 
     first = jax.tree.map(lambda x: x[0], microbatches)
-    (loss, outputs), grads = jax.eval_shape(grad_fn, variables, first)
-    sums, _ = _split_outputs(outputs)
+    (loss, (sums, _)), grads = jax.eval_shape(grad_fn, variables, first)
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (loss, sums, grads))
-    (loss, outputs, grads), per_row = jax.lax.scan(_add_microbatch, zero, microbatches)
-    for name, value in per_row.items():
-        outputs[name] = value.reshape(-1, *value.shape[2:])
-    return (loss, outputs), grads
+    (loss, sums, grads), tokens = jax.lax.scan(_add_microbatch, zero, microbatches)
+    tokens = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tokens)
+    return loss, sums, tokens, grads
 
 
 def apply_update(

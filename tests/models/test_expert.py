@@ -42,8 +42,8 @@ def test_insulation_stops_the_gradient_at_the_backbone(insulate):
             assert value > 1e-4, name
 
 
-def test_loops_and_rematerialisation_change_no_gradient():
-    """Compare loops and rematerialisation, which only full sizes use, with unrolled layers."""
+def test_loops_and_rematerialization_change_no_gradient():
+    """Compare loops and rematerialization, which only full sizes use, with unrolled layers."""
     rng = np.random.default_rng(0)
     batch = acting_rows(rng, segments=True)
     x_t, time = noise_and_time(rng, 1)

@@ -9,7 +9,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from etcvla.models.gemma import FeedForward
-from etcvla.models.lora import LoRA, Weight, merge
+from etcvla.models.lora import LoRA, ModuleOptions, Weight, merge
 from etcvla.models.vla import init_params
 from tests.models.small import CONFIG, make_model, random_params, random_rows, write_segment
 
@@ -118,7 +118,7 @@ def test_slice_of_a_weight_keeps_its_adapter():
         rng.normal(size=shape).astype(np.float32)
         for shape in ((2, 5, 7), (2, 5, 3), (2, 3, 7), (4, 6, 5))
     )
-    for i, weight in enumerate(Weight("cdf,cdr,crf", w, a, b)[i] for i in range(2)):
+    for i, weight in enumerate(Weight(["cdf", "cdr", "crf"], [w, a, b])[i] for i in range(2)):
         np.testing.assert_allclose(
             weight.einsum("btd,df->btf", x), x @ (w[i] + a[i] @ b[i]), rtol=1e-4, atol=1e-5
         )
@@ -128,7 +128,8 @@ def test_slice_of_a_weight_keeps_its_adapter():
 def test_mlp_in_parts_equals_the_whole_mlp(lora):
     x = jax.random.normal(jax.random.key(0), (2, 3, 24))
     whole, parts = (
-        FeedForward(dataclasses.replace(CONFIG.vlm, mlp_parts=n), jnp.float32, lora) for n in (1, 4)
+        FeedForward(dataclasses.replace(CONFIG.vlm, mlp_parts=n), ModuleOptions(jnp.float32, lora))
+        for n in (1, 4)
     )
     shapes = jax.eval_shape(whole.init, jax.random.key(0), x)
     rng = np.random.default_rng(0)
@@ -153,7 +154,7 @@ def test_output_adapters_sum_heads_like_openpi():
         rng.normal(size=shape).astype(np.float32)
         for shape in ((2, 8, 6), (2, 8, 3), (2, 3, 6), (1, 4, 2, 8))
     )
-    actual = Weight("nhd,nhr,Nrd", w, a, b).einsum("btnh,nhd->btd", x)
+    actual = Weight(["nhd", "nhr", "Nrd"], [w, a, b]).einsum("btnh,nhd->btd", x)
     expected = np.einsum("btnh,nhd->btd", x, w) + np.einsum("btnh,nhr->btr", x, a) @ b.sum(0)
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
     merged = merge({"attn_vec_einsum": {"w": w, "lora_a": a, "lora_b": b}}, LoRA(scale=1.0))

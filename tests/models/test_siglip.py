@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from etcvla.models.lora import LoRA
+from etcvla.models.lora import ModuleOptions
 from etcvla.models.siglip import MultiHeadDotProductAttention, SigLIPConfig, resize_positions
 
 CONFIG = SigLIPConfig(width=24, depth=1, num_heads=3, mlp_dim=8, patch=14, image_size=28)
@@ -13,7 +13,7 @@ CONFIG = SigLIPConfig(width=24, depth=1, num_heads=3, mlp_dim=8, patch=14, image
 
 def test_attention_equals_flax_attention():
     x = np.random.default_rng(0).normal(size=(2, 5, CONFIG.width)).astype(np.float32)
-    ours = MultiHeadDotProductAttention(CONFIG, np.float32, LoRA())
+    ours = MultiHeadDotProductAttention(CONFIG, ModuleOptions(np.float32))
     flaxs = nn.MultiHeadDotProductAttention(num_heads=CONFIG.num_heads, deterministic=True)
     for impl in ("threefry2x32", "rbg"):
         params, expected = (

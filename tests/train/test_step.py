@@ -287,9 +287,10 @@ def test_gradient_scale_interpolates_insulation(model, batch):
     @functools.partial(jax.jit, static_argnums=0)
     def backbone(insulate, gradient_scale=None):
         def loss(params):
-            return microbatch_losses(
+            sums, _ = microbatch_losses(
                 make_model(insulate=insulate), params, rows, counts, settings, gradient_scale
-            )["flow"]
+            )
+            return sums["flow"]
 
         return jax.grad(loss)(params)["llm"]["layers"]["mlp"]["linear"]
 

@@ -1,10 +1,9 @@
 """Load and export released weights.
 
 PaliGemma from Hugging Face and big_vision, pi0 and pi0.5 from openpi. The format is detected from
-the files. Loading is
-strict: of the parameters that a kind of checkpoint has, none may be missing, left over, or of
-another shape. Parameters that it never has (the action expert, for PaliGemma) are reported, and the
-caller initialises them.
+the files. Loading is strict: of the parameters that a kind of checkpoint has, none may be missing,
+left over, or of another shape. Parameters that it never has (the action expert, for PaliGemma) are
+reported, and the caller initializes them.
 """
 
 from __future__ import annotations
@@ -14,8 +13,7 @@ import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -25,8 +23,15 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from etcvla.errors import UserError
 from etcvla.models.lora import merge
 from etcvla.models.pretrained import big_vision, hugging_face, openpi
-from etcvla.models.pretrained.layout import ParamEntry, ReleasedCheckpoint, Shapes
+from etcvla.models.pretrained.layout import (
+    ParamEntry,
+    ReleasedCheckpoint,
+    Shapes,
+    Tensor,
+    format_size,
+)
 from etcvla.models.siglip import resize_positions
+from etcvla.models.types import Shape
 from etcvla.models.vla import VLA, VLAConfig, init_params
 
 log = logging.getLogger(__name__)
@@ -36,35 +41,26 @@ _MAX_NAMES = 20  # names of a list in an error message
 
 
 class MismatchError(UserError):
-    """A checkpoint does not fit the model.
+    """A checkpoint does not fit the model. The attributes are complete sorted lists."""
 
-    `missing`, `extra` and `misshapen` are the complete sorted lists.
-    """
-
-    def __init__(self, checkpoint: ReleasedCheckpoint, mismatch: _Mismatch):
-        self.missing = sorted(mismatch.missing)
-        self.extra = sorted(mismatch.extra)
-        self.misshapen = sorted(mismatch.misshapen)
+    def __init__(
+        self,
+        checkpoint: ReleasedCheckpoint,
+        sizes: Sequence[str],
+        missing: Iterable[str],
+        extra: Iterable[str],
+        misshapen: Iterable[str],
+    ):
+        self.missing = sorted(missing)
+        self.extra = sorted(extra)
+        self.misshapen = sorted(misshapen)
         lines = [f"{checkpoint.path} ({checkpoint.format}) does not fit the model."]
-        if mismatch.sizes:
-            lines.append(f"  sizes: {', '.join(mismatch.sizes)}")
+        if sizes:
+            lines.append(f"  sizes: {', '.join(sizes)}")
         lines.append(f"  missing: {_shorten(self.missing)}")
         lines.append(f"  extra: {_shorten(self.extra)}")
         lines.append(f"  misshapen: {_shorten(self.misshapen)}")
         super().__init__("\n".join(lines))
-
-
-@dataclasses.dataclass
-class _Mismatch:
-    """The differences between a checkpoint and the model."""
-
-    sizes: list[str] = dataclasses.field(default_factory=list)
-    missing: list[str] = dataclasses.field(default_factory=list)
-    extra: list[str] = dataclasses.field(default_factory=list)
-    misshapen: list[str] = dataclasses.field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return bool(self.sizes or self.missing or self.extra or self.misshapen)
 
 
 def _shorten(names: list[str]) -> str:
@@ -85,21 +81,15 @@ class LoadReport:
     format: str
     loaded: Shapes
     fresh: Shapes  # parameters that this kind of checkpoint never has
-    notes: tuple[str, ...]  # parameters that were adapted to the model
+    notes: list[str]  # parameters that were adapted to the model
 
     def __str__(self) -> str:
-        lines = [f"{self.path} ({self.format}): {_count(self.loaded)} loaded"]
+        lines = [f"{self.path} ({self.format}): {format_size(self.loaded.values())} loaded"]
         if self.fresh:
             modules = sorted({path.rsplit("/", 1)[0] for path in self.fresh})
-            lines.append(
-                f"fresh, not in this kind of checkpoint: {_count(self.fresh)}: {', '.join(modules)}"
-            )
+            size = format_size(self.fresh.values())
+            lines.append(f"fresh, not in this kind of checkpoint: {size}: {', '.join(modules)}")
         return "\n  ".join([*lines, *self.notes])
-
-
-def _count(shapes: Shapes) -> str:
-    size = sum(math.prod(shape) for shape in shapes.values())
-    return f"{size:,} parameters in {len(shapes)} arrays"
 
 
 def find(path: epath.PathLike) -> ReleasedCheckpoint | None:
@@ -116,16 +106,13 @@ def find(path: epath.PathLike) -> ReleasedCheckpoint | None:
     return None if directory is None else openpi.open_checkpoint(directory)
 
 
-def load(
-    path: epath.PathLike, config: VLAConfig, dtype: Any = np.float32
-) -> tuple[dict, LoadReport]:
-    """Read the parameters of a checkpoint into host memory, piece by piece.
+def load(path: epath.PathLike, config: VLAConfig) -> tuple[dict, LoadReport]:
+    """Read the parameters of a checkpoint into host memory in float32, piece by piece.
 
     Args:
       path: a Hugging Face directory, an .npz of big_vision, or openpi's `params` or a directory
         with it.
       config: config of the model.
-      dtype: dtype of the returned parameters.
 
     Returns: the tree of the parameters that this kind of checkpoint has, and a report.
     Raises: UserError if there is no checkpoint, MismatchError if it is of another model.
@@ -142,7 +129,7 @@ def load(
     leaves = {}
     # The largest parameters come first, so that reading adds little to the peak of memory.
     for entry in sorted(entries, key=lambda entry: -math.prod(shapes[entry.path])):
-        _read(checkpoint, entry, leaves, shapes, np.dtype(dtype))
+        _read(checkpoint.tensors[entry.name], entry, leaves, shapes[entry.path])
     report = LoadReport(
         path=str(checkpoint.path),
         format=checkpoint.format,
@@ -154,7 +141,7 @@ def load(
     return unflatten_dict(leaves, sep="/"), report
 
 
-def parameter_shapes(config: VLAConfig) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(config: VLAConfig) -> dict[str, Shape]:
     """Return the shape of every parameter of the model, by path."""
     tree = jax.eval_shape(functools.partial(init_params, VLA(config)))
     return {path: leaf.shape for path, leaf in flatten_dict(tree, sep="/").items()}
@@ -162,18 +149,19 @@ def parameter_shapes(config: VLAConfig) -> dict[str, tuple[int, ...]]:
 
 def _check(
     checkpoint: ReleasedCheckpoint, entries: list[ParamEntry], shapes: Shapes, config: VLAConfig
-) -> tuple[str, ...]:
+) -> list[str]:
     """Compare the checkpoint with the model.
 
     Returns: notes on parameters that will be adapted.
     Raises: MismatchError if any parameter is missing, extra or of another shape, or any size
       differs.
     """
-    mismatch = _Mismatch()
+    missing = []
+    misshapen = []
     notes = []
     for entry in entries:
         if entry.name not in checkpoint.tensors:
-            mismatch.missing.append(f"{entry.path} ({entry.name})")
+            missing.append(f"{entry.path} ({entry.name})")
             continue
         shape = checkpoint.tensors[entry.name].shape
         expected = entry.file_shape(shapes[entry.path])
@@ -184,30 +172,29 @@ def _check(
         if note:
             notes.append(f"{label}: {note}")
         else:
-            mismatch.misshapen.append(f"{label}: {list(shape)} instead of {list(expected)}")
-    extra = checkpoint.tensors.keys() - {entry.name for entry in entries}
-    mismatch.extra = [checkpoint.actual_name(name) for name in extra]
-    for field, value in checkpoint.sizes.items():
-        expected = _size(config, field)
-        # The position table can be resized to another image size.
-        if value != expected and field != "siglip.image_size":
-            mismatch.sizes.append(f"{field} {value} instead of {expected}")
-    if mismatch:
-        raise MismatchError(checkpoint, mismatch)
-    return tuple(notes)
+            misshapen.append(f"{label}: {list(shape)} instead of {list(expected)}")
+    unused = checkpoint.tensors.keys() - {entry.name for entry in entries}
+    extra = [checkpoint.actual_name(name) for name in unused]
+    sizes = _different_sizes(checkpoint, config)
+    if sizes or missing or extra or misshapen:
+        raise MismatchError(checkpoint, sizes, missing, extra, misshapen)
+    return notes
 
 
-def _size(config: VLAConfig, field: str) -> float | None:
-    """Return a field of the config, such as "vlm.width"; None if the model has no such part."""
-    value = config
-    for name in field.split("."):
-        value = None if value is None else getattr(value, name)
-    if field == "vlm.query_pre_attn_scalar" and not value:
-        return config.vlm.head_dim
-    return value
+def _different_sizes(checkpoint: ReleasedCheckpoint, config: VLAConfig) -> list[str]:
+    """Describe the fields of the config in which the checkpoint differs."""
+    expected = flatten_dict(dataclasses.asdict(config), sep=".")
+    expected["vlm.query_pre_attn_scalar"] = config.vlm.query_pre_attn_scalar or config.vlm.head_dim
+    # The position table can be resized to another image size.
+    expected["siglip.image_size"] = checkpoint.sizes.get("siglip.image_size")
+    return [
+        f"{field} {value} instead of {expected.get(field)}"
+        for field, value in checkpoint.sizes.items()
+        if value != expected.get(field)
+    ]
 
 
-def _adaptation(path: str, shape: tuple[int, ...], expected: tuple[int, ...], padding: int) -> str:
+def _adaptation(path: str, shape: Shape, expected: Shape, padding: int) -> str:
     """Describe how a tensor of another shape is adapted; "" if it cannot be."""
     if path == _EMBEDDING and shape == (expected[0] + padding, expected[1]):
         return f"its last {padding} rows, which pad the vocabulary, are left out"
@@ -217,23 +204,15 @@ def _adaptation(path: str, shape: tuple[int, ...], expected: tuple[int, ...], pa
     return ""
 
 
-def _read(
-    checkpoint: ReleasedCheckpoint,
-    entry: ParamEntry,
-    leaves: dict[str, np.ndarray],
-    shapes: Shapes,
-    dtype: np.dtype,
-) -> None:
+def _read(tensor: Tensor, entry: ParamEntry, leaves: dict[str, np.ndarray], shape: Shape) -> None:
     """Read one tensor into its slice of `leaves`."""
-    tensor = checkpoint.tensors[entry.name]
-    shape = shapes[entry.path]
     if entry.path == _POSITIONS:
-        table = np.empty((1, *tensor.shape[-2:]), dtype)
+        table = np.empty((1, *tensor.shape[-2:]), np.float32)
         tensor.read_into(entry.view(table))
         leaves[entry.path] = resize_positions(table, shape[1])
         return
     if entry.path not in leaves:
-        leaves[entry.path] = np.empty(shape, dtype)
+        leaves[entry.path] = np.empty(shape, np.float32)
     tensor.read_into(entry.view(leaves[entry.path]))
 
 

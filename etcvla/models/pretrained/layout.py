@@ -4,22 +4,27 @@ A format is a list of `ParamEntry`. Reading and writing use the same view of our
 elements in C order are the tensor's bytes in the file. Both therefore work piece by piece, without
 a copy of anything large.
 
-Axes as in `etcvla.models.ops`, in lower case.
+Axes as in `etcvla.models.types`, in lower case.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import tomllib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import BinaryIO, Protocol
 
 import numpy as np
 from etils import epath
 
+from etcvla.models.types import Shape
+
 CHUNK = 16 << 20  # bytes that are in memory at a time, besides the parameters
-Shapes = Mapping[str, tuple[int, ...]]
+Shapes = Mapping[str, Shape]  # by path of the parameter
+TABLES = tomllib.loads(pathlib.Path(__file__).with_name("tables.toml").read_text())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +41,7 @@ class ParamEntry:
 
     name: str
     path: str
-    index: tuple[int, ...] = ()
+    index: Shape = ()
     pattern: str = ""
 
     def view(self, leaf: np.ndarray) -> np.ndarray:
@@ -48,7 +53,7 @@ class ParamEntry:
         our_axes = our_pattern.split()
         return leaf.transpose([our_axes.index(axis) for axis in re.findall(r"\w+", file_pattern)])
 
-    def file_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+    def file_shape(self, shape: Sequence[int]) -> Shape:
         """Return the shape of the tensor in the file, given the shape of our parameter."""
         view_shape = self.view(np.broadcast_to(np.int8(0), shape)).shape
         if not self.pattern:
@@ -64,7 +69,7 @@ class ParamEntry:
 class Tensor(Protocol):
     """One tensor of a checkpoint, not yet read."""
 
-    shape: tuple[int, ...]
+    shape: Shape
     dtype: np.dtype
 
     def read_into(self, view: np.ndarray) -> None:
@@ -110,7 +115,7 @@ class FileTensor:
       fortran: whether the order is Fortran's (the first axis varies fastest).
     """
 
-    shape: tuple[int, ...]
+    shape: Shape
     dtype: np.dtype
     open: Callable[[], BinaryIO]
     fortran: bool = False
@@ -161,48 +166,17 @@ def write(view: np.ndarray, file: BinaryIO) -> None:
         file.write(piece.tobytes())
 
 
-# Sizes of a model that the shapes of its parameters show: (field of the config, parameter, axis).
-_BLOCK = "img/Transformer/encoderblock"
-_TOWER_SIZES = (
-    ("siglip.width", "img/embedding/kernel", 3),
-    ("siglip.depth", f"{_BLOCK}/LayerNorm_0/scale", 0),
-    ("siglip.num_heads", f"{_BLOCK}/MultiHeadDotProductAttention_0/query/kernel", 2),
-    ("siglip.mlp_dim", f"{_BLOCK}/MlpBlock_0/Dense_0/kernel", 2),
-    ("siglip.patch", "img/embedding/kernel", 0),
-)
-_OTHER_SIZES = (
-    ("vocab_size", "llm/embedder/input_embedding", 0),
-    ("state_dim", "state_proj/kernel", 0),
-    ("action_dim", "action_out_proj/kernel", 1),
-)
-
-
-def _stream_sizes(part: str, suffix: str) -> tuple[tuple[str, str, int], ...]:
-    """Return the sizes of a stream of Gemma, "vlm" or "expert"."""
-    q_einsum = f"llm/layers/attn/q_einsum{suffix}/w"
-    return (
-        (f"{part}.width", q_einsum, 2),
-        (f"{part}.depth", q_einsum, 0),
-        (f"{part}.mlp_dim", f"llm/layers/mlp{suffix}/linear", 1),
-        (f"{part}.num_heads", q_einsum, 1),
-        (f"{part}.num_kv_heads", f"llm/layers/attn/kv_einsum{suffix}/w", 2),
-        (f"{part}.head_dim", q_einsum, 3),
-    )
-
-
-_SIZES = (
-    *_TOWER_SIZES,
-    *_stream_sizes("vlm", ""),
-    *_stream_sizes("expert", "_1"),
-    *_OTHER_SIZES,
-)
-
-
 def sizes_of(shapes: Shapes) -> dict[str, int]:
     """Return the fields of a `VLAConfig` that the shapes of (some of) its parameters show."""
     sizes = {}
-    for field, path, axis in _SIZES:
+    for field, (path, axis) in TABLES["sizes"].items():
         shape = shapes.get(path, ())
         if len(shape) > axis:
             sizes[field] = shape[axis]
     return sizes
+
+
+def format_size(shapes: Collection[Shape]) -> str:
+    """Return the number of parameters and arrays with these shapes, for messages."""
+    size = sum(math.prod(shape) for shape in shapes)
+    return f"{size:,} parameters in {len(shapes)} arrays"

@@ -19,6 +19,7 @@ from etcvla.errors import UserError
 from etcvla.files import write_json
 from etcvla.models.pretrained.hugging_face import backbone
 from etcvla.models.pretrained.layout import ParamEntry, ReleasedCheckpoint, Shapes, sizes_of
+from etcvla.models.types import Shape
 from etcvla.models.vla import VLAConfig
 
 FORMAT = "openpi params"
@@ -47,16 +48,8 @@ class OrbaxTensor:
     directory: epath.Path
     path: tuple[str, ...]
     metadata: Any
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape in the file."""
-        return tuple(self.metadata.shape)
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Dtype in the file."""
-        return np.dtype(self.metadata.dtype)
+    shape: Shape
+    dtype: np.dtype
 
     def read_into(self, view: np.ndarray) -> None:
         """Fill the view; see `layout.Tensor`."""
@@ -72,7 +65,10 @@ class OrbaxTensor:
 def open_checkpoint(path: epath.Path) -> ReleasedCheckpoint:
     """Read the metadata. Tensors have openpi's names without `params/` and `/value`."""
     tree = flatten_dict(ocp.PyTreeCheckpointHandler().metadata(path).tree)
-    tensors = {_name(key): OrbaxTensor(path, key, metadata) for key, metadata in tree.items()}
+    tensors = {}
+    for key, metadata in tree.items():
+        tensor = OrbaxTensor(path, key, metadata, tuple(metadata.shape), np.dtype(metadata.dtype))
+        tensors[_name(key)] = tensor
     shapes = {name.removeprefix("PaliGemma/"): tensor.shape for name, tensor in tensors.items()}
     has_expert = any("action" in name for name in tensors)
 
@@ -93,11 +89,7 @@ def open_checkpoint(path: epath.Path) -> ReleasedCheckpoint:
 
 def _name(key: tuple[str, ...]) -> str:
     """Return the name of a tensor, from its path in the file."""
-    if key[0] == "params":
-        key = key[1:]
-    if key[-1] == "value":
-        key = key[:-1]
-    return "/".join(key)
+    return "/".join(key).removeprefix("params/").removesuffix("/value")
 
 
 def _openpi_name(path: str) -> str:

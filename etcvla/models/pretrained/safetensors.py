@@ -22,18 +22,18 @@ from etcvla.errors import UserError
 from etcvla.models.pretrained.layout import FileTensor, write
 
 DTYPES = {
-    "F64": np.dtype("<f8"),
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "I64": np.dtype("<i8"),
-    "I32": np.dtype("<i4"),
-    "I16": np.dtype("<i2"),
-    "I8": np.dtype("i1"),
-    "U8": np.dtype("u1"),
-    "BOOL": np.dtype("?"),
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": ml_dtypes.bfloat16,
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U8": "u1",
+    "BOOL": "?",
 }
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 
 
 def read(path: epath.Path) -> dict[str, FileTensor]:
@@ -68,7 +68,7 @@ def _tensor(path: epath.Path, name: str, entry: Mapping[str, Any], start: int) -
             f"{path}: {name} has dtype {entry['dtype']}, expected one of {sorted(DTYPES)}"
         )
     open_file = functools.partial(_open_at, path, start + entry["data_offsets"][0])
-    return FileTensor(tuple(entry["shape"]), DTYPES[entry["dtype"]], open_file)
+    return FileTensor(tuple(entry["shape"]), np.dtype(DTYPES[entry["dtype"]]), open_file)
 
 
 def _open_at(path: epath.Path, offset: int) -> BinaryIO:
