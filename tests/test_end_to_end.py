@@ -1,4 +1,4 @@
-"""The whole road in small, by the commands that a user types: build, train every stage, act, report; then again."""
+"""The whole recipe in small, by the commands that a user types, run twice."""
 
 import json
 import os
@@ -7,6 +7,8 @@ import subprocess
 import sys
 
 import pytest
+
+from etcvla.train.checkpoint import open_checkpoint
 
 ROOT = pathlib.Path(__file__).parent.parent
 pytest.importorskip("metaworld")
@@ -28,7 +30,10 @@ def run(*arguments, cwd=ROOT, fails=False):
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    """A recipe of two steps a stage on two tasks; returns its arguments, its folder and what the first run printed."""
+    """Run a recipe of two steps per stage on two tasks.
+
+    Returns: its arguments, its folder and its output.
+    """
     folder = tmp_path_factory.mktemp("recipe")
     steps = [
         f"--config.steps.{stage}=2"
@@ -86,14 +91,14 @@ def test_every_stage_is_trained_evaluated_and_reported(recipe):
     assert "drawer-open" in report and 'src="http' not in report
 
 
-def test_the_csv_has_a_line_an_episode(recipe):
+def test_the_csv_has_one_line_per_episode(recipe):
     _, folder, _ = recipe
     lines = (folder / "run/objective_bridge/evaluation/episodes.csv").read_text().splitlines()
     assert len(lines) == 1 + 2 * 2 * 3  # header, then tasks x scenes x interventions
     assert sum("wrong_instruction,drawer-close" in line for line in lines) == 2
 
 
-def test_what_is_done_is_not_done_again(recipe):
+def test_a_second_run_repeats_nothing(recipe):
     arguments, folder, _ = recipe
     before = (folder / "run/objective_bridge/evaluation/scores.json").stat().st_mtime_ns
     printed = run(*arguments)
@@ -101,23 +106,20 @@ def test_what_is_done_is_not_done_again(recipe):
     assert (folder / "run/objective_bridge/evaluation/scores.json").stat().st_mtime_ns == before
 
 
-def test_a_stages_checkpoint_knows_where_it_comes_from(recipe):
+def test_a_checkpoint_lists_its_parents(recipe):
     _, folder, _ = recipe
-    from etcvla.train.checkpoint import open_checkpoint
-
     meta = open_checkpoint(str(folder / "run/retentive_adapt")).meta()
     assert [pathlib.Path(parent["workdir"]).name for parent in meta["lineage"]] == [
         "vlm_pretrain",
         "distribution_bridge",
         "objective_bridge",
     ]
-    assert (
-        meta["assets"]["action_spec"]["action_dim"] == 4
-        and "gripper" in meta["assets"]["action_spec"]["action"]
-    )
+    action_spec = meta["assets"]["action_spec"]
+    assert action_spec["action_dim"] == 4
+    assert "gripper" in action_spec["action"]
 
 
-def test_full_size_resolves_prints_its_plan_and_names_what_is_missing(tmp_path):
+def test_full_size_prints_its_plan_and_names_missing_files(tmp_path):
     printed = run(
         "launch/train.py", "--config=configs/objective_bridge.py:paligemma_3b", fails=True
     )
@@ -132,7 +134,7 @@ def test_full_size_resolves_prints_its_plan_and_names_what_is_missing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flag", "told"),
+    ("flag", "message"),
     [
         ("--config.optim.lrr=1", 'Did you mean "lr"'),
         ("--config.streams.action.wieght=1", 'Did you mean "weight"'),
@@ -140,11 +142,11 @@ def test_full_size_resolves_prints_its_plan_and_names_what_is_missing(tmp_path):
         ("--config.steps=many", "config.steps=many"),
     ],
 )
-def test_a_typo_is_one_line_with_a_hint(flag, told):
+def test_a_typo_in_a_flag_is_one_line_with_a_hint(flag, message):
     printed = run("launch/train.py", "--config=configs/objective_bridge.py", flag, fails=True)
-    assert told in printed and "Traceback" not in printed
+    assert message in printed and "Traceback" not in printed
 
 
-def test_an_unknown_variant_is_named():
+def test_an_unknown_variant_lists_the_known_ones():
     printed = run("launch/train.py", "--config=configs/objective_bridge.py:huge", fails=True)
     assert "choose from tiny, paligemma_3b" in printed and "Traceback" not in printed

@@ -196,7 +196,7 @@ def test_flow_without_an_expert(tmp_path):
     config = get_config("pi0_fast", "tiny")
     config.loss.flow = common.constant(1.0)
     config.update({"init_from": "", "workdir": str(tmp_path)})
-    with pytest.raises(ValueError, match='model.expert is "none", but loss.flow has weight'):
+    with pytest.raises(ValueError, match='model.expert is "none", but loss.flow is not 0'):
         make_model(config, inherited_assets(config))
     config.loss.flow = common.constant(0.0)
     config.model.expert = "adaptve"

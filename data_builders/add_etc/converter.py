@@ -50,7 +50,7 @@ def add_etc(data: str, out: str, options: AddEtcOptions) -> tuple[Path, ItemCoun
     datasets = [RLDSDataset(source, split) for split in splits]
     adapter = match_adapter(find_adapter(options.adapter), datasets[0])
     features = json.loads((source / "features.json").read_text())
-    features, added = extend_features(features, len(adapter.cameras), options.num_objects)
+    features, new_features = extend_features(features, len(adapter.cameras), options.num_objects)
     settings = _copy_settings(source, adapter, options)
     if settings.is_built(path):
         print(f"already built in {path}; delete it to build it again", file=sys.stderr)
@@ -60,7 +60,7 @@ def add_etc(data: str, out: str, options: AddEtcOptions) -> tuple[Path, ItemCoun
     if calibrations is not None:
         for annotator in annotators:
             _check_calibration(annotator)
-    encoder = RecordEncoder(options.num_objects, tuple(added))
+    encoder = RecordEncoder(new_features, options.num_objects)
     threads = options.threads if options.endpoint else 1
     with lock_build(path):
         writer = DatasetWriter(path, settings)

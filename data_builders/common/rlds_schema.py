@@ -80,13 +80,13 @@ def robot_features(schema: RobotSchema) -> _F.FeaturesDict:
         "is_last": _F.Scalar(np.bool_, doc="Last step of the episode."),
         "is_terminal": _F.Scalar(np.bool_, doc="The episode ends in a terminal state here."),
         "language_instruction": _F.Text(doc="Instruction of the robot."),
-        "annotation": _annotation_features(len(schema.cameras), schema.num_objects),
-        "etc": _item_features(),
+        "annotation": annotation_features(len(schema.cameras), schema.num_objects),
+        "etc": item_features(),
     }
     return _F.FeaturesDict(
         {
             "steps": _F.Dataset(steps, doc="The episode in time order."),
-            "episode_metadata": _episode_metadata(_robot_metadata_features()),
+            "episode_metadata": _episode_metadata(robot_metadata_features()),
         },
         doc="One episode.",
     )
@@ -101,7 +101,7 @@ def vqa_features(*, image_size: int | None) -> _F.FeaturesDict:
     image = _F.Image(shape=(image_size, image_size, 3), encoding_format="jpeg", doc="RGB.")
     steps = {
         "observation": _F.FeaturesDict({"image": image}, doc="The image."),
-        "etc": _item_features(),
+        "etc": item_features(),
     }
     return _F.FeaturesDict(
         {
@@ -146,15 +146,22 @@ def encode_episode(
             raise ValueError(
                 f"episode {episode_id}: {name} has {length} steps, the annotation {num_steps}"
             )
-    facts = annotation.pad_objects(num_objects)
-    steps = []
-    for step in range(num_steps):
-        encoded = _encode_step(episode, step)
-        encoded["annotation"] = {name: values[step] for name, values in facts.items()}
-        encoded["etc"] = encode_items(items[step])
-        steps.append(encoded)
+    labels = encode_labels(annotation, items, num_objects)
+    steps = [_encode_step(episode, step) | labels[step] for step in range(num_steps)]
     metadata = {"episode_id": episode_id, "task": task, "scene": scene}
-    return {"steps": steps, "episode_metadata": metadata | _encode_metadata(annotation)}
+    return {"steps": steps, "episode_metadata": metadata | encode_metadata(annotation)}
+
+
+def encode_labels(
+    annotation: Annotation, items: Sequence[Sequence[Item]], num_objects: int
+) -> list[dict]:
+    """Return the features `annotation` and `etc` of T steps."""
+    facts = annotation.pad_objects(num_objects)
+    labels = []
+    for step, step_items in enumerate(items):
+        step_facts = {name: values[step] for name, values in facts.items()}
+        labels.append({"annotation": step_facts, "etc": encode_items(step_items)})
+    return labels
 
 
 def _encode_step(episode: Episode, step: int) -> dict:
@@ -175,7 +182,8 @@ def _encode_step(episode: Episode, step: int) -> dict:
     return encoded
 
 
-def _encode_metadata(annotation: Annotation) -> dict:
+def encode_metadata(annotation: Annotation) -> dict:
+    """Return the annotation's part of `episode_metadata`."""
     encoded = {
         "success": annotation.success,
         "rate": np.float32(annotation.rate),
@@ -190,18 +198,21 @@ def _vector(size: int, doc: str) -> _F.Tensor:
     return _F.Tensor(shape=(size,), dtype=np.float32, doc=doc)
 
 
-def _text_list(doc: str) -> _F.Sequence:
+def text_list(doc: str) -> _F.Sequence:
+    """Return the feature of a list of texts."""
     return _F.Sequence(_F.Text(doc=doc), doc=doc)
 
 
-def _item_features() -> _F.Sequence:
+def item_features() -> _F.Sequence:
+    """Return the feature `steps/etc`: a list of items."""
     return _F.Sequence(
         {name: _F.Text(doc=doc) for name, doc in _ITEM_DOCS.items()},
         doc="Embodied trajectory-coupled items about this step: none, one or several.",
     )
 
 
-def _annotation_features(num_cameras: int, num_objects: int) -> _F.FeaturesDict:
+def annotation_features(num_cameras: int, num_objects: int) -> _F.FeaturesDict:
+    """Return the feature `steps/annotation`."""
     sizes = {"C": num_cameras, "N": num_objects}
     features = {}
     for name, axes in STEP_FIELDS.items():
@@ -216,7 +227,8 @@ def _episode_metadata(features: dict) -> _F.FeaturesDict:
     return _F.FeaturesDict({"episode_id": episode_id, **features}, doc="Facts about the episode.")
 
 
-def _robot_metadata_features() -> dict:
+def robot_metadata_features() -> dict:
+    """Return the features of `episode_metadata`, without `episode_id`."""
     return {
         "task": _F.Text(doc="The simulator's name of the task."),
         "scene": _F.Text(doc="Named appearance of the scene: camera, table, light."),
@@ -225,10 +237,10 @@ def _robot_metadata_features() -> dict:
         "target": _F.Scalar(
             np.int32, doc="Index into objects of the instruction's object; -1 unknown."
         ),
-        "cameras": _text_list("Camera names in the order of the annotation's camera axis."),
-        "objects": _text_list("Object names in the order of the annotation's object axis."),
-        "colors": _text_list("Colour word of each object, empty where unknown."),
-        "phases": _text_list("Ordered subtasks as imperatives."),
-        "shapes": _text_list("Shape word of each object, empty where unknown."),
-        "axes": _text_list("Directions of the base frame's x, y, z for the robot; empty unknown."),
+        "cameras": text_list("Camera names in the order of the annotation's camera axis."),
+        "objects": text_list("Object names in the order of the annotation's object axis."),
+        "colors": text_list("Colour word of each object, empty where unknown."),
+        "phases": text_list("Ordered subtasks as imperatives."),
+        "shapes": text_list("Shape word of each object, empty where unknown."),
+        "axes": text_list("Directions of the base frame's x, y, z for the robot; empty unknown."),
     }

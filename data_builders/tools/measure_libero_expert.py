@@ -21,6 +21,7 @@ from pathlib import Path
 from absl import app, flags
 
 from data_builders.common import command, worker_pool
+from data_builders.common.tables import markdown_table
 from data_builders.libero_etc.episodes import ExpertTrial, run_expert_trial
 from etcvla.errors import UserError
 from etcvla.sims.libero import files as libero_files
@@ -64,31 +65,32 @@ def measure(trials: Sequence[ExpertTrial], path: Path, workers: int) -> Iterator
 
 
 def format_table(trials: Iterable[ExpertTrial]) -> str:
-    """Return the success rate of each task and suite, with Wilson's 95 % intervals, as text."""
+    """Return the success rate of each task and suite, with Wilson's 95 % intervals, as Markdown."""
     by_task: dict[str, list[ExpertTrial]] = defaultdict(list)
     by_suite: dict[str, list[ExpertTrial]] = defaultdict(list)
     for trial in trials:
         by_task[trial.task].append(trial)
         by_suite[trial.task.partition("/")[0]].append(trial)
-    groups = by_task | by_suite
-    width = max(map(len, groups), default=0)
-    lines = [f"{'task':<{width}}  success   share  95 % interval  steps  one grasp"]
-    for name, group in groups.items():
-        lines.append(f"{name:<{width}}  {_format_group(group)}")
-    return "\n".join(lines)
+    rows = [_table_row(name, group) for name, group in (by_task | by_suite).items()]
+    return markdown_table(
+        ["task", "success", "share", "95 % interval", "mean steps", "one grasp"], rows
+    )
 
 
-def _format_group(trials: Sequence[ExpertTrial]) -> str:
+def _table_row(name: str, trials: Sequence[ExpertTrial]) -> list[str]:
     successes = [trial for trial in trials if trial.success]
     share = rate(len(successes), len(trials))
     mean_steps = ""
     if successes:
         mean_steps = f"{sum(trial.steps for trial in successes) / len(successes):.0f}"
-    one_grasp = sum(trial.grasps == 1 for trial in successes)
-    return (
-        f"{len(successes):>3}/{len(trials):<3}  {share.value:>6.0%}  "
-        f"[{share.low:>4.0%}, {share.high:>4.0%}]   {mean_steps:>5}  {one_grasp:>9}"
-    )
+    return [
+        name,
+        f"{len(successes)}/{len(trials)}",
+        f"{share.value:.0%}",
+        f"{share.low:.0%} to {share.high:.0%}",
+        mean_steps,
+        str(sum(trial.grasps == 1 for trial in successes)),
+    ]
 
 
 def parse_states(text: str) -> range:

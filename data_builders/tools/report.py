@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from absl import app, flags
 
 from data_builders.common import command
 from data_builders.common.read_dataset import iterate_items, read_info, read_metadata
+from data_builders.common.tables import markdown_table
 from etcvla.data.rlds import RLDSDataset
 from etcvla.etc.balance import Tally
 from etcvla.etc.subtasks import agreement, label_subtasks
@@ -79,10 +80,8 @@ def _measure_agreement(dataset: RLDSDataset, agreements: Agreements) -> None:
         target = int(metadata["target"])
         if target < 0:
             continue
-        steps = range(int(dataset.starts[episode]), int(dataset.starts[episode + 1]))
-        facts = {
-            name: np.array([column[step] for step in steps]) for name, column in columns.items()
-        }
+        steps = slice(int(dataset.starts[episode]), int(dataset.starts[episode + 1]))
+        facts = {name: np.asarray(column[steps]) for name, column in columns.items()}
         rate = float(metadata["rate"])
         contact = facts["contact"][:, target]
         labelled = label_subtasks(facts["gripper_position"], facts["gripper_open"], rate)
@@ -93,79 +92,48 @@ def _measure_agreement(dataset: RLDSDataset, agreements: Agreements) -> None:
 
 
 def format_report(report: Mapping[str, Any]) -> str:
-    """Return the report as text."""
+    """Return the report as Markdown tables."""
     sections = []
     for key in ("grade", "kind", "question_type", "task", "split"):
-        sections.append(_count_lines(key, report[f"by_{key}"]))
-    sections.append(_kind_lines(report["kinds_by_task"]))
-    sections.append(_majority_lines(report["majority"], report["blind"]))
-    sections.append(_agreement_lines(report["contact_agreement"]))
-    sections.append(_length_lines(report["characters"]))
+        counts = report[f"by_{key}"]
+        total = sum(counts.values())
+        rows = [[name, count, f"{count / total:.1%}"] for name, count in counts.items()]
+        sections.append(markdown_table([key, "items", "share"], rows))
+    sections.append(_table_of_dicts("task", report["kinds_by_task"]))
+    sections.append(_majority_table(report["majority"], report["blind"]))
+    agreement_of_trajectory = report["contact_agreement"]["trajectory"]
+    rows = []
+    for task, share in report["contact_agreement"]["plan"].items():
+        rows.append([task, share, agreement_of_trajectory.get(task, "")])
+    sections.append(markdown_table(["agreement with contact", "plan", "trajectory"], rows))
+    sections.append(_table_of_dicts("characters", report["characters"]))
     build = report["build"]
     if "tasks" in build:
-        sections.append(_expert_lines(build["tasks"]))
+        sections.append(_table_of_dicts("task", build["tasks"]))
     if "dropped_items" in build:
-        lines = [f"{'dropped':<48}{'items':>9}"]
-        lines += [f"{reason:<48}{count:>9}" for reason, count in build["dropped_items"].items()]
-        sections.append(lines)
-    sections.append([f"UNBALANCED {problem}" for problem in report["unbalanced"]])
-    return "\n\n".join("\n".join(lines) for lines in sections).strip()
+        rows = list(build["dropped_items"].items())
+        sections.append(markdown_table(["dropped", "items"], rows))
+    sections += [f"UNBALANCED {problem}" for problem in report["unbalanced"]]
+    return "\n\n".join(sections)
 
 
-def _count_lines(name: str, counts: Mapping[str, int]) -> list[str]:
-    total = sum(counts.values())
-    lines = [f"{name:<28}{'items':>9}{'share':>8}"]
-    lines += [f"{key:<28}{count:>9}{count / total:>8.1%}" for key, count in counts.items()]
-    return lines
+def _table_of_dicts(title: str, table: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a table with a row per key and a column per key of the first value."""
+    columns = list(next(iter(table.values()), {}))
+    rows = []
+    for name, cells in table.items():
+        rows.append([name, *(cells[column] for column in columns)])
+    return markdown_table([title, *columns], rows)
 
 
-def _kind_lines(by_task: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """Return items by task and kind; a kind that a task lacks is 0."""
-    kinds: list[str] = []
-    for counts in by_task.values():
-        kinds += [kind for kind in counts if kind not in kinds]
-    lines = [_kind_row("task", kinds, {kind: kind for kind in kinds})]
-    lines += [_kind_row(task, kinds, counts) for task, counts in sorted(by_task.items())]
-    return lines
-
-
-def _kind_row(name: str, kinds: Iterable[str], cells: Mapping[str, Any]) -> str:
-    return f"{name:<28}" + "".join(f"{cells[kind]:>{len(kind) + 2}}" for kind in kinds)
-
-
-def _majority_lines(majority: Mapping[str, dict], blind: Mapping[str, dict]) -> list[str]:
-    lines = [f"{'majority answer':<28}{'items':>9}{'share':>8}{'blind':>8}  answer"]
+def _majority_table(majority: Mapping[str, dict], blind: Mapping[str, dict]) -> str:
+    """Return how often constant answers, and answers that ignore the image, are right."""
+    rows = []
     for name, row in majority.items():
         blind_share = f"{blind[name]['share']:.1%}" if name in blind else ""
-        lines.append(
-            f"{name:<28}{row['items']:>9}{row['share']:>8.1%}{blind_share:>8}  {row['answer']}"
-        )
-    return lines
-
-
-def _agreement_lines(contact_agreement: Mapping[str, Mapping[str, float]]) -> list[str]:
-    trajectory = contact_agreement["trajectory"]
-    lines = [f"{'agreement with contact':<28}{'plan':>9}{'trajectory':>12}"]
-    for task, share in contact_agreement["plan"].items():
-        other = f"{trajectory[task]:.1%}" if task in trajectory else ""
-        lines.append(f"{task:<28}{share:>9.1%}{other:>12}")
-    return lines
-
-
-def _length_lines(characters: Mapping[str, dict]) -> list[str]:
-    return [
-        f"characters of {name}s: mean {row['mean']}, p99 {row['p99']:.0f}, max {row['max']}"
-        for name, row in characters.items()
-    ]
-
-
-def _expert_lines(tasks: Mapping[str, dict]) -> list[str]:
-    lines = [f"{'task':<28}{'episodes':>9}{'attempts':>9}{'success':>9}"]
-    for task, row in tasks.items():
-        lines.append(
-            f"{task:<28}{row['episodes']:>9}{row['attempts']:>9}{row['success_rate']:>9.0%}"
-        )
-    return lines
+        rows.append([name, row["items"], f"{row['share']:.1%}", blind_share, row["answer"]])
+    head = ["majority answer", "items", "share", "without image", "answer"]
+    return markdown_table(head, rows)
 
 
 def main(argv: list[str]) -> None:

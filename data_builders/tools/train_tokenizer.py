@@ -19,6 +19,7 @@ from absl import app, flags
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from data_builders.common import command
+from data_builders.common.tables import markdown_table
 from etcvla.data.tokenizer import NUM_LOC, NUM_SEG, IdRange, Tokenizer, TokenLayout
 from etcvla.etc import make_items, shapes
 from etcvla.etc.annotation import STEP_FIELDS, Annotation
@@ -211,19 +212,16 @@ def _text_pieces(corpus: Iterable[str], tokenizer: Tokenizer) -> Iterator[str]:
 
 def format_statistics(tokenizer: Tokenizer, texts_by_source: Mapping[str, list[str]]) -> str:
     """Return a table: tokens per text, and number of words that are one token, by source."""
-    rows = [
-        f"{'source':<18}{'texts':>7}{'tokens, mean':>14}{'p99':>5}{'max':>5}{'words':>8}"
-        f"{'of one token':>14}"
-    ]
+    rows = []
     for source, texts in texts_by_source.items():
         lengths = [len(tokenizer.encode(text)) for text in texts]
         words = _unique_words(texts)
         one_token = sum(len(tokenizer.encode(word)) == 1 for word in words)
-        rows.append(
-            f"{source:<18}{len(texts):>7}{np.mean(lengths):>14.1f}"
-            f"{np.percentile(lengths, 99):>5.0f}{max(lengths):>5}{len(words):>8}{one_token:>14}"
-        )
-    return "\n".join(rows)
+        mean = f"{np.mean(lengths):.1f}"
+        p99 = f"{np.percentile(lengths, 99):.0f}"
+        rows.append([source, len(texts), mean, p99, max(lengths), len(words), one_token])
+    head = ["source", "texts", "mean tokens", "p99", "max", "words", "words of one token"]
+    return markdown_table(head, rows)
 
 
 def _unique_words(texts: Sequence[str]) -> set[str]:

@@ -21,8 +21,8 @@ from etcvla.data.tokenizer import IdRange, Tokenizer, TokenLayout
 from etcvla.etc.items import NUM_LOC
 from etcvla.models import flops
 from etcvla.train import sharding
-from etcvla.train.loop import StepFunctions
 from etcvla.train.stage import Stage, make_model, make_plan, row_sizes
+from etcvla.train.step_functions import StepFunctions
 
 # PaliGemma's ids (arXiv 2407.07726; big_vision): text, then locations, then segmentation tokens.
 PALIGEMMA_TEXT_IDS = 256_000

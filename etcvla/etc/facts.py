@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -18,19 +18,24 @@ MIN_SIDE = 0.03  # of the image; rounding to location bins would distort smaller
 class Candidate(NamedTuple):
     """A possible item at step `t`. Its text is written only if the candidate is drawn.
 
-    `topic` identifies what the question is about and `value` is the fact about it, for instance
-    ("gripper_side", object 2) and "left". All candidates with the same fact are drawn together as
-    often as all candidates with another fact of the question type, so that frequent facts do not
-    crowd out rare ones.
+    `value` is the fact that is asked for and `subject` identifies what it is a fact about, for
+    instance "left" about object 2. All candidates with the same fact are drawn together as often
+    as all candidates with another fact of the question type, so that frequent facts do not crowd
+    out rare ones.
     """
 
     t: int
     question_type: str
-    topic: Hashable
     value: Hashable
     fields: Mapping[str, str | np.ndarray]  # of the question's template: words or coordinates
     answer: str | np.ndarray  # words or coordinates
+    subject: Hashable = None
     swapped: bool = False  # for a relation of two nouns: the second noun is the question's subject
+
+    @property
+    def topic(self) -> Hashable:
+        """What the question is about."""
+        return self.question_type, self.subject
 
     @property
     def fact(self) -> Hashable:
@@ -48,6 +53,9 @@ class Candidate(NamedTuple):
         return QUESTION_TYPES[self.question_type]
 
 
+Candidates = Iterator[Candidate]
+
+
 class FrameView:
     """The facts of one camera, with masks of the facts that are reliable enough for questions.
 
@@ -58,7 +66,6 @@ class FrameView:
       visible: float32[T, N].
       shown: bool[T, N], True for objects that are large and visible enough.
       center: float32[T, N, 2], centres of the boxes.
-      width: float32[T, N], widths of the boxes.
     """
 
     def __init__(self, annotation: Annotation, camera: int = 0):
@@ -68,12 +75,10 @@ class FrameView:
         self.gripper_in_image = in_image(self.gripper)
         self.box = annotation.box[:, camera]
         self.visible = annotation.visible[:, camera]
-        low = self.box[..., :2]
-        high = self.box[..., 2:]
+        low, high = np.split(self.box, 2, axis=-1)
         # Objects with a known box and an unknown (NaN) visible fraction count as visible.
         self.shown = (high - low >= MIN_SIDE).all(-1) & ~(self.visible < MIN_VISIBLE)
         self.center = (low + high) / 2
-        self.width = (high - low)[..., 1]
         self._depth_row = annotation.camera_matrix[:, camera, 2]
 
     def depth(self, points: np.ndarray) -> np.ndarray:
@@ -92,8 +97,25 @@ def in_image(points: np.ndarray) -> np.ndarray:
     return ((points >= 0) & (points <= 1)).all(-1)
 
 
-def count_dropped(dropped: Counter, question_type: str, reason: str, mask: np.ndarray) -> None:
-    """Add the number of true entries of `mask` to `dropped` under "question_type: reason"."""
-    count = int(np.count_nonzero(mask))
-    if count:
-        dropped[f"{question_type}: {reason}"] += count
+def select(
+    dropped: Counter,
+    question_type: str,
+    conditions: Mapping[str, np.ndarray],
+    among: np.ndarray | bool = True,
+) -> np.ndarray:
+    """Return a mask of the entries that meet all conditions, and count the others by reason.
+
+    Args:
+      dropped: counts by "question_type: reason".
+      question_type: what the entries are asked about.
+      conditions: masks by the reason why an entry is dropped that does not meet the condition. An
+        entry is counted under the first condition that it does not meet.
+      among: mask of the entries to consider.
+    """
+    selected = among
+    for reason, condition in conditions.items():
+        count = int(np.count_nonzero(selected & ~condition))
+        if count:
+            dropped[f"{question_type}: {reason}"] += count
+        selected = selected & condition
+    return selected

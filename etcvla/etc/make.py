@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import numpy as np
+from numpy.random import Generator
 
 from etcvla.etc import scene, task, trajectory
 from etcvla.etc.annotation import Annotation
@@ -19,7 +20,6 @@ ITEMS_PER_KIND = 2  # per step
 MAX_SHARE = 0.5  # of one answer among an episode's items with the same question
 # Fraction of layouts above which a fact that never changes is not asked at all.
 MAX_PREDICTABLE = 0.9
-_ORDER = {question_type: i for i, question_type in enumerate(QUESTION_TYPES)}
 
 
 def make_items(
@@ -59,16 +59,20 @@ def make_items(
     balance = _AnswerBalance(candidates)
     if layouts is not None:
         others = _candidates(layouts, np.random.default_rng(seed), Counter(), absent)
-        candidates = balance.drop_predictable(candidates, others, rng, dropped)
-    sampler = _Sampler(annotation, candidates, balance, rng, locations, dropped)
-    sampler.fill(balance.admits)
-    sampler.remove(balance.surplus(sampler.drawn_candidates()))
-    sampler.fill(balance.is_exempt)  # use the room that the removed items have left
+        predictable = balance.predictable_topics(others, rng)
+        for candidate in candidates:
+            if candidate.topic in predictable:
+                dropped[f"{candidate.question_type}: known in advance"] += 1
+        candidates = [c for c in candidates if c.topic not in predictable]
+    sampler = _Sampler(annotation, candidates, balance, rng, dropped)
+    sampler.fill(balance.admits, locations)
+    sampler.remove_surplus()
+    sampler.fill(balance.is_exempt, locations)  # use the room that the removed items have left
     return sampler.items_by_step(), dropped
 
 
 def _candidates(
-    annotation: Annotation, rng: np.random.Generator, dropped: Counter, absent: Sequence[str]
+    annotation: Annotation, rng: Generator, dropped: Counter, absent: Sequence[str]
 ) -> list[Candidate]:
     view = FrameView(annotation)
     return [
@@ -86,58 +90,40 @@ class _AnswerBalance:
     subject; it is balanced over both.
     """
 
-    def __init__(self, candidates: Sequence[Candidate]):
-        values = defaultdict(set)
-        answers = defaultdict(set)
+    def __init__(self, candidates: Iterable[Candidate]):
+        self._values = defaultdict(set)  # by topic
+        self._answers = defaultdict(set)  # by topic
+        self._counts: Counter = Counter()  # by group, and by group and answer
         for candidate in candidates:
             spec = candidate.spec
             if spec.answer_type == WORDS and not spec.answer_in_instruction:
-                values[candidate.topic].add(candidate.value)
-                answers[candidate.topic].add(candidate.answer)
-        self._constant = {
-            topic: next(iter(topic_values))
-            for topic, topic_values in values.items()
-            if len(topic_values) == 1
-        }
-        self._changing = values.keys() - self._constant.keys()
-        self._reversible = {topic for topic in self._constant if len(answers[topic]) > 1}
-        self._counts: Counter = Counter()  # by group, and by group and answer
+                self._values[candidate.topic].add(candidate.value)
+                self._answers[candidate.topic].add(candidate.answer)
 
-    def drop_predictable(
-        self,
-        candidates: Sequence[Candidate],
-        layouts: Sequence[Candidate],
-        rng: np.random.Generator,
-        dropped: Counter,
-    ) -> list[Candidate]:
-        """Return the candidates without those whose constant value most layouts share.
+    def predictable_topics(self, layouts: Sequence[Candidate], rng: Generator) -> set[Hashable]:
+        """Return the topics with a constant value that most layouts share.
 
         Args:
-          candidates: candidates of the episode.
           layouts: candidates of the other layouts.
           rng: decides about topics that some layouts contradict.
-          dropped: counts the dropped candidates.
         """
         totals = Counter(candidate.topic for candidate in layouts)
         facts = Counter(candidate.fact for candidate in layouts)
         predictable = set()
-        for topic, value in self._constant.items():
+        for topic, values in self._values.items():
+            if len(values) > 1:
+                continue
+            [value] = values
             share = facts[topic, value] / totals[topic] if totals[topic] else 1.0
             if share > MAX_PREDICTABLE or rng.random() * share > 1 - share:
                 predictable.add(topic)
-        kept = []
-        for candidate in candidates:
-            if candidate.topic in predictable:
-                dropped[f"{candidate.question_type}: known in advance"] += 1
-            else:
-                kept.append(candidate)
-        return kept
+        return predictable
 
     def _group_and_answer(self, candidate: Candidate) -> tuple[Hashable, Hashable] | None:
         """Return the candidate's balancing group and its answer, None if it is exempt."""
-        if candidate.topic in self._changing:
+        if len(self._values[candidate.topic]) > 1:
             return candidate.question, candidate.value
-        if candidate.topic in self._reversible:
+        if len(self._answers[candidate.topic]) > 1:
             return candidate.topic, candidate.answer
         return None
 
@@ -147,27 +133,16 @@ class _AnswerBalance:
 
     def admits(self, candidate: Candidate) -> bool:
         """Return whether the candidate's answer is at most as frequent as all others together."""
-        group_and_answer = self._group_and_answer(candidate)
-        if group_and_answer is None:
-            return True
-        group, _ = group_and_answer
-        return self._counts[group_and_answer] <= MAX_SHARE * self._counts[group]
+        key = self._group_and_answer(candidate)
+        return key is None or self._counts[key] <= MAX_SHARE * self._counts[key[0]]
 
     def add(self, candidate: Candidate, count: int = 1) -> None:
         """Count the candidate's answer, or with `count` = -1 take it back."""
-        group_and_answer = self._group_and_answer(candidate)
-        if group_and_answer is not None:
-            self._counts[group_and_answer[0]] += count
-            self._counts[group_and_answer] += count
-
-    def surplus(self, drawn: Sequence[Candidate]) -> list[Candidate]:
-        """Return the candidates to remove so that no answer exceeds `MAX_SHARE` of its question."""
-        surplus = []
-        for candidate in reversed(drawn):
-            if not self.admits(candidate):
-                self.add(candidate, -1)
-                surplus.append(candidate)
-        return surplus
+        key = self._group_and_answer(candidate)
+        if key is not None:
+            group, _ = key
+            self._counts[group] += count
+            self._counts[key] += count
 
 
 class _Sampler:
@@ -181,24 +156,22 @@ class _Sampler:
         annotation: Annotation,
         candidates: Sequence[Candidate],
         balance: _AnswerBalance,
-        rng: np.random.Generator,
-        locations: str,
+        rng: Generator,
         dropped: Counter,
     ):
         self._annotation = annotation
         self._balance = balance
-        self._locations = locations
         self._dropped = dropped
         paraphrases = rng.random(len(candidates)).tolist()
         self._waiting = [(candidates[i], paraphrases[i]) for i in _draw_order(candidates, rng)]
         self._drawn: dict[tuple[int, str], tuple[Candidate, Item]] = {}  # by step, question type
         self._per_kind: Counter = Counter()  # by step and kind
 
-    def fill(self, admits: Callable[[Candidate], bool]) -> None:
+    def fill(self, admits: Callable[[Candidate], bool], locations: str) -> None:
         """Draw waiting candidates that `admits` accepts for all steps that have room.
 
         A candidate that fails its verification is dropped; a candidate that is not drawn keeps
-        waiting.
+        waiting. `locations` is the notation of coordinates.
         """
         waiting = []
         for candidate, paraphrase in self._waiting:
@@ -208,7 +181,7 @@ class _Sampler:
             if is_full or step_and_type in self._drawn or not admits(candidate):
                 waiting.append((candidate, paraphrase))
                 continue
-            item = _write(candidate, paraphrase, self._locations)
+            item = _write(candidate, paraphrase, locations)
             reason = check(item, self._annotation, candidate.t)
             if reason:
                 self._dropped[f"{item.question_type}: {reason}"] += 1
@@ -218,34 +191,33 @@ class _Sampler:
             self._balance.add(candidate)
         self._waiting = waiting
 
-    def drawn_candidates(self) -> list[Candidate]:
-        """Return the drawn candidates in the order in which they were drawn."""
-        return [candidate for candidate, _ in self._drawn.values()]
-
-    def remove(self, surplus: Iterable[Candidate]) -> None:
-        """Remove drawn candidates."""
-        for candidate in surplus:
-            del self._drawn[candidate.t, candidate.question_type]
-            self._per_kind[candidate.t, candidate.spec.kind] -= 1
-            self._dropped[f"{candidate.question_type}: unbalanced"] += 1
+    def remove_surplus(self) -> None:
+        """Remove the last drawn items until no answer exceeds `MAX_SHARE` of its question."""
+        for key, (candidate, item) in reversed(list(self._drawn.items())):
+            if not self._balance.admits(candidate):
+                self._balance.add(candidate, -1)
+                del self._drawn[key]
+                self._per_kind[candidate.t, item.kind] -= 1
+                self._dropped[f"{item.question_type}: unbalanced"] += 1
 
     def items_by_step(self) -> list[list[Item]]:
         """Return the items of every step, in the order of `QUESTION_TYPES`."""
         items: list[list[Item]] = [[] for _ in range(len(self._annotation))]
-        for t, question_type in sorted(self._drawn, key=lambda key: _ORDER[key[1]]):
-            _, item = self._drawn[t, question_type]
-            items[t].append(item)
+        for question_type in QUESTION_TYPES:
+            for t, step_items in enumerate(items):
+                if (t, question_type) in self._drawn:
+                    _, item = self._drawn[t, question_type]
+                    step_items.append(item)
         return items
 
 
-def _draw_order(candidates: Sequence[Candidate], rng: np.random.Generator) -> list[int]:
+def _draw_order(candidates: Sequence[Candidate], rng: Generator) -> list[int]:
     """Return the candidates' indices in the order of a weighted draw without replacement.
 
     All facts of a question type have the same weight, and so have all frames of a fact.
     """
     frames = Counter(candidate.fact for candidate in candidates)
-    distinct = {(candidate.question_type, candidate.fact) for candidate in candidates}
-    facts = Counter(question_type for question_type, _ in distinct)
+    facts = Counter(question_type for (question_type, _), _ in frames)
     rarity = [
         frames[candidate.fact] * facts[candidate.question_type] / candidate.spec.weight
         for candidate in candidates

@@ -12,11 +12,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
+from numpy.random import Generator
 
-from etcvla.etc.facts import Candidate, FrameView, count_dropped
+from etcvla.etc.facts import Candidate, Candidates, FrameView, select
 from etcvla.etc.geometry import iou
 
 SIDE_MARGIN = 0.03  # of the image; wide objects need a larger margin
@@ -64,13 +65,13 @@ class _Pairs:
     """K pairs of nouns between which relations are asked."""
 
     prefix: str  # of the question types: "gripper" or "object"
-    nouns: Sequence[tuple[str, str]]  # K
+    nouns: list[tuple[str, str]]  # K
     in_view: np.ndarray  # bool[T, K]: both are shown
 
 
 def candidates(
-    view: FrameView, rng: np.random.Generator, dropped: Counter, absent: Sequence[str]
-) -> Iterator[Candidate]:
+    view: FrameView, rng: Generator, dropped: Counter, absent: Sequence[str]
+) -> Candidates:
     """Yield candidates of both scene-grounding kinds for the whole episode.
 
     Args:
@@ -80,14 +81,17 @@ def candidates(
       absent: nouns of objects in other scenes. Nouns that share a word with an object of this
         scene are ignored. Without any noun, no presence questions are made.
     """
-    yield from _gripper_point(view, dropped)
-    yield from _gripper_relations(view, rng, dropped)
-    yield from _object_relations(view, rng, dropped)
+    in_view = select(dropped, "gripper_point", {"not in view": view.gripper_in_image})
+    for t in np.flatnonzero(in_view).tolist():
+        yield Candidate(t, "gripper_point", None, {}, view.gripper[t])
+    yield from _relations(view, rng, dropped)
     for camera in range(1, len(view.annotation.cameras)):
         yield from _cross_view(view, FrameView(view.annotation, camera), dropped)
     yield from _names(view, dropped)
     yield from _descriptions(view, dropped)
-    absent = _clearly_absent(absent, view.annotation.objects)
+    # The absence of a noun that shares a word with an object's name is debatable.
+    words = set(" ".join(view.annotation.objects).split())
+    absent = [noun for noun in absent if words.isdisjoint(noun.split())]
     if absent:
         yield from _presence(view, rng, dropped, absent)
     if len(absent) >= NUM_COUNTED:
@@ -108,81 +112,47 @@ def place(center: Sequence[float]) -> tuple[str, bool]:
     return PLACES[row][column], clear
 
 
-def _clearly_absent(nouns: Sequence[str], objects: Sequence[str]) -> list[str]:
-    """Return the nouns without a word of an object's name. The absence of others is debatable."""
-    words = set(" ".join(objects).split())
-    return [noun for noun in nouns if words.isdisjoint(noun.split())]
-
-
-def _gripper_point(view: FrameView, dropped: Counter) -> Iterator[Candidate]:
-    count_dropped(dropped, "gripper_point", "not in view", ~view.gripper_in_image)
-    for t in np.flatnonzero(view.gripper_in_image).tolist():
-        yield Candidate(t, "gripper_point", "gripper_point", None, {}, view.gripper[t])
-
-
-def _gripper_relations(
-    view: FrameView, rng: np.random.Generator, dropped: Counter
-) -> Iterator[Candidate]:
+def _relations(view: FrameView, rng: Generator, dropped: Counter) -> Candidates:
+    """Yield candidates that relate the gripper to the objects, and the objects to each other."""
     annotation = view.annotation
-    nouns = [(GRIPPER, name) for name in annotation.objects]
-    pairs = _Pairs("gripper", nouns, view.shown & view.gripper_in_image[:, None])
-    difference = view.gripper[:, None, 1] - view.center[..., 1]
-    margin = np.maximum(SIDE_MARGIN, view.width / 4)
-    yield from _relation(pairs, "side", difference, margin, rng, dropped)
-    first = annotation.gripper_position[:, None]
-    yield from _metric_relations(pairs, view, first, annotation.position, rng, dropped)
-
-
-def _object_relations(
-    view: FrameView, rng: np.random.Generator, dropped: Counter
-) -> Iterator[Candidate]:
-    names = view.annotation.objects
-    nouns = list(itertools.combinations(names, 2))
-    if not nouns:
-        return
-    first, second = np.triu_indices(len(names), k=1)
-    pairs = _Pairs("object", nouns, view.shown[:, first] & view.shown[:, second])
-    difference = view.center[:, first, 1] - view.center[:, second, 1]
-    # A part is on neither side of its whole: neither object may reach the centre of the other.
-    width = np.maximum(view.width[:, first], view.width[:, second])
-    margin = np.maximum(SIDE_MARGIN, width / 2)
-    yield from _relation(pairs, "side", difference, margin, rng, dropped)
-    # If the boxes overlap, one object may be a part of the other.
-    overlapping = iou(view.box[:, first], view.box[:, second]) > 0
-    pairs = dataclasses.replace(pairs, in_view=pairs.in_view & ~overlapping)
-    position = view.annotation.position
-    yield from _metric_relations(pairs, view, position[:, first], position[:, second], rng, dropped)
-
-
-def _metric_relations(
-    pairs: _Pairs,
-    view: FrameView,
-    first: np.ndarray,
-    second: np.ndarray,
-    rng: np.random.Generator,
-    dropped: Counter,
-) -> Iterator[Candidate]:
-    """Yield candidates of height, depth and the robot's directions.
-
-    Args:
-      pairs: the nouns.
-      view: the first camera's facts.
-      first: positions of the first nouns, float[T, 1 or K, 3].
-      second: positions of the second nouns, float[T, K, 3].
-      rng: draws the subjects.
-      dropped: counts what is dropped.
-    """
-    up = view.annotation.direction_vector("up")
-    left = view.annotation.direction_vector("left")
-    front = view.annotation.direction_vector("front")
+    num_objects = len(annotation.objects)
+    # The gripper is treated as one more object, with an empty box.
+    names = (*annotation.objects, GRIPPER)
+    shown = np.column_stack([view.shown, view.gripper_in_image])
+    gripper_box = np.tile(view.gripper, 2)
+    box = np.concatenate([view.box, gripper_box[:, None]], axis=1)
+    center_x = (box[..., 1] + box[..., 3]) / 2
+    width = box[..., 3] - box[..., 1]
+    position = np.concatenate([annotation.position, annotation.gripper_position[:, None]], axis=1)
+    depth = view.depth(position)
+    up = annotation.direction_vector("up")
     if np.isnan(up).any():
         up = np.array([0, 0, 1])  # z points up in every base frame that we know of
-    offset = first - second
-    depth = view.depth(first) - view.depth(second)
-    yield from _relation(pairs, "height", offset @ up, METRIC_MARGIN, rng, dropped)
-    yield from _relation(pairs, "depth", depth, METRIC_MARGIN, rng, dropped)
-    yield from _relation(pairs, "robot_side", offset @ left, ROBOT_MARGIN, rng, dropped)
-    yield from _relation(pairs, "robot_front", offset @ front, ROBOT_MARGIN, rng, dropped)
+    left = annotation.direction_vector("left")
+    front = annotation.direction_vector("front")
+
+    every_object = np.arange(num_objects)
+    indices = {
+        "gripper": (np.full_like(every_object, num_objects), every_object),
+        "object": np.triu_indices(num_objects, k=1),
+    }
+    for prefix, (first, second) in indices.items():
+        nouns = [(names[i], names[j]) for i, j in zip(first, second, strict=True)]
+        pairs = _Pairs(prefix, nouns, shown[:, first] & shown[:, second])
+        # A part is on neither side of its whole: neither object may reach the centre of the other.
+        share = 1 / 4 if prefix == "gripper" else 1 / 2
+        margin = np.maximum(width[:, first], width[:, second]) * share
+        side = center_x[:, first] - center_x[:, second]
+        yield from _relation(pairs, "side", side, np.maximum(SIDE_MARGIN, margin), rng, dropped)
+        # If the boxes overlap, one object may be a part of the other.
+        overlapping = iou(box[:, first], box[:, second]) > 0
+        pairs = dataclasses.replace(pairs, in_view=pairs.in_view & ~overlapping)
+        offset = position[:, first] - position[:, second]
+        closer = depth[:, first] - depth[:, second]
+        yield from _relation(pairs, "height", offset @ up, METRIC_MARGIN, rng, dropped)
+        yield from _relation(pairs, "depth", closer, METRIC_MARGIN, rng, dropped)
+        yield from _relation(pairs, "robot_side", offset @ left, ROBOT_MARGIN, rng, dropped)
+        yield from _relation(pairs, "robot_front", offset @ front, ROBOT_MARGIN, rng, dropped)
 
 
 def _relation(
@@ -190,9 +160,9 @@ def _relation(
     relation: str,
     difference: np.ndarray,
     margin: np.ndarray | float,
-    rng: np.random.Generator,
+    rng: Generator,
     dropped: Counter,
-) -> Iterator[Candidate]:
+) -> Candidates:
     """Yield candidates of a two-way relation of K pairs.
 
     The subject of each question is drawn at random, so that both answers are equally frequent in
@@ -207,11 +177,12 @@ def _relation(
       dropped: counts what is dropped.
     """
     question_type = f"{pairs.prefix}_{relation}"
-    known = pairs.in_view & np.isfinite(difference)
-    clear = known & (np.abs(difference) >= margin)
-    count_dropped(dropped, question_type, "not in view", ~pairs.in_view)
-    count_dropped(dropped, question_type, "unknown", pairs.in_view & ~known)
-    count_dropped(dropped, question_type, "ambiguous", known & ~clear)
+    conditions = {
+        "not in view": pairs.in_view,
+        "unknown": np.isfinite(difference),
+        "ambiguous": np.abs(difference) >= margin,
+    }
+    clear = select(dropped, question_type, conditions)
     swap = (rng.random(difference.shape) < 0.5).tolist()
     negative = (difference < 0).tolist()
     if_positive, if_negative = RELATIONS[relation]
@@ -221,47 +192,40 @@ def _relation(
         first, second = pairs.nouns[k]
         fields = {"a": second, "b": first} if swapped else {"a": first, "b": second}
         answer = if_positive if is_negative == swapped else if_negative
-        topic = (question_type, k)
-        yield Candidate(t, question_type, topic, is_negative, fields, answer, swapped)
+        yield Candidate(t, question_type, is_negative, fields, answer, k, swapped)
 
 
-def _cross_view(view: FrameView, other: FrameView, dropped: Counter) -> Iterator[Candidate]:
+def _cross_view(view: FrameView, other: FrameView, dropped: Counter) -> Candidates:
     """Yield candidates that relate the first view to another view."""
     absent = other.visible == 0
     distinct = ~_confused(view) & view.shown
-    known = distinct & (other.shown | absent)
-    count_dropped(dropped, "cross_seen", "unknown", distinct & ~known)
+    known = select(dropped, "cross_seen", {"unknown": other.shown | absent}, distinct)
     # An object that is always, or never, in the other view has only one answer.
     changing = (known & other.shown).any(0) & (known & absent).any(0)
-    count_dropped(dropped, "cross_seen", "never changes", known & ~changing)
-    places = _places(other)
-    for t, i in np.argwhere(known).tolist():
-        fields = {"box": view.box[t, i], "view": other.name}
-        shown = bool(other.shown[t, i])
-        if changing[i]:
-            answer = "yes" if shown else "no"
-            topic = ("cross_seen", other.name, i)
-            yield Candidate(t, "cross_seen", topic, shown, fields, answer)
-        name, clear = places[t][i]
-        if not (shown and clear):
-            continue
-        topic = ("cross_place", other.name, i)
-        yield Candidate(t, "cross_place", topic, name, fields, name)
-        if [other_name for other_name, _ in places[t]].count(name) == 1:
-            fields = {"place": name, "view": other.name}
-            topic = ("cross_box", other.name)
-            yield Candidate(t, "cross_box", topic, i, fields, view.box[t, i])
-        else:
-            dropped["cross_box: ambiguous"] += 1
-
-
-def _places(view: FrameView) -> list[list[tuple[str, bool]]]:
-    """Return `place` of every object at every step; ("", False) if its box is unknown."""
-    known = np.isfinite(view.center).all(-1)
-    places = [[("", False)] * known.shape[1] for _ in known]
-    for t, i in np.argwhere(known).tolist():
-        places[t][i] = place(view.center[t, i].tolist())
-    return places
+    select(dropped, "cross_seen", {"never changes": changing}, known)
+    for t in range(len(known)):
+        places = {}  # of the objects with a known box in the other view
+        for i in np.flatnonzero(np.isfinite(other.center[t]).all(-1)).tolist():
+            places[i] = place(other.center[t, i].tolist())
+        counts = Counter(name for name, _ in places.values())
+        for i in np.flatnonzero(known[t]).tolist():
+            fields = {"box": view.box[t, i], "view": other.name}
+            subject = other.name, i
+            shown = bool(other.shown[t, i])
+            if changing[i]:
+                answer = "yes" if shown else "no"
+                yield Candidate(t, "cross_seen", shown, fields, answer, subject)
+            if not shown:
+                continue
+            name, clear = places[i]
+            if not clear:
+                continue
+            yield Candidate(t, "cross_place", name, fields, name, subject)
+            if counts[name] == 1:
+                fields = {"place": name, "view": other.name}
+                yield Candidate(t, "cross_box", i, fields, view.box[t, i], other.name)
+            else:
+                dropped["cross_box: ambiguous"] += 1
 
 
 def _confused(view: FrameView) -> np.ndarray:
@@ -270,50 +234,49 @@ def _confused(view: FrameView) -> np.ndarray:
     return (overlap & view.shown[:, None]).sum(-1) > 1
 
 
-def _names(view: FrameView, dropped: Counter) -> Iterator[Candidate]:
+def _names(view: FrameView, dropped: Counter) -> Candidates:
     """Yield candidates that ask for the box of a noun or for the noun of a box."""
-    confused = _confused(view)
-    count_dropped(dropped, "identify", "ambiguous", confused & view.shown)
-    count_dropped(dropped, "identify", "not in view", ~view.shown)
-    count_dropped(dropped, "locate_box", "not in view", ~view.shown)
+    distinct = select(dropped, "identify", {"ambiguous": ~_confused(view)}, view.shown)
+    select(dropped, "identify", {"not in view": view.shown})
+    select(dropped, "locate_box", {"not in view": view.shown})
     for t, i in np.argwhere(view.shown).tolist():
         name = view.annotation.objects[i]
         box = view.box[t, i]
-        yield Candidate(t, "locate_box", "locate_box", i, {"object": name}, box)
-        if not confused[t, i]:
-            yield Candidate(t, "identify", "identify", i, {"box": box}, name)
+        yield Candidate(t, "locate_box", i, {"object": name}, box)
+        if distinct[t, i]:
+            yield Candidate(t, "identify", i, {"box": box}, name)
 
 
-def _descriptions(view: FrameView, dropped: Counter) -> Iterator[Candidate]:
-    annotation = view.annotation
-    nouns = zip(annotation.objects, annotation.colors, strict=True)
-    colored = np.array([bool(color) for color in annotation.colors], bool)
-    in_name = np.array([color in name.split() for name, color in nouns], bool)
-    count_dropped(dropped, "describe", "color unknown", view.shown & ~colored)
-    count_dropped(dropped, "describe", "color in the name", view.shown & in_name)
-    centers = view.center.tolist()
-    for t, i in np.argwhere(view.shown & colored & ~in_name).tolist():
-        where, clear = place(centers[t][i])
+def _descriptions(view: FrameView, dropped: Counter) -> Candidates:
+    objects = view.annotation.objects
+    colors = view.annotation.colors
+    shapes = view.annotation.shapes or [""] * len(objects)
+    nouns = zip(objects, colors, strict=True)
+    conditions = {
+        "color unknown": np.array([color != "" for color in colors], bool),
+        "color in the name": np.array([color not in name.split() for name, color in nouns], bool),
+    }
+    selected = select(dropped, "describe", conditions, view.shown)
+    for t, i in np.argwhere(selected).tolist():
+        where, clear = place(view.center[t, i].tolist())
         if not clear:
             dropped["describe: ambiguous"] += 1
             continue
-        name = annotation.objects[i]
-        color = annotation.colors[i]
-        fields = {"object": name}
-        answer = f"{color} {name}, {where}"
-        yield Candidate(t, "describe", ("describe", i), where, fields, answer)
-        if annotation.shapes and annotation.shapes[i]:
-            answer = f"{color}, {annotation.shapes[i]}, {where}"
-            yield Candidate(t, "describe_shape", ("describe_shape", i), where, fields, answer)
+        fields = {"object": objects[i]}
+        answer = f"{colors[i]} {objects[i]}, {where}"
+        yield Candidate(t, "describe", where, fields, answer, i)
+        if shapes[i]:
+            answer = f"{colors[i]}, {shapes[i]}, {where}"
+            yield Candidate(t, "describe_shape", where, fields, answer, i)
 
 
 def _shown_names(view: FrameView, t: int) -> list[str]:
-    return list(itertools.compress(view.annotation.objects, view.shown[t].tolist()))
+    return list(itertools.compress(view.annotation.objects, view.shown[t]))
 
 
 def _presence(
-    view: FrameView, rng: np.random.Generator, dropped: Counter, absent: Sequence[str]
-) -> Iterator[Candidate]:
+    view: FrameView, rng: Generator, dropped: Counter, absent: Sequence[str]
+) -> Candidates:
     for t, (coin, choice) in enumerate(rng.random((len(view.shown), 2)).tolist()):
         # The answer is drawn first. If no noun has it, the question is dropped: the opposite answer
         # would unbalance the answers.
@@ -321,14 +284,12 @@ def _presence(
         nouns = _shown_names(view, t) if answer == "yes" else absent
         if nouns:
             fields = {"object": nouns[int(choice * len(nouns))]}
-            yield Candidate(t, "present", "present", answer, fields, answer)
+            yield Candidate(t, "present", answer, fields, answer)
         else:
             dropped["present: not in view"] += 1
 
 
-def _counts(
-    view: FrameView, rng: np.random.Generator, absent: Sequence[str]
-) -> Iterator[Candidate]:
+def _counts(view: FrameView, rng: Generator, absent: Sequence[str]) -> Candidates:
     """Yield candidates that ask how many of `NUM_COUNTED` nouns are shown.
 
     The number is drawn before the nouns, so that all numbers are equally frequent.
@@ -339,4 +300,4 @@ def _counts(
         chosen = rng.permutation(shown)[:count].tolist()
         chosen += rng.permutation(absent)[: NUM_COUNTED - count].tolist()
         fields = {"objects": ", ".join(rng.permutation(chosen))}
-        yield Candidate(t, "count", "count", count, fields, str(count))
+        yield Candidate(t, "count", count, fields, str(count))

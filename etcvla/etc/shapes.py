@@ -12,9 +12,10 @@ import dataclasses
 import functools
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFont
 
 from etcvla.etc.items import Item, format_loc
@@ -139,35 +140,34 @@ def _regular_polygon(corners: int, turn: float = 0.0) -> np.ndarray:
     return np.stack([-np.cos(angles), np.sin(angles)], axis=-1)
 
 
-@functools.cache
-def _outline(name: str) -> np.ndarray:
-    """Return the corners of a shape in the unit circle, float[V, 2] (y, x)."""
-    if name == "triangle":
-        return _regular_polygon(3)
-    if name == "square":
-        return _regular_polygon(4, 0.5)
-    if name == "diamond":
-        # A diamond is narrower than a square, which would otherwise be a turned diamond.
-        return _regular_polygon(4) * [1.0, 0.62]
-    if name == "star":
-        radius = np.where(np.arange(10) % 2, 0.42, 1.0)
-        return _regular_polygon(10) * radius[:, None]
-    arm = 0.3  # half the width of a cross's arms
-    quarter = np.array([[-1, -arm], [-1, arm], [-arm, arm]])
-    quarters = [quarter @ _rotation(angle) for angle in np.arange(4) * np.pi / 2]
-    return np.concatenate(quarters) / np.hypot(1, arm)
-
-
 def _rotation(angle: float) -> np.ndarray:
     """Return float[2, 2], which turns rows (y, x) clockwise on the screen."""
     return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
 
 
+def _cross(arm: float) -> np.ndarray:
+    """Return the corners of a cross whose arms are 2 `arm` wide, float[12, 2]."""
+    quarter = np.array([[-1, -arm], [-1, arm], [-arm, arm]])
+    quarters = [quarter @ _rotation(angle) for angle in np.arange(4) * np.pi / 2]
+    return np.concatenate(quarters) / np.hypot(1, arm)
+
+
+# Shape -> corners in the unit circle, float[V, 2] (y, x).
+_OUTLINES = {
+    "triangle": _regular_polygon(3),
+    "square": _regular_polygon(4, 0.5),
+    # A diamond is narrower than a square, which would otherwise be a turned diamond.
+    "diamond": _regular_polygon(4) * [1.0, 0.62],
+    "star": _regular_polygon(10) * np.tile([[1.0], [0.42]], (5, 1)),
+    "cross": _cross(0.3),
+}
+
+
 def _corners(name: str, angle: float) -> np.ndarray:
     """Return the turned outline, float[V, 2], or for a circle or ring its bounding square."""
-    if name in ("circle", "ring"):
-        return np.array([[-1.0, -1.0], [1.0, 1.0]])
-    return _outline(name) @ _rotation(angle)
+    if name in _OUTLINES:
+        return _OUTLINES[name] @ _rotation(angle)
+    return np.array([[-1.0, -1.0], [1.0, 1.0]])
 
 
 @functools.lru_cache(maxsize=256)
@@ -191,38 +191,31 @@ def _extent(name: str, radius: float, angle: float, text: str) -> tuple[np.ndarr
     return corners.min(0), corners.max(0)
 
 
-def _draw(draw: ImageDraw.ImageDraw, obj: ShapesObject, side: int, color: tuple[int, ...]) -> None:
-    """Draw an object on a transparent layer.
-
-    Args:
-      draw: the layer.
-      obj: the object.
-      side: of the layer in pixels.
-      color: RGB.
-    """
-    ymin, xmin, ymax, xmax = (value * side for value in obj.box)
-    fill = (*color, 255)
+def _draw(draw: ImageDraw.ImageDraw, obj: ShapesObject, side: int, fill: tuple[int, ...]) -> None:
+    """Draw an object on a transparent layer of `side` pixels in the colour `fill` (RGBA)."""
+    box = np.array(obj.box) * side
+    ymin, xmin, ymax, xmax = box.tolist()
     if obj.name == TEXT:
         _, top, _, bottom = _text_box(obj.text, _FONT_SIZE)
         pixels = max(6, round((ymax - ymin) / (bottom - top) * _FONT_SIZE))
         left, top, *_ = _text_box(obj.text, pixels)
         draw.text((xmin - left, ymin - top), obj.text, fill=fill, font=_font(pixels))
-    elif obj.name in ("circle", "ring"):
+    elif obj.name in _OUTLINES:
+        corners = _corners(obj.name, obj.angle)
+        low = corners.min(0)
+        high = corners.max(0)
+        scaled = (corners - low) / (high - low) * (box[2:] - box[:2]) + box[:2]
+        draw.polygon(scaled[:, ::-1].ravel().tolist(), fill=fill)
+    else:
         draw.ellipse((xmin, ymin, xmax, ymax), fill=fill)
         if obj.name == "ring":
             inset = (xmax - xmin) * 0.25
             hole = (xmin + inset, ymin + inset, xmax - inset, ymax - inset)
-            draw.ellipse(hole, fill=(*color, 0))
-    else:
-        corners = _corners(obj.name, obj.angle)
-        low = corners.min(0)
-        high = corners.max(0)
-        scaled = (corners - low) / (high - low) * [ymax - ymin, xmax - xmin] + [ymin, xmin]
-        draw.polygon([(x, y) for y, x in scaled], fill=fill)
+            draw.ellipse(hole, fill=(*fill[:3], 0))
 
 
 def _place(
-    rng: np.random.Generator,
+    rng: Generator,
     objects: Sequence[ShapesObject],
     name: str,
     color: str,
@@ -242,7 +235,7 @@ def _place(
     return None
 
 
-def sample_scene(rng: np.random.Generator) -> ShapesScene:
+def sample_scene(rng: Generator) -> ShapesScene:
     """Sample one to five shapes that do not overlap, and in a third of the scenes a text.
 
     The text has one to three characters.
@@ -265,10 +258,10 @@ def sample_scene(rng: np.random.Generator) -> ShapesScene:
         obj = _place(rng, objects, name, color, size)
         if obj:
             objects.append(obj)
-    return ShapesScene(tuple(objects), tuple(int(value) for value in background))
+    return ShapesScene(tuple(objects), tuple(background.astype(int).tolist()))
 
 
-def render(scene: ShapesScene, rng: np.random.Generator, image_size: int) -> np.ndarray:
+def render(scene: ShapesScene, rng: Generator, image_size: int) -> np.ndarray:
     """Draw a scene.
 
     Args:
@@ -289,7 +282,7 @@ def render(scene: ShapesScene, rng: np.random.Generator, image_size: int) -> np.
     draw = ImageDraw.Draw(layer)
     for obj in scene.objects:
         color = np.clip(np.array(COLORS[obj.color]) + rng.uniform(-14, 14, 3), 0, 255)
-        _draw(draw, obj, side, tuple(int(value) for value in color))
+        _draw(draw, obj, side, (*color.astype(int).tolist(), 255))
     layer = layer.reduce(_SUPERSAMPLE)
     picture.paste(layer, mask=layer.getchannel("A"))
     noise = rng.standard_normal((image_size, image_size, 3), np.float32)
@@ -297,7 +290,7 @@ def render(scene: ShapesScene, rng: np.random.Generator, image_size: int) -> np.
     return (np.asarray(picture) + noise).clip(0, 255).astype(np.uint8)
 
 
-def draw_scene(rng: np.random.Generator, image_size: int) -> tuple[np.ndarray, ShapesScene]:
+def draw_scene(rng: Generator, image_size: int) -> tuple[np.ndarray, ShapesScene]:
     """Sample a scene and draw it, uint8[image_size, image_size, 3]."""
     scene = sample_scene(rng)
     return render(scene, rng, image_size), scene
@@ -305,17 +298,16 @@ def draw_scene(rng: np.random.Generator, image_size: int) -> tuple[np.ndarray, S
 
 # --- proposing questions -------------------------------------------------------------------------
 #
-# A proposal returns the fields of a question about a scene, or None if no question is possible.
+# These functions return the possible fields of a question about a scene. One of them is drawn.
 
 Fields = dict[str, str]
-Proposal = Callable[[ShapesScene, np.random.Generator], Fields | None]
 
 
 def _article(phrase: str) -> str:
     return f"an {phrase}" if phrase[0] in "aeiou" else f"a {phrase}"
 
 
-def _referable(scene: ShapesScene, rng: np.random.Generator) -> dict[str, ShapesObject]:
+def _referable(scene: ShapesScene, rng: Generator) -> dict[str, ShapesObject]:
     """Return a unique phrase for every shape that has one, in random order."""
     phrases = {}
     for index in rng.permutation(len(scene.shapes)):
@@ -329,59 +321,61 @@ def _referable(scene: ShapesScene, rng: np.random.Generator) -> dict[str, Shapes
     return phrases
 
 
-def _choose(options: Sequence[Fields], rng: np.random.Generator) -> Fields | None:
-    return options[rng.integers(len(options))] if options else None
-
-
-def _choose_rare(counts: Mapping[str, int], rng: np.random.Generator) -> str:
+def _choose_rare(counts: dict[str, int], rng: Generator) -> str:
     """Draw a key. Keys with high counts, which are rare in scenes, have higher weights."""
-    weight_of_count = (0.5, 1, 5, 18, 30, 50)
-    weights = np.array([weight_of_count[count] for count in counts.values()], float)
+    weight_of_count = np.array([0.5, 1, 5, 18, 30, 50])
+    weights = weight_of_count[list(counts.values())]
     return str(rng.choice(list(counts), p=weights / weights.sum()))
 
 
-def _propose_object(scene: ShapesScene, rng: np.random.Generator) -> Fields | None:
-    options = [{"a": phrase} for phrase in _referable(scene, rng)]
+def _no_fields(scene: ShapesScene, rng: Generator) -> list[Fields]:
+    return [{}]
+
+
+def _text(scene: ShapesScene, rng: Generator) -> list[Fields]:
+    return [{}] if scene.text else []
+
+
+def _objects(scene: ShapesScene, rng: Generator) -> list[Fields]:
+    phrases = list(_referable(scene, rng))
     if scene.text and rng.random() < 0.15:
-        return {"a": TEXT}
-    return _choose(options, rng)
+        phrases = [TEXT]
+    return [{"a": phrase} for phrase in phrases]
 
 
-def _propose_box(scene: ShapesScene, rng: np.random.Generator) -> Fields | None:
-    return _choose([{"box": format_loc(obj.box)} for obj in scene.shapes], rng)
+def _boxes(scene: ShapesScene, rng: Generator) -> list[Fields]:
+    return [{"box": format_loc(obj.box)} for obj in scene.shapes]
 
 
-def _propose_name(scene: ShapesScene, rng: np.random.Generator) -> Fields | None:
-    """Propose a shape whose name is unique."""
-    return _choose([{"a": name} for name in SHAPES if scene.is_unique(name)], rng)
+def _unique_names(scene: ShapesScene, rng: Generator) -> list[Fields]:
+    return [{"a": name} for name in SHAPES if scene.is_unique(name)]
 
 
-def _propose_placed_name(scene: ShapesScene, rng: np.random.Generator) -> Fields | None:
-    """Propose a shape whose name is unique and whose place in the image is unambiguous."""
+def _placed_names(scene: ShapesScene, rng: Generator) -> list[Fields]:
+    """Propose shapes whose name is unique and whose place in the image is unambiguous."""
     options = []
-    for name in SHAPES:
-        if scene.is_unique(name):
-            _, is_clear = place(scene.find_one(name).center)
-            if is_clear:
-                options.append({"a": name})
-    return _choose(options, rng)
+    for fields in _unique_names(scene, rng):
+        _, is_clear = place(scene.find_one(fields["a"]).center)
+        if is_clear:
+            options.append(fields)
+    return options
 
 
-def _propose_unique_color(scene: ShapesScene, rng: np.random.Generator) -> Fields | None:
-    return _choose([{"color": c} for c in COLORS if scene.is_unique(f"{c} shape")], rng)
+def _unique_colors(scene: ShapesScene, rng: Generator) -> list[Fields]:
+    return [{"color": color} for color in COLORS if scene.is_unique(f"{color} shape")]
 
 
-def _propose_color(scene: ShapesScene, rng: np.random.Generator) -> Fields:
+def _color(scene: ShapesScene, rng: Generator) -> list[Fields]:
     counts = {color: len(scene.find(f"{color} shape")) for color in COLORS}
-    return {"color": _choose_rare(counts, rng)}
+    return [{"color": _choose_rare(counts, rng)}]
 
 
-def _propose_plural(scene: ShapesScene, rng: np.random.Generator) -> Fields:
-    counts = {name: len(scene.find(name)) for name in SHAPES}
-    return {"plural": SHAPES[_choose_rare(counts, rng)]}
+def _plural(scene: ShapesScene, rng: Generator) -> list[Fields]:
+    counts = {plural: len(scene.find(name)) for name, plural in SHAPES.items()}
+    return [{"plural": _choose_rare(counts, rng)}]
 
 
-def _propose_existence(scene: ShapesScene, rng: np.random.Generator) -> Fields:
+def _existence(scene: ShapesScene, rng: Generator) -> list[Fields]:
     """Propose a present or an absent object with equal probability.
 
     Absent objects share their colour or their name with a present object, half of them each.
@@ -389,45 +383,46 @@ def _propose_existence(scene: ShapesScene, rng: np.random.Generator) -> Fields:
     """
     obj = scene.shapes[rng.integers(len(scene.shapes))]
     if rng.random() < 0.5:
-        return {"a": _article(obj.full_name)}
+        return [{"a": _article(obj.full_name)}]
     if rng.random() < 0.5:
-        options = [f"{obj.color} {name}" for name in SHAPES]
+        phrases = [f"{obj.color} {name}" for name in SHAPES]
     else:
-        options = [f"{color} {obj.name}" for color in COLORS]
-    absent = [phrase for phrase in options if not scene.find(phrase)]
-    return {"a": _article(str(rng.choice(absent)))}
+        phrases = [f"{color} {obj.name}" for color in COLORS]
+    return [{"a": _article(phrase)} for phrase in phrases if not scene.find(phrase)]
 
 
-def _propose_pair(scene: ShapesScene, rng: np.random.Generator, axis: int) -> Fields | None:
+def _pairs(scene: ShapesScene, rng: Generator, axis: int) -> list[Fields]:
     """Propose two objects that are clearly apart along an axis (0 y, 1 x)."""
     centers = {phrase: obj.center[axis] for phrase, obj in _referable(scene, rng).items()}
-    options = [
+    return [
         {"a": a, "b": b}
         for a, b in itertools.permutations(centers, 2)
         if abs(centers[a] - centers[b]) > MARGIN
     ]
-    return _choose(options, rng)
 
 
-def _propose_relation(scene: ShapesScene, rng: np.random.Generator) -> Fields | None:
+def _relations(scene: ShapesScene, rng: Generator) -> list[Fields]:
     axis = int(rng.integers(2))
-    relations = ("to the left of", "to the right of") if axis else ("above", "below")
-    pair = _propose_pair(scene, rng, axis)
-    return pair and {**pair, "relation": str(rng.choice(relations))}
-
-
-def _propose_nothing(scene: ShapesScene, rng: np.random.Generator) -> Fields:
-    """Propose a question without fields."""
-    return {}
-
-
-def _propose_text(scene: ShapesScene, rng: np.random.Generator) -> Fields | None:
-    return {} if scene.text else None
+    pairs = _pairs(scene, rng, axis)
+    if not pairs:
+        return []
+    pair = pairs[rng.integers(len(pairs))]
+    relations = [relation for relation, (_, along) in _RELATIONS.items() if along == axis]
+    return [pair | {"relation": str(rng.choice(relations))}]
 
 
 # --- answering questions -------------------------------------------------------------------------
 #
 # An answer raises ValueError if the question has no unique answer.
+
+
+# Relation -> its short name and the axis along which objects are compared.
+_RELATIONS = {
+    "above": ("above", 0),
+    "below": ("below", 0),
+    "to the left of": ("left", 1),
+    "to the right of": ("right", 1),
+}
 
 
 def _compare(scene: ShapesScene, a: str, b: str, axis: int) -> str:
@@ -440,8 +435,7 @@ def _compare(scene: ShapesScene, a: str, b: str, axis: int) -> str:
 
 
 def _relation_holds(scene: ShapesScene, a: str, b: str, relation: str) -> str:
-    word = relation.removeprefix("to the ").removesuffix(" of")
-    axis = 1 if word in ("left", "right") else 0
+    word, axis = _RELATIONS[relation]
     return "yes" if _compare(scene, a, b, axis) == word else "no"
 
 
@@ -482,7 +476,7 @@ class ShapesQuestion:
 
     kind: str
     templates: tuple[str, ...]  # paraphrases of the question, with {fields}
-    propose: Proposal
+    propose: Callable[[ShapesScene, Generator], list[Fields]]
     answer: Callable[..., str]  # called with the scene and the fields
 
     def parse(self, question: str) -> Fields | None:
@@ -504,7 +498,7 @@ _FIELD_PATTERNS = {
     "color": _COLOR,
     "plural": "|".join(SHAPES.values()),
     "box": r"(?:<loc\d{4}>){4}",
-    "relation": "above|below|to the left of|to the right of",
+    "relation": "|".join(_RELATIONS),
 }
 
 
@@ -521,7 +515,7 @@ SHAPES_QUESTIONS: dict[str, ShapesQuestion] = {
             "what is in the image?",
             "list the shapes from left to right.",
         ),
-        _propose_nothing,
+        _no_fields,
         _caption,
     ),
     "describe": ShapesQuestion(
@@ -531,7 +525,7 @@ SHAPES_QUESTIONS: dict[str, ShapesQuestion] = {
             "what color is the {a}, and where in the image?",
             "name the color and the place of the {a}.",
         ),
-        _propose_placed_name,
+        _placed_names,
         _describe,
     ),
     "color": ShapesQuestion(
@@ -541,7 +535,7 @@ SHAPES_QUESTIONS: dict[str, ShapesQuestion] = {
             "which color does the {a} have?",
             "name the color of the {a}.",
         ),
-        _propose_name,
+        _unique_names,
         lambda scene, a: scene.find_one(a).color,
     ),
     "shape": ShapesQuestion(
@@ -551,7 +545,7 @@ SHAPES_QUESTIONS: dict[str, ShapesQuestion] = {
             "which shape is {color}?",
             "name the {color} shape.",
         ),
-        _propose_unique_color,
+        _unique_colors,
         lambda scene, color: scene.find_one(f"{color} shape").name,
     ),
     "locate_box": ShapesQuestion(
@@ -561,7 +555,7 @@ SHAPES_QUESTIONS: dict[str, ShapesQuestion] = {
             "detect the {a}.",
             "where is the {a}? answer with a box.",
         ),
-        _propose_object,
+        _objects,
         lambda scene, a: format_loc(scene.find_one(a).box),
     ),
     "locate_point": ShapesQuestion(
@@ -571,7 +565,7 @@ SHAPES_QUESTIONS: dict[str, ShapesQuestion] = {
             "mark the {a}.",
             "where is the {a}? answer with a point.",
         ),
-        _propose_object,
+        _objects,
         lambda scene, a: format_loc(scene.find_one(a).center),
     ),
     "identify": ShapesQuestion(
@@ -581,7 +575,7 @@ SHAPES_QUESTIONS: dict[str, ShapesQuestion] = {
             "name the object in the box {box}.",
             "which object is at {box}?",
         ),
-        _propose_box,
+        _boxes,
         _identify,
     ),
     "count_color": ShapesQuestion(
@@ -591,7 +585,7 @@ SHAPES_QUESTIONS: dict[str, ShapesQuestion] = {
             "count the {color} shapes.",
             "how many shapes are {color}?",
         ),
-        _propose_color,
+        _color,
         lambda scene, color: str(len(scene.find(f"{color} shape"))),
     ),
     "count_shape": ShapesQuestion(
@@ -601,7 +595,7 @@ SHAPES_QUESTIONS: dict[str, ShapesQuestion] = {
             "count the {plural}.",
             "how many {plural} do you see?",
         ),
-        _propose_plural,
+        _plural,
         _count_plural,
     ),
     "count_all": ShapesQuestion(
@@ -611,7 +605,7 @@ SHAPES_QUESTIONS: dict[str, ShapesQuestion] = {
             "count the shapes.",
             "how many shapes do you see?",
         ),
-        _propose_nothing,
+        _no_fields,
         lambda scene: str(len(scene.shapes)),
     ),
     "exist": ShapesQuestion(
@@ -621,7 +615,7 @@ SHAPES_QUESTIONS: dict[str, ShapesQuestion] = {
             "do you see {a}?",
             "yes or no: the image shows {a}.",
         ),
-        _propose_existence,
+        _existence,
         lambda scene, a: "yes" if scene.find(a) else "no",
     ),
     "relation_side": ShapesQuestion(
@@ -631,7 +625,7 @@ SHAPES_QUESTIONS: dict[str, ShapesQuestion] = {
             "where is the {a} relative to the {b}, left or right?",
             "on which side of the {b} is the {a}, left or right?",
         ),
-        functools.partial(_propose_pair, axis=1),
+        functools.partial(_pairs, axis=1),
         functools.partial(_compare, axis=1),
     ),
     "relation_height": ShapesQuestion(
@@ -641,7 +635,7 @@ SHAPES_QUESTIONS: dict[str, ShapesQuestion] = {
             "where is the {a} relative to the {b}, above or below?",
             "compare the heights: is the {a} above or below the {b}?",
         ),
-        functools.partial(_propose_pair, axis=0),
+        functools.partial(_pairs, axis=0),
         functools.partial(_compare, axis=0),
     ),
     "relation_holds": ShapesQuestion(
@@ -650,7 +644,7 @@ SHAPES_QUESTIONS: dict[str, ShapesQuestion] = {
             "is the {a} {relation} the {b}?",
             "yes or no: the {a} is {relation} the {b}.",
         ),
-        _propose_relation,
+        _relations,
         _relation_holds,
     ),
     "read_text": ShapesQuestion(
@@ -660,13 +654,13 @@ SHAPES_QUESTIONS: dict[str, ShapesQuestion] = {
             "what does the text say?",
             "what is written in the image?",
         ),
-        _propose_text,
+        _text,
         _read_text,
     ),
 }
 
 
-def make_items(scene: ShapesScene, rng: np.random.Generator) -> list[Item]:
+def make_items(scene: ShapesScene, rng: Generator) -> list[Item]:
     """Make five to eight items about a scene, each of another question type.
 
     Scenes about which little can be asked may have fewer.
@@ -681,8 +675,11 @@ def make_items(scene: ShapesScene, rng: np.random.Generator) -> list[Item]:
         is_trivial = question_type.kind == "count" and len(scene.shapes) == 1
         if is_trivial and rng.random() < 0.85:
             continue  # otherwise the answer to most counts would be one
-        fields = question_type.propose(scene, rng)
-        if fields is None or len(items) == num_items:
+        options = question_type.propose(scene, rng)
+        if not options:
+            continue
+        fields = options[rng.integers(len(options))]
+        if len(items) == num_items:
             continue
         template = question_type.templates[rng.integers(len(question_type.templates))]
         answer = question_type.answer(scene, **fields)

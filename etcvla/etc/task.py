@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
+from numpy.random import Generator
 
 from etcvla.etc.annotation import Annotation, project
-from etcvla.etc.facts import Candidate, FrameView, count_dropped, in_image
+from etcvla.etc.facts import Candidate, Candidates, FrameView, in_image, select
 from etcvla.etc.question_types import clean_instruction
 
 # Visible fraction of the target from which its grasp point is asked. It is small because an
@@ -30,7 +31,7 @@ DECOMPOSE_EVERY = 4
 NUM_DONE = 2  # frames per episode and answer at which "is it done?" is asked
 
 
-def candidates(view: FrameView, rng: np.random.Generator, dropped: Counter) -> Iterator[Candidate]:
+def candidates(view: FrameView, rng: Generator, dropped: Counter) -> Candidates:
     """Yield candidates of affordance and task planning for the whole episode."""
     yield from _affordance(view, rng, dropped)
     if view.annotation.phases:
@@ -60,7 +61,7 @@ class _PointQuestion:
     others: np.ndarray
 
 
-def _affordance(view: FrameView, rng: np.random.Generator, dropped: Counter) -> Iterator[Candidate]:
+def _affordance(view: FrameView, rng: Generator, dropped: Counter) -> Candidates:
     annotation = view.annotation
     target = annotation.target
     if target < 0:
@@ -68,15 +69,15 @@ def _affordance(view: FrameView, rng: np.random.Generator, dropped: Counter) -> 
         return
     others = [i for i in range(len(annotation.objects)) if i != target]
     grasp = annotation.grasp_pixel[:, 0, target]
-    asked = in_image(grasp) & ~(view.visible[:, target] < MIN_GRASP_VISIBLE)
-    count_dropped(dropped, "grasp_point", "not in view", ~asked)
+    in_view = in_image(grasp) & ~(view.visible[:, target] < MIN_GRASP_VISIBLE)
+    asked = select(dropped, "grasp_point", {"not in view": in_view})
     question = _PointQuestion("grasp_point", "stable_grasp", grasp, asked, view.center[:, others])
     yield from _point_and_region(question, annotation, rng, dropped)
 
     goal = destination(annotation)
     left = np.linalg.norm(goal - view.center[:, target], axis=-1)
-    asked = in_image(goal) & (left >= MIN_LEFT)
-    count_dropped(dropped, "place_point", "nothing to move, or unknown", ~asked)
+    moves = in_image(goal) & (left >= MIN_LEFT)
+    asked = select(dropped, "place_point", {"nothing to move, or unknown": moves})
     # The target's current position is the most plausible wrong place.
     others = view.center[:, [target, *others]]
     question = _PointQuestion("place_point", "stable_place", goal, asked, others)
@@ -97,17 +98,15 @@ def destination(annotation: Annotation) -> np.ndarray:
 
 
 def _point_and_region(
-    question: _PointQuestion, annotation: Annotation, rng: np.random.Generator, dropped: Counter
-) -> Iterator[Candidate]:
+    question: _PointQuestion, annotation: Annotation, rng: Generator, dropped: Counter
+) -> Candidates:
     fields = {
         "instruction": clean_instruction(annotation.instruction),
         "object": annotation.objects[annotation.target],
     }
-    point_type = question.point_type
-    region_type = question.region_type
     for t in np.flatnonzero(question.asked).tolist():
         point = question.point[t]
-        yield Candidate(t, point_type, point_type, None, fields, point)
+        yield Candidate(t, question.point_type, None, fields, point)
         if rng.random() < 0.5:
             answer = "yes"
             region = propose_region(point, True, rng)
@@ -115,13 +114,13 @@ def _point_and_region(
             answer = "no"
             region = wrong_region(point, question.others[t], rng)
         if region is None:
-            dropped[f"{region_type}: no room"] += 1
+            dropped[f"{question.region_type}: no room"] += 1
         else:
-            yield Candidate(t, region_type, region_type, answer, fields | {"box": region}, answer)
+            yield Candidate(t, question.region_type, answer, fields | {"box": region}, answer)
 
 
 def wrong_region(
-    point: np.ndarray, others: Sequence[np.ndarray], rng: np.random.Generator
+    point: np.ndarray, others: Sequence[np.ndarray], rng: Generator
 ) -> np.ndarray | None:
     """Return a plausible but wrong region around a point.
 
@@ -151,7 +150,7 @@ def wrong_region(
 def propose_region(
     point: np.ndarray,
     good: bool,
-    rng: np.random.Generator,
+    rng: Generator,
     tries: int = 8,
     sides: tuple[float, float] = REGION_SIDES,
 ) -> np.ndarray | None:
@@ -207,24 +206,22 @@ def first_of_last_phase(annotation: Annotation) -> int:
     return len(annotation) // 2
 
 
-def _plan(annotation: Annotation, dropped: Counter) -> Iterator[Candidate]:
+def _plan(annotation: Annotation, dropped: Counter) -> Candidates:
     fields = {"instruction": clean_instruction(annotation.instruction)}
     phases = annotation.phases
-    clear = settled(annotation.phase)
-    known = annotation.phase >= 0
-    count_dropped(dropped, "current", "unknown", ~known)
-    count_dropped(dropped, "current", "ambiguous", known & ~clear)
+    conditions = {"unknown": annotation.phase >= 0, "ambiguous": settled(annotation.phase)}
+    clear = select(dropped, "current", conditions)
     for t, phase in enumerate(annotation.phase.tolist()):
         if t % DECOMPOSE_EVERY == 0:
-            yield Candidate(t, "decompose", "decompose", None, fields, "; ".join(phases))
+            yield Candidate(t, "decompose", None, fields, "; ".join(phases))
         if not clear[t]:
             continue
-        yield Candidate(t, "current", "current", phase, fields, phases[phase])
+        yield Candidate(t, "current", phase, fields, phases[phase])
         next_phase = following(annotation, t)
         if next_phase is None:
             dropped["next: not the plan's order"] += 1
         else:
-            yield Candidate(t, "next", "next", next_phase, fields, next_phase)
+            yield Candidate(t, "next", next_phase, fields, next_phase)
 
 
 def following(annotation: Annotation, t: int) -> str | None:
@@ -241,7 +238,7 @@ def following(annotation: Annotation, t: int) -> str | None:
     return annotation.phases[expected] if len(later) and later[0] == expected else None
 
 
-def _end(annotation: Annotation, rng: np.random.Generator) -> Iterator[Candidate]:
+def _end(annotation: Annotation, rng: Generator) -> Candidates:
     """Yield candidates "is it done?" and "what is the outcome if the robot stops now?".
 
     They are at the last frames of a successful episode, and at as many frames before its last
@@ -253,7 +250,7 @@ def _end(annotation: Annotation, rng: np.random.Generator) -> Iterator[Candidate
     steps = len(annotation)
     if not annotation.success:
         for t in range(max(steps - NUM_DONE, 0), steps):
-            yield Candidate(t, "outcome", "outcome", "failure", fields, "failure")
+            yield Candidate(t, "outcome", "failure", fields, "failure")
         return
     early = first_of_last_phase(annotation)
     if early + NUM_DONE > steps:
@@ -261,6 +258,6 @@ def _end(annotation: Annotation, rng: np.random.Generator) -> Iterator[Candidate
     count = min(NUM_DONE, early)
     for question_type, bad, good in (("done", "no", "yes"), ("outcome", "failure", "success")):
         for t in rng.choice(early, count, replace=False).tolist():
-            yield Candidate(t, question_type, question_type, bad, fields, bad)
+            yield Candidate(t, question_type, bad, fields, bad)
         for t in range(steps - count, steps):
-            yield Candidate(t, question_type, question_type, good, fields, good)
+            yield Candidate(t, question_type, good, fields, good)

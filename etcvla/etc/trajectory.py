@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import bisect
 from collections import Counter
-from collections.abc import Iterator
 
 import numpy as np
 
-from etcvla.etc.facts import Candidate, FrameView, in_image
+from etcvla.etc.facts import Candidate, Candidates, FrameView, in_image
 from etcvla.etc.question_types import MAX_KEYPOINTS, clean_instruction
 
 TOLERANCE = 0.015  # of the image: no keypoint is added for a smaller deviation from the motion
@@ -16,7 +15,7 @@ PACE = 0.1  # weight of a deviation in time relative to a deviation from the lin
 MIN_MOTION = 0.02  # of the image: a gripper that stays this close to its start has no path
 
 
-def candidates(view: FrameView, dropped: Counter) -> Iterator[Candidate]:
+def candidates(view: FrameView, dropped: Counter) -> Candidates:
     """Yield candidates of both path question types.
 
     A motion that does not reach its goal is not a correct answer to either question.
@@ -28,12 +27,12 @@ def candidates(view: FrameView, dropped: Counter) -> Iterator[Candidate]:
         phase = int(annotation.phase[t])
         if phase >= 0 and (annotation.success or end < final):
             subtask = fields | {"phase": annotation.phases[phase]}
-            candidate = Candidate(t, "path_subtask", "path_subtask", phase, subtask, "")
+            candidate = Candidate(t, "path_subtask", phase, subtask, "")
             yield from _add_path(candidate, view, end, dropped)
         else:
             dropped["path_subtask: unknown"] += 1
         if annotation.success:
-            candidate = Candidate(t, "path_task", "path_task", None, fields, "")
+            candidate = Candidate(t, "path_task", None, fields, "")
             yield from _add_path(candidate, view, final, dropped)
         else:
             dropped["path_task: no success"] += 1
@@ -101,9 +100,7 @@ def _deviation(path: np.ndarray, keep: list[int]) -> np.ndarray:
     return np.abs(offset - along * span) + PACE * np.abs((along - elapsed) * span)
 
 
-def _add_path(
-    candidate: Candidate, view: FrameView, end: int, dropped: Counter
-) -> Iterator[Candidate]:
+def _add_path(candidate: Candidate, view: FrameView, end: int, dropped: Counter) -> Candidates:
     """Yield the candidate with the gripper's path from its step to step `end`, if it has one."""
     path = view.gripper[candidate.t : end + 1]
     if not np.isfinite(path).all():

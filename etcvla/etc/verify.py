@@ -7,7 +7,7 @@ and pixels, so that an error in the making of items shows up as items that fail.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
 
 import numpy as np
 
@@ -15,8 +15,12 @@ from etcvla.etc.annotation import Annotation, project
 from etcvla.etc.geometry import iou, path_distance
 from etcvla.etc.items import NUM_LOC, Item, parse_loc
 from etcvla.etc.question_types import (
+    BOX,
     MAX_KEYPOINTS,
+    PATH,
+    POINT,
     QUESTION_TYPES,
+    WORDS,
     clean_instruction,
     parse_question,
 )
@@ -28,51 +32,22 @@ MIN_CARRY = 0.045  # metres by which a target must move to have a place where it
 MAX_REGION = 0.3  # of the image; the position of a larger region is meaningless
 ROWS = ("top", "", "bottom")
 COLUMNS = ("left", "", "right")
+# Relation -> true answer if "a" has a larger coordinate than "b", and if it has a smaller one.
+RELATIONS = {
+    "side": ("right", "left"),
+    "height": ("above", "below"),
+    "depth": ("farther", "nearer"),
+    "robot_side": ("left", "right"),
+    "robot_front": ("front", "behind"),
+}
+
+# The true answer: words, float[2] for a point, float[4] for a box, or the gripper's motion
+# float[n, 2] for a path. None if the annotation does not determine it.
+Truth = str | np.ndarray | None
 
 
-@dataclasses.dataclass(frozen=True)
-class Claim:
-    """A question and its answer about step `t` of an annotation, with methods to access its facts.
-
-    Attributes:
-      fields: the fields of the question's template.
-    """
-
-    annotation: Annotation
-    t: int
-    fields: dict[str, str]
-    answer: str
-
-    def index(self, noun: str) -> int | None:
-        """Return the index of the object with this name, None if there is none."""
-        objects = self.annotation.objects
-        return objects.index(noun) if noun in objects else None
-
-    def position(self, noun: str) -> np.ndarray:
-        """Return the position of the gripper or an object, float[3]; NaN if unknown."""
-        if noun == "gripper":
-            return self.annotation.gripper_position[self.t]
-        i = self.index(noun)
-        return np.full(3, np.nan) if i is None else self.annotation.position[self.t, i]
-
-    def box(self, i: int, camera: int = 0) -> np.ndarray:
-        """Return the box of object i in a camera, float[4]."""
-        return self.annotation.box[self.t, camera, i]
-
-    def is_shown(self, i: int, camera: int = 0) -> bool | None:
-        """Return whether the camera shows object i, None if that is unknown."""
-        visible = self.annotation.visible[self.t, camera, i]
-        if np.isfinite(self.box(i, camera)).all() and not visible <= 0:
-            return True
-        return False if visible == 0 else None
-
-    def overlaps(self, box: np.ndarray) -> np.ndarray:
-        """Return the IoU of `box` with every object's box in the first camera, float[N]."""
-        return np.nan_to_num(iou(self.annotation.box[self.t, 0], box))
-
-
-Reason = str | None  # why a claim is wrong; None if it is correct
-Check = Callable[[Claim], Reason]
+class QuestionError(Exception):
+    """A question cannot be read or contradicts the annotation. The message is the reason."""
 
 
 def check(item: Item, annotation: Annotation, t: int) -> str | None:
@@ -80,9 +55,10 @@ def check(item: Item, annotation: Annotation, t: int) -> str | None:
 
     The reasons are a small set of fixed strings, so that they can be counted.
     """
-    if item.question_type not in CHECKS:
+    if item.question_type not in TRUTHS:
         return "unknown question_type"
-    if item.kind != QUESTION_TYPES[item.question_type].kind:
+    question_type = QUESTION_TYPES[item.question_type]
+    if item.kind != question_type.kind:
         return "question type of another kind"
     fields = parse_question(item.question_type, item.question)
     if fields is None:
@@ -90,25 +66,23 @@ def check(item: Item, annotation: Annotation, t: int) -> str | None:
     instruction = clean_instruction(annotation.instruction)
     if fields.get("instruction", instruction) != instruction:
         return "another instruction"
-    return CHECKS[item.question_type](Claim(annotation, t, fields, item.answer))
+    try:
+        truth = TRUTHS[item.question_type](Question(annotation, t, fields))
+    except QuestionError as error:
+        return str(error)
+    if truth is None:
+        return "fact unknown"
+    return _COMPARISONS[question_type.answer_type](item.answer, truth)
 
 
 # --- comparisons of an answer with the truth -----------------------------------------------------
 
 
-def _compare_words(answer: str, truth: str | None) -> Reason:
-    if truth is None:
-        return "fact unknown"
+def _compare_words(answer: str, truth: str) -> str | None:
     return None if answer == truth else "wrong answer"
 
 
-def _compare_yes_no(answer: str, truth: bool | None) -> Reason:
-    if truth is None:
-        return "fact unknown"
-    return _compare_words(answer, "yes" if truth else "no")
-
-
-def _compare_point(answer: str, truth: np.ndarray) -> Reason:
+def _compare_point(answer: str, truth: np.ndarray) -> str | None:
     point = _parse_single(answer, 2)
     if point is None:
         return "answer cannot be read"
@@ -117,18 +91,15 @@ def _compare_point(answer: str, truth: np.ndarray) -> Reason:
     return None if is_near else "wrong point"
 
 
-def _compare_box(answer: str, truth: np.ndarray) -> Reason:
+def _compare_box(answer: str, truth: np.ndarray) -> str | None:
     box = _parse_single(answer, 4)
     if box is None:
         return "answer cannot be read"
     return None if iou(truth, box) > MIN_IOU else "wrong box"
 
 
-def _compare_path(answer: str, motion: np.ndarray) -> Reason:
-    """Compare a path with the gripper's motion float[n, 2].
-
-    If the motion leaves the image, the path must end at the border.
-    """
+def _compare_path(answer: str, motion: np.ndarray) -> str | None:
+    """Compare a path with the gripper's motion. It must end where the motion leaves the image."""
     path = parse_loc(answer, 2)
     if path is None or not 2 <= len(path) <= MAX_KEYPOINTS:
         return "answer cannot be read"
@@ -154,323 +125,318 @@ def _parse_single(text: str, group: int) -> np.ndarray | None:
     return groups[0] if groups is not None and len(groups) == 1 else None
 
 
+_COMPARISONS = {
+    WORDS: _compare_words,
+    POINT: _compare_point,
+    BOX: _compare_box,
+    PATH: _compare_path,
+}
+
+
+# --- facts that a question refers to -------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """The fields of a question's template, and the annotated facts to which they refer."""
+
+    annotation: Annotation
+    t: int
+    fields: dict[str, str]
+
+    def index(self, noun: str) -> int:
+        """Return the index of the object with this name."""
+        if noun not in self.annotation.objects:
+            raise QuestionError("unknown object")
+        return self.annotation.objects.index(noun)
+
+    @property
+    def object(self) -> int:
+        """The index of the object that the question names."""
+        return self.index(self.fields["object"])
+
+    @property
+    def target(self) -> int:
+        """The index of the object that the question names, which must be the task's target."""
+        if self.object != self.annotation.target:
+            raise QuestionError("unknown object")
+        return self.object
+
+    @property
+    def region(self) -> np.ndarray:
+        """The box that the question gives, float32[4]."""
+        box = _parse_single(self.fields["box"], 4)
+        if box is None:
+            raise QuestionError("question cannot be read")
+        return box
+
+    @property
+    def object_in_region(self) -> int:
+        """The index of the object whose box in the first camera the question gives."""
+        overlaps = np.nan_to_num(iou(self.annotation.box[self.t, 0], self.region))
+        i = int(overlaps.argmax())
+        if overlaps[i] <= MIN_IOU:
+            raise QuestionError("question cannot be read")
+        return i
+
+    @property
+    def other_camera(self) -> int:
+        """The index of the other camera that the question names."""
+        cameras = self.annotation.cameras
+        if self.fields["view"] not in cameras[1:]:
+            raise QuestionError("question cannot be read")
+        return cameras.index(self.fields["view"])
+
+    @property
+    def phase(self) -> int:
+        """The index of the current subtask, -1 if it is unknown."""
+        return self.annotation.phase[self.t]
+
+    def box(self, i: int, camera: int = 0) -> np.ndarray:
+        """Return the box of object i in a camera, float[4]."""
+        return self.annotation.box[self.t, camera, i]
+
+    def place(self, i: int, camera: int = 0) -> str | None:
+        """Return the ninth of the image with the centre of object i's box, None if unknown."""
+        box = self.box(i, camera)
+        if not np.isfinite(box).all():
+            return None
+        ymin, xmin, ymax, xmax = box.tolist()
+        row = ROWS[min(int(1.5 * (ymin + ymax)), 2)]
+        column = COLUMNS[min(int(1.5 * (xmin + xmax)), 2)]
+        return f"{row} {column}".strip() or "center"
+
+    def is_shown(self, i: int, camera: int = 0) -> bool | None:
+        """Return whether the camera shows object i, None if that is unknown."""
+        visible = self.annotation.visible[self.t, camera, i]
+        if np.isfinite(self.box(i, camera)).all() and not visible <= 0:
+            return True
+        return False if visible == 0 else None
+
+
+def _yes_no(truth: bool | None) -> str | None:
+    return {True: "yes", False: "no", None: None}[truth]
+
+
 # --- scene grounding -----------------------------------------------------------------------------
 
 
-def _relation(measure: Callable[[Claim, str], float], more: str, less: str) -> Check:
-    """Return a check whether "a" has `more` or `less` of a measured quantity than "b"."""
-
-    def _check_relation(claim: Claim) -> Reason:
-        a = measure(claim, claim.fields["a"])
-        b = measure(claim, claim.fields["b"])
-        if not np.isfinite([a, b]).all():
-            return "fact unknown"
-        return _compare_words(claim.answer, more if a > b else less)
-
-    return _check_relation
+def _relation(relation: str, question: Question) -> Truth:
+    a = _coordinate(relation, question, question.fields["a"])
+    b = _coordinate(relation, question, question.fields["b"])
+    if not np.isfinite([a, b]).all():
+        return None
+    larger, smaller = RELATIONS[relation]
+    return larger if a > b else smaller
 
 
-def _image_x(claim: Claim, noun: str) -> float:
+def _coordinate(relation: str, question: Question, noun: str) -> float:
+    """Return the coordinate of the gripper or an object that a relation compares."""
+    annotation = question.annotation
+    t = question.t
     if noun == "gripper":
-        return float(claim.annotation.gripper_pixel[claim.t, 0, 1])
-    i = claim.index(noun)
-    if i is None:
-        return np.nan
-    _, xmin, _, xmax = claim.box(i)
-    return float(xmin + xmax) / 2
+        image_x = annotation.gripper_pixel[t, 0, 1]
+        position = annotation.gripper_position[t]
+    else:
+        i = question.index(noun)
+        _, xmin, _, xmax = question.box(i)
+        image_x = (xmin + xmax) / 2
+        position = annotation.position[t, i]
+    directions = {
+        "height": np.array([0, 0, 1]),
+        "depth": annotation.camera_matrix[t, 0, 2, :3],
+        "robot_side": annotation.direction_vector("left"),
+        "robot_front": annotation.direction_vector("front"),
+    }
+    return image_x if relation == "side" else position @ directions[relation]
 
 
-def _height(claim: Claim, noun: str) -> float:
-    return float(claim.position(noun)[2])
+def _gripper_point(question: Question) -> Truth:
+    return question.annotation.gripper_pixel[question.t, 0]
 
 
-def _depth(claim: Claim, noun: str) -> float:
-    row = claim.annotation.camera_matrix[claim.t, 0, 2]
-    return float(row[:3] @ claim.position(noun) + row[3])
+def _cross_seen(question: Question) -> Truth:
+    return _yes_no(question.is_shown(question.object_in_region, question.other_camera))
 
 
-def _robot_left(claim: Claim, noun: str) -> float:
-    return float(claim.position(noun) @ claim.annotation.direction_vector("left"))
+def _cross_place(question: Question) -> Truth:
+    i = question.object_in_region
+    camera = question.other_camera
+    return question.place(i, camera) if question.is_shown(i, camera) else None
 
 
-def _robot_front(claim: Claim, noun: str) -> float:
-    return float(claim.position(noun) @ claim.annotation.direction_vector("front"))
-
-
-def _gripper_point(claim: Claim) -> Reason:
-    return _compare_point(claim.answer, claim.annotation.gripper_pixel[claim.t, 0])
-
-
-def _other_camera(claim: Claim) -> int | None:
-    """Return the index of the other camera that the question names."""
-    cameras = claim.annotation.cameras
-    view = claim.fields["view"]
-    return cameras.index(view) if view in cameras[1:] else None
-
-
-def _object_at_box(claim: Claim) -> int | None:
-    """Return the index of the object whose box in the first camera the question gives."""
-    box = _parse_single(claim.fields["box"], 4)
-    if box is None:
+def _cross_box(question: Question) -> Truth:
+    camera = question.other_camera
+    places = [question.place(i, camera) for i in range(len(question.annotation.objects))]
+    if places.count(question.fields["place"]) != 1:
         return None
-    overlaps = claim.overlaps(box)
-    i = int(overlaps.argmax())
-    return i if overlaps[i] > MIN_IOU else None
+    return question.box(places.index(question.fields["place"]))
 
 
-def _cross_seen(claim: Claim) -> Reason:
-    camera = _other_camera(claim)
-    i = _object_at_box(claim)
-    if camera is None or i is None:
-        return "question cannot be read"
-    return _compare_yes_no(claim.answer, claim.is_shown(i, camera))
+def _identify(question: Question) -> Truth:
+    return question.annotation.objects[question.object_in_region]
 
 
-def _cross_place(claim: Claim) -> Reason:
-    camera = _other_camera(claim)
-    i = _object_at_box(claim)
-    if camera is None or i is None:
-        return "question cannot be read"
-    truth = _place(claim.box(i, camera)) if claim.is_shown(i, camera) else None
-    return _compare_words(claim.answer, truth)
+def _locate_box(question: Question) -> Truth:
+    return question.box(question.object)
 
 
-def _cross_box(claim: Claim) -> Reason:
-    camera = _other_camera(claim)
-    if camera is None:
-        return "question cannot be read"
-    places = [_place(box) for box in claim.annotation.box[claim.t, camera]]
-    if places.count(claim.fields["place"]) != 1:
-        return "fact unknown"
-    i = places.index(claim.fields["place"])
-    return _compare_box(claim.answer, claim.box(i))
+def _describe(question: Question) -> Truth:
+    i = question.object
+    color = question.annotation.colors[i]
+    place = question.place(i)
+    return f"{color} {question.fields['object']}, {place}" if color and place else None
 
 
-def _place(box: np.ndarray) -> str | None:
-    """Return the ninth of the image that contains the centre of a box, None if it is unknown."""
-    if not np.isfinite(box).all():
-        return None
-    ymin, xmin, ymax, xmax = box.tolist()
-    row = ROWS[min(int(1.5 * (ymin + ymax)), 2)]
-    column = COLUMNS[min(int(1.5 * (xmin + xmax)), 2)]
-    return f"{row} {column}".strip() or "center"
+def _describe_shape(question: Question) -> Truth:
+    i = question.object
+    words = [question.annotation.colors[i], *question.annotation.shapes[i : i + 1]]
+    words.append(question.place(i))
+    return ", ".join(words) if len(words) == 3 and all(words) else None
 
 
-def _identify(claim: Claim) -> Reason:
-    i = claim.index(claim.answer)
-    if i is None:
-        return "wrong answer"
-    box = _parse_single(claim.fields["box"], 4)
-    if box is None:
-        return "question cannot be read"
-    overlaps = claim.overlaps(box)
-    is_best = overlaps[i] > MIN_IOU and overlaps.argmax() == i
-    return None if is_best else "wrong answer"
-
-
-def _locate_box(claim: Claim) -> Reason:
-    i = claim.index(claim.fields["object"])
-    return "unknown object" if i is None else _compare_box(claim.answer, claim.box(i))
-
-
-def _describe(claim: Claim) -> Reason:
-    noun = claim.fields["object"]
-    i = claim.index(noun)
-    if i is None:
-        return "fact unknown"
-    place = _place(claim.box(i))
-    color = claim.annotation.colors[i]
-    known = place and color
-    return _compare_words(claim.answer, f"{color} {noun}, {place}" if known else None)
-
-
-def _describe_shape(claim: Claim) -> Reason:
-    i = claim.index(claim.fields["object"])
-    if i is None or not claim.annotation.shapes:
-        return "fact unknown"
-    place = _place(claim.box(i))
-    color = claim.annotation.colors[i]
-    shape = claim.annotation.shapes[i]
-    known = place and color and shape
-    return _compare_words(claim.answer, f"{color}, {shape}, {place}" if known else None)
-
-
-def _is_present(claim: Claim, noun: str) -> bool | None:
+def _is_present(question: Question, noun: str) -> bool | None:
     """Return whether the first camera shows an object of this name, None if that is unknown.
 
     It is unknown if the noun is no object's name but shares a word with one.
     """
-    i = claim.index(noun)
-    if i is not None:
-        return True if claim.is_shown(i) else None
-    words = set(" ".join(claim.annotation.objects).split())
-    return None if words & set(noun.split()) else False
+    objects = question.annotation.objects
+    if noun in objects:
+        return question.is_shown(objects.index(noun)) or None
+    words = set(" ".join(objects).split())
+    return False if words.isdisjoint(noun.split()) else None
 
 
-def _present(claim: Claim) -> Reason:
-    return _compare_yes_no(claim.answer, _is_present(claim, claim.fields["object"]))
+def _present(question: Question) -> Truth:
+    return _yes_no(_is_present(question, question.fields["object"]))
 
 
-def _count(claim: Claim) -> Reason:
-    nouns = claim.fields["objects"].split(", ")
-    present = [_is_present(claim, noun) for noun in nouns]
+def _count(question: Question) -> Truth:
+    nouns = question.fields["objects"].split(", ")
+    present = [_is_present(question, noun) for noun in nouns]
     if None in present or len(set(nouns)) < len(nouns):
-        return "fact unknown"
-    return _compare_words(claim.answer, str(sum(present)))
+        return None
+    return str(sum(present))
 
 
 # --- affordance ----------------------------------------------------------------------------------
 
 
-def _names_target(claim: Claim) -> bool:
-    target = claim.annotation.target
-    return target >= 0 and claim.fields["object"] == claim.annotation.objects[target]
+def _grasp(question: Question) -> Truth:
+    return question.annotation.grasp_pixel[question.t, 0, question.target]
 
 
-def _grasp(claim: Claim) -> np.ndarray | None:
-    """Return the image point where to grasp the named object, None if it is not the target."""
-    if not _names_target(claim):
+def _destination(question: Question) -> Truth:
+    """Return the image point where the target ends up, None if it is not moved."""
+    annotation = question.annotation
+    start, end = annotation.position[[0, -1], question.target]
+    if not annotation.success or not np.linalg.norm(end - start) > MIN_CARRY:
         return None
-    return claim.annotation.grasp_pixel[claim.t, 0, claim.annotation.target]
+    return project(annotation.camera_matrix[question.t, 0], end)
 
 
-def _destination(claim: Claim) -> np.ndarray | None:
-    """Return the image point where the named object ends up, None if it is not moved."""
-    annotation = claim.annotation
-    if not _names_target(claim) or not annotation.success:
-        return None
-    start, end = annotation.position[[0, -1], annotation.target]
-    if not np.linalg.norm(end - start) > MIN_CARRY:
-        return None
-    return project(annotation.camera_matrix[claim.t, 0], end)
-
-
-def _grasp_point(claim: Claim) -> Reason:
-    grasp = _grasp(claim)
-    return "unknown object" if grasp is None else _compare_point(claim.answer, grasp)
-
-
-def _place_point(claim: Claim) -> Reason:
-    end = _destination(claim)
-    return "fact unknown" if end is None else _compare_point(claim.answer, end)
-
-
-def _is_in_region(claim: Claim, point: np.ndarray | None) -> Reason:
-    """Check the answer whether the question's box is a good region around `point`."""
+def _is_region_around(question: Question, point: Truth) -> Truth:
+    """Return whether the question's box is a good region around `point`."""
     if point is None or not np.isfinite(point).all():
-        return "fact unknown"
-    box = _parse_single(claim.fields["box"], 4)
-    if box is None:
-        return "question cannot be read"
-    low = box[:2]
-    high = box[2:]
+        return None
+    low, high = question.region.reshape(2, 2)
     contains = (low <= point).all() and (point <= high).all()
-    return _compare_yes_no(claim.answer, contains and (high - low <= MAX_REGION).all())
+    return _yes_no(contains and (high - low <= MAX_REGION).all())
 
 
-def _stable_grasp(claim: Claim) -> Reason:
-    return _is_in_region(claim, _grasp(claim))
+def _stable_grasp(question: Question) -> Truth:
+    return _is_region_around(question, _grasp(question))
 
 
-def _stable_place(claim: Claim) -> Reason:
-    return _is_in_region(claim, _destination(claim))
+def _stable_place(question: Question) -> Truth:
+    return _is_region_around(question, _destination(question))
 
 
 # --- task planning -------------------------------------------------------------------------------
 
 
-def _decompose(claim: Claim) -> Reason:
-    phases = claim.annotation.phases
-    is_plan = phases and claim.answer.split("; ") == list(phases)
-    return None if is_plan else "wrong answer"
+def _decompose(question: Question) -> Truth:
+    return "; ".join(question.annotation.phases) or None
 
 
-def _current(claim: Claim) -> Reason:
-    phase = claim.annotation.phase[claim.t]
-    return _compare_words(claim.answer, claim.annotation.phases[phase] if phase >= 0 else None)
+def _current(question: Question) -> Truth:
+    return question.annotation.phases[question.phase] if question.phase >= 0 else None
 
 
-def _next(claim: Claim) -> Reason:
-    annotation = claim.annotation
-    current = annotation.phase[claim.t]
-    later = annotation.phase[claim.t :]
-    later = later[later != current]
-    if current < 0 or not (len(later) or annotation.success):
-        return "fact unknown"
-    return _compare_words(claim.answer, annotation.phases[later[0]] if len(later) else "done")
+def _next(question: Question) -> Truth:
+    annotation = question.annotation
+    if question.phase < 0:
+        return None
+    later = annotation.phase[question.t :]
+    later = later[later != question.phase]
+    if len(later):
+        return annotation.phases[later[0]]
+    return "done" if annotation.success else None
 
 
-def _is_done(claim: Claim) -> bool | None:
+def _is_done(question: Question) -> bool | None:
     """Return whether the task is done, None if that is debatable."""
-    annotation = claim.annotation
-    if annotation.success and claim.t >= len(annotation) - 2:
+    annotation = question.annotation
+    if annotation.success and question.t >= len(annotation) - 2:
         return True
     is_last = annotation.phase == len(annotation.phases) - 1
     if len(annotation.phases) > 1 and is_last.any():
-        surely_not_done = not is_last[: claim.t + 1].any()
+        surely_not_done = not is_last[: question.t + 1].any()
     else:
-        surely_not_done = claim.t < len(annotation) // 2
+        surely_not_done = question.t < len(annotation) // 2
     return False if surely_not_done else None
 
 
-def _done(claim: Claim) -> Reason:
-    return _compare_yes_no(claim.answer, _is_done(claim))
+def _done(question: Question) -> Truth:
+    return _yes_no(_is_done(question))
 
 
-def _outcome(claim: Claim) -> Reason:
+def _outcome(question: Question) -> Truth:
     """Stopping is a success if the task is done and a failure if it is surely not done."""
-    done = _is_done(claim) if claim.annotation.success else False
-    if done is None:
-        return "fact unknown"
-    return _compare_words(claim.answer, "success" if done else "failure")
+    done = _is_done(question) if question.annotation.success else False
+    return {True: "success", False: "failure", None: None}[done]
 
 
 # --- trajectory ----------------------------------------------------------------------------------
 
 
-def _path_subtask(claim: Claim) -> Reason:
-    annotation = claim.annotation
-    current = annotation.phase[claim.t]
-    if current < 0 or annotation.phases[current] != claim.fields["phase"]:
-        return "another subtask"
-    changes = np.flatnonzero(annotation.phase[claim.t :] != current)
-    end = claim.t + int(changes[0]) if len(changes) else len(annotation)
-    return _compare_path(claim.answer, annotation.gripper_pixel[claim.t : end, 0])
+def _path_subtask(question: Question) -> Truth:
+    annotation = question.annotation
+    if _current(question) != question.fields["phase"]:
+        raise QuestionError("another subtask")
+    motion = _path_task(question)
+    changes = np.flatnonzero(annotation.phase[question.t :] != question.phase)
+    return motion[: changes[0]] if len(changes) else motion
 
 
-def _path_task(claim: Claim) -> Reason:
-    return _compare_path(claim.answer, claim.annotation.gripper_pixel[claim.t :, 0])
+def _path_task(question: Question) -> Truth:
+    return question.annotation.gripper_pixel[question.t :, 0]
 
 
-_RELATIONS: dict[str, Check] = {
-    "side": _relation(_image_x, "right", "left"),
-    "height": _relation(_height, "above", "below"),
-    "depth": _relation(_depth, "farther", "nearer"),
-    "robot_side": _relation(_robot_left, "left", "right"),
-    "robot_front": _relation(_robot_front, "front", "behind"),
-}
-CHECKS: dict[str, Check] = {
-    **{f"gripper_{name}": relation for name, relation in _RELATIONS.items()},
-    **{f"object_{name}": relation for name, relation in _RELATIONS.items()},
+_RELATION_TRUTHS = {name: functools.partial(_relation, name) for name in RELATIONS}
+# Question type -> function of a `Question` that returns its true answer.
+TRUTHS = {
+    **{f"gripper_{name}": truth for name, truth in _RELATION_TRUTHS.items()},
+    **{f"object_{name}": truth for name, truth in _RELATION_TRUTHS.items()},
+    "gripper_point": _gripper_point,
     "cross_seen": _cross_seen,
     "cross_place": _cross_place,
     "cross_box": _cross_box,
-    "describe_shape": _describe_shape,
-    "count": _count,
-    "place_point": _place_point,
-    "stable_place": _stable_place,
-    "outcome": _outcome,
-    "gripper_point": _gripper_point,
     "identify": _identify,
     "locate_box": _locate_box,
     "describe": _describe,
+    "describe_shape": _describe_shape,
+    "count": _count,
     "present": _present,
-    "grasp_point": _grasp_point,
+    "grasp_point": _grasp,
     "stable_grasp": _stable_grasp,
+    "place_point": _destination,
+    "stable_place": _stable_place,
     "decompose": _decompose,
     "current": _current,
     "next": _next,
     "done": _done,
+    "outcome": _outcome,
     "path_subtask": _path_subtask,
     "path_task": _path_task,
 }

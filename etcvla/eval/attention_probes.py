@@ -34,7 +34,7 @@ from etcvla.data.stage_dataset import ANY_KIND, StageDataset
 from etcvla.errors import UserError
 from etcvla.etc.question_types import BOX, parse_question
 from etcvla.etc.score import parse_answer
-from etcvla.eval.vqa import spread_evenly
+from etcvla.eval.vqa import spread_evenly, spread_frames
 from etcvla.models import ops
 from etcvla.models.vla import VLA, Batch, Params
 from etcvla.policy import Policy
@@ -81,16 +81,9 @@ def draw_probes(dataset: StageDataset, count: int) -> list[Probe]:
 
     Raises UserError if the dataset has no questions of QUESTION_TYPE.
     """
-    image_features = [f"observation/{name}" for name in dataset.cameras]
-    names = [
-        *dataset.item_features,
-        *image_features,
-        "language_instruction",
-        "observation/state",
-    ]
     probes = []
-    for frame_index in spread_evenly(dataset.candidates(ANY_KIND), 4 * count):
-        frame = dataset.dataset.frame(int(frame_index), names)
+    features = ("language_instruction", "observation/state")
+    for _, frame, images in spread_frames(dataset, ANY_KIND, 4 * count, features):
         items = [item for item in dataset.items(frame) if item.question_type == QUESTION_TYPE]
         if not items:
             continue
@@ -100,7 +93,7 @@ def draw_probes(dataset: StageDataset, count: int) -> list[Probe]:
         probe = Probe(
             item.question,
             box=parse_answer(BOX, item.answer)[0],
-            images=tuple(frame[feature] for feature in image_features),
+            images=images,
             instruction=instruction,
             state=frame["observation/state"],
             in_instruction=bool(name) and name in instruction,
@@ -120,55 +113,45 @@ def record_activations(policy: Policy, probes: Sequence[Probe], *, seed: int = 0
     Args:
       seed: of the noise that replaces the actions.
     """
-    boxes = [patch_coverage(probe.box, policy.config.siglip.tokens) for probe in probes]
-    coverage = np.stack(boxes)
+    model = VLA(policy.config)
+    coverage = np.stack(
+        [patch_coverage(probe.box, policy.config.siglip.tokens) for probe in probes]
+    )
     # Boxes of other probes are a control: a model that attends to the middle of every image also
     # attends to them.
     indicators = np.stack([coverage, np.roll(coverage, 1, axis=0), np.ones_like(coverage)], axis=-1)
-    questions = [prompts.question(policy.assets.tokenizer, probe.question) for probe in probes]
-    recorded = _record_batches(policy, probes, questions, indicators)
-    features = {name: recorded[name] for name in FEATURES}
-    attention = {name: recorded[name] for name in ("question", "answer")}
-    if policy.assets.action_spec and policy.head == "flow":
-        shape = (len(probes), 1, policy.config.horizon, policy.config.action_dim)
-        noise = np.random.default_rng(seed).standard_normal(shape, np.float32)
-        segments = policy.action_prompts(
-            [probe.instruction for probe in probes], [probe.state for probe in probes]
-        )
-        attention |= _record_batches(policy, probes, segments, indicators, noise)
-    return Activations(features, attention)
+    shape = (len(probes), 1, policy.config.horizon, policy.config.action_dim)
+    noise = np.random.default_rng(seed).standard_normal(shape, np.float32)
+    acts = policy.assets.action_spec and policy.head == "flow"
 
+    def _record(rows: np.ndarray) -> dict[str, jax.Array]:
+        """Return the features and the attention of some probes."""
+        batch_probes = [probes[i] for i in rows]
+        images = [probe.images for probe in batch_probes]
+        questions = [
+            prompts.question(policy.assets.tokenizer, probe.question) for probe in batch_probes
+        ]
+        batch = policy.model_batch(images, questions)
+        recorded = _record_questions(model, policy.params, batch, indicators[rows])
+        if acts:
+            states = [probe.state for probe in batch_probes]
+            instructions = [probe.instruction for probe in batch_probes]
+            segments = policy.action_prompts(instructions, states)
+            batch = policy.model_batch(images, segments, states)
+            recorded |= _record_actions(model, policy.params, batch, indicators[rows], noise[rows])
+        return jax.device_get(recorded)
 
-def _record_batches(
-    policy: Policy,
-    probes: Sequence[Probe],
-    segments: Sequence[prompts.Segment],
-    indicators: np.ndarray,
-    noise: np.ndarray | None = None,
-) -> dict[str, np.ndarray]:
-    """Return `_record_questions` (without noise) or `_record_actions` (with noise) of all probes.
-
-    The last batch repeats probes up to the batch size, so that one shape is compiled.
-    """
-    model = VLA(policy.config)
-    batches = []
-    for start in range(0, len(probes), BATCH):
-        rows = np.arange(start, start + BATCH) % len(probes)
-        frames = [probes[i].images for i in rows]
-        row_segments = [segments[i] for i in rows]
-        if noise is None:
-            batch = policy.model_batch(frames, row_segments)
-            recorded = _record_questions(model, policy.params, batch, indicators[rows])
-        else:
-            states = [probes[i].state for i in rows]
-            batch = policy.model_batch(frames, row_segments, states)
-            recorded = _record_actions(model, policy.params, batch, indicators[rows], noise[rows])
-        batches.append(jax.device_get(recorded))
-    joined = {}
+    # The last batch repeats probes up to the batch size, so that one shape is compiled.
+    starts = range(0, len(probes), BATCH)
+    batches = [_record(np.arange(start, start + BATCH) % len(probes)) for start in starts]
+    recorded = {}
     for name in batches[0]:
         values = np.concatenate([batch[name] for batch in batches], axis=1)
-        joined[name] = values[:, : len(probes)]
-    return joined
+        recorded[name] = values[:, : len(probes)]
+    return Activations(
+        features={name: recorded[name] for name in FEATURES},
+        attention={name: recorded[name] for name in READERS if name in recorded},
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -102,15 +103,15 @@ def run_benchmark(
     protocol = benchmark.protocol
     suite = benchmark.suite
     check_fit(policy, suite)
-    episodes = {
+    description = {
         "suite": suite.name,
         "simulator": suite.simulator,
         "tasks": benchmark.tasks,
         "interventions": benchmark.interventions,
         "perturbations": benchmark.perturbations,
+        **describe_protocol(checkpoint, policy, protocol, benchmark.grid, suite.versions),
     }
-    description = describe_protocol(checkpoint, policy, protocol, benchmark.grid, suite.versions)
-    results_log = ResultsLog(out, {**episodes, **description})
+    results_log = ResultsLog(out, description)
     policy.warm_up(protocol.workers, benchmark.instructions())
     with WorkerPool(protocol.workers, python) as pool:
         results = run_trials(
@@ -152,15 +153,14 @@ def describe_protocol(
     execution = "receding horizon" if protocol.replan_steps else "open loop"
     if protocol.ensemble is not None:
         execution = f"temporal ensembling, m = {protocol.ensemble:g}"
-    fixed_initial_states = sims.get(grid.simulator).fixed_initial_states
     trials = max(grid.counts.values(), default=0)
+    initial_states = {"kind": "layout_seed", "values": [eval_seed(i) for i in range(trials)]}
+    if sims.get(grid.simulator).fixed_initial_states:
+        initial_states = {"kind": "initial_state", "values": list(range(trials))}
     checkpoint = open_checkpoint(checkpoint_path)
     return {
         "trials": trials,
-        "initial_states": {
-            "kind": "initial_state" if fixed_initial_states else "layout_seed",
-            "values": [i if fixed_initial_states else eval_seed(i) for i in range(trials)],
-        },
+        "initial_states": initial_states,
         "max_steps": protocol.max_steps,
         "execution": execution,
         "replan_steps": protocol.replan_steps or policy.config.horizon,
@@ -181,7 +181,7 @@ def describe_protocol(
         "versions": {
             **run_versions(),
             "python": python_version(),
-            "simulator": dict(simulator_versions),
+            "simulator": simulator_versions,
         },
     }
 
@@ -211,26 +211,25 @@ def score_groups(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
     Keys of each group: "scene", "intervention", "perturbation", "overall" and "tasks" (task ->
     scores), with the scores of `score_episodes`.
     """
-    groups: dict = {}
+    by_group = defaultdict(list)
     for result in results:
         trial = result.trial
-        group = groups.setdefault((trial.scene, trial.intervention, trial.perturbation), {})
-        group.setdefault(trial.task, []).append(result)
-    scored = []
-    for (scene, intervention, perturbation), tasks in groups.items():
-        all_episodes = []
-        for episodes in tasks.values():
-            all_episodes += episodes
-        scored.append(
+        by_group[trial.scene, trial.intervention, trial.perturbation].append(result)
+    groups = []
+    for (scene, intervention, perturbation), episodes in by_group.items():
+        by_task = defaultdict(list)
+        for result in episodes:
+            by_task[result.trial.task].append(result)
+        groups.append(
             {
                 "scene": scene,
                 "intervention": intervention,
                 "perturbation": perturbation,
-                "overall": score_episodes(all_episodes),
-                "tasks": {task: score_episodes(episodes) for task, episodes in tasks.items()},
+                "overall": score_episodes(episodes),
+                "tasks": {task: score_episodes(group) for task, group in by_task.items()},
             }
         )
-    return scored
+    return groups
 
 
 def score_episodes(results: Sequence[TrialResult]) -> dict[str, Any]:
@@ -251,14 +250,13 @@ def score_episodes(results: Sequence[TrialResult]) -> dict[str, Any]:
 
 def success_table(groups: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict]]:
     """Return intervention -> scene -> task -> [successes, trials] of unperturbed groups."""
-    table: dict = {}
+    table = defaultdict(dict)
     for group in groups:
-        if group["perturbation"]:
-            continue
-        scenes = table.setdefault(group["intervention"], {})
-        tasks = scenes.setdefault(group["scene"], {})
-        for task, scores in group["tasks"].items():
-            tasks[task] = [scores["success"]["count"], scores["trials"]]
+        if not group["perturbation"]:
+            table[group["intervention"]][group["scene"]] = {
+                task: [scores["success"]["count"], scores["trials"]]
+                for task, scores in group["tasks"].items()
+            }
     return table
 
 
@@ -273,7 +271,7 @@ def format_scores(groups: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _format_line(name: str, scores: Mapping[str, Any]) -> str:
+def _format_line(name: str, scores: Mapping) -> str:
     success = scores["success"]
     interval = f"{success['low']:.0%}-{success['high']:.0%}"
     return (

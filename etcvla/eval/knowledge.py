@@ -6,10 +6,9 @@ docs/knowledge.md explains the measures; `etcvla.pages.knowledge` draws the resu
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -29,7 +28,18 @@ from etcvla.policy import Policy
 
 MEASURES = ("iou", "distance", "inside", "order")  # scores of `score_answer` other than "correct"
 BOOTSTRAP_SAMPLES = 1000
-CSV_COLUMNS = ("checkpoint", "measure", "name", "layer", "value", "low", "high", "count")
+
+
+class CsvRow(NamedTuple):
+    """One number of knowledge.csv; its line begins with the checkpoint."""
+
+    measure: str
+    name: str  # "dataset/kind", or a name of FEATURES or READERS
+    layer: int | str  # "" for answers
+    value: float
+    low: float | str = ""  # low to high is the 95 % interval
+    high: float | str = ""
+    count: int | str = ""  # of answers
 
 
 def compare_checkpoints(
@@ -53,7 +63,12 @@ def compare_checkpoints(
       answers: dataset -> kind -> scores of `vqa.score_by_kind`.
       cka: see `cka_by_layer`. attention: see `attention_gains`. Only with probes.
     """
-    drawn_probes = _draw_probes(datasets, probes)
+    drawn_probes = []
+    with_actions = [
+        held_out for held_out, _ in datasets.values() if "action" in held_out.dataset.features
+    ]
+    if probes and with_actions:
+        drawn_probes = draw_probes(with_actions[0], probes)
     drawn_questions = {}
     train_items = {}
     for name, (held_out, training) in datasets.items():
@@ -65,8 +80,7 @@ def compare_checkpoints(
         policy = Policy.load(checkpoint)
         answers = {}
         for name in datasets:
-            selected = _select_cameras(drawn_questions[name], policy.num_cameras)
-            answered = vqa.answer_questions(policy, selected)
+            answered = vqa.answer_questions(policy, drawn_questions[name])
             answers[name] = vqa.score_by_kind(answered, train_items[name])
         results[checkpoint] = {"answers": answers}
         if drawn_probes:
@@ -80,24 +94,6 @@ def compare_checkpoints(
         accuracies = [f"{name} {vqa.mean_accuracy(kinds):.0%}" for name, kinds in answers.items()]
         print(f"{checkpoint}: {', '.join(accuracies)}", flush=True)
     return results
-
-
-def _draw_probes(
-    datasets: Mapping[str, tuple[StageDataset, StageDataset]], count: int
-) -> list[Probe]:
-    if not count:
-        return []
-    for held_out, _ in datasets.values():
-        if "action" in held_out.dataset.features:
-            return draw_probes(held_out, count)
-    return []
-
-
-def _select_cameras(questions: Sequence[vqa.Question], num_cameras: int) -> list[vqa.Question]:
-    return [
-        dataclasses.replace(question, images=question.images[:num_cameras])
-        for question in questions
-    ]
 
 
 def cka_by_layer(activations: Activations, reference: Activations) -> dict[str, list[float]]:
@@ -195,66 +191,37 @@ def _attention_gain(
 
 
 def write_csv(path: epath.PathLike, results: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write the results of `compare_checkpoints` as a table with a line for each number.
-
-    Columns: checkpoint; measure; name (dataset and kind, or name of FEATURES or READERS); layer;
-    value; low and high, the 95 % interval; count of answers.
-    """
+    """Write the results of `compare_checkpoints` as a table with a line for each number."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, CSV_COLUMNS, restval="")
-    writer.writeheader()
+    writer = csv.writer(text)
+    writer.writerow(["checkpoint", *CsvRow._fields])
     for checkpoint, result in results.items():
         for row in [*_answer_rows(result), *_layer_rows(result)]:
-            writer.writerow({"checkpoint": checkpoint, **row})
+            writer.writerow([checkpoint, *row])
     write_atomically(path, text.getvalue())
 
 
-def _answer_rows(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _answer_rows(result: Mapping) -> Iterator[CsvRow]:
     for dataset, by_kind in result["answers"].items():
         for kind, scores in by_kind.items():
             name = f"{dataset}/{kind}"
-            yield {
-                "measure": "accuracy",
-                "name": name,
-                "value": scores["accuracy"],
-                "low": scores["low"],
-                "high": scores["high"],
-                "count": scores["count"],
-            }
+            count = scores["count"]
+            accuracy = (scores["accuracy"], scores["low"], scores["high"])
+            yield CsvRow("accuracy", name, "", *accuracy, count)
             for guess in ("majority", "blind"):
-                yield {
-                    "measure": f"accuracy of {guess}",
-                    "name": name,
-                    "value": scores[guess],
-                    "count": scores["count"],
-                }
+                yield CsvRow(f"accuracy of {guess}", name, "", scores[guess], count=count)
             for measure in MEASURES:
                 if measure in scores:
-                    yield {
-                        "measure": measure,
-                        "name": name,
-                        "value": scores[measure],
-                        "count": scores[f"{measure}_count"],
-                    }
+                    count = scores[f"{measure}_count"]
+                    yield CsvRow(measure, name, "", scores[measure], count=count)
 
 
-def _layer_rows(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _layer_rows(result: Mapping) -> Iterator[CsvRow]:
     for name, layers in result.get("cka", {}).items():
         for layer, value in enumerate(layers):
-            yield {"measure": "cka", "name": name, "layer": layer, "value": value}
+            yield CsvRow("cka", name, layer, value)
     for name, layers in result.get("attention", {}).items():
         for layer, gain in enumerate(layers):
-            yield {
-                "measure": "attention gain",
-                "name": name,
-                "layer": layer,
-                "value": gain["gain"],
-                "low": gain["low"],
-                "high": gain["high"],
-            }
-            yield {
-                "measure": "attention gain of another box",
-                "name": name,
-                "layer": layer,
-                "value": gain["other_box_gain"],
-            }
+            yield CsvRow("attention gain", name, layer, gain["gain"], gain["low"], gain["high"])
+            other_gain = gain["other_box_gain"]
+            yield CsvRow("attention gain of another box", name, layer, other_gain)

@@ -59,11 +59,8 @@ class ResultsLog:
 
     def results(self, trials: Sequence[Trial]) -> dict[Trial, TrialResult]:
         """Return the results of those of the trials that are finished."""
-        results = {}
-        for trial in trials:
-            if trial.key in self._rows:
-                results[trial] = TrialResult.from_row(trial, self._rows[trial.key])
-        return results
+        finished = [trial for trial in trials if trial.key in self._rows]
+        return {trial: TrialResult.from_row(trial, self._rows[trial.key]) for trial in finished}
 
     def add(self, result: TrialResult) -> None:
         """Write a result. The video comes first, so a line means that all of it is written."""
@@ -76,8 +73,8 @@ class ResultsLog:
 
     def finish(self, results: Sequence[TrialResult]) -> None:
         """Sort the lines of episodes.csv in the order of these results."""
-        lines = [_csv_line(EPISODE_COLUMNS)]
-        lines += [_csv_line(self._rows[result.trial.key].values()) for result in results]
+        rows = [self._rows[result.trial.key].values() for result in results]
+        lines = [_csv_line(values) for values in (EPISODE_COLUMNS, *rows)]
         write_atomically(self._episodes_path, "".join(lines))
 
     def _read_rows(self) -> dict[tuple[str, ...], dict[str, str]]:
@@ -85,9 +82,7 @@ class ResultsLog:
         text = self._episodes_path.read_text() if self._episodes_path.exists() else ""
         complete = text[: text.rfind("\n") + 1]
         header = _csv_line(EPISODE_COLUMNS)
-        if not complete:
-            write_atomically(self._episodes_path, header)
-            return {}
+        complete = complete or header
         if not complete.startswith(header):
             raise UserError(
                 f"{self._episodes_path} has the columns {complete.splitlines()[0]}, expected "
@@ -95,10 +90,8 @@ class ResultsLog:
             )
         if complete != text:
             write_atomically(self._episodes_path, complete)
-        rows = {}
-        for row in csv.DictReader(complete.splitlines()):
-            rows[tuple(row[column] for column in TRIAL_COLUMNS)] = row
-        return rows
+        rows = csv.DictReader(complete.splitlines())
+        return {tuple(row[column] for column in TRIAL_COLUMNS): row for row in rows}
 
     def _write_video(self, result: TrialResult) -> None:
         self._videos_folder.mkdir(exist_ok=True)
@@ -115,15 +108,11 @@ class ResultsLog:
 def _differences(previous: Mapping, protocol: Mapping) -> str:
     differences = []
     for key in sorted({*previous, *protocol}):
-        if previous.get(key) != protocol.get(key):
-            there = _shorten(previous.get(key))
-            differences.append(f"{key} is {there}, but now {_shorten(protocol.get(key))}")
+        before = json.dumps(previous.get(key))
+        now = json.dumps(protocol.get(key))
+        if before != now:
+            differences.append(f"{key} is {before:.80}, but now {now:.80}")
     return ", ".join(differences)
-
-
-def _shorten(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) < 80 else text[:77] + "..."
 
 
 def _csv_line(values: Iterable[str]) -> str:

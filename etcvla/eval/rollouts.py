@@ -9,10 +9,12 @@ the batch, is fixed.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import itertools
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -54,18 +56,27 @@ class WorkerProcess:
 
     def __init__(self, python: str):
         self.trials_left = 0
+        self.connection: Connection | None = None
         self._python = python
         self._process: subprocess.Popen | None = None
-        self.connection: Connection | None = None
 
-    def start_trials(self, protocol: EvalProtocol, trials: Sequence[Trial]) -> None:
+    def start_trials(self, protocol: EvalProtocol, trials: list[Trial]) -> None:
         """Send trials to the process, which starts if necessary."""
         self.trials_left = len(trials)
         if not trials:
             return
         if self._process is None:
             self._start()
-        self.send((protocol, list(trials)))
+        self.send((protocol, trials))
+
+    def _start(self) -> None:
+        self.connection, worker_end = Pipe()
+        with worker_end:
+            self._process = subprocess.Popen(
+                [self._python, "-m", "etcvla.eval.worker", str(worker_end.fileno())],
+                pass_fds=[worker_end.fileno()],
+                env=suites.environment_variables(),
+            )
 
     def send(self, message: Any) -> None:
         """Send a message. If the process has died, `receive` raises the error."""
@@ -94,16 +105,6 @@ class WorkerProcess:
             self._process.wait()
             self.connection.close()
             self._process = None
-            self.trials_left = 0
-
-    def _start(self) -> None:
-        self.connection, worker_end = Pipe()
-        with worker_end:
-            self._process = subprocess.Popen(
-                [self._python, "-m", "etcvla.eval.worker", str(worker_end.fileno())],
-                pass_fds=[worker_end.fileno()],
-                env=suites.environment_variables(),
-            )
 
 
 def run_trials(
@@ -143,17 +144,19 @@ def run_trials(
     videos = VideoRecorder(policy, protocol.workers)
     while len(results) < len(trials):
         observations = {}
-        for worker, message in _receive_all(pool.workers):
-            if isinstance(message, dict):
+        for worker in _wait(pool.workers):
+            message = worker.receive()
+            if isinstance(message, TrialResult):
+                result = videos.finish(worker, message)
+                results[result.trial] = result
+                if results_log:
+                    results_log.add(result)
+            else:
                 observations[worker] = message
-                continue
-            result = videos.finish(worker, message)
-            results[result.trial] = result
-            if results_log:
-                results_log.add(result)
         videos.predict_paths(observations)
-        _send_chunks(policy, pool.workers, observations)
-        progress.show(results)
+        if observations:
+            _send_chunks(policy, pool.workers, observations)
+        progress.show(list(results.values()))
     ordered = [results[trial] for trial in trials]
     if results_log:
         results_log.finish(ordered)
@@ -164,25 +167,23 @@ def _split(trials: Sequence[Trial], count: int) -> list[list[Trial]]:
     """Return `count` shares of similar size; equal environments are in few shares."""
     ordered = sorted(trials, key=lambda trial: (trial.scene, trial.task))
     limits = np.linspace(0, len(ordered), count + 1).astype(int)
-    return [ordered[limits[i] : limits[i + 1]] for i in range(count)]
+    return [ordered[start:stop] for start, stop in itertools.pairwise(limits)]
 
 
-def _receive_all(workers: Sequence[WorkerProcess]) -> list[tuple[WorkerProcess, Any]]:
-    """Wait for messages, and return one of each worker that has one."""
+def _wait(workers: list[WorkerProcess]) -> list[WorkerProcess]:
+    """Wait until workers have sent messages, and return these workers."""
     ready = wait([worker.connection for worker in workers if worker.trials_left])
-    return [(worker, worker.receive()) for worker in workers if worker.connection in ready]
+    return [worker for worker in workers if worker.connection in ready]
 
 
 def _send_chunks(
-    policy: Policy, workers: Sequence[WorkerProcess], observations: Mapping[WorkerProcess, dict]
+    policy: Policy, workers: list[WorkerProcess], observations: dict[WorkerProcess, dict]
 ) -> None:
     """Send chunks to the workers that sent observations.
 
     The batch has a row for each worker, so that one shape is compiled. Rows of workers without an
     observation are copies of another row.
     """
-    if not observations:
-        return
     filler = next(iter(observations.values()))
     rows = [observations.get(worker, filler) for worker in workers]
     chunks = policy.act(rows, [row["seed"] for row in rows])
@@ -191,30 +192,30 @@ def _send_chunks(
             worker.send(chunk)
 
 
+@dataclasses.dataclass
 class _Progress:
     """Prints how many episodes are finished, and the expected remaining time."""
 
-    def __init__(self, label: str, total: int, finished_before: int):
-        self._label = label
-        self._total = total
-        self._finished_before = finished_before
-        self._start = time.time()
-        self._last_shown = 0.0
+    label: str
+    total: int
+    finished_before: int
+    start: float = dataclasses.field(default_factory=time.time)
+    last_shown: float = 0.0
 
-    def show(self, results: Mapping[Trial, TrialResult]) -> None:
+    def show(self, results: list[TrialResult]) -> None:
         """Print a line if the last one is old, or if everything is finished."""
         now = time.time()
-        if now - self._last_shown <= _PROGRESS_SECONDS and len(results) < self._total:
+        if now - self.last_shown <= _PROGRESS_SECONDS and len(results) < self.total:
             return
-        self._last_shown = now
-        finished_now = len(results) - self._finished_before
+        self.last_shown = now
         remaining = "?"
-        if finished_now:
-            seconds_per_trial = (now - self._start) / finished_now
-            remaining = format_duration(seconds_per_trial * (self._total - len(results)))
-        successes = sum(result.success for result in results.values())
+        finished = len(results) - self.finished_before
+        if finished:
+            seconds = (now - self.start) / finished * (self.total - len(results))
+            remaining = format_duration(seconds)
+        successes = sum(result.success for result in results)
         print(
-            f"{self._label} {len(results)}/{self._total} episodes | {successes} succeeded | "
+            f"{self.label} {len(results)}/{self.total} episodes | {successes} succeeded | "
             f"{remaining} left",
             flush=True,
         )

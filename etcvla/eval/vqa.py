@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,27 +42,41 @@ class Question:
 def draw_questions(dataset: StageDataset, *, per_kind: int, seed: int) -> list[Question]:
     """Return `per_kind` questions of each kind, from frames spread evenly over the split."""
     rng = np.random.default_rng(seed)
-    image_features = [f"observation/{name}" for name in dataset.cameras]
-    names = [*dataset.item_features, *image_features]
-    for name in ("language_instruction", BOX_FEATURE):
-        if name in dataset.dataset.features:
-            names.append(name)
+    optional = ("language_instruction", BOX_FEATURE)
+    features = [name for name in optional if name in dataset.dataset.features]
     questions = []
     for kind in dataset.known_kinds:
-        for frame_index in spread_evenly(dataset.candidates(kind), per_kind):
-            frame = dataset.dataset.frame(int(frame_index), names)
+        for index, frame, images in spread_frames(dataset, kind, per_kind, features):
             items = [item for item in dataset.items(frame) if item.kind == kind]
             item = items[rng.integers(len(items))]
-            episode, _ = dataset.dataset.locate(int(frame_index))
+            episode, _ = dataset.dataset.locate(index)
             question = Question(
                 item,
                 frame.get("language_instruction", ""),
-                images=tuple(frame[name] for name in image_features),
+                images,
                 episode=episode,
                 box=_named_box(item, dataset, episode, frame),
             )
             questions.append(question)
     return questions
+
+
+def spread_frames(
+    dataset: StageDataset, kind: str, count: int, features: Sequence[str]
+) -> Iterator[tuple[int, dict[str, Any], tuple[np.ndarray, ...]]]:
+    """Yield up to `count` frames with items of a kind, spread evenly over the split.
+
+    Args:
+      features: features to read in addition to items and images.
+
+    Yields:
+      Number of the frame, its features, and its images uint8[H, W, 3] per camera.
+    """
+    cameras = [f"observation/{name}" for name in dataset.cameras]
+    names = [*dataset.item_features, *cameras, *features]
+    for index in spread_evenly(dataset.candidates(kind), count):
+        frame = dataset.dataset.frame(int(index), names)
+        yield int(index), frame, tuple(frame[name] for name in cameras)
 
 
 def spread_evenly(values: Sequence[Any], count: int) -> list[Any]:
@@ -71,25 +86,21 @@ def spread_evenly(values: Sequence[Any], count: int) -> list[Any]:
 
 
 def _named_box(
-    item: Item, dataset: StageDataset, episode: int, frame: Mapping[str, Any]
+    item: Item, dataset: StageDataset, episode: int, frame: Mapping
 ) -> np.ndarray | None:
     """Return the box in the first camera of the object that the question names; None if unknown."""
     if BOX_FEATURE not in frame or item.question_type not in QUESTION_TYPES:
         return None
     fields = parse_question(item.question_type, item.question) or {}
-    if "object" not in fields:
-        return None
     metadata = dataset.dataset.metadata(episode)
     camera = list(metadata["cameras"]).index(dataset.cameras[0])
     boxes = dict(zip(metadata["objects"], frame[BOX_FEATURE][camera], strict=False))
-    box = boxes.get(fields["object"])
-    if box is None or not np.isfinite(box).all():
-        return None
-    return box
+    box = boxes.get(fields.get("object"))
+    return box if box is not None and np.isfinite(box).all() else None
 
 
 def answer_questions(policy: Policy, questions: Sequence[Question]) -> list[Question]:
-    """Return the questions with the policy's answers.
+    """Return the questions with the policy's answers, given the images of the policy's cameras.
 
     The last batch repeats questions up to the batch size, so that one shape is compiled.
     """
@@ -97,19 +108,17 @@ def answer_questions(policy: Policy, questions: Sequence[Question]) -> list[Ques
     for start in range(0, len(questions), BATCH):
         batch = list(questions[start : start + BATCH])
         padded = (batch * BATCH)[:BATCH]
-        predictions = policy.answer(
-            [question.images for question in padded],
-            [question.item.question for question in padded],
-        )
+        images = [question.images[: policy.num_cameras] for question in padded]
+        predictions = policy.answer(images, [question.item.question for question in padded])
         for question, prediction in zip(batch, predictions, strict=False):
             answered.append(dataclasses.replace(question, prediction=prediction))
     return answered
 
 
-def sample_items(dataset: StageDataset, limit: int = TRAIN_ITEMS) -> list[Item]:
-    """Return about `limit` items of a split, from frames spread evenly over it."""
+def sample_items(dataset: StageDataset) -> list[Item]:
+    """Return about TRAIN_ITEMS items of a split, from frames spread evenly over it."""
     frames = dataset.candidates(ANY_KIND)
-    stride = max(1, len(frames) * _ITEMS_PER_FRAME // limit)
+    stride = max(1, len(frames) * _ITEMS_PER_FRAME // TRAIN_ITEMS)
     items = []
     for frame_index in frames[::stride]:
         frame = dataset.dataset.frame(int(frame_index), dataset.item_features)
@@ -132,9 +141,11 @@ def score_by_kind(
     items = [question.item for question in answered]
     majority = blind_accuracy(train_items, items, by="question_type")
     blind = blind_accuracy(train_items, items, by="question")
+    by_kind = defaultdict(list)
+    for question in answered:
+        by_kind[question.item.kind].append(question)
     scores = {}
-    for kind in sorted({item.kind for item in items}):
-        questions = [question for question in answered if question.item.kind == kind]
+    for kind, questions in sorted(by_kind.items()):
         accuracy = clustered(
             [question.correct for question in questions],
             [question.episode for question in questions],
@@ -146,22 +157,22 @@ def score_by_kind(
             "count": accuracy.count,
             "majority": majority[kind],
             "blind": blind[kind],
-            **mean_scores(questions),
+            **_mean_scores(questions),
         }
     return scores
 
 
-def mean_scores(answered: Sequence[Question]) -> dict[str, float]:
+def _mean_scores(answered: Sequence[Question]) -> dict[str, float]:
     """Return the means of the scores of `score_answer` other than "correct".
 
     `<name>_count` is the number of answers that have the score `<name>`.
     """
-    values: dict[str, list[float]] = {}
+    values = defaultdict(list)
     for question in answered:
         item = question.item
         scores = score_answer(item, item.answer, question.prediction, question.box)
         for name, value in scores.items():
-            values.setdefault(name, []).append(value)
+            values[name].append(value)
     values.pop("correct", None)
     means = {}
     for name, numbers in values.items():

@@ -46,7 +46,7 @@ class ModelCalls:
         self._assets = assets
         self._options = options
         # The images of the last call (fields of its batch) and their cache, if they are kept.
-        self._kept_images: Batch | None = None
+        self._kept_images: Batch = {}
         self._kept_cache: ImageCache | None = None
         model = VLA(config)
         replicated = NamedSharding(mesh, PartitionSpec()) if mesh else None
@@ -70,11 +70,9 @@ class ModelCalls:
         """
         images = self._kept_images
         cache = self._kept_cache
-        self._kept_images = None
+        self._kept_images = {}
         self._kept_cache = None
-        if images is None:
-            return None
-        same = all(np.array_equal(images[name], batch[name]) for name in _IMAGE_FIELDS)
+        same = all(np.array_equal(images.get(name), batch[name]) for name in _IMAGE_FIELDS)
         return cache if same else None
 
     def flow_chunks(
@@ -113,13 +111,8 @@ class ModelCalls:
           Normalised chunks float32[B, P, A], and bool[B]: whether the tokens decode to a complete
           chunk. Where they do not, the chunk is zero.
         """
-        rows = self._decode(
-            params,
-            batch,
-            max_new=self._options.max_fast_tokens,
-            allowed=self._fast_vocabulary,
-            image_cache=image_cache,
-        )
+        max_new = self._options.max_fast_tokens
+        rows = self._decode(params, batch, max_new, self._fast_vocabulary, image_cache)
         tokenizer = self._assets.tokenizer
         prompt = self._assets.action_spec["prompt"]
         fast_tokens = [prompts.read_action(tokenizer, row, prompt=prompt) for row in rows]
@@ -134,16 +127,13 @@ class ModelCalls:
         image_cache: ImageCache | None = None,
     ) -> list[str]:
         """Return greedy answers to B prompts, of at most `max_new` tokens."""
-        rows = self._decode(
-            params, batch, max_new=max_new, allowed=self._vocabulary, image_cache=image_cache
-        )
+        rows = self._decode(params, batch, max_new, self._vocabulary, image_cache)
         return [self._assets.tokenizer.decode(row).strip() for row in rows]
 
     def _decode(
         self,
         params: Params,
         batch: Batch,
-        *,
         max_new: int,
         allowed: np.ndarray,
         image_cache: ImageCache | None,

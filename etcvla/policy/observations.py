@@ -21,6 +21,8 @@ from etcvla.models.vla import VLAConfig
 
 Batch = dict[str, np.ndarray]
 Observation = Mapping[str, Any]
+Frames = Sequence[Sequence[np.ndarray]]  # images uint8[H, W, 3] of the cameras of each frame
+States = Sequence[np.ndarray]  # float[S] each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,14 +71,11 @@ class ObservationTransforms:
             selected.append(self.assets.adapter.rotate(name, image))
         return selected
 
-    def image_fields(
-        self, frames: Sequence[Sequence[np.ndarray]], *, acting: bool = False
-    ) -> Batch:
+    def image_fields(self, frames: Frames, *, acting: bool = False) -> Batch:
         """Return a batch of B frames that has images only; every other field is zero.
 
         Args:
-          frames: B lists of images uint8[H, W, 3], one list a frame. Images are stretched to the
-            model's size, as in training.
+          frames: images of any size, which are stretched to the model's, as in training.
           acting: drop absent cameras from the batch where the model does not count them.
         """
         config = self.config
@@ -100,8 +99,7 @@ class ObservationTransforms:
             A=config.action_dim,
         )
         for i, images in enumerate(frames):
-            row = {name: batch[name][i] for name in ("images", "image_mask")}
-            rows.put_images(row, images)
+            rows.put_images({name: field[i] for name, field in batch.items()}, images)
         return batch
 
     def normalized_state(self, state: np.ndarray) -> np.ndarray:
@@ -119,7 +117,7 @@ class ObservationTransforms:
         state = np.asarray(state, np.float32)
         return normalize(state, self.assets.state_stats, self.assets.norm_mode)
 
-    def set_action_fields(self, batch: Batch, states: Sequence[np.ndarray]) -> None:
+    def set_action_fields(self, batch: Batch, states: States) -> None:
         """Write normalised states and the mask of the unpadded action dimensions into a batch."""
         spec = self.assets.action_spec
         width = spec["action_dim"] if spec["mask_padding"] else None
@@ -137,19 +135,15 @@ class ObservationTransforms:
         """
         if not any("prefix" in observation for observation in observations):
             return None
-        config = self.config
-        guide = flow.Guide(
-            np.zeros((len(observations), config.horizon, config.action_dim), np.float32),
-            np.zeros((len(observations), config.horizon), np.float32),
-        )
+        shape = (len(observations), self.config.horizon, self.config.action_dim)
+        guide = flow.Guide(np.zeros(shape, np.float32), np.zeros(shape[:2], np.float32))
         for i, observation in enumerate(observations):
-            if "prefix" not in observation:
-                continue
-            prefix = self._normalized_actions(observation["prefix"], observation["state"])
-            steps, width = prefix.shape
-            guide.actions[i, :steps, :width] = prefix
-            delay = get_field(observation, "delay")
-            guide.weight[i] = flow.soft_mask(config.horizon, delay, steps)
+            if "prefix" in observation:
+                prefix = self._normalized_actions(observation["prefix"], observation["state"])
+                steps, width = prefix.shape
+                guide.actions[i, :steps, :width] = prefix
+                delay = get_field(observation, "delay")
+                guide.weight[i] = flow.soft_mask(self.config.horizon, delay, steps)
         return guide
 
     def _normalized_actions(self, actions: np.ndarray, state: np.ndarray) -> np.ndarray:
@@ -212,13 +206,13 @@ def _check_sizes(config: VLAConfig, assets: Assets) -> None:
     limits = {"the tokenizer's vocabulary": (assets.tokenizer.layout.vocab_size, config.vocab_size)}
     spec = assets.action_spec
     if spec is not None:
-        limits["action_spec.action_dim"] = (spec["action_dim"], config.action_dim)
-        limits["action_spec.state_dim"] = (spec["state_dim"], config.state_dim)
+        for name in ("action_dim", "state_dim"):
+            limits[f"action_spec.{name}"] = (spec[name], getattr(config, name))
+        if spec["horizon"] != config.horizon:
+            raise UserError(
+                f"action_spec.horizon is {spec['horizon']}, but the model's chunks have "
+                f"{config.horizon} steps"
+            )
     for name, (size, limit) in limits.items():
         if size > limit:
             raise UserError(f"{name} is {size}, but the model has room for at most {limit}")
-    if spec is not None and spec["horizon"] != config.horizon:
-        raise UserError(
-            f"action_spec.horizon is {spec['horizon']}, but the model's chunks have "
-            f"{config.horizon} steps"
-        )

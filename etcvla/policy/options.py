@@ -51,7 +51,4 @@ class PolicyOptions:
 
 def trained_head(loss: Mapping[str, Any]) -> str | None:
     """Return the head that a stage with these loss weights trains: flow, else fast, else None."""
-    for head in HEADS:
-        if schedule.is_nonzero(loss[head]):
-            return head
-    return None
+    return next((head for head in HEADS if schedule.is_nonzero(loss[head])), None)

@@ -22,7 +22,6 @@ from jax.sharding import Mesh
 from etcvla.data import prompts
 from etcvla.data.assets import Assets
 from etcvla.errors import UserError
-from etcvla.models.decode import ImageCache
 from etcvla.models.lora import merge
 from etcvla.models.quantize import quantize_params
 from etcvla.models.variants import config_from_dict
@@ -30,8 +29,10 @@ from etcvla.models.vla import VLA, Params, VLAConfig, init_params
 from etcvla.policy.model_calls import ModelCalls
 from etcvla.policy.observations import (
     Batch,
+    Frames,
     Observation,
     ObservationTransforms,
+    States,
     check_image,
     get_field,
     get_instruction,
@@ -193,11 +194,7 @@ class Policy:
         wrong shape; for a prompt longer than text_len; and for a checkpoint that cannot act.
         """
         self.check_can_act()
-        if len(observations) != len(seeds) or not len(seeds):
-            raise UserError(
-                f"{len(observations)} observations and {len(seeds)} seeds, expected one or more "
-                "and as many of each"
-            )
+        _check_counts(observations=len(observations), seeds=len(seeds))
         frames = [self.camera_images(get_field(item, "images")) for item in observations]
         batch = self._transforms.image_fields(frames, acting=True)
         states = [self._transforms.normalized_state(get_field(o, "state")) for o in observations]
@@ -206,7 +203,12 @@ class Policy:
         if guide is not None and self.head == "fast":
             raise UserError("real-time chunking (a prefix) needs head 'flow'; this policy has fast")
         image_cache = self._model.take_kept_cache(batch)
-        image_cache, subtasks = self._write_subtasks(batch, instructions, states, image_cache)
+        subtasks = []
+        questions = self._prompting.subtask_questions(instructions, states)
+        if questions:
+            image_cache = image_cache or self._model.cache_images(self.params, batch)
+            asking = batch | self._prompting.text_fields(questions)
+            subtasks = self._model.text(self.params, asking, image_cache=image_cache)
         segments = self._prompting.actions(instructions, states, subtasks)
         batch |= self._prompting.text_fields(segments)
         if self.head == "fast":
@@ -220,25 +222,7 @@ class Policy:
         actions = self._transforms.physical_actions(chunks, observations)
         return PolicyOutput(actions, valid, subtasks)
 
-    def _write_subtasks(
-        self,
-        batch: Batch,
-        instructions: Sequence[str],
-        states: Sequence[np.ndarray],
-        image_cache: ImageCache | None,
-    ) -> tuple[ImageCache | None, list[str]]:
-        """Return the image cache for the action prompts, and one subtask a row ([] without)."""
-        questions = self._prompting.subtask_questions(instructions, states)
-        if questions is None:
-            return image_cache, []
-        if image_cache is None:
-            image_cache = self._model.cache_images(self.params, batch)
-        batch = batch | self._prompting.text_fields(questions)
-        return image_cache, self._model.text(self.params, batch, image_cache=image_cache)
-
-    def answer(
-        self, images: Sequence[Sequence[np.ndarray]], questions: Sequence[str], *, max_new: int = 48
-    ) -> list[str]:
+    def answer(self, images: Frames, questions: Sequence[str], *, max_new: int = 48) -> list[str]:
         """Return greedy answers of at most `max_new` tokens to B questions, one about each frame.
 
         Args:
@@ -247,11 +231,7 @@ class Policy:
         Raises UserError for a wrong image, for more images than the checkpoint has cameras, and
         for different numbers of frames and questions.
         """
-        if len(images) != len(questions) or not len(images):
-            raise UserError(
-                f"{len(images)} frames and {len(questions)} questions, expected one or more and "
-                "as many of each"
-            )
+        _check_counts(frames=len(images), questions=len(questions))
         frames = []
         for i, frame in enumerate(images):
             frames.append(
@@ -266,9 +246,9 @@ class Policy:
 
     def model_batch(
         self,
-        frames: Sequence[Sequence[np.ndarray]],
+        frames: Frames,
         segments: Sequence[prompts.Segment],
-        states: Sequence[np.ndarray] | None = None,
+        states: States | None = None,
     ) -> Batch:
         """Return the batch that the model reads.
 
@@ -283,9 +263,18 @@ class Policy:
             self._transforms.set_action_fields(batch, normalized)
         return batch
 
-    def action_prompts(
-        self, instructions: Sequence[str], states: Sequence[np.ndarray]
-    ) -> list[prompts.Segment]:
+    def action_prompts(self, instructions: Sequence[str], states: States) -> list[prompts.Segment]:
         """Return action prompts for raw states float[S]; the instruction is also the subtask."""
         normalized = [self._transforms.normalized_state(state) for state in states]
         return self._prompting.actions(instructions, normalized)
+
+
+def _check_counts(**counts: int) -> None:
+    """Raise UserError unless the two counts are equal and positive."""
+    first, second = counts.values()
+    if first != second or first == 0:
+        first_name, second_name = counts
+        raise UserError(
+            f"{first} {first_name} and {second} {second_name}, expected one or more and as many of "
+            "each"
+        )

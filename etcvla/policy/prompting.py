@@ -10,7 +10,9 @@ from etcvla.data import prompts
 from etcvla.data.assets import Assets
 from etcvla.errors import UserError
 from etcvla.etc.question_types import clean_instruction
+from etcvla.policy.observations import Batch, States
 
+Segments = list[prompts.Segment]
 # Prompts are padded to a multiple of this many tokens, so that few shapes are compiled.
 _LENGTH_MULTIPLE = 16
 
@@ -31,24 +33,22 @@ class Prompting:
         self._text_len = text_len
         self._min_text_len = 0
 
-    def questions(self, texts: Sequence[str]) -> list[prompts.Segment]:
+    def questions(self, texts: Sequence[str]) -> Segments:
         """Return question prompts."""
         return [prompts.question(self._tokenizer, text) for text in texts]
 
-    def subtask_questions(
-        self, instructions: Sequence[str], states: Sequence[np.ndarray]
-    ) -> list[prompts.Segment] | None:
-        """Return prompts that ask for the subtask to do now; None if the policy uses no subtasks.
+    def subtask_questions(self, instructions: Sequence[str], states: States) -> Segments:
+        """Return prompts that ask for the subtask to do now; [] if the policy uses no subtasks.
 
         Args:
           states: normalised float32[S] each.
         """
         template = self._subtask_question
-        if template is not None:
+        if template:
             cleaned = [clean_instruction(instruction) for instruction in instructions]
             return self.questions([template.replace("{instruction}", text) for text in cleaned])
         if not self._has_subtask_field:
-            return None
+            return []
         return [
             prompts.subtask(self._tokenizer, instruction, prompt=self._format_name, state=state)
             for instruction, state in zip(instructions, states, strict=True)
@@ -57,9 +57,9 @@ class Prompting:
     def actions(
         self,
         instructions: Sequence[str],
-        states: Sequence[np.ndarray],
+        states: States,
         subtasks: Sequence[str] = (),
-    ) -> list[prompts.Segment]:
+    ) -> Segments:
         """Return prompts that ask for action chunks.
 
         Args:
@@ -67,10 +67,9 @@ class Prompting:
           subtasks: one for each instruction, or none at all; the instruction replaces an empty
             subtask. A prompt format without a subtask field gets the subtask as its instruction.
         """
-        if not subtasks:
-            subtasks = instructions
         segments = []
-        for instruction, state, subtask in zip(instructions, states, subtasks, strict=True):
+        rows = zip(instructions, states, subtasks or instructions, strict=True)
+        for instruction, state, subtask in rows:
             subtask = subtask or instruction
             segment = prompts.action(
                 self._tokenizer,
@@ -86,11 +85,11 @@ class Prompting:
     def _has_subtask_field(self) -> bool:
         return bool(prompts.find_format(self._format_name).subtask)
 
-    def reserve(self, segments: Sequence[prompts.Segment]) -> None:
+    def reserve(self, segments: Segments) -> None:
         """Pad all later prompts at least to the length of the longest of these segments."""
         self._min_text_len = max(self._min_text_len, _round_up(_longest(segments)))
 
-    def text_fields(self, segments: Sequence[prompts.Segment]) -> dict[str, np.ndarray]:
+    def text_fields(self, segments: Segments) -> Batch:
         """Return the text fields of a batch with one prompt a row.
 
         Raises UserError if a prompt is longer than the policy's text_len.
@@ -103,18 +102,14 @@ class Prompting:
             )
         length = self._text_len or max(self._min_text_len, _round_up(longest))
         tokens = np.zeros((len(segments), length), np.int32)
-        segment_ids = np.zeros((len(segments), length), np.int32)
+        segment_ids = np.zeros_like(tokens)
         for i, segment in enumerate(segments):
             tokens[i, : len(segment)] = segment.prompt
             segment_ids[i, : len(segment)] = 1
-        return {
-            "tokens": tokens,
-            "segment": segment_ids,
-            "target": np.zeros((len(segments), length), bool),
-        }
+        return {"tokens": tokens, "segment": segment_ids, "target": np.zeros_like(tokens, bool)}
 
 
-def _longest(segments: Sequence[prompts.Segment]) -> int:
+def _longest(segments: Segments) -> int:
     return max(len(segment) for segment in segments)
 
 

@@ -18,7 +18,7 @@ from websockets.sync.client import connect
 from etcvla.chunks import RealTimeChunks
 from etcvla.errors import UserError
 from etcvla.serve import wire
-from etcvla.serve.client_formats import PROTOCOL
+from etcvla.serve.client_formats import check_protocol
 
 # An observation to {"actions": float32[P, A], ...}.
 Infer = Callable[[dict[str, Any]], Mapping[str, Any]]
@@ -45,13 +45,11 @@ class Client:
             additional_headers={"Authorization": f"Api-Key {key}"} if key else None,
         )
         self.metadata = wire.unpack(self._connection.recv(timeout))
-        protocol = self.metadata.get("protocol", PROTOCOL)
-        if protocol != PROTOCOL:
+        try:
+            check_protocol(address, self.metadata)
+        except UserError:
             self.close()
-            raise UserError(
-                f"{address} has protocol version {protocol!r}, this client has {PROTOCOL}; update "
-                "the older of the two"
-            )
+            raise
 
     def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:
         """Return the server's answer: `actions` float32[P, A] and timing.

@@ -33,6 +33,11 @@ class ClientFormat:
     state: tuple[str, ...] = ("observation/state",)
     upright: bool = False
 
+    def image_fields(self, cameras: Sequence[str]) -> dict[str, str]:
+        """Return our camera -> the client's field."""
+        names = {camera: name for name, camera in self.cameras.items()}
+        return {camera: names.get(camera, f"images/{camera}") for camera in cameras}
+
 
 CLIENT_FORMATS = {
     "own": ClientFormat({}, state=("state",)),
@@ -87,29 +92,37 @@ def translate(
 
     Raises UserError that names the field that is missing or has a wrong type.
     """
+    check_protocol("the client", message)
     fields = _flatten(message)
-    protocol = fields.get("protocol", PROTOCOL)
-    if protocol != PROTOCOL:
-        raise UserError(
-            f"the client has protocol version {protocol!r}, this server has {PROTOCOL}; update the "
-            "older of the two"
-        )
     client = _find_format(fields, cameras)
     images = {}
-    for camera, name in _image_fields(client, cameras).items():
+    for camera, name in client.image_fields(cameras).items():
         image = _to_image(name, fields[name])
         if client.upright and camera in rotated_cameras:
             image = np.rot90(image, 2)
         images[camera] = image
+    given = [fields[name] for name in INSTRUCTION_FIELDS if name in fields]
+    text = given[0] if given else instruction
+    if not isinstance(text, str) or not text.strip():
+        raise UserError(f"{INSTRUCTION_FIELDS[0]} is {text!r:.60}, expected an instruction as text")
     observation = {
         "images": images,
         "state": np.concatenate([_to_numbers(name, fields[name]) for name in client.state]),
-        "instruction": _find_instruction(fields, instruction),
+        "instruction": text,
     }
     if PREFIX in fields:
         observation["prefix"] = _to_actions(fields[PREFIX])
         observation["delay"] = _to_delay(fields.get(DELAY))
     return observation
+
+
+def check_protocol(sender: str, message: Mapping[str, Any]) -> None:
+    """Raise UserError if the sender has another version of our additions to the protocol."""
+    version = message.get("protocol", PROTOCOL)
+    if version != PROTOCOL:
+        raise UserError(
+            f"{sender} has protocol version {version!r}, expected {PROTOCOL}; update the older side"
+        )
 
 
 def _flatten(message: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -122,12 +135,6 @@ def _flatten(message: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return fields
 
 
-def _image_fields(client: ClientFormat, cameras: Sequence[str]) -> dict[str, str]:
-    """Return our camera -> the client's field."""
-    fields = {camera: name for name, camera in client.cameras.items()}
-    return {camera: fields.get(camera, f"images/{camera}") for camera in cameras}
-
-
 def _find_format(fields: Mapping[str, Any], cameras: Sequence[str]) -> ClientFormat:
     """Return the first format whose fields are all present.
 
@@ -135,24 +142,24 @@ def _find_format(fields: Mapping[str, Any], cameras: Sequence[str]) -> ClientFor
     """
     missing = {}
     for name, client in CLIENT_FORMATS.items():
-        needed = [*_image_fields(client, cameras).values(), *client.state]
+        needed = [*client.image_fields(cameras).values(), *client.state]
         missing[name] = [field for field in needed if field not in fields]
-        if not missing[name]:
-            return client
     nearest = min(missing, key=lambda name: len(missing[name]))
-    raise UserError(
-        f"the observation lacks {', '.join(missing[nearest])}; it has {', '.join(sorted(fields))}. "
-        f"The policy needs the cameras {', '.join(cameras)}; the nearest client format is "
-        f"{nearest!r} of {', '.join(CLIENT_FORMATS)}"
-    )
+    if missing[nearest]:
+        raise UserError(
+            f"the observation lacks {', '.join(missing[nearest])}; it has "
+            f"{', '.join(sorted(fields))}. The policy needs the cameras {', '.join(cameras)}; the "
+            f"nearest client format is {nearest!r} of {', '.join(CLIENT_FORMATS)}"
+        )
+    return CLIENT_FORMATS[nearest]
 
 
 def _to_image(name: str, image: Any) -> np.ndarray:
     """Return uint8[H, W, 3] of an image with channels first or last, in 0..255 or 0..1."""
-    is_image = isinstance(image, np.ndarray) and image.ndim == 3
-    if not is_image or (image.shape[0] != 3 and image.shape[2] != 3):
+    shape = np.shape(image)
+    if not isinstance(image, np.ndarray) or len(shape) != 3 or 3 not in (shape[0], shape[2]):
         raise UserError(f"{name} is {_describe(image)}, expected an image [H, W, 3] or [3, H, W]")
-    if image.shape[2] != 3:
+    if shape[2] != 3:
         image = image.transpose(1, 2, 0)
     if image.dtype == np.uint8:
         return image
@@ -172,20 +179,6 @@ def _to_numbers(name: str, value: Any) -> np.ndarray:
         raise UserError(f"{name} is {_describe(value)}, expected a list of numbers")
     with np.errstate(over="ignore"):  # the policy refuses numbers that are infinite in float32
         return np.atleast_1d(np.asarray(value, np.float32))
-
-
-def _find_instruction(fields: Mapping[str, Any], default: str) -> str:
-    value = default
-    for name in reversed(INSTRUCTION_FIELDS):
-        value = fields.get(name, value)
-    if not isinstance(value, str):
-        raise UserError(
-            f"{INSTRUCTION_FIELDS[0]} is {value!r:.60}, expected an instruction (text, not "
-            f"{_describe(value)})"
-        )
-    if not value.strip():
-        raise UserError(f"{INSTRUCTION_FIELDS[0]} is {value!r:.60}, expected an instruction")
-    return value
 
 
 def _to_actions(actions: Any) -> np.ndarray:

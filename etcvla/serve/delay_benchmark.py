@@ -9,7 +9,7 @@ observations of a step form one batch.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
 from typing import Any
 
 import numpy as np
@@ -41,52 +41,42 @@ class DelaySpec:
             raise UserError(f"delays must be 0 or more, execute and trials 1 or more, got {self}")
 
 
+@dataclasses.dataclass
 class _Episode:
     """One trial: an environment and its chunks, one of which may be delayed."""
 
-    def __init__(
-        self, env: Environment, trial: int, instruction: str, chunks: RealTimeChunks, delay: int
-    ):
-        self.env = env
-        self.seed = eval_seed(trial)
-        self.steps = 0
-        self._instruction = instruction
-        self._chunks = chunks
-        self._delay = delay
-        self._delayed_chunk: np.ndarray | None = None
-        self._arrival_step = 0
-        env.reset(self.seed)
+    env: Environment
+    seed: int
+    chunks: RealTimeChunks
+    delay: int
+    steps: int = 0
+    delayed_chunk: np.ndarray | None = None
+    arrival_step: int = 0
 
     def observe(self) -> dict[str, Any] | None:
-        """Return the observation for the policy; None if no query is due."""
+        """Return the observation for the policy without instruction; None if no query is due."""
         self._receive()
-        fields = self._chunks.request_fields()
-        if fields is None:
-            return None
-        return {
-            **self.env.observe(),
-            "instruction": self._instruction,
-            **fields.get("rtc", {}),
-        }
+        fields = self.chunks.request_fields()
+        return None if fields is None else self.env.observe() | fields.get("rtc", {})
 
     def send(self, chunk: np.ndarray) -> None:
         """Send the chunk for the last observation; it arrives after the delay."""
-        self._delayed_chunk = chunk
-        self._arrival_step = self.steps + self._delay
+        self.delayed_chunk = chunk
+        self.arrival_step = self.steps + self.delay
 
     def step(self) -> None:
         """Execute one control step."""
         self._receive()
-        self.env.step(self._chunks.next())
+        self.env.step(self.chunks.next())
         self.steps += 1
 
     def _receive(self) -> None:
         """Add the delayed chunk if it has arrived, or if the robot has to wait for it."""
-        if self._delayed_chunk is None:
+        if self.delayed_chunk is None:
             return
-        if self.steps >= self._arrival_step or self._chunks.empty:
-            self._chunks.add(self._delayed_chunk)
-            self._delayed_chunk = None
+        if self.steps >= self.arrival_step or self.chunks.empty:
+            self.chunks.add(self.delayed_chunk)
+            self.delayed_chunk = None
 
 
 def evaluate(policy: Policy, spec: DelaySpec) -> list[dict[str, Any]]:
@@ -104,21 +94,19 @@ def evaluate(policy: Policy, spec: DelaySpec) -> list[dict[str, Any]]:
             f"a delay of {max(spec.delays)} and {spec.execute} steps between queries need chunks "
             f"of {needed} steps, but the policy's chunks have {policy.config.horizon}"
         )
-    rows = []
-    for delay in spec.delays:
-        for guided in (False, True):
-            rows.append({"delay": delay, "guided": guided, "tasks": {}})
+    settings = itertools.product(spec.delays, (False, True))
+    rows = [{"delay": delay, "guided": guided, "tasks": {}} for delay, guided in settings]
     for task in spec.tasks:
-        envs = _make_environments(task, spec)
+        arguments = (spec.simulator, task, spec.scene, spec.image_size)
+        envs = [sims.make(*arguments) for _ in range(spec.trials)]
         for row in rows:
             row["tasks"][task] = _count_successes(policy, spec, task, envs, row)
+            print(f"{task}, {_name(row)}: {row['tasks'][task]}/{spec.trials}", flush=True)
         for env in envs:
             env.close()
-        counts = [f"{_name(row)} {row['tasks'][task]}/{spec.trials}" for row in rows]
-        print(f"{task}: {', '.join(counts)}", flush=True)
+    trials = spec.trials * len(spec.tasks)
     for row in rows:
         successes = sum(row["tasks"].values())
-        trials = spec.trials * len(spec.tasks)
         rate = successes / trials
         low, high = wilson(successes, trials)
         row |= {"successes": successes, "trials": trials, "rate": rate, "low": low, "high": high}
@@ -132,35 +120,26 @@ def _name(row: dict) -> str:
     return f"delay {row['delay']}, {'guided' if row['guided'] else 'not guided'}"
 
 
-def _make_environments(task: str, spec: DelaySpec) -> list[Environment]:
-    return [
-        sims.make(spec.simulator, task, spec.scene, spec.image_size) for _ in range(spec.trials)
-    ]
-
-
 def _count_successes(
-    policy: Policy, spec: DelaySpec, task: str, envs: Sequence[Environment], row: dict[str, Any]
+    policy: Policy, spec: DelaySpec, task: str, envs: list[Environment], row: dict
 ) -> int:
-    """Run the trials of one task, and return how many succeed.
-
-    Args:
-      row: the delay and the guidance.
-    """
-    instruction = sims.get(spec.simulator).instruction(task)
-    delay = row["delay"]
+    """Run the trials of one task with the delay and the guidance of a row; count successes."""
     episodes = []
     for trial, env in enumerate(envs):
-        chunks = RealTimeChunks(spec.execute, delay=delay, guided=row["guided"])
-        episodes.append(_Episode(env, trial, instruction, chunks, delay))
+        seed = eval_seed(trial)
+        env.reset(seed)
+        chunks = RealTimeChunks(spec.execute, delay=row["delay"], guided=row["guided"])
+        episodes.append(_Episode(env, seed, chunks, row["delay"]))
+    instruction = sims.get(spec.simulator).instruction(task)
     for _ in range(spec.max_steps):
         running = [episode for episode in episodes if not episode.env.success]
-        _query(policy, running, spec.trials)
+        _query(policy, running, instruction, spec.trials)
         for episode in running:
             episode.step()
     return sum(episode.env.success for episode in episodes)
 
 
-def _query(policy: Policy, episodes: Sequence[_Episode], batch_size: int) -> None:
+def _query(policy: Policy, episodes: list[_Episode], instruction: str, batch_size: int) -> None:
     """Send chunks to all episodes that need one."""
     observing = []
     observations = []
@@ -168,7 +147,7 @@ def _query(policy: Policy, episodes: Sequence[_Episode], batch_size: int) -> Non
         observation = episode.observe()
         if observation is not None:
             observing.append(episode)
-            observations.append(observation)
+            observations.append(observation | {"instruction": instruction})
     if not observing:
         return
     # Rows are repeated up to the batch size, so that one shape is compiled.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -15,20 +15,20 @@ from etcvla.serve.client_formats import CLIENT_FORMATS, PROTOCOL, translate
 _SPEC_FIELDS = ("state", "state_dim", "action", "action_dim", "horizon", "rate")
 
 
+@dataclasses.dataclass
 class Service:
     """Answers messages with actions; `etcvla.serve.server.Server` calls it from one thread.
 
-    Args:
+    Attributes:
       policy: with `text_len` and `keep_image_cache`, so that nothing compiles while clients wait.
       instruction: default for clients that send none.
-      seed: of the noise; the n-th answer has the seed (seed, n).
+      seed: of the noise; the n-th query has the seed (seed, n).
     """
 
-    def __init__(self, policy: Policy, *, instruction: str = "", seed: int = 0):
-        self.policy = policy
-        self.instruction = instruction
-        self.seed = seed
-        self._counter = itertools.count()
+    policy: Policy
+    instruction: str = ""
+    seed: int = 0
+    queries: int = 0  # to the policy so far
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -56,19 +56,16 @@ class Service:
         start = time.monotonic()
         spec = self.policy.assets.action_spec
         size = self.policy.config.siglip.image_size
-        extra_fields = [{}]
+        observation = {"state": np.zeros(spec["state_dim"]), "instruction": "wait"}
+        observations = [observation]
         if self.policy.head == "flow":
-            prefix = np.zeros((1, spec["action_dim"]), np.float32)
-            extra_fields.append({"prefix": prefix, "delay": 0})
-        for extra in extra_fields:
+            prefix = np.zeros((1, spec["action_dim"]))
+            observations.append(observation | {"prefix": prefix, "delay": 0})
+        for observation in observations:
             for brightness in (0, 0, 1, 1):
                 image = np.full((size, size, 3), brightness, np.uint8)
-                observation = {
-                    "images": dict.fromkeys(self.policy.cameras, image),
-                    "state": np.zeros(spec["state_dim"], np.float32),
-                    "instruction": "wait",
-                }
-                self.policy.act([observation | extra], [0])
+                images = dict.fromkeys(self.policy.cameras, image)
+                self.policy.act([observation | {"images": images}], [0])
         return time.monotonic() - start
 
     def __call__(self, message: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,7 +80,9 @@ class Service:
             rotated_cameras=self.policy.assets.adapter.rotated_cameras,
         )
         start = time.monotonic()
-        output = self.policy.infer([observation], [(self.seed, next(self._counter))])
+        seed = (self.seed, self.queries)
+        self.queries += 1
+        output = self.policy.infer([observation], [seed])
         answer = {
             "actions": output.actions[0],
             "policy_timing": {"infer_ms": 1000 * (time.monotonic() - start)},

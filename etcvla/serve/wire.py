@@ -25,17 +25,10 @@ MAX_CONTAINERS = 256
 MAX_RANK = 4
 
 
-def _dtype_table() -> dict[str, np.dtype]:
-    """Return the accepted dtypes by the name that NumPy writes, such as "<f4"."""
-    table = {}
-    for kind in ("?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8"):
-        for byte_order in "<>":
-            dtype = np.dtype(kind).newbyteorder(byte_order)
-            table[dtype.str] = dtype
-    return table
-
-
-DTYPES = _dtype_table()
+# The accepted dtypes, by the name that NumPy writes.
+_WIDE = ("i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8")
+_NAMES = ("|b1", "|i1", "|u1", *(f"<{name}" for name in _WIDE), *(f">{name}" for name in _WIDE))
+DTYPES = {name: np.dtype(name) for name in _NAMES}
 
 
 def pack(message: Mapping[str, Any]) -> bytes:
@@ -111,9 +104,9 @@ def _unpack_array(value: dict) -> np.ndarray:
     dtype = value.get(b"dtype")
     shape = value.get(b"shape")
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(f"an array of dtype {_short(dtype)}, expected numbers")
+        raise ValueError(f"an array of dtype {dtype!r:.60}, expected numbers")
     if not _is_shape(shape):
-        raise ValueError(f"an array of shape {_short(shape)}, expected at most {MAX_RANK} sizes")
+        raise ValueError(f"an array of shape {shape!r:.60}, expected at most {MAX_RANK} sizes")
     size = math.prod(shape) * DTYPES[dtype].itemsize
     if not isinstance(data, bytes):
         raise ValueError(f"an array {dtype}{shape} of {type(data).__name__}, expected {size} bytes")
@@ -135,11 +128,5 @@ def _unpack_scalar(value: dict) -> bool | int | float | str:
         dtype in DTYPES or re.fullmatch(r"[<>]U\d{1,6}", dtype)
     )
     if not isinstance(data, bool | int | float | str) or not known_dtype:
-        raise ValueError(
-            f"a scalar {_short(data)} of dtype {_short(dtype)}, expected a number or text"
-        )
+        raise ValueError(f"a scalar {data!r:.60} of dtype {dtype!r:.60}, expected a number or text")
     return data
-
-
-def _short(value: Any) -> str:
-    return repr(value)[:60]

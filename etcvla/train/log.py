@@ -138,7 +138,7 @@ class MetricsLogger:
             yield
         except OSError as error:
             raise UserError(
-                f"{self._workdir}: cannot write the run's logs: {error}. Its checkpoints are intact: "
+                f"{self._workdir}: cannot write the run's logs: {error}. Checkpoints are intact: "
                 "make room or make the directory writable, and start again"
             ) from error
 

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import ml_collections
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from etcvla.models.vla import VLA, init_params
 from etcvla.train import sharding
 from etcvla.train.checkpoint import (
     CheckpointWriter,
@@ -25,12 +19,10 @@ from etcvla.train.checkpoint_meta import checkpoint_meta
 from etcvla.train.hosts import Preempted, StopSignals, log_on_host0
 from etcvla.train.initial import initial_state
 from etcvla.train.monitor import MonitorOptions, TrainingMonitor
-from etcvla.train.optim import FrozenRules, Optimizer, make_optimizer
 from etcvla.train.resume import check_config, check_data
 from etcvla.train.stage import Stage
 from etcvla.train.state import TrainState
-from etcvla.train.step import StepSettings, train_step
-from etcvla.train.usage import step_flops
+from etcvla.train.step_functions import StepFunctions
 
 DEFAULT_OPTIONS = MonitorOptions()
 
@@ -93,44 +85,6 @@ def train(
     return {"steps": until or config.steps, "seconds": seconds, "metrics": metrics}
 
 
-class StepFunctions:
-    """The jitted training steps of a stage.
-
-    `optim.lr_multiple` may freeze parameters during a part of the training. Each set of frozen
-    rules has a step of its own, which is compiled when it is first used.
-    """
-
-    def __init__(self, stage: Stage, mesh: Mesh):
-        self.stage = stage
-        self.mesh = mesh
-        self.optimizer, self.abstract = abstract_state(stage, mesh)
-        self._functions: dict[tuple[VLA, FrozenRules], Callable] = {}
-
-    def at(self, step: int, model: VLA | None = None) -> Callable:
-        """Return the function that is used after `step` steps.
-
-        Args:
-          model: replaces the stage's model.
-        """
-        model = model or self.stage.model
-        frozen = self.optimizer.frozen_at(step)
-        if (model, frozen) not in self._functions:
-            self._functions[model, frozen] = make_step(
-                self.stage, self.optimizer, self.abstract, model=model, frozen=frozen
-            )
-        return self._functions[model, frozen]
-
-    def count_flops(self, batch: Mapping[str, np.ndarray], step: int) -> int:
-        """Return the FLOPs that the step after `step` steps needs, with a global batch like this.
-
-        What rematerialization repeats does not count.
-        """
-        abstract_batch = sharding.abstract_batch(batch, self.mesh, self.stage.config.batch_size)
-        return step_flops(
-            lambda model: self.at(step, model), self.stage.model, self.abstract, abstract_batch
-        )
-
-
 def _train_steps(
     steps: StepFunctions,
     state: TrainState,
@@ -176,66 +130,3 @@ def _train_steps(
         )
         raise Preempted
     return monitor.last_line
-
-
-def make_step(
-    stage: Stage,
-    optimizer: Optimizer,
-    abstract: TrainState,
-    *,
-    model: VLA | None = None,
-    frozen: FrozenRules | None = None,
-) -> Callable:
-    """Return the stage's jitted training step: (state, batch) -> (state, metrics).
-
-    It reuses the memory of the old state; the new state has the shardings of `abstract`.
-
-    Args:
-      model: replaces the stage's model.
-      frozen: the rules of `optim.lr_multiple` that are frozen; None: those of the stage's first
-        step.
-    """
-    settings = StepSettings.from_config(
-        stage.config, stage.assets.tokenizer.layout.loc.offset
-    ).replace(frozen=optimizer.frozen_at(0) if frozen is None else frozen)
-    mesh = abstract.step.sharding.mesh
-    step = functools.partial(
-        train_step, model=model or stage.model, optimizer=optimizer, settings=settings
-    )
-
-    def _step_on_mesh(state, batch):
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return step(state, batch)
-
-    state_shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    # Metrics are replicated: each process logs them, or stops on them, by itself.
-    metric_sharding = NamedSharding(mesh, PartitionSpec())
-    options = sharding.TPU_OPTIONS if mesh.devices.flat[0].platform == "tpu" else None
-    return jax.jit(
-        _step_on_mesh,
-        donate_argnums=0,
-        out_shardings=(state_shardings, metric_sharding),
-        compiler_options=options,
-    )
-
-
-def abstract_state(stage: Stage, mesh: Mesh) -> tuple[Optimizer, TrainState]:
-    """Return the optimizer, and the training state as ShapeDtypeStructs with shardings."""
-    params = jax.eval_shape(functools.partial(init_params, stage.model))
-    optimizer = make_optimizer(stage.config.optim, stage.config.steps, params)
-    opt = jax.eval_shape(optimizer.init, params)
-    count = jax.ShapeDtypeStruct((), jnp.int32)
-    param_shardings = sharding.param_shardings(params, mesh)
-    replicated = NamedSharding(mesh, PartitionSpec())
-    state = TrainState(step=count, params=params, ema=params, opt=opt, skipped=count)
-    shardings = TrainState(
-        step=replicated,
-        params=param_shardings,
-        ema=param_shardings,
-        opt=sharding.opt_shardings(opt, params, param_shardings),
-        skipped=replicated,
-    )
-    abstract = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings
-    )
-    return optimizer, abstract

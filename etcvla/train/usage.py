@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import jax
 import numpy as np
 import psutil
 
 from etcvla import rules
-from etcvla.models.flops import count
-from etcvla.models.vla import VLA
 
 GIB = 2**30
 
@@ -45,19 +41,6 @@ def peak_flops(device: jax.Device) -> float | None:
         if re.match(pattern, device.device_kind):
             return peak
     return None
-
-
-def step_flops(step_of: Callable[[VLA], Callable], model: VLA, *args: Any) -> int:
-    """Return the FLOPs that a training step needs, without what rematerialization repeats.
-
-    Args:
-      step_of: returns the training step of a model.
-      args: the state and the batch of the whole mesh, as shapes.
-    """
-    # Without rematerialization this is the step that is trained, which JAX has traced already.
-    if model.config.remat != "none":
-        model = VLA(dataclasses.replace(model.config, remat="none"))
-    return count(step_of(model), *args).total()
 
 
 def utilization(flops: int, steps_per_second: float) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Costs read from HLO: of programs that XLA compiled here, and of lines as libtpu writes them."""
+"""Costs from HLO text: of programs compiled here, and of text as libtpu writes it."""
 
 import jax
 import jax.numpy as jnp
@@ -9,55 +9,56 @@ from etcvla.aot.hlo import arrays, parse, replica_groups
 from etcvla.models import flops
 
 
-def compiled(fn, *shapes):
+def count_both(fn, *shapes):
+    """Return the FLOPs of a function's jaxpr, and the costs of its compiled program."""
     args = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    return flops.count(fn, *args).total(), analyse(jax.jit(fn).lower(*args).compile().as_text(), 1)
+    text = jax.jit(fn).lower(*args).compile().as_text()
+    return flops.count(fn, *args).total(), analyse(text, 1)
 
 
-def test_loops_count_as_often_as_they_turn():
+def test_loops_count_once_per_iteration():
     def inner(x, w):
         return jax.lax.scan(lambda h, _: (jnp.tanh(h @ w), None), x, None, length=3)[0]
 
     def outer(x, ws):
         return jax.lax.scan(lambda h, w: (inner(h, w), h.sum()), x, ws)
 
-    expected, costs = compiled(outer, (4, 16), (5, 16, 16))
+    expected, costs = count_both(outer, (4, 16), (5, 16, 16))
     assert costs.flops == expected == 5 * 3 * 2 * 4 * 16 * 16
     assert costs.unknown_loops == []
 
 
-def test_a_loop_that_counts_down_to_data_is_said_to_be_unknown():
+def test_a_loop_whose_length_depends_on_data_counts_once():
     def until_small(x):
         return jax.lax.while_loop(lambda x: x.sum() > 1, lambda x: x @ x, x)
 
-    costs = analyse(
-        jax.jit(until_small).lower(jax.ShapeDtypeStruct((8, 8), jnp.float32)).compile().as_text(), 1
-    )
+    matrix = jax.ShapeDtypeStruct((8, 8), jnp.float32)
+    costs = analyse(jax.jit(until_small).lower(matrix).compile().as_text(), 1)
     assert len(costs.unknown_loops) == 1
     assert costs.flops == 2 * 8 * 8 * 8
 
 
-def test_products_of_every_shape_are_those_of_the_jaxpr():
+def test_matrix_products_and_convolutions_agree_with_the_jaxpr():
     def products(x, y, image, kernel):
         batched = jnp.einsum("bqd,bkd->bqk", x, y)
         return batched, jax.lax.conv_general_dilated(image, kernel, (2, 2), "VALID")
 
-    expected, costs = compiled(products, (3, 5, 8), (3, 6, 8), (2, 3, 12, 12), (7, 3, 4, 4))
+    expected, costs = count_both(products, (3, 5, 8), (3, 6, 8), (2, 3, 12, 12), (7, 3, 4, 4))
     assert costs.flops == expected
 
 
-def test_the_dearer_branch_counts():
+def test_the_branch_with_more_flops_counts():
     def branches(flag, x):
         return jax.lax.cond(flag[0] > 0, lambda x: x @ x @ x, lambda x: x @ x, x)
 
-    expected, costs = compiled(branches, (1,), (8, 8))
+    expected, costs = count_both(branches, (1,), (8, 8))
     assert costs.flops == expected == 2 * 2 * 8**3
 
 
-# ---- as libtpu writes ------------------------------------------------------------------------------------------------
+# ---- text as libtpu writes it ------------------------------------------------------------------
 
 
-def module(entry, *others):
+def make_module(entry, *others):
     return "\n".join(
         [
             "HloModule jit_step, is_scheduled=true",
@@ -69,9 +70,9 @@ def module(entry, *others):
     )
 
 
-def test_a_batched_product_is_a_convolution_whose_zeros_do_not_count():
+def test_dilation_zeros_of_a_batched_product_do_not_count():
     costs = analyse(
-        module("""\
+        make_module("""\
 %a = bf16[4,82,152]{2,1,0:T(8,128)(2,1)} parameter(0)
 %b = bf16[4,152,64]{2,1,0:T(8,128)(2,1)} parameter(1)
 ROOT %c = f32[4,82,64]{1,2,0:T(8,128)S(1)} convolution(%a, %b), window={size=4 stride=3 lhs_dilate=4}, \
@@ -83,7 +84,7 @@ dim_labels=0bf_0io->0bf, metadata={op_name="jit(step)/bkqs,bskh->bkqh/dot_genera
 
 def test_padding_of_a_convolution_does_not_count():
     costs = analyse(
-        module("""\
+        make_module("""\
 %x = f32[1,8,3]{2,1,0} parameter(0)
 %w = f32[3,3,5]{2,1,0} parameter(1)
 ROOT %y = f32[1,8,5]{2,1,0} convolution(%x, %w), window={size=3 pad=1_1}, dim_labels=b0f_0io->b0f"""),
@@ -113,10 +114,10 @@ LOOP = """\
 """
 
 
-@pytest.mark.parametrize(("step", "turns"), [(1, 18), (2, 9), (5, 4)])
-def test_bounds_of_a_loop_are_followed_to_where_they_come_from(step, turns):
+@pytest.mark.parametrize(("step", "iterations"), [(1, 18), (2, 9), (5, 4)])
+def test_constant_loop_bounds_are_found_through_copies(step, iterations):
     costs = analyse(
-        module(
+        make_module(
             """\
 %zero = s32[]{:T(128)} constant(0)
 %start = s32[]{:T(128)} copy(%zero)
@@ -128,9 +129,9 @@ ROOT %w = (s32[]{:T(128)}, f32[8,8]{1,0:T(8,128)}, s32[]{:T(128)}) while(%t), co
         ),
         1,
     )
-    assert costs.flops == turns * 2 * 8**3
-    # A turn reads one matrix twice and writes one, and adds 1 to the counter; a test reads two numbers.
-    assert costs.hbm_bytes == pytest.approx(turns * 3 * 256, rel=0.1)
+    assert costs.flops == iterations * 2 * 8**3
+    # An iteration reads a matrix twice and writes one; counting reads and writes a few numbers.
+    assert costs.hbm_bytes == pytest.approx(iterations * 3 * 256, rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -165,14 +166,14 @@ ROOT %w = (s32[]{:T(128)}, f32[8,8]{1,0:T(8,128)}, s32[]{:T(128)}) while(%t), co
         ),
     ],
 )
-def test_bytes_on_the_wire(line, kind, num_bytes):
+def test_wire_bytes_of_each_collective(line, kind, num_bytes):
     costs = analyse(
-        module(f"%x = bf16[4,8]{{1,0:T(4,128)(2,1)}} parameter(0)\nROOT %y = {line}"), 8
+        make_module(f"%x = bf16[4,8]{{1,0:T(4,128)(2,1)}} parameter(0)\nROOT %y = {line}"), 8
     )
-    assert [(c.kind, count) for c, count in costs.wire_bytes.items()] == [(kind, num_bytes)]
+    assert [(group.kind, size) for group, size in costs.wire_bytes.items()] == [(kind, num_bytes)]
 
 
-def test_a_collective_in_pieces_counts_once_and_a_reduction_that_keeps_its_slice_is_a_scatter():
+def test_split_collectives_count_once_and_sliced_reductions_are_reduce_scatters():
     piece = """\
 %fused.{0} (a: f32[4,8]) -> f32[8,8] {{
   %a.{0} = f32[4,8]{{1,0}} parameter(0)
@@ -186,7 +187,7 @@ def test_a_collective_in_pieces_counts_once_and_a_reduction_that_keeps_its_slice
   ROOT %s = f32[4,8]{1,0} dynamic-slice(%r, %i, %i), dynamic_slice_sizes={4,8}
 }"""
     costs = analyse(
-        module(
+        make_module(
             """\
 %x = f32[4,8]{1,0} parameter(0)
 %y = f32[8,8]{1,0} fusion(%x), kind=kCustom, calls=%fused.1
@@ -204,7 +205,7 @@ ROOT %w = f32[4,8]{1,0} fusion(%z), kind=kCustom, calls=%all-reduce-scatter.3"""
     }
 
 
-def test_memory_counts_slices_as_slices_and_what_is_on_the_chip_not_at_all():
+def test_slices_count_as_slices_and_on_chip_memory_does_not_count():
     fused = """\
 %update (stack: f32[18,8,8], slice: f32[8,8], at: s32[]) -> f32[18,8,8] {
   %stack = f32[18,8,8]{2,1,0:T(8,128)} parameter(0)
@@ -228,12 +229,11 @@ def test_memory_counts_slices_as_slices_and_what_is_on_the_chip_not_at_all():
 %start = (f32[8,8]{1,0:T(8,128)}, f32[8,8]{1,0:T(8,128)S(1)}, u32[]{:S(2)}) copy-start(%y)
 %out = f32[8,8]{1,0:T(8,128)} copy-done(%start)
 ROOT %t = f32[18,8,8]{2,1,0:T(8,128)} fusion(%s, %y, %i), kind=kLoop, calls=%update"""
-    assert (
-        analyse(module(entry, fused), 1).hbm_bytes == 3 * 256
-    )  # a slice read, one copied out, one written
+    costs = analyse(make_module(entry, fused), 1)
+    assert costs.hbm_bytes == 3 * 256  # one slice read, one copied out, one written
 
 
-def test_groups_of_devices():
+def test_replica_groups_of_all_notations():
     assert replica_groups("{{0,1},{2,3}}", 4) == [[0, 1], [2, 3]]
     assert replica_groups("{}", 3) == [[0, 1, 2]]
     assert replica_groups("[2,3]<=[6]", 6) == [[0, 1, 2], [3, 4, 5]]
@@ -244,11 +244,11 @@ def test_groups_of_devices():
         replica_groups("mesh['a'=4] {'a':(1)2}", 4)
 
 
-def test_shapes_and_what_is_no_hlo():
-    found = arrays(
+def test_shapes_are_parsed_and_other_text_is_refused():
+    parsed = arrays(
         "(bf16[4,8]{1,0:T(8,128)(2,1)S(1)}, pred[]{:T(512)}, s4[3]{0}, f8e4m3fn[2]{0:S(0)})"
     )
-    assert [(a.dims, a.num_bytes, a.in_hbm) for a in found] == [
+    assert [(a.dims, a.num_bytes, a.in_hbm) for a in parsed] == [
         ((4, 8), 64, False),
         ((), 1, True),
         ((3,), 2, True),

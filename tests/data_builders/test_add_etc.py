@@ -235,7 +235,7 @@ def test_appended_features_extend_a_record():
     ints = tf.train.Feature(int64_list=tf.train.Int64List(value=range(300)))
     floats = tf.train.Feature(float_list=tf.train.FloatList(value=[0.5]))
     record = tf.train.Example(features=tf.train.Features(feature={"a": ints}))
-    more = tf.train.Features(feature={"b": floats})
+    more = tf.train.Example(features=tf.train.Features(feature={"b": floats}))
     extended = records.append_features(record.SerializeToString(), more.SerializeToString())
     features = tf.train.Example.FromString(extended).features.feature
     assert list(features["a"].int64_list.value) == list(range(300))

@@ -51,14 +51,13 @@ def test_table_has_tasks_and_suites_with_intervals():
     for state in range(1, 10):
         trials.append(ExpertTrial("suite/a", state, int(state < 9), steps=100 + state, grasps=1))
     trials.append(ExpertTrial("other/b", 0))
-    rows = {}
-    for line in measure.format_table(trials).splitlines()[1:]:
-        name, *cells = line.split()
-        rows[name] = cells
-    assert list(rows) == ["suite/a", "other/b", "suite", "other"]
-    assert rows["suite/a"] == ["9/10", "90%", "[", "60%,", "98%]", "104", "8"]
-    assert rows["suite"] == rows["suite/a"]
-    assert rows["other/b"] == ["0/1", "0%", "[", "0%,", "79%]", "0"]
+    lines = measure.format_table(trials).splitlines()
+    assert lines[2:] == [
+        "| suite/a | 9/10 | 90% | 60% to 98% | 104 | 8 |",
+        "| other/b | 0/1 | 0% | 0% to 79% |  | 0 |",
+        "| suite | 9/10 | 90% | 60% to 98% | 104 | 8 |",
+        "| other | 0/1 | 0% | 0% to 79% |  | 0 |",
+    ]
 
 
 def test_another_table_is_an_error(tmp_path):

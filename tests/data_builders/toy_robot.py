@@ -10,7 +10,7 @@ STEPS = 60
 CAMERA = {
     "size": [32, 32],
     "intrinsics": [30, 30, 16, 16],
-    "pose": [0.15, 0.2, 1.2, np.pi, 0, 0],  # looks down
+    "pose": [0.15, 0.2, 1.2, np.pi, 0, 0],  # above the scene, facing down
 }
 ADAPTER = {
     "base": "bridge_v2",

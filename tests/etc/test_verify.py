@@ -9,7 +9,7 @@ import pytest
 from etcvla.etc import make_items
 from etcvla.etc.items import format_loc, parse_loc
 from etcvla.etc.question_types import BOX, PATH, POINT, QUESTION_TYPES, WORDS
-from etcvla.etc.verify import CHECKS, check
+from etcvla.etc.verify import TRUTHS, check
 from tests.etc.synthetic_annotation import make_annotation
 
 ANNOTATION = make_annotation()
@@ -185,6 +185,6 @@ def test_boxes_may_differ_by_their_rounding_only():
 
 
 def test_every_question_type_is_verified():
-    assert CHECKS.keys() == QUESTION_TYPES.keys()
+    assert TRUTHS.keys() == QUESTION_TYPES.keys()
     answer_types = {spec.answer_type for spec in QUESTION_TYPES.values()}
     assert answer_types == {WORDS, POINT, BOX, PATH}

@@ -18,6 +18,8 @@ def make_question(item, prediction="", episode=0):
 class EchoPolicy:
     """Answers with the question, and notes the sizes of its batches."""
 
+    num_cameras = 1
+
     def __init__(self):
         self.batch_sizes = []
 

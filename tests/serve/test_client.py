@@ -58,7 +58,7 @@ def test_controller_raises_the_exception_of_infer():
 def test_server_of_another_protocol_is_refused():
     with running_server(lambda message: {}) as (port, server):
         server._metadata_message = b"\x81\xa8protocol\x02"
-        with pytest.raises(UserError, match="protocol version 2, this client has 1"):
+        with pytest.raises(UserError, match="protocol version 2, expected 1"):
             Client(f"ws://127.0.0.1:{port}")
 
 
@@ -102,7 +102,8 @@ class CountingPolicy:
 def test_delay_benchmark_counts_successes_by_delay(monkeypatch):
     envs = [CountingEnvironment(), CountingEnvironment()]
     policy = CountingPolicy()
-    monkeypatch.setattr(delay_benchmark, "_make_environments", lambda task, spec: envs)
+    unused = iter(envs)
+    monkeypatch.setattr(delay_benchmark.sims, "make", lambda *args: next(unused))
     spec = delay_benchmark.DelaySpec(("reach",), trials=2, delays=(0, 3))
     rows = delay_benchmark.evaluate(policy, spec)
     assert [(row["delay"], row["guided"], row["successes"]) for row in rows] == [

@@ -1,4 +1,4 @@
-"""A stage that starts from released weights: what comes from them, what is fresh, and what does not fit."""
+"""A stage that starts from released weights."""
 
 import jax
 import numpy as np
@@ -9,11 +9,12 @@ from etcvla.models import pretrained
 from etcvla.train import sharding
 from etcvla.train.checkpoint import open_checkpoint
 from etcvla.train.initial import initial_state
-from etcvla.train.loop import abstract_state, train
+from etcvla.train.loop import train
 from etcvla.train.stage import Stage, missing_paths
+from etcvla.train.step_functions import abstract_state
 from tests.data.handmade_rlds import write_robot_set
 from tests.models.small import is_backbone, random_params
-from tests.train.nano import nano_config
+from tests.train.nano import flatten, nano_config, saved_state
 
 
 @pytest.fixture(scope="module")
@@ -31,52 +32,43 @@ def released(dataset, tmp_path_factory):
     return str(folder / "paligemma"), flatten_dict(params, sep="/")
 
 
-def step_zero(config):
+def state_at_step_0(config):
     stage = Stage.open(config)
     optimizer, abstract = abstract_state(stage, sharding.make_mesh(config.mesh))
     state = initial_state(stage, optimizer, abstract)
-    assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(lambda x: x.sharding, abstract)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    assert shardings == jax.tree.map(lambda x: x.sharding, abstract)
     return state
 
 
-def test_the_backbone_is_the_checkpoints_and_the_expert_is_fresh(
-    dataset, released, tmp_path, capsys
-):
-    path, expected = released
+def test_the_backbone_is_loaded_and_the_expert_is_fresh(dataset, released, tmp_path, capsys):
+    path, released_params = released
     config = nano_config(dataset, tmp_path, init_from=path)
     assert missing_paths(config) == {}
-    state, fresh = step_zero(config), step_zero(nano_config(dataset, tmp_path))
+    state = state_at_step_0(config)
+    fresh = flatten(state_at_step_0(nano_config(dataset, tmp_path)).params)
     for tree in (state.params, state.ema):
-        for (name, leaf), new in zip(
-            flatten_dict(tree, sep="/").items(), jax.tree.leaves(fresh.params), strict=True
-        ):
-            np.testing.assert_array_equal(
-                leaf, expected[name] if is_backbone(name) else new, err_msg=name
-            )
-    loaded = sum(leaf.size for name, leaf in expected.items() if is_backbone(name))
-    rest = sum(leaf.size for name, leaf in expected.items() if not is_backbone(name))
-    told = capsys.readouterr().out
-    assert (
-        f"objective_bridge: {path} (Hugging Face PaliGemma): {loaded:,} parameters in 32 arrays loaded"
-        in told
-    )
-    assert f"fresh, not in this kind of checkpoint: {rest:,} parameters in " in told
+        for name, leaf in flatten(tree).items():
+            expected = released_params[name] if is_backbone(name) else fresh[name]
+            np.testing.assert_array_equal(leaf, expected, err_msg=name)
+    loaded = sum(x.size for name, x in released_params.items() if is_backbone(name))
+    others = sum(x.size for name, x in released_params.items() if not is_backbone(name))
+    output = capsys.readouterr().out
+    assert f"objective_bridge: {path} (Hugging Face PaliGemma): {loaded:,} parameters" in output
+    assert f"fresh, not in this kind of checkpoint: {others:,} parameters in " in output
 
 
-def test_it_trains_and_remembers_where_it_came_from(dataset, released, tmp_path):
-    config = nano_config(dataset, tmp_path, init_from=released[0])
+def test_training_from_released_weights_records_them_in_the_lineage(dataset, released, tmp_path):
+    path, released_params = released
+    config = nano_config(dataset, tmp_path, init_from=path)
     train(config, until=1)
-    assert open_checkpoint(config.workdir).meta()["lineage"] == [{"released": released[0]}]
-    state = open_checkpoint(config.workdir).train_state(
-        abstract_state(Stage.open(config), sharding.make_mesh(config.mesh))[1]
-    )
-    moved = np.abs(
-        state.params["llm"]["final_norm"]["scale"] - released[1]["llm/final_norm/scale"]
-    ).max()
-    assert 0 < moved < 0.1  # one step from there
+    assert open_checkpoint(config.workdir).meta()["lineage"] == [{"released": path}]
+    name = "llm/final_norm/scale"
+    change = np.abs(saved_state(config)[f"params/{name}"] - released_params[name]).max()
+    assert 0 < change < 0.1  # one step
 
 
-def test_another_architecture_is_refused_with_its_sizes(dataset, released, tmp_path):
+def test_weights_of_another_size_are_refused(dataset, released, tmp_path):
     config = nano_config(dataset, tmp_path, init_from=released[0], model__size="tiny")
     with pytest.raises(pretrained.MismatchError, match="siglip.width 16 instead of 128"):
         train(config)

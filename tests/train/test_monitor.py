@@ -1,4 +1,4 @@
-"""What a training run shows: its numbers against the plan and the batches, its pictures, profile and evaluations."""
+"""What a training run logs and shows: metrics, pictures, a profile and held-out evaluations."""
 
 import json
 import pathlib
@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from configs import common
-from etcvla.etc import question_types as question_types
+from etcvla.errors import UserError
+from etcvla.etc import question_types
 from etcvla.eval.held_out import HeldOutEvaluation
 from etcvla.pages.first_batch import draw_batch
 from etcvla.train import sharding
@@ -22,17 +23,16 @@ from tests.train.nano import nano_config
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    """With a held-out split of other episodes."""
+    """A dataset whose held-out split has other episodes."""
     folder = write_robot_set(tmp_path_factory.mktemp("robot"))
-    write_rlds(
-        folder, [robot_episode(number) for number in (7, 8)], steps=robot_steps(), split="val"
-    )
+    episodes = [robot_episode(7), robot_episode(8)]
+    write_rlds(folder, episodes, steps=robot_steps(), split="val")
     return folder
 
 
 @pytest.fixture(scope="module")
 def run(dataset, tmp_path_factory):
-    """A run with everything on."""
+    """The config of a run that shows everything."""
     config = nano_config(
         dataset,
         tmp_path_factory.mktemp("run"),
@@ -40,27 +40,24 @@ def run(dataset, tmp_path_factory):
         eval__batches=2,
         eval__questions=2,
     )
+    options = MonitorOptions(profile="2:3", evaluation=HeldOutEvaluation, draw_first_batch=draw_batch)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(
-            question_types.GENERAL_QUESTION_TYPES, "where", question_types.POINT
-        )  # of the handmade items
-        train(
-            config,
-            options=MonitorOptions(profile="2:3", evaluation=HeldOutEvaluation, draw_first_batch=draw_batch),
-        )
+        # The handmade items have this question type.
+        patch.setitem(question_types.GENERAL_QUESTION_TYPES, "where", question_types.POINT)
+        train(config, options=options)
     return config
 
 
-def lines(config, name="metrics"):
+def read_lines(config, name="metrics"):
     with open(f"{config.workdir}/{name}.jsonl") as file:
         return [json.loads(line) for line in file]
 
 
-def test_every_line_has_the_new_numbers(run):
-    assert {f"flow_error/time_{i}" for i in range(5)} <= set().union(
-        *lines(run)
-    )  # a batch may have none of a time
-    for line in lines(run):
+def test_every_line_has_metrics_by_group_dimension_and_time(run):
+    lines = read_lines(run)
+    names = set().union(*lines)
+    assert {f"flow_error/time_{i}" for i in range(5)} <= names  # a batch may lack one of them
+    for line in lines:
         assert {
             "flow_error/dim_0",
             "flow_error/dim_1",
@@ -69,25 +66,23 @@ def test_every_line_has_the_new_numbers(run):
             "grad_norm/embeddings",
             "run/resident_gib",
         } <= line.keys()
-        assert "flow_error/dim_2" not in line  # the robot has two widths of three
-        assert (
-            line["run/tokens_per_second"] > 0
-            and line["run/tflop_per_second"] > 0
-            and "run/mfu" not in line
-        )
-    assert [line["step"] for line in lines(run)] == [1, 2, 3, 4, 5, 6]
+        assert "flow_error/dim_2" not in line  # padding: the robot has two of three dimensions
+        assert line["run/tokens_per_second"] > 0
+        assert line["run/tflop_per_second"] > 0
+        assert "run/mfu" not in line  # the peak of a CPU is unknown
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
 
 
-def test_groups_norms_make_up_the_whole(run):
-    for line in lines(run):
+def test_gradient_norms_of_groups_add_up_to_the_whole(run):
+    for line in read_lines(run):
         groups = [value for name, value in line.items() if name.startswith("grad_norm/")]
         np.testing.assert_allclose(np.sqrt(np.sum(np.square(groups))), line["grad_norm"], rtol=1e-5)
 
 
-def test_held_out_numbers_at_their_knots(run):
-    found = lines(run, "held_out")
-    assert [line["step"] for line in found] == [2, 6]
-    for line in found:
+def test_held_out_results_are_logged_at_progress(run):
+    lines = read_lines(run, "held_out")
+    assert [line["step"] for line in lines] == [2, 6]
+    for line in lines:
         assert {
             "loss/text",
             "loss/fast",
@@ -96,60 +91,66 @@ def test_held_out_numbers_at_their_knots(run):
             "etc/accuracy",
             "flow_error/dim_1",
         } <= line.keys()
-        kinds = [
-            name for name in line if name.startswith("etc/robot/") and name.endswith("accuracy")
+        accuracies = [
+            value
+            for name, value in line.items()
+            if name.startswith("etc/robot/") and name.endswith("accuracy")
         ]
-        assert len(kinds) == 3 and all(0 <= line[name] <= 1 for name in kinds)
-    assert found[0]["loss/text"] > found[1]["loss/text"]
+        assert len(accuracies) == 3
+        assert all(0 <= accuracy <= 1 for accuracy in accuracies)
+    assert lines[0]["loss/text"] > lines[1]["loss/text"]
 
 
-def test_watching_changes_no_bit(run, dataset, tmp_path):
+def select_losses(lines):
+    selected = []
+    for line in lines:
+        selected.append(
+            {name: value for name, value in line.items() if name.startswith(("loss", "grad_norm"))}
+        )
+    return selected
+
+
+def test_monitoring_changes_no_loss(run, dataset, tmp_path):
     plain = nano_config(dataset, tmp_path)
     train(plain)
-    shown = [
-        {name: value for name, value in line.items() if name.startswith(("loss", "grad_norm"))}
-        for line in lines(run)
-    ]
-    assert shown == [
-        {name: value for name, value in line.items() if name.startswith(("loss", "grad_norm"))}
-        for line in lines(plain)
-    ]
+    assert select_losses(read_lines(run)) == select_losses(read_lines(plain))
 
 
-def test_pictures_and_a_trace_lie_in_the_workdir(run):
+def test_workdir_has_the_first_batch_and_a_trace(run):
     with Image.open(f"{run.workdir}/first_batch.png") as picture:
         assert picture.width > 900 and picture.height > 1500
     assert list(pathlib.Path(run.workdir).glob("profile/plugins/profile/*/*.xplane.pb"))
 
 
-def test_the_mixture_is_the_plans(run):
+def test_mixture_metrics_agree_with_the_plan(run):
     plan = make_plan(run)
-    for line in lines(run):
+    for line in read_lines(run):
         drawn = plan.counts[: line["step"]].sum(axis=0)
         planned = plan.batch_size * plan.weights[: line["step"]].sum(axis=0)
-        for stream, real, ideal in zip(("action", "etc"), drawn, planned, strict=True):
-            np.testing.assert_allclose(line[f"mixture/{stream}/row_share"], real / drawn.sum())
-            np.testing.assert_allclose(
-                line[f"mixture/{stream}/planned_row_share"], ideal / drawn.sum()
-            )
-        np.testing.assert_allclose(line["mixture/max_row_error"], np.abs(drawn - planned).max())
-        assert line["mixture/max_row_error"] <= 1
+        for i, stream in enumerate(("action", "etc")):
+            share = line[f"mixture/{stream}/row_share"]
+            planned_share = line[f"mixture/{stream}/planned_row_share"]
+            np.testing.assert_allclose(share, drawn[i] / drawn.sum())
+            np.testing.assert_allclose(planned_share, planned[i] / drawn.sum())
+        error = line["mixture/max_row_error"]
+        np.testing.assert_allclose(error, np.abs(drawn - planned).max())
+        assert error <= 1
 
 
-def test_tokens_and_flops_go_with_the_rate(run):
+def test_token_and_flop_rates_follow_the_step_rate(run):
     stage = Stage.open(run)
     batch = next(stage.batches(5))
-    line = lines(run)[5]
-    tokens = (batch["segment"] > 0).sum() + batch[
-        "image_mask"
-    ].sum() * stage.model.config.siglip.tokens
-    np.testing.assert_allclose(line["run/tokens_per_second"], tokens * line["steps_per_second"])
-    flops = [row["run/tflop_per_second"] / row["steps_per_second"] for row in lines(run)]
+    lines = read_lines(run)
+    text_tokens = (batch["segment"] > 0).sum()
+    image_tokens = batch["image_mask"].sum() * stage.model.config.siglip.tokens
+    tokens_per_second = (text_tokens + image_tokens) * lines[5]["steps_per_second"]
+    np.testing.assert_allclose(lines[5]["run/tokens_per_second"], tokens_per_second)
+    flops = [line["run/tflop_per_second"] / line["steps_per_second"] for line in lines]
     np.testing.assert_allclose(flops, flops[0])
 
 
 @pytest.mark.parametrize(
-    ("points", "problem"),
+    ("at_progress", "message"),
     [
         ((0.0,), "eval.at_progress is"),
         ((0.5, 2), "eval.at_progress is"),
@@ -157,73 +158,77 @@ def test_tokens_and_flops_go_with_the_rate(run):
         ((0.5,), "there is no evaluation"),
     ],
 )
-def test_knots_that_cannot_be(dataset, tmp_path, points, problem):
-    with pytest.raises(ValueError, match=problem):
-        train(nano_config(dataset, tmp_path, eval__at_progress=points))
+def test_wrong_evaluation_settings_are_errors_before_training(
+    dataset, tmp_path, at_progress, message
+):
+    with pytest.raises(UserError, match=message):
+        train(nano_config(dataset, tmp_path, eval__at_progress=at_progress))
     assert not (tmp_path / "tensorboard").exists()
 
 
-def test_data_without_a_held_out_split_is_an_error_before_training(tmp_path):
-    config = nano_config(
-        write_robot_set(tmp_path / "robot"), tmp_path / "run", eval__at_progress=(1.0,)
-    )
-    with pytest.raises(
-        ValueError, match="no dataset has a split 'val'.*robot; build.*eval.at_progress"
-    ):
+def test_a_missing_held_out_split_is_an_error_before_training(tmp_path):
+    dataset = write_robot_set(tmp_path / "robot")
+    config = nano_config(dataset, tmp_path / "run", eval__at_progress=(1.0,))
+    message = "no dataset has a split 'val'.*robot; build.*eval.at_progress"
+    with pytest.raises(ValueError, match=message):
         train(config, options=MonitorOptions(evaluation=HeldOutEvaluation))
 
 
-def test_what_was_learnt_is_not_held_out(tmp_path):
+def test_a_held_out_episode_that_is_also_trained_on_is_an_error(tmp_path):
     folder = write_robot_set(tmp_path / "robot")
     write_rlds(folder, [robot_episode(2)], steps=robot_steps(), split="val")
     config = nano_config(folder, tmp_path / "run", eval__at_progress=(1.0,))
-    with pytest.raises(ValueError, match="both in the training data"):
+    with pytest.raises(UserError, match="both in the training data"):
         train(config, options=MonitorOptions(evaluation=HeldOutEvaluation))
 
 
-def test_a_dataset_without_a_held_out_split_is_left_out(dataset, tmp_path):
-    """And the other streams keep their names."""
+def test_streams_without_a_held_out_split_are_left_out(dataset, tmp_path):
+    """The other streams keep their indices."""
     config = nano_config(dataset, tmp_path / "run", eval__batches=2)
     with config.unlocked():
         config.datasets.aside = common.dataset(str(write_robot_set(tmp_path / "aside")), ("front",))
-        config.streams.before = common.stream(
-            "aside", "any", 1.0, extra_segments=0
-        )  # between "action" and "etc"
+        # By name, this stream comes between "action" and "etc".
+        config.streams.before = common.stream("aside", "any", 1.0, extra_segments=0)
     held_out = HeldOutEvaluation(Stage.open(config), sharding.make_mesh(config.mesh))
     batches = list(held_out._stage.batches(0))
-    assert len(batches) == 2 and set(
-        np.concatenate([batch["stream"][:, 0] for batch in batches])
-    ) == {0, 2}
-    episodes = {int(image[0, 0, 0]) for batch in batches for image in batch["images"][:, 0]}
-    assert episodes <= {7, 8}
+    assert len(batches) == 2
+    streams = np.concatenate([batch["stream"][:, 0] for batch in batches])
+    assert set(streams) == {0, 2}
+    images = np.concatenate([batch["images"][:, 0] for batch in batches])
+    assert set(images[:, 0, 0, 0].tolist()) <= {7, 8}  # the episode's number is a pixel value
 
 
-def test_knots_are_steps():
+def test_progress_is_converted_to_steps():
     assert evaluation_steps((), 10) == set()
     assert evaluation_steps((0.001, 0.5, 1), 10) == {1, 5, 10}
 
 
 @pytest.mark.parametrize("text", ["5", "3:2", "0:4", "a:b", "1:2:3"])
-def test_a_window_that_cannot_be(text):
-    with pytest.raises(ValueError, match="expected START:STOP"):
+def test_malformed_profile_windows_are_errors(text):
+    with pytest.raises(UserError, match="expected START:STOP"):
         parse_window(text)
-    assert parse_window("3:3") == (3, 3) and parse_window("") is None
 
 
-def test_a_window_is_traced_once_and_closed(tmp_path, monkeypatch):
-    done = []
-    monkeypatch.setattr("jax.profiler.start_trace", lambda folder: done.append("start"))
-    monkeypatch.setattr("jax.profiler.stop_trace", lambda: done.append("stop"))
+def test_profile_windows_are_parsed():
+    assert parse_window("3:3") == (3, 3)
+    assert parse_window("") is None
 
-    def run(start, end):
-        done.clear()
-        profiler = Profiler(str(tmp_path), (3, 5), start)
-        for step in range(start + 1, end + 1):
-            done.append(step)
-            profiler.step(step, ())
-        profiler.close()
-        return done
 
-    assert run(0, 6) == [1, 2, "start", 3, 4, 5, "stop", 6]
-    assert run(3, 4) == ["start", 4, "stop"]  # resumed inside, stopped inside
-    assert run(5, 7) == [6, 7]
+@pytest.mark.parametrize(
+    ("start", "end", "expected"),
+    [
+        (0, 6, [1, 2, "start", 3, 4, 5, "stop", 6]),
+        (3, 4, ["start", 4, "stop"]),  # resumed and stopped inside the window
+        (5, 7, [6, 7]),
+    ],
+)
+def test_the_profiler_traces_its_window_once(tmp_path, monkeypatch, start, end, expected):
+    events = []
+    monkeypatch.setattr("jax.profiler.start_trace", lambda folder: events.append("start"))
+    monkeypatch.setattr("jax.profiler.stop_trace", lambda: events.append("stop"))
+    profiler = Profiler(str(tmp_path), (3, 5), start)
+    for step in range(start + 1, end + 1):
+        events.append(step)
+        profiler.step(step, ())
+    profiler.close()
+    assert events == expected

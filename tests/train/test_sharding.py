@@ -1,4 +1,4 @@
-"""Where parameters lie, and that it changes no number: the same run on one device and on a mesh of eight."""
+"""Shardings of parameters, and equal results on one device and on several."""
 
 import functools
 import json
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
+from etcvla.errors import UserError
 from etcvla.models.variants import SIZES, make_config
 from etcvla.models.vla import VLA, init_params
 from etcvla.rules import path_str
@@ -19,182 +20,175 @@ from etcvla.train.checkpoint import open_checkpoint
 from etcvla.train.loop import train
 from tests.data.handmade_rlds import write_robot_set
 from tests.models.small import is_backbone
-from tests.train.nano import nano_config
+from tests.train.nano import nano_config, read_metrics
 
-ON_EIGHT = """
-import json, sys
+# Prints the errors of two batch sizes, trains two steps on meshes of four devices and prints their
+# losses, and trains a workdir up to step 2 on eight devices.
+ON_EIGHT_DEVICES = """
+import itertools, json, sys
 import jax
-from tests.train.nano import nano_config
+from etcvla.errors import UserError
 from etcvla.train import sharding
 from etcvla.train.initial import initial_state
-from etcvla.train.loop import abstract_state, make_step, train
+from etcvla.train.loop import train
+from etcvla.train.step_functions import StepFunctions
 from etcvla.train.stage import Stage
+from tests.train.nano import nano_config
 dataset, workdir = sys.argv[1:]
+eight = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}
 for fields in ({"batch_size": 6}, {"optim__microbatches": 4}):
     try:
-        train(nano_config(dataset, workdir + "/none", mesh__data=2, mesh__fsdp=2, mesh__tensor=2, **fields))
-    except ValueError as error:
+        train(nano_config(dataset, workdir + "/none", **eight, **fields))
+    except UserError as error:
         print("error:", error)
 start = None
 for shape in ((4, 1, 1), (1, 4, 1), (1, 2, 2)):
     config = nano_config(dataset, workdir, optim__microbatches=2 if shape[0] == 1 else 1)
-    stage, mesh = Stage.open(config), sharding.make_mesh(dict(zip(sharding.AXES, shape)), jax.devices()[:4])
-    optimizer, abstract = abstract_state(stage, mesh)
-    start = start or jax.device_get(initial_state(stage, optimizer, abstract))
-    state = jax.device_put(start, jax.tree.map(lambda x: x.sharding, abstract))
-    step, losses = make_step(stage, optimizer, abstract), []
-    for _, batch in zip(range(2), stage.batches(0)):
-        state, metrics = step(state, sharding.put_batch(batch, mesh, config.batch_size))
+    mesh = sharding.make_mesh(dict(zip(sharding.AXES, shape)), jax.devices()[:4])
+    stage = Stage.open(config)
+    steps = StepFunctions(stage, mesh)
+    if start is None:
+        start = jax.device_get(initial_state(stage, steps.optimizer, steps.abstract))
+    state = jax.device_put(start, jax.tree.map(lambda x: x.sharding, steps.abstract))
+    losses = []
+    for batch in itertools.islice(stage.batches(0), 2):
+        state, metrics = steps.at(0)(state, sharding.put_batch(batch, mesh, config.batch_size))
         losses.append({name: float(value) for name, value in metrics.items() if not value.ndim})
     print("losses:", json.dumps(losses))
-train(nano_config(dataset, workdir, mesh__data=2, mesh__fsdp=2, mesh__tensor=2), until=2)
+train(nano_config(dataset, workdir, **eight), until=2)
 """
 
 
 @functools.cache
-def shapes(size):
-    model = VLA(
-        make_config(
-            size,
-            vocab_size=257_152,
-            state_dim=32,
-            action_dim=32,
-            horizon=50,
-            state="token",
-            insulate=True,
-            image_attends_prompt=False,
-        )
+def param_shapes(size):
+    config = make_config(
+        size,
+        vocab_size=257_152,
+        state_dim=32,
+        action_dim=32,
+        horizon=50,
+        state="token",
+        insulate=True,
+        image_attends_prompt=False,
     )
-    found = jax.eval_shape(functools.partial(init_params, model))
-    return {path_str(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(found)[0]}
+    params = jax.eval_shape(functools.partial(init_params, VLA(config)))
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {path_str(path): leaf for path, leaf in leaves}
 
 
 @pytest.mark.parametrize("size", sorted(set(SIZES) - {"nano"}))
-def test_every_parameter_of_every_size_has_a_place(size):
+def test_every_parameter_has_a_sharding_and_large_ones_are_split(size):
     mesh = AbstractMesh((2, 4, 1), sharding.AXES)
-    places = sharding.param_shardings(shapes(size), mesh)
-    for path, leaf in shapes(size).items():
-        spec = places[path].spec
-        if leaf.size > 2_000_000:  # what is large lies in pieces, an axis of D at least
-            assert "fsdp" in jax.tree.leaves(tuple(spec)), path
+    shardings = sharding.param_shardings(param_shapes(size), mesh)
+    for path, leaf in param_shapes(size).items():
+        spec = shardings[path].spec
         assert len(spec) <= leaf.ndim, path
+        if leaf.size > 2_000_000:
+            assert "fsdp" in jax.tree.leaves(tuple(spec)), path
 
 
-def test_the_full_size_lies_on_a_pod_and_weighs_what_it_should():
-    full = shapes("paligemma_3b")
-    places = sharding.param_shardings(full, AbstractMesh((4, 16, 8), sharding.AXES))
-    assert places["llm/layers/mlp/gating_einsum"].spec == PartitionSpec(
-        None, None, "fsdp", "tensor"
-    )
-    counts = {path: leaf.size for path, leaf in full.items()}
-    backbone = sum(count for path, count in counts.items() if is_backbone(path))
-    tower = sum(count for path, count in counts.items() if path.startswith("img/"))
-    # The released PaliGemma 1 at 224 px: SigLIP and what projects it to Gemma's width, Gemma's 2.5 B.
-    assert backbone == 2_923_335_408 and tower == 412_442_352 + 2_361_344
-    assert (
-        300e6 < sum(counts.values()) - backbone < 450e6
-    )  # adaptive norms are a good part of the expert
+def test_full_size_has_the_released_number_of_parameters_and_fits_a_pod():
+    shapes = param_shapes("paligemma_3b")
+    shardings = sharding.param_shardings(shapes, AbstractMesh((4, 16, 8), sharding.AXES))
+    gating = shardings["llm/layers/mlp/gating_einsum"]
+    assert gating.spec == PartitionSpec(None, None, "fsdp", "tensor")
+    total = sum(leaf.size for leaf in shapes.values())
+    backbone = sum(leaf.size for path, leaf in shapes.items() if is_backbone(path))
+    tower = sum(leaf.size for path, leaf in shapes.items() if path.startswith("img/"))
+    # The released PaliGemma 1 at 224 px: SigLIP, its projection to Gemma's width, and Gemma 2.5B.
+    assert backbone == 2_923_335_408
+    assert tower == 412_442_352 + 2_361_344
+    assert 300e6 < total - backbone < 450e6  # the expert, much of it adaptive norms
 
 
 @pytest.mark.parametrize(
     ("fsdp", "spec"),
     [(16, (None, None, ("tensor", "fsdp"), None)), (32, (None, "fsdp", "tensor", None))],
 )
-def test_the_towers_attention_lies_by_heads_where_there_are_enough(fsdp, spec):
-    tree = {
-        path: leaf for path, leaf in shapes("paligemma_3b").items() if path.endswith("query/kernel")
-    }
-    places = sharding.param_shardings(tree, AbstractMesh((1, fsdp, 1), sharding.AXES))
-    assert [place.spec for place in places.values()] == [PartitionSpec(*spec)]
+def test_attention_of_the_tower_is_split_by_heads_if_they_divide(fsdp, spec):
+    shapes = param_shapes("paligemma_3b")
+    queries = {path: leaf for path, leaf in shapes.items() if path.endswith("query/kernel")}
+    shardings = sharding.param_shardings(queries, AbstractMesh((1, fsdp, 1), sharding.AXES))
+    assert [query.spec for query in shardings.values()] == [PartitionSpec(*spec)]
 
 
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ((3, 1, 1), r"mesh: \{'data': 3, 'fsdp': 1, 'tensor': 1\} does not multiply to 1 devices"),
+        ((3, 1, 1), r"\{'data': 3, 'fsdp': 1, 'tensor': 1\} does not multiply to 1 devices"),
         ((-1, 2, 1), "does not multiply to 1 devices"),
         ((-1, -1, 1), "only one axis may be -1"),
         ((0, 1, -1), "sizes must be 1 or more"),
     ],
 )
-def test_a_mesh_that_is_not_the_devices(sizes, message):
-    with pytest.raises(ValueError, match=message):
+def test_a_mesh_must_use_all_devices(sizes, message):
+    with pytest.raises(UserError, match=message):
         sharding.make_mesh(dict(zip(sharding.AXES, sizes, strict=True)), jax.devices()[:1])
 
 
-def test_a_batch_without_rows():
-    with pytest.raises(ValueError, match="batch_size is 0, expected 1 row or more"):
+def test_an_empty_batch_is_an_error():
+    with pytest.raises(UserError, match="batch_size is 0, expected 1 row or more"):
         sharding.check_batch(0, AbstractMesh((1, 1, 1), sharding.AXES))
 
 
-def test_a_mesh_that_does_not_divide_a_parameter():
-    with pytest.raises(
-        ValueError,
-        match=r"mesh.tensor = 3 does not divide llm/layers/attn/q_einsum/w \[18, 8, 2048",
-    ):
-        sharding.param_shardings(
-            {path: leaf for path, leaf in shapes("paligemma_3b").items() if "q_einsum" in path},
-            AbstractMesh((1, 1, 3), sharding.AXES),
-        )
+def test_a_mesh_that_does_not_divide_a_parameter_is_an_error():
+    shapes = param_shapes("paligemma_3b")
+    queries = {path: leaf for path, leaf in shapes.items() if "q_einsum" in path}
+    message = r"mesh.tensor = 3 does not divide llm/layers/attn/q_einsum/w \[18, 8, 2048"
+    with pytest.raises(UserError, match=message):
+        sharding.param_shardings(queries, AbstractMesh((1, 1, 3), sharding.AXES))
 
 
-def test_a_parameter_that_no_rule_places():
+def test_a_parameter_without_a_rule_is_an_error():
+    params = {"head": {"kernel": jax.ShapeDtypeStruct((2, 2), np.float32)}}
     with pytest.raises(ValueError, match="sharding: no rule matches head/kernel"):
-        sharding.param_shardings(
-            {"head": {"kernel": jax.ShapeDtypeStruct((2, 2), np.float32)}},
-            AbstractMesh((1, 1, 1), sharding.AXES),
-        )
+        sharding.param_shardings(params, AbstractMesh((1, 1, 1), sharding.AXES))
 
 
-def test_a_mesh_changes_no_number(tmp_path):
-    """Steps on four devices and on eight log what they do on one, and one device takes the run of eight up."""
+def test_results_do_not_depend_on_the_mesh(tmp_path):
+    """Four and eight devices log the same losses as one, and one device resumes the run of eight."""
     dataset = write_robot_set(tmp_path / "robot")
     environment = {
         **os.environ,
         "XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8",
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
-    eight = subprocess.Popen(
-        [sys.executable, "-c", ON_EIGHT, str(dataset), str(tmp_path / "eight")],
+    process = subprocess.Popen(
+        [sys.executable, "-c", ON_EIGHT_DEVICES, str(dataset), str(tmp_path / "eight")],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     train(nano_config(dataset, tmp_path / "one"), until=3)
-    out, errors = eight.communicate()
-    assert eight.returncode == 0, errors
-    assert "error: batch_size 6 is not a multiple of mesh.data x mesh.fsdp = 4\n" in out
-    assert (
-        "error: batch_size 8 is not a multiple of mesh.data x mesh.fsdp = 4 x optim.microbatches 4\n"
-        in out
-    )
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    shards = "is not a multiple of mesh.data x mesh.fsdp = 4"
+    assert f"error: batch_size 6 {shards}\n" in output
+    assert f"error: batch_size 8 {shards} x optim.microbatches 4\n" in output
     assert open_checkpoint(tmp_path / "eight").step == 2
     train(nano_config(dataset, tmp_path / "eight"), until=3)
-    one, other = (metrics(tmp_path / name) for name in ("one", "eight"))
+    on_one = read_losses(tmp_path / "one")
+    on_eight = read_losses(tmp_path / "eight")
     for step in (1, 2, 3):
-        assert one[step].keys() == other[step].keys()
-        assert_close(other[step], one[step])
-    on_four = [
-        json.loads(line.removeprefix("losses:"))
-        for line in out.splitlines()
-        if line.startswith("losses:")
-    ]
+        assert on_one[step].keys() == on_eight[step].keys()
+        assert_close(on_eight[step], on_one[step])
+    on_four = [line for line in output.splitlines() if line.startswith("losses:")]
     assert len(on_four) == 3
-    for losses in on_four:
-        for step, found in enumerate(losses, 1):
-            assert_close(found, one[step])
+    for line in on_four:
+        for step, losses in enumerate(json.loads(line.removeprefix("losses:")), start=1):
+            assert_close(losses, on_one[step])
 
 
-def assert_close(found, expected):
+def assert_close(actual, expected):
     for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(actual[name], value, rtol=1e-5, err_msg=name)
 
 
-def metrics(workdir):
-    with open(workdir / "metrics.jsonl") as file:
-        lines = {line["step"]: line for line in map(json.loads, file)}
-    return {
-        step: {name: value for name, value in line.items() if "loss" in name or name == "grad_norm"}
-        for step, line in lines.items()
-    }
+def read_losses(workdir):
+    losses = {}
+    for step, line in read_metrics(workdir).items():
+        losses[step] = {
+            name: value for name, value in line.items() if "loss" in name or name == "grad_norm"
+        }
+    return losses

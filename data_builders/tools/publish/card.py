@@ -10,6 +10,7 @@ from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData
 
+from data_builders.common.tables import markdown_table
 from data_builders.tools.publish.summary import PAPER, DatasetSummary
 from etcvla.data.rlds_layout import read_features
 from etcvla.etc.items import ETC_KINDS
@@ -107,7 +108,7 @@ def _counts_section(statistics: Mapping[str, Any]) -> str:
     for name, split in splits.items():
         counts = (split["episodes"], split["frames"], split["items"].get("items", 0))
         rows.append([name, *(f"{count:,}" for count in counts)])
-    tables = [_table(["split", "episodes", "frames", "items"], rows)]
+    tables = [markdown_table(["split", "episodes", "frames", "items"], rows)]
     for key in ("scene", "task"):
         counts = {}
         for name, split in splits.items():
@@ -152,7 +153,7 @@ def _count_table(
     rows = []
     for name in ordered:
         rows.append([name, *(f"{column.get(name, 0):,}" for column in counts.values())])
-    return _table([title, *counts], rows)
+    return markdown_table([title, *counts], rows)
 
 
 def _provenance_section(dataset: DatasetSummary) -> str:
@@ -169,7 +170,7 @@ def _provenance_section(dataset: DatasetSummary) -> str:
             tables.append(_folded_table(key.replace("_", " "), value))
         else:
             rows.append([key, value])
-    return "\n\n".join([_table(["key", "value"], rows), *tables])
+    return "\n\n".join([markdown_table(["key", "value"], rows), *tables])
 
 
 def _plain_text(value: Any) -> Any:
@@ -186,7 +187,7 @@ def _folded_table(title: str, entries: Mapping[str, Any]) -> str:
     for key, value in entries.items():
         cells = [value[column] for column in columns] if columns else [value]
         rows.append([key, *cells])
-    table = _table([title, *(columns or ["count"])], rows)
+    table = markdown_table([title, *(columns or ["count"])], rows)
     return f"<details><summary>{title.capitalize()}</summary>\n\n{table}\n\n</details>"
 
 
@@ -197,7 +198,7 @@ def _features_section(dataset: DatasetSummary) -> str:
         shape = ["?" if size is None else str(size) for size in feature.shape]
         kind = f"{feature.kind} list" if feature.ragged else feature.kind
         rows.append([f"`{feature.path}`", kind, "x".join(shape) or "-", feature.doc])
-    return _table(["feature", "kind", "shape", "meaning"], rows)
+    return markdown_table(["feature", "kind", "shape", "meaning"], rows)
 
 
 def _loading_section(dataset: DatasetSummary) -> str:
@@ -212,14 +213,3 @@ for episode in builder.as_dataset(split="{split}"):
 ```
 
 By frame, without TensorFlow: `etcvla.data.rlds.RLDSDataset("path/to/this/folder")`."""
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [_table_row(head), "|" + "---|" * len(head)]
-    lines += [_table_row(row) for row in rows]
-    return "\n".join(lines)
-
-
-def _table_row(cells: Sequence[Any]) -> str:
-    texts = [str(cell).replace("|", r"\|").replace("\n", " ") for cell in cells]
-    return f"| {' | '.join(texts)} |"
