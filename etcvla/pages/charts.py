@@ -15,7 +15,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
 
 from etcvla.pages import palette
 from etcvla.pages.measures import Measure
@@ -239,7 +239,7 @@ def training_chart(rows: Sequence[Mapping[str, float]]) -> Markup:
         "steps per second": ["steps_per_second"],
         "share of time waiting for data": ["data_wait"],
     }
-    figure = _figure(PAGE_WIDTH, 5)
+    figure = _figure(PAGE_WIDTH, 4.4)
     all_axes = figure.subplots(2, 2, height_ratios=(1.5, 1), sharex=True)
     for axes, (title, metrics) in zip(all_axes.flat, panels.items(), strict=True):
         axes.set(title=title)
@@ -249,9 +249,13 @@ def training_chart(rows: Sequence[Mapping[str, float]]) -> Markup:
             if any(values):  # a loss that the run does not have is 0
                 label = name.removeprefix("loss/").removesuffix("/accuracy").replace("_", " ")
                 axes.plot([row["step"] for row in logged], values, label=label, linewidth=1.5)
-        axes.set_ylim(bottom=0)
-    losses, accuracies, _, waiting = all_axes.flat
+    losses, accuracies, speed, waiting = all_axes.flat
     losses.set_yscale("log")
+    losses.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    losses.yaxis.set_major_formatter("{x:g}")
+    losses.minorticks_off()
+    top = max((row.get("steps_per_second", 0) for row in rows), default=0)
+    speed.set_ylim(0, 1.1 * top or 1)
     for axes in (losses, accuracies):
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     for axes in (accuracies, waiting):

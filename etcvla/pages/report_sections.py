@@ -51,7 +51,9 @@ def success_by_task(results: RecipeResults) -> dict[str, Any] | None:
             for task, value in run.success(scene).items():
                 groups[task][scene] = value
         panels[run.title] = groups
-    return _scene_bars(results, panels) if panels else None
+    if not panels:
+        return None
+    return _scene_bars(results, panels)
 
 
 def _scene_bars(results: RecipeResults, panels: charts.BarPanels) -> dict[str, Any]:
@@ -168,7 +170,6 @@ def training(results: RecipeResults) -> dict[str, Any] | None:
 
 def configuration(results: RecipeResults) -> dict[str, Any]:
     """Configs, protocol, seeds and versions, and the definitions of the scores."""
-    summary = results.summary
     protocols = {}
     for run in results.runs:
         spec = run.scores.get("spec", {})
@@ -177,8 +178,7 @@ def configuration(results: RecipeResults) -> dict[str, Any]:
     return {
         "configs": {run.title: run.info["config"] for run in results.runs if "config" in run.info},
         "protocol": _merge_settings(protocols),
-        "seeds": summary.get("seeds", {}),
-        "versions": {"commit": summary.get("commit", "unknown"), **summary.get("versions", {})},
+        "summary": results.summary,
         "min_iou": MIN_IOU,
         "max_distance": MAX_DISTANCE,
     }
