@@ -5,7 +5,7 @@ python launch/animate.py --checkpoint=runs/demo/objective_bridge --out=docs/poli
 
 from absl import flags
 
-from etcvla.pages.animation import AnimationOptions, record_episode, write_animation
+from etcvla.pages.animation import record_episode, write_animation
 from etcvla.policy import Policy
 from etcvla.sims.seeds import eval_seed
 from launch import common
@@ -25,11 +25,10 @@ def main(_: list[str]) -> None:
     """Record one episode per task and write them side by side."""
     common.check_out_file(_OUT.value)
     policy = Policy.load(_CHECKPOINT.value)
-    options = AnimationOptions(scene=_SCENE.value)
     episodes = []
     for task in _TASKS.value:
         print(f"{task} ...", flush=True)
-        episodes.append(record_episode(policy, task, eval_seed(_SEED.value), options))
+        episodes.append(record_episode(policy, task, _SCENE.value, eval_seed(_SEED.value)))
     write_animation(_OUT.value, episodes)
     print(_OUT.value)
 

@@ -90,7 +90,7 @@ def run_benchmark(
         `describe_protocol`.
       episodes.csv: see `TrialResult.to_row`.
       scores.json: "suite", and "groups" of `score_groups`.
-      videos: see `results_schema.VideoName`.
+      videos: see `results_schema.video_stem`.
 
     Args:
       checkpoint: a workdir, or the folder of one of its checkpoints.

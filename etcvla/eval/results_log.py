@@ -18,7 +18,7 @@ from PIL import Image
 from etcvla.errors import UserError
 from etcvla.eval.trials import Trial, TrialResult
 from etcvla.files import write_atomically, write_json
-from etcvla.results_schema import EPISODE_COLUMNS, TRIAL_COLUMNS, VideoName
+from etcvla.results_schema import EPISODE_COLUMNS, TRIAL_COLUMNS, video_stem
 
 VIDEO_FRAME_MS = 60  # duration of a frame
 
@@ -95,19 +95,10 @@ class ResultsLog:
         return {key(row): row for row in csv.DictReader(complete.splitlines())}
 
     def _write_video(self, result: TrialResult) -> None:
-        trial = result.trial
-        name = VideoName(
-            trial.intervention,
-            trial.scene,
-            trial.task,
-            trial.trial,
-            result.success,
-            trial.perturbation,
-        )
         self._videos_folder.mkdir(exist_ok=True)
         frames = [Image.fromarray(frame) for frame in result.frames]
         frames[0].save(
-            self._videos_folder / f"{name.stem}.gif",
+            self._videos_folder / f"{video_stem(result.to_row())}.gif",
             save_all=True,
             append_images=frames[1:],
             duration=VIDEO_FRAME_MS,

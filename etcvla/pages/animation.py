@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 from collections.abc import Sequence
 
@@ -11,119 +10,97 @@ from etils import epath
 from PIL import Image, ImageDraw
 
 from etcvla import sims
-from etcvla.etc.question_types import BOX, PATH, clean_instruction, format_question
-from etcvla.etc.score import parse_answer
+from etcvla.etc.question_types import format_question
 from etcvla.files import write_atomically
+from etcvla.pages import palette
+from etcvla.pages.shapes import answer_shapes, draw_shape
+from etcvla.pages.videos import path_question
 from etcvla.policy import Policy
 
-PATH_COLOR = (216, 27, 154)
-BOX_COLOR = (34, 197, 94)
+SIZE = 240  # pixels of one panel
+IMAGE_SIZE = 96  # pixels of the images that the policy gets
+MAX_STEPS = 150  # control steps
+REPLAN_STEPS = 5  # control steps between two queries
+FRAME_STEPS = 2  # control steps between two frames
 CAPTION_HEIGHT = 22  # pixels
 HOLD_FRAMES = 8  # the last frame is repeated so often
+# Questions that the policy answers while it acts -> colour of the answers.
+COLORS = {"path_task": palette.PREDICTION, "locate_box": palette.GOOD}
 
 
-@dataclasses.dataclass(frozen=True)
-class AnimationOptions:
-    """What an animation shows."""
-
-    simulator: str = "metaworld"
-    scene: str = "source"
-    size: int = 240  # pixels of one panel
-    image_size: int = 96  # pixels of the images that the policy gets
-    max_steps: int = 150  # control steps
-    replan_steps: int = 5  # control steps between two queries
-    frame_steps: int = 2  # control steps between two frames
-
-
-def record_episode(
-    policy: Policy, task: str, seed: int, options: AnimationOptions
-) -> list[Image.Image]:
-    """Let the policy act once and return the frames with its path and the target's box.
+def record_episode(policy: Policy, task: str, scene: str, seed: int) -> np.ndarray:
+    """Let the policy act once, and return the frames with its path and the target's box.
 
     A second environment in the same state renders the frames in their own size, so that the policy
     gets images of the size that it was trained on.
 
     Args:
+      policy: the policy that acts and answers.
+      task: a task of Meta-World.
+      scene: its scene.
       seed: of the layout and of the policy's noise.
+
+    Returns:
+      uint8[n, H, W, 3].
     """
-    env = sims.make(options.simulator, task, options.scene, options.image_size)
-    display = sims.make(options.simulator, task, options.scene, options.size)
+    env = sims.make("metaworld", task, scene, IMAGE_SIZE)
+    display = sims.make("metaworld", task, scene, SIZE)
     env.reset(seed)
     display.reset(seed)
     instruction = env.instruction()
-    questions = [
-        format_question("path_task", 0.0, {"instruction": clean_instruction(instruction)}),
-        format_question("locate_box", 0.0, {"object": env.objects[env.target].name}),
-    ]
+    target = {"object": env.objects[env.target].name}
+    questions = [path_question(instruction), format_question("locate_box", 0.0, target)]
     camera = policy.cameras[0]
     frames = []
-    actions: np.ndarray = np.zeros((0, 0))
-    path = box = None
-    for step in range(options.max_steps):
-        if step % options.replan_steps == 0:
+    for step in range(MAX_STEPS):
+        if step % REPLAN_STEPS == 0:
             observation = {**env.observe(), "instruction": instruction}
             actions = policy.act([observation], [(seed, step)])[0]
             images = policy.camera_images(observation["images"])
-            path_text, box_text = policy.answer([images, images], questions)
-            path = parse_answer(PATH, path_text)
-            box = parse_answer(BOX, box_text)
-        if step % options.frame_steps == 0:
-            frames.append(draw_answers(display.observe()["images"][camera], path, box))
-        action = actions[step % options.replan_steps]
+            answers = policy.answer([images, images], questions)
+        if step % FRAME_STEPS == 0:
+            image = display.observe()["images"][camera]
+            frames.append(draw_frame(image, instruction, dict(zip(COLORS, answers, strict=True))))
+        action = actions[step % REPLAN_STEPS]
         display.step(action)
         if env.step(action):
             break
-    frames.append(Image.fromarray(display.observe()["images"][camera]))
+    frames.append(draw_frame(display.observe()["images"][camera], instruction, {}))
     env.close()
     display.close()
-    return [add_caption(frame, instruction) for frame in frames]
+    return np.stack(frames)
 
 
-def draw_answers(image: np.ndarray, path: np.ndarray | None, box: np.ndarray | None) -> Image.Image:
-    """Draw a path float[k, 2] (y, x) and a box float[4] (ymin, xmin, ymax, xmax) in [0, 1]."""
+def draw_frame(image: np.ndarray, caption: str, answers: dict[str, str]) -> np.ndarray:
+    """Draw answers into an image and the caption below it.
+
+    Args:
+      image: uint8[H, W, 3].
+      caption: one line of text.
+      answers: question type -> answer of the policy. Answers that cannot be parsed are left out.
+    """
     picture = Image.fromarray(image)
-    pen = ImageDraw.Draw(picture)
-    height, width = image.shape[:2]
-    if box is not None:
-        ymin, xmin, ymax, xmax = box.reshape(4).tolist()
-        left, right = sorted((xmin * width, xmax * width))
-        top, bottom = sorted((ymin * height, ymax * height))
-        pen.rectangle((left, top, right, bottom), outline=BOX_COLOR, width=2)
-    if path is not None:
-        points = [(x * width, y * height) for y, x in path.tolist()]
-        if len(points) > 1:
-            pen.line(points, fill=PATH_COLOR, width=3, joint="curve")
-        pen.circle(points[-1], 5, fill=PATH_COLOR)
-    return picture
+    for question_type, answer in answers.items():
+        for shape in answer_shapes(question_type, answer):
+            draw_shape(picture, shape, COLORS[question_type], 2)
+    panel = Image.new("RGB", (picture.width, picture.height + CAPTION_HEIGHT), "white")
+    panel.paste(picture)
+    ImageDraw.Draw(panel).text((4, picture.height + 5), caption, fill="black")
+    return np.asarray(panel)
 
 
-def add_caption(image: Image.Image, text: str) -> Image.Image:
-    """Return the image with a line of text below it."""
-    panel = Image.new("RGB", (image.width, image.height + CAPTION_HEIGHT), "white")
-    panel.paste(image)
-    ImageDraw.Draw(panel).text((4, image.height + 5), text, fill="black")
-    return panel
-
-
-def write_animation(path: epath.PathLike, episodes: Sequence[Sequence[Image.Image]]) -> None:
-    """Write episodes side by side as one GIF; shorter ones keep their last frame."""
+def write_animation(path: epath.PathLike, episodes: Sequence[np.ndarray]) -> None:
+    """Write episodes uint8[n, H, W, 3] side by side as a GIF; short ones keep their last frame."""
     length = max(len(frames) for frames in episodes) + HOLD_FRAMES
-    width = sum(frames[0].width for frames in episodes)
-    height = episodes[0][0].height
+    indices = [np.minimum(np.arange(length), len(frames) - 1) for frames in episodes]
+    columns = [frames[index] for frames, index in zip(episodes, indices, strict=True)]
     pictures = []
-    for i in range(length):
-        picture = Image.new("RGB", (width, height))
-        left = 0
-        for frames in episodes:
-            frame = frames[min(i, len(frames) - 1)]
-            picture.paste(frame, (left, 0))
-            left += frame.width
-        pictures.append(picture)
+    for frame in np.concatenate(columns, axis=2):
+        pictures.append(Image.fromarray(frame))
     # One palette for all frames: colors of their own would flicker and take more bytes.
     palette = pictures[0].quantize(160)
     pictures = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
     buffer = io.BytesIO()
-    pictures[0].save(
-        buffer, format="GIF", save_all=True, append_images=pictures[1:], duration=80, loop=0
-    )
+    options = {"save_all": True, "append_images": pictures[1:], "duration": 80, "loop": 0}
+    pictures[0].save(buffer, format="GIF", **options)
     write_atomically(path, buffer.getvalue())

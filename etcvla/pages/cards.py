@@ -4,145 +4,99 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 from PIL import Image, ImageSequence
 
-from etcvla.pages.results import SHAPES, RecipeResults, RunResults, read_json, union
-from etcvla.pages.templates import EmbeddedImage, as_words, embed_image
-from etcvla.results_schema import INTERVENTIONS, VideoName
+from etcvla.pages.results import SHAPES, RecipeResults, read_json, union
+from etcvla.pages.templates import EmbeddedImage, embed_image
+from etcvla.results_schema import video_stem
 
-WRONG_EXAMPLES = 3  # examples of each run, dataset and kind
-CORRECT_EXAMPLES = 2
-MAX_EXAMPLE_BYTES = 4_000_000  # size of all embedded images, before base64
-MAX_VIDEO_BYTES = 4_000_000
-NONE = "none"  # filter value of a video without a perturbation or benchmark
+# Number of examples of each run, dataset and kind, by whether the answer is correct.
+NUM_EXAMPLES = {False: 3, True: 2}
+MAX_BYTES = 4_000_000  # size of all embedded images of a section, before base64
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Card:
     """An image or video with a description.
 
     Attributes:
-      filters: filter axis -> value, by which the page shows and hides cards.
-      title: heading of the card.
+      path: file of the image or video.
+      title: heading of the card, as an identifier.
       outcome: "correct", "wrong", "success" or "failure".
-      good: the outcome is good.
-      image: the image or video.
+      filters: filter axis -> value, by which the page shows and hides cards.
       details: values for the template.
+      image: the embedded image or video, if the page has space for it.
     """
 
-    filters: Mapping[str, str]
+    path: epath.Path
     title: str
     outcome: str
-    good: bool
-    image: EmbeddedImage
+    filters: Mapping[str, str]
     details: Mapping[str, Any]
-
-
-# ---- Example answers ----
+    image: EmbeddedImage | None = None
 
 
 def examples(results: RecipeResults) -> dict[str, Any] | None:
     """Held-out questions with the true answer and the prediction, wrong answers first."""
     main_runs = results.main_runs
     controls = [run for run in results.runs if run not in main_runs]
-    newest_first = [*reversed(main_runs), *controls]
-    pool = []
-    for run in newest_first:
-        for row in _select_examples(read_json(run.evaluation / "examples.json", [])):
-            path = run.evaluation / row["image"]
-            if path.exists():
-                pool.append((path, run, row))
     cards = []
-    budget = MAX_EXAMPLE_BYTES
-    for path, run, row in pool:
-        data = path.read_bytes()
-        budget -= len(data)
-        if budget < 0:
-            break
-        cards.append(_example_card(embed_image(data), run, row))
-    if not cards:
-        return None
-    return {
-        "cards": cards,
-        "num_available": len(pool),
-        "axes": _filter_axes(cards, ("stage", "dataset", "kind", "answer")),
-        "selected_stage": cards[0].filters["stage"],
-    }
+    for run in [*reversed(main_runs), *controls]:
+        for row in _select_examples(read_json(run.evaluation / "examples.json", [])):
+            outcome = "correct" if row["correct"] else "wrong"
+            filters = {
+                "stage": run.title,
+                "dataset": row["dataset"],
+                "kind": row["kind"],
+                "answer": outcome,
+            }
+            path = run.evaluation / row["image"]
+            cards.append(Card(path, row["kind"], outcome, filters, row))
+    return _embed_cards(cards, epath.Path.read_bytes)
 
 
-def _select_examples(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _select_examples(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Select a few examples of each dataset and kind.
 
-    Wrong answers come first, and robot scenes come before shapes. The kinds take turns.
+    Wrong answers come first. Among these, the kinds take turns, and robot scenes come before
+    shapes.
     """
-    groups = defaultdict(list)
-    for row in sorted(rows, key=lambda row: (row["correct"], row["dataset"] == SHAPES)):
-        groups[row["correct"], row["dataset"], row["kind"]].append(row)
+    counts = Counter()
     selected = []
-    for correct, count in ((False, WRONG_EXAMPLES), (True, CORRECT_EXAMPLES)):
-        for turn in range(count):
-            for (group_correct, _, _), group in groups.items():
-                if group_correct == correct and turn < len(group):
-                    selected.append(group[turn])
-    return selected
-
-
-def _example_card(image: EmbeddedImage, run: RunResults, row: Mapping[str, Any]) -> Card:
-    outcome = "correct" if row["correct"] else "wrong"
-    return Card(
-        filters={
-            "stage": run.title,
-            "dataset": row["dataset"],
-            "kind": row["kind"],
-            "answer": outcome,
-        },
-        title=as_words(row["kind"]),
-        outcome=outcome,
-        good=row["correct"],
-        image=image,
-        details=row,
-    )
-
-
-# ---- Videos ----
+    for row in rows:
+        group = (row["correct"], row["dataset"], row["kind"])
+        order = (row["correct"], counts[group], row["dataset"] == SHAPES)
+        if counts[group] < NUM_EXAMPLES[row["correct"]]:
+            selected.append((order, row))
+        counts[group] += 1
+    selected.sort(key=lambda pair: pair[0])
+    return [row for _, row in selected]
 
 
 def videos(results: RecipeResults) -> dict[str, Any] | None:
     """Videos of episodes: failures with the right instruction first."""
-    pool = []
-    for run in results.runs:
-        for path in sorted(run.evaluation.glob("videos/*.gif")):
-            pool.append((path, run, NONE))
-        for path in sorted(run.evaluation.glob("*/videos/*.gif")):
-            pool.append((path, run, path.parent.parent.name))
-    named = []
-    for path, run, benchmark in pool:
-        name = VideoName.parse(path.stem)
-        if name is not None:
-            named.append((path, run, benchmark, name))
-    named.sort(key=lambda video: (video[3].intervention != "right", video[3].success))
     cards = []
-    budget = MAX_VIDEO_BYTES
-    for path, run, benchmark, name in named:
-        data = _webp(path)
-        budget -= len(data)
-        if budget < 0:
-            break
-        cards.append(_video_card(embed_image(data), run, benchmark, name))
-    if not cards:
-        return None
-    axes = ("stage", "benchmark", "scene", "intervention", "perturbation", "outcome")
-    return {
-        "cards": cards,
-        "num_available": len(named),
-        "axes": _filter_axes(cards, axes),
-        "selected_stage": "",
-    }
+    for run in results.runs:
+        for benchmark in ["", *run.benchmarks]:
+            for row in run.episodes(benchmark):
+                path = run.evaluation / benchmark / "videos" / f"{video_stem(row)}.gif"
+                outcome = "success" if int(row["success"]) else "failure"
+                filters = {
+                    "stage": run.title,
+                    "benchmark": benchmark or "none",
+                    "scene": row["scene"],
+                    "intervention": row["intervention"],
+                    "perturbation": row["perturbation"] or "none",
+                    "outcome": outcome,
+                }
+                cards.append(Card(path, row["task"], outcome, filters, row))
+    cards.sort(key=lambda card: (card.filters["intervention"] != "right", card.outcome))
+    return _embed_cards(cards, _webp)
 
 
 def _webp(path: epath.Path) -> bytes:
@@ -150,66 +104,30 @@ def _webp(path: epath.Path) -> bytes:
     buffer = io.BytesIO()
     with Image.open(io.BytesIO(path.read_bytes())) as gif:
         first, *others = [frame.convert("RGB") for frame in ImageSequence.Iterator(gif)]
-        first.save(
-            buffer,
-            "webp",
-            save_all=True,
-            append_images=others,
-            duration=gif.info.get("duration", 60),
-            loop=0,
-            quality=70,
-            method=2,
-        )
+        options = {"duration": gif.info.get("duration", 60), "loop": 0, "quality": 70}
+        first.save(buffer, "webp", save_all=True, append_images=others, method=2, **options)
     return buffer.getvalue()
 
 
-def _video_card(image: EmbeddedImage, run: RunResults, benchmark: str, name: VideoName) -> Card:
-    outcome = "success" if name.success else "failure"
-    episode = _find_episode(run, "" if benchmark == NONE else benchmark, name)
-    return Card(
-        filters={
-            "stage": run.title,
-            "benchmark": benchmark,
-            "scene": name.scene,
-            "intervention": name.intervention,
-            "perturbation": name.perturbation or NONE,
-            "outcome": outcome,
-            "task": name.task,
-        },
-        title=as_words(name.task),
-        outcome=outcome,
-        good=name.success,
-        image=image,
-        details={
-            "trial": name.trial,
-            "steps": episode.get("steps"),
-            "intervention": INTERVENTIONS[name.intervention],
-            "instruction_of": episode.get("instruction_of", name.task),
-        },
-    )
-
-
-def _find_episode(run: RunResults, benchmark: str, name: VideoName) -> Mapping[str, str]:
-    """Return the line of episodes.csv about the episode of a video; empty if there is none."""
-    for row in run.episodes(benchmark):
-        row_name = VideoName(
-            intervention=row["intervention"],
-            scene=row["scene"],
-            task=row["task"].replace("/", "_"),
-            trial=int(row["trial"]),
-            success=name.success,
-            perturbation=row.get("perturbation", ""),
-        )
-        if row_name == name:
-            return row
-    return {}
-
-
-def _filter_axes(cards: Sequence[Card], axes: Sequence[str]) -> dict[str, list[str]]:
-    """Return the values of each filter axis, without axes that have only one value."""
-    values_by_axis = {}
-    for axis in axes:
-        values = union([card.filters[axis]] for card in cards)
-        if len(values) > 1:
-            values_by_axis[axis] = values
-    return values_by_axis
+def _embed_cards(
+    cards: Sequence[Card], read: Callable[[epath.Path], bytes]
+) -> dict[str, Any] | None:
+    """Embed the images that exist, up to MAX_BYTES; return the data of the section."""
+    available = [card for card in cards if card.path.exists()]
+    shown = []
+    num_bytes = 0
+    for card in available:
+        data = read(card.path)
+        num_bytes += len(data)
+        if num_bytes > MAX_BYTES:
+            break
+        card.image = embed_image(data)
+        shown.append(card)
+    if not shown:
+        return None
+    axes = {}
+    for axis in shown[0].filters:
+        values = union([card.filters[axis]] for card in shown)
+        if len(values) > 1:  # there is something to filter
+            axes[axis] = values
+    return {"cards": shown, "num_available": len(available), "axes": axes}

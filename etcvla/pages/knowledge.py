@@ -5,15 +5,17 @@ The numbers come from knowledge.json, which `etcvla.eval.knowledge` computes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
 
 from etcvla.pages import charts
 from etcvla.pages.page import Section, write_page
-from etcvla.pages.results import accuracy_estimate, short_names, union
-from etcvla.pages.templates import as_words
+from etcvla.pages.results import accuracy_estimate, short_names
+from etcvla.pages.templates import as_words, interval, percent
 
 _Results = Mapping[str, Mapping[str, Any]]  # checkpoint -> its results, as in knowledge.json
 # Measures beside the accuracy that the scores of some kinds contain: name -> column title.
@@ -52,87 +54,68 @@ def knowledge_sections(results: _Results) -> list[Section]:
     names = [as_words(name) for name in short_names(list(results))]
     by_name = dict(zip(names, results.values(), strict=True))
     colors = charts.series_colors(names)
-    rows = _answer_rows(by_name)
-    measures = {}
-    for name, title in _MEASURES.items():
-        if any(name in row["scores"] for row in rows):
-            measures[name] = title
-    answers = {
-        "legend": colors,
-        "charts": _accuracy_charts(by_name, colors),
-        "rows": rows,
-        "measures": measures,
-    }
+    answers = {"legend": colors} | _answers(by_name, colors)
     sections = [Section("Knowledge: answers by kind", "knowledge_answers.html.j2", answers)]
     if all("cka" in checkpoint for checkpoint in results.values()):
-        drift = {"legend": colors, "reference": names[0], "chart": _drift_chart(by_name, colors)}
+        gains = _attention_panels(by_name, ("gain", "low", "high"))
+        other_gains = _attention_panels(by_name, ("other_box_gain",) * 3)
         attention = {
             "legend": colors,
-            "object_chart": _attention_chart(by_name, colors, "gain"),
-            "other_box_chart": _attention_chart(by_name, colors, "other_box_gain"),
+            "object_chart": charts.layer_chart(gains, colors, 1, "attention gain"),
+            "other_box_chart": charts.layer_chart(other_gains, colors, 1, "attention gain"),
+        }
+        drift = {
+            "legend": colors,
+            "reference": names[0],
+            "chart": charts.layer_chart(_drift_panels(by_name), colors, 0, "CKA"),
         }
         sections.append(Section("Knowledge: feature drift", "knowledge_drift.html.j2", drift))
         sections.append(Section("Knowledge: attention", "knowledge_attention.html.j2", attention))
     return sections
 
 
-def _accuracy_charts(by_name: _Results, colors: Mapping[str, str]) -> list[str]:
-    """Return a chart of the accuracy by kind for each dataset."""
-    result = []
-    for dataset in union(checkpoint["answers"] for checkpoint in by_name.values()):
-        groups = {}
-        for name, checkpoint in by_name.items():
-            for kind, scores in checkpoint["answers"].get(dataset, {}).items():
-                groups.setdefault(as_words(kind), {})[name] = accuracy_estimate(scores)
-        result.append(charts.bar_chart({dataset: groups}, colors, "accuracy"))
-    return result
-
-
-def _answer_rows(by_name: _Results) -> list[dict[str, Any]]:
-    """Return the rows of the table of answers: one for each checkpoint, dataset and kind."""
+def _answers(by_name: _Results, colors: Mapping[str, str]) -> dict[str, Any]:
+    """Return a chart of the accuracy by kind for each dataset, and a table of all scores."""
     rows = []
+    bars = defaultdict(lambda: defaultdict(dict))  # dataset -> kind -> checkpoint -> accuracy
     for name, checkpoint in by_name.items():
         for dataset, kinds in checkpoint["answers"].items():
             for kind, scores in kinds.items():
-                rows.append(
-                    {
-                        "checkpoint": name,
-                        "dataset": dataset,
-                        "kind": as_words(kind),
-                        "accuracy": accuracy_estimate(scores),
-                        "scores": scores,
-                    }
-                )
-    return rows
+                accuracy = accuracy_estimate(scores)
+                bars[dataset][as_words(kind)][name] = accuracy
+                row = [name, dataset, as_words(kind), percent(accuracy.value), interval(accuracy)]
+                row += [percent(scores["majority"]), percent(scores["blind"])]
+                for measure in _MEASURES:
+                    row.append(f"{scores[measure]:.2f}" if measure in scores else "")
+                rows.append(row)
+    columns = ["checkpoint", "dataset", "kind", "accuracy", "95 % interval", "majority", "blind"]
+    return {
+        "charts": [charts.bar_chart({name: bars[name]}, colors, "accuracy") for name in bars],
+        "columns": [*columns, *_MEASURES.values()],
+        "rows": rows,
+    }
 
 
-def _drift_chart(by_name: _Results, colors: Mapping[str, str]) -> str:
-    panels = {}
+def _drift_panels(by_name: _Results) -> charts.LayerPanels:
+    panels = defaultdict(dict)
     for feature, title in _FEATURES.items():
-        panels[title] = {}
         for name, checkpoint in by_name.items():
-            panels[title][name] = charts.LayerCurve(checkpoint["cka"][feature])
-    return charts.layer_chart(panels, colors, reference=0.0, ylabel="CKA")
+            panels[title][name] = [(cka, cka, cka) for cka in checkpoint["cka"][feature]]
+    return panels
 
 
-def _attention_chart(by_name: _Results, colors: Mapping[str, str], measure: str) -> str:
-    """Return a chart of an attention gain by layer; "gain" has intervals."""
-    panels = {}
+def _attention_panels(by_name: _Results, fields: tuple[str, str, str]) -> charts.LayerPanels:
+    """Return an attention gain by layer, without queries that no checkpoint has.
+
+    Args:
+      by_name: name of a checkpoint -> its results.
+      fields: names of the value and of the ends of its interval.
+    """
+    interval_of = operator.itemgetter(*fields)
+    panels = defaultdict(dict)
     for query, title in _QUERIES.items():
-        curves = {}
         for name, checkpoint in by_name.items():
             layers = checkpoint["attention"].get(query)
             if layers:
-                curves[name] = _gain_curve(layers, measure)
-        if curves:
-            panels[title] = curves
-    return charts.layer_chart(panels, colors, reference=1.0, ylabel="attention gain")
-
-
-def _gain_curve(layers: Sequence[Mapping[str, float]], measure: str) -> charts.LayerCurve:
-    values = [layer[measure] for layer in layers]
-    if measure != "gain":
-        return charts.LayerCurve(values)
-    low = [layer["low"] for layer in layers]
-    high = [layer["high"] for layer in layers]
-    return charts.LayerCurve(values, low, high)
+                panels[title][name] = [interval_of(layer) for layer in layers]
+    return panels

@@ -5,18 +5,21 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
+import itertools
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from etcvla.errors import UserError
-from etcvla.stats import Estimate, mean, rate
+from etcvla.stats import Estimate, rate
 from etcvla.train.checkpoint import find_checkpoint
 
 SHAPES = "shapes"  # the dataset of held-out shapes questions, which measure retention
+ALL_TASKS = "all tasks"
 MAX_CURVE_POINTS = 400  # approximate number of lines of metrics.jsonl that are kept
 
 
@@ -51,27 +54,22 @@ class RunResults:
         """Folder of the evaluation."""
         return self.folder / "evaluation"
 
+    @property
+    def acting(self) -> bool:
+        """Whether the run was evaluated in closed loop."""
+        return bool(self.scores.get("success"))
+
     def kinds(self, dataset: str) -> Mapping[str, Mapping[str, float]]:
         """Return {kind: scores} of the held-out questions of a dataset."""
         if dataset == SHAPES:
             return self.scores.get("mm") or {}
         return self.scores.get("etc", {}).get(dataset, {})
 
-    def accuracy(self, dataset: str) -> Estimate | None:
-        """Return the mean accuracy over the kinds of questions of a dataset."""
-        return mean([accuracy_estimate(kind) for kind in self.kinds(dataset).values()])
-
-    def task_rates(self, scene: str, intervention: str = "right") -> dict[str, Estimate | None]:
-        """Return {task: success rate}."""
+    def success(self, scene: str, intervention: str = "right") -> dict[str, Estimate | None]:
+        """Return {task: success rate}, with the rate over the trials of all tasks first."""
         tasks = self.scores.get("success", {}).get(intervention, {}).get(scene, {})
-        return {task: rate(successes, trials) for task, (successes, trials) in tasks.items()}
-
-    def success(self, scene: str, intervention: str = "right") -> Estimate | None:
-        """Return the success rate over the trials of all tasks; None if none was run."""
-        tasks = self.scores.get("success", {}).get(intervention, {}).get(scene, {})
-        successes = sum(task_successes for task_successes, _ in tasks.values())
-        trials = sum(task_trials for _, task_trials in tasks.values())
-        return rate(successes, trials)
+        pooled = np.sum([*tasks.values(), (0, 0)], axis=0).tolist()
+        return {task: rate(*counts) for task, counts in {ALL_TASKS: pooled, **tasks}.items()}
 
     def episodes(self, benchmark: str = "") -> list[dict[str, str]]:
         """Read episodes.csv of the run's own evaluation, or of a benchmark."""
@@ -182,42 +180,29 @@ class RecipeResults:
     @property
     def acting_runs(self) -> list[RunResults]:
         """Runs that were evaluated in closed loop."""
-        runs = []
-        for run in self.runs:
-            if any(run.success(scene) for scene in self.scenes):
-                runs.append(run)
-        return runs
+        return [run for run in self.runs if run.acting]
 
     @property
     def scenes(self) -> list[str]:
         """Scenes in which any run was evaluated."""
-        names = []
-        for run in self.runs:
-            names += run.scores.get("success", {}).values()
-        return union(names)
-
-    @property
-    def etc_datasets(self) -> list[str]:
-        """Datasets with held-out ETC questions."""
-        return union(run.scores.get("etc", {}) for run in self.runs)
+        tables = [run.scores["success"].values() for run in self.acting_runs]
+        return union(itertools.chain.from_iterable(tables))
 
     @property
     def datasets(self) -> list[str]:
         """Datasets with held-out questions: shapes first, if any run answered questions on them."""
         shapes = [SHAPES] if any(run.kinds(SHAPES) for run in self.runs) else []
-        return [*shapes, *self.etc_datasets]
+        return [*shapes, *union(run.scores.get("etc", {}) for run in self.runs)]
 
 
 def short_names(paths: Sequence[epath.PathLike]) -> list[str]:
     """Return the last parts of each path, as few as make the names different."""
     all_parts = [epath.Path(path).parts for path in paths]
-    longest = max(len(parts) for parts in all_parts)
-    names = []
-    for count in range(1, longest + 1):
+    for count in range(1, max(map(len, all_parts))):
         names = ["/".join(parts[-count:]) for parts in all_parts]
         if len(set(names)) == len(names):
-            break
-    return names
+            return names
+    return [str(path) for path in paths]
 
 
 def _read_run(folder: epath.Path, name: str) -> RunResults:
@@ -255,10 +240,7 @@ def read_json(path: epath.Path, default: Any = None) -> Any:
 
 def union(collections: Iterable[Iterable[str]]) -> list[str]:
     """Return all names, each once, in the order of their first appearance."""
-    names = {}
-    for collection in collections:
-        names.update(dict.fromkeys(collection))
-    return list(names)
+    return list(dict.fromkeys(itertools.chain.from_iterable(collections)))
 
 
 def accuracy_estimate(scores: Mapping[str, float]) -> Estimate:

@@ -6,6 +6,7 @@ import dataclasses
 import re
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 from etcvla.etc.items import parse_loc
 from etcvla.etc.question_types import BOX, PATH, POINT, WORDS, answer_type
@@ -29,6 +30,27 @@ class Shape:
     kind: str
     points: np.ndarray
     dashed: bool = False
+
+
+def draw_shape(image: Image.Image, shape: Shape, color: str, width: int) -> None:
+    """Draw a shape with a white edge, which makes it visible on any background.
+
+    Args:
+      image: changed in place.
+      shape: points and the end of a path are drawn as dots.
+      color: name or "#rrggbb".
+      width: width of the lines in pixels.
+    """
+    draw = ImageDraw.Draw(image)
+    points = [tuple(point) for point in (shape.points[:, ::-1] * image.size).tolist()]
+    for line_color, edge in (("white", 2), (color, 0)):
+        if shape.kind == BOX:
+            corners = np.sort(points, axis=0).ravel().tolist()
+            draw.rectangle(corners, outline=line_color, width=width + edge)
+            continue
+        if len(points) > 1:
+            draw.line(points, line_color, width + edge, joint="curve")
+        draw.circle(points[-1], 2 * width + edge / 2, fill=line_color)
 
 
 def question_shapes(question: str) -> list[Shape]:

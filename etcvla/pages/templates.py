@@ -22,6 +22,7 @@ from PIL import Image
 
 from etcvla.pages import palette
 from etcvla.pages.shapes import OVERLAY_HEIGHT, answer_shapes, question_shapes
+from etcvla.results_schema import INTERVENTIONS
 from etcvla.stats import Estimate
 
 _ASSETS = epath.resource_path("etcvla") / "pages/assets"
@@ -48,6 +49,7 @@ def _environment() -> jinja2.Environment:
         embed_image=embed_image,
         question_shapes=question_shapes,
         answer_shapes=answer_shapes,
+        interventions=INTERVENTIONS,
     )
     environment.filters.update(
         words=as_words,

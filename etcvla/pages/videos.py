@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageColor, ImageDraw
+from PIL import Image, ImageColor, ImageOps
 
 from etcvla.etc.question_types import PATH, clean_instruction, format_question
 from etcvla.etc.score import parse_answer
 from etcvla.pages import palette
+from etcvla.pages.shapes import Shape, draw_shape
 from etcvla.policy import Policy
 from etcvla.results_schema import VIDEO_CAMERA
 
 MIN_SIDE = 192  # smaller frames are enlarged, so that a line is finer than the objects, pixels
 LINE_COLOR = ImageColor.getrgb(palette.PREDICTION)
-EDGE_COLOR = (255, 255, 255)
+
+
+def path_question(instruction: str) -> str:
+    """Return the question for the gripper's path."""
+    fields = {"instruction": clean_instruction(instruction)}
+    return format_question("path_task", 0.0, fields)
 
 
 class VideoRecorder:
@@ -43,10 +51,7 @@ class VideoRecorder:
         Args:
           observations: worker -> observation with "images", "instruction" and "video".
         """
-        recorded = {}
-        for worker, observation in observations.items():
-            if observation["video"]:
-                recorded[worker] = observation
+        recorded = {worker: row for worker, row in observations.items() if row["video"]}
         if not recorded or self._policy.cameras[0] != VIDEO_CAMERA:
             return
         rows = list(recorded.values())
@@ -55,8 +60,7 @@ class VideoRecorder:
         questions = []
         for row in [*rows, *filling]:
             images.append(self._policy.camera_images(row["images"]))
-            slots = {"instruction": clean_instruction(row["instruction"])}
-            questions.append(format_question("path_task", 0.0, slots))
+            questions.append(path_question(row["instruction"]))
         answers = self._policy.answer(images, questions)
         for worker, answer in zip(recorded, answers[: len(rows)], strict=True):
             self._paths.setdefault(worker, []).append(parse_answer(PATH, answer))
@@ -87,25 +91,12 @@ def draw_paths(frames: np.ndarray, paths: Sequence[np.ndarray | None]) -> np.nda
     Returns:
       uint8[n, H * factor, W * factor, 3].
     """
-    height, width = frames.shape[1:3]
-    factor = max(1, -(-MIN_SIDE // min(height, width)))
-    size = (width * factor, height * factor)
+    factor = math.ceil(MIN_SIDE / min(frames.shape[1:3]))
     drawn = []
-    for i, frame in enumerate(frames):
-        image = Image.fromarray(frame).resize(size, Image.Resampling.NEAREST)
-        path = paths[i] if i < len(paths) else None
+    for frame, path in itertools.zip_longest(frames, paths):
+        image = ImageOps.scale(Image.fromarray(frame), factor, Image.Resampling.NEAREST)
         if path is not None:
-            _draw_path(image, path)
+            width = max(2, image.width // 80)
+            draw_shape(image, Shape(PATH, path), palette.PREDICTION, width)
         drawn.append(np.asarray(image))
     return np.stack(drawn)
-
-
-def _draw_path(image: Image.Image, path: np.ndarray) -> None:
-    """Draw a path float[k, 2] with a dot at its end, on a white edge."""
-    draw = ImageDraw.Draw(image)
-    line_width = max(2, image.width // 80)
-    points = [(x * image.width, y * image.height) for y, x in path.tolist()]
-    for color, edge in ((EDGE_COLOR, 2), (LINE_COLOR, 0)):
-        if len(points) > 1:
-            draw.line(points, color, line_width + edge, joint="curve")
-        draw.circle(points[-1], 2 * line_width + edge / 2, fill=color)

@@ -26,7 +26,6 @@ def test_item_statistics_count_items_and_best_constant_answers():
     assert row["majority_share"] == pytest.approx(
         max(map(present.count, ("yes", "no"))) / len(present)
     )
-    assert numbers["question_chars"]["max"] == max(len(item.question) for item in items)
     assert numbers["by_source"] == {"oracle": len(items)}
     assert json.loads(json.dumps(numbers)) == numbers
     assert item_statistics([])["items"] == 0

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from etcvla.etc.items import ETC_KINDS, format_loc
-from etcvla.results_schema import VideoName
+from etcvla.results_schema import video_stem
 from etcvla.stats import wilson
 
 TASKS = ("reach", "door-open", "drawer-open", "drawer-close")
@@ -50,6 +50,7 @@ EPISODE_COLUMNS = (
     "trial",
     "intervention",
     "instruction_of",
+    "perturbation",
     "success",
     "steps",
 )
@@ -151,10 +152,19 @@ def _write_episodes(rng, out, tasks, interventions, index):
                 instruction_of = wrong_task if intervention == "wrong_instruction" else task
                 for trial, success in enumerate(successes):
                     steps = 88 if success else 250
-                    row = (scene, task, trial, intervention, instruction_of, int(success), steps)
-                    lines.append(row)
-                name = VideoName(intervention, scene, task, 0, bool(successes[0]))
-                _write_video(rng, out / "videos" / f"{name.stem}.gif")
+                    row = [
+                        scene,
+                        task,
+                        trial,
+                        intervention,
+                        instruction_of,
+                        "",
+                        int(success),
+                        steps,
+                    ]
+                    lines.append([str(value) for value in row])
+                first_row = dict(zip(EPISODE_COLUMNS, lines[-trials], strict=True))
+                _write_video(rng, out / "videos" / f"{video_stem(first_row)}.gif")
     with (out / "episodes.csv").open("w", newline="") as file:
         csv.writer(file).writerows([EPISODE_COLUMNS, *lines])
     return table

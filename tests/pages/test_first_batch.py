@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+from PIL import ImageColor
 
 from etcvla.etc.question_types import BOX, PATH, POINT
 from etcvla.pages import batch_panels, first_batch
 from etcvla.pages.first_batch import (
-    Segment,
+    DecodedSegment,
     choose_rows,
     draw_batch,
     read_segments,
@@ -46,9 +47,10 @@ def test_segments_are_the_items_and_actions_of_the_dataset(stage, batch):
             if segment.is_action:
                 assert segment.prompt in INSTRUCTIONS
                 assert segment.number == row["action_segment"]
-                chunk = stage.assets.fast.decode_batch([list(segment.fast_tokens)])[0][0]
                 valid = row["action_mask"][:, :2]
-                np.testing.assert_allclose(chunk[valid], row["actions"][:, :2][valid], atol=0.2)
+                np.testing.assert_allclose(
+                    segment.fast_chunk[valid], row["actions"][:, :2][valid], atol=0.2
+                )
             else:
                 # The question "where is the affordance 1 of 2 at 3?" has the answer
                 # "<loc0203><loc0001>".
@@ -83,31 +85,35 @@ def test_first_rows_of_all_streams_are_chosen():
     ],
 )
 def test_shapes_have_the_kind_that_the_question_asks_for(prompt, answer, expected):
-    shapes = segment_shapes(Segment(1, prompt, answer, is_action=False, fast_tokens=()))
+    shapes = segment_shapes(DecodedSegment(1, prompt, answer))
     assert [(shape.kind, shape.dashed) for shape in shapes] == expected
     if expected and expected[0][0] == BOX:
         corners = (np.array([[0, 256], [512, 1023]]) + 0.5) / 1024
         np.testing.assert_allclose(shapes[0].points, corners)
     # The text of an action segment has no coordinates.
-    assert not segment_shapes(Segment(1, prompt, answer, is_action=True, fast_tokens=()))
+    assert not segment_shapes(DecodedSegment(1, prompt, answer, is_action=True))
 
 
 def test_box_is_drawn_at_its_place_in_the_color_of_its_segment():
     white = np.full((32, 32, 3), 255, np.uint8)
     box = Shape(BOX, np.array([[0.25, 0.25], [0.75, 0.75]]))
     color = batch_panels.segment_color(2)
-    picture = np.asarray(batch_panels.draw_camera(white, True, [(box, color)])).astype(int)
-    rgb = batch_panels._rgb(color).astype(int)
+    picture = batch_panels.draw_camera(white, [(box, color)]).astype(int)
+    rgb = ImageColor.getrgb(color)
     drawn = np.argwhere(np.abs(picture - rgb).sum(axis=2) < 60)
-    side = batch_panels.SIDE
+    side = len(picture)
     np.testing.assert_allclose(drawn.min(axis=0), [side / 4] * 2, atol=2)
     np.testing.assert_allclose(drawn.max(axis=0), [3 * side / 4] * 2, atol=2)
 
 
-def test_absent_camera_shows_no_image():
-    white = np.full((32, 32, 3), 255, np.uint8)
-    assert (np.asarray(batch_panels.draw_camera(white, True, [])) == 255).all()
-    assert (np.asarray(batch_panels.draw_camera(white, False, [])) < 255).all()
+def test_row_without_a_camera_shows_no_image(stage, batch):
+    images = np.full_like(batch["images"], 255)
+    pictures = []
+    for present in (True, False):
+        image_mask = np.full_like(batch["image_mask"], present)
+        changed = dict(batch) | {"images": images, "image_mask": image_mask}
+        pictures.append(draw_batch(changed, stage, "title"))
+    assert (pictures[0] == 255).all(axis=2).sum() > (pictures[1] == 255).all(axis=2).sum()
 
 
 def test_picture_has_a_panel_for_each_row_and_shows_the_attention_mask(stage, batch):

@@ -1,0 +1,138 @@
+"""The scores that reports show: accuracies on held-out questions, and success rates."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections import defaultdict
+from collections.abc import Mapping
+
+from etcvla.pages import palette
+from etcvla.pages.results import ALL_TASKS, SHAPES, RecipeResults, accuracy_estimate, union
+from etcvla.pages.templates import as_words
+from etcvla.stats import Estimate, mean, rate
+
+BASELINES = ("majority", "blind")
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """One score of one run.
+
+    Attributes:
+      value: the score.
+      baselines: baseline -> accuracy; empty for success rates.
+      note: remark that compares the score with its baselines.
+      warning: says that the score is not above its baselines.
+    """
+
+    value: Estimate
+    baselines: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    note: str = ""
+    warning: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """A score of all runs, in total and by kind of question or task.
+
+    Attributes:
+      title: name of the measure.
+      color: its colour.
+      rows: row -> title of a run -> score, without runs that were not evaluated. The first row is
+        the total.
+      place: where the robot acts, as "in the source scene"; empty for accuracies.
+    """
+
+    title: str
+    color: str
+    rows: Mapping[str, Mapping[str, Score]]
+    place: str = ""
+
+    @property
+    def values(self) -> dict[str, Estimate]:
+        """Title of a run -> the total."""
+        total = next(iter(self.rows.values()))
+        return {title: score.value for title, score in total.items()}
+
+
+def run_measures(results: RecipeResults) -> list[Measure]:
+    """Return the accuracies by dataset and the success rates by scene."""
+    etc_colors = itertools.cycle(palette.ETC)
+    measures = []
+    for dataset in results.datasets:
+        rows = _accuracy_rows(results, dataset)
+        if dataset == SHAPES:
+            measures.append(Measure("Retention, held-out shapes", palette.SHAPES, rows))
+        else:
+            measures.append(Measure(f"ETC answers, {dataset}", next(etc_colors), rows))
+    for scene in results.scenes:
+        rows = defaultdict(dict)
+        for run in results.runs:
+            for task, value in run.success(scene).items():
+                row = rows[task]
+                if value:
+                    row[run.title] = Score(value)
+        title = f"Success, {scene} scene"
+        measures.append(Measure(title, scene_color(scene), rows, f"in the {scene} scene"))
+    return measures
+
+
+def benchmark_measures(results: RecipeResults) -> list[Measure]:
+    """Return the success rates in benchmarks, with the right instruction and no perturbation."""
+    measures = []
+    for name in union(run.benchmarks for run in results.runs):
+        scores = {}
+        for run in results.runs:
+            for group in run.benchmarks.get(name, ()):
+                if group["intervention"] == "right" and not group["perturbation"]:
+                    scores[run.title] = Score(group_rate(group["overall"]))
+        color = palette.SCENE_COLORS["source"]
+        measures.append(Measure(f"Success, {name}", color, {ALL_TASKS: scores}, f"on {name}"))
+    return measures
+
+
+def scene_color(scene: str) -> str:
+    """Return the colour of a scene."""
+    return palette.SCENE_COLORS.get(scene, palette.MUTED)
+
+
+def group_rate(scores: Mapping) -> Estimate | None:
+    """Return the success rate in the scores of a group of a benchmark's episodes."""
+    return rate(scores["success"]["count"], scores["trials"])
+
+
+def _accuracy_rows(results: RecipeResults, dataset: str) -> dict[str, dict[str, Score]]:
+    rows = defaultdict(dict)
+    for run in results.runs:
+        kinds = run.kinds(dataset)
+        if kinds:
+            rows["mean over kinds"][run.title] = _mean_score(list(kinds.values()))
+        for kind, scores in kinds.items():
+            rows[as_words(kind)][run.title] = _kind_score(scores)
+    return rows
+
+
+def _mean_score(kinds: list[Mapping[str, float]]) -> Score:
+    """Mean accuracy over the kinds, the mean baselines, and the number of kinds above each."""
+    baselines = {}
+    above = []
+    for name in BASELINES:
+        baselines[name] = sum(kind[name] for kind in kinds) / len(kinds)
+        count = sum(kind["accuracy"] > kind[name] for kind in kinds)
+        above.append(f"{name} {count}/{len(kinds)}")
+    value = mean([accuracy_estimate(kind) for kind in kinds])
+    return Score(value, baselines, note=f"above {', '.join(above)}")
+
+
+def _kind_score(kind: Mapping[str, float]) -> Score:
+    """Accuracy of one kind, and a warning if it is not clearly above a baseline."""
+    value = accuracy_estimate(kind)
+    baselines = {name: kind[name] for name in BASELINES}
+    note = ", ".join(f"{name} {share:.0%}" for name, share in baselines.items())
+    warning = ""
+    for words, limit in (("not clearly above", value.low), ("not above", value.value)):
+        names = [name for name in BASELINES if limit <= baselines[name]]
+        if names:
+            warning = f"{words} {' and '.join(names)}"
+    return Score(value, baselines, note, warning)
