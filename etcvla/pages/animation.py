@@ -98,8 +98,8 @@ def write_animation(path: epath.PathLike, episodes: Sequence[np.ndarray]) -> Non
     for frame in np.concatenate(columns, axis=2):
         pictures.append(Image.fromarray(frame))
     # One palette for all frames: colors of their own would flicker and take more bytes.
-    palette = pictures[0].quantize(160)
-    pictures = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
+    colors = pictures[0].quantize(160)
+    pictures = [picture.quantize(palette=colors, dither=Image.Dither.NONE) for picture in pictures]
     buffer = io.BytesIO()
     options = {"save_all": True, "append_images": pictures[1:], "duration": 80, "loop": 0}
     pictures[0].save(buffer, format="GIF", **options)
