@@ -295,8 +295,9 @@ GENERAL_QUESTION_TYPES: dict[str, str] = {
     "vqa": WORDS,
     "trace": PATH,  # only in public datasets
 }
-_ANSWER_TYPES = {name: spec.answer_type for name, spec in QUESTION_TYPES.items()}
-_ANSWER_TYPES |= GENERAL_QUESTION_TYPES
+# Question type -> answer type, of both tables.
+ANSWER_TYPES = {name: spec.answer_type for name, spec in QUESTION_TYPES.items()}
+ANSWER_TYPES |= GENERAL_QUESTION_TYPES
 
 
 def answer_type(question_type: str) -> str:
@@ -304,7 +305,7 @@ def answer_type(question_type: str) -> str:
 
     Raises ValueError if the question type is not registered.
     """
-    return lookup(_ANSWER_TYPES, question_type, "question_type")
+    return lookup(ANSWER_TYPES, question_type, "question_type")
 
 
 def clean_instruction(instruction: str) -> str:

@@ -86,7 +86,7 @@ def evaluate(checkpoint_path: str, spec: EvaluationSpec) -> dict[str, Any]:
     request = json.loads(json.dumps(request))
     previous = _read_scores(out)
     if all(previous.get(key) == value for key, value in request.items()):
-        print(f"{checkpoint_path} is evaluated already", flush=True)
+        print(f"{checkpoint_path} is evaluated, nothing to do", flush=True)
         return previous
     out.mkdir(parents=True, exist_ok=True)
     policy = Policy.load(checkpoint_path)

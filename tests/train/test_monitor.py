@@ -45,7 +45,7 @@ def run(dataset, tmp_path_factory):
     )
     with pytest.MonkeyPatch.context() as patch:
         # The handmade items have this question type.
-        patch.setitem(question_types.GENERAL_QUESTION_TYPES, "where", question_types.POINT)
+        patch.setitem(question_types.ANSWER_TYPES, "where", question_types.POINT)
         train(config, options=options)
     return config
 
