@@ -62,6 +62,6 @@ def test_evaluation_writes_scores_and_is_not_repeated(tmp_path, capsys):
     assert scores["etc"] == {}
     folder = tmp_path / "run/evaluation"
     assert json.loads((folder / "scores.json").read_text()) == scores
-    assert "evaluated already" not in capsys.readouterr().out
+    assert "is evaluated, nothing to do" not in capsys.readouterr().out
     assert evaluate(stage.config.workdir, spec) == scores
-    assert "evaluated already" in capsys.readouterr().out
+    assert "is evaluated, nothing to do" in capsys.readouterr().out

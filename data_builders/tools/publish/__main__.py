@@ -81,15 +81,13 @@ def main(argv: list[str]) -> None:
             print(publish(_DATA.value, review=_REVIEW.value, num_frames=_FRAMES.value))
 
 
+_DATA = flags.DEFINE_string("data", None, "Version folder of the dataset, or its parent.")
+_REVIEW = flags.DEFINE_string("review", None, command.REVIEW_HELP)
+_FRAMES = flags.DEFINE_integer(
+    "frames", 64, "Approximate number of frames in the preview of each split."
+)
+_CHECK = flags.DEFINE_bool("check", False, "Write nothing; compare all files with their SHA-256.")
+
 if __name__ == "__main__":
-    _DATA = flags.DEFINE_string(
-        "data", None, "Version folder of the dataset, or its parent.", required=True
-    )
-    _REVIEW = flags.DEFINE_string("review", None, command.REVIEW_HELP)
-    _FRAMES = flags.DEFINE_integer(
-        "frames", 64, "Approximate number of frames in the preview of each split."
-    )
-    _CHECK = flags.DEFINE_bool(
-        "check", False, "Write nothing; compare all files with their SHA-256."
-    )
+    flags.mark_flag_as_required("data")
     app.run(main)
