@@ -15,30 +15,11 @@ import ml_collections
 
 from etcvla.errors import UserError
 from etcvla.etc.items import ETC_KINDS
+from etcvla.sims.metaworld.tasks import DEMO_TASKS as METAWORLD_TASKS
+from etcvla.sims.metaworld.tasks import MT10 as MT10_TASKS
 
 # Share of each ETC kind in the paper's mixture (docs/etc_dataset.md describes the kinds).
 ETC_WEIGHTS = dict(zip(ETC_KINDS, (0.24, 0.14, 0.22, 0.14, 0.26), strict=True))
-
-METAWORLD_TASKS = (
-    "reach",
-    "door-open",
-    "drawer-open",
-    "drawer-close",
-    "button-press-topdown",
-    "window-close",
-)
-MT10_TASKS = (
-    "reach",
-    "push",
-    "pick-place",
-    "door-open",
-    "drawer-open",
-    "drawer-close",
-    "button-press-topdown",
-    "peg-insert-side",
-    "window-open",
-    "window-close",
-)
 
 # Scene conditions (etcvla/sims/conditions.py) of the out-of-distribution ETC that is used for
 # training.

@@ -94,12 +94,15 @@ def write_animation(path: epath.PathLike, episodes: Sequence[np.ndarray]) -> Non
     length = max(len(frames) for frames in episodes) + HOLD_FRAMES
     indices = [np.minimum(np.arange(length), len(frames) - 1) for frames in episodes]
     columns = [frames[index] for frames, index in zip(episodes, indices, strict=True)]
+    frames = np.concatenate(columns, axis=2)
+    # One palette for all frames, from five of them: palettes of their own flicker and take more
+    # bytes.
+    samples = frames[np.linspace(0, length - 1, 5).astype(int)]
+    colors = Image.fromarray(np.concatenate(samples)).quantize(160)
     pictures = []
-    for frame in np.concatenate(columns, axis=2):
-        pictures.append(Image.fromarray(frame))
-    # One palette for all frames: colors of their own would flicker and take more bytes.
-    colors = pictures[0].quantize(160)
-    pictures = [picture.quantize(palette=colors, dither=Image.Dither.NONE) for picture in pictures]
+    for frame in frames:
+        picture = Image.fromarray(frame).quantize(palette=colors, dither=Image.Dither.NONE)
+        pictures.append(picture)
     buffer = io.BytesIO()
     options = {"save_all": True, "append_images": pictures[1:], "duration": 80, "loop": 0}
     pictures[0].save(buffer, format="GIF", **options)

@@ -26,9 +26,7 @@ def plan_table(
     lines = [
         f"{config.stage}:{config.variant}  {plan.steps:,} steps x {plan.batch_size} rows, "
         f"{config.data.text_len} text tokens a row, from {source}",
-        _ROW.format(
-            "stream", "dataset", "first", "last", "rows", "frames", "epochs", "extra_segments"
-        ),
+        _ROW.format("stream", "dataset", "first", "last", "rows", "frames", "epochs", "extra"),
     ]
     for i, stream in enumerate(plan.streams):
         rows = int(plan.counts[:, i].sum())
