@@ -15,6 +15,7 @@ import ml_collections
 
 from etcvla.errors import UserError
 from etcvla.etc.items import ETC_KINDS
+from etcvla.loss_forms import EXTRA_WEIGHT
 from etcvla.sims.metaworld.tasks import DEMO_TASKS as METAWORLD_TASKS
 from etcvla.sims.metaworld.tasks import MT10 as MT10_TASKS
 
@@ -126,7 +127,7 @@ def _add_model_fields(c: ml_collections.ConfigDict) -> None:
 
 def _add_data_fields(c: ml_collections.ConfigDict) -> None:
     c.datasets = ml_collections.ConfigDict()  # name -> path, cameras, build, adapter; see `dataset`
-    c.streams = ml_collections.ConfigDict()  # name -> dataset, kind, weight, extra_segments
+    c.streams = ml_collections.ConfigDict()  # name -> dataset, kind, weight and more; see `stream`
     # Relative weight of each kind among the extra segments of a row.
     c.extra_segment_weights = ml_collections.ConfigDict(ETC_WEIGHTS)
 
@@ -159,13 +160,15 @@ def _add_data_fields(c: ml_collections.ConfigDict) -> None:
 
 def _add_loss_fields(c: ml_collections.ConfigDict) -> None:
     c.loss = ml_collections.ConfigDict()
+    # "share": a stream's weight is its share of the objective. "objectives" (the paper): text, FAST
+    # and flow are each a mean over their tokens or values in the batch. "openpi": the mean over
+    # rows of each row's own mean. In the last two a stream's weight is its share of the rows.
+    c.loss.form = "share"
     # Schedules of loss weights.
     c.loss.text = constant(1.0)  # next-token loss of answers
     c.loss.fast = constant(0.0)  # next-token loss of FAST action tokens
     c.loss.flow = constant(0.0)  # flow-matching loss of the action expert
     c.loss.z = constant(0.0)  # squared log of the softmax sum (PaLM uses 1e-4); bounds the logits
-    # What the text and FAST losses average over: all "token"s alike, or each "segment"'s own mean.
-    c.loss.mean = "token"
     # R, noise samples per action chunk. They share the prefix, so more of them cost little.
     c.loss.noise_samples = 4
 
@@ -273,20 +276,33 @@ def warmup_cosine(
     return tuple(points)
 
 
-def stream(dataset: str, kind: str, weight: float | tuple, extra_segments: int) -> dict[str, Any]:
+def stream(
+    dataset: str,
+    kind: str,
+    weight: float | tuple,
+    extra_segments: int,
+    loss_weight: float | tuple = 1.0,
+) -> dict[str, Any]:
     """Return one stream of the mixture.
 
     Args:
       dataset: name of an entry of `datasets`.
       kind: what its rows train: "action", an ETC kind, or "any" kind of item.
-      weight: share of the batch's rows relative to the other streams, a number or a schedule.
+      weight: share of the objective relative to the other streams, a number or a schedule.
       extra_segments: further ETC items of the same frame that are added to each row.
+      loss_weight: factor on the stream's share, a number or a schedule, such as 0.1 for a stream
+        that should count less than its rows.
     """
     return {
         "dataset": dataset,
         "kind": kind,
         "weight": as_schedule(weight),
         "extra_segments": extra_segments,
+        # Schedule: share of the batch's rows, if it differs from the weight. (): the weight.
+        "rows": (),
+        "loss_weight": as_schedule(loss_weight),
+        # Coefficient of an action row's extra segments, relative to its action.
+        "extra_weight": EXTRA_WEIGHT,
     }
 
 

@@ -147,7 +147,7 @@ def test_mixture_has_the_papers_weights():
     """ETC kinds have the paper's shares, and the action share follows its schedule."""
     stage1 = make_plan(get_config("distribution_bridge", "tiny"))
     shares = {}
-    for stream, weight in zip(stage1.streams, stage1.weights[0], strict=True):
+    for stream, weight in zip(stage1.streams, stage1.row_shares[0], strict=True):
         shares[stream.name.removeprefix("source_")] = weight
     assert shares == pytest.approx(
         {
@@ -160,7 +160,7 @@ def test_mixture_has_the_papers_weights():
     )
     stage2 = make_plan(get_config("objective_bridge", "tiny"))
     action = [stream.kind for stream in stage2.streams].index("action")
-    np.testing.assert_allclose(stage2.weights[[0, -1], action], [0.6, 0.8], atol=1e-6)
+    np.testing.assert_allclose(stage2.row_shares[[0, -1], action], [0.6, 0.8], atol=1e-6)
 
 
 def test_recipe_runs_are_in_order():

@@ -147,7 +147,7 @@ def test_prompts_equal_those_of_openpi(dataset, tmp_path, recipe, prompt, target
             prompt=config.data.prompt,
             use_fast="fast" in RECIPES[recipe][0],
             mask_padding=config.data.mask_padding,
-            loss_mean=config.loss.mean,
+            loss_form=config.loss.form,
         ),
     )
     rows = [builder(0, n) for n in range(12)]
@@ -177,7 +177,7 @@ def test_recipe_trains(dataset, tmp_path, recipe):
         ("loss", "text"),
         ("loss", "fast"),
         ("loss", "flow"),
-        ("loss", "mean"),
+        ("loss", "form"),
     ):
         config[group][field] = published[group][field]
     config.steps = config.save_every = 12

@@ -35,8 +35,8 @@ def plan_table(
             _ROW.format(
                 stream.name,
                 stream.dataset,
-                f"{plan.weights[0, i]:.1%}",
-                f"{plan.weights[-1, i]:.1%}",
+                f"{plan.row_shares[0, i]:.1%}",
+                f"{plan.row_shares[-1, i]:.1%}",
                 f"{rows:,}",
                 frames or "?",
                 f"{rows / frames:.2f}" if frames else "?",
