@@ -192,4 +192,4 @@ def choose_instruction(env: Environment | PairedEnvironment, trial: Trial) -> tu
         return env.instruction(), env.objects[env.target].name
     layout = trial.trial // count
     other = (env.target + 1 + layout % (count - 1)) % count
-    return env.instruction_naming(other), env.objects[other].name
+    return env.instruction_for(other), env.objects[other].name

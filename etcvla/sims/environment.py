@@ -142,5 +142,5 @@ class PairedEnvironment(Environment, Protocol):
 
     novelty: str
 
-    def instruction_naming(self, index: int) -> str:
+    def instruction_for(self, index: int) -> str:
         """Return the task's canonical instruction for object `index` instead of the target."""
