@@ -1,0 +1,28 @@
+"""The tabletop: five objects, in whose picture nothing tells which one the instruction names."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from etcvla.sims.registry import Requirement, Simulator
+from etcvla.sims.tabletop.suites import SUITES, describe, instruction
+
+if TYPE_CHECKING:
+    from etcvla.sims.tabletop.environment import Tabletop
+
+
+def _make(task: str, scene: str, image_size: int, condition: str) -> Tabletop:
+    from etcvla.sims.tabletop.environment import Tabletop
+
+    return Tabletop(task, scene, image_size)
+
+
+TABLETOP = Simulator(
+    name="tabletop",
+    make_environment=_make,
+    instruction=instruction,
+    suites=tuple(SUITES),
+    describe_suite=describe,
+    requirement=Requirement("The tabletop", ("mujoco",), "pip install mujoco"),
+    packages=("mujoco", "numpy"),
+)
