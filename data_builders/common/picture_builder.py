@@ -44,9 +44,7 @@ class PictureConfig(tfds.core.BuilderConfig):
     def jobs(self, split: str) -> list[PictureJob]:
         """Return the job of every picture of a split."""
         count = self.episodes if split == "train" else self.val_episodes
-        return [
-            self.job_class(split, index, self.seed, self.image_size) for index in range(count)
-        ]
+        return [self.job_class(split, index, self.seed, self.image_size) for index in range(count)]
 
 
 def make_example(job: PictureJob, make_picture: PictureMaker) -> tuple[str, dict]:

@@ -18,7 +18,7 @@ class TableJob(PictureJob):
 
 
 def make_picture(job: TableJob) -> Picture:
-    """Render the picture of a job. Raises RuntimeError if an item does not follow from its scene."""
+    """Render the picture of a job. Raises RuntimeError if an item contradicts its scene."""
     rng = job.random_generator()
     image, scene = get_table(job.image_size).draw(rng)
     items = questions.make_items(scene, rng)

@@ -1,8 +1,9 @@
 """Questions about a picture of objects on a table: names, points, boxes, counts and relations.
 
-All answers follow from the objects' words, boxes and distances from the camera. Questions are short,
-because the cost of training is proportional to their tokens. Where a robot's ETC asks the same
-thing, the wording is the same. Coordinates are (y, x) in [0, 1] with the origin at the top left.
+All answers follow from the objects' words, boxes and distances from the camera. Questions are
+short, because the cost of training is proportional to their tokens. Where a robot's ETC asks the
+same thing, the wording is the same. Coordinates are (y, x) in [0, 1] with the origin at the top
+left.
 """
 
 from __future__ import annotations

@@ -69,9 +69,7 @@ class Table:
             if scene is not None:
                 return self._renderer.rgb(camera), scene
 
-    def _place(
-        self, pairs: list[tuple[str, str]], positions: np.ndarray, rng: Generator
-    ) -> None:
+    def _place(self, pairs: list[tuple[str, str]], positions: np.ndarray, rng: Generator) -> None:
         """Put one object for each pair (noun, color) on the table, and hide the other slots."""
         poses = self._data.qpos.reshape(NUM_OBJECTS, 7)
         poses[:, 3:] = 0

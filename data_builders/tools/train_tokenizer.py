@@ -4,8 +4,8 @@
 
 The tokenizer is a byte-level BPE of the texts that tiny models read: shapes, the tabletop, ETC
 items, the instructions of all Meta-World tasks, and other robot instructions, so that a new
-sentence is not split into bytes. The sizes of the layout are fixed, so a new training changes no model's shapes. It
-changes the meaning of ids; therefore checkpoints store their tokenizer.
+sentence is not split into bytes. The sizes of the layout are fixed, so a new training changes no
+model's shapes. It changes the meaning of ids; therefore checkpoints store their tokenizer.
 """
 
 from __future__ import annotations
