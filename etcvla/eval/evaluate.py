@@ -39,7 +39,7 @@ EXAMPLES_PER_KIND = 8
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSpec:
-    """What to evaluate. Raises UserError for an unknown intervention."""
+    """What to evaluate. Raises UserError as `TrialGrid`."""
 
     tasks: tuple[str, ...]
     scenes: tuple[str, ...]  # where to act; () for no acting
@@ -53,9 +53,10 @@ class EvaluationSpec:
     protocol: EvalProtocol
     seed: int
     simulator: str = "metaworld"  # of the tasks and scenes
+    conditions: tuple[str, ...] = ("",)  # keys of `sims.conditions.CONDITIONS`; "" for none
 
     def __post_init__(self):
-        _ = self.grid  # checks the interventions
+        _ = self.grid  # checks its arguments
 
     @property
     def grid(self) -> TrialGrid:
@@ -63,7 +64,14 @@ class EvaluationSpec:
         counts = dict.fromkeys(self.interventions, self.intervention_trials)
         if "right" in counts:
             counts["right"] = self.trials
-        return TrialGrid(self.simulator, self.scenes, self.tasks, counts, videos=self.videos)
+        return TrialGrid(
+            self.simulator,
+            self.scenes,
+            self.tasks,
+            counts,
+            conditions=self.conditions,
+            videos=self.videos,
+        )
 
 
 def evaluate(checkpoint_path: str, spec: EvaluationSpec) -> dict[str, Any]:
@@ -122,7 +130,7 @@ def _act(
         checkpoint_path, policy, spec.protocol, spec.grid, simulator.versions()
     )
     results_log = ResultsLog(out, {**request, **description}, replace=True)
-    policy.warm_up(spec.protocol.workers, [simulator.instruction(task) for task in spec.tasks])
+    policy.warm_up(spec.protocol.rows, [simulator.instruction(task) for task in spec.tasks])
     return run_trials(
         policy,
         spec.grid.trials(),

@@ -1,6 +1,6 @@
-"""Named conditions: appearances in which a recorded episode is rendered again.
+"""Named conditions: appearances in which a recorded episode is rendered again, or a policy acts.
 
-The frames of such an episode have no actions; they are for ETC questions only. A condition belongs
+Frames that are rendered again have no actions; they are for ETC questions only. A condition belongs
 to one side, training or held-out, and the two sides share no camera, color, pattern, added object
 or swapped object. A dataset of held-out conditions has no split "train".
 
@@ -10,7 +10,7 @@ This module imports no simulator.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -122,6 +122,15 @@ CONDITIONS: dict[str, Condition] = {
     ),
     "ball_for_it": Condition(HELD_OUT, swapped=AddedObject("ball", "turquoise", (0.028, 0, 0))),
 }
+
+
+def conditions_for(object_names: Collection[str]) -> tuple[str, ...]:
+    """Return the conditions that fit a scene with these objects, keys of `CONDITIONS`.
+
+    A condition that swaps an object needs one of `SWAPPABLE`.
+    """
+    is_swappable = not set(SWAPPABLE).isdisjoint(object_names)
+    return tuple(name for name, value in CONDITIONS.items() if is_swappable or not value.swapped)
 
 
 def shared_side(names: Sequence[str]) -> str:

@@ -53,6 +53,11 @@ class MujocoEnvironment:
         self.success = False
 
     @property
+    def done(self) -> bool:
+        """Whether the episode is over."""
+        return self.success
+
+    @property
     def grasp_centre(self) -> np.ndarray:
         """The gripper's grasp centre in the world, float64[3]."""
         raise NotImplementedError

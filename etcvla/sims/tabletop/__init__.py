@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from etcvla.sims.registry import Requirement, Simulator
-from etcvla.sims.tabletop.suites import SUITES, describe, instruction
+from etcvla.sims.tabletop.suites import PREFIX, SUITES, describe, instruction, opposite
 
 if TYPE_CHECKING:
     from etcvla.sims.tabletop.environment import Tabletop
@@ -24,5 +24,7 @@ TABLETOP = Simulator(
     suites=tuple(SUITES),
     describe_suite=describe,
     requirement=Requirement("The tabletop", ("mujoco",), "pip install mujoco"),
+    other_suites=PREFIX,
     packages=("mujoco", "numpy"),
+    opposite_task=opposite,
 )

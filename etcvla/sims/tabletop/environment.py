@@ -6,6 +6,7 @@ which is the world frame: x right, y away from the camera, z up, and z = 0 on th
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,6 @@ from etcvla.names import lookup
 from etcvla.sims import headless
 
 headless.require_egl()
-import mujoco  # noqa: E402
 
 from etcvla.sims.appearance import (  # noqa: E402
     AppearanceEditor,
@@ -22,12 +22,12 @@ from etcvla.sims.appearance import (  # noqa: E402
     SceneGeoms,
     shift_free_objects,
 )
+from etcvla.sims.conditions import Orbit  # noqa: E402
 from etcvla.sims.mujoco_environment import MujocoEnvironment  # noqa: E402
 from etcvla.sims.phases import PhaseTracker  # noqa: E402
-from etcvla.sims.tabletop import expert, scene  # noqa: E402
+from etcvla.sims.tabletop import expert, tasks  # noqa: E402
 from etcvla.sims.tabletop.layouts import (  # noqa: E402
     HALF_AREA,
-    HOME,
     NUM_OBJECTS,
     Layout,
     is_evaluation,
@@ -35,7 +35,7 @@ from etcvla.sims.tabletop.layouts import (  # noqa: E402
     make_layout,
     named_object,
 )
-from etcvla.sims.tabletop.tasks import TASKS  # noqa: E402
+from etcvla.sims.tabletop.scene import CAMERA, SLOTS, TableScene  # noqa: E402
 from etcvla.sims.tabletop.words import parse_scene  # noqa: E402
 from etcvla.sims.task import ObjectSpec, Phase, Task  # noqa: E402
 
@@ -49,18 +49,19 @@ STATE_SIZE = 4
 ACTION_SIZE = 4
 RATE = 10.0  # control steps per second
 STEP = 0.02  # metres per control step at an action of 1
-SUBSTEPS = 5
 # Corners (low, high) of the space that the tip can reach.
-REACH = np.array([[-0.23, -0.2, 0.004], [0.23, 0.2, 0.26]])
-TOUCH_DOWN = 0.012  # metres: an episode that ends at a touch ends at this height as well
+REACH = np.array([[-0.25, -0.2, 0.004], [0.25, 0.2, 0.26]])
+TOUCH_DOWN = 0.012  # metres: an episode of "touch" ends at this height, or at a contact before
+_SUBSTEPS = 5
+_SIMULATION_STEPS = 2  # of 0.01 seconds in a substep
 
 
 class Tabletop(MujocoEnvironment):
     """One task in one scene; see `etcvla.sims.environment.Environment` for the methods.
 
     Args:
-      task: a key of `TASKS`.
-      scene_name: a tier and a rotation, such as "C2"; see `words.parse_scene`.
+      task: a key of `tasks.TASKS`.
+      scene: a tier and a rotation, such as "C2"; see `words.parse_scene`.
       image_size: height and width of the camera, pixels.
 
     Raises UserError for an unknown name, and with the command that fixes it where MuJoCo cannot
@@ -75,88 +76,85 @@ class Tabletop(MujocoEnvironment):
     axes = AXES
     rate = RATE
 
-    def __init__(self, task: str, scene_name: str, image_size: int = 96):
-        self._template = lookup(TASKS, task, "task of the tabletop")
-        parse_scene(scene_name)
-        self.scene = scene_name
-        self._model = scene.make_model()
-        self._data = mujoco.MjData(self._model)
-        self._hand = HOME.copy()
-        self._suction = 0.0
-        self._num_steps = 0
-        self.done = False
-        self._set_layout(make_layout(scene_name, 0), target=0)
-        self._set_oracle(self._model, {"front": scene.CAMERA}, image_size, gripper_body="hand")
-        self._table = np.array([self._model.geom("table").id])
+    def __init__(self, task: str, scene: str = "A0", image_size: int = 96):
+        self._rules = lookup(tasks.TASKS, task, "task of the tabletop")
+        parse_scene(scene)
+        self.scene = scene
+        self._table_scene = TableScene()
+        self._data = self._table_scene.data
+        self._model = self._table_scene.model
+        self._start(make_layout(scene, 0), 0)
+        self._set_oracle(self._model, {"front": CAMERA}, image_size, gripper_body="hand")
+        table = np.array([self._table_scene.table])
         room = np.array([self._model.geom("room").id])
-        geoms = SceneGeoms(self._table, room, self._oracle.visible_geoms())
+        geoms = SceneGeoms(table, room, self._table_scene.objects)
         self._appearance = AppearanceEditor(self._model, self._renderer, geoms)
 
     def reset(self, seed: int, hand: np.ndarray | None = None, shift: float = 0.0) -> None:
         """Start an episode: `seed // 5` is the layout, `seed % 5` the named object."""
         self._appearance.apply(None)
-        self._set_layout(make_layout(self.scene, layout_number(seed)), named_object(seed))
+        layout = make_layout(self.scene, layout_number(seed))
+        if hand is not None:
+            layout = dataclasses.replace(layout, hand=layout.hand + hand)
+        self._start(layout, named_object(seed))
         self._appearance.remember()
-        self._hand = self.layout.hand + (0 if hand is None else hand)
+        for own, spec in zip(self._oracle.objects, self.task.objects, strict=True):
+            own.spec = spec
+        self._oracle.refresh()
+        shift_free_objects(self._model, self._data, self._oracle.objects, shift, layout.number)
+        self._start_positions = self._table_scene.positions()
+
+    def _start(self, layout: Layout, target: int) -> None:
+        """Show a layout and state the task for the named object."""
+        self.layout = layout
+        self._hand = np.clip(layout.hand, *REACH)
         self._suction = 0.0
         self._num_steps = 0
         self.success = False
         self.done = False
-        for own, spec in zip(self._oracle.objects, self.task.objects, strict=True):
-            own.spec = spec
-        self._oracle.refresh()
-        mujoco.mj_resetData(self._model, self._data)
-        self._place_objects()
-        self._forward(self._hand)
-        shift_free_objects(self._model, self._data, self._oracle.objects, shift, seed)
+        self._table_scene.show(layout)
+        self._table_scene.reset(layout, self._hand)
+        self._start_positions = self._table_scene.positions()
+        self._name_object(target)
 
-    def _set_layout(self, layout: Layout, target: int) -> None:
-        """Show the objects of a layout, and state the task for the named one."""
-        self.layout = layout
+    def _name_object(self, target: int) -> None:
+        """State the task for object `target` of the layout."""
         self.target = target
+        self.reference = tasks.choose_reference(self._rules, self.layout, target)
         specs = []
-        for number, shown in enumerate(layout.objects):
-            scene.set_shape(self._model, number, shown.noun, shown.color)
-            top = scene.half_height(self._model, shown.noun)
-            body = scene.SLOTS[number]
+        for shown, body in zip(self.layout.objects, SLOTS, strict=True):
+            top = self._table_scene.half_height(shown.noun)
             specs.append(ObjectSpec(shown.name, shown.color, body, touch=(0.0, 0.0, top)))
-        table = self._model.material("table")
-        table.rgba[:3] = scene.TABLE_RGB[layout.table % len(scene.TABLE_RGB)]
-        name = specs[target].name
-        phases = [Phase(p.text.format(x=name), p.until) for p in self._template.phases]
-        self.task = Task(tuple(specs), name, tuple(phases), self._wordings(target))
+        names = self._names(target)
+        phases = [Phase(phase.text.format(**names), phase.until) for phase in self._rules.phases]
+        self.task = Task(
+            objects=tuple(specs),
+            target=names["x"],
+            phases=tuple(phases),
+            instructions=self._wordings(target),
+            opposite=self._rules.opposite,
+        )
         self._phases = PhaseTracker(phases, settling_steps=0)
 
+    def _names(self, target: int) -> dict[str, str]:
+        """Return the names in the texts of the task for object `target`."""
+        objects = self.layout.objects
+        reference = tasks.choose_reference(self._rules, self.layout, target)
+        return {"x": objects[target].name, "y": objects[reference].name}
+
     def _wordings(self, target: int) -> tuple[str, ...]:
-        """Return the instructions for an object: those held out in a layout of an evaluation."""
-        texts = self._template.instructions
+        """Return the instructions for an object: the held-out ones in a layout of an evaluation."""
+        texts = self._rules.instructions
         if is_evaluation(self.layout.number):
-            texts = self._template.held_out
+            texts = self._rules.held_out
             first = self.layout.number % len(texts)
             texts = texts[first:] + texts[:first]
-        name = self.layout.objects[target].name
-        return tuple(text.format(x=name) for text in texts)
+        return tuple(text.format(**self._names(target)) for text in texts)
 
     def instruction_for(self, target: int, rng: np.random.Generator | None = None) -> str:
         """Return what `instruction` would return if object `target` were named."""
         texts = self._wordings(target)
         return texts[0] if rng is None else str(rng.choice(texts))
-
-    def _place_objects(self) -> None:
-        layout = self.layout
-        poses = self._data.qpos.reshape(NUM_OBJECTS, 7)
-        poses[:, :2] = layout.positions
-        poses[:, 2] = [spec.touch[2] for spec in self.task.objects]
-        poses[:, 3:] = 0
-        poses[:, 3] = np.cos(layout.yaws / 2)
-        poses[:, 6] = np.sin(layout.yaws / 2)
-
-    def _forward(self, tip: np.ndarray) -> None:
-        """Move the tip to a point and update positions and contacts, without dynamics."""
-        scene.pose_arm(self._data, tip)
-        mujoco.mj_kinematics(self._model, self._data)
-        mujoco.mj_comPos(self._model, self._data)
-        mujoco.mj_collision(self._model, self._data)
 
     def observe(self) -> dict[str, Any]:
         """Return {"images": {camera: uint8[H, W, 3]}, "state": float32[4]}; see STATE_DOC."""
@@ -179,42 +177,79 @@ class Tabletop(MujocoEnvironment):
         action = np.clip(np.asarray(action, np.float64), -1, 1)
         start = self._hand
         end = np.clip(start + STEP * action[:3], *REACH)
-        for share in np.linspace(0, 1, SUBSTEPS + 1)[1:]:
-            self._hand = start + share * (end - start)
-            self._forward(self._hand)
-            if self._is_down():
-                self.done = True
-                self.success = bool(self._contacts()[self.target])
+        self._suction = float(action[3] > 0)
+        for share in np.linspace(0, 1, _SUBSTEPS + 1)[1:]:
+            self._move_tip(start + share * (end - start))
+            if self.done:
                 break
+        self._table_scene.pose_arm(self._hand)
+        self._table_scene.update()
         self._num_steps += 1
+        if self._rules.kind != "touch":
+            self.success = self._is_solved()
+            self.done = self.success
         return self.success
 
-    def _is_down(self) -> bool:
-        return self._hand[2] <= TOUCH_DOWN or bool(self._contacts().any())
+    def _move_tip(self, tip: np.ndarray) -> None:
+        """Move the tip by a substep. An episode of "touch" ends at the first contact."""
+        self._hand = tip
+        self._table_scene.move_tip(tip)
+        if self._rules.kind != "touch":
+            self._table_scene.set_suction(self._suction > 0)
+            self._table_scene.simulate(_SIMULATION_STEPS)
+            return
+        self._table_scene.update()
+        contacts = self._table_scene.contacts()
+        self.done = tip[2] <= TOUCH_DOWN or bool(contacts.any())
+        self.success = bool(contacts[self.target])
 
-    def _contacts(self) -> np.ndarray:
-        """Return bool[N]: which objects the tip is in contact with."""
-        return self._oracle.contact(self._hand)[:NUM_OBJECTS] == 1
+    def _is_solved(self) -> bool:
+        """Return whether the goal of a push, or of a pick and place, is reached."""
+        if self._rules.kind == "push":
+            now = self._table_scene.positions()
+            start = self._start_positions
+            return tasks.is_pushed(self._rules, start[self.target], now[self.target])
+        if self._suction:
+            return False
+        bounds = self._bounds()
+        return tasks.is_put(self._rules, bounds[self.target], bounds[self.reference])
+
+    def _bounds(self) -> np.ndarray:
+        return np.array([own.bounds() for own in self._oracle.objects[:NUM_OBJECTS]])
 
     def touched(self) -> np.ndarray:
         """Return bool[N]: which objects the tip touches now.
 
-        At the end of an episode of "touch", this is the object that was hit, or else the nearest.
+        In "touch", no object before the end of the episode, and one then: the object that was hit,
+        or else the nearest.
         """
-        contacts = self._contacts()
+        contacts = self._table_scene.contacts()
+        if self._rules.kind != "touch":
+            return contacts
         if not self.done:
             return np.zeros(NUM_OBJECTS, bool)
-        distances = np.linalg.norm(self._oracle.positions()[:NUM_OBJECTS] - self._hand, axis=1)
+        distances = np.linalg.norm(self._table_scene.positions() - self._hand, axis=1)
         if contacts.any():
             distances[~contacts] = np.inf
         return np.arange(NUM_OBJECTS) == distances.argmin()
 
     def expert_action(self) -> np.ndarray:
-        """Return the expert's action, float32[4] in [-1, 1]."""
+        """Return the expert's action, float32[4] in [-1, 1]; zeros after the episode's end."""
         if self.done:
             return np.zeros(ACTION_SIZE, np.float32)
-        goal = self._oracle.objects[self.target].grasp_point()
-        return np.append(expert.limit(expert.approach(self._hand, goal), STEP), np.float32(0))
+        view = expert.View(self._hand, self._table_scene.held, self._bounds(), self.target)
+        return self._expert_action(view, self.reference)
+
+    def _expert_action(self, view: expert.View, reference: int) -> np.ndarray:
+        kind = self._rules.kind
+        if kind == "touch":
+            displacement, suction = expert.touch(view)
+        elif kind == "push":
+            displacement, suction = expert.push(view, self._rules.direction)
+        else:
+            place = expert.place_on if kind == "on" else expert.place_beside
+            displacement, suction = expert.put(view, place(view, reference))
+        return np.append(expert.limit(displacement, STEP), np.float32(1 if suction else -1))
 
     def expert_chunk(self, target: int, horizon: int) -> tuple[np.ndarray, int]:
         """Return the expert's next actions from here if object `target` were named.
@@ -225,12 +260,12 @@ class Tabletop(MujocoEnvironment):
         actions = np.zeros((horizon, ACTION_SIZE), np.float32)
         if self.done:
             return actions, 0
-        hand = self._hand
-        goal = self._oracle.objects[target].grasp_point()
+        view = expert.View(self._hand, -1, self._bounds(), target)
         for t in range(horizon):
-            actions[t, :3] = expert.limit(expert.approach(hand, goal), STEP)
-            hand = np.clip(hand + STEP * actions[t, :3], *REACH)
-            if np.linalg.norm(goal - hand) < 1e-3:
+            actions[t] = self._expert_action(view, 0)
+            hand = np.clip(view.hand + STEP * actions[t, :3], *REACH)
+            view = dataclasses.replace(view, hand=hand)
+            if np.linalg.norm(view.top - hand) < 1e-3:
                 return actions, t + 1
         return actions, horizon
 
@@ -252,7 +287,7 @@ class Tabletop(MujocoEnvironment):
             grasp_centre=self._hand,
             grasp_point=target.grasp_point(),
             bounds=target.bounds(),
-            contact=bool(self._contacts()[self.target]),
+            contact=bool(self._table_scene.contacts()[self.target]),
         )
 
     def progress(self) -> float:
@@ -270,9 +305,9 @@ class Tabletop(MujocoEnvironment):
         return tuple(shown.noun for shown in self.layout.objects)
 
     @property
-    def orbit(self):
+    def orbit(self) -> Orbit:
         """The default pose of the front camera."""
-        return scene.CAMERA
+        return CAMERA
 
     def _scatter_area(self, bounds: np.ndarray) -> ScatterArea:
         return ScatterArea(np.array([-HALF_AREA, HALF_AREA]), ground=0.0, hand=self._hand)

@@ -1,7 +1,7 @@
 """The tabletop's MuJoCo model: a table, an arm with a suction cup, and five slots for objects.
 
 A slot takes any shape and color at a reset. The geometry of each shape is compiled once into a
-hidden template, and `set_shape` copies the template's fields, which takes microseconds.
+hidden template, and `TableScene.show` copies the template's fields, which takes microseconds.
 
 World frame, metres: x right and y away from the camera, z up, and z = 0 on the table.
 """
@@ -18,7 +18,7 @@ import mujoco  # noqa: E402
 from etcvla.sims.conditions import Orbit, Rgb  # noqa: E402
 from etcvla.sims.render import HIDDEN_GROUP  # noqa: E402
 from etcvla.sims.tabletop import shapes  # noqa: E402
-from etcvla.sims.tabletop.layouts import NUM_OBJECTS  # noqa: E402
+from etcvla.sims.tabletop.layouts import NUM_OBJECTS, Layout  # noqa: E402
 from etcvla.sims.tabletop.words import ALL_NOUNS  # noqa: E402
 
 CAMERA = Orbit(lookat=(0.0, 0.012, 0.0), distance=0.72, azimuth=90, elevation=-52)
@@ -87,7 +87,7 @@ _TABLE_BIT = 1
 _TIP_BIT = 2
 _SLOT = f"""
     <body name="{{name}}">
-      <freejoint/>
+      <freejoint name="{{name}}"/>
       <inertial pos="0 0 0" mass="0.05" diaginertia="2e-5 2e-5 2e-5"/>
       <geom name="{{name}}" size="0.03" contype="{_OBJECT_BITS}" conaffinity="{_OBJECT_BITS}"/>
     </body>"""
@@ -101,7 +101,7 @@ _XML = f"""
   <visual>
     <global fovy="38"/>
     <headlight ambient="0.42 0.42 0.42" diffuse="0.22 0.22 0.22" specular="0 0 0"/>
-    <quality numslices="16" numstacks="10" numquads="1" offsamples="0"/>
+    <quality numslices="12" numstacks="6" numquads="1" offsamples="0"/>
     <map znear="0.05" zfar="10"/>
   </visual>
   <asset>
@@ -142,7 +142,126 @@ _XML = f"""
 """
 
 
-def make_model() -> mujoco.MjModel:
+class TableScene:
+    """The model and its state.
+
+    Attributes:
+      model: the model.
+      data: its state.
+      held: number of the object that the suction cup holds; -1 for none.
+    """
+
+    def __init__(self):
+        self.model = _make_model()
+        self.data = mujoco.MjData(self.model)
+        self.held = -1
+        self.table = self.model.geom("table").id
+        self.objects = np.array([self.model.geom(name).id for name in SLOTS])
+        self._bodies = self.model.geom_bodyid[self.objects]
+        self._templates = {noun: self.model.geom(f"template/{noun}").id for noun in ALL_NOUNS}
+        self._half_heights = {noun: self._measure(geom) for noun, geom in self._templates.items()}
+        self._material = self.model.geom_matid[self.table]
+        self._tip = self.model.geom("tip").id
+        self._mocap = {name: self.model.body(name).mocapid[0] for name in ("hand", "upper", "fore")}
+        # Objects stop soon after a push, and balls do not roll away.
+        self.model.dof_damping.reshape(NUM_OBJECTS, 6)[:] = [0.1] * 3 + [5e-4] * 3
+
+    def _measure(self, geom: int) -> float:
+        """Return half the height of an upright shape."""
+        rotation = np.zeros(9)
+        mujoco.mju_quat2Mat(rotation, self.model.geom_quat[geom])
+        return float(np.abs(rotation.reshape(3, 3)[2]) @ self.model.geom_aabb[geom, 3:])
+
+    def half_height(self, noun: str) -> float:
+        """Return half the height of an upright object in metres."""
+        return self._half_heights[noun]
+
+    def show(self, layout: Layout) -> None:
+        """Give the objects and the table the looks that a layout says."""
+        for number, shown in enumerate(layout.objects):
+            geom = self.objects[number]
+            template = self._templates[shown.noun]
+            for name in _TEMPLATE_FIELDS:
+                values = getattr(self.model, name)
+                values[geom] = values[template]
+            self.model.geom_sameframe[geom] = 0  # the shape may be off the body's frame
+            self.model.geom_rgba[geom, :3] = RGB[shown.color]
+        self.model.mat_rgba[self._material, :3] = TABLE_RGB[layout.table % len(TABLE_RGB)]
+
+    def reset(self, layout: Layout, tip: np.ndarray) -> None:
+        """Place the objects and the tip, float[3], and start the simulation."""
+        mujoco.mj_resetData(self.model, self.data)
+        self.held = -1
+        poses = self.data.qpos.reshape(NUM_OBJECTS, 7)
+        poses[:, :2] = layout.positions
+        poses[:, 2] = [self.half_height(shown.noun) for shown in layout.objects]
+        poses[:, 3:] = 0
+        poses[:, 3] = np.cos(layout.yaws / 2)
+        poses[:, 6] = np.sin(layout.yaws / 2)
+        self.move_tip(tip)
+        self.pose_arm(tip)
+        mujoco.mj_forward(self.model, self.data)
+
+    def move_tip(self, tip: np.ndarray) -> None:
+        """Set the position of the tip, float[3]. The arm follows in `pose_arm`."""
+        self.data.mocap_pos[self._mocap["hand"]] = tip
+
+    def pose_arm(self, tip: np.ndarray) -> None:
+        """Connect the shoulder with the hand, whose tip is at float[3], by two links."""
+        wrist = tip + [0, 0, _WRIST_HEIGHT]
+        offset = wrist - _SHOULDER
+        sideways = np.array([offset[1], -offset[0], 0])
+        upward = np.cross(sideways, offset)
+        bend = np.sqrt(max(0.0, _LINK**2 - offset @ offset / 4))
+        elbow = _SHOULDER + offset / 2 + bend * upward / np.linalg.norm(upward)
+        self._set_link("upper", _SHOULDER, elbow)
+        self._set_link("fore", elbow, wrist)
+
+    def _set_link(self, name: str, start: np.ndarray, end: np.ndarray) -> None:
+        """Put a link, whose length is along its z axis, between two points."""
+        mocap = self._mocap[name]
+        self.data.mocap_pos[mocap] = (start + end) / 2
+        mujoco.mju_quatZ2Vec(self.data.mocap_quat[mocap], end - start)
+
+    def update(self) -> None:
+        """Update positions and contacts after the tip moved, without dynamics."""
+        mujoco.mj_kinematics(self.model, self.data)
+        mujoco.mj_collision(self.model, self.data)
+
+    def simulate(self, steps: int) -> None:
+        """Simulate `steps` of 0.01 seconds."""
+        mujoco.mj_step(self.model, self.data, steps)
+
+    def contacts(self) -> np.ndarray:
+        """Return bool[5]: which objects the tip touches."""
+        pairs = self.data.contact.geom
+        touching = pairs[(pairs == self._tip).any(1)]
+        return np.isin(self.objects, touching)
+
+    def positions(self) -> np.ndarray:
+        """Return the centres of the objects, float[5, 3] metres."""
+        return self.data.xpos[self._bodies]
+
+    def set_suction(self, is_on: bool) -> None:
+        """Hold the object that the tip touches, or release what it holds."""
+        if not is_on:
+            self.data.eq_active[:] = 0
+            self.held = -1
+        elif self.held < 0 and self.contacts().any():
+            self.held = int(self.contacts().argmax())
+            self._weld(self.held)
+
+    def _weld(self, number: int) -> None:
+        """Fix an object to the hand in its current pose. The hand is always upright."""
+        body = self._bodies[number]
+        offset = self.data.xpos[body] - self.data.mocap_pos[self._mocap["hand"]]
+        # anchor, relative position and orientation, scale of the torque
+        weld = [np.zeros(3), offset, self.data.xquat[body], [1.0]]
+        self.model.eq_data[number] = np.concatenate(weld)
+        self.data.eq_active[number] = 1
+
+
+def _make_model() -> mujoco.MjModel:
     """Compile the model."""
     spec = mujoco.MjSpec.from_string(_XML)
     for noun in ALL_NOUNS:
@@ -164,51 +283,3 @@ def _add_template(spec: mujoco.MjSpec, noun: str) -> None:
     mesh.userface = _MESHES[noun].faces.ravel()
     geom.type = _MESH
     geom.meshname = noun
-
-
-def set_shape(model: mujoco.MjModel, number: int, noun: str, color: str) -> None:
-    """Give the object in a slot a shape and a color."""
-    geom = model.geom(SLOTS[number]).id
-    template = model.geom(f"template/{noun}").id
-    for name in _TEMPLATE_FIELDS:
-        values = getattr(model, name)
-        values[geom] = values[template]
-    model.geom_sameframe[geom] = 0  # the shape may be off the body's frame
-    model.geom_rgba[geom, :3] = RGB[color]
-
-
-def half_height(model: mujoco.MjModel, noun: str) -> float:
-    """Return half the height of an upright object."""
-    template = model.geom(f"template/{noun}").id
-    rotation = np.zeros(9)
-    mujoco.mju_quat2Mat(rotation, model.geom_quat[template])
-    return float(np.abs(rotation.reshape(3, 3)[2]) @ model.geom_aabb[template, 3:])
-
-
-def pose_arm(data: mujoco.MjData, tip: np.ndarray) -> None:
-    """Move the hand's tip to a point, float[3], and the links of the arm with it."""
-    wrist = tip + [0, 0, _WRIST_HEIGHT]
-    offset = wrist - _SHOULDER
-    distance = np.linalg.norm(offset)
-    forward = offset / distance
-    sideways = np.array([forward[1], -forward[0], 0])
-    upward = np.cross(sideways, forward)
-    upward /= np.linalg.norm(upward)
-    bend = np.sqrt(max(0.0, _LINK**2 - (distance / 2) ** 2))
-    elbow = _SHOULDER + offset / 2 + bend * upward
-    _set_mocap(data, "hand", tip, (1, 0, 0, 0))
-    _set_link(data, "upper", _SHOULDER, elbow)
-    _set_link(data, "fore", elbow, wrist)
-
-
-def _set_link(data: mujoco.MjData, name: str, start: np.ndarray, end: np.ndarray) -> None:
-    """Put a link, whose length is along its z axis, between two points."""
-    quaternion = np.zeros(4)
-    mujoco.mju_quatZ2Vec(quaternion, end - start)
-    _set_mocap(data, name, (start + end) / 2, quaternion)
-
-
-def _set_mocap(data: mujoco.MjData, name: str, position: np.ndarray, quaternion: object) -> None:
-    mocap = data.model.body(name).mocapid[0]
-    data.mocap_pos[mocap] = position
-    data.mocap_quat[mocap] = quaternion
