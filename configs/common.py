@@ -31,7 +31,7 @@ DEFAULT_EPISODES = {"source": 30, "target": 10}
 # What each variant changes in all stages. A stage's file has a table of the same form for itself.
 BASE_VARIANTS: dict[str, dict[str, Any]] = {
     # The model size is the variant's name. `tiny` trains in minutes on two CPU cores.
-    "tiny": {},
+    "tiny": {"data.places": "cell"},
     # The paper's optimizer, PaliGemma's tokenizer and a mesh for a pod.
     "paligemma_3b": {
         "model.state": "text",
@@ -135,6 +135,9 @@ def _add_data_fields(c: ml_collections.ConfigDict) -> None:
     # Layout of the token ids: "disjoint", or "openpi" for weights trained with it
     # (etcvla/data/tokenizer.py).
     c.data.layout = "disjoint"
+    # Notation of points for the model: "pair" (y token and x token, as in PaliGemma) or "cell" (one
+    # token of a 32 x 32 grid, etcvla/etc/places.py). Datasets always hold pairs.
+    c.data.places = "pair"
     c.data.prompt = "pi0"  # format of the action prompt, a name in etcvla/data/prompts.py
     c.data.text_len = 80  # L, text tokens per row
     c.data.max_targets = 40  # predicted tokens per row, at most
