@@ -45,11 +45,12 @@ DEFAULT_EPISODES = {"source": 30, "target": 10}
 # What each variant changes in all stages. A stage's file has a table of the same form for itself.
 BASE_VARIANTS: dict[str, dict[str, Any]] = {
     # The model size is the variant's name. `tiny` trains in minutes on two CPU cores.
-    "tiny": {},
+    "tiny": {"data.places": "cell"},
     # The tiny model on the tabletop (etcvla/sims/tabletop), which has one camera. Rows hold many
     # short questions.
     "tabletop": {
         "model.size": "tiny",
+        "data.places": "cell",
         "data.num_cameras": 1,
         "data.text_len": TABLETOP_TEXT_LEN,
         "data.max_targets": TABLETOP_MAX_TARGETS,
@@ -162,6 +163,9 @@ def _add_data_fields(c: ml_collections.ConfigDict) -> None:
     # Layout of the token ids: "disjoint", or "openpi" for weights trained with it
     # (etcvla/data/tokenizer.py).
     c.data.layout = "disjoint"
+    # Notation of points for the model: "pair" (y token and x token, as in PaliGemma) or "cell" (one
+    # token of a 32 x 32 grid, etcvla/etc/places.py). Datasets always hold pairs.
+    c.data.places = "pair"
     c.data.prompt = "pi0"  # format of the action prompt, a name in etcvla/data/prompts.py
     c.data.text_len = 80  # L, text tokens per row
     c.data.max_targets = 40  # predicted tokens per row, at most
