@@ -64,7 +64,7 @@ class PicturedObject:
 
 
 @dataclasses.dataclass(frozen=True)
-class TableScene:
+class PicturedScene:
     """The objects of a picture. No two have the same name."""
 
     objects: tuple[PicturedObject, ...]
@@ -110,15 +110,15 @@ def _only(matches: list[PicturedObject]) -> PicturedObject:
 # These functions return possible fields; those without a unique answer are left out later.
 
 
-def _no_fields(scene: TableScene, rng: Generator) -> list[Fields]:
+def _no_fields(scene: PicturedScene, rng: Generator) -> list[Fields]:
     return [{}]
 
 
-def _names(scene: TableScene, rng: Generator) -> list[Fields]:
+def _names(scene: PicturedScene, rng: Generator) -> list[Fields]:
     return [{"a": obj.name} for obj in scene.objects]
 
 
-def _points(scene: TableScene, rng: Generator) -> list[Fields]:
+def _points(scene: PicturedScene, rng: Generator) -> list[Fields]:
     fields = []
     for obj in scene.objects:
         low, high = np.reshape(obj.box, (2, 2))
@@ -127,24 +127,24 @@ def _points(scene: TableScene, rng: Generator) -> list[Fields]:
     return fields
 
 
-def _boxes(scene: TableScene, rng: Generator) -> list[Fields]:
+def _boxes(scene: PicturedScene, rng: Generator) -> list[Fields]:
     return [{"box": format_loc(obj.box)} for obj in scene.objects]
 
 
-def _nouns(scene: TableScene, rng: Generator) -> list[Fields]:
+def _nouns(scene: PicturedScene, rng: Generator) -> list[Fields]:
     return [{"noun": obj.noun} for obj in scene.objects]
 
 
-def _colors(scene: TableScene, rng: Generator) -> list[Fields]:
+def _colors(scene: PicturedScene, rng: Generator) -> list[Fields]:
     return [{"color": obj.color} for obj in scene.objects]
 
 
-def _counted_color(scene: TableScene, rng: Generator) -> list[Fields]:
+def _counted_color(scene: PicturedScene, rng: Generator) -> list[Fields]:
     counts = Counter(obj.color for obj in scene.objects)
     return [{"color": _choose_by_count([counts[color] for color in COLORS], COLORS, rng)}]
 
 
-def _counted_noun(scene: TableScene, rng: Generator) -> list[Fields]:
+def _counted_noun(scene: PicturedScene, rng: Generator) -> list[Fields]:
     counts = Counter(obj.noun for obj in scene.objects)
     noun = _choose_by_count([counts[noun] for noun in NOUNS], NOUNS, rng)
     return [{"plural": PLURALS[noun]}]
@@ -155,7 +155,7 @@ def _choose_by_count(counts: list[int], words: tuple[str, ...], rng: Generator) 
     return str(rng.choice(words, p=weights / weights.sum()))
 
 
-def _existence(scene: TableScene, rng: Generator) -> list[Fields]:
+def _existence(scene: PicturedScene, rng: Generator) -> list[Fields]:
     """Propose a present or an absent object with equal probability.
 
     Absent objects share their color or their noun with a present object, half of them each.
@@ -177,19 +177,19 @@ def _existence(scene: TableScene, rng: Generator) -> list[Fields]:
     return fields
 
 
-def _pairs(scene: TableScene, rng: Generator) -> list[Fields]:
+def _pairs(scene: PicturedScene, rng: Generator) -> list[Fields]:
     pairs = itertools.permutations(scene.objects, 2)
     return [{"a": first.name, "b": second.name} for first, second in pairs]
 
 
-def _related_pairs(scene: TableScene, rng: Generator) -> list[Fields]:
+def _related_pairs(scene: PicturedScene, rng: Generator) -> list[Fields]:
     relations = list(RELATIONS)
     return [
         pair | {"relation": relations[rng.integers(len(relations))]} for pair in _pairs(scene, rng)
     ]
 
 
-def _relations(scene: TableScene, rng: Generator) -> list[Fields]:
+def _relations(scene: PicturedScene, rng: Generator) -> list[Fields]:
     return [{"relation": relation.removesuffix(" of")} for relation in ("left of", "right of")]
 
 
@@ -198,17 +198,17 @@ def _relations(scene: TableScene, rng: Generator) -> list[Fields]:
 # An answer raises ValueError if the question has no unique answer.
 
 
-def _exists(scene: TableScene, a: str) -> str:
+def _exists(scene: PicturedScene, a: str) -> str:
     _, name = a.split(" ", 1)
     return "yes" if scene.find(name) else "no"
 
 
-def _count_plural(scene: TableScene, plural: str) -> str:
+def _count_plural(scene: PicturedScene, plural: str) -> str:
     nouns = {value: noun for noun, value in PLURALS.items()}
     return str(len(scene.find(nouns[plural])))
 
 
-def _compare(scene: TableScene, a: str, b: str, is_depth: bool) -> int:
+def _compare(scene: PicturedScene, a: str, b: str, is_depth: bool) -> int:
     """Return the sign of a's coordinate minus b's: x in the image, or the distance."""
     first = scene.find_one(a)
     second = scene.find_one(b)
@@ -223,20 +223,20 @@ def _compare(scene: TableScene, a: str, b: str, is_depth: bool) -> int:
     return int(np.sign(difference))
 
 
-def _side(scene: TableScene, a: str, b: str) -> str:
+def _side(scene: PicturedScene, a: str, b: str) -> str:
     return "right" if _compare(scene, a, b, is_depth=False) > 0 else "left"
 
 
-def _front(scene: TableScene, a: str, b: str) -> str:
+def _front(scene: PicturedScene, a: str, b: str) -> str:
     return "behind" if _compare(scene, a, b, is_depth=True) > 0 else "front"
 
 
-def _holds(scene: TableScene, a: str, b: str, relation: str) -> str:
+def _holds(scene: PicturedScene, a: str, b: str, relation: str) -> str:
     is_depth, sign = RELATIONS[relation]
     return "yes" if _compare(scene, a, b, is_depth) == sign else "no"
 
 
-def _outermost(scene: TableScene, relation: str) -> str:
+def _outermost(scene: PicturedScene, relation: str) -> str:
     """Return the object that is farthest to the left or to the right."""
     from_left = sorted(scene.objects, key=lambda obj: obj.center[1])
     if relation == "right":
@@ -246,12 +246,12 @@ def _outermost(scene: TableScene, relation: str) -> str:
     return first.name
 
 
-def _caption(scene: TableScene) -> str:
+def _caption(scene: PicturedScene) -> str:
     from_left = sorted(scene.objects, key=lambda obj: obj.center[1])
     return ", ".join(obj.name for obj in from_left)
 
 
-def _place(scene: TableScene, a: str) -> str:
+def _place(scene: PicturedScene, a: str) -> str:
     where, is_clear = place(scene.find_one(a).center)
     if not is_clear:
         raise ValueError(f"{a!r} is between two places")
@@ -264,7 +264,7 @@ _NAME = rf"(?:an? )?(?:{_COLOR}) (?:{_NOUN})"
 
 
 class TableQuestion(SceneQuestion):
-    """A question type about a `TableScene`."""
+    """A question type about a `PicturedScene`."""
 
     field_patterns = {
         "a": _NAME,
@@ -415,7 +415,7 @@ ITEMS_PER_PICTURE: tuple[tuple[int, tuple[str, ...]], ...] = (
 )
 
 
-def make_items(scene: TableScene, rng: Generator) -> list[Item]:
+def make_items(scene: PicturedScene, rng: Generator) -> list[Item]:
     """Make up to 15 items about a scene.
 
     Questions without a unique answer are left out, so some scenes have fewer.
@@ -438,6 +438,6 @@ def make_items(scene: TableScene, rng: Generator) -> list[Item]:
     return items
 
 
-def check(item: Item, scene: TableScene) -> str | None:
+def check(item: Item, scene: PicturedScene) -> str | None:
     """Return the reason why `item` is wrong about the scene, None if it is correct."""
     return scene_questions.check(item, scene, TABLE_QUESTIONS)

@@ -7,17 +7,15 @@ import itertools
 import numpy as np
 from numpy.random import Generator
 
-from data_builders.tabletop_vqa.questions import PicturedObject, TableScene
+from data_builders.tabletop_vqa.questions import PicturedObject, PicturedScene
 from etcvla.sims import headless
 
 headless.require_egl()
-import mujoco  # noqa: E402
-
 from etcvla.sims.conditions import Orbit  # noqa: E402
 from etcvla.sims.oracle import mask_box  # noqa: E402
 from etcvla.sims.render import HIDDEN_GROUP, Renderer  # noqa: E402
-from etcvla.sims.tabletop import scene as table_scene  # noqa: E402
-from etcvla.sims.tabletop.layouts import NUM_OBJECTS  # noqa: E402
+from etcvla.sims.tabletop.layouts import HOME, NUM_OBJECTS, Layout, TableObject  # noqa: E402
+from etcvla.sims.tabletop.scene import CAMERA, TableScene  # noqa: E402
 from etcvla.sims.tabletop.words import COLORS, NOUNS  # noqa: E402
 
 MIN_OBJECTS = 3
@@ -41,103 +39,107 @@ class Table:
     """The tabletop's model with a renderer. Creating one takes half a second, so keep it."""
 
     def __init__(self, image_size: int):
-        self._model = table_scene.make_model()
-        self._data = mujoco.MjData(self._model)
-        self._renderer = Renderer(self._model, self._data, image_size)
-        self._geoms = [self._model.geom(name).id for name in table_scene.SLOTS]
-        bodies = [self._model.body(name).id for name in ROBOT_BODIES]
-        robot = np.isin(self._model.geom_bodyid, bodies)
-        robot[self._model.geom("column").id] = True
-        self._model.geom_group[robot] = HIDDEN_GROUP
-        headlight = self._model.vis.headlight
-        self._lights = [self._model.light_diffuse, headlight.diffuse, headlight.ambient]
+        self._scene = TableScene()
+        model = self._scene.model
+        self._renderer = Renderer(model, self._scene.data, image_size)
+        bodies = [model.body(name).id for name in ROBOT_BODIES]
+        robot = np.isin(model.geom_bodyid, bodies)
+        robot[model.geom("column").id] = True
+        model.geom_group[robot] = HIDDEN_GROUP
+        headlight = model.vis.headlight
+        self._lights = [model.light_diffuse, headlight.diffuse, headlight.ambient]
         self._default_lights = [values.copy() for values in self._lights]
-        self._default_direction = self._model.light_dir.copy()
-        self._default_room = self._model.geom("room").rgba.copy()
+        self._default_direction = model.light_dir.copy()
+        self._default_room = model.geom("room").rgba[:3].copy()
 
-    def draw(self, rng: Generator) -> tuple[np.ndarray, TableScene]:
+    def draw(self, rng: Generator) -> tuple[np.ndarray, PicturedScene]:
         """Render a random picture uint8[H, W, 3] in which all objects are clearly visible."""
         while True:
-            pairs = sample_pairs(rng)
-            positions = sample_positions(rng, len(pairs))
-            self._place(pairs, positions, rng)
-            self._light(rng)
+            layout = sample_layout(rng)
+            count = int(rng.integers(MIN_OBJECTS, NUM_OBJECTS + 1))
             camera = sample_camera(rng)
-            mujoco.mj_kinematics(self._model, self._data)
-            mujoco.mj_camlight(self._model, self._data)
-            scene = self._scene(pairs, positions, camera)
+            self._set_up(layout, count, rng)
+            scene = self._read(layout, count, camera)
             if scene is not None:
                 return self._renderer.rgb(camera), scene
 
-    def _place(self, pairs: list[tuple[str, str]], positions: np.ndarray, rng: Generator) -> None:
-        """Put one object for each pair (noun, color) on the table, and hide the other slots."""
-        poses = self._data.qpos.reshape(NUM_OBJECTS, 7)
-        poses[:, 3:] = 0
-        yaws = rng.uniform(0, 2 * np.pi, NUM_OBJECTS)
-        poses[:, 3] = np.cos(yaws / 2)
-        poses[:, 6] = np.sin(yaws / 2)
-        self._model.geom_group[self._geoms] = HIDDEN_GROUP
-        for slot, (noun, color) in enumerate(pairs):
-            table_scene.set_shape(self._model, slot, noun, color)
-            geom = self._geoms[slot]
-            self._model.geom_group[geom] = 0
-            self._model.geom_rgba[geom, :3] = _vary(table_scene.RGB[color], COLOR_CHANGE, rng)
-            height = table_scene.half_height(self._model, noun)
-            poses[slot, :3] = [*positions[slot], height]
-
-    def _light(self, rng: Generator) -> None:
-        """Vary the lights and the colors of table and room."""
+    def _set_up(self, layout: Layout, count: int, rng: Generator) -> None:
+        """Show the first `count` objects of a layout, and vary lights and colors."""
+        model = self._scene.model
+        self._scene.show(layout)
+        objects = self._scene.objects
+        model.geom_group[objects] = HIDDEN_GROUP
+        model.geom_group[objects[:count]] = 0
         for values, default in zip(self._lights, self._default_lights, strict=True):
             values[:] = default * rng.uniform(1 - LIGHT_CHANGE, 1 + LIGHT_CHANGE)
         change = rng.uniform(-DIRECTION_CHANGE, DIRECTION_CHANGE, 3)
-        self._model.light_dir[:] = self._default_direction + change
-        table_colors = table_scene.TABLE_RGB
-        color = table_colors[rng.integers(len(table_colors))]
-        self._model.material("table").rgba[:3] = _vary(color, TABLE_CHANGE, rng)
-        self._model.geom("room").rgba[:3] = _vary(self._default_room[:3], ROOM_CHANGE, rng)
+        model.light_dir[:] = self._default_direction + change
+        for geom in objects:
+            _vary(model.geom_rgba[geom, :3], COLOR_CHANGE, rng)
+        _vary(model.mat_rgba[model.geom_matid[self._scene.table], :3], TABLE_CHANGE, rng)
+        room = model.geom("room").rgba[:3]
+        room[:] = self._default_room
+        _vary(room, ROOM_CHANGE, rng)
+        self._scene.reset(layout, layout.hand)
 
-    def _scene(
-        self, pairs: list[tuple[str, str]], positions: np.ndarray, camera: Orbit
-    ) -> TableScene | None:
+    def _read(self, layout: Layout, count: int, camera: Orbit) -> PicturedScene | None:
         """Return the picture's objects, or None if one is hidden or cut off by the border."""
         labels = self._renderer.labels(camera)
+        azimuth = np.deg2rad(camera.azimuth)
+        direction = np.array([np.cos(azimuth), np.sin(azimuth)])  # of view, on the table
         objects = []
-        for slot, (noun, color) in enumerate(pairs):
-            mask = labels == self._geoms[slot]
+        for geom, shown, position in zip(
+            self._scene.objects[:count], layout.objects, layout.positions, strict=False
+        ):
+            mask = labels == geom
             box = mask_box(mask)
             if mask.sum() < MIN_PIXELS or box.min() <= 0 or box.max() >= 1:
                 return None
-            distance = _viewing_direction(camera) @ positions[slot]
-            objects.append(PicturedObject(noun, color, tuple(box.tolist()), float(distance)))
-        return TableScene(tuple(objects))
+            distance = float(direction @ position)
+            objects.append(PicturedObject(shown.noun, shown.color, tuple(box.tolist()), distance))
+        return PicturedScene(tuple(objects))
 
     def close(self) -> None:
         """Free the renderer."""
         self._renderer.close()
 
 
+def sample_layout(rng: Generator) -> Layout:
+    """Draw five objects with different names and their poses."""
+    objects = []
+    for noun, color in sample_pairs(rng):
+        objects.append(TableObject(noun, color, novelty="none"))
+    return Layout(
+        number=0,
+        objects=tuple(objects),
+        positions=sample_positions(rng),
+        yaws=rng.uniform(0, 2 * np.pi, NUM_OBJECTS),
+        hand=HOME,
+        table=int(rng.integers(1 << 16)),
+    )
+
+
 def sample_pairs(rng: Generator) -> list[tuple[str, str]]:
-    """Draw three to five different pairs (noun, color).
+    """Draw five different pairs (noun, color).
 
     Half of the draws have two nouns and three colors, so that objects often share a word, as on
     the robot's table.
     """
-    count = int(rng.integers(MIN_OBJECTS, NUM_OBJECTS + 1))
     nouns = NOUNS
     colors = COLORS
     if rng.random() < 0.5:
         nouns = rng.permutation(NOUNS)[:2].tolist()
         colors = rng.permutation(COLORS)[:3].tolist()
     pairs = list(itertools.product(nouns, colors))
-    return [pairs[index] for index in rng.permutation(len(pairs))[:count]]
+    return [pairs[index] for index in rng.permutation(len(pairs))[:NUM_OBJECTS]]
 
 
-def sample_positions(rng: Generator, count: int) -> np.ndarray:
-    """Draw points float[count, 2] of the area that are `MIN_DISTANCE` apart."""
+def sample_positions(rng: Generator) -> np.ndarray:
+    """Draw points float[5, 2] of the area that are `MIN_DISTANCE` apart."""
     while True:
-        points = rng.uniform(-HALF_AREA, HALF_AREA, (32, count, 2))
+        points = rng.uniform(-HALF_AREA, HALF_AREA, (64, NUM_OBJECTS, 2))
         gaps = np.linalg.norm(points[:, :, None] - points[:, None], axis=-1)
-        gaps += np.eye(count)  # an object's distance to itself does not count
+        gaps += np.eye(NUM_OBJECTS)  # an object's distance to itself does not count
         fits = gaps.min((1, 2)) > MIN_DISTANCE
         if fits.any():
             return points[fits][0]
@@ -145,21 +147,15 @@ def sample_positions(rng: Generator, count: int) -> np.ndarray:
 
 def sample_camera(rng: Generator) -> Orbit:
     """Draw a camera near the robot's."""
-    default = table_scene.CAMERA
-    lookat = np.array(default.lookat) + rng.uniform(-LOOKAT_CHANGE, LOOKAT_CHANGE)
+    lookat = np.array(CAMERA.lookat) + rng.uniform(-LOOKAT_CHANGE, LOOKAT_CHANGE)
     return Orbit(
         lookat=tuple(lookat.tolist()),
-        distance=default.distance + rng.uniform(-DISTANCE_CHANGE, DISTANCE_CHANGE),
-        azimuth=default.azimuth + rng.uniform(-AZIMUTH_CHANGE, AZIMUTH_CHANGE),
-        elevation=default.elevation + rng.uniform(-ELEVATION_CHANGE, ELEVATION_CHANGE),
+        distance=CAMERA.distance + rng.uniform(-DISTANCE_CHANGE, DISTANCE_CHANGE),
+        azimuth=CAMERA.azimuth + rng.uniform(-AZIMUTH_CHANGE, AZIMUTH_CHANGE),
+        elevation=CAMERA.elevation + rng.uniform(-ELEVATION_CHANGE, ELEVATION_CHANGE),
     )
 
 
-def _viewing_direction(camera: Orbit) -> np.ndarray:
-    """Return the camera's viewing direction on the table, a unit vector float[2]."""
-    azimuth = np.deg2rad(camera.azimuth)
-    return np.array([np.cos(azimuth), np.sin(azimuth)])
-
-
-def _vary(color: tuple[float, ...], change: float, rng: Generator) -> np.ndarray:
-    return np.clip(np.array(color) + rng.uniform(-change, change, 3), 0, 1)
+def _vary(color: np.ndarray, change: float, rng: Generator) -> None:
+    """Change the channels of a color float[3] in place."""
+    color[:] = np.clip(color + rng.uniform(-change, change, 3), 0, 1)

@@ -21,7 +21,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from data_builders.common import command
 from data_builders.common.tables import markdown_table
 from data_builders.tabletop_vqa import questions as table_questions
-from data_builders.tabletop_vqa.questions import PicturedObject, TableScene
+from data_builders.tabletop_vqa.questions import PicturedObject, PicturedScene
 from etcvla.data.tokenizer import NUM_LOC, NUM_SEG, IdRange, Tokenizer, TokenLayout
 from etcvla.etc import make_items, shapes
 from etcvla.etc.annotation import STEP_FIELDS, Annotation
@@ -155,14 +155,14 @@ def shapes_items(num_scenes: int, rng: np.random.Generator) -> list[Item]:
     return items
 
 
-def random_table_scene(rng: np.random.Generator) -> TableScene:
+def random_table_scene(rng: np.random.Generator) -> PicturedScene:
     """Return five objects in random places, with words that base data lack among them."""
     objects = []
     for noun in rng.permutation(ALL_NOUNS)[:5]:
         corner = rng.uniform(0, 0.8, 2)
         box = (*corner, *(corner + 0.15))
         objects.append(PicturedObject(str(noun), str(rng.choice(ALL_COLORS)), box, rng.uniform()))
-    return TableScene(tuple(objects))
+    return PicturedScene(tuple(objects))
 
 
 def tabletop_items(num_scenes: int, rng: np.random.Generator) -> list[Item]:

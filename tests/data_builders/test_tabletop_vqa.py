@@ -11,7 +11,7 @@ from data_builders.tabletop_vqa.episodes import TableJob, get_table, make_pictur
 from data_builders.tabletop_vqa.questions import (
     TABLE_QUESTIONS,
     PicturedObject,
-    TableScene,
+    PicturedScene,
     check,
     make_items,
 )
@@ -27,7 +27,7 @@ from tests.data_builders.command import run_command
 RED_CUBE = PicturedObject("cube", "red", (0.1, 0.1, 0.3, 0.3), distance=0.1)
 BLUE_CUBE = PicturedObject("cube", "blue", (0.1, 0.6, 0.3, 0.8), distance=0.11)
 RED_CROSS = PicturedObject("cross", "red", (0.6, 0.65, 0.8, 0.85), distance=-0.1)
-SCENE = TableScene((RED_CUBE, BLUE_CUBE, RED_CROSS))
+SCENE = PicturedScene((RED_CUBE, BLUE_CUBE, RED_CROSS))
 
 
 @pytest.fixture(scope="module")
