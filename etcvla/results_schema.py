@@ -52,6 +52,9 @@ TRIAL_COLUMNS = (
     "perturbation",
 )
 
+# The columns of TRIAL_COLUMNS that identify a group of episodes with one score.
+GROUP_FIELDS = ("scene", "intervention", "condition", "perturbation")
+
 
 def setting_of(group: Mapping[str, str]) -> tuple[str, ...]:
     """Return the names of the condition and perturbation of a group or row, without empty ones.

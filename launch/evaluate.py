@@ -2,11 +2,13 @@
 
     python launch/evaluate.py --checkpoint=runs/tiny/objective_bridge --suite=metaworld_mt10 \\
         --trials=10 --perturb=none,camera:2 --out=scores/mt10
+    python launch/evaluate.py --checkpoint=RUN --suite=tabletop --scenes=A0,C0 --trials=100 \\
+        --language_control
     python launch/evaluate.py --checkpoint=runs/tiny/objective_bridge --scenes=source,target
 
 With --suite it writes protocol.json, episodes.csv (one line per episode; an interrupted evaluation
-resumes) and scores.json to --out. Without, it writes the same and examples of answers to
-<workdir>/evaluation. docs/evaluate.md explains the files.
+resumes), scores.json and, on the tabletop, language.json to --out. Without, it writes the same and
+examples of answers to <workdir>/evaluation. docs/evaluate.md explains the files.
 """
 
 import sys
@@ -15,7 +17,9 @@ from collections.abc import Sequence
 from absl import flags
 
 from configs import common as fields
-from etcvla.eval import benchmark
+from etcvla import sims
+from etcvla.errors import UserError
+from etcvla.eval import benchmark, language
 from etcvla.eval.evaluate import EvaluationSpec, evaluate
 from etcvla.eval.trials import EvalProtocol
 from etcvla.results_schema import INTERVENTIONS
@@ -63,6 +67,12 @@ _CONDITIONS = flags.DEFINE_list(
 )
 _INTERVENTIONS = flags.DEFINE_list(
     "interventions", ["right"], f"What the policy gets: {', '.join(INTERVENTIONS)}."
+)
+_LANGUAGE_CONTROL = flags.DEFINE_bool(
+    "language_control",
+    False,
+    "With the suite of a simulator whose trials share layouts: play each layout with the "
+    f"interventions {', '.join(language.INTERVENTIONS)}, and write language.json.",
 )
 _TRIALS = flags.DEFINE_integer(
     "trials", 10, "Episodes per task, scene, intervention and condition."
@@ -116,12 +126,20 @@ def evaluate_suite() -> None:
         ensemble=_ENSEMBLE.value,
         seed=_SEED.value,
     )
+    interventions = tuple(_INTERVENTIONS.value)
+    if _LANGUAGE_CONTROL.value:
+        if sims.get(suite.simulator).trials_per_layout == 1:
+            raise UserError(
+                f"--language_control: in {suite.name} a layout has one trial, so no two trials "
+                "differ in the named object alone; choose --suite=tabletop"
+            )
+        interventions = language.INTERVENTIONS
     chosen = benchmark.Benchmark(
         suite,
         suite.select_tasks(_TASKS.value or ()),
         _TRIALS.value,
         protocol,
-        interventions=tuple(_INTERVENTIONS.value),
+        interventions=interventions,
         conditions=_names(_CONDITIONS.value),
         perturbations=_names(_PERTURB.value),
         scenes=tuple(_SCENES.value or ()),

@@ -13,6 +13,7 @@ from etils import epath
 
 from etcvla import sims
 from etcvla.errors import UserError
+from etcvla.eval.language import write_language
 from etcvla.eval.results_log import ResultsLog
 from etcvla.eval.rollouts import WorkerPool, run_trials
 from etcvla.eval.trials import EvalProtocol, TrialGrid, TrialResult
@@ -20,14 +21,12 @@ from etcvla.files import write_json
 from etcvla.names import lookup
 from etcvla.policy import Policy
 from etcvla.provenance import python_version, run_versions
-from etcvla.results_schema import setting_of
+from etcvla.results_schema import GROUP_FIELDS, setting_of
 from etcvla.sims.perturbations import Perturbation
 from etcvla.sims.seeds import eval_seed
 from etcvla.sims.suites import Suite
 from etcvla.stats import wilson
 from etcvla.train.checkpoint import open_checkpoint
-
-_GROUP_FIELDS = ("scene", "intervention", "condition", "perturbation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +102,7 @@ def run_benchmark(
         of `describe_protocol`.
       episodes.csv: see `TrialResult.to_row`.
       scores.json: "suite", and "groups" of `score_groups`.
+      language.json: see `language.write_language`.
       videos: see `results_schema.video_stem`.
 
     Args:
@@ -138,6 +138,7 @@ def run_benchmark(
         )
     scores = {"suite": suite.name, "groups": score_groups(results)}
     write_json(epath.Path(out) / "scores.json", scores)
+    write_language(out, results)
     return scores
 
 
@@ -220,14 +221,14 @@ def check_fit(policy: Policy, suite: Suite) -> None:
 
 
 def score_groups(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
-    """Return the scores of each combination of `_GROUP_FIELDS`.
+    """Return the scores of each combination of `GROUP_FIELDS`.
 
     Keys of each group: those fields, and "overall" and "tasks" (task -> scores) with the scores of
     `score_episodes`.
     """
     by_group = defaultdict(list)
     for result in results:
-        by_group[tuple(getattr(result.trial, field) for field in _GROUP_FIELDS)].append(result)
+        by_group[tuple(getattr(result.trial, field) for field in GROUP_FIELDS)].append(result)
     groups = []
     for values, episodes in by_group.items():
         by_task = defaultdict(list)
@@ -235,7 +236,7 @@ def score_groups(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
             by_task[result.trial.task].append(result)
         groups.append(
             {
-                **dict(zip(_GROUP_FIELDS, values, strict=True)),
+                **dict(zip(GROUP_FIELDS, values, strict=True)),
                 "overall": score_episodes(episodes),
                 "tasks": {task: score_episodes(group) for task, group in by_task.items()},
             }

@@ -1,7 +1,8 @@
 """Evaluate a checkpoint of a recipe: acting in scenes, and held-out questions.
 
-The results are in <workdir>/evaluation: scores.json, protocol.json, episodes.csv, examples.json
-and pictures. If they exist already for the same checkpoint and specification, nothing is run.
+The results are in <workdir>/evaluation: scores.json, protocol.json, episodes.csv, language.json,
+examples.json and pictures. If they exist already for the same checkpoint and specification, nothing
+is run.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from etcvla.eval.benchmark import (
     score_groups,
     success_table,
 )
+from etcvla.eval.language import write_language
 from etcvla.eval.results_log import ResultsLog
 from etcvla.eval.rollouts import run_trials
 from etcvla.eval.trials import EvalProtocol, TrialGrid, TrialResult
@@ -131,13 +133,15 @@ def _act(
     )
     results_log = ResultsLog(out, {**request, **description}, replace=True)
     policy.warm_up(spec.protocol.rows, [simulator.instruction(task) for task in spec.tasks])
-    return run_trials(
+    results = run_trials(
         policy,
         spec.grid.trials(),
         spec.protocol,
         label=f"{checkpoint_path}: acting",
         results_log=results_log,
     )
+    write_language(out, results)
+    return results
 
 
 def _score_questions(policy: Policy, spec: EvaluationSpec, out: epath.Path) -> dict:
