@@ -8,7 +8,7 @@ gives the value, and every parameter must match.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import ml_collections
@@ -26,13 +26,36 @@ ETC_WEIGHTS = dict(zip(ETC_KINDS, (0.24, 0.14, 0.22, 0.14, 0.26), strict=True))
 # training.
 OOD_CONDITIONS = ("evening", "checker_table", "side_camera", "recolored", "clutter")
 
+# Sizes of rows with about ten short questions about the tabletop.
+TABLETOP_TEXT_LEN = 160
+TABLETOP_MAX_TARGETS = 64
+# Relative weight of each kind of question about pictures of the tabletop.
+TABLETOP_VQA_WEIGHTS = {
+    "name": 2.0,
+    "point": 1.0,
+    "box": 1.0,
+    "attribute": 1.0,
+    "count": 1.0,
+    "relation": 1.0,
+    "caption": 1.0,
+}
+
 # Demonstrations per task that the embedded datasets have by default.
 DEFAULT_EPISODES = {"source": 30, "target": 10}
 
 # What each variant changes in all stages. A stage's file has a table of the same form for itself.
 BASE_VARIANTS: dict[str, dict[str, Any]] = {
     # The model size is the variant's name. `tiny` trains in minutes on two CPU cores.
-    "tiny": {},
+    "tiny": {"data.places": "cell"},
+    # The tiny model on the tabletop (etcvla/sims/tabletop), which has one camera. Rows hold many
+    # short questions.
+    "tabletop": {
+        "model.size": "tiny",
+        "data.places": "cell",
+        "data.num_cameras": 1,
+        "data.text_len": TABLETOP_TEXT_LEN,
+        "data.max_targets": TABLETOP_MAX_TARGETS,
+    },
     # The paper's optimizer, PaliGemma's tokenizer and a mesh for a pod.
     "paligemma_3b": {
         "model.state": "text",
@@ -55,17 +78,22 @@ BASE_VARIANTS: dict[str, dict[str, Any]] = {
         "keep": 3,
     },
 }
-VARIANTS = tuple(BASE_VARIANTS)
+VARIANTS = ("tiny", "paligemma_3b")  # of the stages that have no other
 
 
-def base(stage: str, variant: str) -> ml_collections.ConfigDict:
+def base(
+    stage: str, variant: str, variants: Collection[str] = VARIANTS
+) -> ml_collections.ConfigDict:
     """Return the config that all stages share, locked, before the stage's file changes it.
 
-    Raises UserError for an unknown variant.
+    Args:
+      variants: the stage's variants, keys of `BASE_VARIANTS`.
+
+    Raises UserError for a variant that the stage does not have.
     """
-    if variant not in BASE_VARIANTS:
+    if variant not in variants:
         raise UserError(
-            f"configs/{stage}.py: unknown variant {variant!r}; choose from {', '.join(VARIANTS)}"
+            f"configs/{stage}.py: unknown variant {variant!r}; choose from {', '.join(variants)}"
         )
     c = ml_collections.ConfigDict()
     c.stage = stage
@@ -136,6 +164,9 @@ def _add_data_fields(c: ml_collections.ConfigDict) -> None:
     # Layout of the token ids: "disjoint", or "openpi" for weights trained with it
     # (etcvla/data/tokenizer.py).
     c.data.layout = "disjoint"
+    # Notation of points for the model: "pair" (y token and x token, as in PaliGemma) or "cell" (one
+    # token of a 32 x 32 grid, etcvla/etc/places.py). Datasets always hold pairs.
+    c.data.places = "pair"
     c.data.prompt = "pi0"  # format of the action prompt, a name in etcvla/data/prompts.py
     c.data.text_len = 80  # L, text tokens per row
     c.data.max_targets = 40  # predicted tokens per row, at most
@@ -417,3 +448,9 @@ def shapes(root: str = "data") -> dict[str, Any]:
     """Return the embedded dataset of 2-D shapes, a substitute for web images."""
     build = ("data_builders.shapes_vqa", f"--out={root}")
     return dataset(f"{root}/shapes_vqa/default", ("image",), build)
+
+
+def tabletop_vqa(root: str = "data") -> dict[str, Any]:
+    """Return the embedded pictures of the tabletop without its robot, with questions."""
+    build = ("data_builders.tabletop_vqa", f"--out={root}")
+    return dataset(f"{root}/tabletop_vqa/default", ("image",), build)

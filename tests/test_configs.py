@@ -19,12 +19,17 @@ from etcvla.train.step import StepSettings, active_losses
 STAGES = ("vlm_pretrain", "distribution_bridge", "objective_bridge", "retentive_adapt")
 
 
+def stage_module(stage):
+    return importlib.import_module(f"configs.{stage}")
+
+
 def get_config(stage, variant):
-    return importlib.import_module(f"configs.{stage}").get_config(variant)
+    return stage_module(stage).get_config(variant)
 
 
 @pytest.fixture(
-    params=[(stage, variant) for stage in STAGES for variant in common.VARIANTS], ids="-".join
+    params=[(stage, variant) for stage in STAGES for variant in stage_module(stage).VARIANTS],
+    ids="-".join,
 )
 def config(request):
     return get_config(*request.param)

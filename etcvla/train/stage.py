@@ -276,22 +276,28 @@ def inherited_assets(config: ml_collections.ConfigDict) -> Assets:
     """Return the assets of the checkpoint that the stage resumes or starts from.
 
     Without one, they consist of a new tokenizer. Raises UserError if the checkpoint has another
-    token layout.
+    token layout or notation of places.
     """
     checkpoint = find_checkpoint(config.workdir)
     if checkpoint is None and config.init_from:
         checkpoint = find_checkpoint(config.init_from)
     if checkpoint is None:
         data = config.data
-        tokenizer = Tokenizer.load(data.tokenizer, num_actions=data.fast_vocab, layout=data.layout)
+        tokenizer = Tokenizer.load(
+            data.tokenizer,
+            num_actions=data.fast_vocab,
+            layout=data.layout,
+            places=data.places,
+        )
         return Assets(tokenizer)
     assets = Assets.from_json(checkpoint.meta()["assets"])
-    layout = assets.tokenizer.layout.name
-    if layout != config.data.layout:
-        raise UserError(
-            f"data.layout is {config.data.layout!r}, but {checkpoint.workdir} was trained with "
-            f"{layout!r}, whose token ids differ; set data.layout={layout!r}"
-        )
+    layout = assets.tokenizer.layout
+    for field, value in (("layout", layout.name), ("places", layout.places)):
+        if value != config.data[field]:
+            raise UserError(
+                f"data.{field} is {config.data[field]!r}, but {checkpoint.workdir} was trained "
+                f"with {value!r}, whose token ids differ; set data.{field}={value!r}"
+            )
     return assets
 
 

@@ -56,6 +56,7 @@ class StepSettings:
     shift: int
     color: float
     loc_offset: int
+    places: str = "pair"
     z: Schedule = ((0.0, 0.0),)
     # Share of the gradient from the expert that is stopped; None: as `VLAConfig.insulate` says.
     insulate: Schedule | None = None
@@ -91,6 +92,7 @@ class StepSettings:
             shift=config.augment.shift,
             color=config.augment.color,
             loc_offset=loc_offset,
+            places=config.data.places,
             insulate=insulate if scales_gradient(insulate) else None,
             microbatches=config.optim.microbatches,
             skip=lookup(ON_NONFINITE, config.optim.on_nonfinite, "optim.on_nonfinite"),
@@ -137,6 +139,7 @@ def train_step(
         shift=settings.shift,
         color=settings.color,
         loc_offset=settings.loc_offset,
+        places=settings.places,
     )
     rows, weight_sums = prepare_targets(batch, loss_key, settings)
 
