@@ -9,6 +9,7 @@ from typing import Any
 
 import ml_collections
 
+from etcvla import sims
 from etcvla.errors import UserError
 from etcvla.names import lookup
 
@@ -17,9 +18,8 @@ BASE = "base"
 # `RunSpec.init` of a run that starts from random parameters.
 RANDOM = "random"
 MATCHED = ("flops", "action_rows")  # what the cells of a contrast can have in common
-METRICS = ("intention", "success", "progress", "language")
 # "language" compares trials of one layout that name different objects.
-PAIRED_SIMULATORS = ("tabletop",)
+METRICS = ("intention", "success", "progress", "language")
 _TIER_SCENE = re.compile(r"([A-Z])(\d+)")
 
 
@@ -200,7 +200,7 @@ def _check_parents(study: StudySpec, run: RunSpec) -> None:
 
 def _check_contrast(study: StudySpec, contrast: Contrast) -> None:
     where = f"contrast {contrast.name!r}"
-    simulator = study.eval.simulator
+    simulator = sims.get(study.eval.simulator)
     for name in (contrast.a, contrast.b):
         cell = lookup(study.cells, name, f"cell in {where}")
         scenes = study.runs[cell.run].scenes
@@ -213,10 +213,10 @@ def _check_contrast(study: StudySpec, contrast: Contrast) -> None:
             )
     lookup(dict.fromkeys(METRICS), contrast.metric, f"metric in {where}")
     needs_pairs = contrast.metric == "language" or contrast.novelty
-    if needs_pairs and simulator not in PAIRED_SIMULATORS:
+    if needs_pairs and simulator.trials_per_layout == 1:
         raise UserError(
-            f"{where}: {simulator} does not play one layout with each object named, which metric "
-            f"{contrast.metric!r} on {contrast.tier!r} needs; choose success or simulator tabletop"
+            f"{where}: metric {contrast.metric!r} on {contrast.tier!r} needs layouts in which each "
+            f"object is named in turn, which {simulator.name} does not have; choose success"
         )
     if contrast.matched:
         lookup(dict.fromkeys(MATCHED), contrast.matched, f"value of `matched` in {where}")

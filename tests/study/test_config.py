@@ -41,7 +41,7 @@ def test_a_simulator_without_paired_layouts_has_no_metric_of_them(tmp_path):
     config = study_config(tmp_path, contrasts=(contrast(metric="language"),))
     parse(config)
     config.eval.simulator = "metaworld"
-    with pytest.raises(UserError, match="metaworld does not play one layout with each object"):
+    with pytest.raises(UserError, match="named in turn, which metaworld does not have"):
         parse(config)
 
 
