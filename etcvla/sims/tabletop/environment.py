@@ -23,12 +23,9 @@ from etcvla.sims.appearance import (  # noqa: E402
     shift_free_objects,
 )
 from etcvla.sims.conditions import (  # noqa: E402
-    CONDITIONS,
-    TRAIN,
     CameraMove,
     Condition,
     Orbit,
-    combine,
 )
 from etcvla.sims.mujoco_environment import MujocoEnvironment  # noqa: E402
 from etcvla.sims.oracle import RenderedObject  # noqa: E402
@@ -43,7 +40,6 @@ from etcvla.sims.tabletop.layouts import (  # noqa: E402
     named_object,
 )
 from etcvla.sims.tabletop.scene import CAMERA, SLOTS, TableScene  # noqa: E402
-from etcvla.sims.tabletop.suites import CONDITION_NAMES  # noqa: E402
 from etcvla.sims.tabletop.words import parse_scene  # noqa: E402
 from etcvla.sims.task import ObjectSpec, Phase, Task  # noqa: E402
 
@@ -88,10 +84,7 @@ class Tabletop(MujocoEnvironment):
     rate = RATE
 
     def __init__(self, task: str, scene: str = "A0", image_size: int = 96, condition: str = ""):
-        self._condition = Condition(TRAIN)  # changes nothing
-        if condition:
-            known = {name: CONDITIONS[name] for name in CONDITION_NAMES}
-            self._condition = lookup(known, condition, "condition of the tabletop")
+        self._set_condition(condition)
         self._rules = lookup(tasks.TASKS, task, "task of the tabletop")
         parse_scene(scene)
         self.scene = scene
@@ -121,18 +114,17 @@ class Tabletop(MujocoEnvironment):
         self._start_positions = self._table_scene.positions()
         self.set_appearance(None, seed)
 
-    def set_appearance(self, condition: Condition | None, seed: int) -> None:
-        """Change the scene's appearance on top of the environment's own condition.
+    def _show(self, condition: Condition, seed: int) -> None:
+        """Show the scene in a condition.
 
         Added objects are named like the others, and come after them in `objects`. One that has the
         name of an object of the layout is left out, because instructions would not be clear.
         """
-        condition = combine(self._condition, condition or Condition(TRAIN))
         names = {shown.name for shown in self.layout.objects}
         added = [solid for solid in condition.added if f"{solid.color} {solid.noun}" not in names]
         condition = dataclasses.replace(condition, added=tuple(added))
         del self._oracle.objects[NUM_OBJECTS:]
-        super().set_appearance(condition, seed)
+        super()._show(condition, seed)
         for extra in self._renderer.extras:
             color = extra.added.color
             spec = ObjectSpec(f"{color} {extra.added.noun}", color)
