@@ -43,6 +43,9 @@ TABLETOP_VQA_WEIGHTS = {
 # Demonstrations per task that the embedded datasets have by default.
 DEFAULT_EPISODES = {"source": 30, "target": 10}
 
+# The same for the roles of the tabletop's datasets.
+TABLETOP_EPISODES = {"demos": 1200, "etc": 600, "ood": 400}
+
 # What each variant changes in all stages. A stage's file has a table of the same form for itself.
 BASE_VARIANTS: dict[str, dict[str, Any]] = {
     # The model size is the variant's name. `tiny` trains in minutes on two CPU cores.
@@ -448,6 +451,31 @@ def shapes(root: str = "data") -> dict[str, Any]:
     """Return the embedded dataset of 2-D shapes, a substitute for web images."""
     build = ("data_builders.shapes_vqa", f"--out={root}")
     return dataset(f"{root}/shapes_vqa/default", ("image",), build)
+
+
+def tabletop(
+    role: str, rotation: int = 0, *, episodes: int = 0, root: str = "data"
+) -> dict[str, Any]:
+    """Return an embedded dataset of the tabletop's task "touch".
+
+    Args:
+      role: "demos" (words of tier A, with actions), "etc" (A and B, without actions) or "ood" (A
+        and N, without actions).
+      rotation: of the words of the tiers, see `etcvla.sims.tabletop.words`.
+      episodes: training episodes; 0: the role's default.
+      root: folder of the embedded datasets.
+    """
+    build = (
+        "data_builders.tabletop_etc",
+        f"--role={role}",
+        f"--rotation={rotation}",
+        f"--episodes={episodes}",
+        f"--out={root}",
+    )
+    name = f"{role}_r{rotation}"
+    if episodes not in (0, TABLETOP_EPISODES[role]):
+        name += f"_{episodes}ep"
+    return dataset(f"{root}/tabletop_etc/{name}", ("front",), build)
 
 
 def tabletop_vqa(root: str = "data") -> dict[str, Any]:
