@@ -12,10 +12,12 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import ml_collections
+import numpy as np
 
 from etcvla.errors import UserError
 from etcvla.etc.items import ETC_KINDS
 from etcvla.loss_forms import EXTRA_WEIGHT
+from etcvla.schedule import value_at
 from etcvla.sims.metaworld.tasks import DEMO_TASKS as METAWORLD_TASKS
 from etcvla.sims.metaworld.tasks import MT10 as MT10_TASKS
 
@@ -39,6 +41,9 @@ TABLETOP_VQA_WEIGHTS = {
     "relation": 1.0,
     "caption": 1.0,
 }
+
+# Share of the objective that replayed base data has.
+REPLAY_SHARE = 0.1
 
 # Demonstrations per task that the embedded datasets have by default.
 DEFAULT_EPISODES = {"source": 30, "target": 10}
@@ -347,6 +352,60 @@ def etc_streams(dataset: str, share: float | tuple, extra_segments: int) -> dict
         weight = scale(as_schedule(share), fraction)
         streams[f"{dataset}_{kind}"] = stream(dataset, kind, weight, extra_segments)
     return streams
+
+
+def parse_variant(stage: str, variant: str, options: tuple[str, ...]) -> tuple[str, list[str]]:
+    """Split "VARIANT+OPTION+..." into the variant and its options.
+
+    Raises UserError for an option that is not one of `options`.
+    """
+    variant, *chosen = variant.split("+")
+    for option in chosen:
+        if option not in options:
+            raise UserError(
+                f"configs/{stage}.py: unknown option {option!r} after +; choose from "
+                f"{', '.join(options)}"
+            )
+    return variant, chosen
+
+
+def add_replay(c: ml_collections.ConfigDict, share: float = REPLAY_SHARE) -> None:
+    """Replay the base model's data in a stage: the answers of the stage use other words.
+
+    The stream `replay` gets `share` of the objective; the others keep their ratios.
+    """
+    if c.variant == "paligemma_3b":
+        name = "web_vqa"
+        entry = dataset("data/web_vqa", ("image",))
+        kind_weights = {}
+        extra_segments = 0
+    else:
+        name = "tabletop_vqa"
+        entry = tabletop_vqa()
+        kind_weights = TABLETOP_VQA_WEIGHTS
+        extra_segments = 4
+    points = set()
+    for other in c.streams.values():
+        points.update(progress for progress, _ in other.weight)
+    weight = []
+    for progress in sorted(points):
+        total = sum(value_at(other.weight, progress, np) for other in c.streams.values())
+        weight.append((progress, float(total) * share / (1 - share)))
+    override(c, {f"datasets.{name}": entry})
+    add_streams(c, {"replay": stream(name, "any", tuple(weight), extra_segments)})
+    with c.unlocked():
+        c.extra_segment_weights.update(kind_weights)
+
+
+def has_replay(variant: str, options: Collection[str]) -> bool:
+    """Return whether a stage replays the base model's data.
+
+    Full size does unless "no_replay" is among the options: PaliGemma knows many words that no
+    answer of a stage contains. The other variants do with "replay".
+    """
+    if variant == "paligemma_3b":
+        return "no_replay" not in options
+    return "replay" in options
 
 
 def add_streams(config: ml_collections.ConfigDict, streams: Mapping[str, dict]) -> None:
