@@ -354,6 +354,17 @@ def etc_streams(dataset: str, share: float | tuple, extra_segments: int) -> dict
     return streams
 
 
+def shared_etc_streams(
+    datasets: tuple[str, ...], share: float | tuple, extra_segments: int
+) -> dict[str, dict]:
+    """Return the streams of `etc_streams` of several datasets, which get equal shares."""
+    part = scale(as_schedule(share), 1 / len(datasets))
+    streams = {}
+    for name in datasets:
+        streams |= etc_streams(name, part, extra_segments)
+    return streams
+
+
 def parse_variant(stage: str, variant: str, options: tuple[str, ...]) -> tuple[str, list[str]]:
     """Split "VARIANT+OPTION+..." into the variant and its options.
 
@@ -383,7 +394,7 @@ def add_replay(c: ml_collections.ConfigDict, share: float = REPLAY_SHARE) -> Non
         name = "tabletop_vqa"
         entry = tabletop_vqa()
         kind_weights = TABLETOP_VQA_WEIGHTS
-        extra_segments = 4
+        extra_segments = 10 if c.variant == "tabletop" else 4
     points = set()
     for other in c.streams.values():
         points.update(progress for progress, _ in other.weight)
