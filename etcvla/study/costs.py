@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 
 import ml_collections
@@ -62,9 +63,20 @@ def run_costs(config: ml_collections.ConfigDict, general: Sequence[str]) -> Cost
     return Costs(flops, action_rows, etc_segments)
 
 
+_FLOPS: dict[str, int] = {}  # the part of a config that a step depends on, as JSON -> its FLOPs
+
+
 def _step_flops(config: ml_collections.ConfigDict) -> int:
-    """Return the FLOPs of a stage's first step on this process's devices."""
-    return useful_flops(config, sharding.make_mesh(config.mesh))
+    """Return the FLOPs of a stage's first step.
+
+    Tracing a step takes seconds, and many runs of a study have the same one.
+    """
+    fields = json.loads(config.to_json_best_effort())
+    groups = ("model", "data", "loss", "optim", "augment", "batch_size")
+    key = json.dumps([fields[name] for name in groups])
+    if key not in _FLOPS:
+        _FLOPS[key] = useful_flops(config, sharding.make_mesh(config.mesh))
+    return _FLOPS[key]
 
 
 def cell_costs(graph: Graph) -> dict[str, Costs]:

@@ -40,7 +40,7 @@ def test_settings_that_change_no_result_are_no_hypotheses(tmp_path):
     before = protocol.hypotheses(parse(config))
     config.eval.workers = 7
     assert protocol.hypotheses(parse(config)) == before
-    config.eval.trials = 7
+    config.eval.trials = 10
     assert protocol.hypotheses(parse(config)) != before
 
 

@@ -139,5 +139,5 @@ def test_a_result_of_another_evaluation_does_not_count(tmp_path):
     current = runs.evaluation_key(plain.evaluation)
     plain.result_path.write_text(f'{{"evaluation": "{current}"}}')
     assert plain.result() == {"evaluation": current}
-    plain.evaluation = dataclasses.replace(plain.evaluation, trials=6)
+    plain.evaluation = dataclasses.replace(plain.evaluation, trials=10)
     assert plain.result() is None

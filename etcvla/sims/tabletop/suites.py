@@ -8,32 +8,24 @@ from etcvla.names import lookup
 from etcvla.sims.conditions import CONTEXT_CONDITIONS
 from etcvla.sims.suites import Suite
 from etcvla.sims.tabletop.tasks import TASKS
-from etcvla.sims.tabletop.words import ALL_COLORS, ALL_NOUNS, NUM_ROTATIONS, TIERS, parse_scene
+from etcvla.sims.tabletop.words import ALL_COLORS, ALL_NOUNS, NUM_ROTATIONS, TIERS
 
-# Suite -> its tasks and the limit of control steps. An expert's touch takes about 12, and its
-# other tasks about 30.
 SCENES = tuple(
     f"{tier}{rotation}" for rotation, tier in itertools.product(range(NUM_ROTATIONS), TIERS)
 )
+# Suite -> its tasks and the limit of control steps. An expert's touch takes about 12, and its
+# other tasks about 30.
 SUITES = {"tabletop": (("touch",), 40), "tabletop_tasks": (tuple(TASKS), 80)}
-PREFIX = "tabletop_"  # "tabletop_C2" is the suite "tabletop" in the scene "C2"
 
 
 def describe(name: str) -> Suite:
-    """Return a suite in the scene "A0", or "touch" in the scene that the name ends with.
-
-    Raises UserError for an unknown scene.
-    """
-    scene = "A0"
-    if name not in SUITES:
-        scene = name.removeprefix(PREFIX)
-        parse_scene(scene)
-    tasks, max_steps = SUITES.get(name, SUITES["tabletop"])
+    """Return a suite. It can be run in every scene."""
+    tasks, max_steps = lookup(SUITES, name, "suite")
     return Suite(
         name=name,
         simulator="tabletop",
         tasks=tasks,
-        scene=scene,
+        scene="A0",
         scenes=SCENES,
         max_steps=max_steps,
         image_size=96,
