@@ -134,7 +134,7 @@ def summarize(study: Mapping[str, Any], table: EpisodeTable) -> dict[str, Any]:
         "cells": cells,
         "scores": _scores(cells, table),
         "contrasts": contrasts,
-        "gates": [gate(fields, cells, table) for fields in study.get("gates", ())],
+        "gates": [gate(fields, cells, table) for fields in study["gates"]],
     }
 
 
