@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from etcvla.etc.items import NUM_LOC
 from etcvla.models.types import TextInts
+from etcvla.models.vla import action_token_mask
 
 
 def augment(
@@ -42,7 +43,7 @@ def augment(
     pixels = (images.astype(jnp.float32) - 128) * (1 + gain) + 128 * (1 + bias)
     images = jnp.clip(jnp.round(pixels), 0, 255).astype(jnp.uint8)
     # In openpi's layout, action tokens share ids with locations. Those are not locations.
-    is_action = (batch["segment"] == batch["action_segment"][:, None]) & (batch["segment"] > 0)
+    is_action = action_token_mask(batch).any(axis=1)
     text = jnp.where(is_action, -1, batch["tokens"])
     text = shift_locations(text, offsets[:, 0] / height, loc_offset)
     tokens = jnp.where(is_action, batch["tokens"], text)
