@@ -1,11 +1,10 @@
-"""Stage 0: train a small VLM on 2-D shapes, the tiny recipe's substitute for PaliGemma.
+"""Stage 0: train a small VLM on pictures of the tabletop, a substitute for PaliGemma.
 
     python launch/train.py --config=configs/vlm_pretrain.py
 
-Tiny: two to three minutes on two cores. It learns to name colours and the format of every answer;
-two minutes from random weights are not enough to locate, relate or read (the first table of the
-report has the numbers). Full size starts from released PaliGemma weights and needs no such stage;
-its variant is for runs from scratch.
+Tiny: the model learns all nouns and colors of the tabletop: naming, points, boxes, counts,
+relations and captions. All tiny stages start from it. Full size starts from released PaliGemma
+weights and needs no such stage; its variant is for runs from scratch.
 """
 
 import ml_collections
@@ -14,12 +13,24 @@ from configs import common
 
 VARIANTS = {
     "tiny": {
-        "datasets.shapes": common.shapes(),
-        "steps": 800,
+        "datasets.tabletop_vqa": common.tabletop_vqa(),
+        "streams.tabletop_vqa": common.stream("tabletop_vqa", "any", 1.0, extra_segments=10),
+        "extra_segment_weights": common.TABLETOP_VQA_WEIGHTS,
+        "data.text_len": common.TABLETOP_TEXT_LEN,
+        "data.max_targets": common.TABLETOP_MAX_TARGETS,
+        "steps": 4000,
         "batch_size": 16,
     },
     "paligemma_3b": {
-        "datasets.shapes": common.dataset("data/web_vqa", ("image",)),
+        "datasets.web_vqa": common.dataset("data/web_vqa", ("image",)),
+        "streams.web_vqa": common.stream("web_vqa", "any", 1.0, extra_segments=3),
+        "extra_segment_weights": {
+            "caption": 1.0,
+            "locate": 1.0,
+            "count": 1.0,
+            "relation": 1.0,
+            "read": 1.0,
+        },
         "steps": 100_000,
         "batch_size": 2048,
     },
@@ -28,16 +39,7 @@ VARIANTS = {
 
 def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
     """Return the stage's config. Raises UserError for an unknown variant."""
-    c = common.base("vlm_pretrain", variant)
+    c = common.base("vlm_pretrain", variant, VARIANTS)
     common.override(c, VARIANTS[variant])
-    common.add_streams(c, {"shapes": common.stream("shapes", "any", 1.0, extra_segments=3)})
-    with c.unlocked():
-        c.extra_segment_weights = {
-            "caption": 1.0,
-            "locate": 1.0,
-            "count": 1.0,
-            "relation": 1.0,
-            "read": 1.0,
-        }
     c.data.num_cameras = 1
     return c

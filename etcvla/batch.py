@@ -17,6 +17,7 @@ of them are action segments, each with an action chunk:
 | actions        | float32[B, K, P, A]  | normalized action chunks                                |
 | action_mask    | bool[B, K, P, A]     | false on padded action dimensions, on steps past the    |
 |                |                      | end of the episode, and where there is no chunk         |
+| action_weight  | float32[B, K]        | loss weight of each unmasked value of the chunk         |
 | stream         | int32[B, L]          | index of the token's stream in the mixture, for metrics |
 
 Axes: B batch, C cameras, H image height, W image width, L text length, Q state width, K action
@@ -42,6 +43,7 @@ SCHEMA: dict[str, tuple[type, str]] = {
     "state": (np.float32, "BQ"),
     "actions": (np.float32, "BKPA"),
     "action_mask": (np.bool_, "BKPA"),
+    "action_weight": (np.float32, "BK"),
     "stream": (np.int32, "BL"),
 }
 

@@ -2,22 +2,28 @@
 
     python launch/evaluate.py --checkpoint=runs/tiny/objective_bridge --suite=metaworld_mt10 \\
         --trials=10 --perturb=none,camera:2 --out=scores/mt10
+    python launch/evaluate.py --checkpoint=RUN --suite=tabletop --scenes=A0,C0 --trials=100 \\
+        --language_control
     python launch/evaluate.py --checkpoint=runs/tiny/objective_bridge --scenes=source,target
 
 With --suite it writes protocol.json, episodes.csv (one line per episode; an interrupted evaluation
-resumes) and scores.json to --out. Without, it writes the same and examples of answers to
-<workdir>/evaluation. docs/evaluate.md explains the files.
+resumes), scores.json and, on the tabletop, language.json to --out. Without, it writes the same and
+examples of answers to <workdir>/evaluation. docs/evaluate.md explains the files.
 """
 
 import sys
+from collections.abc import Sequence
 
 from absl import flags
 
 from configs import common as fields
-from etcvla.eval import benchmark
+from etcvla import sims
+from etcvla.errors import UserError
+from etcvla.eval import benchmark, language
 from etcvla.eval.evaluate import EvaluationSpec, evaluate
 from etcvla.eval.trials import EvalProtocol
-from etcvla.sims import perturbations, suites
+from etcvla.results_schema import INTERVENTIONS
+from etcvla.sims import conditions, perturbations, suites
 from launch import common
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -48,11 +54,29 @@ _HEAD = flags.DEFINE_string(
     "head", None, "With --suite: action head, flow or fast; default: the one that was trained."
 )
 _TASKS = flags.DEFINE_list("tasks", None, "Tasks by name, or by number in a suite; default: all.")
-_SCENES = flags.DEFINE_list("scenes", ["source"], "Scenes to act in; empty: only ask questions.")
-_INTERVENTIONS = flags.DEFINE_list(
-    "interventions", ["right"], "What the policy gets: right, wrong_instruction, blank_image."
+_SCENES = flags.DEFINE_list(
+    "scenes",
+    None,
+    "Scenes to act in; default: that of the suite, else source. Without --suite, an empty list "
+    "means to ask questions only.",
 )
-_TRIALS = flags.DEFINE_integer("trials", 10, "Held-out layouts per task, scene and intervention.")
+_CONDITIONS = flags.DEFINE_list(
+    "conditions",
+    ["none"],
+    f"Conditions to act in one after another: none, {', '.join(conditions.CONDITIONS)}.",
+)
+_INTERVENTIONS = flags.DEFINE_list(
+    "interventions", ["right"], f"What the policy gets: {', '.join(INTERVENTIONS)}."
+)
+_LANGUAGE_CONTROL = flags.DEFINE_bool(
+    "language_control",
+    False,
+    "With the suite of a simulator whose trials share layouts: play each layout with the "
+    f"interventions {', '.join(language.INTERVENTIONS)}, and write language.json.",
+)
+_TRIALS = flags.DEFINE_integer(
+    "trials", 10, "Episodes per task, scene, intervention and condition."
+)
 _VIDEOS = flags.DEFINE_integer("videos", 1, "Trials of those that are kept as GIF.")
 _QUESTIONS = flags.DEFINE_integer("questions", 96, "Held-out questions per kind and dataset.")
 _DATASETS = flags.DEFINE_list(
@@ -71,6 +95,12 @@ _REPLAN_STEPS = flags.DEFINE_integer(
     "replan_steps", 5, "Control steps between two queries; 0: execute every chunk to its end."
 )
 _WORKERS = flags.DEFINE_integer("workers", 4, "Simulator processes.")
+_ENVIRONMENTS = flags.DEFINE_integer(
+    "environments",
+    None,
+    "Environments of each process; all environments share one batch of the policy. Default: those "
+    "of the suite, else 1.",
+)
 _SEED = flags.DEFINE_integer(
     "seed", 0, "Seed of the choice of questions and, with --suite, of the policy's noise."
 )
@@ -91,17 +121,28 @@ def evaluate_suite() -> None:
         max_steps=_MAX_STEPS.value or suite.max_steps,
         replan_steps=_REPLAN_STEPS.value,
         workers=_WORKERS.value,
+        environments=_ENVIRONMENTS.value or suite.environments,
         image_size=_IMAGE_SIZE.value or suite.image_size,
         ensemble=_ENSEMBLE.value,
         seed=_SEED.value,
     )
+    interventions = tuple(_INTERVENTIONS.value)
+    if _LANGUAGE_CONTROL.value:
+        if sims.get(suite.simulator).trials_per_layout == 1:
+            raise UserError(
+                f"--language_control: in {suite.name} a layout has one trial, so no two trials "
+                "differ in the named object alone; choose --suite=tabletop"
+            )
+        interventions = language.INTERVENTIONS
     chosen = benchmark.Benchmark(
         suite,
         suite.select_tasks(_TASKS.value or ()),
         _TRIALS.value,
         protocol,
-        interventions=tuple(_INTERVENTIONS.value),
-        perturbations=tuple("" if name == "none" else name for name in _PERTURB.value),
+        interventions=interventions,
+        conditions=_names(_CONDITIONS.value),
+        perturbations=_names(_PERTURB.value),
+        scenes=tuple(_SCENES.value or ()),
         videos=_VIDEOS.value,
     )
     out = _OUT.value or f"{_CHECKPOINT.value}/evaluation/{suite.name}"
@@ -112,18 +153,25 @@ def evaluate_suite() -> None:
     print(f"scores: {out}/scores.json", flush=True)
 
 
+def _names(values: Sequence[str]) -> tuple[str, ...]:
+    """Return the values of a flag with "" for "none"."""
+    return tuple("" if value == "none" else value for value in values)
+
+
 def evaluate_scenes() -> None:
     """Act in scenes and answer held-out questions, as a recipe's evaluation does."""
     protocol = EvalProtocol(
         max_steps=_MAX_STEPS.value or 250,
         replan_steps=_REPLAN_STEPS.value,
         workers=_WORKERS.value,
+        environments=_ENVIRONMENTS.value or 1,
         image_size=_IMAGE_SIZE.value or 96,
         ensemble=_ENSEMBLE.value,
     )
     spec = EvaluationSpec(
         tasks=tuple(_TASKS.value or fields.METAWORLD_TASKS),
-        scenes=tuple(_SCENES.value),
+        scenes=("source",) if _SCENES.value is None else tuple(_SCENES.value),
+        conditions=_names(_CONDITIONS.value),
         interventions=tuple(_INTERVENTIONS.value),
         trials=_TRIALS.value,
         intervention_trials=_TRIALS.value,

@@ -1,7 +1,7 @@
 """Print the id ranges of a vocabulary (text, actions, locations, segments) and the ids of a text.
 
 python launch/tokens.py --checkpoint=runs/tiny/objective_bridge
-python launch/tokens.py --tokenizer=PATH [--num_actions=2048] [--layout=disjoint] [--text=TEXT]
+python launch/tokens.py --tokenizer=PATH [--num_actions=2048] [--layout=disjoint] [--places=pair]
 """
 
 from absl import flags
@@ -23,6 +23,9 @@ _NUM_ACTIONS = flags.DEFINE_integer(
 _LAYOUT = flags.DEFINE_string(
     "layout", "disjoint", "disjoint, or openpi for checkpoints of that project."
 )
+_PLACES = flags.DEFINE_string(
+    "places", "pair", "Notation of points: pair (y and x token) or cell (one token)."
+)
 _TEXT = flags.DEFINE_string("text", "open the drawer\n<loc0512><loc1023>", "Text to encode.")
 
 
@@ -33,7 +36,10 @@ def main(_: list[str]) -> None:
         tokenizer = Assets.from_json(meta["assets"]).tokenizer
     else:
         tokenizer = Tokenizer.load(
-            _TOKENIZER.value, num_actions=_NUM_ACTIONS.value, layout=_LAYOUT.value
+            _TOKENIZER.value,
+            num_actions=_NUM_ACTIONS.value,
+            layout=_LAYOUT.value,
+            places=_PLACES.value,
         )
     print(tokenizer.describe(_TEXT.value))
 

@@ -197,6 +197,17 @@ def test_answers_are_those_of_the_training_row(flow_policy):
 
 
 @token_state
+def test_cells_are_read_and_written_as_pairs(flow_policy, monkeypatch):
+    policy, stage = flow_policy
+    cell = stage.assets.tokenizer.layout.loc.offset + 33  # row 1, column 1
+    monkeypatch.setattr(policy._model, "_decode", lambda *args: [np.array([cell])])
+    frames = camera_frames([observe(stage, 0, 0)])
+    assert policy.answer(frames, ["is it at <loc0000><loc0000>?"]) == ["<loc0048><loc0048>"]
+    with pytest.raises(UserError, match="<loc0000> in 'is it at <loc0000>.' has 1 coordinates"):
+        policy.answer(frames, ["is it at <loc0000>?"])
+
+
+@token_state
 def test_kept_image_cache_is_used_for_the_same_images(flow_policy, monkeypatch):
     plain, stage = flow_policy
     policy = Policy.load(stage.config.workdir, num_steps=3, keep_image_cache=True)

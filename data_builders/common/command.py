@@ -42,6 +42,26 @@ def define_beam_flag() -> None:
     )
 
 
+def define_picture_flags(*, episodes: int, val_episodes: int) -> None:
+    """Define the flags of all builders of pictures.
+
+    Args:
+      episodes, val_episodes: default values.
+    """
+    define_output_flags()
+    define_beam_flag()
+    flags.DEFINE_integer("episodes", episodes, "Training images; an image is one episode.")
+    flags.DEFINE_integer("val_episodes", val_episodes, "Validation images.")
+    flags.DEFINE_integer("image_size", 96, "Height and width of images in pixels.")
+    flags.DEFINE_integer("seed", 0, "Seed of all images.")
+
+
+def picture_settings() -> dict[str, Any]:
+    """Return the config fields that `define_picture_flags` defines, with the flags' values."""
+    names = ("episodes", "val_episodes", "image_size", "seed")
+    return {name: FLAGS[name].value for name in names}
+
+
 def define_simulator_flags(*, image_size: int, noise: tuple[str, str]) -> None:
     """Define the flags of all builders that make their episodes in a simulator.
 

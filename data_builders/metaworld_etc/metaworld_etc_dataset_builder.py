@@ -14,7 +14,7 @@ from data_builders.metaworld_etc.task_sets import TASK_SETS
 from etcvla.errors import UserError
 from etcvla.etc.scene import ABSENT
 from etcvla.names import lookup
-from etcvla.sims.conditions import CONDITIONS, HELD_OUT, SWAPPABLE, shared_side
+from etcvla.sims.conditions import CONDITIONS, HELD_OUT, conditions_for, shared_side
 from etcvla.sims.metaworld import environment as metaworld
 from etcvla.sims.metaworld.tasks import DEMO_TASKS, NUM_OBJECTS, TASKS
 
@@ -109,8 +109,8 @@ class MetaWorldConfig(SimulatedConfig):
         """
         if not self.conditions:
             return [""]
-        has_swappable = any(spec.name in SWAPPABLE for spec in TASKS[task].objects)
-        return [name for name in self.conditions if has_swappable or not CONDITIONS[name].swapped]
+        fitting = conditions_for([spec.name for spec in TASKS[task].objects])
+        return [name for name in self.conditions if name in fitting]
 
 
 class Builder(SimulatedBuilder):

@@ -11,12 +11,7 @@ from absl import app, flags
 
 from data_builders.common import command
 
-_EPISODES = flags.DEFINE_integer("episodes", 6000, "Training images; an image is one episode.")
-_VAL_EPISODES = flags.DEFINE_integer("val_episodes", 400, "Validation images.")
-_IMAGE_SIZE = flags.DEFINE_integer("image_size", 96, "Height and width of images in pixels.")
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of all images.")
-command.define_output_flags()
-command.define_beam_flag()
+command.define_picture_flags(episodes=6000, val_episodes=400)
 flags.adopt_module_key_flags(command)
 
 
@@ -29,12 +24,7 @@ def _build() -> Path:
     from data_builders.common.build import prepare
     from data_builders.shapes_vqa.shapes_vqa_dataset_builder import Builder, ShapesConfig
 
-    config = ShapesConfig(
-        episodes=_EPISODES.value,
-        val_episodes=_VAL_EPISODES.value,
-        image_size=_IMAGE_SIZE.value,
-        seed=_SEED.value,
-    )
+    config = ShapesConfig(**command.picture_settings())
     return prepare(Builder, config, command.FLAGS.out, command.FLAGS.beam)
 
 

@@ -2,10 +2,10 @@
 
     python -m data_builders.tools.train_tokenizer --out=etcvla/data/assets/tiny_tokenizer.json
 
-The tokenizer is a byte-level BPE of the texts that tiny models read: shapes, ETC items, the
-instructions of all Meta-World tasks, and other robot instructions, so that a new sentence is not
-split into bytes. The sizes of the layout are fixed, so a new training changes no model's shapes. It
-changes the meaning of ids; therefore checkpoints store their tokenizer.
+The tokenizer is a byte-level BPE of the texts that tiny models read: shapes, the tabletop, ETC
+items, the instructions of all Meta-World tasks, and other robot instructions, so that a new
+sentence is not split into bytes. The sizes of the layout are fixed, so a new training changes no
+model's shapes. It changes the meaning of ids; therefore checkpoints store their tokenizer.
 """
 
 from __future__ import annotations
@@ -20,12 +20,16 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from data_builders.common import command
 from data_builders.common.tables import markdown_table
+from data_builders.tabletop_vqa import questions as table_questions
+from data_builders.tabletop_vqa.questions import PicturedObject, PicturedScene
 from etcvla.data.tokenizer import NUM_LOC, NUM_SEG, IdRange, Tokenizer, TokenLayout
 from etcvla.etc import make_items, shapes
 from etcvla.etc.annotation import STEP_FIELDS, Annotation
 from etcvla.etc.items import Item
 from etcvla.files import write_atomically
 from etcvla.sims.metaworld.tasks import SHAPES, TASKS
+from etcvla.sims.tabletop import tasks as tabletop
+from etcvla.sims.tabletop.words import ALL_COLORS, ALL_NOUNS
 from etcvla.sims.task import Task
 
 TEXT_SIZE = 1024
@@ -151,10 +155,44 @@ def shapes_items(num_scenes: int, rng: np.random.Generator) -> list[Item]:
     return items
 
 
+def random_table_scene(rng: np.random.Generator) -> PicturedScene:
+    """Return five objects in random places, with words that base data lack among them."""
+    objects = []
+    for noun in rng.permutation(ALL_NOUNS)[:5]:
+        corner = rng.uniform(0, 0.8, 2)
+        box = (*corner, *(corner + 0.15))
+        objects.append(PicturedObject(str(noun), str(rng.choice(ALL_COLORS)), box, rng.uniform()))
+    return PicturedScene(tuple(objects))
+
+
+def tabletop_items(num_scenes: int, rng: np.random.Generator) -> list[Item]:
+    """Return the items of random tabletop pictures."""
+    items = []
+    for _ in range(num_scenes):
+        items += table_questions.make_items(random_table_scene(rng), rng)
+    return items
+
+
+def tabletop_instructions() -> list[str]:
+    """Return the instructions and subtasks of the tabletop for every color and noun."""
+    texts = []
+    for task in tabletop.TASKS.values():
+        texts += [*task.instructions, *task.held_out, *(phase.text for phase in task.phases)]
+    names = [f"{color} {noun}" for color in ALL_COLORS for noun in ALL_NOUNS]
+    instructions = []
+    for text in texts:
+        instructions += [text.format(x=name, y=name) for name in names]
+    return instructions
+
+
 def corpus_by_source(seed: int = 0) -> dict[str, list[str]]:
     """Return source -> texts. The texts are a function of the seed."""
     rng = np.random.default_rng(seed)
-    items_by_source = {"shapes": shapes_items(1500, rng), "etc": etc_items(3, rng)}
+    items_by_source = {
+        "shapes": shapes_items(1500, rng),
+        "etc": etc_items(3, rng),
+        "tabletop": tabletop_items(1000, rng),
+    }
     texts = {}
     for source, items in items_by_source.items():
         for field in ("question", "answer"):
@@ -164,6 +202,7 @@ def corpus_by_source(seed: int = 0) -> dict[str, list[str]]:
         for instruction in task.instructions:
             instructions += [prompt.format(instruction) for prompt in PROMPTS]
     texts["instructions"] = instructions * 16
+    texts["tabletop instructions"] = tabletop_instructions()
     texts["general"] = general_sentences(800, rng)
     return texts
 

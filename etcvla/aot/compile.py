@@ -78,7 +78,12 @@ def planned_stage(config: ml_collections.ConfigDict) -> Stage:
 def _tokenizer(data: ml_collections.ConfigDict) -> Tokenizer:
     """Return the stage's tokenizer; if its files are missing, PaliGemma's ids without words."""
     if data.tokenizer == "tiny" or Path(data.tokenizer).exists():
-        return Tokenizer.load(data.tokenizer, num_actions=data.fast_vocab, layout=data.layout)
+        return Tokenizer.load(
+            data.tokenizer,
+            num_actions=data.fast_vocab,
+            layout=data.layout,
+            places=data.places,
+        )
     segmentation = PALIGEMMA_TEXT_IDS + NUM_LOC
     if data.layout == "openpi":
         action_stop = segmentation
@@ -92,6 +97,7 @@ def _tokenizer(data: ml_collections.ConfigDict) -> Tokenizer:
         loc=IdRange(PALIGEMMA_TEXT_IDS, NUM_LOC),
         seg=IdRange(segmentation, PALIGEMMA_SEGMENTATION_IDS),
         name=data.layout,
+        places=data.places,
     )
     return Tokenizer(tokenizers.Tokenizer(tokenizers.models.BPE()), layout, word_start=False)
 

@@ -21,9 +21,10 @@ from typing import NamedTuple
 import tokenizers
 
 from etcvla.errors import UserError
+from etcvla.etc.items import NUM_LOC
+from etcvla.etc.places import LOC_TOKEN, PLACES, cells_to_pairs, pairs_to_cells
 from etcvla.names import lookup
 
-NUM_LOC = 1024
 NUM_SEG = 128
 LAYOUTS = {
     "disjoint": "all ranges are disjoint",
@@ -31,7 +32,7 @@ LAYOUTS = {
 }
 EMBEDDED = {"tiny": Path(__file__).parent / "assets" / "tiny_tokenizer.json"}
 _FORMAT = "etcvla-tokenizer-1"
-_SPATIAL = re.compile(r"(<loc(?:0\d{3}|10[01]\d|102[0-3])>|<seg(?:0\d\d|1[01]\d|12[0-7])>)")
+_SPATIAL = re.compile(rf"({LOC_TOKEN}|<seg(?:0\d\d|1[01]\d|12[0-7])>)")
 
 
 class IdRange(NamedTuple):
@@ -63,6 +64,7 @@ class TokenLayout:
       name: "disjoint", or "openpi" for openpi's checkpoints: they count FAST tokens down from the
         last id before `<seg000>`, so that actions share ids with the locations (and the rarest
         text). With that layout only an id's position in the sequence shows that it is an action.
+      places: notation of points, a name of `etcvla.etc.places.PLACES`.
 
     Raises UserError if the ranges overlap, are empty or have the wrong size.
     """
@@ -76,9 +78,11 @@ class TokenLayout:
     bos: int = 2
     unk: int = 3
     name: str = "disjoint"
+    places: str = "pair"
 
     def __post_init__(self):
         lookup(LAYOUTS, self.name, "token layout")
+        lookup(PLACES, self.places, "data.places")
         for name in ("text", "action", "loc", "seg"):
             object.__setattr__(self, name, IdRange(*getattr(self, name)))  # JSON has lists
         if (self.loc.count, self.seg.count) != (NUM_LOC, NUM_SEG):
@@ -156,6 +160,7 @@ class TokenLayout:
             f"pad {self.pad}, eos {self.eos}, bos {self.bos}, unk {self.unk}; "
             f"vocabulary {self.vocab_size}; layout {self.name}: {LAYOUTS[self.name]}"
         )
+        lines.append(f"places {self.places}: {PLACES[self.places]}")
         return "\n".join(lines)
 
 
@@ -183,7 +188,12 @@ class Tokenizer:
 
     @classmethod
     def load(
-        cls, name_or_path: str = "tiny", *, num_actions: int = 2048, layout: str = "disjoint"
+        cls,
+        name_or_path: str = "tiny",
+        *,
+        num_actions: int = 2048,
+        layout: str = "disjoint",
+        places: str = "pair",
     ) -> Tokenizer:
         """Load a tokenizer.
 
@@ -193,12 +203,19 @@ class Tokenizer:
             of them.
           num_actions: size of the FAST vocabulary that a PaliGemma tokenizer makes room for.
           layout: a name of `LAYOUTS`, for a PaliGemma tokenizer.
+          places: notation of points, a name of `PLACES`.
 
         Raises UserError if there is no such file, or it is not a tokenizer of these kinds or
         layout.
         """
         lookup(LAYOUTS, layout, "token layout")
-        path = _find_file(name_or_path)
+        loaded = cls._read(_find_file(name_or_path), num_actions, layout)
+        token_layout = dataclasses.replace(loaded.layout, places=places)
+        return cls(loaded._backend, token_layout, word_start=loaded._word_start)
+
+    @classmethod
+    def _read(cls, path: Path, num_actions: int, layout: str) -> Tokenizer:
+        """Read one of the files that `load` accepts."""
         try:
             if path.suffix == ".model":
                 return cls._paligemma(_sentencepiece(path), num_actions, layout)
@@ -238,8 +255,14 @@ class Tokenizer:
         return cls(backend, token_layout, word_start=False)
 
     def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
-        """Return the ids of a text; `<locNNNN>` and `<segNNN>` become their own ids."""
+        """Return the ids of a text; `<locNNNN>` and `<segNNN>` become their own ids.
+
+        With `layout.places` "cell", each pair of `<locNNNN>` becomes one id. Raises UserError for
+        an odd number of them.
+        """
         ids = [self.layout.bos] if bos else []
+        if self.layout.places == "cell":
+            text = pairs_to_cells(text)
         for piece in self._pieces(text):
             if _SPATIAL.fullmatch(piece):
                 kind = piece[1:4]  # "loc" or "seg"
@@ -270,7 +293,8 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ids without pad, bos and eos; the inverse of `encode`.
 
-        Actions become `<actNNNN>`. Raises ValueError for an id in no range.
+        Actions become `<actNNNN>`, and a cell becomes the pair of its centre. Raises ValueError for
+        an id in no range.
         """
         layout = self.layout
         skipped = {layout.pad, layout.bos, layout.eos}
@@ -289,8 +313,9 @@ class Tokenizer:
                 continue
             offset = self.layout.ranges[kind].offset
             digits = 3 if kind == "seg" else 4
-            for token in run:
-                yield f"<{kind[:3]}{token - offset:0{digits}d}>"
+            text = "".join(f"<{kind[:3]}{token - offset:0{digits}d}>" for token in run)
+            is_cells = kind == "loc" and self.layout.places == "cell"
+            yield cells_to_pairs(text) if is_cells else text
 
     def action_ids(self, fast_tokens: Sequence[int]) -> list[int]:
         """Return the ids of FAST tokens. Raises ValueError outside 0 .. layout.action.count - 1."""

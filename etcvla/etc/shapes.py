@@ -12,15 +12,16 @@ import dataclasses
 import functools
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFont
 
+from etcvla.etc import scene_questions
 from etcvla.etc.items import Item, format_loc
-from etcvla.etc.question_types import template_pattern
 from etcvla.etc.scene import place
+from etcvla.etc.scene_questions import Fields, SceneQuestion
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (212, 40, 40),
@@ -300,8 +301,6 @@ def draw_scene(rng: Generator, image_size: int) -> tuple[np.ndarray, ShapesScene
 #
 # These functions return the possible fields of a question about a scene. One of them is drawn.
 
-Fields = dict[str, str]
-
 
 def _article(phrase: str) -> str:
     return f"an {phrase}" if phrase[0] in "aeiou" else f"a {phrase}"
@@ -470,24 +469,6 @@ def _read_text(scene: ShapesScene) -> str:
     return scene.text.lower()
 
 
-@dataclasses.dataclass(frozen=True)
-class ShapesQuestion:
-    """A question type about scenes of shapes."""
-
-    kind: str
-    templates: tuple[str, ...]  # paraphrases of the question, with {fields}
-    propose: Callable[[ShapesScene, Generator], list[Fields]]
-    answer: Callable[..., str]  # called with the scene and the fields
-
-    def parse(self, question: str) -> Fields | None:
-        """Return the fields of a question, None if no template of this question type matches it."""
-        for template in self.templates:
-            match = _pattern(template).fullmatch(question)
-            if match:
-                return match.groupdict()
-        return None
-
-
 _SIZE = "|".join(SIZES)
 _COLOR = "|".join(COLORS)
 _NOUN = "|".join(["shape", TEXT, *SHAPES])
@@ -502,9 +483,10 @@ _FIELD_PATTERNS = {
 }
 
 
-@functools.cache
-def _pattern(template: str) -> re.Pattern[str]:
-    return template_pattern(template, _FIELD_PATTERNS)
+class ShapesQuestion(SceneQuestion):
+    """A question type about scenes of shapes."""
+
+    field_patterns = _FIELD_PATTERNS
 
 
 SHAPES_QUESTIONS: dict[str, ShapesQuestion] = {
@@ -681,27 +663,11 @@ def make_items(scene: ShapesScene, rng: Generator) -> list[Item]:
         fields = options[rng.integers(len(options))]
         if len(items) == num_items:
             continue
-        template = question_type.templates[rng.integers(len(question_type.templates))]
         answer = question_type.answer(scene, **fields)
-        items.append(Item(question_type.kind, name, template.format(**fields), answer))
+        items.append(question_type.write(name, fields, answer, rng))
     return items
 
 
 def check(item: Item, scene: ShapesScene) -> str | None:
-    """Return the reason why `item` is wrong about the scene, None if it is correct.
-
-    The question is parsed from its text; the objects from which it was made are not used.
-    """
-    question_type = SHAPES_QUESTIONS.get(item.question_type)
-    if question_type is None or question_type.kind != item.kind:
-        return f"no question_type {item.question_type!r} of kind {item.kind!r}"
-    fields = question_type.parse(item.question)
-    if fields is None:
-        return f"not a question of question_type {item.question_type}: {item.question!r}"
-    try:
-        expected = question_type.answer(scene, **fields)
-    except ValueError as error:
-        return f"{item.question!r} has no unique answer: {error}"
-    if item.answer != expected:
-        return f"{item.question!r}: {item.answer!r}, the scene says {expected!r}"
-    return None
+    """Return the reason why `item` is wrong about the scene, None if it is correct."""
+    return scene_questions.check(item, scene, SHAPES_QUESTIONS)

@@ -13,12 +13,15 @@ from etils import epath
 
 from etcvla import sims
 from etcvla.errors import UserError
+from etcvla.eval.language import write_language
 from etcvla.eval.results_log import ResultsLog
 from etcvla.eval.rollouts import WorkerPool, run_trials
 from etcvla.eval.trials import EvalProtocol, TrialGrid, TrialResult
 from etcvla.files import write_json
+from etcvla.names import lookup
 from etcvla.policy import Policy
 from etcvla.provenance import python_version, run_versions
+from etcvla.results_schema import GROUP_FIELDS, setting_of
 from etcvla.sims.perturbations import Perturbation
 from etcvla.sims.seeds import eval_seed
 from etcvla.sims.suites import Suite
@@ -28,18 +31,20 @@ from etcvla.train.checkpoint import open_checkpoint
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """Every trial of tasks of a suite, for each intervention and perturbation.
+    """Every trial of tasks of a suite, for each scene, intervention, condition and perturbation.
 
-    Raises UserError for an unknown intervention or perturbation, or a wrong number of trials.
+    Raises UserError for an unknown scene, for a wrong number of trials, and as `TrialGrid`.
     """
 
     suite: Suite
     tasks: tuple[str, ...]  # of the suite
-    trials: int  # per task, intervention and perturbation
+    trials: int  # of each combination of the others
     protocol: EvalProtocol
     interventions: tuple[str, ...] = ("right",)
+    conditions: tuple[str, ...] = ("",)
     perturbations: tuple[str, ...] = ("",)
-    videos: int = 0  # trials with a video, per task, intervention and perturbation
+    scenes: tuple[str, ...] = ()  # () for the suite's
+    videos: int = 0  # trials with a video of each combination of the others
 
     def __post_init__(self):
         limit = self.suite.initial_states
@@ -48,23 +53,30 @@ class Benchmark:
                 f"{self.trials} trials: {self.suite.name} has {limit or 'any number of'} initial "
                 "states per task, and each is used once"
             )
-        _ = self.grid  # checks interventions and perturbations
+        known = dict.fromkeys([self.suite.scene, *self.suite.scenes])
+        for scene in self.scenes:
+            lookup(known, scene, f"scene of {self.suite.name}")
+        _ = self.grid  # checks its arguments
 
     @property
     def grid(self) -> TrialGrid:
         """The episodes."""
         return TrialGrid(
             self.suite.simulator,
-            scenes=(self.suite.scene,),
+            scenes=self.scenes or (self.suite.scene,),
             tasks=self.tasks,
             counts=dict.fromkeys(self.interventions, self.trials),
+            conditions=self.conditions,
             perturbations=self.perturbations,
             videos=self.videos,
             instruction_tasks=self.suite.tasks,
         )
 
     def instructions(self) -> list[str]:
-        """Return the instructions that the policy gets, sorted."""
+        """Return the instructions that the policy gets, sorted.
+
+        Those of a simulator whose layouts determine them are represented by the longest one.
+        """
         by_task = dict(zip(self.suite.tasks, self.suite.instructions, strict=True))
         instructions = set()
         for trial in self.grid.trials():
@@ -86,10 +98,11 @@ def run_benchmark(
     """Run the episodes that are not finished yet, and return the content of scores.json.
 
     Writes into `out`:
-      protocol.json: suite, simulator, tasks, interventions, perturbations, and the keys of
-        `describe_protocol`.
+      protocol.json: suite, simulator, tasks, interventions, conditions, perturbations, and the keys
+        of `describe_protocol`.
       episodes.csv: see `TrialResult.to_row`.
       scores.json: "suite", and "groups" of `score_groups`.
+      language.json: see `language.write_language`.
       videos: see `results_schema.video_stem`.
 
     Args:
@@ -108,11 +121,12 @@ def run_benchmark(
         "simulator": suite.simulator,
         "tasks": benchmark.tasks,
         "interventions": benchmark.interventions,
+        "conditions": benchmark.conditions,
         "perturbations": benchmark.perturbations,
         **describe_protocol(checkpoint, policy, protocol, benchmark.grid, suite.versions),
     }
     results_log = ResultsLog(out, description)
-    policy.warm_up(protocol.workers, benchmark.instructions())
+    policy.warm_up(protocol.rows, benchmark.instructions())
     with WorkerPool(protocol.workers, python) as pool:
         results = run_trials(
             policy,
@@ -124,6 +138,7 @@ def run_benchmark(
         )
     scores = {"suite": suite.name, "groups": score_groups(results)}
     write_json(epath.Path(out) / "scores.json", scores)
+    write_language(out, results)
     return scores
 
 
@@ -166,7 +181,7 @@ def describe_protocol(
         "replan_steps": protocol.replan_steps or policy.config.horizon,
         "action_horizon": policy.config.horizon,
         "seed": protocol.seed,
-        "policy_batch_size": protocol.workers,
+        "policy_batch_size": protocol.rows,
         "cameras": {
             "names": policy.cameras,
             "image_size": protocol.image_size,
@@ -206,25 +221,22 @@ def check_fit(policy: Policy, suite: Suite) -> None:
 
 
 def score_groups(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
-    """Return the scores of each combination of scene, intervention and perturbation.
+    """Return the scores of each combination of `GROUP_FIELDS`.
 
-    Keys of each group: "scene", "intervention", "perturbation", "overall" and "tasks" (task ->
-    scores), with the scores of `score_episodes`.
+    Keys of each group: those fields, and "overall" and "tasks" (task -> scores) with the scores of
+    `score_episodes`.
     """
     by_group = defaultdict(list)
     for result in results:
-        trial = result.trial
-        by_group[trial.scene, trial.intervention, trial.perturbation].append(result)
+        by_group[tuple(getattr(result.trial, field) for field in GROUP_FIELDS)].append(result)
     groups = []
-    for (scene, intervention, perturbation), episodes in by_group.items():
+    for values, episodes in by_group.items():
         by_task = defaultdict(list)
         for result in episodes:
             by_task[result.trial.task].append(result)
         groups.append(
             {
-                "scene": scene,
-                "intervention": intervention,
-                "perturbation": perturbation,
+                **dict(zip(GROUP_FIELDS, values, strict=True)),
                 "overall": score_episodes(episodes),
                 "tasks": {task: score_episodes(group) for task, group in by_task.items()},
             }
@@ -249,10 +261,13 @@ def score_episodes(results: Sequence[TrialResult]) -> dict[str, Any]:
 
 
 def success_table(groups: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict]]:
-    """Return intervention -> scene -> task -> [successes, trials] of unperturbed groups."""
+    """Return intervention -> scene -> task -> [successes, trials].
+
+    Only groups without a condition and a perturbation count.
+    """
     table = defaultdict(dict)
     for group in groups:
-        if not group["perturbation"]:
+        if not setting_of(group):
             table[group["intervention"]][group["scene"]] = {
                 task: [scores["success"]["count"], scores["trials"]]
                 for task, scores in group["tasks"].items()
@@ -264,8 +279,8 @@ def format_scores(groups: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the lines of a text table of `score_groups`."""
     lines = [f"{'':<44}{'success':>9}  {'95 %':<12}{'progress':>9}{'intention':>10}"]
     for group in groups:
-        names = (group["scene"], group["intervention"], group["perturbation"])
-        lines.append(_format_line(" ".join(name for name in names if name), group["overall"]))
+        names = (group["scene"], group["intervention"], *setting_of(group))
+        lines.append(_format_line(" ".join(names), group["overall"]))
         for task, scores in group["tasks"].items():
             lines.append(_format_line(f"  {task.rpartition('/')[2]}", scores))
     return lines

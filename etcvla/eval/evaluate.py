@@ -1,7 +1,8 @@
 """Evaluate a checkpoint of a recipe: acting in scenes, and held-out questions.
 
-The results are in <workdir>/evaluation: scores.json, protocol.json, episodes.csv, examples.json
-and pictures. If they exist already for the same checkpoint and specification, nothing is run.
+The results are in <workdir>/evaluation: scores.json, protocol.json, episodes.csv, language.json,
+examples.json and pictures. If they exist already for the same checkpoint and specification, nothing
+is run.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from etcvla.eval.benchmark import (
     score_groups,
     success_table,
 )
+from etcvla.eval.language import write_language
 from etcvla.eval.results_log import ResultsLog
 from etcvla.eval.rollouts import run_trials
 from etcvla.eval.trials import EvalProtocol, TrialGrid, TrialResult
@@ -39,7 +41,7 @@ EXAMPLES_PER_KIND = 8
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSpec:
-    """What to evaluate. Raises UserError for an unknown intervention."""
+    """What to evaluate. Raises UserError as `TrialGrid`."""
 
     tasks: tuple[str, ...]
     scenes: tuple[str, ...]  # where to act; () for no acting
@@ -53,9 +55,10 @@ class EvaluationSpec:
     protocol: EvalProtocol
     seed: int
     simulator: str = "metaworld"  # of the tasks and scenes
+    conditions: tuple[str, ...] = ("",)  # keys of `sims.conditions.CONDITIONS`; "" for none
 
     def __post_init__(self):
-        _ = self.grid  # checks the interventions
+        _ = self.grid  # checks its arguments
 
     @property
     def grid(self) -> TrialGrid:
@@ -63,7 +66,14 @@ class EvaluationSpec:
         counts = dict.fromkeys(self.interventions, self.intervention_trials)
         if "right" in counts:
             counts["right"] = self.trials
-        return TrialGrid(self.simulator, self.scenes, self.tasks, counts, videos=self.videos)
+        return TrialGrid(
+            self.simulator,
+            self.scenes,
+            self.tasks,
+            counts,
+            conditions=self.conditions,
+            videos=self.videos,
+        )
 
 
 def evaluate(checkpoint_path: str, spec: EvaluationSpec) -> dict[str, Any]:
@@ -122,14 +132,16 @@ def _act(
         checkpoint_path, policy, spec.protocol, spec.grid, simulator.versions()
     )
     results_log = ResultsLog(out, {**request, **description}, replace=True)
-    policy.warm_up(spec.protocol.workers, [simulator.instruction(task) for task in spec.tasks])
-    return run_trials(
+    policy.warm_up(spec.protocol.rows, [simulator.instruction(task) for task in spec.tasks])
+    results = run_trials(
         policy,
         spec.grid.trials(),
         spec.protocol,
         label=f"{checkpoint_path}: acting",
         results_log=results_log,
     )
+    write_language(out, results)
+    return results
 
 
 def _score_questions(policy: Policy, spec: EvaluationSpec, out: epath.Path) -> dict:

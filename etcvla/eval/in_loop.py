@@ -18,6 +18,7 @@ from etcvla.eval.rollouts import WorkerPool, run_trials
 from etcvla.eval.trials import EvalProtocol
 from etcvla.models.vla import Params
 from etcvla.policy import Policy, PolicyOptions, trained_head
+from etcvla.results_schema import setting_of
 from etcvla.sims import suites
 from etcvla.train.stage import Stage
 
@@ -63,11 +64,11 @@ class ActingEvaluation:
         Returns:
           `<prefix>/success`, `<prefix>/progress`, `<prefix>/intention` and
           `<prefix>/<task>/success`. The prefix is `act/<suite>`, followed by the intervention if
-          it is not "right", and by the perturbation if there is one.
+          it is not "right", and by the condition and the perturbation if there are any.
         """
         benchmark = self._benchmark
         self._policy.params = params
-        self._policy.warm_up(benchmark.protocol.workers, benchmark.instructions())
+        self._policy.warm_up(benchmark.protocol.rows, benchmark.instructions())
         results = run_trials(
             self._policy,
             benchmark.grid.trials(),
@@ -86,9 +87,7 @@ def _group_metrics(suite_name: str, group: Mapping) -> dict:
     names = ["act", suite_name]
     if group["intervention"] != "right":
         names.append(group["intervention"])
-    if group["perturbation"]:
-        names.append(group["perturbation"])
-    prefix = "/".join(names)
+    prefix = "/".join([*names, *setting_of(group)])
     overall = group["overall"]
     metrics = {
         f"{prefix}/success": overall["success"]["rate"],
@@ -115,6 +114,7 @@ def make_evaluation(stage: Stage, mesh: Mesh) -> Evaluation:
             replan_steps=min(REPLAN_STEPS, stage.model.config.horizon),
             image_size=suite.image_size,
             workers=config.workers,
+            environments=suite.environments,
         )
         benchmark = Benchmark(suite, suite.select_tasks(config.tasks), config.trials, protocol)
         evaluations.append(ActingEvaluation(stage, mesh, benchmark=benchmark, python=python))

@@ -1,9 +1,10 @@
 """Closed-loop evaluation: worker processes run the simulators, this process runs the policy.
 
-A worker renders images only when it queries the policy, and all waiting workers share one batch.
-Layout and action noise of an episode depend on its own seed only, so the number of workers changes
-only the last bits of a matrix product. The assignment of trials to workers, and thereby to rows of
-the batch, is fixed.
+Each worker process has one or several environments, each environment is a row of the policy's
+batch, and a batch waits for all of them. An environment starts its next trial as soon as one has
+ended, so short episodes leave no row empty. Layout and action noise of an episode depend on its own
+seed only, so the number of rows changes only the last bits of a matrix product. The assignment of
+trials to rows is fixed.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ import itertools
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from multiprocessing import Pipe
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
 from etcvla.errors import UserError
+from etcvla.eval.episodes import Update
 from etcvla.eval.results_log import ResultsLog
 from etcvla.eval.trials import EvalProtocol, Trial, TrialResult
 from etcvla.pages.videos import VideoRecorder
@@ -33,7 +35,7 @@ _PROGRESS_SECONDS = 5  # between two progress lines
 
 
 class WorkerPool:
-    """Simulator processes, which keep their last environment from one evaluation to the next.
+    """Simulator processes, which keep their last environments from one evaluation to the next.
 
     Args:
       count: number of processes. They start when they are first needed.
@@ -52,22 +54,26 @@ class WorkerPool:
 
 
 class WorkerProcess:
-    """A simulator process (`etcvla.eval.worker`) and our end of its pipe."""
+    """A simulator process (`etcvla.eval.worker`) and our end of its pipe.
+
+    Attributes:
+      is_running: whether it has trials that have not ended.
+    """
 
     def __init__(self, python: str):
-        self.trials_left = 0
+        self.is_running = False
         self.connection: Connection | None = None
         self._python = python
         self._process: subprocess.Popen | None = None
 
-    def start_trials(self, protocol: EvalProtocol, trials: list[Trial]) -> None:
-        """Send trials to the process, which starts if necessary."""
-        self.trials_left = len(trials)
-        if not trials:
+    def start_trials(self, protocol: EvalProtocol, shares: list[list[Trial]]) -> None:
+        """Send the trials of each environment to the process, which starts if necessary."""
+        self.is_running = any(shares)
+        if not self.is_running:
             return
         if self._process is None:
             self._start()
-        self.send((protocol, trials))
+        self.send((protocol, shares))
 
     def _start(self) -> None:
         self.connection, worker_end = Pipe()
@@ -83,8 +89,8 @@ class WorkerProcess:
         with contextlib.suppress(ConnectionError):
             self.connection.send(message)
 
-    def receive(self) -> dict[str, Any] | TrialResult:
-        """Return an observation or a result.
+    def receive(self) -> Update:
+        """Return the results and observations since the last chunks.
 
         Raises the worker's exception, or RuntimeError if the process died.
         """
@@ -94,8 +100,7 @@ class WorkerProcess:
             raise RuntimeError("a simulator worker died; see its message above") from error
         if isinstance(message, Exception):
             raise message
-        if isinstance(message, TrialResult):
-            self.trials_left -= 1
+        self.is_running = bool(message.observations)
         return message
 
     def stop(self) -> None:
@@ -139,23 +144,17 @@ def run_trials(
             )
     results = results_log.results(trials) if results_log else {}
     progress = _Progress(label, len(trials), len(results))
-    for worker, share in zip(pool.workers, _split(trials, protocol.workers), strict=True):
-        worker.start_trials(protocol, [trial for trial in share if trial not in results])
-    videos = VideoRecorder(policy, protocol.workers)
-    while len(results) < len(trials):
-        observations = {}
-        for worker in _wait(pool.workers):
-            message = worker.receive()
-            if isinstance(message, TrialResult):
-                result = videos.finish(worker, message)
-                results[result.trial] = result
-                if results_log:
-                    results_log.add(result)
-            else:
-                observations[worker] = message
+    _start_trials(pool, trials, protocol, finished=results)
+    videos = VideoRecorder(policy, protocol.rows)
+    while any(worker.is_running for worker in pool.workers):
+        ended, observations = _receive(pool, protocol)
+        for row, result in ended:
+            result = videos.finish(row, result)
+            results[result.trial] = result
+            if results_log:
+                results_log.add(result)
         videos.predict_paths(observations)
-        if observations:
-            _send_chunks(policy, pool.workers, observations)
+        _send_chunks(policy, pool, protocol, observations)
         progress.show(list(results.values()))
     ordered = [results[trial] for trial in trials]
     if results_log:
@@ -163,33 +162,71 @@ def run_trials(
     return ordered
 
 
+def _start_trials(
+    pool: WorkerPool,
+    trials: Sequence[Trial],
+    protocol: EvalProtocol,
+    finished: Collection[Trial],
+) -> None:
+    """Send each process the trials of its rows that are not finished."""
+    shares = []
+    for share in _split(trials, protocol.rows):
+        shares.append([trial for trial in share if trial not in finished])
+    for worker, rows in zip(pool.workers, _rows_of_workers(protocol), strict=True):
+        worker.start_trials(protocol, [shares[row] for row in rows])
+
+
 def _split(trials: Sequence[Trial], count: int) -> list[list[Trial]]:
     """Return `count` shares of similar size; equal environments are in few shares."""
-    ordered = sorted(trials, key=lambda trial: (trial.scene, trial.task))
+    ordered = sorted(trials, key=lambda trial: (trial.scene, trial.task, trial.condition))
     limits = np.linspace(0, len(ordered), count + 1).astype(int)
     return [ordered[start:stop] for start, stop in itertools.pairwise(limits)]
 
 
-def _wait(workers: list[WorkerProcess]) -> list[WorkerProcess]:
-    """Wait until workers have sent messages, and return these workers."""
-    ready = wait([worker.connection for worker in workers if worker.trials_left])
-    return [worker for worker in workers if worker.connection in ready]
+def _rows_of_workers(protocol: EvalProtocol) -> list[range]:
+    """Return the rows of the policy's batch that belong to each process."""
+    count = protocol.environments
+    return [range(count * number, count * (number + 1)) for number in range(protocol.workers)]
+
+
+def _receive(
+    pool: WorkerPool, protocol: EvalProtocol
+) -> tuple[list[tuple[int, TrialResult]], dict[int, dict[str, Any]]]:
+    """Wait for all processes that run trials.
+
+    Returns (row, result) of the trials that ended, and row -> observation.
+    """
+    ended = []
+    observations = {}
+    for worker, rows in zip(pool.workers, _rows_of_workers(protocol), strict=True):
+        if not worker.is_running:
+            continue
+        update = worker.receive()
+        ended += [(rows[slot], result) for slot, result in update.results]
+        observations |= {rows[slot]: row for slot, row in update.observations.items()}
+    return ended, observations
 
 
 def _send_chunks(
-    policy: Policy, workers: list[WorkerProcess], observations: dict[WorkerProcess, dict]
+    policy: Policy,
+    pool: WorkerPool,
+    protocol: EvalProtocol,
+    observations: Mapping[int, dict[str, Any]],
 ) -> None:
-    """Send chunks to the workers that sent observations.
+    """Send chunks to the processes whose environments sent observations.
 
-    The batch has a row for each worker, so that one shape is compiled. Rows of workers without an
+    The batch has a row for each environment, so that one shape is compiled. Rows without an
     observation are copies of another row.
     """
+    if not observations:
+        return
     filler = next(iter(observations.values()))
-    rows = [observations.get(worker, filler) for worker in workers]
-    chunks = policy.act(rows, [row["seed"] for row in rows])
-    for worker, chunk in zip(workers, chunks, strict=True):
-        if worker in observations:
-            worker.send(chunk)
+    batch = [observations.get(row, filler) for row in range(protocol.rows)]
+    chunks = policy.act(batch, [observation["seed"] for observation in batch])
+    for worker, rows in zip(pool.workers, _rows_of_workers(protocol), strict=True):
+        if worker.is_running:
+            slots = {slot: row for slot, row in enumerate(rows) if row in observations}
+            worker.send({slot: chunks[row] for slot, row in slots.items()})
 
 
 @dataclasses.dataclass

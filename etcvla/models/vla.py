@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 from etcvla import batch as batch_lib
 from etcvla import rules
 from etcvla.errors import UserError
+from etcvla.etc.places import GRID, split_cell
 from etcvla.models import lora, ops
 from etcvla.models.gemma import EXPERT, LANGUAGE, Gemma, GemmaConfig, TokenStream
 from etcvla.models.siglip import SigLIP, SigLIPConfig, to_float
@@ -350,7 +351,9 @@ class VLA(nn.Module):
         return self._velocity(outputs[EXPERT], 1)[:, 0]
 
 
-def init_params(model: VLA, seed: int = 0, loc: tuple[int, int] | None = None) -> Params:
+def init_params(
+    model: VLA, seed: int = 0, loc: tuple[int, int] | None = None, places: str = "pair"
+) -> Params:
     """Return random parameters.
 
     Args:
@@ -358,8 +361,9 @@ def init_params(model: VLA, seed: int = 0, loc: tuple[int, int] | None = None) -
       seed: seed of an `rbg` key, which compiles several times faster than JAX's default and is as
         good for this use.
       loc: (offset, count) of the location tokens. Their embeddings start as sine-cosine codes of
-        their coordinate, so what the model learns about one place holds for its neighbours. Random
+        their coordinates, so what the model learns about one place holds for its neighbours. Random
         embeddings would be a thousand unrelated words.
+      places: notation of points, a name of `etcvla.etc.places.PLACES`.
     """
     cfg = model.config
     size = cfg.siglip.image_size
@@ -376,13 +380,32 @@ def init_params(model: VLA, seed: int = 0, loc: tuple[int, int] | None = None) -
     lora.check_rules(cfg.adapters, params)
     if loc is not None:
         offset, count = loc
-        width = cfg.vlm.width
-        coordinates = (jnp.arange(count) + 0.5) / count
-        codes = ops.sincos_embedding(coordinates, width, 2**-5, 4.0) * (2 / width) ** 0.5
+        codes = _location_codes(count, cfg.vlm.width, places)
         embedder = params["llm"]["embedder"]
         table = embedder["input_embedding"].at[offset : offset + count].set(codes)
         embedder["input_embedding"] = table
     return params
+
+
+def _location_codes(count: int, width: int, places: str) -> Float[Array, "N D"]:
+    """Return sine-cosine codes of unit norm for the location tokens.
+
+    The code of a cell is that of its row, then that of its column.
+    """
+    tokens = jnp.arange(count)
+    if places == "cell":
+        axes = split_cell(tokens)
+        size = GRID
+        min_period = 2**-3  # four cells; a period below two cells would be aliased
+    else:
+        axes = (tokens,)
+        size = count
+        min_period = 2**-5
+    codes = [
+        ops.sincos_embedding((axis + 0.5) / size, width // len(axes), min_period, 4.0)
+        for axis in axes
+    ]
+    return jnp.concatenate(codes, axis=-1) * (2 / width) ** 0.5
 
 
 def read_dtypes(params: Params, config: VLAConfig) -> Params:

@@ -91,6 +91,7 @@ def videos(results: RecipeResults) -> dict[str, Any] | None:
                     "benchmark": benchmark or "none",
                     "scene": row["scene"],
                     "intervention": row["intervention"],
+                    "condition": row.get("condition") or "none",
                     "perturbation": row["perturbation"] or "none",
                     "outcome": outcome,
                 }

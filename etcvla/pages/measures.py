@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from etcvla.pages import palette
 from etcvla.pages.results import ALL_TASKS, SHAPES, RecipeResults, accuracy_estimate, union
 from etcvla.pages.templates import as_words
+from etcvla.results_schema import setting_of
 from etcvla.stats import Estimate, mean, rate
 
 BASELINES = ("majority", "blind")
@@ -79,16 +80,22 @@ def run_measures(results: RecipeResults) -> list[Measure]:
 
 
 def benchmark_measures(results: RecipeResults) -> list[Measure]:
-    """Return the success rates in benchmarks, with the right instruction and no perturbation."""
+    """Return the success rates in benchmarks, with the right instruction and nothing changed."""
     measures = []
     for name in union(run.benchmarks for run in results.runs):
-        scores = {}
+        rows = {ALL_TASKS: {}}
         for run in results.runs:
+            scenes = {}
             for group in run.benchmarks.get(name, ()):
-                if group["intervention"] == "right" and not group["perturbation"]:
-                    scores[run.title] = Score(group_rate(group["overall"]))
+                if group["intervention"] == "right" and not setting_of(group):
+                    scenes[group["scene"]] = group_rate(group["overall"])
+            if len(scenes) > 1:
+                for scene, value in scenes.items():
+                    rows.setdefault(f"scene {scene}", {})[run.title] = Score(value)
+            if scenes:
+                rows[ALL_TASKS][run.title] = Score(mean(list(scenes.values())))
         color = palette.SCENE_COLORS["source"]
-        measures.append(Measure(f"Success, {name}", color, {ALL_TASKS: scores}, f"on {name}"))
+        measures.append(Measure(f"Success, {name}", color, rows, f"on {name}"))
     return measures
 
 

@@ -14,7 +14,7 @@ from etcvla.pages import charts
 from etcvla.pages.measures import group_rate, run_measures, scene_color
 from etcvla.pages.results import ALL_TASKS, RecipeResults, RunResults, read_json, union
 from etcvla.pages.templates import as_words, embed_image, fraction, interval, percent
-from etcvla.results_schema import INTERVENTIONS
+from etcvla.results_schema import INTERVENTIONS, setting_of
 from etcvla.stats import rate
 
 TASK_PAIRS = (("drawer-open", "drawer-close"),)  # tasks with the same start state and appearance
@@ -62,7 +62,7 @@ def _scene_bars(results: RecipeResults, panels: charts.BarPanels) -> dict[str, A
 
 
 def interventions(results: RecipeResults) -> dict[str, Any] | None:
-    """Success with right and wrong instructions and blank images, and the tables of task pairs."""
+    """Success by intervention, and the tables of task pairs."""
     panels = {}
     pair_tables = defaultdict(list)
     for run in results.acting_runs:
@@ -86,7 +86,8 @@ def _pair_table(run: RunResults, scene: str, pair: tuple[str, str]) -> dict[str,
     """Success of each task of a pair with the instruction of each of the two tasks."""
     outcomes = defaultdict(list)
     for row in run.episodes():
-        if row["scene"] == scene and row["intervention"] != "blank_image":
+        is_plain = row["scene"] == scene and not setting_of(row)
+        if is_plain and row["intervention"] in ("right", "wrong_instruction"):
             outcomes[row["task"], row["instruction_of"]].append(int(row["success"]))
     rates = defaultdict(dict)
     for task in pair:
@@ -116,10 +117,12 @@ def _benchmark(results: RecipeResults, name: str) -> dict[str, Any]:
             continue
         protocols[run.title] = read_json(run.evaluation / name / "protocol.json", {})
         bars = defaultdict(dict)
+        has_scenes = len({group["scene"] for group in run.benchmarks[name]}) > 1
         for group in run.benchmarks[name]:
-            setting = INTERVENTIONS[group["intervention"]]
-            if group["perturbation"]:
-                setting += f", {group['perturbation']}"
+            names = [INTERVENTIONS[group["intervention"]], *setting_of(group)]
+            if has_scenes:
+                names.insert(0, group["scene"])
+            setting = ", ".join(names)
             rows.append([run.title, setting, *_benchmark_cells(group["overall"])])
             for task, task_scores in group["tasks"].items():
                 task_name = as_words(task.rpartition("/")[2])

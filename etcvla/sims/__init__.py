@@ -9,8 +9,10 @@ from etcvla.sims.environment import Environment
 from etcvla.sims.libero import LIBERO
 from etcvla.sims.metaworld import METAWORLD
 from etcvla.sims.registry import Requirement, Simulator, get, make, register, simulators
+from etcvla.sims.tabletop import TABLETOP
 
 __all__ = ["Environment", "Requirement", "Simulator", "get", "make", "register", "simulators"]
 
 register(METAWORLD)
 register(LIBERO)
+register(TABLETOP)

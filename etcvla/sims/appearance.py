@@ -47,8 +47,13 @@ class AppearanceEditor:
         changed = [model.light_diffuse, headlight.diffuse, headlight.ambient]
         changed += [model.geom_matid, model.geom_rgba, model.mat_rgba]
         changed += [_texture_data(model, texture) for texture in self._textures]
-        self._originals = [(values, values.copy()) for values in changed]
+        self._changed = changed
         self._is_changed = False
+        self.remember()
+
+    def remember(self) -> None:
+        """Take the model's current appearance as the original one."""
+        self._originals = [(values, values.copy()) for values in self._changed]
 
     def apply(self, condition: Condition | None) -> list[Extra]:
         """Apply a condition; None restores the original appearance.

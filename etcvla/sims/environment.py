@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 if TYPE_CHECKING:
-    from etcvla.sims.conditions import Condition, Orbit
+    from etcvla.sims.conditions import Condition
     from etcvla.sims.task import ObjectSpec, Task
 
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 class Environment(Protocol):
     """One task in one scene. Call `reset` before anything else.
 
-    Evaluation uses `reset`, `observe`, `step`, `success`, `instruction`, `touched`, `progress`,
-    `goal_objects` and `close`; perturbations also use `set_appearance` and `orbit`. Recording
-    demonstrations uses the other members.
+    Evaluation uses `reset`, `observe`, `step`, `success`, `done`, `instruction`, `rename_objects`,
+    `touched`, `progress`, `objects`, `target`, `goal_objects` and `close`; perturbations also use
+    `set_appearance`. Recording demonstrations uses the other members.
 
     Attributes:
       task: the task's subtasks and instructions.
@@ -43,6 +43,10 @@ class Environment(Protocol):
     axes: tuple[str, str, str]
     target: int
     success: bool
+
+    @property
+    def done(self) -> bool:
+        """Whether the episode is over: success, or the goal can no longer be reached."""
 
     def reset(self, seed: int, hand: np.ndarray | None = None, shift: float = 0.0) -> None:
         """Start an episode in the layout of `seed`.
@@ -103,10 +107,6 @@ class Environment(Protocol):
         """
 
     @property
-    def orbit(self) -> Orbit:
-        """The default pose of the front camera."""
-
-    @property
     def objects(self) -> Sequence[ObjectSpec]:
         """The N named objects, as the scene shows them."""
 
@@ -123,3 +123,20 @@ class Environment(Protocol):
 
     def close(self) -> None:
         """Free the renderer."""
+
+
+@runtime_checkable
+class PairedEnvironment(Environment, Protocol):
+    """An environment in which consecutive seeds share a layout and name its objects in turn.
+
+    `Simulator.trials_per_layout` is the number of these objects, which come first in `objects`.
+
+    Attributes:
+      novelty: which words of the target's name no demonstration has: "both", "noun", "color",
+        "none", or what else the simulator distinguishes.
+    """
+
+    novelty: str
+
+    def instruction_for(self, index: int) -> str:
+        """Return the task's canonical instruction for object `index` instead of the target."""

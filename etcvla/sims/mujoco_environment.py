@@ -15,8 +15,8 @@ from etcvla.sims.task import ObjectSpec, Task
 class MujocoEnvironment:
     """A part of `etcvla.sims.environment.Environment` for simulators with an `Oracle`.
 
-    A subclass sets the attributes below, calls `_set_oracle`, and adds `grasp_centre` and
-    `_scatter_area`.
+    A subclass sets the attributes below, calls `_set_oracle`, and adds `grasp_centre`,
+    `orbit` and `_scatter_area`.
 
     Attributes:
       task: the task.
@@ -53,12 +53,22 @@ class MujocoEnvironment:
         self.success = False
 
     @property
+    def done(self) -> bool:
+        """Whether the episode is over."""
+        return self.success
+
+    @property
     def grasp_centre(self) -> np.ndarray:
         """The gripper's grasp centre in the world, float64[3]."""
         raise NotImplementedError
 
     def _scatter_area(self, bounds: np.ndarray) -> ScatterArea:
         """Return where objects are added, given the bounds of all others, float[N, 2, 3]."""
+        raise NotImplementedError
+
+    @property
+    def orbit(self) -> Orbit:
+        """The default pose of the front camera."""
         raise NotImplementedError
 
     @property
@@ -79,7 +89,7 @@ class MujocoEnvironment:
         """Change the scene's appearance after a reset; None restores the default appearance."""
         self._cameras["front"] = self._default_front
         if condition and condition.camera:
-            self._cameras["front"] = condition.camera
+            self._cameras["front"] = self.orbit.moved(condition.camera)
         extras = self._appearance.apply(condition)
         if extras:
             bounds = self._oracle.bounds()

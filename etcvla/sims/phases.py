@@ -12,8 +12,6 @@ import numpy as np
 
 from etcvla.sims.task import Phase
 
-# Control steps after a reset in which objects settle. Some touch the hand until it leaves.
-_SETTLING_STEPS = 12
 # Metres from the target's bounds. Farther away, the gripper cannot be the cause of its motion.
 _BESIDE = 0.1
 
@@ -38,9 +36,16 @@ PHASE_CONDITIONS = {
 
 
 class PhaseTracker:
-    """Follows a task's phases in order and never goes back. Call `update` at every step."""
+    """Follows a task's phases in order and never goes back. Call `update` at every step.
 
-    def __init__(self, phases: Sequence[Phase]):
+    Args:
+      phases: the task's phases.
+      settling_steps: control steps after a reset in which no phase ends, because objects settle
+        then and may touch the hand until it leaves.
+    """
+
+    def __init__(self, phases: Sequence[Phase], settling_steps: int = 12):
+        self._settling_steps = settling_steps
         self._conditions = [PHASE_CONDITIONS[phase.until] for phase in phases]
         self.reset()
 
@@ -71,9 +76,9 @@ class PhaseTracker:
         centre = np.mean(bounds, axis=0)
         outside = np.maximum(low - grasp_centre, grasp_centre - high).clip(0)
         is_beside = np.linalg.norm(outside) < _BESIDE
-        if self._rest_position is None or step < _SETTLING_STEPS or not is_beside:
+        if self._rest_position is None or step < self._settling_steps or not is_beside:
             self._rest_position = centre
-        if step < _SETTLING_STEPS:
+        if step < self._settling_steps:
             return self._phase
         relation = Relation(
             reach=float(np.linalg.norm(grasp_centre - grasp_point)),

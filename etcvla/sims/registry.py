@@ -41,6 +41,10 @@ def _no_opposite(task: str) -> str:
     return ""
 
 
+def _no_conditions(task: str) -> tuple[str, ...]:
+    return ()
+
+
 @dataclasses.dataclass(frozen=True)
 class Simulator:
     """A simulator's name, factory, tasks and suites.
@@ -51,7 +55,8 @@ class Simulator:
     name: str
     # Arguments: task, scene, image_size, condition.
     make_environment: Callable[[str, str, int, str], Environment]
-    instruction: Callable[[str], str]  # task -> its canonical instruction
+    # Task -> its canonical instruction; the longest one if the layout determines it.
+    instruction: Callable[[str], str]
     suites: tuple[str, ...]  # names of its benchmarks
     describe_suite: Callable[[str], Suite]
     requirement: Requirement
@@ -60,6 +65,11 @@ class Simulator:
     packages: tuple[str, ...] = ()  # distributions whose versions are written beside scores
     opposite_task: Callable[[str], str] = _no_opposite  # the task that undoes a task; "" for none
     fixed_initial_states: bool = False  # trial i starts in initial state i, not in a random layout
+    # Task -> keys of `conditions.CONDITIONS` in which an environment can be made.
+    conditions: Callable[[str], tuple[str, ...]] = _no_conditions
+    # Consecutive trials that share a layout and name each of its objects once. If there are
+    # several, environments are `PairedEnvironment`.
+    trials_per_layout: int = 1
 
     def versions(self) -> dict[str, str]:
         """Return the versions of this Python and of `packages`."""

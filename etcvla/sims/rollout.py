@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 # Objects are searched in all cameras at every fourth step only, because that costs one rendering
 # per camera.
 _ALL_VIEWS_INTERVAL = 4
-_STEPS_AFTER_SUCCESS = 5
 
 
 @dataclasses.dataclass
@@ -66,7 +65,11 @@ def encode_jpeg(image: np.ndarray, quality: int = 92) -> bytes:
 
 
 def start_expert(
-    env: Environment, seed: int, noise: tuple[float, float] = (0.1, 0.3), max_steps: int = 200
+    env: Environment,
+    seed: int,
+    noise: tuple[float, float] = (0.1, 0.3),
+    max_steps: int = 200,
+    steps_after_success: int = 5,
 ) -> tuple[str, Iterator[np.ndarray]]:
     """Reset an environment and run its expert with action noise.
 
@@ -80,6 +83,8 @@ def start_expert(
       seed: seed of the layout, and of the noise and the instruction's wording.
       noise: range from which the episode's standard deviation of the noise is drawn.
       max_steps: control steps after which the episode has failed.
+      steps_after_success: control steps until the end of the episode; 0 where the success itself
+        ends it.
 
     Returns the episode's instruction, and an iterator of the expert's actions. It executes an
     action when the next one is requested.
@@ -88,13 +93,13 @@ def start_expert(
     rng = np.random.default_rng([seed, task_hash])
     scale = rng.uniform(*noise)
     env.reset(seed)
-    return env.instruction(rng), _noisy_actions(env, rng, scale, max_steps)
+    return env.instruction(rng), _noisy_actions(env, rng, scale, (max_steps, steps_after_success))
 
 
 def _noisy_actions(
-    env: Environment, rng: np.random.Generator, scale: float, max_steps: int
+    env: Environment, rng: np.random.Generator, scale: float, limits: tuple[int, int]
 ) -> Iterator[np.ndarray]:
-    steps_left = _STEPS_AFTER_SUCCESS
+    max_steps, steps_left = limits
     for _ in range(max_steps):
         action = env.expert_action()
         yield action
@@ -108,13 +113,17 @@ def _noisy_actions(
 
 
 def rollout_expert(
-    env: Environment, seed: int, noise: tuple[float, float] = (0.1, 0.3), max_steps: int = 200
+    env: Environment,
+    seed: int,
+    noise: tuple[float, float] = (0.1, 0.3),
+    max_steps: int = 200,
+    steps_after_success: int = 5,
 ) -> Episode | None:
     """Record a demonstration; see `start_expert` for the arguments.
 
     Returns None if the expert does not succeed.
     """
-    instruction, expert_actions = start_expert(env, seed, noise, max_steps)
+    instruction, expert_actions = start_expert(env, seed, noise, max_steps, steps_after_success)
     recorder = FrameRecorder(env)
     actions = []
     for t, action in enumerate(expert_actions):

@@ -30,11 +30,13 @@ class Suite:
     scene: str  # a scene variant of the simulator
     max_steps: int  # control steps before an episode counts as failed
     image_size: int  # pixels
-    instructions: tuple[str, ...]  # of the tasks
+    instructions: tuple[str, ...]  # of the tasks, see `Simulator.instruction`
     initial_states: int | None  # fixed ones per task; None: the trial's seed draws the layout
     state_dim: int
     action_dim: int
     cameras: tuple[str, ...] = ("front", "wrist")
+    scenes: tuple[str, ...] = ()  # other scenes in which the suite can be run
+    environments: int = 1  # that one process should have; more if they are cheap
     versions: dict[str, str] = dataclasses.field(default_factory=dict)  # of its packages
 
     def select_tasks(self, names: Sequence[str]) -> tuple[str, ...]:

@@ -14,12 +14,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
 from etcvla.etc.items import NUM_LOC
+from etcvla.etc.places import GRID, join_cell, split_cell
 from etcvla.models.types import TextInts
 from etcvla.models.vla import action_token_mask
 
 
 def augment(
-    key: jax.Array, batch: Mapping[str, jax.Array], *, shift: int, color: float, loc_offset: int
+    key: jax.Array,
+    batch: Mapping[str, jax.Array],
+    *,
+    shift: int,
+    color: float,
+    loc_offset: int,
+    places: str = "pair",
 ) -> dict[str, jax.Array]:
     """Shift and recolor the images of a batch.
 
@@ -30,6 +37,7 @@ def augment(
         repeated.
       color: the largest relative change of brightness and contrast.
       loc_offset: token id of `<loc0000>`.
+      places: notation of points, a name of `etcvla.etc.places.PLACES`.
     """
     shift_key, color_key = jax.random.split(key)
     images = batch["images"]
@@ -45,7 +53,8 @@ def augment(
     # In openpi's layout, action tokens share ids with locations. Those are not locations.
     is_action = action_token_mask(batch).any(axis=1)
     text = jnp.where(is_action, -1, batch["tokens"])
-    text = shift_locations(text, offsets[:, 0] / height, loc_offset)
+    shift_places = shift_cells if places == "cell" else shift_locations
+    text = shift_places(text, offsets[:, 0] / height, loc_offset)
     tokens = jnp.where(is_action, batch["tokens"], text)
     return {**batch, "images": images, "tokens": tokens}
 
@@ -69,3 +78,17 @@ def shift_locations(tokens: TextInts, offset: Float[Array, "B 2"], loc_offset: i
     bin_offset = jnp.round(offset * NUM_LOC).astype(jnp.int32)
     moved = bins + jnp.take_along_axis(bin_offset, axis, axis=1)
     return jnp.where(is_loc, jnp.clip(moved, 0, NUM_LOC - 1) + loc_offset, tokens)
+
+
+def shift_cells(tokens: TextInts, offset: Float[Array, "B 2"], loc_offset: int) -> TextInts:
+    """Move cell tokens by `offset` (y, x) in units of the image, rounded to whole cells.
+
+    Cells are clipped to the border of the image.
+    """
+    cells = tokens - loc_offset
+    is_loc = (cells >= 0) & (cells < NUM_LOC)
+    row, column = split_cell(cells)
+    cell_offset = jnp.round(offset * GRID).astype(jnp.int32)
+    row = jnp.clip(row + cell_offset[:, :1], 0, GRID - 1)
+    column = jnp.clip(column + cell_offset[:, 1:], 0, GRID - 1)
+    return jnp.where(is_loc, join_cell(row, column) + loc_offset, tokens)

@@ -148,8 +148,9 @@ def _add_random(stage: Stage, params: FlatParams, expected: FlatParams) -> FlatP
         return params
 
     def _init_missing() -> FlatParams:
-        locations = stage.assets.tokenizer.layout.loc
-        random = flatten_dict(init_params(stage.model, stage.config.seed, locations), sep="/")
+        layout = stage.assets.tokenizer.layout
+        random = init_params(stage.model, stage.config.seed, layout.loc, layout.places)
+        random = flatten_dict(random, sep="/")
         return {path: random[path] for path in missing}
 
     return params | jax.jit(_init_missing, out_shardings=missing)()

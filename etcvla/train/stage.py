@@ -104,9 +104,31 @@ def streams_of(config: ml_collections.ConfigDict) -> list[Stream]:
             )
         if config.model.image_attends_prompt:
             _check_single_prompt(config, name)
-        weight = tuple(tuple(point) for point in stream.weight)
-        streams.append(Stream(name, stream.dataset, stream.kind, weight, stream.extra_segments))
+        fields = stream.to_dict()
+        for field in ("weight", "rows", "loss_weight"):
+            fields[field] = tuple(tuple(point) for point in fields[field])
+        streams.append(Stream(name=name, **fields))
+        _check_weights(streams[-1], config.loss.form)
     return streams
+
+
+def _check_weights(stream: Stream, form: str) -> None:
+    """Raise UserError if a stream sets a weight that its loss does not use."""
+    if form != "share":
+        unused = ("rows", "loss_weight", "extra_weight")
+        reason = f"with loss.form {form!r}, where weight is the share of the rows"
+    elif stream.kind != ACTION_KIND or not stream.extra_segments:
+        unused = ("extra_weight",)
+        reason = "without extra segments on action rows"
+    else:
+        return
+    defaults = {field.name: field.default for field in dataclasses.fields(Stream)}
+    for field in unused:
+        if getattr(stream, field) != defaults[field]:
+            raise UserError(
+                f"streams.{stream.name}.{field} has no effect {reason}; "
+                f"set it to {defaults[field]!r}"
+            )
 
 
 def _check_single_prompt(config: ml_collections.ConfigDict, name: str) -> None:
@@ -170,7 +192,7 @@ class Stage:
             use_fast=schedule.is_nonzero(config.loss.fast),
             extra_segment_weights=config.extra_segment_weights.to_dict(),
             mask_padding=config.data.mask_padding,
-            loss_mean=config.loss.mean,
+            loss_form=config.loss.form,
         )
         return rows.RowBuilder(self.plan, self.datasets, self.assets, self.sizes, options)
 
@@ -259,22 +281,28 @@ def inherited_assets(config: ml_collections.ConfigDict) -> Assets:
     """Return the assets of the checkpoint that the stage resumes or starts from.
 
     Without one, they consist of a new tokenizer. Raises UserError if the checkpoint has another
-    token layout.
+    token layout or notation of places.
     """
     checkpoint = find_checkpoint(config.workdir)
     if checkpoint is None and config.init_from:
         checkpoint = find_checkpoint(config.init_from)
     if checkpoint is None:
         data = config.data
-        tokenizer = Tokenizer.load(data.tokenizer, num_actions=data.fast_vocab, layout=data.layout)
+        tokenizer = Tokenizer.load(
+            data.tokenizer,
+            num_actions=data.fast_vocab,
+            layout=data.layout,
+            places=data.places,
+        )
         return Assets(tokenizer)
     assets = Assets.from_json(checkpoint.meta()["assets"])
-    layout = assets.tokenizer.layout.name
-    if layout != config.data.layout:
-        raise UserError(
-            f"data.layout is {config.data.layout!r}, but {checkpoint.workdir} was trained with "
-            f"{layout!r}, whose token ids differ; set data.layout={layout!r}"
-        )
+    layout = assets.tokenizer.layout
+    for field, value in (("layout", layout.name), ("places", layout.places)):
+        if value != config.data[field]:
+            raise UserError(
+                f"data.{field} is {config.data[field]!r}, but {checkpoint.workdir} was trained "
+                f"with {value!r}, whose token ids differ; set data.{field}={value!r}"
+            )
     return assets
 
 

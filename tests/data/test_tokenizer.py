@@ -90,6 +90,37 @@ def test_locations_are_single_consecutive_ids():
     ]
 
 
+def test_a_cell_is_one_id_and_decodes_to_its_centre():
+    cells = Tokenizer.load(places="cell")
+    text = "is <loc0512><loc0100> in <loc0000><loc0000><loc1023><loc1023>?"
+    ids = cells.encode(text)
+    offset = LAYOUT.loc.offset
+    assert [token for token in ids if LAYOUT.loc.contains(token)] == [
+        offset + 16 * 32 + 3,
+        offset,
+        offset + 1023,
+    ]
+    decoded = "is <loc0528><loc0112> in <loc0016><loc0016><loc1008><loc1008>?"
+    assert cells.decode(ids) == decoded
+    assert cells.encode(decoded) == ids
+    copy = pickle.loads(pickle.dumps(cells))
+    assert copy.layout.places == "cell" and copy.encode(text) == ids
+    assert "places cell: a point is a cell of a 32 x 32 grid" in cells.layout.describe()
+    with pytest.raises(UserError, match="<loc0001> in 'at <loc0001>' has 1 coordinates"):
+        cells.encode("at <loc0001>")
+
+
+def test_unknown_places_are_an_error():
+    with pytest.raises(UserError, match="unknown data.places 'cells', did you mean 'cell'"):
+        Tokenizer.load(places="cells")
+
+
+def test_a_layout_that_was_saved_without_places_has_pairs():
+    content = json.loads(TINY.to_json())
+    del content["layout"]["places"]
+    assert Tokenizer.from_json(json.dumps(content)).layout == LAYOUT
+
+
 def test_answer_has_the_same_token_as_in_the_question():
     question = TINY.encode("is the gripper to the left or to the right of the button?")
     for word in ("left", "right", "button"):
@@ -196,7 +227,8 @@ def test_layout_describe():
         ["text", "0", "..", "1023", "1024", "ids"],
         ["action", "1024", "..", "1535", "512", "ids"],
     ]
-    assert "vocabulary 2688" in table[-1] and "layout disjoint" in table[-1]
+    assert "vocabulary 2688" in table[-2] and "layout disjoint" in table[-2]
+    assert table[-1] == "places pair: a point is its y and its x, two <loc> tokens"
     assert [LAYOUT.kind(token) for token in (0, 1024, 1536, 2560)] == [
         "text",
         "action",
@@ -211,14 +243,16 @@ def test_tokens_command_prints_the_ids(paligemma):
         "launch/tokens.py",
         f"--tokenizer={paligemma}",
         "--num_actions=8",
-        "--text=mug <loc0001>",
+        "--places=cell",
+        "--text=mug <loc0001><loc0001>",
     ]
     printed = subprocess.run(run, capture_output=True, text=True, check=True).stdout
-    expected = Tokenizer.load(str(paligemma), num_actions=8)
-    assert printed.strip() == expected.describe("mug <loc0001>")
+    expected = Tokenizer.load(str(paligemma), num_actions=8, places="cell")
+    text = "mug <loc0001><loc0001>"
+    assert printed.strip() == expected.describe(text)
     offset = expected.layout.action.offset
     assert f"FAST 0 7: [{offset}, {offset + 7}]" in printed
-    assert f"'mug <loc0001>': {[2, *expected.encode('mug <loc0001>'), 1]}" in printed
+    assert f"{text!r}: {[2, *expected.encode(text), 1]}" in printed
 
 
 # PaliGemma

@@ -11,7 +11,6 @@ from PIL import Image
 
 from data_builders.common.build import prepare
 from data_builders.common.progress import show_progress
-from data_builders.shapes_vqa import shapes_vqa_dataset_builder
 from data_builders.shapes_vqa.episodes import ShapesJob, make_image
 from data_builders.shapes_vqa.shapes_vqa_dataset_builder import Builder, ShapesConfig
 from etcvla.errors import UserError
@@ -125,7 +124,7 @@ def test_system_error_leaves_no_dataset(tmp_path, monkeypatch):
     def _fail(job):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shapes_vqa_dataset_builder, "make_image", _fail)
+    monkeypatch.setattr(Builder, "make_picture", staticmethod(_fail))
     with pytest.raises(UserError, match=r"building .*shapes_vqa.* failed.*: .*No space left"):
         prepare(Builder, CONFIG, str(tmp_path))
     assert not list(tmp_path.rglob("*.tfrecord*"))
@@ -136,7 +135,7 @@ def test_other_errors_keep_their_type(tmp_path, monkeypatch):
     def _fail(job):
         raise RuntimeError("shapes_vqa train 0: 'yes', the scene says 'no'")
 
-    monkeypatch.setattr(shapes_vqa_dataset_builder, "make_image", _fail)
+    monkeypatch.setattr(Builder, "make_picture", staticmethod(_fail))
     with pytest.raises(RuntimeError, match="the scene says"):
         prepare(Builder, CONFIG, str(tmp_path))
 

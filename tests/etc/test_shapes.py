@@ -153,8 +153,8 @@ def test_all_question_types_and_templates_are_used(scene_items):
     for _, item in scene_items:
         question_type = SHAPES_QUESTIONS[item.question_type]
         assert item.kind == question_type.kind
-        for template in question_type.templates:
-            if shapes._pattern(template).fullmatch(item.question):
+        for template, pattern in zip(question_type.templates, question_type.patterns, strict=True):
+            if pattern.fullmatch(item.question):
                 used[item.question_type].add(template)
     assert used == {name: set(spec.templates) for name, spec in SHAPES_QUESTIONS.items()}
 

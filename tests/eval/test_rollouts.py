@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from etcvla.errors import UserError
+from etcvla.eval.episodes import GREY
 from etcvla.eval.results_log import ResultsLog
 from etcvla.eval.rollouts import WorkerPool, WorkerProcess, run_trials
 from etcvla.eval.trials import EvalProtocol, Trial
-from etcvla.eval.worker import GREY, make_portable
+from etcvla.eval.worker import make_portable
 from etcvla.pages.videos import LINE_COLOR
 from etcvla.sims import suites
 

@@ -56,6 +56,19 @@ def test_encode_images_checks_shape_and_dtype(images):
         )
 
 
+@pytest.mark.parametrize(("places", "neighbour"), [("pair", 1), ("cell", 1), ("cell", 32)])
+def test_location_rows_start_as_codes_of_their_place(places, neighbour):
+    offset = 100
+    model = make_model(vocab_size=offset + 1024)
+    params = jax.jit(lambda: init_params(model, 0, (offset, 1024), places))()
+    codes = np.asarray(params["llm"]["embedder"]["input_embedding"])[offset:]
+    np.testing.assert_allclose(np.linalg.norm(codes, axis=1), 1, atol=1e-5)
+    similarity = codes @ codes[500]
+    assert similarity[500 + neighbour] > 0.7
+    assert similarity[500 + 12 * neighbour] < similarity[500 + neighbour] - 0.1
+    assert (np.delete(similarity, 500) < 0.9999).all()
+
+
 def test_unknown_option_is_an_error():
     with pytest.raises(ValueError, match='model.state is \'txt\', expected "token" or "text"'):
         dataclasses.replace(CONFIG, state="txt")

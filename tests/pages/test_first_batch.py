@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import ImageColor
 
+from etcvla.etc.places import cells_to_pairs, pairs_to_cells
 from etcvla.etc.question_types import BOX, PATH, POINT
 from etcvla.pages import batch_panels, first_batch
 from etcvla.pages.first_batch import (
@@ -53,10 +54,11 @@ def test_segments_are_the_items_and_actions_of_the_dataset(stage, batch):
                 )
             else:
                 # The question "where is the affordance 1 of 2 at 3?" has the answer
-                # "<loc0203><loc0001>".
+                # "<loc0203><loc0001>", of which the model writes the cell.
                 words = segment.prompt.rstrip("?").split()
                 number, episode, step = int(words[-5]), int(words[-3]), int(words[-1])
-                assert segment.answer == f"<loc{100 * episode + step:04d}><loc{number:04d}>"
+                answer = f"<loc{100 * episode + step:04d}><loc{number:04d}>"
+                assert segment.answer == cells_to_pairs(pairs_to_cells(answer))
                 num_questions += 1
     assert num_questions > 4
 

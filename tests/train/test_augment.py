@@ -6,12 +6,13 @@ import pytest
 
 from etcvla import batch as batch_lib
 from etcvla.etc.items import format_loc, parse_loc
-from etcvla.train.augment import augment, shift_locations
+from etcvla.etc.places import cells_to_pairs, pairs_to_cells
+from etcvla.train.augment import augment, shift_cells, shift_locations
 
 SIZE = 56
 LOC = 200
 ROWS = 8
-run = jax.jit(augment, static_argnames=("shift", "color"))
+run = jax.jit(augment, static_argnames=("shift", "color", "places"))
 
 
 def ids(text):
@@ -124,4 +125,26 @@ def test_locations_are_clipped_and_other_tokens_do_not_change():
     moved = shift_locations(tokens, np.float32([[-0.25, 0.25]]), LOC)
     np.testing.assert_array_equal(
         moved, [[LOC, LOC + 1023, LOC - 1, LOC + 1024, LOC, LOC + 5 + 256]]
+    )
+
+
+def test_cells_move_with_the_image(batch):
+    tokens = np.full_like(batch["tokens"], 50)
+    for row in range(ROWS):
+        tokens[row, 2] = ids(pairs_to_cells(loc_text(batch["tokens"][row, 2:4])))[0]
+    batch["tokens"] = tokens
+    moved = run(jax.random.key(0), batch, shift=6, color=0.1, loc_offset=LOC, places="cell")
+    for row in range(ROWS):
+        position = centre(moved["images"][row, 0])
+        point = parse_loc(cells_to_pairs(loc_text(moved["tokens"][row, 2:3])), 2)[0]
+        np.testing.assert_allclose(point, position, atol=1 / 32 + 1 / 1024)
+    assert (moved["tokens"][:, 2] != tokens[:, 2]).any()
+    np.testing.assert_array_equal(np.delete(moved["tokens"], 2, 1), 50)
+
+
+def test_cells_are_clipped_and_other_tokens_do_not_change():
+    tokens = np.int32([[LOC, LOC + 1023, LOC - 1, LOC + 1024, LOC + 10 * 32 + 30]])
+    moved = shift_cells(tokens, np.float32([[-0.25, 0.25]]), LOC)
+    np.testing.assert_array_equal(
+        moved, [[LOC + 8, LOC + 23 * 32 + 31, LOC - 1, LOC + 1024, LOC + 2 * 32 + 31]]
     )

@@ -162,9 +162,14 @@ def test_statistics_are_inherited_and_cameras_are_not(parent, dataset, tmp_path)
     assert (fresh.action_stats.mean != inherited.action_stats.mean).any()
 
 
-def test_another_token_layout_than_the_parent_is_an_error(parent, dataset, tmp_path):
-    config = nano_config(dataset, tmp_path, init_from=parent, data__layout="openpi")
-    message = f"data.layout is 'openpi', but {parent} was trained with 'disjoint'"
+@pytest.mark.parametrize(
+    ("field", "value", "parents"), [("layout", "openpi", "disjoint"), ("places", "pair", "cell")]
+)
+def test_other_token_ids_than_the_parent_are_an_error(
+    parent, dataset, tmp_path, field, value, parents
+):
+    config = nano_config(dataset, tmp_path, init_from=parent, **{f"data__{field}": value})
+    message = f"data.{field} is {value!r}, but {parent} was trained with {parents!r}"
     with pytest.raises(UserError, match=message):
         inherited_assets(config)
 
@@ -175,6 +180,7 @@ def test_a_checkpoint_stores_the_token_layout_and_the_prompt(parent):
     assert layout["action"] == [1024, 512]
     assert layout["loc"] == [1536, 1024]
     assert layout["name"] == "disjoint"
+    assert layout["places"] == "cell"
     assert assets["action_spec"]["prompt"] == "pi0"
     assert assets["action_spec"]["mask_padding"] is True
 

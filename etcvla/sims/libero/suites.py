@@ -49,6 +49,7 @@ def describe(name: str) -> Suite:
         simulator="libero",
         tasks=tuple(tasks),
         scene="rlds",
+        scenes=("upright",),
         max_steps=_max_steps(name),
         image_size=224,
         instructions=tuple(files.instruction(*task) for task in resolved),

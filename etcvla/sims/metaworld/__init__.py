@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from etcvla.names import lookup
+from etcvla.sims.conditions import conditions_for
 from etcvla.sims.metaworld.suites import SUITES, describe
 from etcvla.sims.metaworld.tasks import TASKS
 from etcvla.sims.registry import Requirement, Simulator
@@ -23,6 +24,10 @@ def _instruction(task: str) -> str:
     return lookup(TASKS, task, "task").instructions[0]
 
 
+def _conditions(task: str) -> tuple[str, ...]:
+    return conditions_for([spec.name for spec in lookup(TASKS, task, "task").objects])
+
+
 def _opposite(task: str) -> str:
     return lookup(TASKS, task, "task").opposite
 
@@ -36,4 +41,5 @@ METAWORLD = Simulator(
     requirement=Requirement("Meta-World", ("metaworld",), "pip install metaworld==3.1.1 packaging"),
     packages=("metaworld", "mujoco", "numpy"),
     opposite_task=_opposite,
+    conditions=_conditions,
 )

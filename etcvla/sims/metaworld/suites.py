@@ -29,6 +29,7 @@ def describe(name: str) -> Suite:
         simulator="metaworld",
         tasks=tasks,
         scene="source",
+        scenes=("target",),
         max_steps=_MAX_STEPS,
         image_size=96,
         instructions=tuple(TASKS[task].instructions[0] for task in tasks),

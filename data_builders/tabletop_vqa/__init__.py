@@ -1,0 +1,1 @@
+"""Pictures of the tabletop without its robot, with questions."""
