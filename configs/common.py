@@ -159,7 +159,7 @@ def _add_model_fields(c: ml_collections.ConfigDict) -> None:
 
 
 def _add_data_fields(c: ml_collections.ConfigDict) -> None:
-    c.datasets = ml_collections.ConfigDict()  # name -> path, cameras, build, adapter; see `dataset`
+    c.datasets = ml_collections.ConfigDict()  # name -> path, cameras and more; see `dataset`
     c.streams = ml_collections.ConfigDict()  # name -> dataset, kind, weight and more; see `stream`
     # Relative weight of each kind among the extra segments of a row.
     c.extra_segment_weights = ml_collections.ConfigDict(ETC_WEIGHTS)
@@ -414,6 +414,12 @@ def add_streams(config: ml_collections.ConfigDict, streams: Mapping[str, dict]) 
     override(config, {f"streams.{name}": entry for name, entry in streams.items()})
 
 
+def action_only(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Return the changes that leave a stage nothing but its action stream, without ETC."""
+    action = stream(config.streams.action.dataset, "action", 1.0, extra_segments=0)
+    return {"loss.text": constant(0.0), "streams": {"action": action}}
+
+
 def openpi_optimizer(c: ml_collections.ConfigDict) -> None:
     """Set openpi's default training settings.
 
@@ -439,7 +445,11 @@ def lora(c: ml_collections.ConfigDict, rank: int) -> None:
 
 
 def dataset(
-    path: str, cameras: tuple[str, ...], build: tuple[str, ...] = (), adapter: str = "own"
+    path: str,
+    cameras: tuple[str, ...],
+    build: tuple[str, ...] = (),
+    adapter: str = "own",
+    rename: tuple[tuple[str, str], ...] = (),
 ) -> dict[str, Any]:
     """Return one entry of `datasets`.
 
@@ -450,8 +460,16 @@ def dataset(
         dataset is an error.
       adapter: how its features are read, a name in etcvla/data/adapters or a JSON file of the
         same fields.
+      rename: (word, other word) pairs; the words are replaced in questions and answers, not in
+        instructions.
     """
-    return {"path": path, "cameras": cameras, "build": build, "adapter": adapter}
+    return {
+        "path": path,
+        "cameras": cameras,
+        "build": build,
+        "adapter": adapter,
+        "rename": rename,
+    }
 
 
 def metaworld(

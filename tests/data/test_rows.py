@@ -404,3 +404,14 @@ def test_row_with_a_damaged_draw_in_a_batch_equals_the_row_alone(tmp_path):
     for i, draw in enumerate(draws):
         for name, value in builder(*draw).items():
             np.testing.assert_array_equal(batch[name][i], value, err_msg=name)
+
+
+def test_renamed_words_change_questions_and_answers(directory):
+    dataset = make_builder(directory, stream("action", "action")).datasets["robot"].dataset
+    plain = StageDataset(dataset, ("front", "wrist"))
+    renamed = StageDataset(dataset, ("front", "wrist"), {"where": "who", "affordance": "box"})
+    frame = dataset.frame(3, plain.item_features)
+    texts = [f"{item.question} {item.answer}" for item in plain.items(frame)]
+    expected = [text.replace("where", "who").replace("affordance", "box") for text in texts]
+    assert expected != texts
+    assert [f"{item.question} {item.answer}" for item in renamed.items(frame)] == expected

@@ -124,7 +124,7 @@ def _objects(scene: str, number: int) -> tuple[TableObject, ...]:
         pairs = [*itertools.product(nouns[:2], colors[:2]), (nouns[2], colors[2])]
         has_pair = [pair in left_out for pair in pairs]
         expected = [False, False, False, tier == "P", False]
-        if has_pair == expected and len(set(pairs)) == NUM_OBJECTS:
+        if has_pair == expected and len(set(nouns)) == len(set(colors)) == 3:
             break
     novelty = _NOVELTY.get(tier, ("none",) * NUM_OBJECTS)
     return tuple(
