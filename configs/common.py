@@ -179,6 +179,9 @@ def _add_data_fields(c: ml_collections.ConfigDict) -> None:
     c.data.text_len = 80  # L, text tokens per row
     c.data.max_targets = 40  # predicted tokens per row, at most
     c.data.num_cameras = 2  # C
+    # K, action segments of an action row: the episode's own instruction, and K - 1 of the frame's
+    # relabels (other instructions and their actions), where the dataset has them.
+    c.data.actions_per_row = 1
     c.data.norm = "quantile"  # normalisation of state and actions: "quantile", "zscore" or "none"
     # No flow loss on action dimensions that a dataset lacks and on steps past the end of an
     # episode.
@@ -208,7 +211,8 @@ def _add_loss_fields(c: ml_collections.ConfigDict) -> None:
     c.loss.fast = constant(0.0)  # next-token loss of FAST action tokens
     c.loss.flow = constant(0.0)  # flow-matching loss of the action expert
     c.loss.z = constant(0.0)  # squared log of the softmax sum (PaLM uses 1e-4); bounds the logits
-    # R, noise samples per action chunk. They share the prefix, so more of them cost little.
+    # R, noise samples per row, a multiple of data.actions_per_row. They share the prefix, so more
+    # of them cost little.
     c.loss.noise_samples = 4
 
 
