@@ -27,6 +27,7 @@ EPISODE_COLUMNS = (
     "task",
     "layout",
     "named",
+    "instruction_of",
     "novelty",
     "touched",
     "success",
@@ -41,8 +42,9 @@ EPISODE_COLUMNS = (
 def save_graph(graph: Graph) -> None:
     """Write <workdir>/study.json.
 
-    Keys: "study" (name), "matched", "contrasts" (the fields of `config.Contrast`), and "cells", a
-    list of {"cell", "seed", "runs": [{"key", "evaluation"}]} whose last run is the cell's result.
+    Keys: "study" (name), "matched", "contrasts" and "gates" (the fields of `config.Contrast` and
+    `config.Gate`), and "cells", a list of {"cell", "seed", "runs": [{"key", "evaluation"}]} whose
+    last run is the cell's result.
     """
     study = graph.study
     cells = []
@@ -53,6 +55,7 @@ def save_graph(graph: Graph) -> None:
         "study": study.name,
         "matched": study.matched,
         "contrasts": [dataclasses.asdict(contrast) for contrast in study.contrasts],
+        "gates": [dataclasses.asdict(gate) for gate in study.gates],
         "cells": cells,
     }
     folder = pathlib.Path(study.workdir)

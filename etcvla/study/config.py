@@ -58,15 +58,19 @@ class Contrast:
     block: str = "confirmatory"  # tested in fixed order; other blocks: Holm's correction
     matched: str = ""  # one of `MATCHED`; "": the study's
 
-    @property
-    def tiers(self) -> tuple[str, ...]:
-        """The tiers whose trials are pooled."""
-        return tuple(self.tier.partition(":")[0].split("+"))
 
-    @property
-    def novelty(self) -> str:
-        """The novelty of the target to which the trials are restricted; "" for all trials."""
-        return self.tier.partition(":")[2]
+@dataclasses.dataclass(frozen=True)
+class Gate:
+    """A condition that a cell's score must meet before the contrasts mean anything."""
+
+    name: str
+    cell: str
+    metric: str  # one of `METRICS`
+    tier: str  # as `Contrast.tier`
+    low: float  # range of the score, in [0, 1]
+    high: float = 1.0
+    minus: str = ""  # tier whose score is subtracted; "": none
+    intervention: str = "right"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +78,7 @@ class StudySpec:
     """A study. `parse` makes one from a config.
 
     Attributes:
+      base: weights that runs with init `BASE` start from; "": those of their stage's config.
       datasets: name -> one entry per rotation (`configs.common.dataset`); they replace the
         datasets of the same name in the stages' configs.
       general: datasets of general questions; what is drawn from them does not count as ETC.
@@ -86,7 +91,9 @@ class StudySpec:
     runs: Mapping[str, RunSpec]
     cells: Mapping[str, Cell]
     contrasts: tuple[Contrast, ...]
+    gates: tuple[Gate, ...]
     matched: str
+    base: str
     datasets: Mapping[str, Sequence[Mapping[str, Any]]]
     general: tuple[str, ...]
     eval: ml_collections.ConfigDict
@@ -148,7 +155,9 @@ def parse(config: ml_collections.ConfigDict) -> StudySpec:
         runs=runs,
         cells={cell.name: cell for cell in cells},
         contrasts=tuple(contrasts),
+        gates=tuple(Gate(**fields) for fields in config.gates),
         matched=config.matched,
+        base=config.base,
         datasets=config.datasets,
         general=tuple(config.general),
         eval=config.eval,
@@ -186,6 +195,8 @@ def _check(study: StudySpec) -> None:
             raise UserError(f"cells.{cell.name}.seeds has {repeated[0]} twice; remove one")
     for contrast in study.contrasts:
         _check_contrast(study, contrast)
+    for gate in study.gates:
+        _check_gate(study, gate)
 
 
 def _check_parents(study: StudySpec, run: RunSpec) -> None:
@@ -200,26 +211,38 @@ def _check_parents(study: StudySpec, run: RunSpec) -> None:
 
 def _check_contrast(study: StudySpec, contrast: Contrast) -> None:
     where = f"contrast {contrast.name!r}"
-    simulator = sims.get(study.eval.simulator)
     for name in (contrast.a, contrast.b):
-        cell = lookup(study.cells, name, f"cell in {where}")
-        scenes = study.runs[cell.run].scenes
-        with_layouts = {split_scene(scene.format(rotation=0))[0] for scene in scenes}
-        missing = sorted(set(contrast.tiers) - with_layouts)
-        if missing or not study.eval.trials:
-            raise UserError(
-                f"{where}: tier {contrast.tier!r} has no layouts in cell {name}; add it to "
-                f"runs.{cell.run}.scenes and set eval.trials"
-            )
-    lookup(dict.fromkeys(METRICS), contrast.metric, f"metric in {where}")
-    needs_pairs = contrast.metric == "language" or contrast.novelty
-    if needs_pairs and simulator.trials_per_layout == 1:
-        raise UserError(
-            f"{where}: metric {contrast.metric!r} on {contrast.tier!r} needs layouts in which each "
-            f"object is named in turn, which {simulator.name} does not have; choose success"
-        )
+        _check_score(study, name, contrast.metric, contrast.tier, where)
     if contrast.matched:
         lookup(dict.fromkeys(MATCHED), contrast.matched, f"value of `matched` in {where}")
     shared = set(study.cells[contrast.a].seeds) & set(study.cells[contrast.b].seeds)
     if not shared:
         raise UserError(f"{where}: its cells share no seed; give both the same seeds")
+
+
+def _check_gate(study: StudySpec, gate: Gate) -> None:
+    where = f"gate {gate.name!r}"
+    for tier in (gate.tier, gate.minus or gate.tier):
+        _check_score(study, gate.cell, gate.metric, tier, where)
+    interventions = study.runs[study.cells[gate.cell].run].interventions
+    lookup(dict.fromkeys(interventions), gate.intervention, f"intervention in {where}")
+
+
+def _check_score(study: StudySpec, cell: str, metric: str, tier: str, where: str) -> None:
+    """Raise UserError if the evaluation of a cell does not give a score."""
+    run = study.runs[lookup(study.cells, cell, f"cell in {where}").run]
+    lookup(dict.fromkeys(METRICS), metric, f"metric in {where}")
+    tiers, _, novelty = tier.partition(":")
+    with_layouts = {split_scene(scene.format(rotation=0))[0] for scene in run.scenes}
+    missing = set(tiers.split("+")) - with_layouts
+    if missing or not study.eval.trials:
+        raise UserError(
+            f"{where}: tier {tier!r} has no layouts in cell {cell}; add it to "
+            f"runs.{run.name}.scenes and set eval.trials"
+        )
+    simulator = sims.get(study.eval.simulator)
+    if (metric == "language" or novelty) and simulator.trials_per_layout == 1:
+        raise UserError(
+            f"{where}: metric {metric!r} on {tier!r} needs layouts in which each object is named "
+            f"in turn, which {simulator.name} does not have; choose success"
+        )

@@ -24,7 +24,7 @@ FILE = "protocol.json"
 
 
 def hypotheses(study: StudySpec) -> dict[str, Any]:
-    """Return what a study fixes in advance, as JSON: contrasts, matching, cells with their runs."""
+    """Return what a study fixes in advance, as JSON: contrasts, gates, cells."""
     cells = {}
     for name, cell in study.cells.items():
         runs = []
@@ -34,12 +34,14 @@ def hypotheses(study: StudySpec) -> dict[str, Any]:
             runs.append(fields)
         cells[name] = {"seeds": cell.seeds, "runs": runs}
     contrasts = [dataclasses.asdict(contrast) for contrast in study.contrasts]
+    gates = [dataclasses.asdict(gate) for gate in study.gates]
     evaluation = json.loads(study.eval.to_json_best_effort())
     for name in ("workers", "videos"):  # they change no result
         evaluation.pop(name)
     value = {
         "matched": study.matched,
         "contrasts": contrasts,
+        "gates": gates,
         "evaluation": evaluation,
         "cells": cells,
     }

@@ -137,11 +137,12 @@ def _make_run(
         parent_key = ""
         _set_parent(config, "")
     else:
+        config.init_from = study.base or config.init_from
         parent_key = weights_fingerprint(config.init_from)
         if parent_key == "missing":
             raise UserError(
                 f"runs.{spec.name} starts from {config.init_from}, which does not exist; train it "
-                f"with launch/train.py --config={config.init_config or 'CONFIG'}, or change init"
+                f"with launch/train.py, or change the run's init or the study's base"
             )
     key = run_key(config, parent_key)
     folder = pathlib.Path(study.workdir) / "runs" / key

@@ -48,6 +48,8 @@ def study_config(workdir, dataset="nowhere", **fields) -> ml_collections.ConfigD
         {"name": name, "run": name, "seeds": (0, 1)} for name in ("plain", "bridged", "slow")
     )
     c.contrasts = (contrast(),)
+    c.gates = ()
+    c.base = ""
     c.eval = ml_collections.ConfigDict()
     c.eval.simulator = "tabletop"
     c.eval.tasks = ("touch",)

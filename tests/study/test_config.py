@@ -3,7 +3,7 @@
 import pytest
 
 from etcvla.errors import UserError
-from etcvla.study.config import Contrast, parse, split_scene
+from etcvla.study.config import parse, split_scene
 from tests.study.made_study import contrast, run, small_study, study_config
 
 
@@ -15,12 +15,24 @@ def test_cells_have_their_runs_in_order(tmp_path):
     assert [study.rotation(seed) for seed in range(5)] == [0, 1, 0, 1, 0]
 
 
-def test_a_tier_may_pool_tiers_and_keep_novel_targets():
-    pooled = Contrast("x", "a", "b", "intention", "B+C:both")
-    assert (pooled.tiers, pooled.novelty) == (("B", "C"), "both")
-    assert Contrast("x", "a", "b", "intention", "A").novelty == ""
+def test_scenes_have_a_tier_and_a_rotation():
     assert split_scene("C12") == ("C", 12)
     assert split_scene("source") == ("source", 0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"cell": "plan"}, "cell in gate 'G1' 'plan', did you mean 'plain'"),
+        ({"minus": "C:both"}, "gate 'G1': tier 'C:both' has no layouts in cell plain"),
+        ({"intervention": "blank_image"}, "unknown intervention in gate 'G1' 'blank_image'"),
+    ],
+)
+def test_gates_that_cannot_be_computed_are_refused(tmp_path, fields, message):
+    gate = {"name": "G1", "cell": "plain", "metric": "intention", "tier": "A", "low": 0.7}
+    assert parse(study_config(tmp_path, gates=(gate,))).gates[0].high == 1.0
+    with pytest.raises(UserError, match=message):
+        parse(study_config(tmp_path, gates=({**gate, **fields},)))
 
 
 @pytest.mark.parametrize(
