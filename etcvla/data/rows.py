@@ -89,6 +89,7 @@ class RowBuilder:
             W=0,
             L=sizes.text_len,
             Q=sizes.state_dim,
+            K=sizes.actions_per_row,
             P=sizes.horizon,
             A=sizes.action_dim,
         )
@@ -258,10 +259,10 @@ class _StreamRows:
         for i, draw in enumerate(draws):
             row = draw.row
             row["state"][:state_dim] = states[i]
-            row["actions"][:, :action_dim] = chunks[i]
-            row["action_mask"][:, :action_dim] = inside[i, :, None]
-            row["action_mask"] |= not self.builder.options.mask_padding
-            row["action_segment"][...] = 1
+            row["actions"][0, :, :action_dim] = chunks[i]
+            row["action_mask"][0, :, :action_dim] = inside[i, :, None]
+            row["action_mask"][0] |= not self.builder.options.mask_padding
+            row["action_segment"][0] = 1
             subtask = None
             if self.has_subtask:
                 subtask = self.stage_dataset.subtask(frames[i], values[i])

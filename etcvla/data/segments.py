@@ -133,8 +133,9 @@ def weigh_row(
     """Write the loss weights of a row's target tokens and action values.
 
     Form "share": the row's loss is the flow's mean plus, for each group, its coefficient times the
-    mean over its segments of each segment's token mean. Form "openpi": one mean over all target
-    tokens. Form "objectives": every token and every value weighs 1.
+    mean over its segments of each segment's token mean. The flow's mean is that over the chunks of
+    each chunk's mean. Form "openpi": the same flow loss, and one mean over all target tokens. Form
+    "objectives": every token and every value weighs 1.
 
     Args:
       row: a row with its segments and actions.
@@ -143,12 +144,14 @@ def weigh_row(
       form: a name of `etcvla.loss_forms.LOSS_FORMS`.
       coefficient: coefficient of the row's loss in the total loss; not for "objectives".
     """
-    num_values = np.count_nonzero(row["action_mask"])
+    num_values = np.count_nonzero(row["action_mask"], axis=(1, 2))  # of each chunk
+    has_chunk = num_values > 0
     if form == "objectives":
         row["weight"][...] = row["target"]
-        row["action_weight"][...] = num_values > 0
+        row["action_weight"][...] = has_chunk
         return
-    row["action_weight"][...] = coefficient / num_values if num_values else 0
+    chunk_weight = coefficient / max(np.count_nonzero(has_chunk), 1)
+    row["action_weight"][...] = np.where(has_chunk, chunk_weight / np.maximum(num_values, 1), 0)
     if form == "openpi":
         num_targets = np.count_nonzero(row["target"])
         row["weight"][...] = row["target"] * (coefficient / max(num_targets, 1))

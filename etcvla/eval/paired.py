@@ -16,7 +16,7 @@ import scipy.stats
 
 ALPHA = 0.05  # probability of a false positive, of all tests in this module
 POWER = 0.8  # probability that a difference of the size `detectable_difference` is found
-_RESAMPLES = 10_000
+_RESAMPLES = 4000
 _MAX_ASSIGNMENTS = 2**16  # more than 16 seeds: a random sample of the assignments
 
 

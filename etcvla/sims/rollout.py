@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 _ALL_VIEWS_INTERVAL = 4
 
 
+@dataclasses.dataclass(frozen=True)
+class Relabels:
+    """What the expert would do if another object of the same scene were named: N instructions."""
+
+    instruction: tuple[str, ...]  # N
+    actions: np.ndarray  # float32[T, N, P, A], the next P actions from each step
+    valid: np.ndarray  # int32[T, N], how many of them are before the end of the episode
+
+
 @dataclasses.dataclass
 class Episode:
     """A demonstration of T steps."""
@@ -33,6 +42,7 @@ class Episode:
     action: np.ndarray | None  # float32[T, A]; None for rerendered states
     annotation: Annotation
     seed: int
+    relabels: Relabels | None = None  # None: the dataset has none
 
 
 class FrameRecorder:
@@ -89,10 +99,10 @@ def start_expert(
     Returns the episode's instruction, and an iterator of the expert's actions. It executes an
     action when the next one is requested.
     """
+    env.reset(seed)  # some environments state their task for the layout
     task_hash = zlib.crc32(env.task.instructions[0].encode())
     rng = np.random.default_rng([seed, task_hash])
     scale = rng.uniform(*noise)
-    env.reset(seed)
     return env.instruction(rng), _noisy_actions(env, rng, scale, (max_steps, steps_after_success))
 
 

@@ -27,6 +27,7 @@ EPISODE_COLUMNS = (
     "task",
     "layout",
     "named",
+    "instruction_of",
     "novelty",
     "touched",
     "success",

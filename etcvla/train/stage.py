@@ -153,6 +153,11 @@ def _check_single_prompt(config: ml_collections.ConfigDict, name: str) -> None:
             f"data.prompt {config.data.prompt!r} asks for a subtask beside the action, and with "
             "model.image_attends_prompt the images can attend to one prompt only"
         )
+    if stream.kind == ACTION_KIND and config.data.actions_per_row > 1:
+        raise UserError(
+            "data.actions_per_row must be 1 with model.image_attends_prompt: the images can attend "
+            "to one prompt only"
+        )
 
 
 def make_plan(config: ml_collections.ConfigDict) -> Plan:
@@ -348,4 +353,5 @@ def row_sizes(config: ml_collections.ConfigDict, model: VLA) -> rows.RowSizes:
         state_dim=config.model.state_dim,
         horizon=config.model.horizon,
         action_dim=config.model.action_dim,
+        actions_per_row=config.data.actions_per_row,
     )
