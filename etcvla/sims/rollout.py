@@ -93,8 +93,8 @@ def start_expert(
       seed: seed of the layout, and of the noise and the instruction's wording.
       noise: range from which the episode's standard deviation of the noise is drawn.
       max_steps: control steps after which the episode has failed.
-      steps_after_success: control steps until the end of the episode; 0 where the success itself
-        ends it.
+      steps_after_success: control steps from then to the end of the recording; 0 where nothing
+        moves any more.
 
     Returns the episode's instruction, and an iterator of the expert's actions. It executes an
     action when the next one is requested.
@@ -113,7 +113,7 @@ def _noisy_actions(
     for _ in range(max_steps):
         action = env.expert_action()
         yield action
-        if env.success:
+        if env.done:
             steps_left -= 1
         if steps_left < 0:
             return

@@ -189,6 +189,24 @@ def test_chunks_of_a_touch_are_what_the_expert_does():
     assert env.expert_chunk(0, 3)[1] == 0
 
 
+def test_chunks_lead_from_any_state_to_the_object():
+    env = _environment()
+    rng = np.random.default_rng(0)
+    for seed in range(30):
+        env.reset(seed)
+        for _ in range(rng.integers(7)):
+            env.step(env.expert_action() + np.append(0.3 * rng.standard_normal(3), 0))
+        if env.done:
+            continue
+        other = int(env.target + rng.integers(1, 5)) % 5
+        actions, count = env.expert_chunk(other, 60)
+        for action in actions[:count]:
+            assert not env.done
+            env.step(action)
+        assert env.done
+        assert env.touched().argmax() == other
+
+
 @pytest.mark.parametrize("task", ["push-left", "pick-on"])
 def test_chunks_of_a_simulated_task_leave_the_state_as_it_is(task):
     env = _environment(task)
