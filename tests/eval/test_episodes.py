@@ -133,5 +133,6 @@ def test_trials_of_a_tabletop_layout_differ_in_the_named_object_alone():
     for start in (0, 5):
         named = [query["instruction"] for query in queries[start : start + 5]]
         assert [sum(name in text for text in named) for name in names] == [1] * 5
-    assert all(a["instruction"] != b["instruction"] for a, b in zip(queries, queries[5:]))
+    for right, wrong in zip(queries[:5], queries[5:], strict=True):
+        assert right["instruction"] != wrong["instruction"]
     assert len({query["images"]["front"].tobytes() for query in queries}) == 1
