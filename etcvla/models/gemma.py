@@ -20,7 +20,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Bool
 
 from etcvla.models import ops
 from etcvla.models.lora import ModuleOptions, Projection, Weight, dense, make_weight
@@ -340,9 +340,15 @@ class Embedder(nn.Module):
         """Return the embeddings, multiplied by sqrt(D)."""
         return self.table.astype(self.dtype)[tokens] * jnp.asarray(self.width**0.5, self.dtype)
 
-    def decode(self, x: Vectors) -> Logits:
-        """Return the logits in float32."""
+    def decode(self, x: Vectors, trained_rows: Bool[Array, " V"] | None = None) -> Logits:
+        """Return the logits in float32.
+
+        Args:
+          trained_rows: rows of the table that get a gradient from the logits; None: all.
+        """
         table = self.table.astype(self.dtype)
+        if trained_rows is not None:
+            table = jnp.where(trained_rows[:, None], table, jax.lax.stop_gradient(table))
         return jnp.einsum("...d,vd->...v", x, table, preferred_element_type=jnp.float32)
 
 
@@ -416,7 +422,12 @@ class Gemma(nn.Module):
             outputs[i], _ = self.final_norms[i](x, shared.conds[i])
         return outputs, cache
 
-    def logits(self, x: Vectors) -> Logits:
-        """Return the float32 logits of the next token from hidden states."""
-        logits = ops.softcap(self.embedder.decode(x), self.configs[LANGUAGE].final_softcap)
+    def logits(self, x: Vectors, trained_rows: Bool[Array, " V"] | None = None) -> Logits:
+        """Return the float32 logits of the next token from hidden states.
+
+        Args:
+          trained_rows: rows of the token table that get a gradient from the logits; None: all.
+        """
+        logits = self.embedder.decode(x, trained_rows)
+        logits = ops.softcap(logits, self.configs[LANGUAGE].final_softcap)
         return ops.shard_batch(logits, "tensor")
