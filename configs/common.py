@@ -12,9 +12,12 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import ml_collections
+import numpy as np
 
 from etcvla.errors import UserError
 from etcvla.etc.items import ETC_KINDS
+from etcvla.loss_forms import EXTRA_WEIGHT
+from etcvla.schedule import value_at
 from etcvla.sims.metaworld.tasks import DEMO_TASKS as METAWORLD_TASKS
 from etcvla.sims.metaworld.tasks import MT10 as MT10_TASKS
 
@@ -38,6 +41,9 @@ TABLETOP_VQA_WEIGHTS = {
     "relation": 1.0,
     "caption": 1.0,
 }
+
+# Share of the objective that replayed base data has.
+REPLAY_SHARE = 0.1
 
 # Demonstrations per task that the embedded datasets have by default.
 DEFAULT_EPISODES = {"source": 30, "target": 10}
@@ -155,7 +161,7 @@ def _add_model_fields(c: ml_collections.ConfigDict) -> None:
 
 def _add_data_fields(c: ml_collections.ConfigDict) -> None:
     c.datasets = ml_collections.ConfigDict()  # name -> path, cameras, build, adapter; see `dataset`
-    c.streams = ml_collections.ConfigDict()  # name -> dataset, kind, weight, extra_segments
+    c.streams = ml_collections.ConfigDict()  # name -> dataset, kind, weight and more; see `stream`
     # Relative weight of each kind among the extra segments of a row.
     c.extra_segment_weights = ml_collections.ConfigDict(ETC_WEIGHTS)
 
@@ -191,13 +197,15 @@ def _add_data_fields(c: ml_collections.ConfigDict) -> None:
 
 def _add_loss_fields(c: ml_collections.ConfigDict) -> None:
     c.loss = ml_collections.ConfigDict()
+    # "share": a stream's weight is its share of the objective. "objectives" (the paper): text, FAST
+    # and flow are each a mean over their tokens or values in the batch. "openpi": the mean over
+    # rows of each row's own mean. In the last two a stream's weight is its share of the rows.
+    c.loss.form = "share"
     # Schedules of loss weights.
     c.loss.text = constant(1.0)  # next-token loss of answers
     c.loss.fast = constant(0.0)  # next-token loss of FAST action tokens
     c.loss.flow = constant(0.0)  # flow-matching loss of the action expert
     c.loss.z = constant(0.0)  # squared log of the softmax sum (PaLM uses 1e-4); bounds the logits
-    # What the text and FAST losses average over: all "token"s alike, or each "segment"'s own mean.
-    c.loss.mean = "token"
     # R, noise samples per action chunk. They share the prefix, so more of them cost little.
     c.loss.noise_samples = 4
 
@@ -309,20 +317,33 @@ def warmup_cosine(
     return tuple(points)
 
 
-def stream(dataset: str, kind: str, weight: float | tuple, extra_segments: int) -> dict[str, Any]:
+def stream(
+    dataset: str,
+    kind: str,
+    weight: float | tuple,
+    extra_segments: int,
+    loss_weight: float | tuple = 1.0,
+) -> dict[str, Any]:
     """Return one stream of the mixture.
 
     Args:
       dataset: name of an entry of `datasets`.
       kind: what its rows train: "action", an ETC kind, or "any" kind of item.
-      weight: share of the batch's rows relative to the other streams, a number or a schedule.
+      weight: share of the objective relative to the other streams, a number or a schedule.
       extra_segments: further ETC items of the same frame that are added to each row.
+      loss_weight: factor on the stream's share, a number or a schedule, such as 0.1 for a stream
+        that should count less than its rows.
     """
     return {
         "dataset": dataset,
         "kind": kind,
         "weight": as_schedule(weight),
         "extra_segments": extra_segments,
+        # Schedule: share of the batch's rows, if it differs from the weight. (): the weight.
+        "rows": (),
+        "loss_weight": as_schedule(loss_weight),
+        # Coefficient of an action row's extra segments, relative to its action.
+        "extra_weight": EXTRA_WEIGHT,
     }
 
 
@@ -333,6 +354,60 @@ def etc_streams(dataset: str, share: float | tuple, extra_segments: int) -> dict
         weight = scale(as_schedule(share), fraction)
         streams[f"{dataset}_{kind}"] = stream(dataset, kind, weight, extra_segments)
     return streams
+
+
+def parse_variant(stage: str, variant: str, options: tuple[str, ...]) -> tuple[str, list[str]]:
+    """Split "VARIANT+OPTION+..." into the variant and its options.
+
+    Raises UserError for an option that is not one of `options`.
+    """
+    variant, *chosen = variant.split("+")
+    for option in chosen:
+        if option not in options:
+            raise UserError(
+                f"configs/{stage}.py: unknown option {option!r} after +; choose from "
+                f"{', '.join(options)}"
+            )
+    return variant, chosen
+
+
+def add_replay(c: ml_collections.ConfigDict, share: float = REPLAY_SHARE) -> None:
+    """Replay the base model's data in a stage: the answers of the stage use other words.
+
+    The stream `replay` gets `share` of the objective; the others keep their ratios.
+    """
+    if c.variant == "paligemma_3b":
+        name = "web_vqa"
+        entry = dataset("data/web_vqa", ("image",))
+        kind_weights = {}
+        extra_segments = 0
+    else:
+        name = "tabletop_vqa"
+        entry = tabletop_vqa()
+        kind_weights = TABLETOP_VQA_WEIGHTS
+        extra_segments = 4
+    points = set()
+    for other in c.streams.values():
+        points.update(progress for progress, _ in other.weight)
+    weight = []
+    for progress in sorted(points):
+        total = sum(value_at(other.weight, progress, np) for other in c.streams.values())
+        weight.append((progress, float(total) * share / (1 - share)))
+    override(c, {f"datasets.{name}": entry})
+    add_streams(c, {"replay": stream(name, "any", tuple(weight), extra_segments)})
+    with c.unlocked():
+        c.extra_segment_weights.update(kind_weights)
+
+
+def has_replay(variant: str, options: Collection[str]) -> bool:
+    """Return whether a stage replays the base model's data.
+
+    Full size does unless "no_replay" is among the options: PaliGemma knows many words that no
+    answer of a stage contains. The other variants do with "replay".
+    """
+    if variant == "paligemma_3b":
+        return "no_replay" not in options
+    return "replay" in options
 
 
 def add_streams(config: ml_collections.ConfigDict, streams: Mapping[str, dict]) -> None:

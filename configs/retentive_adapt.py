@@ -1,20 +1,22 @@
 """Stage 3, Retentive Adaptation: adapt to a new scene with few demonstrations and its ETC.
 
-    python launch/train.py --config=configs/retentive_adapt.py[:tiny|:paligemma_3b][+lora][+ood]
+    python launch/train.py --config=configs/retentive_adapt.py[:VARIANT][+lora][+ood][+replay]
 
 Tiny: three minutes on two cores; ten demonstrations per task with another light, table and camera.
 "+lora" trains LoRA adapters alone, so that the parameters of the earlier stages stay as they are.
 "+ood" takes 6 % of the ETC rows from scenes without recorded actions, as in the paper (tiny:
-recorded states rendered under other conditions; full size: data/ood_etc).
+recorded states rendered under other conditions; full size: data/ood_etc). "+replay" gives 10 % of
+the objective to the base model's data; full size does that unless "+no_replay" (see
+distribution_bridge.py).
 """
 
 import ml_collections
 
 from configs import common
-from etcvla.errors import UserError
 
 ETC_SHARE = 0.2
 ACTION_SHARE = 0.8
+OPTIONS = ("lora", "ood", "replay", "no_replay")
 OOD_SHARE = 0.06  # of the ETC rows; the paper has 6:94
 
 VARIANTS = {
@@ -43,7 +45,7 @@ OOD_DATASETS = {
 
 def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
     """Return the stage's config. Raises UserError for an unknown variant or option after "+"."""
-    variant, *options = variant.split("+")
+    variant, options = common.parse_variant("retentive_adapt", variant, OPTIONS)
     c = common.base("retentive_adapt", variant)
     common.override(c, VARIANTS[variant])
     extra = EXTRA_SEGMENTS[variant]
@@ -51,21 +53,14 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
     common.add_streams(c, {"action": common.stream("target", "action", ACTION_SHARE, extra)})
     c.loss.flow = common.constant(1.0)
     c.optim.lr = ((0.0, 0.0), (0.05, 1e-3), (1.0, 3e-5))
-    for option in options:
-        _apply_option(c, variant, option)
-    return c
-
-
-def _apply_option(c: ml_collections.ConfigDict, variant: str, option: str) -> None:
-    if option == "lora":
+    if "lora" in options:
         common.lora(c, rank=16)
-    elif option == "ood":
+    if "ood" in options:
         _add_ood_stream(c, variant)
-    else:
-        raise UserError(
-            f"configs/retentive_adapt.py: unknown option {option!r} after +; choose from lora, ood"
-        )
-    c.workdir += f"_{option}"
+    if common.has_replay(variant, options):
+        common.add_replay(c)
+    c.workdir = "_".join([c.workdir, *options])
+    return c
 
 
 def _add_ood_stream(c: ml_collections.ConfigDict, variant: str) -> None:

@@ -17,6 +17,7 @@ action chunk):
 | actions        | float32[B, P, A]     | normalized action chunk                                 |
 | action_mask    | bool[B, P, A]        | false on padded action dimensions and on steps past the |
 |                |                      | end of the episode                                      |
+| action_weight  | float32[B]           | loss weight of each unmasked value of the chunk         |
 | stream         | int32[B, L]          | index of the token's stream in the mixture, for metrics |
 
 Axes: B batch, C cameras, H image height, W image width, L text length, Q state width, P action
@@ -42,6 +43,7 @@ SCHEMA: dict[str, tuple[type, str]] = {
     "state": (np.float32, "BQ"),
     "actions": (np.float32, "BPA"),
     "action_mask": (np.bool_, "BPA"),
+    "action_weight": (np.float32, "B"),
     "stream": (np.int32, "BL"),
 }
 

@@ -162,8 +162,7 @@ def train_with_parents(
         _train_parent(config, options)
     result = train(config, allow=allow, options=options)
     if is_host0:
-        title = f"{config.stage}:{config.variant}"
-        plot_plan(plan, epath.Path(config.workdir) / "plan.png", title)
+        plot_plan(config, plan, epath.Path(config.workdir) / "plan.png")
     return result
 
 

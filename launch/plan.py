@@ -1,4 +1,4 @@
-"""Print which rows a stage will draw, and save a picture of the schedule, without training.
+"""Print each stream's share of a stage's rows, segments and loss, and save a picture of them.
 
 python launch/plan.py --config=configs/objective_bridge.py[:VARIANT] [--out=plan.png]
 """
@@ -29,7 +29,7 @@ def main(_: list[str]) -> None:
     print(plan_table(config, plan, num_frames))
     path = _OUT.value or f"{config.stage}_{config.variant}_plan.png"
     common.check_out_file(path)
-    plot_plan(plan, path, f"{config.stage}:{config.variant}")
+    plot_plan(config, plan, path)
     print(f"picture: {path}")
 
 

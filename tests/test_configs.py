@@ -12,6 +12,7 @@ from etcvla import rules
 from etcvla.errors import UserError
 from etcvla.models.vla import init_params
 from etcvla.train.optim import make_optimizer
+from etcvla.train.plan_shares import plan_shares
 from etcvla.train.plan_table import plan_table
 from etcvla.train.stage import inherited_assets, make_model, make_plan, missing_paths, row_sizes
 from etcvla.train.step import StepSettings, active_losses
@@ -152,7 +153,7 @@ def test_mixture_has_the_papers_weights():
     """ETC kinds have the paper's shares, and the action share follows its schedule."""
     stage1 = make_plan(get_config("distribution_bridge", "tiny"))
     shares = {}
-    for stream, weight in zip(stage1.streams, stage1.weights[0], strict=True):
+    for stream, weight in zip(stage1.streams, stage1.row_shares[0], strict=True):
         shares[stream.name.removeprefix("source_")] = weight
     assert shares == pytest.approx(
         {
@@ -165,7 +166,51 @@ def test_mixture_has_the_papers_weights():
     )
     stage2 = make_plan(get_config("objective_bridge", "tiny"))
     action = [stream.kind for stream in stage2.streams].index("action")
-    np.testing.assert_allclose(stage2.weights[[0, -1], action], [0.6, 0.8], atol=1e-6)
+    np.testing.assert_allclose(stage2.row_shares[[0, -1], action], [0.2, 0.8], atol=1e-6)
+
+
+def loss_of_actions(config):
+    """Return the planned shares of actions in rows, segments and loss, each [steps]."""
+    shares = plan_shares(config, make_plan(config))
+    return [
+        values[:, shares.is_action].sum(axis=1)
+        for values in (shares.rows, shares.segments, shares.loss)
+    ]
+
+
+def test_objective_bridge_shifts_the_loss_from_answers_to_actions():
+    """The numbers of the docstring of configs/objective_bridge.py."""
+    config = get_config("objective_bridge", "tiny")
+    _, _, loss = loss_of_actions(config)
+    np.testing.assert_allclose(loss[[0, -1]], [1 - 0.804, 1 - 0.259], atol=5e-4)
+    assert (np.diff(loss) >= -1e-6).all()
+    assert loss[config.steps // 4] == pytest.approx(0.5 / 1.05, abs=1e-3)
+
+
+def test_paper_option_has_four_action_rows_for_each_etc_row_and_unit_weights():
+    config = get_config("objective_bridge", "tiny+paper")
+    assert config.loss.form == "objectives"
+    rows, segments, loss = loss_of_actions(config)
+    np.testing.assert_allclose(rows, 0.8, atol=1e-6)
+    np.testing.assert_allclose(segments, 0.8, atol=1e-6)
+    np.testing.assert_allclose(loss, 0.5, atol=1e-6)
+    weights = {config.loss.text, config.loss.fast, config.loss.flow}
+    assert weights == {common.constant(1.0)}
+
+
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_replay_takes_its_share_of_the_objective(stage):
+    config = get_config(stage, "tiny+replay")
+    plain = get_config(stage, "tiny")
+    assert config.workdir == f"{plain.workdir}_replay"
+    plan = make_plan(config)
+    replay = [stream.name for stream in plan.streams].index("replay")
+    np.testing.assert_allclose(plan.coefficients[:, replay], 0.1, atol=1e-6)
+    others = np.delete(plan.coefficients, replay, axis=1)
+    np.testing.assert_allclose(others, 0.9 * make_plan(plain).coefficients, atol=1e-6)
+    assert config.extra_segment_weights.name > 0
+    assert "replay" in get_config(stage, "paligemma_3b").streams
+    assert "replay" not in get_config(stage, "paligemma_3b+no_replay").streams
 
 
 def test_recipe_runs_are_in_order():

@@ -119,6 +119,16 @@ def test_batches_have_the_shares_of_the_paper():
         assert drawn[kind] == pytest.approx(share, abs=1e-3)
 
 
+def test_two_bridges_adds_answers_and_actions_with_unit_weights():
+    config = get_config("two_bridges_2", "tiny")
+    plan = make_plan(config)
+    action = [stream.kind for stream in plan.streams].index("action")
+    text = config.loss.text[0][1] * np.delete(plan.coefficients, action, axis=1).sum(axis=1)
+    np.testing.assert_allclose(text, 1, rtol=1e-6)
+    fast = config.loss.fast[0][1] * plan.coefficients[:, action]
+    np.testing.assert_allclose(fast, 1, rtol=1e-6)
+
+
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     return write_robot_set(tmp_path_factory.mktemp("robot"))
@@ -147,7 +157,7 @@ def test_prompts_equal_those_of_openpi(dataset, tmp_path, recipe, prompt, target
             prompt=config.data.prompt,
             use_fast="fast" in RECIPES[recipe][0],
             mask_padding=config.data.mask_padding,
-            loss_mean=config.loss.mean,
+            loss_form=config.loss.form,
         ),
     )
     rows = [builder(0, n) for n in range(12)]
@@ -177,7 +187,7 @@ def test_recipe_trains(dataset, tmp_path, recipe):
         ("loss", "text"),
         ("loss", "fast"),
         ("loss", "flow"),
-        ("loss", "mean"),
+        ("loss", "form"),
     ):
         config[group][field] = published[group][field]
     config.steps = config.save_every = 12

@@ -43,6 +43,7 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
     c.data.prompt = "pi0"
     c.data.norm = "zscore"
     c.data.mask_padding = False
+    c.loss.form = "openpi"
     c.loss.text = common.constant(0.0)
     c.loss.flow = common.constant(1.0)
     if variant == "paligemma_3b":

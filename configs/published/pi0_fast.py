@@ -48,7 +48,7 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
     c.model.count_absent_cameras = True
     c.data.prompt = "pi0_fast"
     c.data.norm = "quantile"
-    c.loss.mean = "segment"
+    c.loss.form = "openpi"
     c.loss.text = common.constant(0.0)
     c.loss.fast = common.constant(1.0)
     if variant == "paligemma_3b":

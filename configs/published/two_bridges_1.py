@@ -39,7 +39,7 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
     c.model.state = "text"
     c.model.expert = "none"
     c.model.image_attends_prompt = True
-    c.loss.mean = "segment"
+    c.loss.form = "openpi"
     if variant == "paligemma_3b":
         common.openpi_optimizer(c)
     common.override(c, VARIANTS[variant])

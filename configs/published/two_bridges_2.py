@@ -17,6 +17,10 @@ import ml_collections
 
 from configs import common
 
+# Rows of each step.
+ACTION_ROWS = 32.0
+ETC_ROWS = 8.0
+
 VARIANTS = {
     "tiny": {
         "init_from": "runs/tiny/two_bridges_1",
@@ -47,11 +51,16 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
     c.model.image_attends_prompt = True
     c.data.prompt = "pi0_fast"
     c.data.norm = "quantile"
-    c.loss.mean = "segment"
-    c.loss.fast = common.constant(1.0)
+    # Answers and actions have half of the objective each; times 2, both have unit weight.
+    c.loss.text = common.constant(2.0)
+    c.loss.fast = common.constant(2.0)
     if variant == "paligemma_3b":
         common.openpi_optimizer(c)
     common.override(c, VARIANTS[variant])
-    common.add_streams(c, common.etc_streams("source", 8.0, extra_segments=0))
-    common.add_streams(c, {"action": common.stream("source", "action", 32.0, extra_segments=0)})
+    streams = common.etc_streams("source", 1.0, extra_segments=0)
+    for stream in streams.values():
+        stream["rows"] = common.scale(stream["weight"], ETC_ROWS)
+    streams["action"] = common.stream("source", "action", 1.0, extra_segments=0)
+    streams["action"]["rows"] = common.constant(ACTION_ROWS)
+    common.add_streams(c, streams)
     return c

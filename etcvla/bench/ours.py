@@ -108,7 +108,7 @@ class Workload:
         batch["images"] = images[:, :cameras]
         batch["image_mask"] = np.ones((rows, cameras), bool)
         batch["tokens"] = rng.integers(4, self.vocab_size, batch["tokens"].shape, np.int32)
-        for name in ("segment", "action_segment", "action_mask"):
+        for name in ("segment", "action_segment", "action_mask", "action_weight"):
             batch[name] = np.ones_like(batch[name])
         for name in ("state", "actions"):
             batch[name] = rng.standard_normal(batch[name].shape, np.float32)
@@ -129,6 +129,7 @@ def make_settings(*, losses: tuple[str, ...] = ("flow",), max_targets: int = 1) 
         streams=("action",),
         max_targets=max_targets,
         noise_samples=1,
+        form="objectives",
         shift=0,
         color=0.0,
         ema_decay=OPTIMIZER.ema,

@@ -6,12 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 
 from etcvla.data import prompts
+from etcvla.loss_forms import LOSS_FORMS
 from etcvla.names import lookup
-
-LOSS_MEANS = {
-    "token": "mean over all target tokens",
-    "segment": "mean over segments, each the mean of its target tokens",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,18 +35,18 @@ class RowOptions:
         frame's other ETC items.
       mask_padding: exclude the padded action dimensions and the steps past the episode's end from
         the loss. If False, they are trained as zeros and as the repeated last action.
-      loss_mean: what the text losses average over, a name of `LOSS_MEANS`.
+      loss_form: how the losses of tokens and values are weighted, a name of `LOSS_FORMS`.
     """
 
     prompt: str
     use_fast: bool
     extra_segment_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
     mask_padding: bool = True
-    loss_mean: str = "token"
+    loss_form: str = "share"
 
     def __post_init__(self):
         prompts.find_format(self.prompt)
-        lookup(LOSS_MEANS, self.loss_mean, "loss.mean")
+        lookup(LOSS_FORMS, self.loss_form, "loss.form")
 
     @property
     def format(self) -> prompts.Format:

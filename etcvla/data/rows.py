@@ -16,10 +16,9 @@ from etcvla.data.assets import Assets
 from etcvla.data.episodes import LazyImage
 from etcvla.data.norm_stats import normalize
 from etcvla.data.plan import Plan
-from etcvla.data.prompts import Segment
 from etcvla.data.records import RecordError
 from etcvla.data.row_options import RowOptions, RowSizes
-from etcvla.data.segments import Row, SegmentChooser, pack_segments
+from etcvla.data.segments import Row, SegmentChooser, SegmentGroup, pack_segments, weigh_row
 from etcvla.data.stage_dataset import ACTION_KIND, PHASE, StageDataset
 from etcvla.errors import UserError
 from etcvla.etc.items import ETC_KINDS
@@ -234,7 +233,7 @@ class _StreamRows:
                 rng = self._rng(draw)
                 question = self.segments.question(items, self.stream.kind, rng)
                 extra = self.segments.extra(items, self.stream.extra_segments, rng)
-                self._pack(draw.row, [question, *extra])
+                self._pack(draw, [SegmentGroup([question, *extra])])
         for draw, frame, frame_values in zip(draws, frames, values, strict=True):
             draw.images = {}
             for camera, name in enumerate(self.stage_dataset.cameras):
@@ -268,28 +267,33 @@ class _StreamRows:
                 subtask = self.stage_dataset.subtask(frames[i], values[i])
             task = values[i]["language_instruction"]
             segments = self.segments.action(task, subtask, states[i], chunks[i])
+            groups = [SegmentGroup([segment]) for segment in segments]
             if self.stream.extra_segments:  # making a generator takes longer than a row's text
                 items = self.stage_dataset.items(values[i])
                 rng = self._rng(draw)
-                segments += self.segments.extra(items, self.stream.extra_segments, rng)
-            self._pack(row, segments)
+                extra = self.segments.extra(items, self.stream.extra_segments, rng)
+                groups.append(SegmentGroup(extra, self.stream.extra_weight))
+            self._pack(draw, groups)
 
     def _rng(self, draw: _Draw) -> np.random.Generator:
         """Return the generator that draws a row's segments."""
         return np.random.default_rng((self.builder.plan.seed, self.index, draw.n))
 
-    def _pack(self, row: Row, segments: Sequence[Segment]) -> None:
-        """Write segments into a row."""
+    def _pack(self, draw: _Draw, groups: Sequence[SegmentGroup]) -> None:
+        """Write segments and loss weights into a row."""
+        row = draw.row
         try:
-            length = pack_segments(
-                row,
-                segments,
-                max_targets=self.builder.sizes.max_targets,
-                loss_mean=self.builder.options.loss_mean,
-            )
+            columns = pack_segments(row, groups, max_targets=self.builder.sizes.max_targets)
         except UserError as error:
             raise UserError(f"stream {self.stream.name!r}: {error}") from error
-        row["stream"][:length] = self.index
+        row["stream"][row["segment"] > 0] = self.index
+        form = self.builder.options.loss_form
+        plan = self.builder.plan
+        if form == "share":
+            coefficient = plan.row_coefficient(self.index, draw.n)
+        else:
+            coefficient = 1 / plan.batch_size
+        weigh_row(row, groups, columns, form, coefficient)
 
 
 def put_image(row: Row, camera: int, image: np.ndarray) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,19 @@ from etcvla.errors import UserError
 from etcvla.etc.items import Item
 
 Row = dict[str, np.ndarray]  # the fields of `etcvla.batch.SCHEMA`, without the batch axis
+
+
+@dataclasses.dataclass(frozen=True)
+class SegmentGroup:
+    """Segments of a row whose losses are averaged.
+
+    Attributes:
+      segments: the segments.
+      coefficient: coefficient of their mean loss, relative to the row's; form "share" only.
+    """
+
+    segments: Sequence[prompts.Segment]
+    coefficient: float = 1.0
 
 
 class SegmentChooser:
@@ -71,40 +85,76 @@ class SegmentChooser:
         return prompts.question(self.tokenizer, item.question, item.answer)
 
 
-def pack_segments(
-    row: Row, segments: Sequence[prompts.Segment], *, max_targets: int, loss_mean: str
-) -> int:
+def pack_segments(row: Row, groups: Sequence[SegmentGroup], *, max_targets: int) -> list[list]:
     """Write segments one after another into a row; leave out extra segments that do not fit.
 
     Args:
       row: an empty row.
+      groups: the segments. The first one must fit.
       max_targets: most target tokens in a row.
-      loss_mean: a name of `row_options.LOSS_MEANS`.
 
-    Returns: the number of tokens written.
+    Returns: for each group, the columns (a slice) of the targets of each segment written that has
+      targets.
 
-    Raises UserError if the main segment, the first, does not fit.
+    Raises UserError if the first segment does not fit.
     """
     text_len = len(row["tokens"])
     length = 0
     num_targets = 0
-    for number, segment in enumerate(segments, start=1):
-        stop = length + len(segment)
-        segment_targets = len(segment.target)
-        if stop > text_len or num_targets + segment_targets > max_targets:
-            if number > 1:
-                continue
-            raise UserError(
-                f"a segment of {len(segment)} tokens, {segment_targets} of them targets, does not "
-                f"fit data.text_len {text_len} and data.max_targets {max_targets}"
-            )
-        target_start = stop - segment_targets
-        row["tokens"][length:stop] = segment.prompt + segment.target
-        row["segment"][length:stop] = number
-        row["target"][target_start:stop] = True
-        if segment_targets:
-            weight = 1 / segment_targets if loss_mean == "segment" else 1
-            row["weight"][target_start:stop] = weight
-        length = stop
-        num_targets += segment_targets
-    return length
+    number = 0
+    columns = []
+    for group in groups:
+        columns.append([])
+        for segment in group.segments:
+            number += 1
+            stop = length + len(segment)
+            segment_targets = len(segment.target)
+            if stop > text_len or num_targets + segment_targets > max_targets:
+                if number > 1:
+                    continue
+                raise UserError(
+                    f"a segment of {len(segment)} tokens, {segment_targets} of them targets, does "
+                    f"not fit data.text_len {text_len} and data.max_targets {max_targets}"
+                )
+            row["tokens"][length:stop] = segment.prompt + segment.target
+            row["segment"][length:stop] = number
+            if segment_targets:
+                targets = slice(stop - segment_targets, stop)
+                row["target"][targets] = True
+                columns[-1].append(targets)
+            length = stop
+            num_targets += segment_targets
+    return columns
+
+
+def weigh_row(
+    row: Row, groups: Sequence[SegmentGroup], columns: Sequence[list], form: str, coefficient: float
+) -> None:
+    """Write the loss weights of a row's target tokens and action values.
+
+    Form "share": the row's loss is the flow's mean plus, for each group, its coefficient times the
+    mean over its segments of each segment's token mean. Form "openpi": one mean over all target
+    tokens. Form "objectives": every token and every value weighs 1.
+
+    Args:
+      row: a row with its segments and actions.
+      groups: the segments.
+      columns: their targets, from `pack_segments`.
+      form: a name of `etcvla.loss_forms.LOSS_FORMS`.
+      coefficient: coefficient of the row's loss in the total loss; not for "objectives".
+    """
+    num_values = np.count_nonzero(row["action_mask"])
+    if form == "objectives":
+        row["weight"][...] = row["target"]
+        row["action_weight"][...] = num_values > 0
+        return
+    row["action_weight"][...] = coefficient / num_values if num_values else 0
+    if form == "openpi":
+        num_targets = np.count_nonzero(row["target"])
+        row["weight"][...] = row["target"] * (coefficient / max(num_targets, 1))
+        return
+    for group, segments in zip(groups, columns, strict=True):
+        for targets in segments:
+            num_tokens = targets.stop - targets.start
+            weight = coefficient * group.coefficient / (len(segments) * num_tokens)
+            row["weight"][targets] = weight

@@ -55,6 +55,25 @@ class Orbit:
     azimuth: float
     elevation: float
 
+    def moved(self, move: CameraMove) -> Orbit:
+        """Return this pose after a move. Its elevation stays between -85 and -5 degrees."""
+        elevation = min(max(self.elevation + move.elevation, -85.0), -5.0)
+        return dataclasses.replace(
+            self,
+            distance=self.distance * move.distance,
+            azimuth=self.azimuth + move.azimuth,
+            elevation=elevation,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class CameraMove:
+    """How a camera moves around the point that it is directed at."""
+
+    azimuth: float = 0.0  # degrees
+    elevation: float = 0.0  # degrees
+    distance: float = 1.0  # factor
+
 
 @dataclasses.dataclass(frozen=True)
 class AddedObject:
@@ -77,7 +96,7 @@ class Condition:
     """What changes in a scene. The default of every field changes nothing."""
 
     side: str  # TRAIN or HELD_OUT
-    camera: Orbit | None = None  # of "front"
+    camera: CameraMove | None = None  # of "front"
     pattern: str = ""  # of the table top, in two `shades`: "checker", "stripes" or "dots"
     shades: tuple[Rgb, ...] = ()  # one shade and no pattern: a plain table top
     light: Rgb = (1.0, 1.0, 1.0)  # factors of the lights' color
@@ -96,7 +115,7 @@ CONDITIONS: dict[str, Condition] = {
     "striped_table": Condition(
         TRAIN, pattern="stripes", shades=((0.25, 0.42, 0.36), (0.66, 0.7, 0.6))
     ),
-    "side_camera": Condition(TRAIN, camera=Orbit((0, 0.7, 0.08), 1.3, 140, -35)),
+    "side_camera": Condition(TRAIN, camera=CameraMove(-20, 5, 1.08)),
     "recolored": Condition(TRAIN, colors=("purple", "orange", "blue", "yellow")),
     "clutter": Condition(
         TRAIN,
@@ -111,7 +130,7 @@ CONDITIONS: dict[str, Condition] = {
         HELD_OUT, pattern="dots", shades=((0.62, 0.35, 0.3), (0.9, 0.85, 0.8))
     ),
     "plain_table": Condition(HELD_OUT, shades=((0.5, 0.3, 0.5),)),
-    "high_camera": Condition(HELD_OUT, camera=Orbit((0, 0.72, 0.05), 1.2, 170, -65)),
+    "high_camera": Condition(HELD_OUT, camera=CameraMove(10, -25)),
     "repainted": Condition(HELD_OUT, colors=("pink", "turquoise", "violet", "olive")),
     "new_things": Condition(
         HELD_OUT,
@@ -122,6 +141,16 @@ CONDITIONS: dict[str, Condition] = {
     ),
     "ball_for_it": Condition(HELD_OUT, swapped=AddedObject("ball", "turquoise", (0.028, 0, 0))),
 }
+
+
+def combine(base: Condition, change: Condition) -> Condition:
+    """Return `base` with the fields of `change` that change something."""
+    changes = {}
+    for field in dataclasses.fields(change):
+        value = getattr(change, field.name)
+        if value != field.default:
+            changes[field.name] = value
+    return dataclasses.replace(base, **changes)
 
 
 def conditions_for(object_names: Collection[str]) -> tuple[str, ...]:

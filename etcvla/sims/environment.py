@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 if TYPE_CHECKING:
-    from etcvla.sims.conditions import Condition, Orbit
+    from etcvla.sims.conditions import Condition
     from etcvla.sims.task import ObjectSpec, Task
 
 
@@ -26,7 +26,7 @@ class Environment(Protocol):
 
     Evaluation uses `reset`, `observe`, `step`, `success`, `done`, `instruction`, `rename_objects`,
     `touched`, `progress`, `objects`, `target`, `goal_objects` and `close`; perturbations also use
-    `set_appearance` and `orbit`. Recording demonstrations uses the other members.
+    `set_appearance`. Recording demonstrations uses the other members.
 
     Attributes:
       task: the task's subtasks and instructions.
@@ -105,10 +105,6 @@ class Environment(Protocol):
           condition: what changes. Its `swapped` object is ignored.
           seed: seed of the positions of added objects.
         """
-
-    @property
-    def orbit(self) -> Orbit:
-        """The default pose of the front camera."""
 
     @property
     def objects(self) -> Sequence[ObjectSpec]:

@@ -15,8 +15,8 @@ from etcvla.sims.task import ObjectSpec, Task
 class MujocoEnvironment:
     """A part of `etcvla.sims.environment.Environment` for simulators with an `Oracle`.
 
-    A subclass sets the attributes below, calls `_set_oracle`, and adds `grasp_centre` and
-    `_scatter_area`.
+    A subclass sets the attributes below, calls `_set_oracle`, and adds `grasp_centre`,
+    `orbit` and `_scatter_area`.
 
     Attributes:
       task: the task.
@@ -67,6 +67,11 @@ class MujocoEnvironment:
         raise NotImplementedError
 
     @property
+    def orbit(self) -> Orbit:
+        """The default pose of the front camera."""
+        raise NotImplementedError
+
+    @property
     def objects(self) -> list[ObjectSpec]:
         """The named objects, as the scene shows them."""
         return [scene_object.spec for scene_object in self._oracle.objects]
@@ -84,7 +89,7 @@ class MujocoEnvironment:
         """Change the scene's appearance after a reset; None restores the default appearance."""
         self._cameras["front"] = self._default_front
         if condition and condition.camera:
-            self._cameras["front"] = condition.camera
+            self._cameras["front"] = self.orbit.moved(condition.camera)
         extras = self._appearance.apply(condition)
         if extras:
             bounds = self._oracle.bounds()

@@ -111,7 +111,7 @@ class Perturbation:
         env.reset(seed, hand=hand, shift=shift)
         condition = None
         if self.axis in APPEARANCE_AXES:
-            condition = APPEARANCE_AXES[self.axis](rng, self.strength, env.orbit)
+            condition = APPEARANCE_AXES[self.axis](rng, self.strength)
         env.set_appearance(condition, seed)
 
     def perturb_observation(

@@ -1,16 +1,14 @@
 """Random conditions for the perturbation axes that change a scene's appearance.
 
-Every function takes random numbers (the direction of the change), the strength (its size, 1 to 3),
-and the default pose of the front camera.
+Every function takes random numbers (the direction of the change) and the strength (its size, 1 to
+3).
 """
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 
-from etcvla.sims.conditions import HELD_OUT, AddedObject, Condition, Orbit
+from etcvla.sims.conditions import HELD_OUT, AddedObject, CameraMove, Condition
 
 _COLORS = ("pink", "turquoise", "violet", "olive", "orange", "white")
 # Noun -> half sizes, see `AddedObject`.
@@ -23,22 +21,20 @@ _SIZES = {
 }
 
 
-def move_camera(rng: np.random.Generator, strength: int, orbit: Orbit) -> Condition:
+def move_camera(rng: np.random.Generator, strength: int) -> Condition:
     """Turn the front camera around the scene, tilt it, and change its distance."""
     angle = (6, 14, 25)[strength - 1]
     share = (0.05, 0.12, 0.2)[strength - 1]
     around, up, away = rng.choice((-1, 1), 3)
-    elevation = float(np.clip(orbit.elevation + up * angle / 2, -85, -5))
-    moved = dataclasses.replace(
-        orbit,
-        azimuth=orbit.azimuth + float(around * angle),
-        elevation=elevation,
-        distance=orbit.distance * float(1 + away * share),
+    move = CameraMove(
+        azimuth=float(around * angle),
+        elevation=float(up * angle / 2),
+        distance=float(1 + away * share),
     )
-    return Condition(HELD_OUT, camera=moved)
+    return Condition(HELD_OUT, camera=move)
 
 
-def change_light(rng: np.random.Generator, strength: int, _: Orbit) -> Condition:
+def change_light(rng: np.random.Generator, strength: int) -> Condition:
     """Dim and color the lights.
 
     They never get brighter, because lit surfaces are already near saturation.
@@ -49,7 +45,7 @@ def change_light(rng: np.random.Generator, strength: int, _: Orbit) -> Condition
     return Condition(HELD_OUT, light=tuple(factor * color / color.max()), ambient=factor)
 
 
-def change_table(rng: np.random.Generator, strength: int, _: Orbit) -> Condition:
+def change_table(rng: np.random.Generator, strength: int) -> Condition:
     """Recolor the table; add a pattern from strength 2; tint room and objects at strength 3."""
     shades = rng.uniform(0.2, 0.9, (2, 3))
     shades[1] = (shades[0] + 0.5) % 1  # clearly different from the first
@@ -67,7 +63,7 @@ def change_table(rng: np.random.Generator, strength: int, _: Orbit) -> Condition
     )
 
 
-def add_objects(rng: np.random.Generator, strength: int, _: Orbit) -> Condition:
+def add_objects(rng: np.random.Generator, strength: int) -> Condition:
     """Add 1, 3 or 5 objects to the scene."""
     count = 2 * strength - 1
     nouns = rng.choice(list(_SIZES), count)

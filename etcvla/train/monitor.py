@@ -73,7 +73,7 @@ class TrainingMonitor:
         self._count_flops = count_flops
         self._flops: int | None = None  # of a step; counted in the first one
         self._tokens_per_row: list[float] = []  # one entry per step since the last line
-        self._cumulative_weights = np.cumsum(stage.plan.weights, axis=0)  # [steps, streams]
+        self._cumulative_weights = np.cumsum(stage.plan.row_shares, axis=0)  # [steps, streams]
         self._profile_window = parse_window(options.profile)
         self._evaluation = None
         self._evaluation_steps = evaluation_steps(stage.config.eval.at_progress, stage.config.steps)

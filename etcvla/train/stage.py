@@ -108,9 +108,31 @@ def streams_of(config: ml_collections.ConfigDict) -> list[Stream]:
             )
         if config.model.image_attends_prompt:
             _check_single_prompt(config, name)
-        weight = tuple(tuple(point) for point in stream.weight)
-        streams.append(Stream(name, stream.dataset, stream.kind, weight, stream.extra_segments))
+        fields = stream.to_dict()
+        for field in ("weight", "rows", "loss_weight"):
+            fields[field] = tuple(tuple(point) for point in fields[field])
+        streams.append(Stream(name=name, **fields))
+        _check_weights(streams[-1], config.loss.form)
     return streams
+
+
+def _check_weights(stream: Stream, form: str) -> None:
+    """Raise UserError if a stream sets a weight that its loss does not use."""
+    if form != "share":
+        unused = ("rows", "loss_weight", "extra_weight")
+        reason = f"with loss.form {form!r}, where weight is the share of the rows"
+    elif stream.kind != ACTION_KIND or not stream.extra_segments:
+        unused = ("extra_weight",)
+        reason = "without extra segments on action rows"
+    else:
+        return
+    defaults = {field.name: field.default for field in dataclasses.fields(Stream)}
+    for field in unused:
+        if getattr(stream, field) != defaults[field]:
+            raise UserError(
+                f"streams.{stream.name}.{field} has no effect {reason}; "
+                f"set it to {defaults[field]!r}"
+            )
 
 
 def _check_single_prompt(config: ml_collections.ConfigDict, name: str) -> None:
@@ -173,7 +195,7 @@ class Stage:
             use_fast=schedule.is_nonzero(config.loss.fast),
             extra_segment_weights=config.extra_segment_weights.to_dict(),
             mask_padding=config.data.mask_padding,
-            loss_mean=config.loss.mean,
+            loss_form=config.loss.form,
         )
 
     @functools.cached_property

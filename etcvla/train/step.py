@@ -46,6 +46,8 @@ class StepSettings:
     streams: tuple[str, ...]
     max_targets: int  # M
     noise_samples: int  # R, per action chunk
+    # How the losses of tokens and values are summed, a name in `etcvla.loss_forms.LOSS_FORMS`.
+    form: str
     # Weights of the losses.
     text: Schedule
     fast: Schedule
@@ -88,6 +90,7 @@ class StepSettings:
             streams=tuple(sorted(config.streams)),
             max_targets=config.data.max_targets,
             noise_samples=config.loss.noise_samples,
+            form=config.loss.form,
             ema_decay=config.optim.ema,
             shift=config.augment.shift,
             color=config.augment.color,
@@ -141,7 +144,7 @@ def train_step(
         loc_offset=settings.loc_offset,
         places=settings.places,
     )
-    rows, counts = prepare_targets(batch, loss_key, settings)
+    rows, weight_sums = prepare_targets(batch, loss_key, settings)
 
     dtypes = read_dtypes(state.params, model.config)
     trainable = optimizer.trainable(settings.frozen)
@@ -149,8 +152,8 @@ def train_step(
 
     def _loss_fn(variables, rows):
         params = bind_variables(state.params, variables)
-        sums, tokens = microbatch_losses(model, params, rows, counts, settings, gradient_scale)
-        return total_loss(sums, progress, settings), (sums, tokens)
+        sums, tokens = microbatch_losses(model, params, rows, weight_sums, settings, gradient_scale)
+        return total_loss(sums, weight_sums, progress, settings), (sums, tokens)
 
     grad_fn = jax.value_and_grad(_loss_fn, has_aux=True)
     loss, sums, tokens, grads = accumulate_gradients(
@@ -177,15 +180,15 @@ def train_step(
 def compute_losses(
     model: VLA, params: Any, batch: Batch, key: jax.Array, settings: StepSettings
 ) -> dict[str, Array]:
-    """Compute the unweighted losses of a batch.
+    """Compute the mean losses of a batch, in the weights of its tokens and action values.
 
     Returns: the scalars `text` and `fast` (mean next-token loss, nats), `z` (mean squared log of
       the softmax's sum) and `flow` (mean squared velocity error); and, row by row for the metrics,
       `token_loss`, `token_hit`, `token_weight`, `token_stream` [B, M] and the outputs of
       `flow_errors`. Losses that the stage does not compute are absent.
     """
-    rows, counts = prepare_targets(batch, key, settings)
-    sums, tokens = microbatch_losses(model, params, rows, counts, settings)
+    rows, weight_sums = prepare_targets(batch, key, settings)
+    sums, tokens = microbatch_losses(model, params, rows, weight_sums, settings)
     return sums | tokens
 
 
@@ -194,39 +197,39 @@ def prepare_targets(
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Choose what the model predicts from a batch.
 
-    Returns: `rows`, the batch with the targets of every row; and `counts`, the number of tokens or
-      values over which each loss is a mean. Counts are those of the whole batch, so the losses of
-      its microbatches sum to its own.
+    Returns: `rows`, the batch with the targets of every row; and `weight_sums`, the sum of the
+      weights of the tokens or values over which each loss is a mean. The sums are those of the
+      whole batch, so the losses of its microbatches sum to its own.
     """
     rows = dict(batch)
-    counts = {}
+    weight_sums = {}
     losses = active_losses(settings)
     if "text" in losses or "fast" in losses:
-        _add_token_targets(rows, counts, settings)
+        _add_token_targets(rows, weight_sums, settings)
     if "flow" in losses:
-        _add_flow_targets(rows, counts, key, settings)
-    return rows, counts
+        _add_flow_targets(rows, weight_sums, key, settings)
+    return rows, weight_sums
 
 
 def _add_token_targets(
-    rows: dict[str, Array], counts: dict[str, Array], settings: StepSettings
+    rows: dict[str, Array], weight_sums: dict[str, Array], settings: StepSettings
 ) -> None:
-    """Add the positions [B, M] of the target tokens, their ids and weights, and the counts."""
+    """Add the positions [B, M] of the target tokens, their ids and weights, and the sums."""
     rows["target_positions"], is_real = find_target_positions(rows["target"], settings.max_targets)
     weight = jnp.where(is_real, _at_targets(rows, "weight"), 0)
     is_action = _at_targets(rows, "segment") == rows["action_segment"][:, None]
     rows["target_weight"] = weight
     rows["target_token"] = _at_targets(rows, "tokens") * is_real
     rows["target_fast"] = weight * is_action  # weight of FAST tokens, 0 for text
-    counts["fast"] = jnp.maximum(rows["target_fast"].sum(), 1)
-    counts["text"] = jnp.maximum((weight - rows["target_fast"]).sum(), 1)
-    counts["z"] = jnp.maximum(weight.sum(), 1)
+    weight_sums["fast"] = rows["target_fast"].sum()
+    weight_sums["text"] = (weight - rows["target_fast"]).sum()
+    weight_sums["z"] = weight.sum()
 
 
 def _add_flow_targets(
-    rows: dict[str, Array], counts: dict[str, Array], key: jax.Array, settings: StepSettings
+    rows: dict[str, Array], weight_sums: dict[str, Array], key: jax.Array, settings: StepSettings
 ) -> None:
-    """Add R noisy chunks per row, their times and velocities, and the count."""
+    """Add R noisy chunks per row, their times, velocities and weights, and the sum."""
     noise_key, time_key = jax.random.split(key)
     action_mask = rows["action_mask"]
     # Mask before any computation: a zero gradient times a value in the padding could be NaN.
@@ -236,7 +239,9 @@ def _add_flow_targets(
     noise = jax.random.normal(noise_key, (batch, settings.noise_samples, horizon, width))
     x_t, rows["velocity"] = flow.interpolate(actions, noise, rows["time"])
     rows["x_t"] = jnp.where(action_dim_mask(rows)[:, None], x_t, 0)
-    counts["flow"] = jnp.maximum(action_mask.sum() * settings.noise_samples, 1)
+    weight = jnp.where(action_mask, rows["action_weight"][:, None, None], 0)
+    weight_sums["flow"] = weight.sum()
+    rows["flow_weight"] = weight / settings.noise_samples
 
 
 def _at_targets(rows: Batch, name: str) -> Array:
@@ -248,7 +253,7 @@ def microbatch_losses(
     model: VLA,
     params: Any,
     rows: Batch,
-    counts: Mapping[str, Array],
+    weight_sums: Mapping[str, Array],
     settings: StepSettings,
     gradient_scale: Scalar | None = None,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -258,7 +263,7 @@ def microbatch_losses(
       model: the model.
       params: its parameters.
       rows: some rows from `prepare_targets`.
-      counts: the counts from `prepare_targets`.
+      weight_sums: the sums from `prepare_targets`.
       settings: the settings.
       gradient_scale: factor of the gradient from the expert to the language model; None: as the
         model's `insulate`.
@@ -277,11 +282,12 @@ def microbatch_losses(
     sums = {}
     tokens = {}
     if logits is not None:
-        sums, tokens = _token_losses(logits, rows, counts, settings)
+        sums, tokens = _token_losses(logits, rows, weight_sums, settings)
     if velocity is not None:
         mask = rows["action_mask"][:, None]
         error = jnp.where(mask, jnp.square(velocity - rows["velocity"]), 0)
-        sums["flow"] = error.sum() / counts["flow"]
+        total = (error * rows["flow_weight"][:, None]).sum()
+        sums["flow"] = _mean(total, weight_sums["flow"])
         sums |= metrics_lib.flow_errors(error, mask, rows["time"])
     return sums, tokens
 
@@ -296,7 +302,7 @@ def _trained_rows(model: VLA, settings: StepSettings) -> Array | None:
 def _token_losses(
     logits: Float[Array, "B M V"],
     rows: Batch,
-    counts: Mapping[str, Array],
+    weight_sums: Mapping[str, Array],
     settings: StepSettings,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     ids = rows["target_token"]
@@ -304,12 +310,12 @@ def _token_losses(
     fast_weight = rows["target_fast"]
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, ids)
     sums = {
-        "text": (loss * (weight - fast_weight)).sum() / counts["text"],
-        "fast": (loss * fast_weight).sum() / counts["fast"],
+        "text": _mean((loss * (weight - fast_weight)).sum(), weight_sums["text"]),
+        "fast": _mean((loss * fast_weight).sum(), weight_sums["fast"]),
     }
     if schedule.is_nonzero(settings.z):
         square = jnp.square(jax.nn.logsumexp(logits, axis=-1))
-        sums["z"] = (square * weight).sum() / counts["z"]
+        sums["z"] = _mean((square * weight).sum(), weight_sums["z"])
     tokens = {
         "token_loss": loss,
         "token_hit": jnp.argmax(logits, axis=-1) == ids,
@@ -319,11 +325,32 @@ def _token_losses(
     return sums, tokens
 
 
-def total_loss(outputs: Mapping[str, Array], progress: Scalar, settings: StepSettings) -> Scalar:
-    """Sum the losses, weighted by their schedules at this progress."""
+def _mean(total: Scalar, weight_sum: Scalar) -> Scalar:
+    """Divide a weighted sum by the sum of its weights, which may be 0 if the sum is."""
+    return total / jnp.where(weight_sum > 0, weight_sum, 1)
+
+
+def total_loss(
+    outputs: Mapping[str, Array],
+    weight_sums: Mapping[str, Array],
+    progress: Scalar,
+    settings: StepSettings,
+) -> Scalar:
+    """Sum the losses, weighted by their schedules at this progress.
+
+    In form "objectives" each loss is a mean over its tokens or values. In the other forms the
+    weights are coefficients of the objective, and a loss is the weighted sum.
+
+    Args:
+      outputs: from `compute_losses`.
+      weight_sums: from `prepare_targets`.
+    """
     total = 0
     for name in active_losses(settings):
-        total += schedule.value_at(getattr(settings, name), progress) * outputs[name]
+        coefficient = schedule.value_at(getattr(settings, name), progress)
+        if settings.form != "objectives":
+            coefficient *= weight_sums[name]
+        total += coefficient * outputs[name]
     return total
 
 

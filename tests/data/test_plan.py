@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etcvla.data.plan import Plan, Stream, apportion
+from etcvla.errors import UserError
 
 
 def stream(name, *weight, extra_segments=0):
@@ -34,14 +35,16 @@ def test_ramped_shares_are_exact_to_within_one_row(ends, batch):
     streams = [stream(str(i), (0.0, a), (1.0, b)) for i, (a, b) in enumerate([*ends, (0, 0.5)])]
     plan = Plan.make(streams, batch_size=batch, steps=150, seed=0)
     assert (plan.counts >= 0).all() and (plan.counts.sum(axis=1) == batch).all()
-    assert np.abs(np.cumsum(plan.counts, 0) - batch * np.cumsum(plan.weights, 0)).max() < 1 + 1e-6
+    assert (
+        np.abs(np.cumsum(plan.counts, 0) - batch * np.cumsum(plan.row_shares, 0)).max() < 1 + 1e-6
+    )
 
 
 def test_shares_that_fall_to_zero_do_not_delay_other_streams():
     ends = [(1.0, 0.0)] * 3 + [(1.0, 0.5625), (1.0, 0.03125), (0.75, 0.0), (0.75, 0.0), (0.0, 0.5)]
     streams = [stream(str(i), (0.0, a), (1.0, b)) for i, (a, b) in enumerate(ends)]
     plan = Plan.make(streams, batch_size=4, steps=150, seed=0)
-    assert np.abs(np.cumsum(plan.counts, 0) - 4 * np.cumsum(plan.weights, 0)).max() < 1
+    assert np.abs(np.cumsum(plan.counts, 0) - 4 * np.cumsum(plan.row_shares, 0)).max() < 1
 
 
 def test_shares_stay_exact_over_a_long_run_with_changing_weights():
@@ -54,6 +57,45 @@ def test_shares_stay_exact_over_a_long_run_with_changing_weights():
         counts = apportion(weights, batch)
         assert (counts >= 0).all() and (counts.sum(axis=1) == batch).all()
         assert np.abs(np.cumsum(counts, 0) - batch * np.cumsum(weights, 0)).max() < 1 + 1e-6
+
+
+def test_coefficients_of_the_drawn_rows_add_up_to_the_shares():
+    """With rows of their own, the streams keep their shares, at each step up to whole rows."""
+    ramp = ((0.0, 0.8), (1.0, 0.2))
+    streams = [
+        Stream("etc", "d", "any", ramp, 0, rows=((0.0, 0.4),), loss_weight=((0.0, 0.5),)),
+        Stream("act", "d", "action", ((0.0, 0.2), (1.0, 0.8)), 0, rows=((0.0, 0.6),)),
+    ]
+    plan = Plan.make(streams, batch_size=5, steps=101, seed=0)
+    assert (plan.counts == [2, 3]).all()
+    progress = np.linspace(0, 1, 101)
+    expected = np.stack([0.5 * (0.8 - 0.6 * progress), 0.2 + 0.6 * progress], axis=1)
+    for step in (0, 50, 100):
+        totals = np.zeros(2)
+        for index, n in plan.rows(step, 0, 5):
+            totals[index] += plan.row_coefficient(index, n)
+        np.testing.assert_allclose(totals, expected[step], rtol=1e-5)
+    np.testing.assert_allclose(plan.coefficients, expected, rtol=1e-5)
+
+
+def test_twice_the_weight_is_twice_the_coefficient():
+    rows = ((0.0, 1.0),)
+    coefficients = []
+    for weight in (1.0, 2.0):
+        streams = [
+            Stream("a", "d", "any", ((0.0, weight),), 0, rows=rows),
+            Stream("b", "d", "any", ((0.0, 1.0),), 0, rows=rows),
+        ]
+        plan = Plan.make(streams, batch_size=4, steps=3, seed=0)
+        coefficients.append([plan.row_coefficient(index, 0) for index in (0, 1)])
+    ratios = [a / b for a, b in coefficients]
+    assert ratios == [1.0, 2.0]
+
+
+def test_a_stream_with_weight_and_no_rows_raises():
+    without_rows = Stream("a", "d", "any", ((0.0, 1.0),), 0, rows=((0.0, 1.0), (1.0, 0.0)))
+    with pytest.raises(UserError, match="streams.a.rows is 0 at step 9, where its weight is not"):
+        Plan.make([without_rows, stream("b", (0.0, 1.0))], batch_size=4, steps=10, seed=0)
 
 
 def test_rows_number_the_draws_of_a_stream_without_gaps():

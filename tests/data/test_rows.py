@@ -1,5 +1,7 @@
 """Rows contain the images, state and actions of their frame, and its questions and answers."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -98,8 +100,8 @@ def test_prompt_with_state_and_no_fast_targets(directory):
     assert target == [] and not row["target"].any() and not row["weight"].any()
 
 
-def test_segment_mean_of_a_row_without_targets_has_no_weight(directory):
-    options = {"prompt": "pi05", "use_fast": False, "loss_mean": "segment"}
+def test_row_without_targets_has_no_token_weight(directory):
+    options = {"prompt": "pi05", "use_fast": False, "loss_form": "openpi"}
     row = make_builder(directory, stream("action", "action"), options=options)(0, 0)
     assert row["segment"].any() and not row["weight"].any()
 
@@ -164,20 +166,81 @@ def test_padding_without_mask_as_in_openpi(directory):
         one = masked(0, n)
         other = unmasked(0, n)
         assert other["action_mask"].all()
-        for name in set(one) - {"action_mask"}:
+        for name in set(one) - {"action_mask", "action_weight"}:
             np.testing.assert_array_equal(one[name], other[name])
 
 
-def test_segment_mean_gives_each_segment_the_same_weight(directory):
+def segment_weights(row):
+    """Return the sum of the token weights of each segment of a row."""
+    numbers = range(1, row["segment"].max() + 1)
+    return [row["weight"][row["segment"] == number].sum() for number in numbers]
+
+
+def test_share_weights_split_a_row_by_segments(directory):
+    """A question row's segments share its coefficient; an action row's extras have their own."""
+    action = dataclasses.replace(stream("action", "action", 2, weight=2.0), extra_weight=0.25)
+    builder = make_builder(directory, action, stream("etc", "any", 2), text_len=140)
+    coefficient = 1 / 6  # of a row of six
+    row = builder(0, 0)
+    expected = np.array([1, 0.125, 0.125]) * coefficient
+    np.testing.assert_allclose(segment_weights(row), expected, rtol=1e-6)
+    num_values = row["action_mask"].sum()
+    np.testing.assert_allclose(row["action_weight"] * num_values, coefficient, rtol=1e-6)
+    row = builder(1, 0)
+    np.testing.assert_allclose(segment_weights(row), [coefficient / 3] * 3, rtol=1e-6)
+    assert row["action_weight"] == 0
+    np.testing.assert_array_equal(row["weight"] > 0, row["target"])
+
+
+@pytest.mark.parametrize("extra_segments", [0, 2])
+def test_weight_of_a_stream_is_its_share_of_the_objective(directory, extra_segments):
+    """Weight 3 gives three times the coefficient, through more rows or through heavier rows."""
+    for rows in ((), ((0.0, 1.0),)):
+        action = dataclasses.replace(
+            stream("action", "action", extra_segments, weight=3.0), rows=rows, extra_weight=0.0
+        )
+        etc = stream("etc", "any", extra_segments)
+        builder = make_builder(directory, action, etc, batch_size=8, steps=4)
+        totals = np.zeros(2)
+        for step in range(4):
+            draws = builder.plan.rows(step, 0, 8)
+            batch = builder.rows(draws)
+            streams = np.array([index for index, _ in draws])
+            token_weights = batch["weight"].sum(axis=1)
+            flow_weights = batch["action_mask"].sum(axis=(1, 2)) * batch["action_weight"]
+            np.testing.assert_allclose(flow_weights[streams == 0], token_weights[streams == 0])
+            totals += np.bincount(streams, token_weights)
+        np.testing.assert_allclose(totals / 4, [0.75, 0.25], rtol=1e-5)
+
+
+def test_loss_weight_scales_the_rows_of_a_stream(directory):
+    etc = stream("etc", "any")
+    light = dataclasses.replace(etc, loss_weight=((0.0, 0.1),))
+    row = make_builder(directory, light)(0, 0)
+    np.testing.assert_allclose(row["weight"] * 10, make_builder(directory, etc)(0, 0)["weight"])
+
+
+def test_openpi_weights_are_the_mean_of_a_row(directory):
     builder = make_builder(
-        directory, stream("action", "action", extra_segments=1), options={"loss_mean": "segment"}
+        directory, stream("action", "action", extra_segments=1), options={"loss_form": "openpi"}
     )
     row = builder(0, 0)
-    for number in (1, 2):
-        np.testing.assert_allclose(row["weight"][row["segment"] == number].sum(), 1, rtol=1e-6)
-    np.testing.assert_array_equal(row["weight"] > 0, row["target"])
-    with pytest.raises(ValueError, match="unknown loss.mean 'tokens', did you mean 'token'"):
-        make_builder(directory, stream("action", "action"), options={"loss_mean": "tokens"})
+    weights = row["weight"][row["target"]]
+    np.testing.assert_allclose(weights, 1 / (6 * len(weights)), rtol=1e-6)
+    np.testing.assert_allclose(row["action_weight"] * row["action_mask"].sum(), 1 / 6, rtol=1e-6)
+
+
+def test_objectives_weights_are_one(directory):
+    action = stream("action", "action", extra_segments=1)
+    builder = make_builder(directory, action, options={"loss_form": "objectives"})
+    row = builder(0, 0)
+    np.testing.assert_array_equal(row["weight"], row["target"].astype(np.float32))
+    assert row["action_weight"] == 1
+
+
+def test_unknown_loss_form_raises(directory):
+    with pytest.raises(UserError, match="unknown loss.form 'shares', did you mean 'share'"):
+        make_builder(directory, stream("action", "action"), options={"loss_form": "shares"})
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "any"])
@@ -253,13 +316,12 @@ def test_extra_segments_that_do_not_fit_are_left_out(directory):
             make_builder(directory, stream("etc", "any"), **small)(0, 0)
 
 
-def test_tokens_have_weight_and_stream(directory):
+def test_tokens_have_a_stream(directory):
     builder = make_builder(
         directory, stream("action", "action", extra_segments=1), stream("etc", "any")
     )
     row = builder(1, 0)
     text = row["segment"] > 0
-    np.testing.assert_array_equal(row["weight"], row["target"].astype(np.float32))
     assert (
         (row["stream"][text] == 1).all()
         and not row["tokens"][~text].any()

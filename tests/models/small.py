@@ -65,6 +65,7 @@ def random_rows(rng: np.random.Generator, rows: int) -> dict[str, np.ndarray]:
         "state": rng.normal(size=batch["state"].shape).astype(np.float32),
         "actions": rng.normal(size=batch["actions"].shape).astype(np.float32),
         "action_mask": np.ones_like(batch["action_mask"]),
+        "action_weight": np.ones_like(batch["action_weight"]),
     }
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from etcvla.train.step import StepSettings, compute_losses, total_loss
+from etcvla.train.step import StepSettings, microbatch_losses, prepare_targets, total_loss
 from tests.models.small import SIZES, make_model, random_params, random_rows, write_segment
 
 ROWS = 4
@@ -65,6 +65,7 @@ def train(model):
         steps=1,
         streams=("only",),
         max_targets=10,
+        form="objectives",
         noise_samples=SAMPLES,
         text=one,
         fast=one,
@@ -76,10 +77,10 @@ def train(model):
     )
 
     def loss(params, batch):
-        parts = compute_losses(model, params, batch, jax.random.key(7), options)
-        return total_loss(parts, jnp.float32(0), options), {
-            name: parts[name] for name in ("text", "fast", "flow")
-        }
+        rows, weight_sums = prepare_targets(batch, jax.random.key(7), options)
+        parts, _ = microbatch_losses(model, params, rows, weight_sums, options)
+        total = total_loss(parts, weight_sums, jnp.float32(0), options)
+        return total, {name: parts[name] for name in ("text", "fast", "flow")}
 
     step = jax.jit(jax.grad(loss, has_aux=True))
     return lambda batch: jax.tree.map(np.asarray, step(params, batch))

@@ -128,7 +128,7 @@ def test_mixture_metrics_agree_with_the_plan(run):
     plan = make_plan(run)
     for line in read_lines(run):
         drawn = plan.counts[: line["step"]].sum(axis=0)
-        planned = plan.batch_size * plan.weights[: line["step"]].sum(axis=0)
+        planned = plan.batch_size * plan.row_shares[: line["step"]].sum(axis=0)
         for i, stream in enumerate(("action", "etc")):
             share = line[f"mixture/{stream}/row_share"]
             planned_share = line[f"mixture/{stream}/planned_row_share"]

@@ -34,6 +34,7 @@ SETTINGS = StepSettings(
     streams=("act", "ask", "never"),
     max_targets=8,
     noise_samples=SAMPLES,
+    form="objectives",
     text=((0.0, 1.0), (1.0, 3.0)),
     fast=((0.0, 0.5),),
     flow=((0.0, 2.0),),
@@ -153,7 +154,7 @@ def test_total_loss_follows_the_schedules(run, batch):
     outputs = run(batch)
     for progress, text in ((0.0, 1.0), (0.25, 1.5), (1.0, 3.0)):
         np.testing.assert_allclose(
-            total_loss(outputs, jnp.float32(progress), SETTINGS),
+            total_loss(outputs, {}, jnp.float32(progress), SETTINGS),
             text * outputs["text"] + 0.5 * outputs["fast"] + 2 * outputs["flow"],
             rtol=1e-6,
         )
@@ -199,6 +200,37 @@ def test_loss_with_zero_weight_is_not_computed(model, batch):
     assert outputs(text=off, fast=off).keys() == {"flow", "flow_error/time", "flow_error/dim"}
 
 
+def test_total_loss_of_form_share_is_the_sum_of_coefficients_times_losses(model, batch):
+    """Scaling the weights of a row scales its part of the loss and of the gradient."""
+    module, params = model
+    settings = SETTINGS.replace(form="share")
+
+    @jax.jit
+    def loss_and_grad(batch):
+        rows, weight_sums = prepare_targets(batch, KEY, settings)
+
+        def loss(params):
+            means, _ = microbatch_losses(module, params, rows, weight_sums, settings)
+            return total_loss(means, weight_sums, 0.0, settings)
+
+        return jax.value_and_grad(loss)(params)
+
+    def scaled(*factors):
+        factors = np.array(factors, np.float32)
+        return batch | {
+            "weight": batch["weight"] * factors[:, None],
+            "action_weight": batch["action_weight"] * factors,
+        }
+
+    one = loss_and_grad(scaled(1, 1, 1, 1))
+    twice = loss_and_grad(scaled(2, 1, 1, 1))
+    alone = loss_and_grad(scaled(1, 0, 0, 0))
+    differences = jax.tree.map(lambda a, b: np.asarray(a - b), twice, one)
+    for actual, expected in zip(jax.tree.leaves(differences), jax.tree.leaves(alone), strict=True):
+        tolerance = 1e-4 * max(1, np.abs(expected).max())
+        np.testing.assert_allclose(actual, expected, atol=tolerance)
+
+
 class Line:
     """Replaces the model: the velocity is the noisy chunk times a weight."""
 
@@ -206,6 +238,31 @@ class Line:
 
     def apply(self, variables, batch, target_positions, x_t, time, *options):
         return None, variables["params"]["w"] * x_t
+
+
+@pytest.mark.parametrize("form", ["share", "objectives"])
+def test_forms_differ_in_what_they_average(batch, form):
+    """Of the rows with actions, row 1 has half of the values of row 0."""
+    off = ((0.0, 0.0),)
+    settings = SETTINGS.replace(text=off, fast=off, flow=((0.0, 1.0),), form=form)
+    num_values = batch["action_mask"].sum(axis=(1, 2))
+    if form == "share":
+        weight = np.where(num_values > 0, 0.25 / np.maximum(num_values, 1), 0)
+        batch = batch | {"action_weight": weight.astype(np.float32)}
+    rows, weight_sums = prepare_targets(batch, KEY, settings)
+    params = {"w": 0.5}
+    means, _ = microbatch_losses(Line(), params, rows, weight_sums, settings)
+    error = np.square(0.5 * rows["x_t"] - rows["velocity"])
+    first = error[0][:, batch["action_mask"][0]]
+    second = error[1][:, batch["action_mask"][1]]
+    expected = {
+        "share": 0.25 * first.mean() + 0.25 * second.mean(),
+        "objectives": np.concatenate([first.ravel(), second.ravel()]).mean(),
+    }
+    assert first.size == 2 * second.size
+    np.testing.assert_allclose(
+        total_loss(means, weight_sums, 0.0, settings), expected[form], rtol=1e-5
+    )
 
 
 def test_randomness_is_a_function_of_seed_and_step(batch):
@@ -244,9 +301,9 @@ def one_step(module, params, batch, optim=None, **fields):
 def test_microbatches_sum_to_the_batch(model, batch):
     """Rows differ in their numbers of targets, so a mean of microbatch means would differ."""
     module, params = model
-    z = ((0.0, 0.1),)
-    expected_state, expected = one_step(module, params, batch, microbatches=1, z=z)
-    state, metrics = one_step(module, params, batch, microbatches=ROWS, z=z)
+    fields = {"z": ((0.0, 0.1),), "form": "share"}
+    expected_state, expected = one_step(module, params, batch, microbatches=1, **fields)
+    state, metrics = one_step(module, params, batch, microbatches=ROWS, **fields)
     assert metrics.keys() == expected.keys() >= {"loss/z", "act/accuracy"}
     for name, value in expected.items():
         np.testing.assert_allclose(metrics[name], value, rtol=2e-5, err_msg=name)
@@ -272,7 +329,7 @@ def test_z_loss(model, batch):
     )
     np.testing.assert_allclose(outputs["z"], squares[batch["target"]].mean(), rtol=1e-5)
     np.testing.assert_allclose(
-        total_loss(outputs, 0.0, settings),
+        total_loss(outputs, {}, 0.0, settings),
         outputs["text"] + 0.5 * outputs["fast"] + 0.1 * outputs["z"],
         rtol=1e-6,
     )
@@ -282,13 +339,13 @@ def test_gradient_scale_interpolates_insulation(model, batch):
     """Scales 0 and 1 equal the option of the model; 0.5 gives half of the gradient."""
     _, params = model
     settings = SETTINGS.replace(text=((0.0, 0.0),), fast=((0.0, 0.0),))
-    rows, counts = prepare_targets(batch, KEY, settings)
+    rows, weight_sums = prepare_targets(batch, KEY, settings)
 
     @functools.partial(jax.jit, static_argnums=0)
     def backbone(insulate, gradient_scale=None):
         def loss(params):
             sums, _ = microbatch_losses(
-                make_model(insulate=insulate), params, rows, counts, settings, gradient_scale
+                make_model(insulate=insulate), params, rows, weight_sums, settings, gradient_scale
             )
             return sums["flow"]
 

@@ -43,6 +43,7 @@ def trained_table(mode):
         streams=("ask",),
         max_targets=2,
         noise_samples=1,
+        form="objectives",
         text=((0.0, 1.0),),
         fast=OFF,
         flow=OFF,

@@ -170,7 +170,8 @@ class MetaWorld(MujocoEnvironment):
     @property
     def orbit(self) -> Orbit:
         """The default pose of the front camera."""
-        return self.condition.camera or self.scene.camera
+        camera = self.scene.camera
+        return camera.moved(self.condition.camera) if self.condition.camera else camera
 
     def _scatter_area(self, bounds: np.ndarray) -> ScatterArea:
         return ScatterArea(_TABLE, ground=0.0, hand=self.grasp_centre)

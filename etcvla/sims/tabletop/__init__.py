@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from etcvla.sims.registry import Requirement, Simulator
-from etcvla.sims.tabletop.suites import PREFIX, SUITES, describe, instruction, opposite
+from etcvla.sims.tabletop.layouts import NUM_OBJECTS
+from etcvla.sims.tabletop.suites import (
+    PREFIX,
+    SUITES,
+    conditions,
+    describe,
+    instruction,
+    opposite,
+)
 
 if TYPE_CHECKING:
     from etcvla.sims.tabletop.environment import Tabletop
@@ -14,7 +22,7 @@ if TYPE_CHECKING:
 def _make(task: str, scene: str, image_size: int, condition: str) -> Tabletop:
     from etcvla.sims.tabletop.environment import Tabletop
 
-    return Tabletop(task, scene, image_size)
+    return Tabletop(task, scene, image_size, condition)
 
 
 TABLETOP = Simulator(
@@ -27,4 +35,6 @@ TABLETOP = Simulator(
     other_suites=PREFIX,
     packages=("mujoco", "numpy"),
     opposite_task=opposite,
+    conditions=conditions,
+    trials_per_layout=NUM_OBJECTS,
 )

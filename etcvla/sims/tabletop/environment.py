@@ -22,12 +22,19 @@ from etcvla.sims.appearance import (  # noqa: E402
     SceneGeoms,
     shift_free_objects,
 )
-from etcvla.sims.conditions import Orbit  # noqa: E402
+from etcvla.sims.conditions import (  # noqa: E402
+    CONDITIONS,
+    TRAIN,
+    CameraMove,
+    Condition,
+    Orbit,
+    combine,
+)
 from etcvla.sims.mujoco_environment import MujocoEnvironment  # noqa: E402
+from etcvla.sims.oracle import RenderedObject  # noqa: E402
 from etcvla.sims.phases import PhaseTracker  # noqa: E402
 from etcvla.sims.tabletop import expert, tasks  # noqa: E402
 from etcvla.sims.tabletop.layouts import (  # noqa: E402
-    HALF_AREA,
     NUM_OBJECTS,
     Layout,
     is_evaluation,
@@ -36,6 +43,7 @@ from etcvla.sims.tabletop.layouts import (  # noqa: E402
     named_object,
 )
 from etcvla.sims.tabletop.scene import CAMERA, SLOTS, TableScene  # noqa: E402
+from etcvla.sims.tabletop.suites import CONDITION_NAMES  # noqa: E402
 from etcvla.sims.tabletop.words import parse_scene  # noqa: E402
 from etcvla.sims.task import ObjectSpec, Phase, Task  # noqa: E402
 
@@ -52,6 +60,7 @@ STEP = 0.02  # metres per control step at an action of 1
 # Corners (low, high) of the space that the tip can reach.
 REACH = np.array([[-0.25, -0.2, 0.004], [0.25, 0.2, 0.26]])
 TOUCH_DOWN = 0.012  # metres: an episode of "touch" ends at this height, or at a contact before
+_SCATTER_AREA = np.array([[-0.18, -0.16], [0.18, 0.22]])  # where objects may be added
 _SUBSTEPS = 5
 _SIMULATION_STEPS = 2  # of 0.01 seconds in a substep
 
@@ -63,20 +72,26 @@ class Tabletop(MujocoEnvironment):
       task: a key of `tasks.TASKS`.
       scene: a tier and a rotation, such as "C2"; see `words.parse_scene`.
       image_size: height and width of the camera, pixels.
+      condition: a key of `conditions.CONDITIONS` to apply in every episode; "" for none.
 
-    Raises UserError for an unknown name, and with the command that fixes it where MuJoCo cannot
-    render.
+    Raises UserError for an unknown name, for a condition that changes what objects are called, and
+    with the command that fixes it where MuJoCo cannot render.
 
     Attributes:
       layout: the objects, their novelty and their positions, since the last reset.
-      done: whether the episode is over: success, or nothing more can change.
+      reference: index of the second object that the instructions of "pick-on" and "pick-beside"
+        name.
     """
 
     cameras = CAMERAS
     axes = AXES
     rate = RATE
 
-    def __init__(self, task: str, scene: str = "A0", image_size: int = 96):
+    def __init__(self, task: str, scene: str = "A0", image_size: int = 96, condition: str = ""):
+        self._condition = Condition(TRAIN)  # changes nothing
+        if condition:
+            known = {name: CONDITIONS[name] for name in CONDITION_NAMES}
+            self._condition = lookup(known, condition, "condition of the tabletop")
         self._rules = lookup(tasks.TASKS, task, "task of the tabletop")
         parse_scene(scene)
         self.scene = scene
@@ -84,7 +99,8 @@ class Tabletop(MujocoEnvironment):
         self._data = self._table_scene.data
         self._model = self._table_scene.model
         self._start(make_layout(scene, 0), 0)
-        self._set_oracle(self._model, {"front": CAMERA}, image_size, gripper_body="hand")
+        camera = CAMERA.moved(self._condition.camera or CameraMove())
+        self._set_oracle(self._model, {"front": camera}, image_size, gripper_body="hand")
         table = np.array([self._table_scene.table])
         room = np.array([self._model.geom("room").id])
         geoms = SceneGeoms(table, room, self._table_scene.objects)
@@ -93,6 +109,7 @@ class Tabletop(MujocoEnvironment):
     def reset(self, seed: int, hand: np.ndarray | None = None, shift: float = 0.0) -> None:
         """Start an episode: `seed // 5` is the layout, `seed % 5` the named object."""
         self._appearance.apply(None)
+        del self._oracle.objects[NUM_OBJECTS:]  # the last episode's added objects
         layout = make_layout(self.scene, layout_number(seed))
         if hand is not None:
             layout = dataclasses.replace(layout, hand=layout.hand + hand)
@@ -100,9 +117,27 @@ class Tabletop(MujocoEnvironment):
         self._appearance.remember()
         for own, spec in zip(self._oracle.objects, self.task.objects, strict=True):
             own.spec = spec
-        self._oracle.refresh()
         shift_free_objects(self._model, self._data, self._oracle.objects, shift, layout.number)
         self._start_positions = self._table_scene.positions()
+        self.set_appearance(None, seed)
+
+    def set_appearance(self, condition: Condition | None, seed: int) -> None:
+        """Change the scene's appearance on top of the environment's own condition.
+
+        Added objects are named like the others, and come after them in `objects`. One that has the
+        name of an object of the layout is left out, because instructions would not be clear.
+        """
+        condition = combine(self._condition, condition or Condition(TRAIN))
+        names = {shown.name for shown in self.layout.objects}
+        added = [solid for solid in condition.added if f"{solid.color} {solid.noun}" not in names]
+        condition = dataclasses.replace(condition, added=tuple(added))
+        del self._oracle.objects[NUM_OBJECTS:]
+        super().set_appearance(condition, seed)
+        for extra in self._renderer.extras:
+            color = extra.added.color
+            spec = ObjectSpec(f"{color} {extra.added.noun}", color)
+            self._oracle.objects.append(RenderedObject(spec, extra))
+        self._oracle.refresh()
 
     def _start(self, layout: Layout, target: int) -> None:
         """Show a layout and state the task for the named object."""
@@ -111,7 +146,7 @@ class Tabletop(MujocoEnvironment):
         self._suction = 0.0
         self._num_steps = 0
         self.success = False
-        self.done = False
+        self._is_over = False
         self._table_scene.show(layout)
         self._table_scene.reset(layout, self._hand)
         self._start_positions = self._table_scene.positions()
@@ -187,8 +222,18 @@ class Tabletop(MujocoEnvironment):
         self._num_steps += 1
         if self._rules.kind != "touch":
             self.success = self._is_solved()
-            self.done = self.success
+            self._is_over = self.success
         return self.success
+
+    @property
+    def done(self) -> bool:
+        """Whether the episode is over: success, or a touch of another object or of the table."""
+        return self._is_over
+
+    @property
+    def novelty(self) -> str:
+        """Which words of the named object's name no demonstration has; see `layouts`."""
+        return self.layout.objects[self.target].novelty
 
     def _move_tip(self, tip: np.ndarray) -> None:
         """Move the tip by a substep. An episode of "touch" ends at the first contact."""
@@ -200,7 +245,7 @@ class Tabletop(MujocoEnvironment):
             return
         self._table_scene.update()
         contacts = self._table_scene.contacts()
-        self.done = tip[2] <= TOUCH_DOWN or bool(contacts.any())
+        self._is_over = tip[2] <= TOUCH_DOWN or bool(contacts.any())
         self.success = bool(contacts[self.target])
 
     def _is_solved(self) -> bool:
@@ -224,14 +269,15 @@ class Tabletop(MujocoEnvironment):
         or else the nearest.
         """
         contacts = self._table_scene.contacts()
+        touched = np.zeros(len(self._oracle.objects), bool)  # nothing touches added objects
         if self._rules.kind != "touch":
-            return contacts
-        if not self.done:
-            return np.zeros(NUM_OBJECTS, bool)
-        distances = np.linalg.norm(self._table_scene.positions() - self._hand, axis=1)
-        if contacts.any():
-            distances[~contacts] = np.inf
-        return np.arange(NUM_OBJECTS) == distances.argmin()
+            touched[:NUM_OBJECTS] = contacts
+        elif self.done:
+            distances = np.linalg.norm(self._table_scene.positions() - self._hand, axis=1)
+            if contacts.any():
+                distances[~contacts] = np.inf
+            touched[distances.argmin()] = True
+        return touched
 
     def expert_action(self) -> np.ndarray:
         """Return the expert's action, float32[4] in [-1, 1]; zeros after the episode's end."""
@@ -302,7 +348,7 @@ class Tabletop(MujocoEnvironment):
     @property
     def shapes(self) -> tuple[str, ...]:
         """The shape word of each object."""
-        return tuple(shown.noun for shown in self.layout.objects)
+        return tuple(spec.name.split()[-1] for spec in self.objects)
 
     @property
     def orbit(self) -> Orbit:
@@ -310,4 +356,4 @@ class Tabletop(MujocoEnvironment):
         return CAMERA
 
     def _scatter_area(self, bounds: np.ndarray) -> ScatterArea:
-        return ScatterArea(np.array([-HALF_AREA, HALF_AREA]), ground=0.0, hand=self._hand)
+        return ScatterArea(_SCATTER_AREA, ground=0.0, hand=self._hand)

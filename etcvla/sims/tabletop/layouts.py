@@ -16,7 +16,7 @@ from etcvla.sims.tabletop.words import TIERS, left_out_pairs, parse_scene, tier_
 
 NUM_OBJECTS = 5
 # Metres. Objects are placed in a rectangle around the origin.
-HALF_AREA = np.array([0.16, 0.14])
+HALF_AREA = np.array([0.15, 0.145])
 MIN_DISTANCE = 0.095  # between the centres of two objects
 HOME = np.array([0.0, 0.06, 0.19])  # where the hand starts
 _HOME_SPREAD = np.array([0.05, 0.04, 0.02])

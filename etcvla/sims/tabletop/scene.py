@@ -21,7 +21,7 @@ from etcvla.sims.tabletop import shapes  # noqa: E402
 from etcvla.sims.tabletop.layouts import NUM_OBJECTS, Layout  # noqa: E402
 from etcvla.sims.tabletop.words import ALL_NOUNS  # noqa: E402
 
-CAMERA = Orbit(lookat=(0.0, 0.012, 0.0), distance=0.72, azimuth=90, elevation=-52)
+CAMERA = Orbit(lookat=(0.0, 0.025, 0.0), distance=0.68, azimuth=90, elevation=-54)
 TABLE_HALF_SIZE = (0.42, 0.3, 0.02)
 RGB: dict[str, Rgb] = {
     "red": (0.86, 0.08, 0.08),

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from etcvla.names import lookup
+from etcvla.sims.conditions import CONDITIONS
 from etcvla.sims.suites import Suite
 from etcvla.sims.tabletop.tasks import TASKS
-from etcvla.sims.tabletop.words import parse_scene
+from etcvla.sims.tabletop.words import ALL_COLORS, ALL_NOUNS, TIERS, parse_scene
 
 # Suite -> its tasks and the limit of control steps. An expert's touch takes about 12, and its
 # other tasks about 30.
 SUITES = {"tabletop": (("touch",), 40), "tabletop_tasks": (tuple(TASKS), 80)}
+# Conditions that keep the objects' names and colors, which the instructions are about.
+CONDITION_NAMES = tuple(
+    name for name, value in CONDITIONS.items() if not value.colors and not value.swapped
+)
 PREFIX = "tabletop_"  # "tabletop_C2" is the suite "tabletop" in the scene "C2"
 
 
@@ -28,6 +33,7 @@ def describe(name: str) -> Suite:
         simulator="tabletop",
         tasks=tasks,
         scene=scene,
+        scenes=tuple(f"{tier}0" for tier in TIERS if f"{tier}0" != scene),
         max_steps=max_steps,
         image_size=96,
         instructions=tuple(instruction(task) for task in tasks),
@@ -35,13 +41,22 @@ def describe(name: str) -> Suite:
         state_dim=4,
         action_dim=4,
         cameras=("front",),
+        environments=8,
     )
 
 
 def instruction(task: str) -> str:
-    """Return a task's canonical instruction for no particular object."""
-    text = lookup(TASKS, task, "task of the tabletop").instructions[0]
-    return text.format(x="object", y="other object")
+    """Return the longest instruction of a task, because the layout determines the words."""
+    rules = lookup(TASKS, task, "task of the tabletop")
+    text = max(rules.instructions + rules.held_out, key=len)
+    name = f"{max(ALL_COLORS, key=len)} {max(ALL_NOUNS, key=len)}"
+    return text.format(x=name, y=name)
+
+
+def conditions(task: str) -> tuple[str, ...]:
+    """Return the conditions in which a task's environment can be made."""
+    lookup(TASKS, task, "task of the tabletop")
+    return CONDITION_NAMES
 
 
 def opposite(task: str) -> str:
