@@ -56,11 +56,17 @@ def state_at_step_0(config):
     return initial_state(stage, *abstract_state(stage, sharding.make_mesh(config.mesh)))
 
 
-def test_the_backbone_is_loaded_and_the_expert_is_fresh(dataset, run, base, tmp_path):
+@pytest.fixture(scope="module")
+def fresh(dataset, tmp_path_factory):
+    """Return the random parameters of a stage, by path."""
+    config = nano_config(dataset, tmp_path_factory.mktemp("fresh"))
+    return flatten(state_at_step_0(config).params)
+
+
+def test_the_backbone_is_loaded_and_the_expert_is_fresh(dataset, run, base, fresh, tmp_path):
     config = nano_config(dataset, tmp_path, init_from=str(base))
     assert missing_paths(config) == {}
     state = state_at_step_0(config)
-    fresh = flatten(state_at_step_0(nano_config(dataset, tmp_path)).params)
     saved = flatten_dict(run[0], sep="/")
     for tree in (state.params, state.ema):
         for name, leaf in flatten(tree).items():
@@ -68,12 +74,14 @@ def test_the_backbone_is_loaded_and_the_expert_is_fresh(dataset, run, base, tmp_
             np.testing.assert_array_equal(leaf, np.float32(expected), err_msg=name)
 
 
-def test_init_rules_choose_what_is_loaded(dataset, base, tmp_path):
+def test_init_rules_choose_what_is_loaded(dataset, run, base, fresh, tmp_path):
     rules = (("llm/embedder/.*", False), (".*", True))
     config = nano_config(dataset, tmp_path, init_from=str(base), init_rules=rules)
-    table = state_at_step_0(config).params["llm"]["embedder"]["input_embedding"]
-    fresh = state_at_step_0(nano_config(dataset, tmp_path)).params
-    np.testing.assert_array_equal(table, fresh["llm"]["embedder"]["input_embedding"])
+    params = flatten(state_at_step_0(config).params)
+    table = "llm/embedder/input_embedding"
+    np.testing.assert_array_equal(params[table], fresh[table])
+    scale = run[0]["llm"]["final_norm"]["scale"]
+    np.testing.assert_array_equal(params["llm/final_norm/scale"], np.float32(np.float16(scale)))
 
 
 def test_meta_and_card_describe_the_run(base, dataset, tmp_path):
