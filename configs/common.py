@@ -48,6 +48,9 @@ REPLAY_SHARE = 0.1
 # Demonstrations per task that the embedded datasets have by default.
 DEFAULT_EPISODES = {"source": 30, "target": 10}
 
+# The same for the roles of the tabletop's datasets.
+TABLETOP_EPISODES = {"demos": 1200, "etc": 600, "ood": 400}
+
 # What each variant changes in all stages. A stage's file has a table of the same form for itself.
 BASE_VARIANTS: dict[str, dict[str, Any]] = {
     # The model size is the variant's name. `tiny` trains in minutes on two CPU cores.
@@ -160,7 +163,7 @@ def _add_model_fields(c: ml_collections.ConfigDict) -> None:
 
 
 def _add_data_fields(c: ml_collections.ConfigDict) -> None:
-    c.datasets = ml_collections.ConfigDict()  # name -> path, cameras, build, adapter; see `dataset`
+    c.datasets = ml_collections.ConfigDict()  # name -> path, cameras and more; see `dataset`
     c.streams = ml_collections.ConfigDict()  # name -> dataset, kind, weight and more; see `stream`
     # Relative weight of each kind among the extra segments of a row.
     c.extra_segment_weights = ml_collections.ConfigDict(ETC_WEIGHTS)
@@ -177,6 +180,9 @@ def _add_data_fields(c: ml_collections.ConfigDict) -> None:
     c.data.text_len = 80  # L, text tokens per row
     c.data.max_targets = 40  # predicted tokens per row, at most
     c.data.num_cameras = 2  # C
+    # K, action segments of an action row: the episode's own instruction, and K - 1 of the frame's
+    # relabels (other instructions and their actions), where the dataset has them.
+    c.data.actions_per_row = 1
     c.data.norm = "quantile"  # normalisation of state and actions: "quantile", "zscore" or "none"
     # No flow loss on action dimensions that a dataset lacks and on steps past the end of an
     # episode.
@@ -206,7 +212,8 @@ def _add_loss_fields(c: ml_collections.ConfigDict) -> None:
     c.loss.fast = constant(0.0)  # next-token loss of FAST action tokens
     c.loss.flow = constant(0.0)  # flow-matching loss of the action expert
     c.loss.z = constant(0.0)  # squared log of the softmax sum (PaLM uses 1e-4); bounds the logits
-    # R, noise samples per action chunk. They share the prefix, so more of them cost little.
+    # R, noise samples per row, a multiple of data.actions_per_row. They share the prefix, so more
+    # of them cost little.
     c.loss.noise_samples = 4
 
 
@@ -356,6 +363,17 @@ def etc_streams(dataset: str, share: float | tuple, extra_segments: int) -> dict
     return streams
 
 
+def shared_etc_streams(
+    datasets: tuple[str, ...], share: float | tuple, extra_segments: int
+) -> dict[str, dict]:
+    """Return the streams of `etc_streams` of several datasets, which get equal shares."""
+    part = scale(as_schedule(share), 1 / len(datasets))
+    streams = {}
+    for name in datasets:
+        streams |= etc_streams(name, part, extra_segments)
+    return streams
+
+
 def parse_variant(stage: str, variant: str, options: tuple[str, ...]) -> tuple[str, list[str]]:
     """Split "VARIANT+OPTION+..." into the variant and its options.
 
@@ -385,7 +403,7 @@ def add_replay(c: ml_collections.ConfigDict, share: float = REPLAY_SHARE) -> Non
         name = "tabletop_vqa"
         entry = tabletop_vqa()
         kind_weights = TABLETOP_VQA_WEIGHTS
-        extra_segments = 4
+        extra_segments = 10 if c.variant == "tabletop" else 4
     points = set()
     for other in c.streams.values():
         points.update(progress for progress, _ in other.weight)
@@ -415,6 +433,12 @@ def add_streams(config: ml_collections.ConfigDict, streams: Mapping[str, dict]) 
     override(config, {f"streams.{name}": entry for name, entry in streams.items()})
 
 
+def action_only(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Return the changes that leave a stage nothing but its action stream, without ETC."""
+    action = stream(config.streams.action.dataset, "action", 1.0, extra_segments=0)
+    return {"loss.text": constant(0.0), "streams": {"action": action}}
+
+
 def openpi_optimizer(c: ml_collections.ConfigDict) -> None:
     """Set openpi's default training settings.
 
@@ -441,7 +465,11 @@ def lora(c: ml_collections.ConfigDict, rank: int) -> None:
 
 
 def dataset(
-    path: str, cameras: tuple[str, ...], build: tuple[str, ...] = (), adapter: str = "own"
+    path: str,
+    cameras: tuple[str, ...],
+    build: tuple[str, ...] = (),
+    adapter: str = "own",
+    rename: tuple[tuple[str, str], ...] = (),
 ) -> dict[str, Any]:
     """Return one entry of `datasets`.
 
@@ -452,8 +480,16 @@ def dataset(
         dataset is an error.
       adapter: how its features are read, a name in etcvla/data/adapters or a JSON file of the
         same fields.
+      rename: (word, other word) pairs; the words are replaced in questions and answers, not in
+        instructions.
     """
-    return {"path": path, "cameras": cameras, "build": build, "adapter": adapter}
+    return {
+        "path": path,
+        "cameras": cameras,
+        "build": build,
+        "adapter": adapter,
+        "rename": rename,
+    }
 
 
 def metaworld(
@@ -513,6 +549,31 @@ def shapes(root: str = "data") -> dict[str, Any]:
     """Return the embedded dataset of 2-D shapes, a substitute for web images."""
     build = ("data_builders.shapes_vqa", f"--out={root}")
     return dataset(f"{root}/shapes_vqa/default", ("image",), build)
+
+
+def tabletop(
+    role: str, rotation: int = 0, *, episodes: int = 0, root: str = "data"
+) -> dict[str, Any]:
+    """Return an embedded dataset of the tabletop's task "touch".
+
+    Args:
+      role: "demos" (words of tier A, with actions), "etc" (A and B, without actions) or "ood" (A
+        and N, without actions).
+      rotation: of the words of the tiers, see `etcvla.sims.tabletop.words`.
+      episodes: training episodes; 0: the role's default.
+      root: folder of the embedded datasets.
+    """
+    build = (
+        "data_builders.tabletop_etc",
+        f"--role={role}",
+        f"--rotation={rotation}",
+        f"--episodes={episodes}",
+        f"--out={root}",
+    )
+    name = f"{role}_r{rotation}"
+    if episodes not in (0, TABLETOP_EPISODES[role]):
+        name += f"_{episodes}ep"
+    return dataset(f"{root}/tabletop_etc/{name}", ("front",), build)
 
 
 def tabletop_vqa(root: str = "data") -> dict[str, Any]:

@@ -59,8 +59,6 @@ def run(
         "questions": questions,
         "scenes": scenes,
         "interventions": interventions,
-        "action_only": False,
-        "steps": 0,
     }
 
 
@@ -111,6 +109,7 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
     c.arms.action_only = False
 
     c.eval = ml_collections.ConfigDict()
+    c.eval.simulator = "metaworld"  # of the tasks
     c.eval.trials = 10  # held-out layouts per task and scene
     c.eval.intervention_trials = 5  # the same for each intervention other than "right"
     c.eval.max_steps = 250  # control steps before an episode counts as failed

@@ -3,6 +3,7 @@
     python launch/bench.py model [--only=flops|time] [--out=FILE]
     python launch/bench.py loader [--episodes=200] [--samples=4500] [--out=FILE]
     python launch/bench.py policy [--rounds=5] [--calls=20] [--out=FILE]
+    python launch/bench.py simulator [--suite=tabletop] [--rounds=5] [--calls=20] [--out=FILE]
     python launch/bench.py delay --checkpoint=RUN [--delays=0,2,4] [--trials=10] [--out=FILE]
 
 `model`: pi0 of openpi and of this project with the same parameters, sizes, inputs and dtype, in
@@ -19,6 +20,8 @@ many samples and prints the memory along the way.
 parameters, in turns: p50 and p99 of the latency, actions per second, with three cameras and with
 two.
 
+`simulator`: CPU time of a reset, a control step, a rendered frame, and the facts about a frame.
+
 `delay`: success in Meta-World of a checkpoint whose chunks arrive late, with and without real-time
 chunking.
 """
@@ -32,7 +35,7 @@ from typing import Any
 from absl import flags
 
 from configs import common as fields
-from etcvla.bench import loader, model, openpi, ours, policy
+from etcvla.bench import loader, model, openpi, ours, policy, simulator
 from etcvla.errors import UserError
 from etcvla.files import write_json
 from etcvla.policy import Policy
@@ -71,7 +74,10 @@ _BUFFER = flags.DEFINE_enum(
     ["decoded", "encoded"],
     "loader: frames in tf.data's shuffle buffer, decoded as in openpi or encoded as in Octo.",
 )
-_CALLS = flags.DEFINE_integer("calls", 20, "policy: calls per repetition.", lower_bound=1)
+_CALLS = flags.DEFINE_integer(
+    "calls", 20, "policy, simulator: calls per repetition.", lower_bound=1
+)
+_SUITE = flags.DEFINE_string("suite", "tabletop", "simulator: suite whose simulator is timed.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "", "delay: workdir or checkpoint that acts.")
 _TASKS = flags.DEFINE_list("tasks", list(fields.METAWORLD_TASKS), "delay: tasks.")
 _DELAYS = flags.DEFINE_list(
@@ -91,6 +97,7 @@ def main(argv: list[str]) -> None:
         "model": bench_model,
         "loader": bench_loader,
         "policy": bench_policy,
+        "simulator": bench_simulator,
         "delay": bench_delay,
     }
     if len(argv) != 2 or argv[1] not in benchmarks:
@@ -151,6 +158,13 @@ def bench_policy(result: dict[str, Any]) -> None:
     workload = ours.Workload(_SIZE.value, _VOCAB.value, 1, dtype="float32")
     result |= policy.compare(workload, folder, _ROUNDS.value, _CALLS.value)
     print(policy.table(result), flush=True)
+
+
+def bench_simulator(result: dict[str, Any]) -> None:
+    """Print the CPU time of a simulator and add its numbers to `result`."""
+    result["suite"] = _SUITE.value
+    result["milliseconds"] = simulator.measure(_SUITE.value, _ROUNDS.value, _CALLS.value)
+    print(simulator.table(result["milliseconds"]), flush=True)
 
 
 def bench_delay(result: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import ml_collections
@@ -106,6 +107,15 @@ def load_config(path: str, variant: str) -> ml_collections.ConfigDict:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config(variant)
+
+
+def load_stage(
+    path: str, variant: str, changes: Sequence[tuple[str, Any]]
+) -> ml_collections.ConfigDict:
+    """Return a stage's config as `load_config`, with (dotted field, value) changes applied."""
+    config = load_config(path, variant)
+    fields.override(config, dict(changes))
+    return config
 
 
 def check_out_file(path: str, flag: str = "--out") -> None:

@@ -8,9 +8,10 @@ Runs that are already trained or evaluated are kept. Writes <workdir>/summary.js
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import resource
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -18,16 +19,18 @@ from etils import epath
 from ml_collections import config_flags
 
 from configs import common as fields
-from etcvla.eval.evaluate import EvaluationSpec, evaluate
-from etcvla.eval.trials import EvalProtocol
 from etcvla.eval.vqa import mean_accuracy
 from etcvla.files import write_json
 from etcvla.pages.report import write_report
 from etcvla.provenance import git_commit, run_versions
+from etcvla.study.config import RANDOM, Cell, RunSpec, StudySpec
+from etcvla.study.execute import execute
+from etcvla.study.runs import Run, make_graph
 from launch import common
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/recipe.py", "Config file of a recipe.")
 CONTROL_SUFFIX = "_action_only"
+DATASETS = ("shapes", "source", "target")
 
 
 def main(_: list[str]) -> None:
@@ -35,76 +38,85 @@ def main(_: list[str]) -> None:
     recipe = _CONFIG.value
     start = time.time()
     summaries = {}
-    for name, run in recipe_runs(recipe).items():
-        print(f"\n=== {name} ===", flush=True)
-        config = stage_config(recipe, run)
-        config.workdir = f"{recipe.workdir}/{name}"
-        seconds = train_run(config)
-        scores = evaluate(config.workdir, evaluation_spec(recipe, run))
-        summaries[name] = {
-            "config": f"configs/{run.stage}.py:{recipe.variant}",
-            "init_from": run.init,
-            "steps": config.steps,
-            "seconds": seconds,
-            **summarize_scores(scores),
-        }
+    study = recipe_study(recipe)
+    graph = make_graph(study, common.load_stage, named_folders=True)
+    for run in graph.runs.values():
+        print(f"\n=== {run.spec.name} ===", flush=True)
+        results = execute(run, study, common.train_with_parents)
+        summaries[run.spec.name] = summarize(recipe, run, results)
         write_summary(recipe, summaries, start)
     print(f"\nsummary: {recipe.workdir}/summary.json")
     print(f"report:  {write_report(recipe.workdir)}", flush=True)
 
 
-def recipe_runs(recipe: ml_collections.ConfigDict) -> dict[str, ml_collections.ConfigDict]:
+def recipe_study(recipe: ml_collections.ConfigDict) -> StudySpec:
+    """Return a recipe as a study with one seed, in which every run is a cell."""
+    runs = recipe_runs(recipe)
+    settings = ml_collections.ConfigDict({**recipe.eval, "tasks": recipe.tasks})
+    return StudySpec(
+        name=recipe.name,
+        workdir=recipe.workdir,
+        variant=recipe.variant,
+        runs=runs,
+        cells={name: Cell(name, name, (recipe.seed,)) for name in runs},
+        contrasts=(),
+        gates=(),
+        matched="action_rows",
+        base="",
+        datasets={name: (embedded_dataset(recipe, name),) for name in DATASETS},
+        general=("shapes",),
+        eval=settings,
+    )
+
+
+def recipe_runs(recipe: ml_collections.ConfigDict) -> dict[str, RunSpec]:
     """Return the recipe's runs by name in order, followed by those of the control arm if it is on.
 
     The control arm starts from the same VLM, has no ETC, and spends the steps of the stages that do
     not act on actions as well, so it sees as many frames.
     """
-    runs = {name: recipe.runs[name] for name in recipe.order}
-    if not recipe.arms.action_only:
-        return runs
-    init = recipe.order[0]
-    steps_without_acting = 0
-    for name in recipe.order[1:]:
-        run = runs[name]
-        steps = stage_config(recipe, run).steps
-        if not run.scenes:
-            steps_without_acting += steps
-            continue
-        control = run.to_dict()
-        control["init"] = init
-        control["action_only"] = True
-        control["steps"] = steps + steps_without_acting
-        control["interventions"] = ("right",)
-        runs[name + CONTROL_SUFFIX] = ml_collections.ConfigDict(control)
-        init = name + CONTROL_SUFFIX
-        steps_without_acting = 0
+    runs = {}
+    for name in recipe.order:
+        fields_of_run = recipe.runs[name]
+        steps = recipe.steps[fields_of_run.stage]
+        runs[name] = RunSpec(
+            name,
+            stage=fields_of_run.stage,
+            init=fields_of_run.init or RANDOM,
+            changes=(("steps", steps),) if steps else (),
+            questions=fields_of_run.questions,
+            scenes=fields_of_run.scenes,
+            interventions=fields_of_run.interventions,
+        )
+    if recipe.arms.action_only:
+        runs |= _control_runs(recipe, runs)
     return runs
 
 
-def stage_config(
-    recipe: ml_collections.ConfigDict, run: ml_collections.ConfigDict
-) -> ml_collections.ConfigDict:
-    """Return the config of a run's stage with the recipe's tasks, data, seed and steps."""
-    config = common.load_config(f"configs/{run.stage}.py", recipe.variant)
-    config.seed = recipe.seed
-    config.steps = run.steps or recipe.steps[run.stage] or config.steps
-    config.init_from = f"{recipe.workdir}/{run.init}" if run.init else ""
-    config.init_config = ""
-    for name in config.datasets:
-        config.datasets[name].update(embedded_dataset(recipe, name))
-    if run.action_only:
-        _keep_actions_alone(config)
-    return config
-
-
-def _keep_actions_alone(config: ml_collections.ConfigDict) -> None:
-    """Remove all ETC from a stage."""
-    config.loss.text = fields.constant(0.0)
-    action = config.streams.action.to_dict()
-    action["extra_segments"] = 0
-    action["weight"] = fields.constant(1.0)
-    with config.unlocked():
-        config.streams = {"action": action}
+def _control_runs(
+    recipe: ml_collections.ConfigDict, runs: Mapping[str, RunSpec]
+) -> dict[str, RunSpec]:
+    """Return the runs of the control arm by name."""
+    controls = {}
+    init, *names = recipe.order
+    steps = 0
+    for name in names:
+        run = runs[name]
+        config = common.load_stage(f"configs/{run.stage}.py", recipe.variant, run.changes)
+        steps += config.steps
+        if not run.scenes:
+            continue
+        control = name + CONTROL_SUFFIX
+        controls[control] = dataclasses.replace(
+            run,
+            name=control,
+            init=init,
+            changes=(*fields.action_only(config).items(), ("steps", steps)),
+            interventions=("right",),
+        )
+        init = control
+        steps = 0
+    return controls
 
 
 def embedded_dataset(recipe: ml_collections.ConfigDict, name: str) -> dict[str, Any]:
@@ -116,56 +128,29 @@ def embedded_dataset(recipe: ml_collections.ConfigDict, name: str) -> dict[str, 
     )
 
 
-def train_run(config: ml_collections.ConfigDict) -> float:
-    """Train a run unless it is finished; return its total training time in seconds."""
-    record = epath.Path(config.workdir) / "training.json"
-    seconds = 0.0
-    if record.exists():
-        seconds = json.loads(record.read_text())["seconds"]
-    seconds += common.train_with_parents(config)["seconds"]
-    write_json(record, {"seconds": seconds})
-    return seconds
+def summarize(
+    recipe: ml_collections.ConfigDict, run: Run, results: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return a run's entry in summary.json.
 
-
-def evaluation_spec(
-    recipe: ml_collections.ConfigDict, run: ml_collections.ConfigDict
-) -> EvaluationSpec:
-    """Return what to evaluate a run on."""
-    settings = recipe.eval
-    datasets = {}
-    for name in run.questions:
-        entry = embedded_dataset(recipe, name)
-        datasets[name] = (entry["path"], entry["cameras"])
-    protocol = EvalProtocol(
-        max_steps=settings.max_steps, replan_steps=settings.replan_steps, workers=settings.workers
-    )
-    return EvaluationSpec(
-        tasks=recipe.tasks,
-        scenes=run.scenes,
-        interventions=run.interventions,
-        trials=settings.trials,
-        intervention_trials=settings.intervention_trials,
-        videos=settings.videos,
-        questions=settings.questions,
-        datasets=datasets,
-        protocol=protocol,
-        seed=recipe.seed,
-    )
-
-
-def summarize_scores(scores: dict[str, Any]) -> dict[str, Any]:
-    """Return a run's entry in summary.json from its scores.json."""
-    etc = {}
-    if scores["etc"]:
-        etc = next(iter(scores["etc"].values()))
-    success = scores.get("success", {})
+    Args:
+      results: see `execute`.
+    """
+    questions = dict(results["scores"]["questions"])
+    retention = questions.pop("shapes", {})
+    etc = next(iter(questions.values()), {})
+    success = results["scores"]["success"]
     return {
-        "etc": {kind: kind_scores["accuracy"] for kind, kind_scores in etc.items()},
-        "etc_baseline": {kind: kind_scores["majority"] for kind, kind_scores in etc.items()},
-        "mm": mean_accuracy(scores["mm"]) if "mm" in scores else None,
+        "config": f"configs/{run.spec.stage}.py:{recipe.variant}",
+        "init_from": run.parent.spec.name if run.parent else "",
+        "steps": run.config.steps,
+        "seconds": results["seconds"],
+        "etc": {kind: scores["accuracy"] for kind, scores in etc.items()},
+        "etc_baseline": {kind: scores["majority"] for kind, scores in etc.items()},
+        "mm": mean_accuracy(retention) if retention else None,
         "success": success.get("right", {}),
         "interventions": success,
-        "evaluation_seconds": scores["seconds"],
+        "evaluation_seconds": results["evaluation_seconds"],
     }
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from etcvla.data.episodes import Episodes
 from etcvla.data.norm_stats import finite_frames
 from etcvla.errors import UserError
-from etcvla.etc.items import ITEM_FIELDS, Item
+from etcvla.etc.items import ITEM_FIELDS, Item, rename_words
 
 ACTION_KIND = "action"  # the kind of a stream that draws actions
 ANY_KIND = "any"  # the kind of a stream that draws ETC items of all kinds
@@ -27,12 +27,14 @@ class StageDataset:
       dataset: the episodes.
       cameras: names of C image features without "observation/". ETC items refer to the first
       camera.
+      rename: words that are replaced in questions and answers, see `rename_words`.
 
     Raises UserError if the dataset lacks a camera.
     """
 
     dataset: Episodes
     cameras: tuple[str, ...]
+    rename: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         features = self.dataset.features
@@ -96,7 +98,10 @@ class StageDataset:
         if "etc/kind" not in frame:
             return []
         columns = [frame[f"etc/{name}"] for name in ITEM_FIELDS]
-        return [Item(*values) for values in zip(*columns, strict=True)]
+        items = [Item(*values) for values in zip(*columns, strict=True)]
+        if self.rename:
+            items = [rename_words(item, self.rename) for item in items]
+        return items
 
     def subtask(self, frame_index: int, frame: Mapping[str, Any]) -> str | None:
         """Return the subtask in progress at a frame that was read with `PHASE`; None if unknown."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -102,3 +102,26 @@ def parse_loc(text: str, group: int) -> np.ndarray | None:
     if len(bins) % group or bins.max() >= NUM_LOC:
         return None
     return ((bins.astype(np.float32) + 0.5) / NUM_LOC).reshape(-1, group)
+
+
+def rename_words(item: Item, words: Mapping[str, str]) -> Item:
+    """Return an item with words replaced in its question and answer, all at once.
+
+    Plurals are replaced by plurals.
+
+    >>> item = Item("affordance", "touch", "is the cube red?", "two cubes are")
+    >>> rename_words(item, {"cube": "cross", "red": "blue"}).question
+    'is the cross blue?'
+    """
+    pattern = re.compile(rf"\b({'|'.join(words)})(s|es)?\b")
+
+    def _replace(match: re.Match) -> str:
+        word = words[match[1]]
+        plural = "es" if word.endswith(("s", "x")) else "s"
+        return word + plural if match[2] else word
+
+    return dataclasses.replace(
+        item,
+        question=pattern.sub(_replace, item.question),
+        answer=pattern.sub(_replace, item.answer),
+    )

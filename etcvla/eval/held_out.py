@@ -56,7 +56,12 @@ class HeldOutEvaluation:
         streams = []
         for stream in stage.plan.streams:
             weight = float(stream.dataset in self._held_out)
-            streams.append(dataclasses.replace(stream, weight=((0.0, weight),)))
+            constant = ((0.0, weight),)
+            streams.append(
+                dataclasses.replace(
+                    stream, weight=constant, rows=constant, loss_weight=((0.0, 1.0),)
+                )
+            )
         plan = Plan.make(
             streams, batch_size=config.batch_size, steps=config.eval.batches, seed=config.seed
         )

@@ -59,7 +59,7 @@ def language_scores(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
     for values, by_layout in by_group.items():
         effects = defaultdict(lambda: defaultdict(list))
         for (layout, _), rows in by_layout.items():
-            for novelty, effect in _effects(rows):
+            for novelty, effect in object_effects(rows):
                 effects[ALL_OBJECTS][layout].append(effect)
                 effects[novelty][layout].append(effect)
         fields = dict(zip(GROUP_FIELDS, values, strict=True))
@@ -68,11 +68,13 @@ def language_scores(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
     return groups
 
 
-def _effects(rows: Sequence[Mapping[str, str]]) -> list[tuple[str, tuple[float, float, float]]]:
+def object_effects(
+    rows: Sequence[Mapping[str, str]],
+) -> list[tuple[str, tuple[float, float, float]]]:
     """Return (novelty, (named, unnamed, target)) of each object of a layout.
 
     Args:
-      rows: the trials of the layout, which name each object once.
+      rows: lines of episodes.csv: the trials of the layout, which name each object once.
     """
     # What is told nothing would have named the target.
     named = np.array([row["instruction_of"] or row["named"] for row in rows])

@@ -49,6 +49,7 @@ class AppearanceEditor:
         changed += [_texture_data(model, texture) for texture in self._textures]
         self._changed = changed
         self._is_changed = False
+        self._is_patterned = False
         self.remember()
 
     def remember(self) -> None:
@@ -70,7 +71,9 @@ class AppearanceEditor:
         tinted = (self._geoms.room, self._geoms.objects)
         for geoms, factors in zip(tinted, condition.tints, strict=False):
             self._tint(np.setdiff1d(geoms, self._geoms.table), np.array(factors))
-        self._upload_textures()
+        self._is_patterned = bool(condition.pattern)
+        if self._is_patterned:
+            self._upload_textures()
         return [self._renderer.add(added) for added in condition.added]
 
     def _tint(self, geoms: np.ndarray, factors: np.ndarray) -> None:
@@ -85,7 +88,8 @@ class AppearanceEditor:
         for values, original in self._originals:
             values[:] = original
         del self._renderer.extras[self._num_extras :]
-        self._upload_textures()
+        if self._is_patterned:
+            self._upload_textures()
         self._is_changed = False
 
     def _upload_textures(self) -> None:

@@ -107,6 +107,7 @@ class Condition:
     swapped: AddedObject | None = None  # replaces an object of `SWAPPABLE`
 
 
+NO_CONDITION = Condition(TRAIN)
 CONDITIONS: dict[str, Condition] = {
     "evening": Condition(TRAIN, light=(1.1, 0.75, 0.5), ambient=0.7),
     "checker_table": Condition(
@@ -151,6 +152,12 @@ def combine(base: Condition, change: Condition) -> Condition:
         if value != field.default:
             changes[field.name] = value
     return dataclasses.replace(base, **changes)
+
+
+# Conditions that keep the objects of the task, so that instructions stay right.
+CONTEXT_CONDITIONS = tuple(
+    name for name, value in CONDITIONS.items() if not value.colors and not value.swapped
+)
 
 
 def conditions_for(object_names: Collection[str]) -> tuple[str, ...]:

@@ -5,8 +5,16 @@ from __future__ import annotations
 import mujoco
 import numpy as np
 
+from etcvla.names import lookup
 from etcvla.sims.appearance import AppearanceEditor, ScatterArea, scatter
-from etcvla.sims.conditions import Condition, Orbit
+from etcvla.sims.conditions import (
+    CONDITIONS,
+    CONTEXT_CONDITIONS,
+    NO_CONDITION,
+    Condition,
+    Orbit,
+    combine,
+)
 from etcvla.sims.oracle import Oracle
 from etcvla.sims.render import Renderer
 from etcvla.sims.task import ObjectSpec, Task
@@ -27,6 +35,16 @@ class MujocoEnvironment:
     task: Task
     _data: mujoco.MjData
     _appearance: AppearanceEditor
+    _condition = NO_CONDITION  # of every episode
+
+    def _set_condition(self, name: str) -> None:
+        """Set the condition of every episode; "" for none.
+
+        Raises UserError for an unknown name, and for a condition that changes the task's objects.
+        """
+        if name:
+            lookup(dict.fromkeys(CONTEXT_CONDITIONS), name, "condition of this simulator")
+            self._condition = CONDITIONS[name]
 
     def _set_oracle(
         self,
@@ -86,11 +104,18 @@ class MujocoEnvironment:
         return self._oracle.contact(self.grasp_centre) == 1
 
     def set_appearance(self, condition: Condition | None, seed: int) -> None:
-        """Change the scene's appearance after a reset; None restores the default appearance."""
+        """Change the scene's appearance after a reset, on top of the environment's condition.
+
+        None restores the default appearance.
+        """
+        self._show(combine(self._condition, condition or NO_CONDITION), seed)
+
+    def _show(self, condition: Condition, seed: int) -> None:
+        """Show the scene in a condition."""
         self._cameras["front"] = self._default_front
-        if condition and condition.camera:
+        if condition.camera:
             self._cameras["front"] = self.orbit.moved(condition.camera)
-        extras = self._appearance.apply(condition)
+        extras = self._appearance.apply(None if condition == NO_CONDITION else condition)
         if extras:
             bounds = self._oracle.bounds()
             scatter(extras, self._scatter_area(bounds), bounds, seed)

@@ -31,7 +31,7 @@ def check_config(
       allow: fields, or groups of fields, that may differ.
     """
     current = json.loads(config.to_json_best_effort())
-    fields = _flatten(current)
+    fields = flatten_fields(current)
     for name in allow:
         if not any(_contains(name, field) for field in fields):
             lookup(fields, name, "config field in --allow")
@@ -58,8 +58,8 @@ def check_data(stage: Stage, meta: Mapping[str, Any], allow: Sequence[str] = ())
 def _check_same(
     problem: str, saved: Mapping[str, Any], current: Mapping[str, Any], allow: Sequence[str]
 ) -> None:
-    saved_fields = _flatten(saved)
-    current_fields = _flatten(current)
+    saved_fields = flatten_fields(saved)
+    current_fields = flatten_fields(current)
     differing = []
     for field in sorted(saved_fields.keys() | current_fields.keys()):
         allowed = CHANGEABLE_FIELDS.fullmatch(field) or any(
@@ -84,12 +84,12 @@ def _contains(name: str, field: str) -> bool:
     return field == name or field.startswith(f"{name}.")
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_fields(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return the leaves of nested dictionaries by their dotted names."""
     fields = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            fields |= _flatten(value, f"{prefix}{key}.")
+            fields |= flatten_fields(value, f"{prefix}{key}.")
         else:
             fields[f"{prefix}{key}"] = value
     return fields

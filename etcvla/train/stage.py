@@ -8,6 +8,7 @@ import pathlib
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -82,16 +83,24 @@ def build_datasets(config: ml_collections.ConfigDict) -> None:
         )
     for dataset in config.datasets.values():
         if not has_dataset(dataset.path):
-            _build_dataset(config.stage, dataset)
+            build_dataset(config.stage, dataset)
 
 
-def _build_dataset(stage: str, dataset: ml_collections.ConfigDict) -> None:
-    module, *arguments = dataset.build
+def build_dataset(user: str, dataset: Mapping[str, Any]) -> None:
+    """Build a dataset with the command in its config entry.
+
+    Args:
+      user: what needs it, for the printed line.
+
+    Raises UserError if the build fails.
+    """
+    path = dataset["path"]
+    module, *arguments = dataset["build"]
     command = f"python -m {module} {' '.join(arguments)}"
-    print(f"{stage}: {dataset.path} is missing, building it: {command}", flush=True)
+    print(f"{user}: {path} is missing, building it: {command}", flush=True)
     done = subprocess.run([sys.executable, "-m", module, *arguments])
-    if done.returncode or not has_dataset(dataset.path):
-        raise UserError(f"the build of {dataset.path} failed; its output is above")
+    if done.returncode or not has_dataset(path):
+        raise UserError(f"the build of {path} failed; its output is above")
 
 
 def streams_of(config: ml_collections.ConfigDict) -> list[Stream]:
@@ -147,6 +156,11 @@ def _check_single_prompt(config: ml_collections.ConfigDict, name: str) -> None:
         raise UserError(
             f"data.prompt {config.data.prompt!r} asks for a subtask beside the action, and with "
             "model.image_attends_prompt the images can attend to one prompt only"
+        )
+    if stream.kind == ACTION_KIND and config.data.actions_per_row > 1:
+        raise UserError(
+            "data.actions_per_row must be 1 with model.image_attends_prompt: the images can attend "
+            "to one prompt only"
         )
 
 
@@ -242,7 +256,7 @@ def _open_datasets(config: ml_collections.ConfigDict) -> dict[str, StageDataset]
                 f"data.num_cameras {config.data.num_cameras}"
             )
         dataset = open_dataset(fields.path, adapter=fields.adapter, damaged=config.data.on_damaged)
-        datasets[name] = StageDataset(dataset, tuple(fields.cameras))
+        datasets[name] = StageDataset(dataset, tuple(fields.cameras), dict(fields.rename))
     return datasets
 
 
@@ -362,4 +376,5 @@ def row_sizes(config: ml_collections.ConfigDict, model: VLA) -> rows.RowSizes:
         state_dim=config.model.state_dim,
         horizon=config.model.horizon,
         action_dim=config.model.action_dim,
+        actions_per_row=config.data.actions_per_row,
     )

@@ -12,7 +12,7 @@ from etcvla.errors import UserError
 from etcvla.eval.episodes import GREY
 from etcvla.eval.results_log import ResultsLog
 from etcvla.eval.rollouts import WorkerPool, WorkerProcess, run_trials
-from etcvla.eval.trials import EvalProtocol, Trial
+from etcvla.eval.trials import EvalProtocol, Trial, TrialGrid
 from etcvla.eval.worker import make_portable
 from etcvla.pages.videos import LINE_COLOR
 from etcvla.sims import suites
@@ -97,6 +97,26 @@ def test_interventions_change_only_what_the_policy_gets():
         "drawer-open",
         "drawer-close",
     ]
+
+
+def test_conditions_change_the_images_and_the_names():
+    policy = ScriptedPolicy()
+    grid = TrialGrid(
+        "metaworld", ("source",), ("push",), {"right": 1}, conditions=("", "night", "ball_for_it")
+    )
+    protocol = EvalProtocol(max_steps=5, image_size=32, workers=1, environments=3)
+    results = run_trials(policy, grid.trials(), protocol, label="test")
+    assert [result.to_row()["condition"] for result in results] == ["", "night", "ball_for_it"]
+    plain, night, ball = results
+    assert "puck" in plain.instruction
+    assert night.instruction == plain.instruction
+    assert ball.instruction == plain.instruction.replace("puck", "ball")
+    assert (plain.named, ball.named) == ("puck", "ball")
+    means = {}
+    for observation in policy.observations:
+        means[observation["images"]["front"].tobytes()] = observation["images"]["front"].mean()
+    assert len(means) == 3
+    assert min(means.values()) < 0.8 * max(means.values())
 
 
 def test_videos_have_a_path_at_every_query():

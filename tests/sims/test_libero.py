@@ -12,6 +12,7 @@ from robosuite.utils.transform_utils import quat2axisangle  # noqa: E402
 
 from data_builders.libero_etc import demos, episodes  # noqa: E402
 from etcvla import sims  # noqa: E402
+from etcvla.errors import UserError  # noqa: E402
 from etcvla.etc import make_items  # noqa: E402
 from etcvla.etc import scene as scene_items  # noqa: E402
 from etcvla.etc.annotation import STEP_FIELDS, project  # noqa: E402
@@ -414,3 +415,22 @@ def test_episode_metrics_of_the_expert_reach_every_subtask(env):
 
 def test_environment_satisfies_the_protocol(env):
     assert isinstance(env, sims.Environment)
+
+
+def test_environment_can_be_made_in_a_condition(env):
+    night = sims.make("libero", TASK, "rlds", 96, "night")
+    for each in (env, night):
+        each.reset(eval_seed(0))
+    dark = night.observe()["images"]["front"]
+    light = env.observe()["images"]["front"]
+    assert dark.mean() < 0.8 * light.mean()
+    Perturbation.parse("light:1").reset(night, eval_seed(0))
+    assert night.observe()["images"]["front"].mean() != dark.mean()
+    Perturbation.parse("").reset(night, eval_seed(0))
+    np.testing.assert_array_equal(night.observe()["images"]["front"], dark)
+    night.close()
+
+
+def test_condition_that_changes_the_tasks_objects_is_refused():
+    with pytest.raises(UserError, match="unknown condition of this simulator 'repainted'"):
+        sims.make("libero", TASK, "rlds", 96, "repainted")

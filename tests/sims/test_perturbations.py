@@ -7,6 +7,7 @@ from etcvla.sims.episode_metrics import EpisodeMetrics
 from etcvla.sims.metaworld.environment import MetaWorld
 from etcvla.sims.perturbations import AXES, STRENGTHS, Perturbation
 from etcvla.sims.seeds import eval_seed
+from etcvla.sims.task import ObjectSpec
 
 SEED = eval_seed(3)
 
@@ -127,6 +128,7 @@ def test_episode_metrics_of_the_expert_reach_every_subtask(env):
 class ScriptedContacts:
     """An environment with given contacts of two objects. The second object is the goal's."""
 
+    objects = (ObjectSpec("cup", "red"), ObjectSpec("bowl", "blue"))
     goal_objects = (1,)
     success = False
 
@@ -147,7 +149,17 @@ def test_touching_another_object_first_is_no_intention():
     metrics = EpisodeMetrics(env)
     metrics.update()
     assert metrics.intention is None  # this contact exists since the reset
+    assert metrics.first_touched == ""
     for _ in range(3):
         metrics.update()
     assert metrics.intention is False
+    assert metrics.first_touched == "cup"
     assert metrics.progress == 0.5
+
+
+def test_touching_two_objects_at_once_counts_as_the_goals():
+    metrics = EpisodeMetrics(ScriptedContacts([[0, 0], [1, 1], [1, 0]]))
+    metrics.update()
+    metrics.update()
+    assert metrics.intention is True
+    assert metrics.first_touched == "bowl"

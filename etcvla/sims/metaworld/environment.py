@@ -36,10 +36,9 @@ from etcvla.sims.conditions import (  # noqa: E402
     ADDED_SHAPES,
     COLORS,
     CONDITIONS,
+    NO_CONDITION,
     SWAPPABLE,
-    TRAIN,
     AddedObject,
-    Condition,
     Orbit,
 )
 from etcvla.sims.metaworld.scene import (  # noqa: E402
@@ -111,7 +110,7 @@ class MetaWorld(MujocoEnvironment):
     axes = AXES
 
     def __init__(self, task: str, scene: str = "source", image_size: int = 96, condition: str = ""):
-        self.condition = Condition(TRAIN)  # changes nothing
+        self.condition = NO_CONDITION
         if condition:
             self.condition = lookup(CONDITIONS, condition, "condition")
         self.task = lookup(TASKS, task, "task")

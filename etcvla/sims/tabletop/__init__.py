@@ -1,4 +1,4 @@
-"""The tabletop: five objects, in whose picture nothing tells which one the instruction names."""
+"""The tabletop: five objects, of which the instruction alone determines the target."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from etcvla.sims.registry import Requirement, Simulator
 from etcvla.sims.tabletop.layouts import NUM_OBJECTS
 from etcvla.sims.tabletop.suites import (
-    PREFIX,
     SUITES,
     conditions,
     describe,
@@ -32,7 +31,6 @@ TABLETOP = Simulator(
     suites=tuple(SUITES),
     describe_suite=describe,
     requirement=Requirement("The tabletop", ("mujoco",), "pip install mujoco"),
-    other_suites=PREFIX,
     packages=("mujoco", "numpy"),
     opposite_task=opposite,
     conditions=conditions,

@@ -23,12 +23,9 @@ from etcvla.sims.appearance import (  # noqa: E402
     shift_free_objects,
 )
 from etcvla.sims.conditions import (  # noqa: E402
-    CONDITIONS,
-    TRAIN,
     CameraMove,
     Condition,
     Orbit,
-    combine,
 )
 from etcvla.sims.mujoco_environment import MujocoEnvironment  # noqa: E402
 from etcvla.sims.oracle import RenderedObject  # noqa: E402
@@ -43,7 +40,6 @@ from etcvla.sims.tabletop.layouts import (  # noqa: E402
     named_object,
 )
 from etcvla.sims.tabletop.scene import CAMERA, SLOTS, TableScene  # noqa: E402
-from etcvla.sims.tabletop.suites import CONDITION_NAMES  # noqa: E402
 from etcvla.sims.tabletop.words import parse_scene  # noqa: E402
 from etcvla.sims.task import ObjectSpec, Phase, Task  # noqa: E402
 
@@ -61,6 +57,18 @@ STEP = 0.02  # metres per control step at an action of 1
 REACH = np.array([[-0.25, -0.2, 0.004], [0.25, 0.2, 0.26]])
 TOUCH_DOWN = 0.012  # metres: an episode of "touch" ends at this height, or at a contact before
 _SCATTER_AREA = np.array([[-0.18, -0.16], [0.18, 0.22]])  # where objects may be added
+# What `step` and `_name_object` change.
+_EPISODE_FIELDS = (
+    "_hand",
+    "_suction",
+    "_num_steps",
+    "_is_over",
+    "_phases",
+    "success",
+    "target",
+    "reference",
+    "task",
+)
 _SUBSTEPS = 5
 _SIMULATION_STEPS = 2  # of 0.01 seconds in a substep
 
@@ -88,10 +96,7 @@ class Tabletop(MujocoEnvironment):
     rate = RATE
 
     def __init__(self, task: str, scene: str = "A0", image_size: int = 96, condition: str = ""):
-        self._condition = Condition(TRAIN)  # changes nothing
-        if condition:
-            known = {name: CONDITIONS[name] for name in CONDITION_NAMES}
-            self._condition = lookup(known, condition, "condition of the tabletop")
+        self._set_condition(condition)
         self._rules = lookup(tasks.TASKS, task, "task of the tabletop")
         parse_scene(scene)
         self.scene = scene
@@ -103,7 +108,9 @@ class Tabletop(MujocoEnvironment):
         self._set_oracle(self._model, {"front": camera}, image_size, gripper_body="hand")
         table = np.array([self._table_scene.table])
         room = np.array([self._model.geom("room").id])
-        geoms = SceneGeoms(table, room, self._table_scene.objects)
+        self._table_scene.show_texture()  # the editor has to know the texture
+        # Instructions name the objects' colors, so no perturbation may tint them.
+        geoms = SceneGeoms(table, room, objects=np.array([], int))
         self._appearance = AppearanceEditor(self._model, self._renderer, geoms)
 
     def reset(self, seed: int, hand: np.ndarray | None = None, shift: float = 0.0) -> None:
@@ -121,18 +128,20 @@ class Tabletop(MujocoEnvironment):
         self._start_positions = self._table_scene.positions()
         self.set_appearance(None, seed)
 
-    def set_appearance(self, condition: Condition | None, seed: int) -> None:
-        """Change the scene's appearance on top of the environment's own condition.
+    def _show(self, condition: Condition, seed: int) -> None:
+        """Show the scene in a condition.
 
         Added objects are named like the others, and come after them in `objects`. One that has the
         name of an object of the layout is left out, because instructions would not be clear.
         """
-        condition = combine(self._condition, condition or Condition(TRAIN))
         names = {shown.name for shown in self.layout.objects}
         added = [solid for solid in condition.added if f"{solid.color} {solid.noun}" not in names]
         condition = dataclasses.replace(condition, added=tuple(added))
+        if condition.pattern:
+            self._appearance.apply(None)
+            self._table_scene.show_texture()
         del self._oracle.objects[NUM_OBJECTS:]
-        super().set_appearance(condition, seed)
+        super()._show(condition, seed)
         for extra in self._renderer.extras:
             color = extra.added.color
             spec = ObjectSpec(f"{color} {extra.added.noun}", color)
@@ -306,14 +315,31 @@ class Tabletop(MujocoEnvironment):
         actions = np.zeros((horizon, ACTION_SIZE), np.float32)
         if self.done:
             return actions, 0
+        if self._rules.kind != "touch":
+            return actions, self._simulate_expert(target, actions)
         view = expert.View(self._hand, -1, self._bounds(), target)
         for t in range(horizon):
             actions[t] = self._expert_action(view, 0)
             hand = np.clip(view.hand + STEP * actions[t, :3], *REACH)
             view = dataclasses.replace(view, hand=hand)
-            if np.linalg.norm(view.top - hand) < 1e-3:
+            if view.is_touching:
                 return actions, t + 1
         return actions, horizon
+
+    def _simulate_expert(self, target: int, actions: np.ndarray) -> int:
+        """Fill `actions`, float32[P, 4], with those of an episode, and return their number."""
+        snapshot = self._table_scene.snapshot()
+        saved = {name: getattr(self, name) for name in _EPISODE_FIELDS}
+        self._name_object(target)
+        count = 0
+        while count < len(actions) and not self.done:
+            actions[count] = self.expert_action()
+            self.step(actions[count])
+            count += 1
+        for name, value in saved.items():
+            setattr(self, name, value)
+        self._table_scene.restore(snapshot)
+        return count
 
     @property
     def grasp_centre(self) -> np.ndarray:

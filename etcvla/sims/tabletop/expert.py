@@ -17,7 +17,7 @@ _FUNNEL = 0.02  # metres from the goal in the plane within which the hand descen
 _MIN_CRUISE = 0.085  # metres above the table: clear of every object
 _PUSH_HEIGHT = 0.014
 _PUSH_GAP = 0.012  # metres between the tip and the object before a push
-_PRESS = 0.003  # metres that the hand descends into an object that it picks
+_PRESS = 0.003  # metres below an object's top to which the hand descends to touch it
 _RELEASE = 0.006  # metres from the goal within which the cup releases the object
 _SIDE_DISTANCE = 0.085  # metres between the centres of an object and what it is put beside
 _SIDE_ANGLES = np.arange(16) * np.pi / 8
@@ -38,9 +38,16 @@ class View:
         return self.bounds.mean(1)
 
     @property
-    def top(self) -> np.ndarray:
-        """The middle of the target's top, float[3]."""
-        return np.append(self.centres[self.target, :2], self.bounds[self.target, 1, 2])
+    def contact_point(self) -> np.ndarray:
+        """Where the tip touches the middle of the target's top, float[3]."""
+        height = self.bounds[self.target, 1, 2] - _PRESS
+        return np.append(self.centres[self.target, :2], height)
+
+    @property
+    def is_touching(self) -> bool:
+        """Whether the tip has reached the target from above."""
+        offset = self.contact_point - self.hand
+        return bool(np.hypot(offset[0], offset[1]) < TIP_RADIUS and offset[2] > -_PRESS)
 
 
 def approach(hand: np.ndarray, goal: np.ndarray, load: float = 0.0) -> np.ndarray:
@@ -65,7 +72,7 @@ def approach(hand: np.ndarray, goal: np.ndarray, load: float = 0.0) -> np.ndarra
 
 def touch(view: View) -> tuple[np.ndarray, bool]:
     """Return the next displacement of a touch, and whether the suction is on."""
-    return approach(view.hand, view.top), False
+    return approach(view.hand, view.contact_point), False
 
 
 def push(view: View, direction: float) -> tuple[np.ndarray, bool]:
@@ -90,8 +97,7 @@ def put(view: View, goal: np.ndarray) -> tuple[np.ndarray, bool]:
       goal: where the target's centre has to be.
     """
     if view.held < 0:
-        press = view.top - [0, 0, _PRESS]
-        displacement = approach(view.hand, press)
+        displacement = approach(view.hand, view.contact_point)
         return displacement, np.linalg.norm(displacement) < _CRUISE
     if view.held != view.target:
         return np.zeros(3), False

@@ -8,6 +8,8 @@ World frame, metres: x right and y away from the camera, z up, and z = 0 on the 
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from etcvla.sims import headless
@@ -77,9 +79,10 @@ _TEMPLATE_FIELDS = (
     "geom_pos",
     "geom_quat",
 )
+_STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 _LINK = 0.34  # length of the upper arm and of the forearm
 _SHOULDER = np.array([0.0, 0.36, 0.3])
-_WRIST_HEIGHT = 0.13  # of the wrist above the tip
+_WRIST_HEIGHT = 0.15  # of the wrist above the tip
 TIP_RADIUS = 0.009
 # Bits that say what collides: objects with the table, the tip and one another.
 _OBJECT_BITS = 3
@@ -106,7 +109,7 @@ _XML = f"""
   </visual>
   <asset>
     <texture name="table" type="2d" builtin="flat" width="64" height="64" rgb1="1 1 1"/>
-    <material name="table" texture="table" texrepeat="1 1" specular="0" rgba="0.6 0.5 0.4 1"/>
+    <material name="table" texture="table" specular="0"/>
   </asset>
   <default>
     <geom contype="0" conaffinity="0"/>
@@ -120,15 +123,15 @@ _XML = f"""
       material="table" contype="{_TABLE_BIT}" friction="0.8"/>
     <geom name="column" class="joint" size="0.045 0.4" pos="0 0.36 -0.1"/>
     <body name="upper" mocap="true">
-      <geom class="arm" size="0.03 {_LINK / 2}"/>
+      <geom class="arm" size="0.026 {_LINK / 2}"/>
     </body>
     <body name="fore" mocap="true">
-      <geom class="arm" size="0.024 {_LINK / 2}"/>
-      <geom class="joint" type="sphere" size="0.034" pos="0 0 {-_LINK / 2}"/>
+      <geom class="arm" size="0.019 {_LINK / 2}"/>
+      <geom class="joint" type="sphere" size="0.03" pos="0 0 {-_LINK / 2}"/>
     </body>
     <body name="hand" mocap="true">
-      <geom class="joint" size="0.026 0.02" pos="0 0 {_WRIST_HEIGHT}"/>
-      <geom class="arm" type="cylinder" size="0.008 0.05" pos="0 0 0.07"/>
+      <geom class="joint" size="0.02 0.016" pos="0 0 {_WRIST_HEIGHT}"/>
+      <geom class="arm" type="cylinder" size="0.008 0.06" pos="0 0 0.08"/>
       <geom class="joint" size="0.013 0.007" pos="0 0 0.019"/>
       <geom name="tip" type="cylinder" size="{TIP_RADIUS} 0.006" pos="0 0 0.006"
         rgba="0.13 0.13 0.15 1" contype="{_TIP_BIT}"/>
@@ -140,6 +143,15 @@ _XML = f"""
   </equality>
 </mujoco>
 """
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """A state of a `TableScene`."""
+
+    physics: np.ndarray  # float64, of the fields `_STATE`
+    welds: np.ndarray  # the model's eq_data
+    held: int
 
 
 class TableScene:
@@ -177,7 +189,7 @@ class TableScene:
         return self._half_heights[noun]
 
     def show(self, layout: Layout) -> None:
-        """Give the objects and the table the looks that a layout says."""
+        """Apply a layout's shapes and colors to the objects and the table."""
         for number, shown in enumerate(layout.objects):
             geom = self.objects[number]
             template = self._templates[shown.noun]
@@ -186,7 +198,12 @@ class TableScene:
                 values[geom] = values[template]
             self.model.geom_sameframe[geom] = 0  # the shape may be off the body's frame
             self.model.geom_rgba[geom, :3] = RGB[shown.color]
-        self.model.mat_rgba[self._material, :3] = TABLE_RGB[layout.table % len(TABLE_RGB)]
+        self.model.geom_matid[self.table] = -1
+        self.model.geom_rgba[self.table, :3] = TABLE_RGB[layout.table % len(TABLE_RGB)]
+
+    def show_texture(self) -> None:
+        """Render the table with its texture. Without it, a frame costs a fifth less."""
+        self.model.geom_matid[self.table] = self._material
 
     def reset(self, layout: Layout, tip: np.ndarray) -> None:
         """Place the objects and the tip, float[3], and start the simulation."""
@@ -202,6 +219,19 @@ class TableScene:
         self.pose_arm(tip)
         mujoco.mj_forward(self.model, self.data)
 
+    def snapshot(self) -> Snapshot:
+        """Return the state for `restore`."""
+        physics = np.empty(mujoco.mj_stateSize(self.model, _STATE))
+        mujoco.mj_getState(self.model, self.data, physics, _STATE)
+        return Snapshot(physics, self.model.eq_data.copy(), self.held)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Return to a state of the same layout."""
+        self.model.eq_data[:] = snapshot.welds
+        self.held = snapshot.held
+        mujoco.mj_setState(self.model, self.data, snapshot.physics, _STATE)
+        self.update()
+
     def move_tip(self, tip: np.ndarray) -> None:
         """Set the position of the tip, float[3]. The arm follows in `pose_arm`."""
         self.data.mocap_pos[self._mocap["hand"]] = tip
@@ -210,8 +240,8 @@ class TableScene:
         """Connect the shoulder with the hand, whose tip is at float[3], by two links."""
         wrist = tip + [0, 0, _WRIST_HEIGHT]
         offset = wrist - _SHOULDER
-        sideways = np.array([offset[1], -offset[0], 0])
-        upward = np.cross(sideways, offset)
+        x, y, z = offset
+        upward = np.array([-x * z, -y * z, x * x + y * y])  # at right angles to the offset
         bend = np.sqrt(max(0.0, _LINK**2 - offset @ offset / 4))
         elbow = _SHOULDER + offset / 2 + bend * upward / np.linalg.norm(upward)
         self._set_link("upper", _SHOULDER, elbow)

@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
+
 from etcvla.names import lookup
-from etcvla.sims.conditions import CONDITIONS
+from etcvla.sims.conditions import CONTEXT_CONDITIONS
 from etcvla.sims.suites import Suite
 from etcvla.sims.tabletop.tasks import TASKS
-from etcvla.sims.tabletop.words import ALL_COLORS, ALL_NOUNS, TIERS, parse_scene
+from etcvla.sims.tabletop.words import ALL_COLORS, ALL_NOUNS, NUM_ROTATIONS, TIERS
 
+SCENES = tuple(
+    f"{tier}{rotation}" for rotation, tier in itertools.product(range(NUM_ROTATIONS), TIERS)
+)
 # Suite -> its tasks and the limit of control steps. An expert's touch takes about 12, and its
 # other tasks about 30.
 SUITES = {"tabletop": (("touch",), 40), "tabletop_tasks": (tuple(TASKS), 80)}
-# Conditions that keep the objects' names and colors, which the instructions are about.
-CONDITION_NAMES = tuple(
-    name for name, value in CONDITIONS.items() if not value.colors and not value.swapped
-)
-PREFIX = "tabletop_"  # "tabletop_C2" is the suite "tabletop" in the scene "C2"
 
 
 def describe(name: str) -> Suite:
-    """Return a suite in the scene "A0", or "touch" in the scene that the name ends with.
-
-    Raises UserError for an unknown scene.
-    """
-    scene = "A0"
-    if name not in SUITES:
-        scene = name.removeprefix(PREFIX)
-        parse_scene(scene)
-    tasks, max_steps = SUITES.get(name, SUITES["tabletop"])
+    """Return a suite. It can be run in every scene."""
+    tasks, max_steps = lookup(SUITES, name, "suite")
     return Suite(
         name=name,
         simulator="tabletop",
         tasks=tasks,
-        scene=scene,
-        scenes=tuple(f"{tier}0" for tier in TIERS if f"{tier}0" != scene),
+        scene="A0",
+        scenes=SCENES,
         max_steps=max_steps,
         image_size=96,
         instructions=tuple(instruction(task) for task in tasks),
@@ -56,7 +49,7 @@ def instruction(task: str) -> str:
 def conditions(task: str) -> tuple[str, ...]:
     """Return the conditions in which a task's environment can be made."""
     lookup(TASKS, task, "task of the tabletop")
-    return CONDITION_NAMES
+    return CONTEXT_CONDITIONS
 
 
 def opposite(task: str) -> str:

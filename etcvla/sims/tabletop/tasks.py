@@ -85,8 +85,11 @@ TASKS = {
 def choose_reference(task: TableTask, layout: Layout, target: int) -> int:
     """Return the object {y} for a target {x}: a random one that is not near, and flat for "on".
 
-    Where no object is flat, and where none is far enough away, this condition is dropped.
+    Where no object is flat, and where none is far enough away, this condition is dropped. Returns
+    the target for tasks without {y}.
     """
+    if task.kind not in ("on", "beside"):
+        return target
     distances = np.linalg.norm(layout.positions - layout.positions[target], axis=1)
     is_flat = np.array([shown.noun in _FLAT for shown in layout.objects])
     fits = np.arange(len(distances)) != target
