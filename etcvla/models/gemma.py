@@ -41,6 +41,7 @@ from etcvla.models.types import (
     Tokens,
     Vectors,
 )
+from etcvla.names import lookup
 
 LANGUAGE = 0  # number of the language model's stream
 EXPERT = 1  # number of the action expert's stream
@@ -73,8 +74,11 @@ class GemmaConfig:
     # Number of keys that causal tokens read in local layers (the first, third, ...); 0: all layers
     # are global.
     window: int = 0
+    # Of the gate in the MLPs, a name of `ops.ACTIVATIONS`.
+    activation: str = "gelu_tanh"
 
     def __post_init__(self):
+        lookup(ops.ACTIVATIONS, self.activation, "activation of a stream")
         if self.mlp_dim % self.mlp_parts:
             raise ValueError(f"mlp_parts {self.mlp_parts} does not divide mlp_dim {self.mlp_dim}")
 
@@ -229,7 +233,7 @@ def _update_cache(cache: LayerKV, new: LayerKV | None, write_at: Index) -> Layer
 
 
 class FeedForward(nn.Module):
-    """The gated MLP: down(gelu(gate(x)) * up(x))."""
+    """The gated MLP: down(activation(gate(x)) * up(x))."""
 
     config: GemmaConfig
     options: ModuleOptions
@@ -250,23 +254,24 @@ class FeedForward(nn.Module):
             nn.initializers.lecun_normal(),
             (cfg.mlp_dim, cfg.width),
         )
+        activation = ops.ACTIVATIONS[cfg.activation]
         if cfg.mlp_parts == 1:
-            return _gated_mlp(x, gating, linear)
+            return _gated_mlp(x, gating, linear, activation)
 
         @jax.checkpoint
         def _add_part(total, i):
             gating_part = gating.part("f", i, cfg.mlp_parts)
             linear_part = linear.part("f", i, cfg.mlp_parts)
-            return total + _gated_mlp(x, gating_part, linear_part), None
+            return total + _gated_mlp(x, gating_part, linear_part, activation), None
 
         total, _ = jax.lax.scan(_add_part, jnp.zeros_like(x), jnp.arange(cfg.mlp_parts))
         return total
 
 
-def _gated_mlp(x: Tokens, gating: Weight, linear: Weight) -> Tokens:
+def _gated_mlp(x: Tokens, gating: Weight, linear: Weight, activation: Callable) -> Tokens:
     gate = gating[0].einsum("btd,df->btf", x)
     up = gating[1].einsum("btd,df->btf", x)
-    return linear.einsum("btf,fd->btd", nn.gelu(gate, approximate=True) * up)
+    return linear.einsum("btf,fd->btd", activation(gate) * up)
 
 
 class Block(nn.Module):
