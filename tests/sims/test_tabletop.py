@@ -189,6 +189,35 @@ def test_chunks_of_a_touch_are_what_the_expert_does():
     assert env.expert_chunk(0, 3)[1] == 0
 
 
+def _nearest_to_hand(env):
+    return np.linalg.norm(env.layout.positions - env.layout.hand[:2], axis=1).argmin()
+
+
+def _nearest_to_centre(env):
+    return np.linalg.norm(env.layout.positions, axis=1).argmin()
+
+
+def _hub(env):
+    """Return the object whose noun and color most others have."""
+    words = [{shown.noun, shown.color} for shown in env.layout.objects]
+    return np.argmax([sum(len(own & other) for other in words) for own in words])
+
+
+@pytest.mark.parametrize("choose", [_nearest_to_hand, _nearest_to_centre, _hub])
+@pytest.mark.parametrize("scene_name", ["A0", "C0"])
+def test_a_policy_that_ignores_the_words_succeeds_in_a_fifth_of_the_trials(scene_name, choose):
+    env = _environment(scene_name=scene_name)
+    successes = []
+    for trial in range(100):
+        env.reset(eval_seed(trial))
+        actions, count = env.expert_chunk(int(choose(env)), 60)
+        for action in actions[:count]:
+            env.step(action)
+        assert env.done
+        successes.append(env.success)
+    assert np.mean(successes) == 0.2
+
+
 def test_chunks_lead_from_any_state_to_the_object():
     env = _environment()
     rng = np.random.default_rng(0)
