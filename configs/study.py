@@ -35,6 +35,7 @@ STAGE3_ACTION_ROWS = 12_000
 LONG_ACTION_ROWS = 139_600  # with as many FLOPs on actions alone as RY has in both stages
 STAGE1_EXTRA = 7  # ETC segments beside the first of a row, in stage 1
 EXTRA = 4  # the same in stages 2 and 3
+INSTRUCTIONS = 5  # of an action row: its own and those that name the other objects
 CONFIRMATORY_SEEDS = tuple(range(8))
 EXPLORATORY_SEEDS = (0, 1, 2)
 
@@ -168,6 +169,8 @@ def stage2(
       shares: see `mixture`; that of `action` must be given.
     """
     fixed = mixture(**shares)
+    fixed["data.actions_per_row"] = INSTRUCTIONS
+    fixed["loss.noise_samples"] = INSTRUCTIONS
     fixed["steps"] = round(rows / (BATCH * mean_share(shares["action"])))
     if set(fixed["streams"]) == {"action"}:
         fixed["loss.text"] = common.constant(0.0)
