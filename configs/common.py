@@ -48,6 +48,9 @@ REPLAY_SHARE = 0.1
 # Demonstrations per task that the embedded datasets have by default.
 DEFAULT_EPISODES = {"source": 30, "target": 10}
 
+# The same for the roles of the tabletop's datasets.
+TABLETOP_EPISODES = {"demos": 1200, "etc": 600, "ood": 400}
+
 # What each variant changes in all stages. A stage's file has a table of the same form for itself.
 BASE_VARIANTS: dict[str, dict[str, Any]] = {
     # The model size is the variant's name. `tiny` trains in minutes on two CPU cores.
@@ -107,7 +110,8 @@ def base(
     c.seed = 0
     # Folder of checkpoints, logs and pictures. A run that it contains is resumed.
     c.workdir = f"runs/{variant}/{stage}"
-    # Where the parameters come from: a workdir (the EMA of its newest checkpoint) or released
+    # Where the parameters come from: a workdir (the EMA of its newest checkpoint), "base" (the
+    # small model that ships with the package) or the folder of another base model, or released
     # weights (a Hugging Face directory, big_vision's .npz, openpi's params). "": random parameters.
     c.init_from = ""
     # Rules over the parameters of both models: True loads a parameter from init_from, False
@@ -176,6 +180,9 @@ def _add_data_fields(c: ml_collections.ConfigDict) -> None:
     c.data.text_len = 80  # L, text tokens per row
     c.data.max_targets = 40  # predicted tokens per row, at most
     c.data.num_cameras = 2  # C
+    # K, action segments of an action row: the episode's own instruction, and K - 1 of the frame's
+    # relabels (other instructions and their actions), where the dataset has them.
+    c.data.actions_per_row = 1
     c.data.norm = "quantile"  # normalisation of state and actions: "quantile", "zscore" or "none"
     # No flow loss on action dimensions that a dataset lacks and on steps past the end of an
     # episode.
@@ -205,7 +212,8 @@ def _add_loss_fields(c: ml_collections.ConfigDict) -> None:
     c.loss.fast = constant(0.0)  # next-token loss of FAST action tokens
     c.loss.flow = constant(0.0)  # flow-matching loss of the action expert
     c.loss.z = constant(0.0)  # squared log of the softmax sum (PaLM uses 1e-4); bounds the logits
-    # R, noise samples per action chunk. They share the prefix, so more of them cost little.
+    # R, noise samples per row, a multiple of data.actions_per_row. They share the prefix, so more
+    # of them cost little.
     c.loss.noise_samples = 4
 
 
@@ -231,6 +239,10 @@ def _add_optimizer_fields(c: ml_collections.ConfigDict) -> None:
     c.optim.microbatches = 1
     # A loss or gradient that is not finite: "stop" the run, or "skip" the step and count it.
     c.optim.on_nonfinite = "stop"
+    # Rows of the token table that no answer of the stage uses. The softmax of each answer moves
+    # them, which destroys words that the stage does not train. "protect": no gradient from the
+    # softmax; "freeze": no gradient; "train": the whole gradient (etcvla/train/vocabulary.py).
+    c.optim.vocabulary = "protect"
     c.optim.ema = 0.99  # decay of the moving average of the parameters
 
 
@@ -351,6 +363,17 @@ def etc_streams(dataset: str, share: float | tuple, extra_segments: int) -> dict
     return streams
 
 
+def shared_etc_streams(
+    datasets: tuple[str, ...], share: float | tuple, extra_segments: int
+) -> dict[str, dict]:
+    """Return the streams of `etc_streams` of several datasets, which get equal shares."""
+    part = scale(as_schedule(share), 1 / len(datasets))
+    streams = {}
+    for name in datasets:
+        streams |= etc_streams(name, part, extra_segments)
+    return streams
+
+
 def parse_variant(stage: str, variant: str, options: tuple[str, ...]) -> tuple[str, list[str]]:
     """Split "VARIANT+OPTION+..." into the variant and its options.
 
@@ -380,7 +403,7 @@ def add_replay(c: ml_collections.ConfigDict, share: float = REPLAY_SHARE) -> Non
         name = "tabletop_vqa"
         entry = tabletop_vqa()
         kind_weights = TABLETOP_VQA_WEIGHTS
-        extra_segments = 4
+        extra_segments = 10 if c.variant == "tabletop" else 4
     points = set()
     for other in c.streams.values():
         points.update(progress for progress, _ in other.weight)
@@ -428,6 +451,7 @@ def openpi_optimizer(c: ml_collections.ConfigDict) -> None:
     c.optim.b2 = 0.95
     c.optim.eps = 1e-8
     c.optim.clip = 1.0
+    c.optim.vocabulary = "train"
     c.optim.ema = 0.99
     c.steps = 30_000
     c.batch_size = 32
@@ -525,6 +549,31 @@ def shapes(root: str = "data") -> dict[str, Any]:
     """Return the embedded dataset of 2-D shapes, a substitute for web images."""
     build = ("data_builders.shapes_vqa", f"--out={root}")
     return dataset(f"{root}/shapes_vqa/default", ("image",), build)
+
+
+def tabletop(
+    role: str, rotation: int = 0, *, episodes: int = 0, root: str = "data"
+) -> dict[str, Any]:
+    """Return an embedded dataset of the tabletop's task "touch".
+
+    Args:
+      role: "demos" (words of tier A, with actions), "etc" (A and B, without actions) or "ood" (A
+        and N, without actions).
+      rotation: of the words of the tiers, see `etcvla.sims.tabletop.words`.
+      episodes: training episodes; 0: the role's default.
+      root: folder of the embedded datasets.
+    """
+    build = (
+        "data_builders.tabletop_etc",
+        f"--role={role}",
+        f"--rotation={rotation}",
+        f"--episodes={episodes}",
+        f"--out={root}",
+    )
+    name = f"{role}_r{rotation}"
+    if episodes not in (0, TABLETOP_EPISODES[role]):
+        name += f"_{episodes}ep"
+    return dataset(f"{root}/tabletop_etc/{name}", ("front",), build)
 
 
 def tabletop_vqa(root: str = "data") -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The batch: what the data loader returns and the model reads, in all stages.
 
-One row is one observation (the images of one frame) with one or several segments (text, and the
-action chunk):
+One row is one observation (the images of one frame) with one or several segments of text. Up to K
+of them are action segments, each with an action chunk:
 
 | field          | dtype[shape]         | meaning                                                 |
 |----------------|----------------------|---------------------------------------------------------|
@@ -12,16 +12,16 @@ action chunk):
 | target         | bool[B, L]           | the token is predicted (causal); else it is a prompt    |
 |                |                      | token (bidirectional within its segment)                |
 | weight         | float32[B, L]        | loss weight of the token                                |
-| action_segment | int32[B]             | segment whose prompt the expert reads; 0: no action     |
+| action_segment | int32[B, K]          | segment whose prompt the expert reads; 0: no action     |
 | state          | float32[B, Q]        | normalized proprioception                               |
-| actions        | float32[B, P, A]     | normalized action chunk                                 |
-| action_mask    | bool[B, P, A]        | false on padded action dimensions and on steps past the |
-|                |                      | end of the episode                                      |
-| action_weight  | float32[B]           | loss weight of each unmasked value of the chunk         |
+| actions        | float32[B, K, P, A]  | normalized action chunks                                |
+| action_mask    | bool[B, K, P, A]     | false on padded action dimensions, on steps past the    |
+|                |                      | end of the episode, and where there is no chunk         |
+| action_weight  | float32[B, K]        | loss weight of each unmasked value of the chunk         |
 | stream         | int32[B, L]          | index of the token's stream in the mixture, for metrics |
 
-Axes: B batch, C cameras, H image height, W image width, L text length, Q state width, P action
-horizon, A action width.
+Axes: B batch, C cameras, H image height, W image width, L text length, Q state width, K action
+chunks of a row, P action horizon, A action width.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ SCHEMA: dict[str, tuple[type, str]] = {
     "segment": (np.int32, "BL"),
     "target": (np.bool_, "BL"),
     "weight": (np.float32, "BL"),
-    "action_segment": (np.int32, "B"),
+    "action_segment": (np.int32, "BK"),
     "state": (np.float32, "BQ"),
-    "actions": (np.float32, "BPA"),
-    "action_mask": (np.bool_, "BPA"),
-    "action_weight": (np.float32, "B"),
+    "actions": (np.float32, "BKPA"),
+    "action_mask": (np.bool_, "BKPA"),
+    "action_weight": (np.float32, "BK"),
     "stream": (np.int32, "BL"),
 }
 
@@ -52,9 +52,10 @@ def zeros(**sizes: int) -> dict[str, np.ndarray]:
     """Return a batch of zeros.
 
     Args:
-      **sizes: sizes by axis letter, e.g. zeros(B=2, C=1, H=96, W=96, L=64, Q=4, P=10, A=4).
+      **sizes: sizes by axis letter, e.g. zeros(B=2, C=1, H=96, W=96, L=64, Q=4, P=10, A=4). K is 1
+        by default.
     """
-    sizes["3"] = 3
+    sizes = {"K": 1, "3": 3, **sizes}
     batch = {}
     for name, (dtype, axes) in SCHEMA.items():
         batch[name] = np.zeros([sizes[axis] for axis in axes], dtype)

@@ -50,7 +50,9 @@ def test_config_is_complete(config):
     assert all(name in table for name in config.streams)
     assert all(field in table for field in missing_paths(config))
     has_actions = any(stream.kind == "action" for stream in config.streams.values())
-    expected_losses = ["text", "fast", "flow"] if has_actions else ["text"]
+    expected_losses = ["text"]
+    if has_actions:
+        expected_losses += ["flow"] if config.variant == "tabletop" else ["fast", "flow"]
     assert active_losses(StepSettings.from_config(config, 0)) == expected_losses
     for dataset in config.datasets.values():
         assert 1 <= len(dataset.cameras) <= config.data.num_cameras
@@ -76,6 +78,19 @@ def test_rules_match_the_models_parameters(config):
     assert decay["llm"]["layers"]["mlp"]["linear"] > 0
     assert row_sizes(config, model).image_size == model.config.siglip.image_size
     assert config.data.max_targets < config.data.text_len
+
+
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_tabletop_stages_have_one_model_and_one_base(stage):
+    config = get_config(stage, "tabletop")
+    base = get_config("vlm_pretrain", "tiny")
+    assert config.model.size == base.model.size
+    assert config.data.places == base.data.places
+    assert config.data.num_cameras == base.data.num_cameras
+    if stage == STAGES[1]:
+        assert config.init_from == base.workdir
+    else:
+        assert config.init_from == get_config(STAGES[STAGES.index(stage) - 1], "tabletop").workdir
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -124,7 +139,7 @@ def test_unknown_variants_and_options_are_named():
     ):
         get_config("retentive_adapt", "tiny+lara")
     with pytest.raises(
-        UserError, match="objective_bridge.py: unknown variant 'tinny';.*tiny, paligemma_3b"
+        UserError, match="objective_bridge.py: unknown variant 'tinny';.*tiny, tabletop"
     ):
         get_config("objective_bridge", "tinny")
     with pytest.raises(UserError, match="recipe.py: unknown variant 'dem'; choose from demo, mt10"):

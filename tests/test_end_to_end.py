@@ -149,4 +149,4 @@ def test_a_typo_in_a_flag_is_one_line_with_a_hint(flag, message):
 
 def test_an_unknown_variant_lists_the_known_ones():
     printed = run("launch/train.py", "--config=configs/objective_bridge.py:huge", fails=True)
-    assert "choose from tiny, paligemma_3b" in printed and "Traceback" not in printed
+    assert "choose from tiny, tabletop, paligemma_3b" in printed and "Traceback" not in printed

@@ -56,6 +56,8 @@ class RobotSchema:
     state_doc: str  # units, frame and order of the vector
     action_size: int  # 0: the dataset has no actions
     action_doc: str
+    num_relabels: int = 0  # N, other instructions of each step
+    horizon: int = 0  # P, actions of a relabel
 
 
 def robot_features(schema: RobotSchema) -> _F.FeaturesDict:
@@ -71,6 +73,8 @@ def robot_features(schema: RobotSchema) -> _F.FeaturesDict:
     action = {}
     if schema.action_size:
         action["action"] = _vector(schema.action_size, schema.action_doc)
+    if schema.num_relabels:
+        action["relabels"] = relabel_features(schema)
     steps = {
         "observation": _F.FeaturesDict(observation, doc="Observation before the action."),
         **action,
@@ -89,6 +93,28 @@ def robot_features(schema: RobotSchema) -> _F.FeaturesDict:
             "episode_metadata": _episode_metadata(robot_metadata_features()),
         },
         doc="One episode.",
+    )
+
+
+def relabel_features(schema: RobotSchema) -> _F.FeaturesDict:
+    """Return the feature `steps/relabels`; see `etcvla.sims.rollout.Relabels`."""
+    count = schema.num_relabels
+    shape = (count, schema.horizon, schema.action_size)
+    return _F.FeaturesDict(
+        {
+            "instruction": _F.Sequence(
+                _F.Text(doc="Instruction that names another object."),
+                length=count,
+                doc="Other instructions that the scene allows.",
+            ),
+            "actions": _F.Tensor(
+                shape=shape, dtype=np.float32, doc="The expert's next actions for each of them."
+            ),
+            "valid": _F.Tensor(
+                shape=(count,), dtype=np.int32, doc="How many of the actions precede the end."
+            ),
+        },
+        doc="What the expert would do from this state after other instructions.",
     )
 
 
@@ -179,6 +205,12 @@ def _encode_step(episode: Episode, step: int) -> dict:
     }
     if episode.action is not None:
         encoded["action"] = episode.action[step]
+    if episode.relabels is not None:
+        encoded["relabels"] = {
+            "instruction": list(episode.relabels.instruction),
+            "actions": episode.relabels.actions[step],
+            "valid": episode.relabels.valid[step],
+        }
     return encoded
 
 

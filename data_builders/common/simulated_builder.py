@@ -41,14 +41,17 @@ class SimulatedConfig(tfds.core.BuilderConfig):
     noise: tuple[float, float] = (0.0, 0.0)  # range of the action noise's standard deviation
     locations: str = "loc"  # format of coordinates: "loc" tokens, or "integers"
 
-    def validate(self, scenes: Mapping[str, Any]) -> None:
+    def validate(self, scenes: Mapping[str, Any] | None = None) -> None:
         """Raise UserError for a scene or location format without an entry, and for bad numbers.
+
+        Without `scenes`, the field `scene` is not checked.
 
         `tfds build --config` reads JSON lists; they become tuples.
         """
         self.tasks = tuple(self.tasks)
         self.noise = tuple(self.noise)
-        lookup(scenes, self.scene, "scene")
+        if scenes is not None:
+            lookup(scenes, self.scene, "scene")
         lookup(dict.fromkeys(LOCATIONS), self.locations, "locations")
         check_minimum(self, {"episodes": 0, "held_out": 0, "image_size": 16})
         if not 0 <= self.noise[0] <= self.noise[1]:

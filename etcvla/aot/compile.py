@@ -158,6 +158,7 @@ def zero_rows(stage: Stage) -> dict[str, np.ndarray]:
         W=sizes.image_size,
         L=sizes.text_len,
         Q=sizes.state_dim,
+        K=sizes.actions_per_row,
         P=sizes.horizon,
         A=sizes.action_dim,
     )

@@ -118,6 +118,7 @@ def count_segments(config: ml_collections.ConfigDict) -> SegmentCount:
             W=size,
             L=text_len,
             Q=config.model.state_dim,
+            K=data.actions_per_row,
             P=config.model.horizon,
             A=config.model.action_dim,
         )

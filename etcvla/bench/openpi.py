@@ -300,7 +300,7 @@ class OpenPI:
                 "tokenized_prompt_mask": batch["segment"] > 0,
             }
         )
-        return jax.device_put((observation, batch["actions"]))
+        return jax.device_put((observation, batch["actions"][:, 0]))
 
     def velocity(self, cameras: int) -> list:
         """Return the velocity float[1, P, A] at `ours.FLOW_TIME`, as nested lists.

@@ -21,6 +21,7 @@ class RowSizes:
     state_dim: int  # S
     horizon: int  # P
     action_dim: int  # A
+    actions_per_row: int = 1  # K
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,28 +42,32 @@ class SegmentChooser:
 
     def action(
         self, task: str, subtask: str | None, state: np.ndarray, chunk: np.ndarray
-    ) -> list[prompts.Segment]:
-        """Return the action segment and, if the subtask is known, the segment that asks for it.
+    ) -> prompts.Segment:
+        """Return the segment of an action.
 
         Args:
+          subtask: the current subtask; None if it is unknown.
           state: normalised, float32[S].
           chunk: normalised, float32[P, A].
         """
-        prompt_state = state if self.has_state else None
-        action = prompts.action(
+        return prompts.action(
             self.tokenizer,
             task,
             prompt=self.prompt,
-            state=prompt_state,
+            state=state if self.has_state else None,
             subtask=subtask or task,
             fast=self.fast.encode(chunk) if self.fast else None,
         )
-        if not subtask:
-            return [action]
-        question = prompts.subtask(
-            self.tokenizer, task, prompt=self.prompt, state=prompt_state, answer=subtask
+
+    def subtask(self, task: str, subtask: str, state: np.ndarray) -> prompts.Segment:
+        """Return the segment that asks for the current subtask; arguments as of `action`."""
+        return prompts.subtask(
+            self.tokenizer,
+            task,
+            prompt=self.prompt,
+            state=state if self.has_state else None,
+            answer=subtask,
         )
-        return [action, question]
 
     def question(self, items: list[Item], kind: str, rng: np.random.Generator) -> prompts.Segment:
         """Draw an item of a kind, remove it from `items`, and return its segment."""
@@ -85,18 +89,21 @@ class SegmentChooser:
         return prompts.question(self.tokenizer, item.question, item.answer)
 
 
-def pack_segments(row: Row, groups: Sequence[SegmentGroup], *, max_targets: int) -> list[list]:
+def pack_segments(
+    row: Row, groups: Sequence[SegmentGroup], *, max_targets: int, required: int = 1
+) -> list[list]:
     """Write segments one after another into a row; leave out extra segments that do not fit.
 
     Args:
       row: an empty row.
-      groups: the segments. The first one must fit.
+      groups: the segments.
       max_targets: most target tokens in a row.
+      required: number of segments, the first ones, that must fit.
 
     Returns: for each group, the columns (a slice) of the targets of each segment written that has
       targets.
 
-    Raises UserError if the first segment does not fit.
+    Raises UserError if a required segment does not fit.
     """
     text_len = len(row["tokens"])
     length = 0
@@ -110,11 +117,12 @@ def pack_segments(row: Row, groups: Sequence[SegmentGroup], *, max_targets: int)
             stop = length + len(segment)
             segment_targets = len(segment.target)
             if stop > text_len or num_targets + segment_targets > max_targets:
-                if number > 1:
+                if number > required:
                     continue
                 raise UserError(
                     f"a segment of {len(segment)} tokens, {segment_targets} of them targets, does "
-                    f"not fit data.text_len {text_len} and data.max_targets {max_targets}"
+                    f"not fit data.text_len {text_len} and data.max_targets {max_targets}, of "
+                    f"which {length} and {num_targets} are used"
                 )
             row["tokens"][length:stop] = segment.prompt + segment.target
             row["segment"][length:stop] = number
@@ -133,8 +141,9 @@ def weigh_row(
     """Write the loss weights of a row's target tokens and action values.
 
     Form "share": the row's loss is the flow's mean plus, for each group, its coefficient times the
-    mean over its segments of each segment's token mean. Form "openpi": one mean over all target
-    tokens. Form "objectives": every token and every value weighs 1.
+    mean over its segments of each segment's token mean. The flow's mean is that over the chunks of
+    each chunk's mean. Form "openpi": the same flow loss, and one mean over all target tokens. Form
+    "objectives": every token and every value weighs 1.
 
     Args:
       row: a row with its segments and actions.
@@ -143,12 +152,14 @@ def weigh_row(
       form: a name of `etcvla.loss_forms.LOSS_FORMS`.
       coefficient: coefficient of the row's loss in the total loss; not for "objectives".
     """
-    num_values = np.count_nonzero(row["action_mask"])
+    num_values = np.count_nonzero(row["action_mask"], axis=(1, 2))  # of each chunk
+    has_chunk = num_values > 0
     if form == "objectives":
         row["weight"][...] = row["target"]
-        row["action_weight"][...] = num_values > 0
+        row["action_weight"][...] = has_chunk
         return
-    row["action_weight"][...] = coefficient / num_values if num_values else 0
+    chunk_weight = coefficient / max(np.count_nonzero(has_chunk), 1)
+    row["action_weight"][...] = np.where(has_chunk, chunk_weight / np.maximum(num_values, 1), 0)
     if form == "openpi":
         num_targets = np.count_nonzero(row["target"])
         row["weight"][...] = row["target"] * (coefficient / max(num_targets, 1))

@@ -90,6 +90,12 @@ class Annotation:
         """Return T, the number of steps."""
         return len(self.gripper_open)
 
+    @property
+    def has_exact_names(self) -> bool:
+        """Whether every object's name consists of its color and its shape ("red cube")."""
+        described = zip(self.colors, self.shapes, strict=False)
+        return self.objects == tuple(f"{color} {shape}" for color, shape in described)
+
     def direction_vector(self, direction: str) -> np.ndarray:
         """Return the unit vector of "front", "left" or "up" in the base frame, NaN if unknown."""
         signs = {direction: 1.0, OPPOSITE[direction]: -1.0}

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.random import Generator
 
+from etcvla.etc.annotation import Annotation
 from etcvla.etc.facts import Candidate, Candidates, FrameView, select
 from etcvla.etc.geometry import iou
 
@@ -78,8 +79,8 @@ def candidates(
       view: the first camera's facts.
       rng: draws the subjects of relations and the objects of presence and counting questions.
       dropped: counts the questions that are not asked, by reason.
-      absent: nouns of objects in other scenes. Nouns that share a word with an object of this
-        scene are ignored. Without any noun, no presence questions are made.
+      absent: nouns of objects in other scenes. Nouns that may name an object of this scene are
+        ignored. Without any noun, no presence questions are made.
     """
     in_view = select(dropped, "gripper_point", {"not in view": view.gripper_in_image})
     for t in np.flatnonzero(in_view).tolist():
@@ -89,13 +90,23 @@ def candidates(
         yield from _cross_view(view, FrameView(view.annotation, camera), dropped)
     yield from _names(view, dropped)
     yield from _descriptions(view, dropped)
-    # The absence of a noun that shares a word with an object's name is debatable.
-    words = set(" ".join(view.annotation.objects).split())
-    absent = [noun for noun in absent if words.isdisjoint(noun.split())]
+    absent = _certainly_absent(view.annotation, absent)
     if absent:
         yield from _presence(view, rng, dropped, absent)
     if len(absent) >= NUM_COUNTED:
         yield from _counts(view, rng, absent)
+
+
+def _certainly_absent(annotation: Annotation, nouns: Sequence[str]) -> list[str]:
+    """Return the nouns that name no object of the scene.
+
+    The absence of a noun that shares a word with an object's name is debatable ("drawer" beside a
+    "drawer handle"), unless names consist of a color and a shape.
+    """
+    if annotation.has_exact_names:
+        return [noun for noun in nouns if noun not in annotation.objects]
+    words = set(" ".join(annotation.objects).split())
+    return [noun for noun in nouns if words.isdisjoint(noun.split())]
 
 
 def place(center: Sequence[float]) -> tuple[str, bool]:

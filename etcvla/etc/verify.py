@@ -300,11 +300,14 @@ def _describe_shape(question: Question) -> Truth:
 def _is_present(question: Question, noun: str) -> bool | None:
     """Return whether the first camera shows an object of this name, None if that is unknown.
 
-    It is unknown if the noun is no object's name but shares a word with one.
+    It is unknown if the noun is no object's name but shares a word with one, unless names consist
+    of a color and a shape.
     """
     objects = question.annotation.objects
     if noun in objects:
         return True if question.is_shown(objects.index(noun)) else None
+    if question.annotation.has_exact_names:
+        return False
     words = set(" ".join(objects).split())
     return False if words.isdisjoint(noun.split()) else None
 

@@ -106,9 +106,9 @@ def sample_with_image_cache(
     Args:
       model: the model.
       params: its parameters.
-      batch: the rows. Of its actions only `action_mask` is used, for the unpadded action
-        dimensions; padded ones stay 0. All steps of the chunk are read, because the end of the
-        episode is not known while acting.
+      batch: the rows, with K = 1. Of its actions only `action_mask` is used, for the unpadded
+        action dimensions; padded ones stay 0. All steps of the chunk are read, because the end of
+        the episode is not known while acting.
       start: noise from which to integrate, and the chunks that the new ones continue.
       num_steps: number of Euler steps.
       image_cache: cache of the batch's images, which are then not read.
@@ -123,7 +123,7 @@ def sample_with_image_cache(
         image_cache = _encode_images(model, params, batch["images"], batch["image_mask"])
     _, cache = _run_prompt(model, params, image_cache, batch)
     prefix_mask = expert_key_mask(image_cache.image_token_mask, batch)
-    dim_mask = action_dim_mask(batch)
+    dim_mask = action_dim_mask(batch)[:, 0]
 
     def _velocity(x_t, time):
         bound = model.bind({"params": params})

@@ -54,11 +54,10 @@ def sample_time(key: jax.Array, shape: Shape) -> AnyShape:
 
 
 def interpolate(
-    actions: Chunks, noise: NoisyChunks, time: FlowTimes
+    actions: NoisyChunks, noise: NoisyChunks, time: FlowTimes
 ) -> tuple[NoisyChunks, NoisyChunks]:
-    """Compute (x_t, u) for R noise samples of each chunk."""
+    """Compute (x_t, u) of noise samples, each between its own noise and actions."""
     t = time[..., None, None]
-    actions = actions[:, None]
     return t * noise + (1 - t) * actions, noise - actions
 
 

@@ -8,6 +8,8 @@ Axes, in this package and in `etcvla.train` (einsum equations use the same lette
   N  query heads               L  text length           A  action width
   K  key and value heads       M  target positions      R  noise samples
   G  query heads per key head  H  head width            Q  state width
+
+In the fields of a batch, K counts action chunks and H is an image's height; see `etcvla.batch`.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ State = Float[Array, "B Q"]
 Chunks = Float[Array, "B P A"]
 NoisyChunks = Float[Array, "B R P A"]
 FlowTimes = Float[Array, "B R"]
-StepMask = Bool[Array, "B P"]
+StepMask = Bool[Array, "B K P"]  # of K action chunks
+ExpertKeyMask = Bool[Array, "B K S"]
 
 KVCache = tuple[Array, Array]  # keys and values of stream 0, each float[depth, B, S, K, H]
 Mask = Array | tuple[Array, Array]  # bool[B, T, S] for all layers, or for (global, local) layers

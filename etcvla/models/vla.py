@@ -3,8 +3,9 @@
 SigLIP and Gemma process the prefix, the action expert processes the suffix.
 
 The prefix holds the image tokens and the text of all segments. The suffix holds an optional state
-token and R noisy action chunks. Training runs both in one pass. A policy runs the prefix once,
-keeps its keys and values, and runs the suffix once per integration step.
+token for each of the row's K action segments, and R noisy action chunks. Chunk r belongs to action
+segment r mod K and reads no other segment. Training runs both in one pass. A policy runs the prefix
+once, keeps its keys and values, and runs the suffix once per integration step.
 
 Axes as in `etcvla.models.types`; the fields of a batch are described in `etcvla.batch`.
 """
@@ -32,11 +33,11 @@ from etcvla.models.types import (
     Batch,
     CameraMask,
     Chunks,
+    ExpertKeyMask,
     FlowTimes,
     ImageMask,
     ImageTokens,
     Index,
-    KeyMask,
     KVCache,
     Mask,
     NoisyChunks,
@@ -185,16 +186,16 @@ class VLA(nn.Module):
         state: State,
         x_t: NoisyChunks,
         time: FlowTimes,
-        prefix_mask: KeyMask,
+        prefix_mask: ExpertKeyMask,
         step_mask: StepMask,
     ) -> TokenStream:
-        """Build the suffix stream: an optional state token, then R chunks of P actions.
+        """Build the suffix stream: optional state tokens (K), then R chunks of P actions.
 
         Args:
           state: normalized proprioception.
           x_t: noisy actions.
           time: flow time of each chunk.
-          prefix_mask: prefix columns that the suffix reads.
+          prefix_mask: prefix columns that the noise samples of each action segment read.
           step_mask: False on steps past the end of the episode. Nothing reads those actions.
         """
         batch, noise_samples, horizon, _ = x_t.shape
@@ -204,11 +205,14 @@ class VLA(nn.Module):
         if cond is not None:
             cond = jnp.repeat(cond, horizon, axis=1)
         if self.config.state == "token":
-            tokens = jnp.concatenate([self.state_proj(state)[:, None], tokens], axis=1)
-            # All noise samples read the state token, so its condition must not depend on their
+            # One state token per action segment, because it reads that segment's prompt.
+            num_states = prefix_mask.shape[1]
+            state_tokens = jnp.repeat(self.state_proj(state)[:, None], num_states, axis=1)
+            tokens = jnp.concatenate([state_tokens, tokens], axis=1)
+            # Several noise samples read a state token, so its condition must not depend on their
             # times: it is zero.
             if cond is not None:
-                cond = jnp.pad(cond, ((0, 0), (1, 0), (0, 0)))
+                cond = jnp.pad(cond, ((0, 0), (num_states, 0), (0, 0)))
         positions, mask = self._suffix_positions_and_mask(prefix_mask, step_mask, noise_samples)
         return TokenStream(tokens, positions, mask, cond)
 
@@ -224,33 +228,38 @@ class VLA(nn.Module):
         return self.time_mlp_out(nn.swish(self.time_mlp_in(both))), None
 
     def _suffix_positions_and_mask(
-        self, prefix_mask: KeyMask, step_mask: StepMask, noise_samples: int
+        self, prefix_mask: ExpertKeyMask, step_mask: StepMask, noise_samples: int
     ) -> tuple[Positions, AttentionMask]:
         """Compute the positions and the mask bool[B, T, S + T] of the suffix.
 
-        The state token reads the prefix and itself. An action reads the prefix, the state token,
-        and the actions of its own noise sample at the steps in `step_mask`.
+        A state token reads its action segment's columns of the prefix and itself. An action reads
+        the same columns, the state token, and the actions of its own noise sample at the steps in
+        `step_mask`.
         """
+        num_segments = prefix_mask.shape[1]
         horizon = self.config.horizon
-        num_state = int(self.config.state == "token")
-        action = jnp.arange(noise_samples * horizon + num_state) - num_state
-        sample = action // horizon + 1  # 0: the state token
-        order = jnp.where(sample > 0, action % horizon + num_state, 0)
-        same_sample = (sample[:, None] == sample[None, :]) | (sample[None, :] == 0)
-        is_real = jnp.tile(step_mask, (1, noise_samples))
-        is_real = jnp.pad(is_real, ((0, 0), (num_state, 0)), constant_values=True)
-        suffix_mask = same_sample[None] & is_real[:, None]
-        prefix_mask_of_queries = jnp.repeat(prefix_mask[:, None], len(sample), axis=1)
-        mask = jnp.concatenate([prefix_mask_of_queries, suffix_mask], axis=2)
-        positions = prefix_mask.sum(axis=1, keepdims=True) + order[None]
+        sample = np.repeat(np.arange(noise_samples), horizon)
+        order = np.tile(np.arange(horizon), noise_samples)  # position after the prefix
+        segment = sample % num_segments
+        is_real = step_mask[:, segment, order]
+        if self.config.state == "token":
+            segment = np.concatenate([np.arange(num_segments), segment])
+            sample = np.concatenate([np.full(num_segments, -1), sample])
+            order = np.concatenate([np.zeros(num_segments, int), order + 1])
+            is_real = jnp.pad(is_real, ((0, 0), (num_segments, 0)), constant_values=True)
+        is_state = sample == -1
+        reads = (sample[:, None] == sample) | is_state
+        reads &= segment[:, None] == segment
+        mask = jnp.concatenate([prefix_mask[:, segment], reads & is_real[:, None]], axis=2)
+        positions = prefix_mask.sum(axis=2)[:, segment] + order
         return positions, mask
 
     def _velocity(self, hidden: Tokens, noise_samples: int) -> NoisyChunks:
         """Project the expert's output to velocities in float32."""
-        num_state = int(self.config.state == "token")
-        actions = hidden[:, num_state:].astype(jnp.float32)
+        horizon = self.config.horizon
+        actions = hidden[:, -noise_samples * horizon :].astype(jnp.float32)
         velocity = self.action_out_proj(actions)
-        return velocity.reshape(hidden.shape[0], noise_samples, self.config.horizon, -1)
+        return velocity.reshape(hidden.shape[0], noise_samples, horizon, -1)
 
     # ---- entry points ----------------------------------------------------------------------------
 
@@ -261,6 +270,7 @@ class VLA(nn.Module):
         x_t: NoisyChunks | None,
         time: FlowTimes | None,
         gradient_scale: Scalar | None = None,
+        trained_rows: Bool[Array, " V"] | None = None,
     ) -> tuple[Float[Array, "B M V"] | None, NoisyChunks | None]:
         """Run the whole model, as in training.
 
@@ -271,6 +281,7 @@ class VLA(nn.Module):
           time: their flow times.
           gradient_scale: factor of the gradient from the expert to the language model; None: 0 with
             `insulate`, else 1.
+          trained_rows: rows of the token table that get a gradient from the logits; None: all.
 
         Returns: float32 logits that predict tokens[target_positions], and float32 velocities; each
           None if it was not requested.
@@ -280,7 +291,7 @@ class VLA(nn.Module):
         streams = {LANGUAGE: self.embed_prefix(image_tokens, image_token_mask, batch)}
         if x_t is not None:
             readable = expert_key_mask(image_token_mask, batch)
-            step_mask = batch["action_mask"].any(axis=2)
+            step_mask = batch["action_mask"].any(axis=3)
             streams[EXPERT] = self.embed_suffix(batch["state"], x_t, time, readable, step_mask)
         outputs, _ = self.llm(streams, gradient_scale=gradient_scale)
         logits = None
@@ -289,7 +300,7 @@ class VLA(nn.Module):
             # The token before a target predicts it.
             columns = image_token_mask.shape[1] + jnp.maximum(target_positions - 1, 0)
             hidden = jnp.take_along_axis(outputs[LANGUAGE], columns[..., None], axis=1)
-            logits = self.llm.logits(hidden)
+            logits = self.llm.logits(hidden, trained_rows)
         if x_t is not None:
             velocity = self._velocity(outputs[EXPERT], x_t.shape[1])
         return logits, velocity
@@ -329,14 +340,15 @@ class VLA(nn.Module):
     def predict_velocity(
         self,
         cache: KVCache,
-        prefix_mask: KeyMask,
+        prefix_mask: ExpertKeyMask,
         state: State,
         x_t: Chunks,
         time: Float[Array, " B"],
     ) -> Chunks:
         """Return the velocity of one chunk; the expert reads the cache columns in `prefix_mask`."""
-        step_mask = jnp.ones(x_t.shape[:2], bool)
-        suffix = self.embed_suffix(state, x_t[:, None], time[:, None], prefix_mask, step_mask)
+        x_t = x_t[:, None]
+        step_mask = jnp.ones(x_t.shape[:3], bool)
+        suffix = self.embed_suffix(state, x_t, time[:, None], prefix_mask, step_mask)
         outputs, _ = self.llm({EXPERT: suffix}, cache)
         return self._velocity(outputs[EXPERT], 1)[:, 0]
 
@@ -441,23 +453,28 @@ def layer_masks(
     return mask, ops.local_mask(mask, positions, key_positions, causal, window)
 
 
-def expert_key_mask(image_token_mask: ImageMask, batch: Batch) -> Bool[Array, "B I+L"]:
-    """Return the prefix columns that the expert reads.
+def action_token_mask(batch: Batch) -> Bool[Array, "B K L"]:
+    """Return the tokens of each action segment: its prompt and its FAST tokens."""
+    segment = batch["segment"][:, None]
+    return (segment == batch["action_segment"][..., None]) & (segment > 0)
 
-    These are the present image tokens and the prompt of the action segment, but not its FAST
-    tokens.
+
+def expert_key_mask(image_token_mask: ImageMask, batch: Batch) -> Bool[Array, "B K I+L"]:
+    """Return the prefix columns that the expert reads for each action segment.
+
+    These are the present image tokens and the segment's prompt, but not its FAST tokens.
     """
-    segment = batch["segment"]
-    in_segment = (segment == batch["action_segment"][:, None]) & (segment > 0)
-    return jnp.concatenate([image_token_mask, in_segment & ~batch["target"]], axis=1)
+    prompt = action_token_mask(batch) & ~batch["target"][:, None]
+    images = jnp.repeat(image_token_mask[:, None], prompt.shape[1], axis=1)
+    return jnp.concatenate([images, prompt], axis=2)
 
 
-def action_dim_mask(batch: Batch) -> Bool[Array, "B 1 A"]:
+def action_dim_mask(batch: Batch) -> Bool[Array, "B K 1 A"]:
     """Return the mask of the unpadded action dimensions.
 
     The padding is no target of the flow loss, so it must not be an input either.
     """
-    return batch["action_mask"].any(axis=1, keepdims=True)
+    return batch["action_mask"].any(axis=2, keepdims=True)
 
 
 def find_target_positions(

@@ -49,8 +49,8 @@ class Panel:
       row: arrays of the row.
       shapes: (shape, colour) of the shapes in the texts, drawn over the first camera's image.
       attention: bool[T, S], the attention mask of images and text.
-      expert_attention: bool[S], the keys of the action expert.
-      fast_chunk: float[P, A] decoded from FAST tokens, if the row has any.
+      expert_attention: bool[K, S], the keys of the action expert for each action chunk.
+      fast_chunk: float[P, A] decoded from the first chunk's FAST tokens, if it has any.
       lines: (text, colour) of the lines of text.
     """
 
@@ -112,7 +112,7 @@ def draw_panel(axes: Axes, panel: Panel, top: float, text_left: float) -> None:
         left += SIDE + GAP
     colors = np.array([to_rgb(segment_color(number)) for number in row["segment"].tolist()])
     _picture(axes, draw_attention(panel, colors), left, picture_top)
-    if row["action_segment"]:
+    if row["action_segment"].any():
         left += SIDE + GAP
         draw_chunk(axes, panel, left, picture_top)
     is_prompt = (row["segment"] > 0) & ~row["target"]
@@ -140,27 +140,29 @@ def draw_attention(panel: Panel, text_colors: np.ndarray) -> np.ndarray:
       panel: the row's panel.
       text_colors: float[L, 3] of the text tokens.
     """
-    num_image_tokens = len(panel.expert_attention) - len(text_colors)
+    num_image_tokens = panel.expert_attention.shape[1] - len(text_colors)
     num_keys = num_image_tokens + int((panel.row["segment"] > 0).sum())
     image_colors = np.tile(to_rgb(IMAGE_COLOR), (num_image_tokens, 1))
     colors = np.concatenate([image_colors, text_colors])[:num_keys]
     mask = panel.attention[:num_keys, :num_keys]
-    if panel.row["action_segment"]:
-        # The expert has few queries: repeat its line so that it stays visible.
-        num_lines = max(len(panel.row["actions"]), num_keys // 12)
-        mask = np.concatenate([mask, np.tile(panel.expert_attention[:num_keys], (num_lines, 1))])
-        colors = np.concatenate([colors, np.tile(to_rgb(palette.INK), (num_lines, 1))])
+    is_present = panel.row["action_segment"] > 0
+    if is_present.any():
+        # The expert has few queries: repeat its line of each chunk so that it stays visible.
+        num_lines = max(panel.row["actions"].shape[1], num_keys // 12)
+        lines = np.repeat(panel.expert_attention[is_present, :num_keys], num_lines, axis=0)
+        mask = np.concatenate([mask, lines])
+        colors = np.concatenate([colors, np.tile(to_rgb(palette.INK), (len(lines), 1))])
     return np.where(mask[..., None], colors[:, None], to_rgb(BACKGROUND))
 
 
 def draw_chunk(axes: Axes, panel: Panel, left: float, top: float) -> None:
-    """Draw the normalised action chunk as curves over its steps, and the FAST chunk as rings."""
+    """Draw the first normalised action chunk as curves over its steps, its FAST chunk as rings."""
     _picture(axes, np.array([[to_rgb(BACKGROUND)]]), left, top)
     scale = SIDE / (2 * CHUNK_LIMIT)
     center = top + SIDE / 2
     for value in (-1, 0, 1):
         axes.plot([left, left + SIDE], [center - scale * value] * 2, color=palette.GRID)
-    actions = np.where(panel.row["action_mask"], panel.row["actions"], np.nan)
+    actions = np.where(panel.row["action_mask"][0], panel.row["actions"][0], np.nan)
     heights = center - scale * np.clip(actions, -CHUNK_LIMIT, CHUNK_LIMIT)
     xs = left + (np.arange(len(actions)) + 0.5) / len(actions) * SIDE
     for dim, column in enumerate(heights.T):

@@ -32,7 +32,7 @@ class DecodedSegment:
       number: number of the segment in the row, from 1.
       prompt: text of the tokens that are not predicted.
       answer: text of the tokens that are predicted.
-      is_action: the segment's prompt is the prompt of the row's action chunk.
+      is_action: the segment's prompt is the prompt of an action chunk.
       fast_chunk: float[P, A] decoded from the segment's FAST tokens, if it has any.
     """
 
@@ -66,7 +66,7 @@ def draw_batch(batch: Mapping[str, np.ndarray], stage: Stage, title: str) -> np.
         for segment in segments:
             color = batch_panels.segment_color(segment.number)
             shapes += [(shape, color) for shape in segment_shapes(segment)]
-            if segment.is_action:
+            if segment.number == row["action_segment"][0]:
                 fast_chunk = segment.fast_chunk
         panels.append(
             batch_panels.Panel(
@@ -99,7 +99,7 @@ def read_segments(row: Mapping[str, np.ndarray], stage: Stage) -> list[DecodedSe
         prompt = tokenizer.decode(row["tokens"][in_segment & ~row["target"]].tolist()).strip()
         answer_tokens = row["tokens"][in_segment & row["target"]].tolist()
         answer = tokenizer.decode(answer_tokens)
-        is_action = bool(number == row["action_segment"])
+        is_action = number in row["action_segment"]
         fast_tokens = []
         if is_action:
             prompt_format = stage.config.data.prompt
@@ -132,7 +132,7 @@ def _attention_masks(
 
     Returns:
       bool[B, I + L, I + L]: keys that each query of the prefix attends to;
-      bool[B, I + L]: keys of the prefix that the action expert attends to.
+      bool[B, K, I + L]: keys of the prefix that the action expert attends to.
     """
     image_mask = expand_image_mask(config, batch["image_mask"])
     attends = config.image_attends_prompt
@@ -148,11 +148,15 @@ def _heading(index: int, row: Mapping[str, np.ndarray], stage: Stage) -> str:
         f"{(row['segment'] > 0).sum()} of {len(row['tokens'])} tokens",
         f"{row['target'].sum()} of {stage.config.data.max_targets} targets",
     ]
-    if row["action_segment"]:
-        num_steps = row["action_mask"].any(axis=1).sum()
-        num_dims = row["action_mask"].any(axis=0).sum()
+    num_chunks = np.count_nonzero(row["action_segment"])
+    if num_chunks:
+        mask = row["action_mask"][0]
+        num_steps = mask.any(axis=1).sum()
+        num_dims = mask.any(axis=0).sum()
         state = " ".join(f"{value:.2f}" for value in row["state"])
         fields.append(f"{num_steps} actions of {num_dims} dimensions")
+        if num_chunks > 1:
+            fields.append(f"the first of {num_chunks} chunks")
         fields.append(f"state {state}")
     return "  ·  ".join(fields)
 

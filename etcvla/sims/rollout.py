@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 _ALL_VIEWS_INTERVAL = 4
 
 
+@dataclasses.dataclass(frozen=True)
+class Relabels:
+    """What the expert would do if another object of the same scene were named: N instructions."""
+
+    instruction: tuple[str, ...]  # N
+    actions: np.ndarray  # float32[T, N, P, A], the next P actions from each step
+    valid: np.ndarray  # int32[T, N], how many of them are before the end of the episode
+
+
 @dataclasses.dataclass
 class Episode:
     """A demonstration of T steps."""
@@ -33,6 +42,7 @@ class Episode:
     action: np.ndarray | None  # float32[T, A]; None for rerendered states
     annotation: Annotation
     seed: int
+    relabels: Relabels | None = None  # None: the dataset has none
 
 
 class FrameRecorder:
@@ -83,27 +93,27 @@ def start_expert(
       seed: seed of the layout, and of the noise and the instruction's wording.
       noise: range from which the episode's standard deviation of the noise is drawn.
       max_steps: control steps after which the episode has failed.
-      steps_after_success: control steps until the end of the episode; 0 where the success itself
-        ends it.
+      steps_after_success: control steps from then to the end of the recording; 0 where nothing
+        moves any more.
 
     Returns the episode's instruction, and an iterator of the expert's actions. It executes an
     action when the next one is requested.
     """
+    env.reset(seed)  # some environments state their task for the layout
     task_hash = zlib.crc32(env.task.instructions[0].encode())
     rng = np.random.default_rng([seed, task_hash])
     scale = rng.uniform(*noise)
-    env.reset(seed)
-    return env.instruction(rng), _noisy_actions(env, rng, scale, (max_steps, steps_after_success))
+    actions = _noisy_actions(env, rng, scale, max_steps, steps_after_success)
+    return env.instruction(rng), actions
 
 
 def _noisy_actions(
-    env: Environment, rng: np.random.Generator, scale: float, limits: tuple[int, int]
+    env: Environment, rng: np.random.Generator, scale: float, max_steps: int, steps_left: int
 ) -> Iterator[np.ndarray]:
-    max_steps, steps_left = limits
     for _ in range(max_steps):
         action = env.expert_action()
         yield action
-        if env.success:
+        if env.done:
             steps_left -= 1
         if steps_left < 0:
             return

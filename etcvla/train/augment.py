@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from etcvla.etc.items import NUM_LOC
 from etcvla.etc.places import GRID, join_cell, split_cell
 from etcvla.models.types import TextInts
+from etcvla.models.vla import action_token_mask
 
 
 def augment(
@@ -50,7 +51,7 @@ def augment(
     pixels = (images.astype(jnp.float32) - 128) * (1 + gain) + 128 * (1 + bias)
     images = jnp.clip(jnp.round(pixels), 0, 255).astype(jnp.uint8)
     # In openpi's layout, action tokens share ids with locations. Those are not locations.
-    is_action = (batch["segment"] == batch["action_segment"][:, None]) & (batch["segment"] > 0)
+    is_action = action_token_mask(batch).any(axis=1)
     text = jnp.where(is_action, -1, batch["tokens"])
     shift_places = shift_cells if places == "cell" else shift_locations
     text = shift_places(text, offsets[:, 0] / height, loc_offset)

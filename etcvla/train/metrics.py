@@ -32,7 +32,7 @@ GROUPS: rules.Rules = (
 
 
 def flow_errors(
-    error: NoisyChunks, mask: Bool[Array, "B 1 P A"], time: FlowTimes
+    error: NoisyChunks, mask: Bool[Array, "B R P A"], time: FlowTimes
 ) -> dict[str, Array]:
     """Sum squared velocity errors by flow time and by action dimension.
 
@@ -44,8 +44,7 @@ def flow_errors(
     Returns: `flow_error/time` float32[B, 2, TIME_BINS] and `flow_error/dim` float32[B, 2, A]: the
       sums and the counts of each row. Bin i holds the times from i / TIME_BINS on.
     """
-    count = jnp.broadcast_to(mask, error.shape).astype(jnp.float32)
-    sum_and_count = jnp.stack([error, count], axis=1)  # [B, 2, R, P, A]
+    sum_and_count = jnp.stack([error, mask.astype(jnp.float32)], axis=1)  # [B, 2, R, P, A]
     time_bin = jnp.minimum((time * TIME_BINS).astype(jnp.int32), TIME_BINS - 1)
     in_bin = jax.nn.one_hot(time_bin, TIME_BINS)
     by_time = jnp.einsum("bxr,bry->bxy", sum_and_count.sum((3, 4)), in_bin)

@@ -90,7 +90,8 @@ def _segments_per_row(
         if is_extra:
             counts.append(stream.extra_segments)
         elif stream.kind == ACTION_KIND:
-            counts.append(1 + bool(find_format(config.data.prompt).subtask))
+            has_subtask = bool(find_format(config.data.prompt).subtask)
+            counts.append(config.data.actions_per_row + has_subtask)
         else:
             counts.append(1 + stream.extra_segments)
     return np.array(counts)

@@ -16,10 +16,17 @@ import optax
 from jaxtyping import Array, Float
 
 from etcvla import schedule
+from etcvla.errors import UserError
 from etcvla.models import flow, ops
 from etcvla.models.mixed_precision import bind_variables, gradient_variables
 from etcvla.models.types import Batch, Scalar
-from etcvla.models.vla import VLA, action_dim_mask, find_target_positions, read_dtypes
+from etcvla.models.vla import (
+    VLA,
+    action_dim_mask,
+    action_token_mask,
+    find_target_positions,
+    read_dtypes,
+)
 from etcvla.names import lookup
 from etcvla.schedule import Schedule
 from etcvla.train import metrics as metrics_lib
@@ -27,6 +34,7 @@ from etcvla.train.augment import augment
 from etcvla.train.optim import FrozenRules, Optimizer
 from etcvla.train.sharding import constrain_params
 from etcvla.train.state import TrainState
+from etcvla.train.vocabulary import TokenRows, freeze_rows, measure_drift
 
 Metrics = dict[str, jax.Array]
 LOSSES = ("text", "fast", "flow", "z")
@@ -44,7 +52,7 @@ class StepSettings:
     steps: int
     streams: tuple[str, ...]
     max_targets: int  # M
-    noise_samples: int  # R, per action chunk
+    noise_samples: int  # R, per row
     # How the losses of tokens and values are summed, a name in `etcvla.loss_forms.LOSS_FORMS`.
     form: str
     # Weights of the losses.
@@ -66,6 +74,8 @@ class StepSettings:
     skip: bool = False
     # Rules whose parameters are frozen at this step.
     frozen: FrozenRules = ()
+    # Rows of the token table that the stage's answers use, and what happens to the others.
+    token_rows: TokenRows = TokenRows()
 
     @classmethod
     def from_config(cls, config: ml_collections.ConfigDict, loc_offset: int) -> StepSettings:
@@ -75,8 +85,15 @@ class StepSettings:
           config: the stage's config.
           loc_offset: token id of `<loc0000>`.
 
-        Raises: UserError for a malformed schedule or an unknown name.
+        Raises: UserError for a malformed schedule, an unknown name, or if the number of noise
+          samples is not a multiple of the number of action segments.
         """
+        per_row = config.data.actions_per_row
+        if per_row < 1 or config.loss.noise_samples % per_row:
+            raise UserError(
+                f"loss.noise_samples {config.loss.noise_samples} is not a multiple of "
+                f"data.actions_per_row {per_row}; every action needs the same number of samples"
+            )
         weights = {}
         for name in LOSSES:
             weights[name] = schedule.check_schedule(config.loss[name], f"loss.{name}")
@@ -158,12 +175,17 @@ def train_step(
     )
     # None, the gradient of a frozen parameter, is not a leaf.
     grads = constrain_params(jax.tree.map(lambda grad: grad.astype(jnp.float32), grads))
+    if settings.token_rows.mode == "freeze":
+        grads = freeze_rows(grads, settings.token_rows)
 
     metrics = compute_metrics(sums | tokens, settings)
     metrics["loss"] = loss
     metrics["grad_norm"] = optax.global_norm(grads)
     metrics |= metrics_lib.grad_norms(grads)
-    return apply_update(state, grads, metrics, optimizer, settings)
+    state, metrics = apply_update(state, grads, metrics, optimizer, settings)
+    if state.start_rows is not None:
+        metrics |= measure_drift(state.params, state.start_rows, settings.token_rows)
+    return state, metrics
 
 
 # ---- losses --------------------------------------------------------------------------------------
@@ -208,10 +230,10 @@ def _add_token_targets(
 ) -> None:
     """Add the positions [B, M] of the target tokens, their ids and weights, and the sums."""
     rows["target_positions"], is_real = find_target_positions(rows["target"], settings.max_targets)
-    weight = jnp.where(is_real, _at_targets(rows, "weight"), 0)
-    is_action = _at_targets(rows, "segment") == rows["action_segment"][:, None]
+    weight = jnp.where(is_real, _at_targets(rows["weight"], rows), 0)
+    is_action = _at_targets(action_token_mask(rows).any(axis=1), rows)
     rows["target_weight"] = weight
-    rows["target_token"] = _at_targets(rows, "tokens") * is_real
+    rows["target_token"] = _at_targets(rows["tokens"], rows) * is_real
     rows["target_fast"] = weight * is_action  # weight of FAST tokens, 0 for text
     weight_sums["fast"] = rows["target_fast"].sum()
     weight_sums["text"] = (weight - rows["target_fast"]).sum()
@@ -221,24 +243,28 @@ def _add_token_targets(
 def _add_flow_targets(
     rows: dict[str, Array], weight_sums: dict[str, Array], key: jax.Array, settings: StepSettings
 ) -> None:
-    """Add R noisy chunks per row, their times, velocities and weights, and the sum."""
+    """Add R noisy chunks per row, their times, velocities, masks and weights, and the sum.
+
+    Noise sample r is drawn for action segment r mod K.
+    """
     noise_key, time_key = jax.random.split(key)
-    action_mask = rows["action_mask"]
+    batch, num_segments, horizon, width = rows["actions"].shape
+    repeats = (1, settings.noise_samples // num_segments, 1, 1)
+    rows["flow_mask"] = jnp.tile(rows["action_mask"], repeats)
     # Mask before any computation: a zero gradient times a value in the padding could be NaN.
-    actions = jnp.where(action_mask, rows["actions"], 0)
-    batch, horizon, width = actions.shape
+    actions = jnp.where(rows["flow_mask"], jnp.tile(rows["actions"], repeats), 0)
     rows["time"] = flow.sample_time(time_key, (batch, settings.noise_samples))
     noise = jax.random.normal(noise_key, (batch, settings.noise_samples, horizon, width))
     x_t, rows["velocity"] = flow.interpolate(actions, noise, rows["time"])
-    rows["x_t"] = jnp.where(action_dim_mask(rows)[:, None], x_t, 0)
-    weight = jnp.where(action_mask, rows["action_weight"][:, None, None], 0)
+    rows["x_t"] = jnp.where(jnp.tile(action_dim_mask(rows), repeats), x_t, 0)
+    weight = jnp.where(rows["action_mask"], rows["action_weight"][..., None, None], 0)
     weight_sums["flow"] = weight.sum()
-    rows["flow_weight"] = weight / settings.noise_samples
+    rows["flow_weight"] = jnp.tile(weight / repeats[1], repeats)
 
 
-def _at_targets(rows: Batch, name: str) -> Array:
+def _at_targets(field: Array, rows: Batch) -> Array:
     """Return a field of the text [B, L] at the target positions [B, M]."""
-    return jnp.take_along_axis(rows[name], rows["target_positions"], axis=1)
+    return jnp.take_along_axis(field, rows["target_positions"], axis=1)
 
 
 def microbatch_losses(
@@ -269,18 +295,26 @@ def microbatch_losses(
         rows.get("x_t"),
         rows.get("time"),
         gradient_scale,
+        _trained_rows(model, settings),
     )
     sums = {}
     tokens = {}
     if logits is not None:
         sums, tokens = _token_losses(logits, rows, weight_sums, settings)
     if velocity is not None:
-        mask = rows["action_mask"][:, None]
+        mask = rows["flow_mask"]
         error = jnp.where(mask, jnp.square(velocity - rows["velocity"]), 0)
-        total = (error * rows["flow_weight"][:, None]).sum()
+        total = (error * rows["flow_weight"]).sum()
         sums["flow"] = _mean(total, weight_sums["flow"])
         sums |= metrics_lib.flow_errors(error, mask, rows["time"])
     return sums, tokens
+
+
+def _trained_rows(model: VLA, settings: StepSettings) -> Array | None:
+    """Return the mask of rows that get a gradient from the logits; None: all."""
+    if settings.token_rows.mode == "train":
+        return None
+    return jnp.asarray(settings.token_rows.is_answer(model.config.vocab_size))
 
 
 def _token_losses(
@@ -304,7 +338,7 @@ def _token_losses(
         "token_loss": loss,
         "token_hit": jnp.argmax(logits, axis=-1) == ids,
         "token_weight": weight,
-        "token_stream": _at_targets(rows, "stream"),
+        "token_stream": _at_targets(rows["stream"], rows),
     }
     return sums, tokens
 

@@ -33,7 +33,7 @@ def test_full_size_step_needs_no_files_and_has_the_expected_flops():
     assert (layout.loc.offset, layout.action.stop, layout.seg.stop) == (256_000, 256_000, 257_152)
     rows = aot.zero_rows(stage)
     assert rows["images"].shape == (1, 3, 224, 224, 3)
-    assert rows["actions"].shape == (1, 50, 32)
+    assert rows["actions"].shape == (1, 1, 50, 32)
     traced = aot.trace_step(stage, make_mesh())
     assert 14.5e12 < aot.flops.count_jaxpr(traced.jaxpr.jaxpr).total() < 14.95e12
     # Rematerialization repeats a layer's forward pass, except for its last product.

@@ -77,7 +77,7 @@ def test_schema_errors_name_the_field(whole):
     for change, message in (
         ({"tokens": batch["tokens"].astype(np.int64)}, r"batch\['tokens'\] is int64\[6, 96\]"),
         ({"state": batch["state"][:5]}, r"batch\['state'\]: axis B has size 5, expected 6"),
-        ({"actions": batch["actions"][0]}, r"float32\[4, 3\], expected float32\[B, P, A\]"),
+        ({"actions": batch["actions"][0]}, r"float32\[1, 4, 3\], expected float32\[B, K, P, A\]"),
     ):
         with pytest.raises(ValueError, match=message):
             batch_lib.validate({**batch, **change})

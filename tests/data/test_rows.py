@@ -74,18 +74,18 @@ def test_action_row_has_the_values_of_its_frame(directory):
             unnormalize(row["state"], assets.state_stats, "quantile")[:3], states[frame], atol=1e-5
         )
         inside = min(4, LENGTH - step)
-        assert row["action_mask"].tolist() == [[t < inside, t < inside, False] for t in range(4)]
-        chunk = unnormalize(row["actions"], assets.action_stats, "quantile")
+        assert row["action_mask"][0].tolist() == [[t < inside, t < inside, False] for t in range(4)]
+        chunk = unnormalize(row["actions"][0], assets.action_stats, "quantile")
         np.testing.assert_allclose(chunk[:inside, :2], actions[frame : frame + inside], atol=1e-6)
         np.testing.assert_allclose(
             chunk[inside:, :2], np.tile(actions[frame + inside - 1], (4 - inside, 1)), atol=1e-6
         )
-        assert (row["actions"][:, 2:] == 0).all() and (row["state"][3:] == 0).all()
+        assert (row["actions"][..., 2:] == 0).all() and (row["state"][3:] == 0).all()
         [(prompt, target)] = segments(row, assets.tokenizer)
         assert prompt == INSTRUCTIONS[episode % 2] + "\n"
         fast, whole = assets.fast.decode(assets.tokenizer.action_tokens(target[:-1]))
         assert whole and target[-1] == assets.tokenizer.layout.eos
-        np.testing.assert_allclose(fast, row["actions"][:, :2], atol=0.1)  # quantisation error
+        np.testing.assert_allclose(fast, row["actions"][0, :, :2], atol=0.1)  # quantisation error
 
 
 def test_prompt_with_state_and_no_fast_targets(directory):
@@ -119,7 +119,7 @@ def test_pi0_fast_targets_have_opening_and_closing(directory):
         prompts.read_action(tokenizer, target, prompt="pi0_fast")
     )
     assert whole
-    np.testing.assert_allclose(chunk, row["actions"][:, :2], atol=0.1)
+    np.testing.assert_allclose(chunk, row["actions"][0, :, :2], atol=0.1)
 
 
 def test_prompt_with_subtasks_contains_and_asks_for_the_subtask(tmp_path):
@@ -207,7 +207,8 @@ def test_weight_of_a_stream_is_its_share_of_the_objective(directory, extra_segme
             batch = builder.rows(draws)
             streams = np.array([index for index, _ in draws])
             token_weights = batch["weight"].sum(axis=1)
-            flow_weights = batch["action_mask"].sum(axis=(1, 2)) * batch["action_weight"]
+            num_values = batch["action_mask"].sum(axis=(2, 3))
+            flow_weights = (num_values * batch["action_weight"])[:, 0]
             np.testing.assert_allclose(flow_weights[streams == 0], token_weights[streams == 0])
             totals += np.bincount(streams, token_weights)
         np.testing.assert_allclose(totals / 4, [0.75, 0.25], rtol=1e-5)

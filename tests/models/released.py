@@ -37,10 +37,10 @@ def load_openpi(folder: str | Path) -> SimpleNamespace:
     batch = make_batch(images, inputs["tokenized_prompt"], inputs["tokenized_prompt_mask"], config)
     batch |= {
         "image_mask": np.stack([inputs[f"image_mask/{camera}"] for camera in cameras], axis=1),
-        "action_segment": np.ones(len(images), np.int32),
+        "action_segment": np.ones((len(images), 1), np.int32),
         "state": inputs["state"],
-        "actions": inputs["actions"],
-        "action_mask": np.ones(inputs["actions"].shape, bool),
+        "actions": inputs["actions"][:, None],
+        "action_mask": np.ones(inputs["actions"][:, None].shape, bool),
     }
     return SimpleNamespace(
         folder=folder, model=VLA(config), params=params, batch=batch, inputs=inputs, outputs=outputs

@@ -44,7 +44,7 @@ def run(model):
             optax.softmax_cross_entropy_with_integer_labels(logits, batch["tokens"])
             * batch["weight"]
         )
-        flow = jnp.where(batch["action_mask"][:, None], velocity**2, 0)
+        flow = jnp.where(batch["action_mask"], velocity**2, 0)
         return (row_weight * (text.sum(1) + flow.sum((1, 2, 3)))).sum(), (logits, velocity)
 
     @jax.jit
@@ -93,6 +93,18 @@ def noise(rng):
     )
 
 
+def several_chunks(rng, count):
+    """Return random rows without text that have `count` chunks each."""
+    batch = random_rows(rng, ROWS)
+    shape = (ROWS, count, *batch["actions"].shape[2:])
+    return batch | {
+        "action_segment": np.zeros((ROWS, count), np.int32),
+        "actions": rng.normal(size=shape).astype(np.float32),
+        "action_mask": np.zeros(shape, bool),
+        "action_weight": np.ones((ROWS, count), np.float32),
+    }
+
+
 def same_observation(batch):
     """Give all rows the observation of row 0."""
     for name in ("images", "image_mask", "state", "actions", "action_mask"):
@@ -128,7 +140,7 @@ def test_packed_row_equals_separate_rows(run, lengths, order, acting, masked, ga
     x_t, time = noise(rng)
     batch["tokens"][:] = rng.integers(4, 64, batch["tokens"].shape)  # also where there is padding
     batch["image_mask"][:, 1] = not masked
-    batch["action_mask"][:, rng.integers(1, 5) :] = False
+    batch["action_mask"][:, :, rng.integers(1, 5) :] = False
     same_observation(batch)
     x_t = x_t[:1].repeat(ROWS, 0)
     time = time[:1].repeat(ROWS, 0)
@@ -142,7 +154,7 @@ def test_packed_row_equals_separate_rows(run, lengths, order, acting, masked, ga
         packed[text] = write_segment(batch, 0, at + gaps[number - 1], number, *texts[text])
         at = packed[text].stop
         if text == acting:
-            batch["action_segment"][[0, text + 1]] = number, 1
+            batch["action_segment"][[0, text + 1], 0] = number, 1
     alone = {
         text: write_segment(batch, text + 1, gaps[text + 3], 1, *texts[text]) for text in range(3)
     }
@@ -178,8 +190,8 @@ def test_masked_values_change_nothing(train, steps, widths, junk, token, seed):
         write_segment(batch, row, 10, 2, *TEXTS[1])
     batch["action_segment"][:2] = 1
     batch["action_mask"][2:] = False
-    batch["action_mask"][0, steps:] = False
-    batch["action_mask"][:, :, widths:] = False
+    batch["action_mask"][0, :, steps:] = False
+    batch["action_mask"][..., widths:] = False
     other = {name: value.copy() for name, value in batch.items()}
     absent = ~batch["image_mask"]
     padding = batch["segment"] == 0
@@ -204,7 +216,7 @@ def test_steps_past_the_end_are_not_read(run, cut, seed):
     for row in range(ROWS):
         write_segment(batch, row, 0, 1, *TEXTS[0])
     batch["action_segment"][:] = 1
-    batch["action_mask"][:, cut:] = False
+    batch["action_mask"][:, :, cut:] = False
     ones = np.ones(ROWS, np.float32)
     other = x_t.copy()
     other[:, :, cut:] = 100 * rng.normal(size=other[:, :, cut:].shape)
@@ -219,6 +231,54 @@ def test_steps_past_the_end_are_not_read(run, cut, seed):
             ].max()
             > 1e-3
         )
+
+
+@few
+@given(steps=st.lists(st.integers(1, 4), min_size=2, max_size=2), seed=st.integers(0, 99))
+def test_action_segments_in_one_row_equal_separate_rows(run, steps, seed):
+    """Row 0 has two action segments, rows 1 and 2 have one of them each and a missing chunk."""
+    rng = np.random.default_rng(seed)
+    batch = several_chunks(rng, 2)
+    x_t, time = noise(rng)
+    at = 0
+    for chunk in range(2):
+        row = chunk + 1
+        at = write_segment(batch, 0, at, chunk + 1, *TEXTS[chunk]).stop
+        write_segment(batch, row, 0, 1, *TEXTS[chunk])
+        batch["action_segment"][0, chunk] = chunk + 1
+        batch["action_segment"][row, 0] = 1
+        batch["action_mask"][0, chunk, : steps[chunk]] = True
+        batch["action_mask"][row, 0, : steps[chunk]] = True
+        x_t[row, 0] = x_t[0, chunk]
+        time[row, 0] = time[0, chunk]
+    for name in ("images", "image_mask", "state"):
+        batch[name] = batch[name][:1].repeat(ROWS, axis=0)
+    value, grads, _, velocity = run(batch, x_t, time, np.float32([1, 0, 0, 0]))
+    values, many, _, others = run(batch, x_t, time, np.float32([0, 1, 1, 0]))
+    assert_close((value, grads), (values, many))
+    for chunk, length in enumerate(steps):
+        expected = others[chunk + 1, 0, :length]
+        assert_close(velocity[0, chunk, :length], expected)
+    assert np.abs(velocity[0, 0] - velocity[0, 1]).max() > 1e-3
+
+
+def test_fast_tokens_of_all_action_segments_count(train):
+    """FAST tokens of every action segment count as such; a chunk that is missing counts nowhere."""
+    rng = np.random.default_rng(0)
+    batch = several_chunks(rng, 2)
+    for row in range(2):
+        at = write_segment(batch, row, 0, 1, *TEXTS[0]).stop
+        write_segment(batch, row, at, 2, *TEXTS[0])
+    batch["action_segment"][:2] = [1, 2]
+    batch["action_mask"][:2] = True
+    _, parts = train(batch)
+    assert parts["flow"] > 0 and parts["text"] == 0  # all answers are those of action segments
+    same_targets = {name: value.copy() for name, value in batch.items()}
+    same_targets["action_segment"][:2] = [1, 0]
+    same_targets["action_mask"][:2, 1] = False
+    _, alone = train(same_targets)
+    np.testing.assert_allclose(parts["fast"], alone["fast"], rtol=1e-6)
+    np.testing.assert_allclose(alone["text"], alone["fast"], rtol=1e-6)  # the same tokens
 
 
 def test_gradients_of_noise_samples_in_one_row_equal_separate_rows(run):
@@ -252,17 +312,17 @@ def test_padded_dimensions_equal_a_narrow_model():
         write_segment(batch, row, 0, 1, *TEXTS[0])
     batch["action_segment"][:] = 1
     batch["state"][:, 2:] = 0
-    batch["action_mask"][:, :, 3:] = False
+    batch["action_mask"][..., 3:] = False
     x_t[..., 3:] = 0
     less = batch | {
         "state": batch["state"][:, :2],
-        "actions": batch["actions"][:, :, :3],
-        "action_mask": batch["action_mask"][:, :, :3],
+        "actions": batch["actions"][..., :3],
+        "action_mask": batch["action_mask"][..., :3],
     }
 
     def loss(params, model, batch, x_t):
         velocity = model.apply({"params": params}, batch, None, x_t, time)[1]
-        return jnp.where(batch["action_mask"][:, None], velocity**2, 0).sum()
+        return jnp.where(batch["action_mask"], velocity**2, 0).sum()
 
     step = jax.jit(jax.value_and_grad(loss), static_argnums=1)
     value, grads = step(params, wide, batch, x_t)

@@ -28,11 +28,11 @@ from tests.models.small import CONFIG, make_model, random_rows
         ("tokens", lambda x: x - 1, r"batch\['tokens'\] holds id -1, the model has ids 0 to 63"),
         (
             "actions",
-            lambda x: np.pad(x, ((0, 0), (0, 0), (0, 2))),
+            lambda x: np.pad(x, ((0, 0), (0, 0), (0, 0), (0, 2))),
             r"batch\['actions'\]: axis A has size 7, expected 5",
         ),
         ("state", lambda x: x[:, :2], r"batch\['state'\]: axis Q has size 2, expected 3"),
-        ("actions", lambda x: x[:, :1], r"batch\['actions'\]: axis P has size 1, expected 4"),
+        ("actions", lambda x: x[:, :, :1], r"batch\['actions'\]: axis P has size 1, expected 4"),
     ],
 )
 def test_batch_that_does_not_fit_is_an_error(field, change, message):

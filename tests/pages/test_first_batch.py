@@ -48,9 +48,9 @@ def test_segments_are_the_items_and_actions_of_the_dataset(stage, batch):
             if segment.is_action:
                 assert segment.prompt in INSTRUCTIONS
                 assert segment.number == row["action_segment"]
-                valid = row["action_mask"][:, :2]
+                valid = row["action_mask"][0, :, :2]
                 np.testing.assert_allclose(
-                    segment.fast_chunk[valid], row["actions"][:, :2][valid], atol=0.2
+                    segment.fast_chunk[valid], row["actions"][0, :, :2][valid], atol=0.2
                 )
             else:
                 # The question "where is the affordance 1 of 2 at 3?" has the answer

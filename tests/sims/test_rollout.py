@@ -47,6 +47,10 @@ class LineEnvironment:
         self.success = self.success or abs(self.x - self.goal) < 0.5
         return self.success
 
+    @property
+    def done(self):
+        return self.success
+
     def rename_objects(self, text):
         """Return the text itself."""
         return text

@@ -25,7 +25,7 @@ WIDTH = 6
 
 def test_flow_errors_are_means_over_unmasked_entries():
     rng = np.random.default_rng(0)
-    mask = rng.random((ROWS, 1, STEPS, WIDTH)) < 0.6
+    mask = rng.random((ROWS, SAMPLES, STEPS, WIDTH)) < 0.6
     mask[..., 4] = False  # a padded dimension
     error = rng.random((ROWS, SAMPLES, STEPS, WIDTH)).astype(np.float32) * mask
     time = rng.uniform(0, 0.79, (ROWS, SAMPLES)).astype(np.float32)  # nothing in the last bin
@@ -37,7 +37,7 @@ def test_flow_errors_are_means_over_unmasked_entries():
     by_time = [[] for _ in range(TIME_BINS)]
     by_dim = [[] for _ in range(WIDTH)]
     for row, draw, step, dim in np.ndindex(error.shape):
-        if mask[row, 0, step, dim]:
+        if mask[row, draw, step, dim]:
             by_time[int(time[row, draw] * TIME_BINS)].append(error[row, draw, step, dim])
             by_dim[dim].append(error[row, draw, step, dim])
     for name, groups in {"flow_error/time": by_time, "flow_error/dim": by_dim}.items():

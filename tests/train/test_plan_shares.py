@@ -60,6 +60,16 @@ def test_extra_segments_of_action_rows_are_an_entry_of_their_own():
     assert shares["loss"] == {"action": 0.6, "action extra": 0.2, "question": 0.2}
 
 
+def test_action_rows_hold_several_actions_and_a_subtask():
+    config = make_config("share")
+    config.data.actions_per_row = 2
+    config.data.prompt = "pi05_subtask"
+    shares = shares_of(config)
+    # 3 rows of two actions and a question, 1 row of two questions
+    assert shares["segments"] == pytest.approx({"action": 9 / 11, "question": 2 / 11}, abs=1e-6)
+    assert shares["loss"] == {"action": 0.75, "question": 0.25}
+
+
 def test_rows_and_loss_weight_of_a_stream():
     config = make_config("share", rows=CONSTANT(1.0), loss_weight=CONSTANT(1 / 3))
     shares = shares_of(config)

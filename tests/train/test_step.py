@@ -65,9 +65,9 @@ def batch():
     batch["stream"][2, write_segment(batch, 2, 0, 1, [2, 21, 22, 3], [41, 42, 43, 1])] = 1
     batch["action_segment"][:2] = 1
     batch["action_mask"][2:] = False
-    batch["action_mask"][:, :, 4:] = False  # the robot has four of five action dimensions
-    batch["action_mask"][1, 2:] = False
-    batch["actions"][:, :, 4:] = 0
+    batch["action_mask"][..., 4:] = False  # the robot has four of five action dimensions
+    batch["action_mask"][1, :, 2:] = False
+    batch["actions"][..., 4:] = 0
     return batch
 
 
@@ -85,7 +85,7 @@ def test_token_losses_are_means_over_their_tokens(model, run, batch):
         batch, columns, None, None
     )
     loss = np.asarray(optax.softmax_cross_entropy_with_integer_labels(logits, batch["tokens"]))
-    fast = batch["target"] & (batch["segment"] == batch["action_segment"][:, None])
+    fast = batch["target"] & (batch["segment"] == batch["action_segment"])
     outputs = run(batch)
     np.testing.assert_allclose(outputs["fast"], loss[fast].mean(), rtol=1e-5)
     np.testing.assert_allclose(outputs["text"], loss[batch["target"] & ~fast].mean(), rtol=1e-5)
@@ -108,13 +108,13 @@ def test_flow_loss_is_the_mean_over_unmasked_entries(model, run, batch):
     module, params = model
     noise_key, time_key = jax.random.split(KEY)
     time = flow.sample_time(time_key, (ROWS, SAMPLES))
-    noise = jax.random.normal(noise_key, (ROWS, SAMPLES, *batch["actions"].shape[1:]))
+    noise = jax.random.normal(noise_key, (ROWS, SAMPLES, *batch["actions"].shape[2:]))
     x_t, target = flow.interpolate(batch["actions"], noise, time)
     x_t = x_t.at[..., 4:].set(0).at[2:].set(0)
     _, velocity = jax.jit(functools.partial(module.apply, {"params": params}))(
         batch, None, x_t, time
     )
-    mask = np.broadcast_to(batch["action_mask"][:, None], velocity.shape)
+    mask = np.broadcast_to(batch["action_mask"], velocity.shape)
     np.testing.assert_allclose(
         run(batch)["flow"], np.square(velocity - target)[mask].mean(), rtol=1e-5
     )
@@ -122,7 +122,7 @@ def test_flow_loss_is_the_mean_over_unmasked_entries(model, run, batch):
 
 def test_padding_of_the_chunk_changes_no_loss(run, batch):
     other = batch | {"actions": batch["actions"].copy()}
-    other["actions"][:, :, 4:] = 9  # padded dimensions
+    other["actions"][..., 4:] = 9  # padded dimensions
     other["actions"][2:] = 9  # rows without an action
     for name, value in run(batch).items():
         np.testing.assert_array_equal(value, run(other)[name], err_msg=name)
@@ -133,7 +133,7 @@ def test_sampling_keeps_padded_dimensions_at_zero(model, batch):
     never read in training.
     """
     module, params = model
-    noise = np.random.default_rng(1).normal(size=batch["actions"].shape).astype(np.float32)
+    noise = np.random.default_rng(1).normal(size=batch["actions"][:, 0].shape).astype(np.float32)
     sample = jax.jit(lambda batch, noise: sample_actions(module, params, batch, noise, 4))
     chunk = sample(batch, noise)
     other = noise.copy()
@@ -219,7 +219,7 @@ def test_total_loss_of_form_share_is_the_sum_of_coefficients_times_losses(model,
         factors = np.array(factors, np.float32)
         return batch | {
             "weight": batch["weight"] * factors[:, None],
-            "action_weight": batch["action_weight"] * factors,
+            "action_weight": batch["action_weight"] * factors[:, None],
         }
 
     one = loss_and_grad(scaled(1, 1, 1, 1))
@@ -236,7 +236,7 @@ class Line:
 
     config = make_model().config
 
-    def apply(self, variables, batch, target_positions, x_t, time, gradient_scale):
+    def apply(self, variables, batch, target_positions, x_t, time, *options):
         return None, variables["params"]["w"] * x_t
 
 
@@ -245,7 +245,7 @@ def test_forms_differ_in_what_they_average(batch, form):
     """Of the rows with actions, row 1 has half of the values of row 0."""
     off = ((0.0, 0.0),)
     settings = SETTINGS.replace(text=off, fast=off, flow=((0.0, 1.0),), form=form)
-    num_values = batch["action_mask"].sum(axis=(1, 2))
+    num_values = batch["action_mask"].sum(axis=(2, 3))
     if form == "share":
         weight = np.where(num_values > 0, 0.25 / np.maximum(num_values, 1), 0)
         batch = batch | {"action_weight": weight.astype(np.float32)}
@@ -253,8 +253,8 @@ def test_forms_differ_in_what_they_average(batch, form):
     params = {"w": 0.5}
     means, _ = microbatch_losses(Line(), params, rows, weight_sums, settings)
     error = np.square(0.5 * rows["x_t"] - rows["velocity"])
-    first = error[0][:, batch["action_mask"][0]]
-    second = error[1][:, batch["action_mask"][1]]
+    first = error[0][:, batch["action_mask"][0, 0]]
+    second = error[1][:, batch["action_mask"][1, 0]]
     expected = {
         "share": 0.25 * first.mean() + 0.25 * second.mean(),
         "objectives": np.concatenate([first.ravel(), second.ravel()]).mean(),

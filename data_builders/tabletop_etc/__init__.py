@@ -1,0 +1,1 @@
+"""Tabletop demonstrations with annotation and ETC items."""
