@@ -13,6 +13,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from etcvla.errors import UserError
+from etcvla.pages.study import write_study
 from etcvla.study import claims, collect, costs, execute, protocol, tables
 from etcvla.study.config import StudySpec, parse
 from etcvla.study.runs import Graph, make_graph
