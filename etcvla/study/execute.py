@@ -36,16 +36,20 @@ def execute(run: Run, study: StudySpec, train: Train) -> dict[str, Any]:
       flops, action_rows, etc_segments: see `Costs`.
       scores: see `summarize_scores`; "words": see `word_scores`.
       metrics: the last line of the training log.
+      embedding_drift: 1 - the cosine of the rows of words that no answer uses to the stage's start.
       commit, versions: of the code.
     """
     seconds = train_run(run.config, train)
     scores = evaluate(str(run.folder), run.evaluation)
+    metrics = last_metrics(run.folder)
+    cosine = metrics.get("embedding/cosine_others")
     return {
         "seconds": seconds,
         "evaluation_seconds": scores["seconds"],
         **dataclasses.asdict(run_costs(run.config, study.general)),
         "scores": {**summarize_scores(scores), "words": _words(run, study)},
-        "metrics": last_metrics(run.folder),
+        "metrics": metrics,
+        "embedding_drift": None if cosine is None else 1 - cosine,
         "commit": git_commit(),
         "versions": run_versions(),
     }
