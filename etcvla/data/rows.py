@@ -17,6 +17,8 @@ from etcvla.data.episodes import LazyImage
 from etcvla.data.norm_stats import normalize
 from etcvla.data.plan import Plan
 from etcvla.data.records import RecordError
+from etcvla.data.relabels import FEATURES as RELABEL_FEATURES
+from etcvla.data.relabels import ActionChunk, draw_relabels, has_relabels
 from etcvla.data.row_options import RowOptions, RowSizes
 from etcvla.data.segments import Row, SegmentChooser, SegmentGroup, pack_segments, weigh_row
 from etcvla.data.stage_dataset import ACTION_KIND, PHASE, StageDataset
@@ -37,7 +39,7 @@ class RowBuilder:
       candidates: for each stream, the frames int64[N] from which it draws.
 
     Raises UserError if a stream has no frames, an extra segment's kind does not exist, or the
-    prompt needs subtasks that a dataset lacks.
+    prompt or the number of actions per row needs subtasks or relabels that the datasets lack.
     """
 
     def __init__(
@@ -63,6 +65,12 @@ class RowBuilder:
             )
         self._streams = [_StreamRows(self, index) for index in range(len(plan.streams))]
         self.candidates = [stream.candidates for stream in self._streams]
+        relabelled = [stream.has_relabels for stream in self._streams if stream.is_action]
+        if sizes.actions_per_row > 1 and relabelled and not any(relabelled):
+            raise UserError(
+                f"data.actions_per_row is {sizes.actions_per_row}, but no dataset of an action "
+                "stream has relabels (feature steps/relabels); set it to 1"
+            )
 
     def __call__(self, stream_index: int, n: int) -> Row:
         """Return the n-th draw of a stream."""
@@ -147,6 +155,9 @@ class _StreamRows:
         self.has_subtask = self.is_action and bool(builder.options.format.subtask)
         self.cameras = [f"observation/{name}" for name in self.stage_dataset.cameras]
         self.candidates = self._order_candidates()
+        sizes = builder.sizes
+        may_relabel = self.is_action and sizes.actions_per_row > 1
+        self.has_relabels = may_relabel and has_relabels(self.dataset, sizes.horizon)
         self.features = self._features()
 
     def _order_candidates(self) -> np.ndarray:
@@ -178,6 +189,8 @@ class _StreamRows:
                     "choose another prompt"
                 )
             features.append(PHASE)
+        if self.has_relabels:
+            features += RELABEL_FEATURES
         if not self.is_action or self.stream.extra_segments:
             features += self.stage_dataset.item_features
         return features
@@ -254,37 +267,80 @@ class _StreamRows:
         states = normalize(states, assets.state_stats, assets.norm_mode)
         chunks, inside = self.dataset.windows(frames, "action", self.builder.sizes.horizon)
         chunks = normalize(chunks, assets.action_stats, assets.norm_mode)
-        state_dim = states.shape[-1]
-        action_dim = chunks.shape[-1]
         for i, draw in enumerate(draws):
-            row = draw.row
-            row["state"][:state_dim] = states[i]
-            row["actions"][0, :, :action_dim] = chunks[i]
-            row["action_mask"][0, :, :action_dim] = inside[i, :, None]
-            row["action_mask"][0] |= not self.builder.options.mask_padding
-            row["action_segment"][0] = 1
+            draw.row["state"][: states.shape[-1]] = states[i]
             subtask = None
             if self.has_subtask:
                 subtask = self.stage_dataset.subtask(frames[i], values[i])
-            task = values[i]["language_instruction"]
-            segments = self.segments.action(task, subtask, states[i], chunks[i])
-            groups = [SegmentGroup([segment]) for segment in segments]
-            if self.stream.extra_segments:  # making a generator takes longer than a row's text
-                items = self.stage_dataset.items(values[i])
-                rng = self._rng(draw)
-                extra = self.segments.extra(items, self.stream.extra_segments, rng)
-                groups.append(SegmentGroup(extra, self.stream.extra_weight))
-            self._pack(draw, groups)
+            own = ActionChunk(values[i]["language_instruction"], chunks[i], inside[i])
+            self._fill_action_row(draw, values[i], own, states[i], subtask)
+
+    def _fill_action_row(
+        self,
+        draw: _Draw,
+        values: Mapping[str, Any],
+        own: ActionChunk,
+        state: np.ndarray,
+        subtask: str | None,
+    ) -> None:
+        """Fill the actions and the text of an action row.
+
+        Args:
+          values: the features of its frame.
+          own: the episode's own instruction and normalised actions.
+          state: normalised, float32[S].
+        """
+        rng = None
+        if self.has_relabels or self.stream.extra_segments:
+            rng = self._rng(draw)  # making a generator takes longer than a row's text
+        chunks = [own]
+        if self.has_relabels:
+            chunks += self._relabels(values, rng)
+        actions = []
+        for number, chunk in enumerate(chunks):
+            self._write_chunk(draw.row, number, chunk)
+            chunk_subtask = None if number else subtask
+            actions.append(
+                self.segments.action(chunk.instruction, chunk_subtask, state, chunk.actions)
+            )
+        groups = [SegmentGroup(actions)]
+        if subtask:
+            groups.append(SegmentGroup([self.segments.subtask(own.instruction, subtask, state)]))
+        if self.stream.extra_segments:
+            items = self.stage_dataset.items(values)
+            extra = self.segments.extra(items, self.stream.extra_segments, rng)
+            groups.append(SegmentGroup(extra, self.stream.extra_weight))
+        self._pack(draw, groups, required=len(actions))
+
+    def _relabels(self, values: Mapping[str, Any], rng: np.random.Generator) -> list[ActionChunk]:
+        """Draw relabels of a frame, at most K - 1, and normalise their actions."""
+        assets = self.builder.assets
+        sizes = self.builder.sizes
+        relabels = draw_relabels(values, sizes.actions_per_row - 1, sizes.horizon, rng)
+        chunks = []
+        for relabel in relabels:
+            actions = normalize(relabel.actions, assets.action_stats, assets.norm_mode)
+            chunks.append(relabel._replace(actions=actions))
+        return chunks
+
+    def _write_chunk(self, row: Row, number: int, chunk: ActionChunk) -> None:
+        """Write a normalised chunk into a row; its segment is the one of the same number."""
+        width = chunk.actions.shape[-1]
+        row["actions"][number, :, :width] = chunk.actions
+        row["action_mask"][number, :, :width] = chunk.inside[:, None]
+        row["action_mask"][number] |= not self.builder.options.mask_padding
+        row["action_segment"][number] = number + 1
 
     def _rng(self, draw: _Draw) -> np.random.Generator:
         """Return the generator that draws a row's segments."""
         return np.random.default_rng((self.builder.plan.seed, self.index, draw.n))
 
-    def _pack(self, draw: _Draw, groups: Sequence[SegmentGroup]) -> None:
-        """Write segments and loss weights into a row."""
+    def _pack(self, draw: _Draw, groups: Sequence[SegmentGroup], required: int = 1) -> None:
+        """Write segments, of which the first `required` must fit, and loss weights into a row."""
         row = draw.row
+        max_targets = self.builder.sizes.max_targets
         try:
-            columns = pack_segments(row, groups, max_targets=self.builder.sizes.max_targets)
+            columns = pack_segments(row, groups, max_targets=max_targets, required=required)
         except UserError as error:
             raise UserError(f"stream {self.stream.name!r}: {error}") from error
         row["stream"][row["segment"] > 0] = self.index

@@ -42,28 +42,32 @@ class SegmentChooser:
 
     def action(
         self, task: str, subtask: str | None, state: np.ndarray, chunk: np.ndarray
-    ) -> list[prompts.Segment]:
-        """Return the action segment and, if the subtask is known, the segment that asks for it.
+    ) -> prompts.Segment:
+        """Return the segment of an action.
 
         Args:
+          subtask: the current subtask; None if it is unknown.
           state: normalised, float32[S].
           chunk: normalised, float32[P, A].
         """
-        prompt_state = state if self.has_state else None
-        action = prompts.action(
+        return prompts.action(
             self.tokenizer,
             task,
             prompt=self.prompt,
-            state=prompt_state,
+            state=state if self.has_state else None,
             subtask=subtask or task,
             fast=self.fast.encode(chunk) if self.fast else None,
         )
-        if not subtask:
-            return [action]
-        question = prompts.subtask(
-            self.tokenizer, task, prompt=self.prompt, state=prompt_state, answer=subtask
+
+    def subtask(self, task: str, subtask: str, state: np.ndarray) -> prompts.Segment:
+        """Return the segment that asks for the current subtask; arguments as of `action`."""
+        return prompts.subtask(
+            self.tokenizer,
+            task,
+            prompt=self.prompt,
+            state=state if self.has_state else None,
+            answer=subtask,
         )
-        return [action, question]
 
     def question(self, items: list[Item], kind: str, rng: np.random.Generator) -> prompts.Segment:
         """Draw an item of a kind, remove it from `items`, and return its segment."""
@@ -85,18 +89,21 @@ class SegmentChooser:
         return prompts.question(self.tokenizer, item.question, item.answer)
 
 
-def pack_segments(row: Row, groups: Sequence[SegmentGroup], *, max_targets: int) -> list[list]:
+def pack_segments(
+    row: Row, groups: Sequence[SegmentGroup], *, max_targets: int, required: int = 1
+) -> list[list]:
     """Write segments one after another into a row; leave out extra segments that do not fit.
 
     Args:
       row: an empty row.
-      groups: the segments. The first one must fit.
+      groups: the segments.
       max_targets: most target tokens in a row.
+      required: number of segments, the first ones, that must fit.
 
     Returns: for each group, the columns (a slice) of the targets of each segment written that has
       targets.
 
-    Raises UserError if the first segment does not fit.
+    Raises UserError if a required segment does not fit.
     """
     text_len = len(row["tokens"])
     length = 0
@@ -110,11 +117,12 @@ def pack_segments(row: Row, groups: Sequence[SegmentGroup], *, max_targets: int)
             stop = length + len(segment)
             segment_targets = len(segment.target)
             if stop > text_len or num_targets + segment_targets > max_targets:
-                if number > 1:
+                if number > required:
                     continue
                 raise UserError(
                     f"a segment of {len(segment)} tokens, {segment_targets} of them targets, does "
-                    f"not fit data.text_len {text_len} and data.max_targets {max_targets}"
+                    f"not fit data.text_len {text_len} and data.max_targets {max_targets}, of "
+                    f"which {length} and {num_targets} are used"
                 )
             row["tokens"][length:stop] = segment.prompt + segment.target
             row["segment"][length:stop] = number

@@ -62,7 +62,7 @@ def _scene_bars(results: RecipeResults, panels: charts.BarPanels) -> dict[str, A
 
 
 def interventions(results: RecipeResults) -> dict[str, Any] | None:
-    """Success by intervention, and the tables of task pairs."""
+    """Success by intervention, the tables of task pairs, and the language control."""
     panels = {}
     pair_tables = defaultdict(list)
     for run in results.acting_runs:
@@ -77,9 +77,10 @@ def interventions(results: RecipeResults) -> dict[str, Any] | None:
                 if pair[0] in run.success(scene):
                     pair_tables[pair].append(_pair_table(run, scene, pair))
         panels[run.title] = groups
-    if not panels:
-        return None
-    return _scene_bars(results, panels) | {"pairs": pair_tables}
+    data = {"language": _language_table(results), "pairs": pair_tables}
+    if panels:
+        data |= _scene_bars(results, panels)
+    return data if panels or data["language"] else None
 
 
 def _pair_table(run: RunResults, scene: str, pair: tuple[str, str]) -> dict[str, Any]:
@@ -95,6 +96,27 @@ def _pair_table(run: RunResults, scene: str, pair: tuple[str, str]) -> dict[str,
             successes = outcomes[task, instruction]
             rates[task][instruction] = rate(sum(successes), len(successes))
     return {"run": run.title, "scene": scene, "color": scene_color(scene), "rates": rates}
+
+
+def _language_table(results: RecipeResults) -> dict[str, Any] | None:
+    """Return the effect of words on what is touched, by run, setting and intervention."""
+    cells = defaultdict(dict)
+    for run in results.runs:
+        for benchmark in ["", *run.benchmarks]:
+            for group in run.language(benchmark):
+                setting = ", ".join([f"scene {group['scene']}", *setting_of(group)])
+                key = (run.title, setting, group["novelty"], str(group["layouts"]))
+                cells[key][group["intervention"]] = _language_cell(group)
+    shown = [name for name in INTERVENTIONS if any(name in row for row in cells.values())]
+    rows = [[*key, *(row.get(name, "–") for name in shown)] for key, row in cells.items()]
+    columns = ["run", "setting", "new words", "layouts", *(INTERVENTIONS[name] for name in shown)]
+    return {"columns": columns, "rows": rows} if rows else None
+
+
+def _language_cell(group: Mapping[str, Any]) -> str:
+    interval = f"[{100 * group['low']:+.0f}, {100 * group['high']:+.0f}]"
+    shares = f"{percent(group['named'])} named, {percent(group['unnamed'])} not"
+    return f"{100 * group['difference']:+.0f} {interval} ({shares})"
 
 
 # ---- Benchmarks ----

@@ -103,13 +103,13 @@ def start_expert(
     task_hash = zlib.crc32(env.task.instructions[0].encode())
     rng = np.random.default_rng([seed, task_hash])
     scale = rng.uniform(*noise)
-    return env.instruction(rng), _noisy_actions(env, rng, scale, (max_steps, steps_after_success))
+    actions = _noisy_actions(env, rng, scale, max_steps, steps_after_success)
+    return env.instruction(rng), actions
 
 
 def _noisy_actions(
-    env: Environment, rng: np.random.Generator, scale: float, limits: tuple[int, int]
+    env: Environment, rng: np.random.Generator, scale: float, max_steps: int, steps_left: int
 ) -> Iterator[np.ndarray]:
-    max_steps, steps_left = limits
     for _ in range(max_steps):
         action = env.expert_action()
         yield action

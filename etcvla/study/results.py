@@ -111,6 +111,7 @@ def summarize(study: Mapping[str, Any], table: EpisodeTable) -> dict[str, Any]:
 
     Keys:
       study: its name.
+      chance: share of the objects of a layout that are named; None for simulators without layouts.
       cells: cell -> {"planned", "finished"}: lists of seeds.
       scores: list of {"cell", "metric", "tier", "intervention", "value", "low", "high", "seeds"};
         values in [0, 1], "seeds" maps each seed to its value.
@@ -131,6 +132,7 @@ def summarize(study: Mapping[str, Any], table: EpisodeTable) -> dict[str, Any]:
     _judge(contrasts)
     return {
         "study": study["study"],
+        "chance": table.chance(),
         "cells": cells,
         "scores": _scores(cells, table),
         "contrasts": contrasts,

@@ -116,17 +116,20 @@ def write_rlds(
 KINDS = ("spatial_understanding", "affordance", "trajectory")
 INSTRUCTIONS = ("open the door", "press the button")
 PHASES = ("move there", "grasp_it")
+RELABELS = ("touch the red cube", "touch the blue can", "touch the ball", "touch it")
+RELABEL_STEPS = 6  # stored actions of each relabel
 
 
 def robot_steps(
-    *, state: int = 3, action: int = 2, size: int = 28, items: bool = True, phases: bool = False
+    *,
+    state: int = 3,
+    action: int = 2,
+    size: int = 28,
+    items: bool = True,
+    phases: bool = False,
+    relabels: bool = False,
 ) -> dict:
     """Return the features of a robot dataset with these widths, for `write_rlds`."""
-
-    def vector(width):
-        return "tensor.Tensor", {
-            "tensor": {"dtype": "float32", "shape": {"dimensions": [str(width)]}}
-        }
 
     image = (
         "image.Image",
@@ -136,8 +139,8 @@ def robot_steps(
     steps = {
         "observation/front": image,
         "observation/wrist": image,
-        "observation/state": vector(state),
-        "action": vector(action),
+        "observation/state": _tensor("float32", [str(state)]),
+        "action": _tensor("float32", [str(action)]),
         "language_instruction": ("text.Text", {"text": {}}),
     }
     if phases:
@@ -145,7 +148,18 @@ def robot_steps(
             "annotation/phase": ("scalar.Scalar", {"tensor": {"dtype": "int32", "shape": {}}}),
             f"{METADATA}phases": texts,
         }
+    if relabels:
+        shape = [str(len(RELABELS)), str(RELABEL_STEPS), str(action)]
+        steps |= {
+            "relabels/instruction": texts,
+            "relabels/actions": _tensor("float32", shape),
+            "relabels/valid": _tensor("int32", shape[:1]),
+        }
     return steps | {f"etc/{name}": texts for name in ITEM_FIELDS if items}
+
+
+def _tensor(dtype: str, shape: list[str]) -> tuple[str, dict]:
+    return "tensor.Tensor", {"tensor": {"dtype": dtype, "shape": {"dimensions": shape}}}
 
 
 def robot_episode(
@@ -157,6 +171,7 @@ def robot_episode(
     size: int = 28,
     items: bool = True,
     phases: bool = False,
+    relabels: bool = False,
 ) -> dict:
     """Return an episode for `write_rlds`.
 
@@ -164,6 +179,8 @@ def robot_episode(
 
     Args:
       phases: add subtasks: unknown at the first step, the first at two steps, then the second.
+      relabels: add the relabels of `RELABELS`; see `relabel_actions` for their actions. At the last
+        step none has an action left.
     """
     rng = np.random.default_rng(number)
     time = np.linspace(0, 1, length)[:, None]
@@ -187,6 +204,15 @@ def robot_episode(
             "annotation/phase": [-1, 0, 0, *[1] * (length - 3)],
             f"{METADATA}phases": [text.encode() for text in PHASES],
         }
+    if relabels:
+        texts = [text.encode() for text in RELABELS]
+        actions = [relabel_actions(number, step, action) for step in range(length)]
+        values |= {
+            "relabels/instruction/ragged_flat_values": texts * length,
+            "relabels/instruction/ragged_row_lengths_0": [len(texts)] * length,
+            "relabels/actions": np.stack(actions).ravel(),
+            "relabels/valid": [length - 1 - step for step in range(length) for _ in texts],
+        }
     if not items:
         return values
     items_by_step = [robot_items(number, step) for step in range(length)]
@@ -195,6 +221,13 @@ def robot_episode(
         values[f"etc/{name}/ragged_flat_values"] = [item[i].encode() for item in all_items]
         values[f"etc/{name}/ragged_row_lengths_0"] = list(map(len, items_by_step))
     return values
+
+
+def relabel_actions(number: int, step: int, width: int) -> np.ndarray:
+    """Return a frame's relabelled actions, float32[N, RELABEL_STEPS, width]."""
+    shape = (len(RELABELS), RELABEL_STEPS, width)
+    actions = np.random.default_rng([number, step]).uniform(-1.1, -0.9, shape)
+    return actions.astype(np.float32)
 
 
 def robot_items(number: int, step: int) -> list[tuple[str, str, str, str, str]]:

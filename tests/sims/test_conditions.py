@@ -10,7 +10,15 @@ from PIL import Image
 from etcvla.errors import UserError
 from etcvla.etc import make_items
 from etcvla.etc.annotation import project
-from etcvla.sims.conditions import CONDITIONS, HELD_OUT, TRAIN, shared_side
+from etcvla.sims.conditions import (
+    CONDITIONS,
+    HELD_OUT,
+    TRAIN,
+    CameraMove,
+    Orbit,
+    combine,
+    shared_side,
+)
 from etcvla.sims.metaworld.environment import MetaWorld
 from etcvla.sims.metaworld.rerender import record_expert, rerender
 from etcvla.sims.rollout import rollout_expert
@@ -143,3 +151,20 @@ def test_swapped_object_is_rendered_in_its_box_and_named_in_questions():
 def test_task_without_a_free_object_cannot_swap():
     with pytest.raises(UserError, match="none of puck, block"):
         MetaWorld("door-open", image_size=SIZE, condition="cube_for_it")
+
+
+def test_camera_moves_around_its_point_and_stays_above():
+    orbit = Orbit(lookat=(0, 0, 0), distance=2.0, azimuth=10, elevation=-60)
+    moved = orbit.moved(CameraMove(azimuth=15, elevation=20, distance=0.5))
+    assert moved == Orbit(lookat=(0, 0, 0), distance=1.0, azimuth=25, elevation=-40)
+    assert orbit.moved(CameraMove()) == orbit
+    assert orbit.moved(CameraMove(elevation=-50)).elevation == -85
+    assert orbit.moved(CameraMove(elevation=80)).elevation == -5
+
+
+def test_combined_condition_has_the_changes_of_both():
+    combined = combine(CONDITIONS["evening"], CONDITIONS["dotted_table"])
+    assert combined.light == CONDITIONS["evening"].light
+    assert combined.pattern == "dots"
+    assert combined.side == HELD_OUT
+    assert combine(CONDITIONS["evening"], CONDITIONS["night"]).light == CONDITIONS["night"].light

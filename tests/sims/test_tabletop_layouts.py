@@ -1,4 +1,4 @@
-"""The tabletop's layouts: nothing in the picture tells which object the instruction names."""
+"""The tabletop's layouts: the image does not determine which object the instruction names."""
 
 from collections import Counter
 
@@ -101,7 +101,7 @@ def test_all_words_of_tier_a_are_about_equally_frequent():
             assert 0.6 * share < count < 1.5 * share
 
 
-def test_positions_do_not_tell_which_object_is_named():
+def test_positions_do_not_determine_the_named_object():
     """Each object is nearest to the hand, to the centre, or alone in a corner equally often."""
     layouts = _layouts("A0")
     positions = np.array([layout.positions for layout in layouts])

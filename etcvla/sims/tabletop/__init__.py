@@ -1,4 +1,4 @@
-"""The tabletop: five objects, in whose picture nothing tells which one the instruction names."""
+"""The tabletop: five objects, of which the instruction alone determines the target."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Layouts: which five objects are on the table and where, as a function of a seed.
 
 `seed // 5` is the layout and `seed % 5` the object that the instruction names. Five consecutive
-seeds share everything except the named object, so the picture never tells which one it is.
+seeds share everything except the named object, so the image does not determine the target.
 """
 
 from __future__ import annotations
@@ -25,6 +25,14 @@ _LOW_DISTANCE = (0.045, 0.065)  # metres from that object's centre
 _LOW_HEIGHT = (0.05, 0.1)
 _WORDS_STREAM = 1
 _START_STREAM = 2
+# Novelty of the objects of a tier, in their order.
+_BY_TIER_WORDS = ("none", "color", "noun", "both", "none")
+_NOVELTY = {
+    "P": ("none", "none", "none", "pair", "none"),
+    "B": _BY_TIER_WORDS,
+    "C": _BY_TIER_WORDS,
+    "N": _BY_TIER_WORDS,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +128,9 @@ def _objects(scene: str, number: int) -> tuple[TableObject, ...]:
             colors[1] = str(rng.choice(words.colors))
         elif tier == "P":
             pairs = sorted(left_out)
-            nouns[1], colors[1] = pairs[rng.integers(len(pairs))]
+            pair = pairs[rng.integers(len(pairs))]
+            nouns[1] = pair[0]
+            colors[1] = pair[1]
         pairs = [*itertools.product(nouns[:2], colors[:2]), (nouns[2], colors[2])]
         has_pair = [pair in left_out for pair in pairs]
         expected = [False, False, False, tier == "P", False]
@@ -131,12 +141,3 @@ def _objects(scene: str, number: int) -> tuple[TableObject, ...]:
         TableObject(str(noun), str(color), new)
         for (noun, color), new in zip(pairs, novelty, strict=True)
     )
-
-
-_BY_TIER_WORDS = ("none", "color", "noun", "both", "none")
-_NOVELTY = {
-    "P": ("none", "none", "none", "pair", "none"),
-    "B": _BY_TIER_WORDS,
-    "C": _BY_TIER_WORDS,
-    "N": _BY_TIER_WORDS,
-}

@@ -189,7 +189,7 @@ class TableScene:
         return self._half_heights[noun]
 
     def show(self, layout: Layout) -> None:
-        """Give the objects and the table the looks that a layout says."""
+        """Apply a layout's shapes and colors to the objects and the table."""
         for number, shown in enumerate(layout.objects):
             geom = self.objects[number]
             template = self._templates[shown.noun]

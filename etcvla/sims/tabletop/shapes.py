@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -24,12 +25,13 @@ def boxes(*parts: tuple[tuple[float, ...], tuple[float, ...]]) -> Mesh:
     """Return a union of axis-aligned boxes, each given as (centre, half sizes)."""
     corners = np.array(list(itertools.product((-1, 1), repeat=3)))
     # The corners of each side, counter-clockwise from outside.
-    sides = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]
-    quads = []
-    for centre, half in parts:
-        points = np.array(centre) + corners * half
-        quads += [points[list(side)] for side in sides]
-    return _flat_quads(np.array(quads))
+    sides = ((0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3))
+    triangles = []
+    for centre, half_size in parts:
+        points = np.array(centre) + corners * half_size
+        for a, b, c, d in sides:
+            triangles += [points[[a, b, c]], points[[a, c, d]]]
+    return _flat(triangles)
 
 
 def prism(outline: np.ndarray, half_height: float) -> Mesh:
@@ -39,23 +41,17 @@ def prism(outline: np.ndarray, half_height: float) -> Mesh:
       outline: float[K, 2], counter-clockwise corners, all of them visible from the origin.
       half_height: half its height.
     """
-    following = np.roll(outline, -1, axis=0)
-    centre = np.zeros_like(outline)
-    bottom = -half_height
-    top = half_height
-    quads = []
-    # A cap is a fan of quads around the origin, each with two equal corners.
-    for corners, heights in (
-        ((outline, following, following, outline), (bottom, bottom, top, top)),
-        ((centre, centre, outline, following), (top, top, top, top)),
-        ((centre, centre, following, outline), (bottom, bottom, bottom, bottom)),
-    ):
-        points = [
-            np.column_stack([corner, np.full(len(corner), height)])
-            for corner, height in zip(corners, heights, strict=True)
+    up = np.array([0, 0, half_height])
+    corners = np.column_stack([outline, np.zeros(len(outline))])
+    triangles = []
+    for first, second in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+        triangles += [
+            (first - up, second - up, second + up),  # side
+            (first - up, second + up, first + up),
+            (up, first + up, second + up),  # top
+            (-up, second - up, first - up),  # bottom
         ]
-        quads.append(np.stack(points, axis=1))
-    return _flat_quads(np.concatenate(quads))
+    return _flat(triangles)
 
 
 def star_outline(points: int, outer: float, inner: float) -> np.ndarray:
@@ -101,11 +97,7 @@ def torus(radius: float, thickness: float, segments: int = 16, sides: int = 8) -
     return Mesh(vertices, np.concatenate(faces))
 
 
-def _flat_quads(quads: np.ndarray) -> Mesh:
-    """Return a mesh of quads float[Q, 4, 3] with flat normals; drop triangles without area."""
-    triangles = np.concatenate([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]])
-    edges = triangles[:, 1:] - triangles[:, :1]
-    has_area = np.linalg.norm(np.cross(edges[:, 0], edges[:, 1]), axis=1) > 1e-9
-    triangles = triangles[has_area]
-    faces = np.arange(3 * len(triangles)).reshape(-1, 3)
-    return Mesh(triangles.reshape(-1, 3), faces)
+def _flat(triangles: Sequence[Sequence[np.ndarray]]) -> Mesh:
+    """Return a mesh of triangles with flat normals."""
+    vertices = np.array(triangles).reshape(-1, 3)
+    return Mesh(vertices, np.arange(len(vertices)).reshape(-1, 3))
