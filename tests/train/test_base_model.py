@@ -9,6 +9,7 @@ from flax.traverse_util import flatten_dict
 
 from etcvla.data.tokenizer import Tokenizer
 from etcvla.errors import UserError
+from etcvla.study.runs import weights_fingerprint
 from etcvla.train import base_model, sharding
 from etcvla.train.base_model import SHIPPED, export_base, find_base
 from etcvla.train.checkpoint import open_checkpoint
@@ -94,6 +95,7 @@ def test_meta_and_card_describe_the_run(base, dataset, tmp_path):
     config = nano_config(dataset, tmp_path, init_from=str(base))
     lineage = checkpoint_meta(Stage.open(config))["lineage"]
     assert lineage == [{"base": str(base), "sha256": meta["sha256"]}]
+    assert weights_fingerprint(str(base)) == meta["sha256"]
 
 
 @pytest.mark.parametrize(
