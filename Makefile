@@ -1,6 +1,7 @@
 # make demo   from nothing to runs/demo/report.html        make test   the tests
 # make kill-test   kills training runs at random moments, KILLS times, and compares where they end
 # make interop   the rlds library over a dataset of ours, openpi's client with our server, each in its own environment
+# make study-pilot   two cells and two seeds of the study, two workers, about an hour; runs/pilot/report.html
 # All make .venv and install into it first. VENV=path and PYTHON=python3.12 choose others.
 VENV ?= .venv
 PYTHON ?= python3
@@ -9,15 +10,20 @@ KILLS ?= 20
 # Processes; tests compile on one core each, and take some 4 GB.
 WORKERS ?= 2
 RECIPE ?= configs/recipe.py
+PILOT := launch/study.py --config=configs/study.py:pilot
 # What the rlds library was last released for; another Python has none of its wheels.
 INTEROP_PYTHON ?= python3.11
 INTEROP_VENV ?= $(VENV)-interop
 OPENPI_VENV ?= $(VENV)-openpi
 
-.PHONY: demo test kill-test lint interop interop-rlds interop-openpi check-system clean
+.PHONY: demo study-pilot test kill-test lint interop interop-rlds interop-openpi check-system clean
 
 demo: check-system $(VENV)/.installed
 	$(BIN)/python launch/recipe.py --config=$(RECIPE)
+
+study-pilot: check-system $(VENV)/.installed
+	$(BIN)/python $(PILOT) & $(BIN)/python $(PILOT) && wait
+	$(BIN)/python $(PILOT) --report
 
 test: check-system $(VENV)/.installed
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile

@@ -71,6 +71,7 @@ setup(
             "data/adapters/*.toml",
             "data/assets/*",
             "models/*.toml",
+            "models/assets/tiny_base/*",
             "models/pretrained/*.toml",
             "pages/assets/*",
             "pages/templates/*",

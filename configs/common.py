@@ -110,7 +110,8 @@ def base(
     c.seed = 0
     # Folder of checkpoints, logs and pictures. A run that it contains is resumed.
     c.workdir = f"runs/{variant}/{stage}"
-    # Where the parameters come from: a workdir (the EMA of its newest checkpoint) or released
+    # Where the parameters come from: a workdir (the EMA of its newest checkpoint), "base" (the
+    # small model that ships with the package) or the folder of another base model, or released
     # weights (a Hugging Face directory, big_vision's .npz, openpi's params). "": random parameters.
     c.init_from = ""
     # Rules over the parameters of both models: True loads a parameter from init_from, False
@@ -238,6 +239,10 @@ def _add_optimizer_fields(c: ml_collections.ConfigDict) -> None:
     c.optim.microbatches = 1
     # A loss or gradient that is not finite: "stop" the run, or "skip" the step and count it.
     c.optim.on_nonfinite = "stop"
+    # Rows of the token table that no answer of the stage uses. The softmax of each answer moves
+    # them, which destroys words that the stage does not train. "protect": no gradient from the
+    # softmax; "freeze": no gradient; "train": the whole gradient (etcvla/train/vocabulary.py).
+    c.optim.vocabulary = "protect"
     c.optim.ema = 0.99  # decay of the moving average of the parameters
 
 
@@ -446,6 +451,7 @@ def openpi_optimizer(c: ml_collections.ConfigDict) -> None:
     c.optim.b2 = 0.95
     c.optim.eps = 1e-8
     c.optim.clip = 1.0
+    c.optim.vocabulary = "train"
     c.optim.ema = 0.99
     c.steps = 30_000
     c.batch_size = 32

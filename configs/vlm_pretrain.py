@@ -42,4 +42,5 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
     c = common.base("vlm_pretrain", variant, VARIANTS)
     common.override(c, VARIANTS[variant])
     c.data.num_cameras = 1
+    c.optim.vocabulary = "train"  # fresh rows hold nothing to protect
     return c

@@ -3,9 +3,11 @@
 python launch/convert.py --checkpoint=PATH    # describe it; released weights too
 python launch/convert.py --checkpoint=WORKDIR --to=hf --out=DIR [--tokenizer=DIR]
 python launch/convert.py --checkpoint=WORKDIR --to=openpi --out=DIR
+python launch/convert.py --checkpoint=WORKDIR --to=base --out=DIR    # for init_from
 """
 
 import collections
+import json
 from collections.abc import Sequence
 
 from absl import flags
@@ -15,14 +17,18 @@ from etcvla.models import pretrained
 from etcvla.models.pretrained.layout import ReleasedCheckpoint, format_size
 from etcvla.models.variants import config_from_dict
 from etcvla.policy import Policy
-from etcvla.train.checkpoint import find_checkpoint
+from etcvla.train.base_model import export_base, find_base
+from etcvla.train.checkpoint import find_checkpoint, open_checkpoint
 from launch import common
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Workdir or checkpoint; without --to also released weights.", required=True
 )
 _TO = flags.DEFINE_enum(
-    "to", None, ["hf", "openpi"], "Format to export to; without it, --checkpoint is described."
+    "to",
+    None,
+    ["hf", "openpi", "base"],
+    "Format to export to; without it, --checkpoint is described.",
 )
 _OUT = flags.DEFINE_string("out", None, "Folder to write to; only with --to.")
 _TOKENIZER = flags.DEFINE_string(
@@ -40,7 +46,10 @@ def main(_: Sequence[str]) -> None:
         print(describe(_CHECKPOINT.value))
         return
     policy = Policy.load(_CHECKPOINT.value)
-    if _TO.value == "hf":
+    if _TO.value == "base":
+        checkpoint = open_checkpoint(_CHECKPOINT.value)
+        export_base(policy.params, policy.config, checkpoint, _OUT.value)
+    elif _TO.value == "hf":
         pretrained.export_hugging_face(policy.params, policy.config, _OUT.value, _TOKENIZER.value)
     else:
         pretrained.export_openpi(policy.params, policy.config, _OUT.value, norm_stats(policy))
@@ -67,6 +76,9 @@ def describe(path: str) -> str:
         shapes = pretrained.parameter_shapes(config_from_dict(model))
         count = format_size(shapes.values())
         return f"{path}: etcvla checkpoint, step {checkpoint.step}: {count}\n  {model}"
+    base = find_base(path)
+    if base is not None:
+        return f"{path}: base model\n  " + json.dumps(base.meta)
     released = pretrained.find(path)
     if released is None:
         raise UserError(f"{path} is neither a workdir with a checkpoint nor released weights")

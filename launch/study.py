@@ -13,7 +13,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from etcvla.errors import UserError
-from etcvla.study import claims, collect, costs, execute, protocol, tables
+from etcvla.pages.study import write_study
+from etcvla.study import claims, collect, costs, execute, protocol, results, tables
 from etcvla.study.config import StudySpec, parse
 from etcvla.study.runs import Graph, make_graph
 from etcvla.study.worker import work
@@ -27,7 +28,9 @@ _LIST = flags.DEFINE_bool("list", False, "Print the cells, their state and the r
 _DRY = flags.DEFINE_bool(
     "dry", False, "Print FLOPs, action rows and ETC segments of each cell, and check the contrasts."
 )
-_REPORT = flags.DEFINE_bool("report", False, "Write study.csv, summary.json and report.html.")
+_REPORT = flags.DEFINE_bool(
+    "report", False, "Write study.csv, runs.csv, summary.json and report.html from what is there."
+)
 _CELLS = flags.DEFINE_list("cells", [], "Cells to work on or to print; default: all.")
 _SEEDS = flags.DEFINE_list("seeds", [], "Seeds to work on or to print; default: all.")
 
@@ -49,6 +52,7 @@ def main(_: list[str]) -> None:
         costs.check_matched(study, by_cell)
     elif _REPORT.value:
         collect.save_graph(graph)
+        results.write_results(study.workdir)
         print(f"report: {write_study(study.workdir)}")
     else:
         execute.build_missing(

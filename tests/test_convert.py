@@ -6,10 +6,12 @@ import jax
 import numpy as np
 import pytest
 from absl import flags
+from etils import epath
 from flax.traverse_util import flatten_dict
 
 from etcvla.errors import UserError
 from etcvla.models import pretrained
+from etcvla.train.base_model import find_base
 from etcvla.train.stage import Stage
 from launch import convert
 from tests.data.handmade_rlds import write_robot_set
@@ -47,6 +49,17 @@ def test_export_holds_the_policys_parameters(run, tmp_path, capsys, kind):
         expected = {path: leaf for path, leaf in expected.items() if is_backbone(path)}
     jax.tree.map(np.testing.assert_array_equal, flatten_dict(params, sep="/"), expected)
     assert report.format in capsys.readouterr().out
+
+
+def test_base_export_is_a_base_model(run, tmp_path, capsys):
+    policy, workdir = run
+    epath.Path(workdir, "held_out.jsonl").write_text('{"step": 1, "etc/robot/all/accuracy": 0.5}\n')
+    out = tmp_path / "base"
+    run_convert(f"--checkpoint={workdir}", "--to=base", f"--out={out}")
+    table = find_base(str(out)).read_params()["llm/embedder/input_embedding"]
+    expected = policy.params["llm"]["embedder"]["input_embedding"]
+    np.testing.assert_array_equal(table, np.float16(expected).astype(np.float32))
+    assert "base model" in capsys.readouterr().out
 
 
 def test_openpi_export_holds_the_statistics(run, tmp_path):

@@ -111,6 +111,13 @@ class StageDataset:
         episode, _ = self.dataset.locate(frame_index)
         return self.dataset.metadata(episode)["phases"][phase]
 
+    def subtasks(self) -> set[str]:
+        """Return the subtasks of all episodes."""
+        subtasks = set()
+        for episode in range(self.dataset.num_episodes):
+            subtasks.update(self.dataset.metadata(episode)["phases"])
+        return subtasks
+
     @property
     def item_features(self) -> list[str]:
         """The step features that hold ETC items; empty if the dataset has none."""

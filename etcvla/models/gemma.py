@@ -20,7 +20,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Bool
 
 from etcvla.models import ops
 from etcvla.models.lora import ModuleOptions, Projection, Weight, dense, make_weight
@@ -41,6 +41,7 @@ from etcvla.models.types import (
     Tokens,
     Vectors,
 )
+from etcvla.names import lookup
 
 LANGUAGE = 0  # number of the language model's stream
 EXPERT = 1  # number of the action expert's stream
@@ -73,8 +74,11 @@ class GemmaConfig:
     # Number of keys that causal tokens read in local layers (the first, third, ...); 0: all layers
     # are global.
     window: int = 0
+    # Of the gate in the MLPs, a name of `ops.ACTIVATIONS`.
+    activation: str = "gelu_tanh"
 
     def __post_init__(self):
+        lookup(ops.ACTIVATIONS, self.activation, "activation of a stream")
         if self.mlp_dim % self.mlp_parts:
             raise ValueError(f"mlp_parts {self.mlp_parts} does not divide mlp_dim {self.mlp_dim}")
 
@@ -229,7 +233,7 @@ def _update_cache(cache: LayerKV, new: LayerKV | None, write_at: Index) -> Layer
 
 
 class FeedForward(nn.Module):
-    """The gated MLP: down(gelu(gate(x)) * up(x))."""
+    """The gated MLP: down(activation(gate(x)) * up(x))."""
 
     config: GemmaConfig
     options: ModuleOptions
@@ -250,23 +254,24 @@ class FeedForward(nn.Module):
             nn.initializers.lecun_normal(),
             (cfg.mlp_dim, cfg.width),
         )
+        activation = ops.ACTIVATIONS[cfg.activation]
         if cfg.mlp_parts == 1:
-            return _gated_mlp(x, gating, linear)
+            return _gated_mlp(x, gating, linear, activation)
 
         @jax.checkpoint
         def _add_part(total, i):
             gating_part = gating.part("f", i, cfg.mlp_parts)
             linear_part = linear.part("f", i, cfg.mlp_parts)
-            return total + _gated_mlp(x, gating_part, linear_part), None
+            return total + _gated_mlp(x, gating_part, linear_part, activation), None
 
         total, _ = jax.lax.scan(_add_part, jnp.zeros_like(x), jnp.arange(cfg.mlp_parts))
         return total
 
 
-def _gated_mlp(x: Tokens, gating: Weight, linear: Weight) -> Tokens:
+def _gated_mlp(x: Tokens, gating: Weight, linear: Weight, activation: Callable) -> Tokens:
     gate = gating[0].einsum("btd,df->btf", x)
     up = gating[1].einsum("btd,df->btf", x)
-    return linear.einsum("btf,fd->btd", nn.gelu(gate, approximate=True) * up)
+    return linear.einsum("btf,fd->btd", activation(gate) * up)
 
 
 class Block(nn.Module):
@@ -340,9 +345,15 @@ class Embedder(nn.Module):
         """Return the embeddings, multiplied by sqrt(D)."""
         return self.table.astype(self.dtype)[tokens] * jnp.asarray(self.width**0.5, self.dtype)
 
-    def decode(self, x: Vectors) -> Logits:
-        """Return the logits in float32."""
+    def decode(self, x: Vectors, trained_rows: Bool[Array, " V"] | None = None) -> Logits:
+        """Return the logits in float32.
+
+        Args:
+          trained_rows: rows of the table that get a gradient from the logits; None: all.
+        """
         table = self.table.astype(self.dtype)
+        if trained_rows is not None:
+            table = jnp.where(trained_rows[:, None], table, jax.lax.stop_gradient(table))
         return jnp.einsum("...d,vd->...v", x, table, preferred_element_type=jnp.float32)
 
 
@@ -416,7 +427,12 @@ class Gemma(nn.Module):
             outputs[i], _ = self.final_norms[i](x, shared.conds[i])
         return outputs, cache
 
-    def logits(self, x: Vectors) -> Logits:
-        """Return the float32 logits of the next token from hidden states."""
-        logits = ops.softcap(self.embedder.decode(x), self.configs[LANGUAGE].final_softcap)
+    def logits(self, x: Vectors, trained_rows: Bool[Array, " V"] | None = None) -> Logits:
+        """Return the float32 logits of the next token from hidden states.
+
+        Args:
+          trained_rows: rows of the token table that get a gradient from the logits; None: all.
+        """
+        logits = self.embedder.decode(x, trained_rows)
+        logits = ops.softcap(logits, self.configs[LANGUAGE].final_softcap)
         return ops.shard_batch(logits, "tensor")

@@ -6,6 +6,8 @@ softmax, rotary positions) and return the dtype of their input.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
@@ -31,6 +33,11 @@ BATCH_AXES = ("data", "fsdp")  # the mesh axes over which the batch is split
 # Gemma's value of a masked logit. It is finite, so a query whose keys are all masked does not give
 # NaN.
 MASKED = -2.3819763e38
+
+
+# Activations of the MLPs, by their names in a config. PaliGemma has the first; the second is faster
+# on a CPU, where the tanh and its gradient take long beside the products of a narrow MLP.
+ACTIVATIONS = {"gelu_tanh": functools.partial(jax.nn.gelu, approximate=True), "relu": jax.nn.relu}
 
 
 # ---- sharding ------------------------------------------------------------------------------------

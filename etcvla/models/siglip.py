@@ -18,6 +18,7 @@ from etcvla.models import ops
 from etcvla.models.lora import ModuleOptions, Projection, dense, make_weight
 from etcvla.models.scan import scan_layers
 from etcvla.models.types import AnyShape, ImageTokens, Shape
+from etcvla.names import lookup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,7 @@ class SigLIPConfig:
     mlp_dim: int
     patch: int  # side of a square patch, pixels
     image_size: int  # side of the square image, pixels
+    activation: str = "gelu_tanh"  # of the MLPs, a name of `ops.ACTIVATIONS`
 
     @property
     def tokens(self) -> int:
@@ -37,6 +39,7 @@ class SigLIPConfig:
         return (self.image_size // self.patch) ** 2
 
     def __post_init__(self):
+        lookup(ops.ACTIVATIONS, self.activation, "siglip.activation")
         checks = (
             ("image_size", self.image_size, f"patch {self.patch}", self.patch),
             ("width", self.width, f"num_heads {self.num_heads}", self.num_heads),
@@ -59,7 +62,7 @@ class MlpBlock(nn.Module):
         width = self.config.width
         mlp_dim = self.config.mlp_dim
         hidden = dense(width, mlp_dim, self.options, name="Dense_0")(x)
-        hidden = nn.gelu(hidden, approximate=True)
+        hidden = ops.ACTIVATIONS[self.config.activation](hidden)
         return dense(mlp_dim, width, self.options, name="Dense_1")(hidden)
 
 

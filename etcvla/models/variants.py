@@ -10,15 +10,15 @@ Two generations of released weights fit:
 Both use images of 224 px, or any other multiple of 14 with a resized position table. SigLIP 2,
 Gemma 3 and later models are not supported.
 
-`tiny` trains on a laptop CPU in minutes. It has few wide heads, because many small heads are slow
-on a CPU. `small` is for benchmarks.
+`tiny` trains on a laptop CPU in minutes. It has few wide heads and ReLU in its MLPs, because many
+small heads and tanh-GELU are slow on a CPU. `small` is for benchmarks.
 
 Number of parameters with state as text, 32 action dimensions, and the token ids of the built-in
 tokenizer (2,688) or of PaliGemma's (257,152):
 
 | size          | ids     | tower and language model | expert      |
 |---------------|---------|--------------------------|-------------|
-| tiny          | 2,688   | 1,237,888                | 552,224     |
+| tiny          | 2,688   | 1,363,840                | 552,224     |
 | small         | 2,688   | 80,663,936               | 27,591,072  |
 | paligemma_3b  | 257,152 | 2,923,335,408            | 430,098,464 |
 | paligemma2_3b | 257,152 | 3,032,094,960            | 659,785,760 |

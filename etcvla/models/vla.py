@@ -270,6 +270,7 @@ class VLA(nn.Module):
         x_t: NoisyChunks | None,
         time: FlowTimes | None,
         gradient_scale: Scalar | None = None,
+        trained_rows: Bool[Array, " V"] | None = None,
     ) -> tuple[Float[Array, "B M V"] | None, NoisyChunks | None]:
         """Run the whole model, as in training.
 
@@ -280,6 +281,7 @@ class VLA(nn.Module):
           time: their flow times.
           gradient_scale: factor of the gradient from the expert to the language model; None: 0 with
             `insulate`, else 1.
+          trained_rows: rows of the token table that get a gradient from the logits; None: all.
 
         Returns: float32 logits that predict tokens[target_positions], and float32 velocities; each
           None if it was not requested.
@@ -298,7 +300,7 @@ class VLA(nn.Module):
             # The token before a target predicts it.
             columns = image_token_mask.shape[1] + jnp.maximum(target_positions - 1, 0)
             hidden = jnp.take_along_axis(outputs[LANGUAGE], columns[..., None], axis=1)
-            logits = self.llm.logits(hidden)
+            logits = self.llm.logits(hidden, trained_rows)
         if x_t is not None:
             velocity = self._velocity(outputs[EXPERT], x_t.shape[1])
         return logits, velocity

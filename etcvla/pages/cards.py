@@ -97,10 +97,10 @@ def videos(results: RecipeResults) -> dict[str, Any] | None:
                 }
                 cards.append(Card(path, row["task"], outcome, filters, row))
     cards.sort(key=lambda card: (card.filters["intervention"] != "right", card.outcome))
-    return _embed_cards(cards, _webp)
+    return _embed_cards(cards, to_webp)
 
 
-def _webp(path: epath.Path) -> bytes:
+def to_webp(path: epath.Path) -> bytes:
     """Convert a GIF to an animated WebP, which has a quarter of its size."""
     buffer = io.BytesIO()
     with Image.open(io.BytesIO(path.read_bytes())) as gif:

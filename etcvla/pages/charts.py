@@ -28,7 +28,7 @@ _NARROW = 7  # inches of a chart with a single panel
 BarPanels = Mapping[str, Mapping[str, Mapping[str, Estimate | None]]]
 # panel title -> name of a curve -> layer -> (value, low, high)
 LayerPanels = Mapping[str, Mapping[str, Sequence[tuple[float, float, float]]]]
-_STYLE = {
+STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "etcvla",
     "font.size": 9.5,
@@ -57,11 +57,12 @@ _STYLE = {
 }
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure of this size in inches."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _svg(figure: Figure, label: str) -> Markup:
+def to_svg(figure: Figure, label: str) -> Markup:
     """Return a figure as an SVG element that uses the font of its page.
 
     The ids of groups are removed, because they repeat in a page with several charts. Ids that
@@ -94,7 +95,7 @@ def series_colors(names: Sequence[str]) -> dict[str, str]:
 # ---- Scores after each stage ----
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def stage_chart(
     runs: Sequence[RunResults], parents: Sequence[int | None], measures: Sequence[Measure]
 ) -> Markup:
@@ -106,7 +107,7 @@ def stage_chart(
         A run that does not start from the run before it has hollow points and thin lines.
       measures: lines of the chart.
     """
-    figure = _figure(PAGE_WIDTH, 4.4)
+    figure = new_figure(PAGE_WIDTH, 4.4)
     axes = figure.subplots()
     shifts = np.linspace(-0.07, 0.07, len(measures))  # so that intervals do not overlap
     for shift, measure in zip(shifts, measures, strict=True):
@@ -122,17 +123,17 @@ def stage_chart(
                 width = 1 if is_control else 2.2
                 axes.plot([parent + shift, i + shift], heights, linewidth=width, **style)
             fill = "white" if is_control else measure.color
-            errors = _errors(values[i])
+            errors = error_lengths(values[i])
             axes.errorbar(i + shift, values[i].value, errors, fmt="o", mfc=fill, **style)
     labels = [f"{run.title}\n{run.steps}".replace(" action only", "\naction only") for run in runs]
     axes.set_xticks(range(len(runs)), labels, color=palette.INK)
-    _percent_axis(axes, "y")
+    percent_axis(axes, "y")
     axes.set(ylim=(0, 1.02), ylabel="accuracy or success rate")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    return _svg(figure, "scores after each stage")
+    return to_svg(figure, "scores after each stage")
 
 
-def _errors(value: Estimate) -> list[list[float]]:
+def error_lengths(value: Estimate) -> list[list[float]]:
     """Return the distances of the interval's ends from the value, for an error bar."""
     return [[max(0, value.value - value.low)], [max(0, value.high - value.value)]]
 
@@ -140,7 +141,7 @@ def _errors(value: Estimate) -> list[list[float]]:
 # ---- Bars ----
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def bar_chart(panels: BarPanels, colors: Mapping[str, str], xlabel: str) -> Markup:
     """Draw panels side by side of groups of horizontal bars with their intervals.
 
@@ -151,16 +152,16 @@ def bar_chart(panels: BarPanels, colors: Mapping[str, str], xlabel: str) -> Mark
     """
     groups = union(panels.values())
     width = PAGE_WIDTH if len(panels) > 1 else _NARROW
-    figure = _figure(width, 1 + 0.2 * len(groups) * max(len(colors), 2))
+    figure = new_figure(width, 1 + 0.2 * len(groups) * max(len(colors), 2))
     figure.get_layout_engine().set(wspace=0.05)
     all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (title, panel) in zip(all_axes, panels.items(), strict=True):
-        _percent_axis(axes, "x")
+        percent_axis(axes, "x")
         axes.set(title=title, xlabel=xlabel, ylim=(len(groups) - 0.5, -0.5), xlim=(0, 1.14))
         axes.set_yticks(range(len(groups)), groups, color=palette.INK)
         for i, group in enumerate(groups):
             _bar_group(axes, i, panel.get(group, {}), colors)
-    return _svg(figure, f"{xlabel}: {', '.join(panels)}")
+    return to_svg(figure, f"{xlabel}: {', '.join(panels)}")
 
 
 def _bar_group(
@@ -177,12 +178,12 @@ def _bar_group(
         else:
             x = max(value.high, value.value) + 0.015
             text = f"{round(value.value * value.count)}/{value.count}"
-            errors = {"xerr": _errors(value), "ecolor": palette.MUTED}
+            errors = {"xerr": error_lengths(value), "ecolor": palette.MUTED}
             axes.barh(y, value.value, 0.7 / len(colors), color=color, alpha=0.85, **errors)
         axes.text(x, y, text, va="center", fontsize=8, color=palette.MUTED)
 
 
-def _percent_axis(axes: Axes, name: str) -> None:
+def percent_axis(axes: Axes, name: str) -> None:
     """Format the "x" or "y" axis in percent and draw only its grid lines."""
     axis = axes.xaxis if name == "x" else axes.yaxis
     axis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -194,7 +195,7 @@ def _percent_axis(axes: Axes, name: str) -> None:
 # ---- Curves over layers ----
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def layer_chart(
     panels: LayerPanels, colors: Mapping[str, str], reference: float, ylabel: str
 ) -> Markup:
@@ -207,7 +208,7 @@ def layer_chart(
       reference: value of a dotted horizontal line.
       ylabel: name of the measured quantity.
     """
-    figure = _figure(PAGE_WIDTH, 3.2)
+    figure = new_figure(PAGE_WIDTH, 3.2)
     all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (title, curves) in zip(all_axes, panels.items(), strict=True):
         axes.axhline(reference, linestyle=":", color=palette.MUTED, linewidth=1)
@@ -219,13 +220,13 @@ def layer_chart(
         axes.set(title=title, xlabel="layer")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     all_axes[0].set(ylabel=ylabel)
-    return _svg(figure, f"{ylabel} by layer")
+    return to_svg(figure, f"{ylabel} by layer")
 
 
 # ---- Training curves ----
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def training_chart(rows: Sequence[Mapping[str, float]]) -> Markup:
     """Draw a run's losses, next-token accuracy by stream, speed and time waiting for data.
 
@@ -239,7 +240,7 @@ def training_chart(rows: Sequence[Mapping[str, float]]) -> Markup:
         "steps per second": ["steps_per_second"],
         "share of time waiting for data": ["data_wait"],
     }
-    figure = _figure(PAGE_WIDTH, 4.4)
+    figure = new_figure(PAGE_WIDTH, 4.4)
     all_axes = figure.subplots(2, 2, height_ratios=(1.5, 1), sharex=True)
     for axes, (title, metrics) in zip(all_axes.flat, panels.items(), strict=True):
         axes.set(title=title)
@@ -259,5 +260,5 @@ def training_chart(rows: Sequence[Mapping[str, float]]) -> Markup:
     for axes in (losses, accuracies):
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     for axes in (accuracies, waiting):
-        _percent_axis(axes, "y")
-    return _svg(figure, "training curves")
+        percent_axis(axes, "y")
+    return to_svg(figure, "training curves")

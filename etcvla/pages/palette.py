@@ -22,3 +22,4 @@ PREDICTION = "#d81b9a"  # the model's answer, and the path that a policy predict
 GOOD = "#2f9e5f"
 BAD = "#c2352b"
 DOUBTFUL = "#a86a00"
+VERDICT_COLORS = {"supported": GOOD, "excluded": BAD, "inconclusive": MUTED}

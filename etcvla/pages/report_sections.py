@@ -62,7 +62,7 @@ def _scene_bars(results: RecipeResults, panels: charts.BarPanels) -> dict[str, A
 
 
 def interventions(results: RecipeResults) -> dict[str, Any] | None:
-    """Success by intervention, and the tables of task pairs."""
+    """Success by intervention, the tables of task pairs, and the language control."""
     panels = {}
     pair_tables = defaultdict(list)
     for run in results.acting_runs:
@@ -77,9 +77,10 @@ def interventions(results: RecipeResults) -> dict[str, Any] | None:
                 if pair[0] in run.success(scene):
                     pair_tables[pair].append(_pair_table(run, scene, pair))
         panels[run.title] = groups
-    if not panels:
-        return None
-    return _scene_bars(results, panels) | {"pairs": pair_tables}
+    data = {"language": _language_table(results), "pairs": pair_tables}
+    if panels:
+        data |= _scene_bars(results, panels)
+    return data if panels or data["language"] else None
 
 
 def _pair_table(run: RunResults, scene: str, pair: tuple[str, str]) -> dict[str, Any]:
@@ -97,6 +98,27 @@ def _pair_table(run: RunResults, scene: str, pair: tuple[str, str]) -> dict[str,
     return {"run": run.title, "scene": scene, "color": scene_color(scene), "rates": rates}
 
 
+def _language_table(results: RecipeResults) -> dict[str, Any] | None:
+    """Return the effect of words on what is touched, by run, setting and intervention."""
+    cells = defaultdict(dict)
+    for run in results.runs:
+        for benchmark in ["", *run.benchmarks]:
+            for group in run.language(benchmark):
+                setting = ", ".join([f"scene {group['scene']}", *setting_of(group)])
+                key = (run.title, setting, group["novelty"], str(group["layouts"]))
+                cells[key][group["intervention"]] = _language_cell(group)
+    shown = [name for name in INTERVENTIONS if any(name in row for row in cells.values())]
+    rows = [[*key, *(row.get(name, "–") for name in shown)] for key, row in cells.items()]
+    columns = ["run", "setting", "new words", "layouts", *(INTERVENTIONS[name] for name in shown)]
+    return {"columns": columns, "rows": rows} if rows else None
+
+
+def _language_cell(group: Mapping[str, Any]) -> str:
+    interval = f"[{100 * group['low']:+.0f}, {100 * group['high']:+.0f}]"
+    shares = f"{percent(group['named'])} named, {percent(group['unnamed'])} not"
+    return f"{100 * group['difference']:+.0f} {interval} ({shares})"
+
+
 # ---- Benchmarks ----
 
 
@@ -110,6 +132,7 @@ def benchmarks(results: RecipeResults) -> dict[str, Any] | None:
 
 def _benchmark(results: RecipeResults, name: str) -> dict[str, Any]:
     rows = []
+    shown = []
     panels = {}
     protocols = {}
     for run in results.runs:
@@ -119,18 +142,18 @@ def _benchmark(results: RecipeResults, name: str) -> dict[str, Any]:
         bars = defaultdict(dict)
         has_scenes = len({group["scene"] for group in run.benchmarks[name]}) > 1
         for group in run.benchmarks[name]:
-            names = [INTERVENTIONS[group["intervention"]], *setting_of(group)]
-            if has_scenes:
-                names.insert(0, group["scene"])
-            setting = ", ".join(names)
-            rows.append([run.title, setting, *_benchmark_cells(group["overall"])])
+            scene = [group["scene"]] if has_scenes else []
+            setting = ", ".join([INTERVENTIONS[group["intervention"]], *setting_of(group)])
+            shown.append(setting)
+            name_cell = ", ".join([*scene, setting])
+            rows.append([run.title, name_cell, *_benchmark_cells(group["overall"])])
             for task, task_scores in group["tasks"].items():
-                task_name = as_words(task.rpartition("/")[2])
+                task_name = ", ".join([as_words(task.rpartition("/")[2]), *scene])
                 bars[task_name][setting] = group_rate(task_scores)
         panels[run.title] = bars
     settings = _merge_settings(protocols)
     differing = [name for name, by_value in settings.items() if len(by_value) > 1]
-    colors = charts.series_colors(union([[row[1] for row in rows]]))
+    colors = charts.series_colors(union([shown]))
     return {
         "rows": rows,
         "protocol": {name: settings[name] for name in _PROTOCOL_FIELDS if name in settings},

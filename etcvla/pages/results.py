@@ -78,6 +78,10 @@ class RunResults:
             return []
         return list(csv.DictReader(path.read_text().splitlines()))
 
+    def language(self, benchmark: str = "") -> list[dict[str, Any]]:
+        """Read the groups of language.json of the run's own evaluation, or of a benchmark."""
+        return read_json(self.evaluation / benchmark / "language.json", {"groups": []})["groups"]
+
     @functools.cached_property
     def benchmarks(self) -> dict[str, Sequence[Mapping[str, Any]]]:
         """{benchmark: groups of its scores.json}, one for each folder of evaluation/."""

@@ -50,6 +50,7 @@ def _environment() -> jinja2.Environment:
         question_shapes=question_shapes,
         answer_shapes=answer_shapes,
         interventions=INTERVENTIONS,
+        verdict_colors=palette.VERDICT_COLORS,
     )
     environment.filters.update(
         words=as_words,

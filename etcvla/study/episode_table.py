@@ -45,6 +45,18 @@ class EpisodeTable:
         """Return whether there are episodes of a cell with a seed."""
         return any(group[:2] == (cell, seed) for group in self._layouts)
 
+    def chance(self) -> float | None:
+        """Return the chance of touching the named object without reading its name.
+
+        None if trials do not share layouts.
+        """
+        for layouts in self._layouts.values():
+            for rows in layouts.values():
+                objects = {row["named"] for row in rows if row["named"]}
+                if len(objects) > 1:
+                    return 1 / len(objects)
+        return None
+
     def layout_values(
         self, cell: str, seed: int, metric: str, tier: str, intervention: str = "right"
     ) -> dict[Layout, float]:

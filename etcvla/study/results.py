@@ -24,7 +24,6 @@ from etcvla.study.config import METRICS
 from etcvla.study.episode_table import EpisodeTable
 
 RETENTION = {"naming": "name", "pointing": "point", "boxes": "box"}  # column -> kind of questions
-DRIFT = "embedding_drift"  # of the rows of words: a metric of training, and a column
 RUN_COLUMNS = (
     "cell",
     "seed",
@@ -40,7 +39,7 @@ RUN_COLUMNS = (
     "seconds",
     "evaluation_seconds",
     *RETENTION,
-    DRIFT,
+    "embedding_drift",
 )
 # Metrics of the scores with other words than the right ones, or without an image.
 CONTROL_METRICS = ("intention", "language")
@@ -84,7 +83,6 @@ def _run_rows(results: Iterable[Mapping[str, Any]], table: EpisodeTable) -> list
     for result in results:
         row = {column: result.get(column, "") for column in RUN_COLUMNS}
         row.update(_retention(result))
-        row[DRIFT] = result.get("metrics", {}).get(DRIFT, "")
         if result["position"] == -1:
             for tier in table.tiers:
                 for metric in _RUN_METRICS:
@@ -111,6 +109,7 @@ def summarize(study: Mapping[str, Any], table: EpisodeTable) -> dict[str, Any]:
 
     Keys:
       study: its name.
+      chance: share of the objects of a layout that are named; None for simulators without layouts.
       cells: cell -> {"planned", "finished"}: lists of seeds.
       scores: list of {"cell", "metric", "tier", "intervention", "value", "low", "high", "seeds"};
         values in [0, 1], "seeds" maps each seed to its value.
@@ -131,6 +130,7 @@ def summarize(study: Mapping[str, Any], table: EpisodeTable) -> dict[str, Any]:
     _judge(contrasts)
     return {
         "study": study["study"],
+        "chance": table.chance(),
         "cells": cells,
         "scores": _scores(cells, table),
         "contrasts": contrasts,

@@ -22,6 +22,7 @@ from etcvla.eval.evaluate import EvaluationSpec
 from etcvla.eval.trials import EvalProtocol
 from etcvla.names import lookup
 from etcvla.study.config import RANDOM, RunSpec, StudySpec
+from etcvla.train.base_model import find_base
 from etcvla.train.checkpoint import find_checkpoint
 from etcvla.train.resume import CHANGEABLE_FIELDS, flatten_fields
 from etcvla.train.stage import has_dataset
@@ -256,12 +257,15 @@ def data_fingerprint(path: str) -> str:
 
 
 def weights_fingerprint(path: str) -> str:
-    """Return a hash of a checkpoint's content or of released weights; "missing" without any."""
+    """Return a hash of a checkpoint, base model or released weights; "missing" without any."""
     if not path:
         return ""
     checkpoint = find_checkpoint(path)
     if checkpoint is not None:
         return checkpoint.content_hash()
+    base = find_base(path)
+    if base is not None:
+        return base.meta["sha256"]
     root = pathlib.Path(path)
     if not root.exists():
         return "missing"

@@ -319,12 +319,15 @@ def _shapes(tree: Any) -> dict[str, list[int]]:
 
 
 def _train_item(state: TrainState) -> dict[str, Any]:
-    return {
+    item = {
         "step": state.step,
         "params": state.params,
         "opt": state.opt,
         "skipped": state.skipped,
     }
+    if state.start_rows is not None:
+        item["start_rows"] = state.start_rows
+    return item
 
 
 def _read_item(folder: epath.Path, abstract: Any) -> Any:

@@ -20,11 +20,13 @@ from etcvla.models.siglip import resize_positions
 from etcvla.models.variants import config_from_dict
 from etcvla.models.vla import init_params
 from etcvla.train import sharding
+from etcvla.train.base_model import BaseModel, find_base
 from etcvla.train.checkpoint import SavedCheckpoint, check_tree, find_checkpoint
 from etcvla.train.hosts import log_on_host0
 from etcvla.train.optim import Optimizer
 from etcvla.train.stage import Stage
 from etcvla.train.state import TrainState
+from etcvla.train.vocabulary import read_rows
 
 FlatParams = dict[str, Any]  # path with slashes -> array
 _POSITIONS = "img/pos_embedding"
@@ -36,16 +38,20 @@ def initial_state(stage: Stage, optimizer: Optimizer, abstract: TrainState) -> T
     Args:
       abstract: shapes with shardings.
 
-    Raises ModelMismatchError if the parameters of `init_from` do not fit the model.
+    Raises ModelMismatchError if the parameters of `init_from` do not fit the model, UserError if a
+    base model is damaged or does not fit the stage.
     """
     expected = flatten_dict(abstract.params, sep="/")
     loaded = {}
     if stage.config.init_from:
         parent = find_checkpoint(stage.config.init_from)
-        if parent is None:
-            loaded = _load_released(stage, expected)
-        else:
+        base = find_base(stage.config.init_from)
+        if parent is not None:
             loaded = _load_parent(stage, parent, expected)
+        elif base is not None:
+            loaded = _load_base(stage, base, expected)
+        else:
+            loaded = _load_released(stage, expected)
     params = _add_random(stage, loaded, expected)
 
     def _state(params: Any) -> TrainState:
@@ -55,6 +61,7 @@ def initial_state(stage: Stage, optimizer: Optimizer, abstract: TrainState) -> T
             ema=jax.tree.map(jnp.copy, params),
             opt=optimizer.init(params),
             skipped=jnp.zeros((), jnp.int32),
+            start_rows=read_rows(params, stage.token_rows),
         )
 
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
@@ -130,6 +137,21 @@ def _load_released(stage: Stage, expected: FlatParams) -> FlatParams:
     log_on_host0(f"{stage.config.stage}: {summary}")
     host_params = flatten_dict(released, sep="/")
     del released
+    return _put_selected(stage, host_params, expected)
+
+
+def _load_base(stage: Stage, base: BaseModel, expected: FlatParams) -> FlatParams:
+    """Return the parameters of a base model that `init_rules` selects."""
+    base.check_fits(stage.model.config, stage.assets.tokenizer)
+    host_params = base.read_params()
+    log_on_host0(f"{stage.config.stage}: loaded {len(host_params)} arrays from {base.folder}")
+    return _put_selected(stage, host_params, expected)
+
+
+def _put_selected(
+    stage: Stage, host_params: dict[str, np.ndarray], expected: FlatParams
+) -> FlatParams:
+    """Put the parameters that `init_rules` selects on the devices; empties `host_params`."""
     selected = _select(stage, set(expected))
     params = {}
     for path in list(host_params):

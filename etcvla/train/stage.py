@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import numpy as np
 from etcvla import schedule
 from etcvla.data import rows
 from etcvla.data.adapted_dataset import open_dataset
+from etcvla.data.answers import find_answer_ids
 from etcvla.data.assets import Assets
 from etcvla.data.episodes import Episodes
 from etcvla.data.loader import batches
@@ -27,7 +29,9 @@ from etcvla.errors import UserError
 from etcvla.models import pretrained
 from etcvla.models.variants import make_config
 from etcvla.models.vla import VLA
+from etcvla.train.base_model import find_base
 from etcvla.train.checkpoint import find_checkpoint
+from etcvla.train.vocabulary import TokenRows
 
 
 def missing_paths(config: ml_collections.ConfigDict) -> dict[str, str]:
@@ -40,8 +44,8 @@ def missing_paths(config: ml_collections.ConfigDict) -> dict[str, str]:
         if not has_dataset(dataset.path):
             missing[f"datasets.{name}.path"] = dataset.path
     if config.init_from and find_checkpoint(config.workdir) is None:
-        has_parent = find_checkpoint(config.init_from) or pretrained.find(config.init_from)
-        if not has_parent:
+        path = config.init_from
+        if not (find_checkpoint(path) or find_base(path) or pretrained.find(path)):
             missing["init_from"] = config.init_from
     if config.data.tokenizer != "tiny" and not pathlib.Path(config.data.tokenizer).exists():
         missing["data.tokenizer"] = config.data.tokenizer
@@ -195,15 +199,34 @@ class Stage:
 
         Raises UserError if a stream, or a kind of extra segments, has no items.
         """
+        options = self._row_options()
+        return rows.RowBuilder(self.plan, self.datasets, self.assets, self.sizes, options)
+
+    def _row_options(self) -> rows.RowOptions:
         config = self.config
-        options = rows.RowOptions(
+        return rows.RowOptions(
             prompt=config.data.prompt,
             use_fast=schedule.is_nonzero(config.loss.fast),
             extra_segment_weights=config.extra_segment_weights.to_dict(),
             mask_padding=config.data.mask_padding,
             loss_form=config.loss.form,
         )
-        return rows.RowBuilder(self.plan, self.datasets, self.assets, self.sizes, options)
+
+    @functools.cached_property
+    def token_rows(self) -> TokenRows:
+        """The rows of the token table that answers use.
+
+        A run that has saved a checkpoint keeps the answers in it. Raises UserError for an unknown
+        `optim.vocabulary`.
+        """
+        checkpoint = find_checkpoint(self.config.workdir)
+        answers = checkpoint.meta().get("answer_ids") if checkpoint else None
+        if answers is None:
+            streams = [stream for stream in self.plan.streams if stream.dataset in self.datasets]
+            answers = find_answer_ids(streams, self.datasets, self.assets, self._row_options())
+        text = self.assets.tokenizer.layout.text
+        text_ids = range(text.offset, text.stop)
+        return TokenRows.make(self.config.optim.vocabulary, answers, text_ids)
 
     def batches(
         self, start: int, rows: Sequence[int] | None = None

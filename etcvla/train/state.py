@@ -20,3 +20,6 @@ class TrainState:
     opt: Any  # optimizer state
     # Number of updates that were left out because they were not finite.
     skipped: Index = flax.struct.field(default_factory=lambda: jnp.int32(0))
+    # Rows of the token table at step 0, float32[N, D]; see `etcvla.train.vocabulary`. None: their
+    # drift is not measured.
+    start_rows: Any = None

@@ -34,6 +34,7 @@ from etcvla.train.augment import augment
 from etcvla.train.optim import FrozenRules, Optimizer
 from etcvla.train.sharding import constrain_params
 from etcvla.train.state import TrainState
+from etcvla.train.vocabulary import TokenRows, freeze_rows, measure_drift
 
 Metrics = dict[str, jax.Array]
 LOSSES = ("text", "fast", "flow", "z")
@@ -73,6 +74,8 @@ class StepSettings:
     skip: bool = False
     # Rules whose parameters are frozen at this step.
     frozen: FrozenRules = ()
+    # Rows of the token table that the stage's answers use, and what happens to the others.
+    token_rows: TokenRows = TokenRows()
 
     @classmethod
     def from_config(cls, config: ml_collections.ConfigDict, loc_offset: int) -> StepSettings:
@@ -172,12 +175,17 @@ def train_step(
     )
     # None, the gradient of a frozen parameter, is not a leaf.
     grads = constrain_params(jax.tree.map(lambda grad: grad.astype(jnp.float32), grads))
+    if settings.token_rows.mode == "freeze":
+        grads = freeze_rows(grads, settings.token_rows)
 
     metrics = compute_metrics(sums | tokens, settings)
     metrics["loss"] = loss
     metrics["grad_norm"] = optax.global_norm(grads)
     metrics |= metrics_lib.grad_norms(grads)
-    return apply_update(state, grads, metrics, optimizer, settings)
+    state, metrics = apply_update(state, grads, metrics, optimizer, settings)
+    if state.start_rows is not None:
+        metrics |= measure_drift(state.params, state.start_rows, settings.token_rows)
+    return state, metrics
 
 
 # ---- losses --------------------------------------------------------------------------------------
@@ -287,6 +295,7 @@ def microbatch_losses(
         rows.get("x_t"),
         rows.get("time"),
         gradient_scale,
+        _trained_rows(model, settings),
     )
     sums = {}
     tokens = {}
@@ -299,6 +308,13 @@ def microbatch_losses(
         sums["flow"] = _mean(total, weight_sums["flow"])
         sums |= metrics_lib.flow_errors(error, mask, rows["time"])
     return sums, tokens
+
+
+def _trained_rows(model: VLA, settings: StepSettings) -> Array | None:
+    """Return the mask of rows that get a gradient from the logits; None: all."""
+    if settings.token_rows.mode == "train":
+        return None
+    return jnp.asarray(settings.token_rows.is_answer(model.config.vocab_size))
 
 
 def _token_losses(

@@ -43,7 +43,8 @@ class StepFunctions:
     def _jit_step(self, model: VLA, frozen: FrozenRules) -> Callable:
         """Jit (state, batch) -> (state, metrics), which reuses the memory of the old state."""
         loc_offset = self.stage.assets.tokenizer.layout.loc.offset
-        settings = StepSettings.from_config(self.stage.config, loc_offset).replace(frozen=frozen)
+        settings = StepSettings.from_config(self.stage.config, loc_offset)
+        settings = settings.replace(frozen=frozen, token_rows=self.stage.token_rows)
         step = functools.partial(
             train_step, model=model, optimizer=self.optimizer, settings=settings
         )
@@ -86,13 +87,22 @@ def abstract_state(stage: Stage, mesh: Mesh) -> tuple[Optimizer, TrainState]:
     count = jax.ShapeDtypeStruct((), jnp.int32)
     param_shardings = sharding.param_shardings(params, mesh)
     replicated = NamedSharding(mesh, PartitionSpec())
-    state = TrainState(step=count, params=params, ema=params, opt=opt, skipped=count)
+    rows_shape = (len(stage.token_rows.measured), stage.model.config.vlm.width)
+    state = TrainState(
+        step=count,
+        params=params,
+        ema=params,
+        opt=opt,
+        skipped=count,
+        start_rows=jax.ShapeDtypeStruct(rows_shape, jnp.float32),
+    )
     shardings = TrainState(
         step=replicated,
         params=param_shardings,
         ema=param_shardings,
         opt=sharding.opt_shardings(opt, params, param_shardings),
         skipped=replicated,
+        start_rows=NamedSharding(mesh, PartitionSpec(None, "fsdp")),
     )
     abstract = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings

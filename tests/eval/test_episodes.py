@@ -6,6 +6,7 @@ import pytest
 from etcvla.errors import UserError
 from etcvla.eval.episodes import Slot, advance
 from etcvla.eval.trials import EvalProtocol, TrialGrid
+from etcvla.sims.environment import PairedEnvironment
 from tests.eval import paired_toy
 from tests.eval.paired_toy import NAMES, Reader, RowEnvironment
 
@@ -113,3 +114,25 @@ def test_incomplete_layouts_and_unknown_conditions_are_refused():
         make_trials(4)
     with pytest.raises(UserError, match="unknown condition of touch in row 'nigth'.*'night'"):
         make_trials(3, conditions=("nigth",))
+
+
+def test_trials_of_a_tabletop_layout_differ_in_the_named_object_alone():
+    pytest.importorskip("mujoco")
+    grid = TrialGrid("tabletop", ("C0",), ("touch",), {"right": 5, "wrong_instruction": 5})
+    trials = grid.trials()
+    slot = Slot()
+    slot.start(EvalProtocol(max_steps=1, image_size=32), trials)
+    queries = []
+    chunk = None
+    while (answer := slot.advance(chunk))[1] is not None:
+        queries.append(answer[1])
+        chunk = np.zeros((5, 4), np.float32)
+    env = slot._environment(trials[0])
+    assert isinstance(env, PairedEnvironment)
+    names = [own.name for own in env.objects]
+    for start in (0, 5):
+        named = [query["instruction"] for query in queries[start : start + 5]]
+        assert [sum(name in text for text in named) for name in names] == [1] * 5
+    for right, wrong in zip(queries[:5], queries[5:], strict=True):
+        assert right["instruction"] != wrong["instruction"]
+    assert len({query["images"]["front"].tobytes() for query in queries}) == 1

@@ -1,22 +1,28 @@
 """Tests of the named sizes by shapes alone; no parameters of full size are allocated."""
 
+import dataclasses
 import functools
 import json
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from configs import common
 from etcvla import batch as batch_lib
-from etcvla.models import variants
+from etcvla.errors import UserError
+from etcvla.models import ops, variants
+from etcvla.models.gemma import FeedForward
+from etcvla.models.lora import LoRA, ModuleOptions
+from etcvla.models.siglip import MlpBlock
 from etcvla.models.variants import config_from_dict, config_to_dict, make_config
 from etcvla.models.vla import VLA, init_params
 from etcvla.rules import path_str
 from etcvla.train.optim import make_optimizer
 from etcvla.train.state import TrainState
 from etcvla.train.step import StepSettings, train_step
-from tests.models.small import is_backbone
+from tests.models.small import CONFIG, is_backbone
 
 PALIGEMMA_IDS = 257_152
 TABLE = []  # the cells of the table in the docstring
@@ -132,3 +138,25 @@ def test_other_image_size():
     assert config.siglip.tokens == 1024 and config.siglip.width == 1152
     with pytest.raises(ValueError, match="siglip.image_size 230 is not a multiple of patch 14"):
         make_config("paligemma_3b", image_size=230)
+
+
+def test_activation_of_the_mlps():
+    """Both kinds of MLP apply the named function; a config without a name has PaliGemma's."""
+    assert variants.SIZES["tiny"]["vlm"].activation == "relu"
+    assert variants.SIZES["paligemma_3b"]["siglip"].activation == "gelu_tanh"
+    options = ModuleOptions(jnp.dtype("float32"), LoRA(), "none", 1)
+    x = jnp.linspace(-2, 2, 4 * CONFIG.vlm.width).reshape(1, 4, -1)
+    for name, function in ops.ACTIVATIONS.items():
+        gemma = FeedForward(dataclasses.replace(CONFIG.vlm, activation=name), options)
+        params = gemma.init(jax.random.key(0), x)
+        gating = params["params"]["gating_einsum"]
+        expected = (function(x @ gating[0]) * (x @ gating[1])) @ params["params"]["linear"]
+        np.testing.assert_allclose(gemma.apply(params, x), expected, atol=1e-5)
+        config = dataclasses.replace(CONFIG.siglip, activation=name, width=CONFIG.vlm.width)
+        tower = MlpBlock(config, options)
+        params = tower.init(jax.random.key(0), x)
+        hidden = function(x @ params["params"]["Dense_0"]["kernel"])
+        expected = hidden @ params["params"]["Dense_1"]["kernel"]
+        np.testing.assert_allclose(tower.apply(params, x), expected, atol=1e-5)
+    with pytest.raises(UserError, match="unknown siglip.activation 'rulu', did you mean 'relu'"):
+        dataclasses.replace(CONFIG.siglip, activation="rulu")

@@ -236,7 +236,7 @@ class Line:
 
     config = make_model().config
 
-    def apply(self, variables, batch, target_positions, x_t, time, gradient_scale):
+    def apply(self, variables, batch, target_positions, x_t, time, *options):
         return None, variables["params"]["w"] * x_t
 
 

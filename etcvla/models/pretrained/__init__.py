@@ -235,7 +235,7 @@ def export_hugging_face(
 
     Raises: UserError if the directory exists, or transformers has no such model.
     """
-    with _new_directory(directory) as folder:
+    with new_directory(directory) as folder:
         merged = merge(params, config.adapters)
         tokenizer = None if tokenizer_dir is None else epath.Path(tokenizer_dir)
         hugging_face.export(merged, config, folder, tokenizer, shard_bytes)
@@ -257,12 +257,12 @@ def export_openpi(
 
     Raises: UserError if the directory exists, or openpi has no such model.
     """
-    with _new_directory(directory) as folder:
+    with new_directory(directory) as folder:
         openpi.export(merge(params, config.adapters), config, folder, norm_stats or {})
 
 
 @contextlib.contextmanager
-def _new_directory(directory: epath.PathLike) -> Iterator[epath.Path]:
+def new_directory(directory: epath.PathLike) -> Iterator[epath.Path]:
     """Create a directory that appears only when it is complete."""
     target = epath.Path(directory).expanduser()
     if "://" not in str(target):  # `resolve` would turn a bucket's URL into a local path

@@ -289,9 +289,9 @@ class Tabletop(MujocoEnvironment):
         return touched
 
     def expert_action(self) -> np.ndarray:
-        """Return the expert's action, float32[4] in [-1, 1]; zeros after the episode's end."""
+        """Return the expert's action, float32[4] in [-1, 1]; no motion after the episode's end."""
         if self.done:
-            return np.zeros(ACTION_SIZE, np.float32)
+            return np.array([0, 0, 0, 2 * self._suction - 1], np.float32)
         view = expert.View(self._hand, self._table_scene.held, self._bounds(), self.target)
         return self._expert_action(view, self.reference)
 
