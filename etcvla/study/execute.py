@@ -31,7 +31,7 @@ def execute(run: Run, study: StudySpec, train: Train) -> dict[str, Any]:
     """Train and evaluate a run, or what is missing of it, and return its results.
 
     Keys: "seconds" and "evaluation_seconds" (wall time), "flops", "action_rows", "etc_segments",
-    "scores" (see `summarize_scores`), "metrics" (the last line of the training log), "commit" and
+    "scores" (see `summarize_scores`), "metrics" (the last values in the training log), "commit" and
     "versions".
     """
     seconds = train_run(run.config, train)
@@ -78,10 +78,12 @@ def summarize_scores(scores: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def last_metrics(folder: pathlib.Path) -> dict[str, float]:
-    """Return the numbers of the last line of a run's training log; {} without a log."""
+    """Return the last value of each metric in a run's training log; {} without a log."""
     path = folder / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return json.loads(lines[-1]) if lines else {}
+    latest = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        latest |= json.loads(line)
+    return latest
 
 
 def build_missing(
