@@ -204,6 +204,9 @@ LORA = {
     "model.lora": ((".*", 16),),
     "optim.lr_multiple": ((r".*lora_[ab]", 1.0), (".*", 0.0)),
 }
+# What happens to the rows of the token table that no answer uses; the default protects them.
+TIED = {"optim.vocabulary": "train"}
+FROZEN_WORDS = {"optim.vocabulary": "freeze"}
 
 # Confirmatory arms and what they start from.
 ARMS = {
@@ -263,6 +266,10 @@ OTHER_CELLS = {
     "RY_random1": stage1(RANDOM, etc=0.5, replay=0.5),
     "RY_random": stage2("RY_random1", **ETC_AND_REPLAY),
     "AN_random": stage2(RANDOM, action=1.0),
+    "EY_tied1": stage1(BASE, etc=1.0, changes=TIED),
+    "EY_tied": stage2("EY_tied1", **ETC, changes=TIED),
+    "EY_frozen1": stage1(BASE, etc=1.0, changes=FROZEN_WORDS),
+    "EY_frozen": stage2("EY_frozen1", **ETC, changes=FROZEN_WORDS),
     "EN_insulated": stage2(BASE, **ETC, changes={"model.insulate": common.constant(1.0)}),
 }
 # Block -> (name, a, b): intention on C, with Holm's correction within the block.
@@ -288,6 +295,10 @@ EXPLORATORY = {
         ("renamed ETC", "RY_renamed", "AN"),
         ("random base", "RY_random", "AN_random"),
         ("replay alone", "MN", "AN"),
+    ),
+    "vocabulary": (
+        ("protected - tied", "EY", "EY_tied"),
+        ("frozen - tied", "EY_frozen", "EY_tied"),
     ),
     "insulation": (("on - off", "EN_insulated", "EN"),),
 }

@@ -1,13 +1,15 @@
 """Evaluate a checkpoint of a recipe: acting in scenes, and held-out questions.
 
 The results are in <workdir>/evaluation: scores.json, protocol.json, episodes.csv, language.json,
-examples.json and pictures. If they exist already for the same checkpoint and specification, nothing
-is run.
+questions.csv, examples.json and pictures. If they exist already for the same checkpoint and
+specification, nothing is run.
 """
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -32,11 +34,20 @@ from etcvla.eval.language import write_language
 from etcvla.eval.results_log import ResultsLog
 from etcvla.eval.rollouts import run_trials
 from etcvla.eval.trials import EvalProtocol, TrialGrid, TrialResult
-from etcvla.files import write_json
+from etcvla.files import write_atomically, write_json
 from etcvla.policy import Policy
 from etcvla.train.checkpoint import open_checkpoint
 
 EXAMPLES_PER_KIND = 8
+QUESTION_COLUMNS = (
+    "dataset",
+    "kind",
+    "question_type",
+    "question",
+    "answer",
+    "prediction",
+    "correct",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,13 +156,15 @@ def _act(
 
 
 def _score_questions(policy: Policy, spec: EvaluationSpec, out: epath.Path) -> dict:
-    """Return "etc" and "mm" of scores.json, and write examples.json."""
+    """Return "etc" and "mm" of scores.json; write examples.json and questions.csv."""
     scores: dict[str, Any] = {"etc": {}}
     examples = []
+    lines = []
     for name, (path, cameras) in spec.datasets.items():
         held_out, training = open_splits(path, cameras[: policy.num_cameras])
         questions = vqa.draw_questions(held_out, per_kind=spec.questions, seed=spec.seed)
         answered = vqa.answer_questions(policy, questions)
+        lines += [_question_line(name, question) for question in answered]
         by_kind = vqa.score_by_kind(answered, vqa.sample_items(training))
         parts = []
         for kind, kind_scores in by_kind.items():
@@ -167,7 +180,18 @@ def _score_questions(policy: Policy, spec: EvaluationSpec, out: epath.Path) -> d
         else:
             scores["etc"][name] = by_kind
     _write_examples(out, examples)
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([QUESTION_COLUMNS, *lines])
+    write_atomically(out / "questions.csv", text.getvalue())
     return scores
+
+
+def _question_line(dataset: str, question: vqa.Question) -> tuple[str, ...]:
+    """Return the line of questions.csv, in the order of `QUESTION_COLUMNS`."""
+    item = question.item
+    correct = str(int(question.correct))
+    fields = (item.kind, item.question_type, item.question, item.answer, question.prediction)
+    return (dataset, *fields, correct)
 
 
 def open_splits(path: str, cameras: Sequence[str]) -> tuple[StageDataset, StageDataset]:

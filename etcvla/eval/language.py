@@ -116,10 +116,15 @@ def _bootstrap(values: np.ndarray) -> tuple[float, float]:
 
 
 def format_language(groups: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the lines of a text table of `language_scores`."""
+    """Return the lines of a text table of `language_scores`.
+
+    Groups by novelty are shown for the right instruction only.
+    """
     title = "share touched first, difference with its 95 % interval"
     lines = [f"{title:<56}{'named':>7}{'others':>8}{'effect':>9}"]
     for group in groups:
+        if group["novelty"] != ALL_OBJECTS and group["intervention"] != "right":
+            continue
         names = (group["scene"], group["intervention"], *setting_of(group), group["novelty"])
         interval = f"[{group['low']:+.0%}, {group['high']:+.0%}]"
         lines.append(

@@ -15,14 +15,17 @@ def plot_plan(config: ml_collections.ConfigDict, plan: Plan, path: epath.PathLik
 
     One panel each for the shares of the rows, of the segments and of the loss.
     """
-    from matplotlib.figure import Figure  # imported here because the import takes a second
+    from matplotlib import colormaps  # imported here because the import takes a second
+    from matplotlib.figure import Figure
 
     shares = plan_shares(config, plan)
     figure = Figure(figsize=(9, 9), layout="constrained")
     *panels, bottom = figure.subplots(4, 1, sharex=True, height_ratios=(3, 3, 3, 1))
     for panel, name in zip(panels, ("rows", "segments", "loss"), strict=True):
         values = getattr(shares, name)
-        panel.stackplot(np.arange(plan.steps), values.T, labels=shares.names, alpha=0.85)
+        panel.stackplot(
+            np.arange(plan.steps), values.T, labels=shares.names, colors=colormaps["tab20"].colors
+        )
         panel.set(ylabel=f"share of the {name}", ylim=(0, 1), xlim=(0, max(plan.steps - 1, 1)))
     panels[0].set_title(f"{config.stage}:{config.variant}")
     panels[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small", reverse=True)

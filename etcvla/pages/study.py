@@ -24,7 +24,7 @@ _RUN_COLUMNS = (
     "stage",
     "steps",
     "seconds",
-    "embedding_cosine",
+    "embedding_drift",
     *study_sections.RETENTION,
 )
 

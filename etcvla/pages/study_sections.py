@@ -263,7 +263,7 @@ def _scatter(results: StudyResults) -> Markup | None:
 
 
 def _retention_rows(results: StudyResults) -> list[list[str]]:
-    """Return the lines of the table: mean accuracies after the last run, and the least cosine."""
+    """Return the lines of the table: mean accuracies after the last run, and the largest drift."""
     rows = []
     for cell in results.summary["cells"]:
         runs = [row for row in results.runs if row["cell"] == cell]
@@ -271,8 +271,8 @@ def _retention_rows(results: StudyResults) -> list[list[str]]:
         for column in RETENTION:
             values = [float(row[column]) for row in runs if row["position"] == "-1" and row[column]]
             texts.append(percent(np.mean(values)) if values else "–")
-        cosines = [float(row["embedding_cosine"]) for row in runs if row["embedding_cosine"]]
-        texts.append(f"{min(cosines):.3f}" if cosines else "–")
+        drifts = [float(row["embedding_drift"]) for row in runs if row["embedding_drift"]]
+        texts.append(f"{max(drifts):.3f}" if drifts else "–")
         rows.append(texts)
     return rows
 

@@ -8,6 +8,7 @@ both take over. The files are also the history of the attempts: when, where, how
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -130,9 +131,10 @@ class Claim:
 
     def _beat(self) -> None:
         while not self._ended.wait(self._timing.heartbeat):
-            if attempts(self._path.parent.parent)[-1].path != self._path:
-                self._abort()
-            os.utime(self._path)
+            with contextlib.suppress(OSError):  # a shared folder may be unreachable for a while
+                if attempts(self._path.parent.parent)[-1].path != self._path:
+                    self._abort()
+                os.utime(self._path)
 
     def _abort(self) -> None:
         """End this process at once, before it writes to a run that another worker continues."""

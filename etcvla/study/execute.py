@@ -20,6 +20,7 @@ from etcvla.study.claims import DEFAULT_TIMING, Timing
 from etcvla.study.config import StudySpec
 from etcvla.study.costs import run_costs
 from etcvla.study.runs import Graph, Run
+from etcvla.study.word_scores import word_scores
 from etcvla.study.worker import POLL_SECONDS
 from etcvla.train.stage import build_dataset, has_dataset
 
@@ -30,21 +31,35 @@ Train = Callable[[ml_collections.ConfigDict], Mapping[str, Any]]
 def execute(run: Run, study: StudySpec, train: Train) -> dict[str, Any]:
     """Train and evaluate a run, or what is missing of it, and return its results.
 
-    Keys: "seconds" and "evaluation_seconds" (wall time), "flops", "action_rows", "etc_segments",
-    "scores" (see `summarize_scores`), "metrics" (the last values in the training log), "commit" and
-    "versions".
+    Keys:
+      seconds, evaluation_seconds: wall time.
+      flops, action_rows, etc_segments: see `Costs`.
+      scores: see `summarize_scores`; "words": see `word_scores`.
+      metrics: the last value of each metric in the training log.
+      embedding_drift: 1 - the cosine of the rows of words that no answer uses to the stage's start.
+      commit, versions: of the code.
     """
     seconds = train_run(run.config, train)
     scores = evaluate(str(run.folder), run.evaluation)
+    metrics = last_metrics(run.folder)
+    cosine = metrics.get("embedding/cosine_others")
     return {
         "seconds": seconds,
         "evaluation_seconds": scores["seconds"],
         **dataclasses.asdict(run_costs(run.config, study.general)),
-        "scores": summarize_scores(scores),
-        "metrics": last_metrics(run.folder),
+        "scores": {**summarize_scores(scores), "words": _words(run, study)},
+        "metrics": metrics,
+        "embedding_drift": None if cosine is None else 1 - cosine,
         "commit": git_commit(),
         "versions": run_versions(),
     }
+
+
+def _words(run: Run, study: StudySpec) -> dict[str, Any]:
+    """Return the scores of answers by their words, which only the tabletop sorts into tiers."""
+    if study.eval.simulator != "tabletop":
+        return {}
+    return word_scores(run.folder / "evaluation", study.rotation(run.seed))
 
 
 def train_run(config: ml_collections.ConfigDict, train: Train) -> float:

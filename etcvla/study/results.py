@@ -24,8 +24,6 @@ from etcvla.study.config import METRICS
 from etcvla.study.episode_table import EpisodeTable
 
 RETENTION = {"naming": "name", "pointing": "point", "boxes": "box"}  # column -> kind of questions
-COSINE = "embedding_cosine"  # column: rows of words that no answer has, now and before the run
-_COSINE_METRIC = "embedding/cosine_others"
 RUN_COLUMNS = (
     "cell",
     "seed",
@@ -41,7 +39,7 @@ RUN_COLUMNS = (
     "seconds",
     "evaluation_seconds",
     *RETENTION,
-    COSINE,
+    "embedding_drift",
 )
 # Metrics of the scores with other words than the right ones, or without an image.
 CONTROL_METRICS = ("intention", "language")
@@ -85,7 +83,6 @@ def _run_rows(results: Iterable[Mapping[str, Any]], table: EpisodeTable) -> list
     for result in results:
         row = {column: result.get(column, "") for column in RUN_COLUMNS}
         row.update(_retention(result))
-        row[COSINE] = result.get("metrics", {}).get(_COSINE_METRIC, "")
         if result["position"] == -1:
             for tier in table.tiers:
                 for metric in _RUN_METRICS:

@@ -98,6 +98,7 @@ def test_file_and_table_have_every_group(tmp_path, capsys):
     assert groups == language_scores(results)
     assert len(groups) == 4 * 4
     lines = format_language(groups)
+    assert len(lines) == 1 + 4 + 3  # a title, and the novelties of the right instruction
     assert capsys.readouterr().out == "\n".join(lines) + "\n"
     assert lines[1].split() == ["table", "right", "all", "100%", "0%", "+100%", "[+100%,", "+100%]"]
 

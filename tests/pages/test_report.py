@@ -339,6 +339,7 @@ def test_scenes_of_a_benchmark_are_separate_and_pooled(tmp_path):
     content = section(text, "Benchmarks")
     for setting in ("A0, right instruction", "C0, right instruction, night"):
         assert setting in content
+    assert "<h2>Instruction following" in text
     head = text[: text.index("<section")]
     assert "On tabletop, objective bridge succeeds in <b>3 of 6</b> episodes" in head
 
@@ -358,6 +359,22 @@ def test_language_control_is_shown_by_run_and_intervention(small):
     assert ["scene", "C0"] in [cell[-2:] for cell in row(content, "objective bridge")]
     assert "+70 [+60, +75] (80% named, 10% not)" in content
     assert "+1 [-5, +75]" in content
+
+
+def test_language_control_of_a_benchmark_alone_is_shown(tmp_path):
+    write_benchmark(tmp_path / "bridge", {}, successes=1)
+    group = {"scene": "A0", "condition": "night", "perturbation": "", "novelty": "all"}
+    shares = {"named": 1.0, "unnamed": 0.0, "difference": 1.0, "low": 1.0, "high": 1.0}
+    groups = [{**group, **shares, "intervention": "right", "layouts": 2}]
+    path = tmp_path / "bridge/evaluation/mt10/language.json"
+    path.write_text(json.dumps({"groups": groups}))
+    content = section(
+        write_comparison([tmp_path / "bridge"], tmp_path / "out").read_text(),
+        "Instruction following",
+    )
+    assert "scene A0, night" in content
+    assert "+100 [+100, +100]" in content
+    assert "<svg" not in content
 
 
 def write_benchmark(run, protocol, *, successes):

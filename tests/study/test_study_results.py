@@ -58,7 +58,7 @@ def test_tables_have_a_line_per_episode_and_per_run(made):
     assert len(runs) == 11 + 5  # last runs and first runs, without those of AY 1
     by_run = {(row["cell"], row["seed"], row["position"]): row for row in runs}
     last = by_run["RY", "1", "-1"]
-    assert (last["naming"], last["embedding_cosine"], last["steps"]) == ("0.99", "0.98", "4000")
+    assert (last["naming"], last["embedding_drift"], last["steps"]) == ("0.99", "0.02", "4000")
     touched = []
     for row in episodes:
         if (row["run"], row["tier"], row["intervention"]) == ("RY1", "C", "right"):
