@@ -15,6 +15,7 @@ from etcvla.errors import UserError
 from etcvla.eval.evaluate import evaluate
 from etcvla.files import write_json
 from etcvla.provenance import git_commit, run_versions
+from etcvla.results_schema import BASE_DATA
 from etcvla.study import claims
 from etcvla.study.claims import DEFAULT_TIMING, Timing
 from etcvla.study.config import StudySpec
@@ -77,12 +78,12 @@ def summarize_scores(scores: Mapping[str, Any]) -> dict[str, Any]:
     """Return the scores of a run from the content of its scores.json.
 
     Keys:
-      questions: dataset -> kind -> {"accuracy", "majority", "count"}; "shapes" has `mm` there.
+      questions: dataset -> kind -> {"accuracy", "majority", "count"}; `BASE_DATA` has `mm` there.
       success: intervention -> scene -> task -> [successes, trials].
     """
     by_dataset = dict(scores["etc"])
     if "mm" in scores:
-        by_dataset["shapes"] = scores["mm"]
+        by_dataset[BASE_DATA] = scores["mm"]
     questions = {}
     for name, by_kind in by_dataset.items():
         questions[name] = {}
