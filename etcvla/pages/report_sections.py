@@ -132,6 +132,7 @@ def benchmarks(results: RecipeResults) -> dict[str, Any] | None:
 
 def _benchmark(results: RecipeResults, name: str) -> dict[str, Any]:
     rows = []
+    shown = []
     panels = {}
     protocols = {}
     for run in results.runs:
@@ -141,18 +142,18 @@ def _benchmark(results: RecipeResults, name: str) -> dict[str, Any]:
         bars = defaultdict(dict)
         has_scenes = len({group["scene"] for group in run.benchmarks[name]}) > 1
         for group in run.benchmarks[name]:
-            names = [INTERVENTIONS[group["intervention"]], *setting_of(group)]
-            if has_scenes:
-                names.insert(0, group["scene"])
-            setting = ", ".join(names)
-            rows.append([run.title, setting, *_benchmark_cells(group["overall"])])
+            scene = [group["scene"]] if has_scenes else []
+            setting = ", ".join([INTERVENTIONS[group["intervention"]], *setting_of(group)])
+            shown.append(setting)
+            name_cell = ", ".join([*scene, setting])
+            rows.append([run.title, name_cell, *_benchmark_cells(group["overall"])])
             for task, task_scores in group["tasks"].items():
-                task_name = as_words(task.rpartition("/")[2])
+                task_name = ", ".join([as_words(task.rpartition("/")[2]), *scene])
                 bars[task_name][setting] = group_rate(task_scores)
         panels[run.title] = bars
     settings = _merge_settings(protocols)
     differing = [name for name, by_value in settings.items() if len(by_value) > 1]
-    colors = charts.series_colors(union([[row[1] for row in rows]]))
+    colors = charts.series_colors(union([shown]))
     return {
         "rows": rows,
         "protocol": {name: settings[name] for name in _PROTOCOL_FIELDS if name in settings},
