@@ -36,7 +36,7 @@ def execute(run: Run, study: StudySpec, train: Train) -> dict[str, Any]:
       seconds, evaluation_seconds: wall time.
       flops, action_rows, etc_segments: see `Costs`.
       scores: see `summarize_scores`; "words": see `word_scores`.
-      metrics: the last line of the training log.
+      metrics: the last value of each metric in the training log.
       embedding_drift: 1 - the cosine of the rows of words that no answer uses to the stage's start.
       commit, versions: of the code.
     """
@@ -94,10 +94,12 @@ def summarize_scores(scores: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def last_metrics(folder: pathlib.Path) -> dict[str, float]:
-    """Return the numbers of the last line of a run's training log; {} without a log."""
+    """Return the last value of each metric in a run's training log; {} without a log."""
     path = folder / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return json.loads(lines[-1]) if lines else {}
+    latest = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        latest |= json.loads(line)
+    return latest
 
 
 def build_missing(
