@@ -55,11 +55,12 @@ class Run:
         return self.folder / "result.json"
 
     def result(self) -> dict[str, Any] | None:
-        """Return the content of result.json; None if the run's present evaluation has none."""
+        """Return the content of result.json; None if the run or its evaluation has changed."""
         if not self.result_path.exists():
             return None
         result = json.loads(self.result_path.read_text())
-        return result if result["evaluation"] == evaluation_key(self.evaluation) else None
+        found = (result["key"], result["evaluation"])
+        return result if found == (self.key, evaluation_key(self.evaluation)) else None
 
 
 @dataclasses.dataclass
