@@ -54,12 +54,13 @@ TABLETOP_EPISODES = {"demos": 1200, "etc": 600, "ood": 400}
 # What each variant changes in all stages. A stage's file has a table of the same form for itself.
 BASE_VARIANTS: dict[str, dict[str, Any]] = {
     # The model size is the variant's name. `tiny` trains in minutes on two CPU cores.
-    "tiny": {"data.places": "cell"},
+    "tiny": {"data.places": "cell", "data.question_end": ""},
     # The tiny model on the tabletop (etcvla/sims/tabletop), which has one camera. Rows hold many
     # short questions.
     "tabletop": {
         "model.size": "tiny",
         "data.places": "cell",
+        "data.question_end": "",
         "data.num_cameras": 1,
         "data.text_len": TABLETOP_TEXT_LEN,
         "data.max_targets": TABLETOP_MAX_TARGETS,
@@ -176,6 +177,9 @@ def _add_data_fields(c: ml_collections.ConfigDict) -> None:
     # Notation of points for the model: "pair" (y token and x token, as in PaliGemma) or "cell" (one
     # token of a 32 x 32 grid, etcvla/etc/places.py). Datasets always hold pairs.
     c.data.places = "pair"
+    # Text between a question and its answer. The small models learn to read places several times
+    # faster without the newline of PaliGemma.
+    c.data.question_end = "\n"
     c.data.prompt = "pi0"  # format of the action prompt, a name in etcvla/data/prompts.py
     c.data.text_len = 80  # L, text tokens per row
     c.data.max_targets = 40  # predicted tokens per row, at most
