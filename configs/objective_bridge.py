@@ -42,6 +42,8 @@ VARIANTS = {
         "datasets.demos": common.tabletop("demos"),
         "datasets.etc": common.tabletop("etc"),
         "model.insulate": common.constant(0.0),
+        "data.actions_per_row": 5,
+        "loss.noise_samples": 5,
         "steps": 4000,
         "batch_size": 16,
     },

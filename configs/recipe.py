@@ -19,6 +19,7 @@ import ml_collections
 
 from configs import common
 from etcvla.errors import UserError
+from etcvla.results_schema import BASE_DATA
 
 STAGES = ("vlm_pretrain", "distribution_bridge", "objective_bridge", "retentive_adapt")
 INTERVENTIONS = ("right", "wrong_instruction", "blank_image")
@@ -49,7 +50,7 @@ def run(
     Args:
       stage: name of its config file, without ".py".
       init: name of the run whose checkpoint it starts from; "": none.
-      questions: datasets whose held-out questions it answers ("shapes" measures retention).
+      questions: datasets whose held-out questions it answers (`BASE_DATA` measures retention).
       scenes: scenes in which it acts.
       interventions: what the policy gets there (etcvla/eval/trials.py lists them).
     """
@@ -63,21 +64,21 @@ def run(
 
 
 RUNS = {
-    "vlm_pretrain": run("vlm_pretrain", "", questions=("shapes",)),
+    "vlm_pretrain": run("vlm_pretrain", "", questions=(BASE_DATA,)),
     "distribution_bridge": run(
-        "distribution_bridge", "vlm_pretrain", questions=("shapes", "source")
+        "distribution_bridge", "vlm_pretrain", questions=(BASE_DATA, "source")
     ),
     "objective_bridge": run(
         "objective_bridge",
         "distribution_bridge",
-        questions=("shapes", "source"),
+        questions=(BASE_DATA, "source"),
         scenes=("source", "target"),
         interventions=INTERVENTIONS,
     ),
     "retentive_adapt": run(
         "retentive_adapt",
         "objective_bridge",
-        questions=("shapes", "source", "target"),
+        questions=(BASE_DATA, "source", "target"),
         scenes=("source", "target"),
     ),
 }

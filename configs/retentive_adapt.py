@@ -37,6 +37,8 @@ VARIANTS = {
         "init_config": "configs/objective_bridge.py:tabletop",
         "datasets.target": common.tabletop("demos", episodes=200),
         "model.insulate": common.constant(0.0),
+        "data.actions_per_row": 5,
+        "loss.noise_samples": 5,
         "steps": 1000,
         "batch_size": 16,
     },

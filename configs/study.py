@@ -123,6 +123,7 @@ def mixture(
     """
     kinds = {kind: share for kind, share in common.ETC_WEIGHTS.items() if GRADES[kind] in grades}
     streams = {}
+    extra_weights = {}
     if action:
         action_extra = extra if etc else 0
         streams["action"] = common.stream(f"demos{suffix}", "action", action, action_extra)
@@ -130,11 +131,12 @@ def mixture(
         for kind, share in kinds.items():
             weight = common.scale(common.as_schedule(etc), share / sum(kinds.values()))
             streams[f"etc_{kind}"] = common.stream(f"etc{suffix}", kind, weight, extra)
+            extra_weights[kind] = share
     if replay:
         streams["replay"] = common.stream("tabletop_vqa", "any", replay, extra)
+        extra_weights |= common.TABLETOP_VQA_WEIGHTS
     if ood:
         streams["ood"] = common.stream("ood", "any", ood, extra)
-    extra_weights = {**kinds, **common.TABLETOP_VQA_WEIGHTS}
     return {"streams": streams, "extra_segment_weights": extra_weights, "batch_size": BATCH}
 
 

@@ -52,6 +52,9 @@ TRIAL_COLUMNS = (
     "perturbation",
 )
 
+# The dataset of the tiny base model's training. Its held-out questions measure retention.
+BASE_DATA = "tabletop_vqa"
+
 # The columns of TRIAL_COLUMNS that identify a group of episodes with one score.
 GROUP_FIELDS = ("scene", "intervention", "condition", "perturbation")
 

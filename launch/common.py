@@ -24,6 +24,7 @@ from etcvla.eval.in_loop import make_evaluation
 from etcvla.names import lookup
 from etcvla.pages.first_batch import draw_batch
 from etcvla.pages.plan import plot_plan
+from etcvla.results_schema import BASE_DATA
 from etcvla.train.hosts import all_hosts_agree, log_on_host0
 from etcvla.train.loop import train
 from etcvla.train.monitor import MonitorOptions
@@ -128,13 +129,16 @@ def question_datasets(names: Sequence[str], root: str) -> dict[str, tuple[str, t
     """Return the datasets of held-out questions: name -> (path, cameras).
 
     Args:
-      names: shapes, source, target, or the folder (with a slash) of a dataset with the cameras
-        front and wrist.
+      names: tabletop_vqa, shapes, a role of the tabletop (demos, etc, ood), a scene of Meta-World
+        (source, target), or the folder (with a slash) of a dataset with the cameras front and
+        wrist.
       root: folder of the embedded datasets.
 
     Raises UserError for an unknown name.
     """
-    datasets = {"shapes": fields.shapes(root)}
+    datasets = {BASE_DATA: fields.tabletop_vqa(root), "shapes": fields.shapes(root)}
+    for role in fields.TABLETOP_EPISODES:
+        datasets[role] = fields.tabletop(role, root=root)
     for scene in ("source", "target"):
         datasets[scene] = fields.metaworld(scene, root=root)
     for name in names:

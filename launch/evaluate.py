@@ -22,7 +22,7 @@ from etcvla.errors import UserError
 from etcvla.eval import benchmark, language
 from etcvla.eval.evaluate import EvaluationSpec, evaluate
 from etcvla.eval.trials import EvalProtocol
-from etcvla.results_schema import INTERVENTIONS
+from etcvla.results_schema import BASE_DATA, INTERVENTIONS
 from etcvla.sims import conditions, perturbations, suites
 from launch import common
 
@@ -81,9 +81,9 @@ _VIDEOS = flags.DEFINE_integer("videos", 1, "Trials of those that are kept as GI
 _QUESTIONS = flags.DEFINE_integer("questions", 96, "Held-out questions per kind and dataset.")
 _DATASETS = flags.DEFINE_list(
     "datasets",
-    ["shapes", "source"],
-    "Datasets of the questions: shapes, source, target, or the folder of a dataset with the "
-    "cameras front and wrist.",
+    [BASE_DATA, "source"],
+    "Datasets of the questions: tabletop_vqa, shapes, demos, etc, ood, source, target, or the "
+    "folder of a dataset with the cameras front and wrist.",
 )
 _DATA_ROOT = flags.DEFINE_string("data_root", "data", "Folder of the embedded datasets.")
 _MAX_STEPS = flags.DEFINE_integer(

@@ -14,6 +14,7 @@ from etcvla.eval.evaluate import open_splits
 from etcvla.eval.knowledge import compare_checkpoints, write_csv
 from etcvla.files import write_json
 from etcvla.pages.knowledge import write_knowledge_page
+from etcvla.results_schema import BASE_DATA
 from launch import common
 
 _CHECKPOINT = flags.DEFINE_list(
@@ -22,9 +23,9 @@ _CHECKPOINT = flags.DEFINE_list(
 _OUT = flags.DEFINE_string("out", None, "Folder to write to.", required=True)
 _DATASETS = flags.DEFINE_list(
     "datasets",
-    ["shapes", "source"],
-    "Datasets of the questions: shapes, source, target, or the folder of a dataset with the "
-    "cameras front and wrist.",
+    [BASE_DATA, "source"],
+    "Datasets of the questions: tabletop_vqa, shapes, demos, etc, ood, source, target, or the "
+    "folder of a dataset with the cameras front and wrist.",
 )
 _DATA_ROOT = flags.DEFINE_string("data_root", "data", "Folder of the embedded datasets.")
 _QUESTIONS = flags.DEFINE_integer("questions", 96, "Held-out questions per kind and dataset.")

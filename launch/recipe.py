@@ -23,6 +23,7 @@ from etcvla.eval.vqa import mean_accuracy
 from etcvla.files import write_json
 from etcvla.pages.report import write_report
 from etcvla.provenance import git_commit, run_versions
+from etcvla.results_schema import BASE_DATA
 from etcvla.study.config import RANDOM, Cell, RunSpec, StudySpec
 from etcvla.study.execute import execute
 from etcvla.study.runs import Run, make_graph
@@ -30,7 +31,7 @@ from launch import common
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/recipe.py", "Config file of a recipe.")
 CONTROL_SUFFIX = "_action_only"
-DATASETS = ("shapes", "source", "target")
+DATASETS = (BASE_DATA, "source", "target")
 
 
 def main(_: list[str]) -> None:
@@ -64,7 +65,7 @@ def recipe_study(recipe: ml_collections.ConfigDict) -> StudySpec:
         matched="action_rows",
         base="",
         datasets={name: (embedded_dataset(recipe, name),) for name in DATASETS},
-        general=("shapes",),
+        general=(BASE_DATA,),
         eval=settings,
     )
 
@@ -120,9 +121,9 @@ def _control_runs(
 
 
 def embedded_dataset(recipe: ml_collections.ConfigDict, name: str) -> dict[str, Any]:
-    """Return the embedded dataset "shapes", "source" or "target" for the recipe's tasks."""
-    if name == "shapes":
-        return fields.shapes(recipe.data_root)
+    """Return the embedded dataset `BASE_DATA`, "source" or "target" for the recipe's tasks."""
+    if name == BASE_DATA:
+        return fields.tabletop_vqa(recipe.data_root)
     return fields.metaworld(
         name, tasks=recipe.tasks, episodes=recipe[f"{name}_episodes"], root=recipe.data_root
     )
@@ -137,7 +138,7 @@ def summarize(
       results: see `execute`.
     """
     questions = dict(results["scores"]["questions"])
-    retention = questions.pop("shapes", {})
+    retention = questions.pop(BASE_DATA, {})
     etc = next(iter(questions.values()), {})
     success = results["scores"]["success"]
     return {

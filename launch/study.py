@@ -43,6 +43,10 @@ def main(_: list[str]) -> None:
     study = parse(config)
     protocol.read_protocol(study)  # raises if the folder belongs to another study
     chosen = study.select(_CELLS.value, _parse_seeds(_SEEDS.value))
+    if _REPORT.value:
+        results.write_results(study.workdir)
+        print(f"report: {write_study(study.workdir)}")
+        return
     graph = make_graph(study, common.load_stage)
     if _LIST.value:
         print(tables.state_table(graph.select(chosen)))
@@ -50,14 +54,9 @@ def main(_: list[str]) -> None:
         by_cell = costs.cell_costs(graph.select(chosen))
         print(tables.costs_table(by_cell))
         costs.check_matched(study, by_cell)
-    elif _REPORT.value:
-        collect.save_graph(graph)
-        results.write_results(study.workdir)
-        print(f"report: {write_study(study.workdir)}")
     else:
-        execute.build_missing(
-            execute.used_datasets(graph), pathlib.Path(study.workdir) / "datasets"
-        )
+        datasets = execute.used_datasets(graph.select(chosen))
+        execute.build_missing(datasets, pathlib.Path(study.workdir) / "datasets")
         _work(make_graph(study, common.load_stage), chosen)
 
 

@@ -90,7 +90,8 @@ def _record(env: Tabletop, job: TabletopJob, seed: int) -> Episode | None:
     for action in expert_actions:
         recorder.add(env.observe(), env.facts())
         actions.append(action)
-        chunks.append([env.expert_chunk(other, HORIZON) for other in _others(env)])
+        if job.has_relabels:
+            chunks.append([env.expert_chunk(other, HORIZON) for other in _others(env)])
     if not env.success:
         return None
     has_actions = job.role == "demos"

@@ -36,6 +36,7 @@ from etcvla.eval.rollouts import run_trials
 from etcvla.eval.trials import EvalProtocol, TrialGrid, TrialResult
 from etcvla.files import write_atomically, write_json
 from etcvla.policy import Policy
+from etcvla.results_schema import BASE_DATA
 from etcvla.train.checkpoint import open_checkpoint
 
 EXAMPLES_PER_KIND = 8
@@ -61,7 +62,7 @@ class EvaluationSpec:
     intervention_trials: int  # per task and scene under other interventions
     videos: int  # trials with a video, per task, scene and intervention
     questions: int  # per kind and dataset
-    # Name -> (path, cameras). The dataset "shapes" measures what a model retains of its VLM stage.
+    # Name -> (path, cameras). `BASE_DATA` measures what a model retains of its VLM stage.
     datasets: Mapping[str, tuple[str, tuple[str, ...]]]
     protocol: EvalProtocol
     seed: int
@@ -93,7 +94,7 @@ def evaluate(checkpoint_path: str, spec: EvaluationSpec) -> dict[str, Any]:
     Keys:
       step: of the checkpoint. spec: see `EvaluationSpec`. protocol: see `EvalProtocol`.
       etc: dataset -> kind -> scores of `vqa.score_by_kind`.
-      mm: kind -> scores of the dataset "shapes".
+      mm: kind -> scores of the dataset `BASE_DATA`.
       groups: see `benchmark.score_groups`. success: see `benchmark.success_table`.
       seconds: wall time of the evaluation.
 
@@ -175,7 +176,7 @@ def _score_questions(policy: Policy, spec: EvaluationSpec, out: epath.Path) -> d
             for question in vqa.spread_evenly(of_kind, EXAMPLES_PER_KIND):
                 examples.append((name, question))
         print(f"{name}: {', '.join(parts)}", flush=True)
-        if name == "shapes":
+        if name == BASE_DATA:
             scores["mm"] = by_kind
         else:
             scores["etc"][name] = by_kind

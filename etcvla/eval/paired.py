@@ -72,7 +72,8 @@ def two_level_interval(values: Sequence[np.ndarray]) -> tuple[float, float]:
     chosen_seeds = rng.integers(num_seeds, size=means.shape)
     for seed, layouts in enumerate(values):
         is_seed = chosen_seeds == seed
-        draws = rng.integers(len(layouts), size=(np.count_nonzero(is_seed), len(layouts)))
+        size = (np.count_nonzero(is_seed), len(layouts))
+        draws = rng.integers(len(layouts), size=size, dtype=np.int32)
         means[is_seed] = np.asarray(layouts)[draws].mean(axis=1)
     quantile = scipy.stats.t.ppf(1 - ALPHA / 2, num_seeds - 1)
     tail = scipy.stats.norm.cdf(-quantile * math.sqrt(num_seeds / (num_seeds - 1)))

@@ -11,9 +11,9 @@ from typing import Any
 from etils import epath
 from PIL import Image, ImageSequence
 
-from etcvla.pages.results import SHAPES, RecipeResults, read_json, union
+from etcvla.pages.results import RecipeResults, read_json, union
 from etcvla.pages.templates import EmbeddedImage, embed_image
-from etcvla.results_schema import video_stem
+from etcvla.results_schema import BASE_DATA, video_stem
 
 # Number of examples of each run, dataset and kind, by whether the answer is correct.
 NUM_EXAMPLES = {False: 3, True: 2}
@@ -64,13 +64,13 @@ def _select_examples(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any
     """Select a few examples of each dataset and kind.
 
     Wrong answers come first. Among these, the kinds take turns, and robot scenes come before
-    shapes.
+    base data.
     """
     counts = Counter()
     selected = []
     for row in rows:
         group = (row["correct"], row["dataset"], row["kind"])
-        order = (row["correct"], counts[group], row["dataset"] == SHAPES)
+        order = (row["correct"], counts[group], row["dataset"] == BASE_DATA)
         if counts[group] < NUM_EXAMPLES[row["correct"]]:
             selected.append((order, row))
         counts[group] += 1

@@ -8,9 +8,9 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 from etcvla.pages import palette
-from etcvla.pages.results import ALL_TASKS, SHAPES, RecipeResults, accuracy_estimate, union
+from etcvla.pages.results import ALL_TASKS, RecipeResults, accuracy_estimate, union
 from etcvla.pages.templates import as_words
-from etcvla.results_schema import setting_of
+from etcvla.results_schema import BASE_DATA, setting_of
 from etcvla.stats import Estimate, mean, rate
 
 BASELINES = ("majority", "blind")
@@ -63,8 +63,8 @@ def run_measures(results: RecipeResults) -> list[Measure]:
     measures = []
     for dataset in results.datasets:
         rows = _accuracy_rows(results, dataset)
-        if dataset == SHAPES:
-            measures.append(Measure("Retention, held-out shapes", palette.SHAPES, rows))
+        if dataset == BASE_DATA:
+            measures.append(Measure("Retention, base data", palette.BASE_DATA, rows))
         else:
             measures.append(Measure(f"ETC answers, {dataset}", next(etc_colors), rows))
     for scene in results.scenes:

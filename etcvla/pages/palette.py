@@ -13,7 +13,7 @@ KIND_COLORS = dict(
 )
 OTHER_KIND = "#697177"  # kinds of items that are not one of the five ETC kinds
 
-SHAPES = "#8257d6"  # scores on held-out shapes questions
+BASE_DATA = "#8257d6"  # scores on held-out questions about the base model's data
 ETC = ("#0e9f8a", "#76a10d")  # scores on ETC questions of the first and of further datasets
 SCENE_COLORS = {"source": "#2b6be0", "target": "#e5812b"}
 

@@ -15,10 +15,10 @@ import numpy as np
 from etils import epath
 
 from etcvla.errors import UserError
+from etcvla.results_schema import BASE_DATA
 from etcvla.stats import Estimate, rate
 from etcvla.train.checkpoint import find_checkpoint
 
-SHAPES = "shapes"  # the dataset of held-out shapes questions, which measure retention
 ALL_TASKS = "all tasks"
 MAX_CURVE_POINTS = 400  # approximate number of lines of metrics.jsonl that are kept
 
@@ -61,7 +61,7 @@ class RunResults:
 
     def kinds(self, dataset: str) -> Mapping[str, Mapping[str, float]]:
         """Return {kind: scores} of the held-out questions of a dataset."""
-        if dataset == SHAPES:
+        if dataset == BASE_DATA:
             return self.scores.get("mm") or {}
         return self.scores.get("etc", {}).get(dataset, {})
 
@@ -194,9 +194,9 @@ class RecipeResults:
 
     @property
     def datasets(self) -> list[str]:
-        """Datasets with held-out questions: shapes first, if any run answered questions on them."""
-        shapes = [SHAPES] if any(run.kinds(SHAPES) for run in self.runs) else []
-        return [*shapes, *union(run.scores.get("etc", {}) for run in self.runs)]
+        """Datasets with held-out questions: `BASE_DATA` first, if any run answered them."""
+        base = [BASE_DATA] if any(run.kinds(BASE_DATA) for run in self.runs) else []
+        return [*base, *union(run.scores.get("etc", {}) for run in self.runs)]
 
 
 def short_names(paths: Sequence[epath.PathLike]) -> list[str]:

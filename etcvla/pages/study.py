@@ -11,7 +11,7 @@ import csv
 from etils import epath
 
 from etcvla.errors import UserError
-from etcvla.pages import charts, study_sections
+from etcvla.pages import study_sections
 from etcvla.pages.page import Section, write_page
 from etcvla.pages.results import read_json
 from etcvla.pages.study_sections import StudyResults
@@ -24,6 +24,7 @@ _RUN_COLUMNS = (
     "stage",
     "steps",
     "seconds",
+    "embedding_drift",
     *study_sections.RETENTION,
 )
 
@@ -81,5 +82,4 @@ def read_results(workdir: epath.Path) -> StudyResults:
                 f"{runs_path} has no column {column!r}: write it again with launch/study.py "
                 "--report"
             )
-    colors = charts.series_colors(list(summary["cells"]))
-    return StudyResults(workdir, summary, runs, read_json(workdir / "protocol.json", {}), colors)
+    return StudyResults(workdir, summary, runs, read_json(workdir / "protocol.json", {}))

@@ -19,8 +19,9 @@ from markupsafe import Markup
 
 from etcvla.pages import study_charts
 from etcvla.pages.cards import MAX_BYTES, to_webp
+from etcvla.pages.charts import series_colors
 from etcvla.pages.results import union
-from etcvla.pages.templates import embed_image
+from etcvla.pages.templates import embed_image, percent
 from etcvla.results_schema import INTERVENTIONS, video_stem
 
 RETENTION = ("naming", "pointing", "boxes")  # columns of runs.csv
@@ -49,14 +50,12 @@ class StudyResults:
       summary: content of summary.json.
       runs: lines of runs.csv.
       protocol: content of protocol.json; {} if there is none.
-      colors: cell -> colour.
     """
 
     folder: epath.Path
     summary: Mapping[str, Any]
     runs: Sequence[Mapping[str, str]]
     protocol: Mapping[str, Any]
-    colors: Mapping[str, str]
 
     @property
     def unfinished(self) -> dict[str, list[int]]:
@@ -67,6 +66,19 @@ class StudyResults:
             if seeds:
                 cells[name] = seeds
         return cells
+
+    @property
+    def main_cells(self) -> list[str]:
+        """Cells of the confirmatory contrasts, or all if there are none: those in the charts."""
+        contrasts = self.summary["contrasts"]
+        confirmatory = [entry for entry in contrasts if entry["block"] == "confirmatory"]
+        named = union((entry["a"], entry["b"]) for entry in confirmatory)
+        return [cell for cell in self.summary["cells"] if cell in named or not named]
+
+    @property
+    def colors(self) -> dict[str, str]:
+        """Colour of each of the main cells."""
+        return series_colors(self.main_cells)
 
     def chains(self) -> Iterator[tuple[str, list[Mapping[str, str]]]]:
         """Yield (cell, lines of its runs in their order) for each seed of each cell."""
@@ -105,20 +117,19 @@ def tier_label(tier: str) -> str:
 
 
 def contrasts(results: StudyResults) -> dict[str, Any] | None:
-    """Chart and table of the contrasts by block."""
-    blocks = defaultdict(list)
+    """Chart and table of the contrasts: those that are tested in order, and all others."""
+    groups = defaultdict(list)
     for result in results.summary["contrasts"]:
-        blocks[result["block"]].append(result)
-    if not blocks:
+        is_confirmatory = result["block"] == "confirmatory"
+        groups["confirmatory" if is_confirmatory else "exploratory"].append(result)
+    if not groups:
         return None
-    by_block = {}
-    for block, entries in blocks.items():
-        labels = []
-        for result in entries:
-            labels.append(f"{result['name']}\n{describe(result)}")
+    content = {}
+    for group, entries in groups.items():
+        labels = [f"{result['name']}\n{describe(result)}" for result in entries]
         chart = study_charts.forest_chart(entries, labels)
-        by_block[block] = {"chart": chart, "rows": [_contrast_row(entry) for entry in entries]}
-    return {"blocks": by_block}
+        content[group] = {"chart": chart, "rows": [_contrast_row(entry) for entry in entries]}
+    return {"groups": content}
 
 
 def describe(result: Mapping[str, Any]) -> str:
@@ -138,6 +149,7 @@ def _contrast_row(result: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": result["name"],
         "compares": describe(result),
+        "block": result["block"],
         "estimate": estimate,
         "interval": interval,
         "margin": f"{result['margin']:+g}",
@@ -177,9 +189,10 @@ def language(results: StudyResults) -> dict[str, Any] | None:
     """Chart of intention with right, wrong and no words, and the effect of naming an object."""
     panels: dict[str, Any] = {}
     found = set()
+    main_cells = results.main_cells
     for score in results.summary["scores"]:
         is_whole_tier = ":" not in score["tier"]
-        if score["metric"] == "intention" and is_whole_tier:
+        if score["metric"] == "intention" and is_whole_tier and score["cell"] in main_cells:
             found.add(score["intervention"])
             cells = panels.setdefault(f"tier {score['tier']}", {})
             cells.setdefault(score["cell"], {})[score["intervention"]] = score
@@ -218,7 +231,7 @@ def retention(results: StudyResults) -> dict[str, Any] | None:
         xticks=[stage.replace("_", "\n") for stage in stages],
         shares=RETENTION,
     )
-    return {"chart": chart, "scatter": _scatter(results), "drift": _drift(results)}
+    return {"chart": chart, "scatter": _scatter(results), "rows": _retention_rows(results)}
 
 
 def _retention_by_stage(results: StudyResults, column: str) -> dict[str, dict[str, list[float]]]:
@@ -226,7 +239,7 @@ def _retention_by_stage(results: StudyResults, column: str) -> dict[str, dict[st
     values: dict[str, dict[str, list[float]]] = {}
     for cell, rows in results.chains():
         for row in rows:
-            if row[column]:
+            if row[column] and cell in results.main_cells:
                 by_stage = values.setdefault(cell, {})
                 by_stage.setdefault(row["stage"], []).append(float(row[column]))
     return values
@@ -239,7 +252,8 @@ def _scatter(results: StudyResults) -> Markup | None:
         points = defaultdict(list)
         for row in results.runs:
             intention = row.get(f"intention_{tier}")
-            if row["position"] == "-1" and row["naming"] and intention:
+            is_shown = row["position"] == "-1" and row["cell"] in results.main_cells
+            if is_shown and row["naming"] and intention:
                 points[row["cell"]].append((float(row["naming"]), float(intention)))
         if points and ":" not in tier:
             panels[f"tier {tier}"] = points
@@ -248,13 +262,19 @@ def _scatter(results: StudyResults) -> Markup | None:
     return study_charts.scatter_chart(panels, results.colors, "naming", "intention")
 
 
-def _drift(results: StudyResults) -> dict[str, float]:
-    """Return cell -> mean drift of the embedding rows in its last run."""
-    values = defaultdict(list)
-    for row in results.runs:
-        if row["position"] == "-1" and row.get("embedding_drift"):
-            values[row["cell"]].append(float(row["embedding_drift"]))
-    return {cell: float(np.mean(drifts)) for cell, drifts in values.items()}
+def _retention_rows(results: StudyResults) -> list[list[str]]:
+    """Return the lines of the table: mean accuracies after the last run, and the largest drift."""
+    rows = []
+    for cell in results.summary["cells"]:
+        runs = [row for row in results.runs if row["cell"] == cell]
+        texts = [cell]
+        for column in RETENTION:
+            values = [float(row[column]) for row in runs if row["position"] == "-1" and row[column]]
+            texts.append(percent(np.mean(values)) if values else "–")
+        drifts = [float(row["embedding_drift"]) for row in runs if row["embedding_drift"]]
+        texts.append(f"{max(drifts):.3f}" if drifts else "–")
+        rows.append(texts)
+    return rows
 
 
 def learning(results: StudyResults) -> dict[str, Any] | None:
@@ -262,7 +282,7 @@ def learning(results: StudyResults) -> dict[str, Any] | None:
     panels: dict[str, dict[str, dict[int, list[float]]]] = {}
     for cell, rows in results.chains():
         first_step = 0
-        for row in rows:
+        for row in rows if cell in results.main_cells else []:
             for step, title, value in _logged(results.folder / "runs" / row["key"]):
                 curve = panels.setdefault(title, {}).setdefault(cell, {})
                 curve.setdefault(first_step + step, []).append(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -24,7 +25,9 @@ class EpisodeTable:
     """
 
     def __init__(self, rows: Iterable[Mapping[str, str]]):
-        self.rows = list(rows)
+        self.rows = []
+        for row in rows:  # a study has few different values and many episodes
+            self.rows.append({column: sys.intern(value) for column, value in row.items()})
         self._layouts = defaultdict(lambda: defaultdict(list))
         tiers = set()
         interventions = set()

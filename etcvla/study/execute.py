@@ -15,6 +15,7 @@ from etcvla.errors import UserError
 from etcvla.eval.evaluate import evaluate
 from etcvla.files import write_json
 from etcvla.provenance import git_commit, run_versions
+from etcvla.results_schema import BASE_DATA
 from etcvla.study import claims
 from etcvla.study.claims import DEFAULT_TIMING, Timing
 from etcvla.study.config import StudySpec
@@ -35,7 +36,7 @@ def execute(run: Run, study: StudySpec, train: Train) -> dict[str, Any]:
       seconds, evaluation_seconds: wall time.
       flops, action_rows, etc_segments: see `Costs`.
       scores: see `summarize_scores`; "words": see `word_scores`.
-      metrics: the last line of the training log.
+      metrics: the last value of each metric in the training log.
       embedding_drift: 1 - the cosine of the rows of words that no answer uses to the stage's start.
       commit, versions: of the code.
     """
@@ -77,12 +78,12 @@ def summarize_scores(scores: Mapping[str, Any]) -> dict[str, Any]:
     """Return the scores of a run from the content of its scores.json.
 
     Keys:
-      questions: dataset -> kind -> {"accuracy", "majority", "count"}; "shapes" has `mm` there.
+      questions: dataset -> kind -> {"accuracy", "majority", "count"}; `BASE_DATA` has `mm` there.
       success: intervention -> scene -> task -> [successes, trials].
     """
     by_dataset = dict(scores["etc"])
     if "mm" in scores:
-        by_dataset["shapes"] = scores["mm"]
+        by_dataset[BASE_DATA] = scores["mm"]
     questions = {}
     for name, by_kind in by_dataset.items():
         questions[name] = {}
@@ -93,10 +94,12 @@ def summarize_scores(scores: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def last_metrics(folder: pathlib.Path) -> dict[str, float]:
-    """Return the numbers of the last line of a run's training log; {} without a log."""
+    """Return the last value of each metric in a run's training log; {} without a log."""
     path = folder / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return json.loads(lines[-1]) if lines else {}
+    latest = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        latest |= json.loads(line)
+    return latest
 
 
 def build_missing(

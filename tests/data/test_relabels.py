@@ -4,9 +4,11 @@ import jax
 import numpy as np
 import pytest
 
+from configs import common
 from etcvla.data.norm_stats import unnormalize
 from etcvla.data.rows import RowBuilder
 from etcvla.errors import UserError
+from etcvla.train.stage import streams_of
 from etcvla.train.step import StepSettings, microbatch_losses, prepare_targets, total_loss
 from tests.data.handmade_rlds import INSTRUCTIONS, RELABELS, relabel_actions, write_robot_set
 from tests.data.made_rows import SIZES, make_builder, segments, stream, where
@@ -147,3 +149,17 @@ def test_relabels_that_do_not_fit_are_errors(directory, tmp_path):
     with pytest.raises(UserError, match=r"data.actions_per_row is 2, but no dataset .* relabels"):
         builder_of(plain, 2)
     assert builder_of(plain, 1)(0, 0)["action_segment"] == 1
+
+
+def test_configs_whose_actions_do_not_fit_are_errors():
+    config = common.base("objective_bridge", "tiny")
+    common.override(config, {"data.actions_per_row": 3})
+    with pytest.raises(UserError, match=r"noise_samples 4 is not a multiple of .*_per_row 3"):
+        StepSettings.from_config(config, loc_offset=0)
+    common.override(config, {"loss.noise_samples": 6})
+    assert StepSettings.from_config(config, loc_offset=0).noise_samples == 6
+    entries = {"datasets.robot": {}, "model.image_attends_prompt": True}
+    common.override(config, entries)
+    common.add_streams(config, {"action": common.stream("robot", "action", 1.0, 0)})
+    with pytest.raises(UserError, match=r"data.actions_per_row must be 1 with"):
+        streams_of(config)

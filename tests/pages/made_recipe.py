@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from etcvla.etc.items import ETC_KINDS, format_loc
-from etcvla.results_schema import video_stem
+from etcvla.results_schema import BASE_DATA, video_stem
 from etcvla.stats import wilson
 
 TASKS = ("reach", "door-open", "drawer-open", "drawer-close")
@@ -134,7 +134,7 @@ def _write_evaluation(rng, root, name, index, *, tasks, trials, steps):
             interventions |= {"wrong_instruction": 5, "blank_image": 5}
         scores["success"] = _write_episodes(rng, out, tasks, interventions, index)
     (out / "scores.json").write_text(json.dumps(scores))
-    _write_examples(rng, out, ["shapes", *datasets])
+    _write_examples(rng, out, [BASE_DATA, *datasets])
 
 
 def _write_episodes(rng, out, tasks, interventions, index):
@@ -183,7 +183,7 @@ def _write_examples(rng, out, datasets):
     """Write examples.json with three wrong and three correct answers by dataset and kind."""
     rows = []
     for dataset in datasets:
-        for kind in ["count"] if dataset == "shapes" else ETC_KINDS:
+        for kind in ["count"] if dataset == BASE_DATA else ETC_KINDS:
             question, answer, wrong = QUESTIONS[QUESTION_TYPES[kind]]
             for n in range(6):
                 image = f"examples/{len(rows):04d}.png"

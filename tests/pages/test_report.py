@@ -12,7 +12,7 @@ from etcvla.etc.items import ETC_KINDS
 from etcvla.pages import cards, charts, palette
 from etcvla.pages.report import write_comparison, write_report
 from etcvla.pages.results import RecipeResults, RunResults
-from etcvla.results_schema import video_stem
+from etcvla.results_schema import BASE_DATA, video_stem
 from etcvla.stats import rate, wilson
 from tests.pages.made_recipe import CONTROL, MAIN_RUNS, TASKS, kind_scores, write_recipe
 from tests.pages.test_gallery import Page
@@ -198,7 +198,7 @@ def test_examples_show_wrong_answers_of_all_kinds_first(whole):
     shown = [card for card in page.find("article") if card["data-stage"] == "retentive adapt"]
     assert [card["data-answer"] for card in shown] == ["wrong"] * 33 + ["correct"] * 22
     assert {card["data-kind"] for card in shown[:5]} == set(ETC_KINDS)
-    assert {card["data-dataset"] for card in shown} == {"source", "target", "shapes"}
+    assert {card["data-dataset"] for card in shown} == {"source", "target", BASE_DATA}
     assert "<b>nothing</b>" in page.words  # the page escapes the prediction
     buttons = page.find("button")
     pressed = [button["data-value"] for button in buttons if button["aria-pressed"] == "true"]

@@ -1,5 +1,7 @@
 """A real study in small: two cells and two seeds, trained, stopped, resumed, evaluated."""
 
+import pathlib
+
 import pytest
 
 from configs import common
@@ -18,7 +20,8 @@ SIZES = {"state": 4, "action": 4}  # of the tabletop
 
 def load_stage(path, variant, changes):
     """Return a stage of two steps on the camera that the tabletop has."""
-    c = nano_config("nowhere", "nowhere", steps=2, model__action_dim=4, data__num_cameras=1)
+    fields = {"stage": pathlib.Path(path).stem, "model__action_dim": 4, "data__num_cameras": 1}
+    c = nano_config("nowhere", "nowhere", steps=2, **fields)
     common.override(c, dict(changes))
     return c
 
@@ -36,7 +39,7 @@ def study(tmp_path_factory):
     return parse(config)
 
 
-def is_preempted(config):
+def train_one_step(config):
     """Train one step, then stop as a preempted run does."""
     train(config, until=1)
     raise Preempted
@@ -46,7 +49,7 @@ def test_a_study_is_trained_and_evaluated(study, capsys):
     graph = make_graph(study, load_stage)
     collect.save_graph(graph)
     with pytest.raises(Preempted):
-        worker.work(graph, lambda made: execute.execute(made, study, is_preempted))
+        worker.work(graph, lambda made: execute.execute(made, study, train_one_step))
     states = worker.work(graph, lambda made: execute.execute(made, study, train))
     assert set(states.values()) == {"done"}
     assert "resumed at step 1 of 2" in capsys.readouterr().out

@@ -10,6 +10,7 @@ from etcvla.errors import UserError
 from etcvla.eval import paired
 from etcvla.study import results
 from etcvla.study.episode_table import EpisodeTable
+from etcvla.study.execute import last_metrics
 from tests.study.made_results import contrast, gate, write_made_study
 
 CELLS = {"AN": {"planned": [0, 1], "finished": [0, 1]}, "RY": {"planned": [0], "finished": [0]}}
@@ -169,3 +170,10 @@ def test_a_missing_column_is_named():
     table = EpisodeTable([episode(intention="")])
     with pytest.raises(UserError, match="run 0123: .* no value of 'intention'"):
         table.layout_values("AN", 0, "intention", "C")
+
+
+def test_each_metric_has_its_last_value(tmp_path):
+    assert last_metrics(tmp_path) == {}
+    lines = ['{"step": 1, "loss/flow": 2.0}', '{"step": 2, "embedding/cosine_others": 0.9}']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert last_metrics(tmp_path) == {"step": 2, "loss/flow": 2.0, "embedding/cosine_others": 0.9}
