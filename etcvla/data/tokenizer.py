@@ -214,9 +214,7 @@ class Tokenizer:
         """
         lookup(LAYOUTS, layout, "token layout")
         loaded = cls._read(_find_file(name_or_path), num_actions, layout)
-        token_layout = dataclasses.replace(
-            loaded.layout, places=places, question_end=question_end
-        )
+        token_layout = dataclasses.replace(loaded.layout, places=places, question_end=question_end)
         return cls(loaded._backend, token_layout, word_start=loaded._word_start)
 
     @classmethod
