@@ -216,8 +216,8 @@ def _add_loss_fields(c: ml_collections.ConfigDict) -> None:
     c.loss.fast = constant(0.0)  # next-token loss of FAST action tokens
     c.loss.flow = constant(0.0)  # flow-matching loss of the action expert
     c.loss.z = constant(0.0)  # squared log of the softmax sum (PaLM uses 1e-4); bounds the logits
-    # Next-token loss of answers about one place, predicted from the image token at that place alone.
-    # It speeds up the first training of small models (etcvla/train/image_targets.py).
+    # Next-token loss of answers about one place, predicted from the image token there alone. It
+    # speeds up the first training of small models (etcvla/train/image_targets.py).
     c.loss.image = constant(0.0)
     # R, noise samples per row, a multiple of data.actions_per_row. They share the prefix, so more
     # of them cost little.

@@ -2,8 +2,8 @@
 
 All answers follow from the objects' words, boxes and distances from the camera. Questions are
 short, because the cost of training is proportional to their tokens. Most end with the words or the
-place that they are about: a small model learns to answer these questions several times faster. Coordinates are (y, x) in [0, 1] with the origin at the top
-left.
+place that they are about: a small model learns to answer such questions sooner. Coordinates are
+(y, x) in [0, 1] with the origin at the top left.
 """
 
 from __future__ import annotations
