@@ -20,10 +20,9 @@ from etcvla.models.scan import scan_layers
 from etcvla.models.types import AnyShape, ImageTokens, Shape
 from etcvla.names import lookup
 
-# Start of a tower without released weights. Neighbouring pixels are alike, so a patch differs little
-# from the mean patch. With the usual variance of 1 and position codes of full size, 95 % of what
-# tells two image tokens apart is their position, and a small model needs twice as many steps until
-# it reads what is at a place.
+# Start of a tower without released weights. Neighbouring pixels are alike, so a patch differs
+# little from the mean patch: with the usual variance of 1 and position codes of full size, position
+# is 95 % of what tells two image tokens apart, and a small model learns to read places later.
 _PATCH_VARIANCE = 9.0
 _POSITION_SCALE = 0.5
 
