@@ -45,7 +45,7 @@ MONITOR_OPTIONS = MonitorOptions(evaluation=make_evaluation, draw_first_batch=dr
 
 
 def setup() -> None:
-    """Configure this process: quiet libraries, memory, a compilation cache that later runs reuse."""
+    """Configure this process: quiet libraries, memory, and a cache of compiled functions."""
     keep_freed_memory()
     logging.set_verbosity(logging.WARNING)
     python_logging.getLogger("gcsfs").setLevel("CRITICAL")  # it logs tracebacks of errors it raises
