@@ -35,6 +35,7 @@ STAGE3_ACTION_ROWS = 12_000
 LONG_ACTION_ROWS = 139_600  # with as many FLOPs on actions alone as RY has in both stages
 STAGE1_EXTRA = 7  # ETC segments beside the first of a row, in stage 1
 EXTRA = 4  # the same in stages 2 and 3
+ACTION_TEXT_LEN = 64  # of rows without questions; padding costs as much as text
 INSTRUCTIONS = 5  # of an action row: its own and those that name the other objects
 CONFIRMATORY_SEEDS = tuple(range(8))
 EXPLORATORY_SEEDS = (0, 1, 2)
@@ -176,6 +177,7 @@ def stage2(
     fixed["steps"] = round(rows / (BATCH * mean_share(shares["action"])))
     if set(fixed["streams"]) == {"action"}:
         fixed["loss.text"] = common.constant(0.0)
+        fixed["data.text_len"] = ACTION_TEXT_LEN
     changes = {**fixed, **(changes or {})}
     return run(stage, init, changes, scenes=SCENES, interventions=interventions)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import importlib.util
 import logging as python_logging
 import os
 import pathlib
+import platform
 import re
 import signal
 import sys
@@ -32,11 +34,19 @@ from etcvla.train.plan_table import plan_table
 from etcvla.train.stage import build_datasets, make_plan, missing_paths
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+# Parameters of glibc's mallopt(3) by number. Sizes are in bytes.
+MALLOC_OPTIONS = {
+    -1: 2**31 - 1,  # M_TRIM_THRESHOLD
+    -2: 2**28,  # M_TOP_PAD
+    -3: 2**25,  # M_MMAP_THRESHOLD, the largest that glibc accepts
+    -8: 1,  # M_ARENA_MAX
+}
 MONITOR_OPTIONS = MonitorOptions(evaluation=make_evaluation, draw_first_batch=draw_batch)
 
 
 def setup() -> None:
-    """Configure this process: quiet libraries, and a compilation cache that later runs reuse."""
+    """Configure this process: quiet libraries, memory, and a cache of compiled functions."""
+    keep_freed_memory()
     logging.set_verbosity(logging.WARNING)
     python_logging.getLogger("gcsfs").setLevel("CRITICAL")  # it logs tracebacks of errors it raises
     logging.get_absl_handler().addFilter(is_shown)
@@ -45,6 +55,19 @@ def setup() -> None:
     default_cache = pathlib.Path.home() / ".cache" / "etcvla" / "jax"
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(default_cache))
     jax.config.update("jax_compilation_cache_dir", cache)
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep freed memory instead of returning it to the system.
+
+    XLA's CPU backend allocates its buffers anew at every step. Faulting the pages in again took a
+    fifth of the time of a small model's step. The maximum of resident memory stays the same.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    for option, value in MALLOC_OPTIONS.items():
+        libc.mallopt(option, value)
 
 
 def is_shown(record: python_logging.LogRecord) -> bool:

@@ -1,6 +1,8 @@
 """How scripts end: a user's error in one line, a bug with its traceback."""
 
 import logging
+import subprocess
+import sys
 
 import pytest
 
@@ -58,3 +60,28 @@ def test_tracebacks_of_orbax_threads_are_not_logged(path, has_traceback, shown):
     exc_info = (OSError, OSError("No space left on device"), None) if has_traceback else None
     record = logging.LogRecord("absl", logging.ERROR, path, 1, "raised", (), exc_info)
     assert common.is_shown(record) is shown
+
+
+_COUNT_FAULTS = """
+import resource
+import numpy as np
+from launch import common
+
+def count_faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        np.ones(2**21)  # 16 MiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults = count_faults()
+common.keep_freed_memory()
+count_faults()
+print(faults, count_faults())
+"""
+
+
+def test_freed_memory_is_not_faulted_in_again():
+    command = [sys.executable, "-c", _COUNT_FAULTS]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    default, kept = map(int, done.stdout.split())
+    assert kept < default / 10

@@ -1,5 +1,6 @@
 """The whole recipe in small, by the commands that a user types, run twice."""
 
+import csv
 import json
 import os
 import pathlib
@@ -85,9 +86,12 @@ def test_every_run_is_trained_evaluated_and_reported(recipe):
 
 def test_the_csv_has_one_line_per_episode(recipe):
     _, folder, _ = recipe
-    lines = (folder / "run/retentive_adapt/evaluation/episodes.csv").read_text().splitlines()
-    assert len(lines) == 1 + 5 * 5 * 4  # header, then trials x scenes x interventions
-    assert sum(",wrong_instruction," in line for line in lines) == 25
+    path = folder / "run/retentive_adapt/evaluation/episodes.csv"
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 5 * 5 * 4  # trials x scenes x interventions
+    wrong = [row for row in rows if row["intervention"] == "wrong_instruction"]
+    assert len(wrong) == 25 and all(row["instruction_of"] != row["named"] for row in wrong)
 
 
 def test_a_second_run_repeats_nothing(recipe):

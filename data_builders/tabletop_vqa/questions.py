@@ -1,9 +1,9 @@
 """Questions about a picture of objects on a table: names, points, boxes, counts and relations.
 
 All answers follow from the objects' words, boxes and distances from the camera. Questions are
-short, because the cost of training is proportional to their tokens. Where a robot's ETC asks the
-same thing, the wording is the same. Coordinates are (y, x) in [0, 1] with the origin at the top
-left.
+short, because the cost of training is proportional to their tokens. Most end with the words or the
+place that they are about: a small model learns to answer such questions sooner. Coordinates are
+(y, x) in [0, 1] with the origin at the top left.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ PLURALS = {noun: f"{noun}es" if noun == "cross" else f"{noun}s" for noun in NOUN
 SIDE_MARGIN = 0.08  # of the image; objects that are nearer are neither left nor right
 DEPTH_MARGIN = 0.03  # metres; objects that are nearer are neither in front nor behind
 MIN_IOU = 0.9  # of the box in a question with the object's box
+FREE_AREA = (0.2, 0.02, 0.98, 0.98)  # ymin, xmin, ymax, xmax of the table in every picture
+FREE_MARGIN = 0.03  # of the image; points that are nearer to an object are not free
+MAX_FREE_POINTS = 8  # that are tried for a picture
 OFF_CENTRE = 0.2  # of the box's sides: largest distance of a point in a question from the centre
 # Relative weights of the counts 0, 1, 2, ... of a noun or color; high counts are rare in pictures.
 COUNT_WEIGHTS = np.array([0.5, 1, 5, 18, 30, 50, 80])
@@ -57,10 +60,10 @@ class PicturedObject:
         """The centre (y, x) of the box."""
         return np.reshape(self.box, (2, 2)).mean(0)
 
-    def contains(self, point: np.ndarray) -> bool:
-        """Return whether an image point (y, x) is in the box."""
+    def contains(self, point: np.ndarray, margin: float = 0.0) -> bool:
+        """Return whether an image point (y, x) is in the box or nearer to it than `margin`."""
         low, high = np.reshape(self.box, (2, 2))
-        return bool(((low <= point) & (point <= high)).all())
+        return bool(((low - margin <= point) & (point <= high + margin)).all())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +128,12 @@ def _points(scene: PicturedScene, rng: Generator) -> list[Fields]:
         point = obj.center + rng.uniform(-OFF_CENTRE, OFF_CENTRE, 2) * (high - low)
         fields.append({"point": format_loc(point)})
     return fields
+
+
+def _free_points(scene: PicturedScene, rng: Generator) -> list[Fields]:
+    """Propose random points of the table; those on an object have no answer."""
+    points = rng.uniform(FREE_AREA[:2], FREE_AREA[2:], (MAX_FREE_POINTS, 2))
+    return [{"point": format_loc(point)} for point in points]
 
 
 def _boxes(scene: PicturedScene, rng: Generator) -> list[Fields]:
@@ -196,6 +205,13 @@ def _relations(scene: PicturedScene, rng: Generator) -> list[Fields]:
 # --- answering questions -------------------------------------------------------------------------
 #
 # An answer raises ValueError if the question has no unique answer.
+
+
+def _surface(scene: PicturedScene, point: str) -> str:
+    [coordinates] = parse_loc(point, 2)
+    if any(obj.contains(coordinates, FREE_MARGIN) for obj in scene.objects):
+        raise ValueError("an object is there")
+    return "table"
 
 
 def _exists(scene: PicturedScene, a: str) -> str:
@@ -278,12 +294,19 @@ class TableQuestion(SceneQuestion):
     }
 
 
+WHAT_IS_AT = ("what is at {point}", "name {point}", "object {point}")
 TABLE_QUESTIONS: dict[str, TableQuestion] = {
     "identify_point": TableQuestion(
         "name",
-        ("what is at {point}?", "name the object at {point}.", "{point} is what?"),
+        WHAT_IS_AT,
         _points,
         lambda scene, point: scene.at_point(point).name,
+    ),
+    "surface": TableQuestion(
+        "name",
+        WHAT_IS_AT,
+        _free_points,
+        _surface,
     ),
     "identify": TableQuestion(
         "name",
@@ -297,49 +320,49 @@ TABLE_QUESTIONS: dict[str, TableQuestion] = {
     ),
     "locate_point": TableQuestion(
         "point",
-        ("point to the {a}.", "mark the {a}.", "where is the {a}? point."),
+        ("point to the {a}", "mark {a}", "point {a}"),
         _names,
         lambda scene, a: format_loc(scene.find_one(a).center),
     ),
     "locate_box": TableQuestion(
         "box",
-        ("locate the {a}.", "detect the {a}.", "where is the {a}? box."),
+        ("locate the {a}", "detect {a}", "box {a}"),
         _names,
         lambda scene, a: format_loc(scene.find_one(a).box),
     ),
     "color": TableQuestion(
         "attribute",
-        ("what color is the {noun}?", "which color does the {noun} have?", "color of the {noun}?"),
+        ("color of the {noun}", "color {noun}"),
         _nouns,
         lambda scene, noun: scene.find_one(noun).color,
     ),
     "color_at": TableQuestion(
         "attribute",
-        ("what color is at {point}?", "color at {point}?"),
+        ("color {point}", "color at {point}"),
         _points,
         lambda scene, point: scene.at_point(point).color,
     ),
     "shape": TableQuestion(
         "attribute",
-        ("what is the {color} object?", "which shape is {color}?", "name the {color} shape."),
+        ("what shape is {color}", "shape {color}"),
         _colors,
         lambda scene, color: scene.find_one(f"{color} object").noun,
     ),
     "shape_at": TableQuestion(
         "attribute",
-        ("what shape is at {point}?", "shape at {point}?"),
+        ("shape {point}", "shape at {point}"),
         _points,
         lambda scene, point: scene.at_point(point).noun,
     ),
     "count_color": TableQuestion(
         "count",
-        ("how many {color} objects?", "count the {color} objects.", "how many are {color}?"),
+        ("how many are {color}", "count what is {color}"),
         _counted_color,
         lambda scene, color: str(len(scene.find(f"{color} object"))),
     ),
     "count_shape": TableQuestion(
         "count",
-        ("how many {plural}?", "count the {plural}.", "how many {plural} do you see?"),
+        ("how many {plural}", "count the {plural}"),
         _counted_noun,
         _count_plural,
     ),
@@ -351,7 +374,7 @@ TABLE_QUESTIONS: dict[str, TableQuestion] = {
     ),
     "exist": TableQuestion(
         "count",
-        ("is there {a}?", "do you see {a}?", "is {a} in the image?"),
+        ("is there {a}", "do you see {a}"),
         _existence,
         _exists,
     ),
@@ -401,22 +424,23 @@ TABLE_QUESTIONS: dict[str, TableQuestion] = {
 
 # Question types of a picture with the number of items. One type of each group is drawn.
 ITEMS_PER_PICTURE: tuple[tuple[int, tuple[str, ...]], ...] = (
-    (3, ("identify_point",)),
+    (5, ("identify_point",)),
+    (3, ("surface",)),
     (1, ("identify",)),
-    (2, ("locate_point",)),
-    (2, ("locate_box",)),
-    (1, ("color", "color_at")),
-    (1, ("shape", "shape_at")),
+    (4, ("locate_point",)),
+    (3, ("locate_box",)),
+    (3, ("color_at",)),
+    (3, ("shape_at",)),
+    (1, ("color", "shape")),
     (1, ("count_color", "count_shape", "count_all")),
     (1, ("exist",)),
-    (1, ("relation_side",)),
-    (1, ("relation_front", "relation_holds", "outermost")),
+    (1, ("relation_side", "relation_front", "relation_holds", "outermost")),
     (1, ("caption", "place")),
 )
 
 
 def make_items(scene: PicturedScene, rng: Generator) -> list[Item]:
-    """Make up to 15 items about a scene.
+    """Make up to 27 items about a scene.
 
     Questions without a unique answer are left out, so some scenes have fewer.
     """

@@ -83,6 +83,7 @@ def _tokenizer(data: ml_collections.ConfigDict) -> Tokenizer:
             num_actions=data.fast_vocab,
             layout=data.layout,
             places=data.places,
+            question_end=data.question_end,
         )
     segmentation = PALIGEMMA_TEXT_IDS + NUM_LOC
     if data.layout == "openpi":

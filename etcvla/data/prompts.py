@@ -1,8 +1,8 @@
 """All text that the model reads or writes, as segments: a prompt and its targets.
 
 Prompt tokens attend in both directions, targets causally. A question has PaliGemma's format: bos,
-question, newline; the answer ends with eos. Actions use one of `FORMATS`, which a stage's config
-names (`data.prompt`) and its checkpoint keeps.
+question, newline (`data.question_end`); the answer ends with eos. Actions use one of `FORMATS`,
+which a stage's config names (`data.prompt`) and its checkpoint keeps.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def find_format(name: str) -> Format:
 
 def question(tokenizer: Tokenizer, text: str, answer: str | None = None) -> Segment:
     """Return the segment of a question and, in training, its answer."""
-    prompt = tokenizer.encode(text, bos=True) + tokenizer.encode("\n")
+    prompt = tokenizer.encode(text, bos=True) + tokenizer.encode(tokenizer.layout.question_end)
     return Segment(prompt, _answer(tokenizer, answer))
 
 

@@ -65,6 +65,7 @@ class TokenLayout:
         last id before `<seg000>`, so that actions share ids with the locations (and the rarest
         text). With that layout only an id's position in the sequence shows that it is an action.
       places: notation of points, a name of `etcvla.etc.places.PLACES`.
+      question_end: text between a question and its answer.
 
     Raises UserError if the ranges overlap, are empty or have the wrong size.
     """
@@ -79,6 +80,7 @@ class TokenLayout:
     unk: int = 3
     name: str = "disjoint"
     places: str = "pair"
+    question_end: str = "\n"
 
     def __post_init__(self):
         lookup(LAYOUTS, self.name, "token layout")
@@ -194,6 +196,7 @@ class Tokenizer:
         num_actions: int = 2048,
         layout: str = "disjoint",
         places: str = "pair",
+        question_end: str = "\n",
     ) -> Tokenizer:
         """Load a tokenizer.
 
@@ -204,13 +207,14 @@ class Tokenizer:
           num_actions: size of the FAST vocabulary that a PaliGemma tokenizer makes room for.
           layout: a name of `LAYOUTS`, for a PaliGemma tokenizer.
           places: notation of points, a name of `PLACES`.
+          question_end: text between a question and its answer; PaliGemma's is a newline.
 
         Raises UserError if there is no such file, or it is not a tokenizer of these kinds or
         layout.
         """
         lookup(LAYOUTS, layout, "token layout")
         loaded = cls._read(_find_file(name_or_path), num_actions, layout)
-        token_layout = dataclasses.replace(loaded.layout, places=places)
+        token_layout = dataclasses.replace(loaded.layout, places=places, question_end=question_end)
         return cls(loaded._backend, token_layout, word_start=loaded._word_start)
 
     @classmethod

@@ -286,6 +286,7 @@ GENERAL_QUESTION_TYPES: dict[str, str] = {
     "locate_point": POINT,
     "identify": WORDS,
     "identify_point": WORDS,
+    "surface": WORDS,
     "count_color": WORDS,
     "count_shape": WORDS,
     "count_all": WORDS,

@@ -271,7 +271,8 @@ class VLA(nn.Module):
         time: FlowTimes | None,
         gradient_scale: Scalar | None = None,
         trained_rows: Bool[Array, " V"] | None = None,
-    ) -> tuple[Float[Array, "B M V"] | None, NoisyChunks | None]:
+        image_cells: Int[Array, "B M"] | None = None,
+    ) -> tuple[Float[Array, "B M_or_2M V"] | None, NoisyChunks | None]:
         """Run the whole model, as in training.
 
         Args:
@@ -282,9 +283,11 @@ class VLA(nn.Module):
           gradient_scale: factor of the gradient from the expert to the language model; None: 0 with
             `insulate`, else 1.
           trained_rows: rows of the token table that get a gradient from the logits; None: all.
+          image_cells: cells of `etcvla.etc.places` in the first camera's image. The image tokens
+            at them predict words too; None: none do.
 
-        Returns: float32 logits that predict tokens[target_positions], and float32 velocities; each
-          None if it was not requested.
+        Returns: float32 logits that predict tokens[target_positions], then those of the image
+          tokens at `image_cells`, and float32 velocities; each None if it was not requested.
         """
         image_token_mask = expand_image_mask(self.config, batch["image_mask"])
         image_tokens = self.encode_images(batch["images"])
@@ -300,6 +303,10 @@ class VLA(nn.Module):
             # The token before a target predicts it.
             columns = image_token_mask.shape[1] + jnp.maximum(target_positions - 1, 0)
             hidden = jnp.take_along_axis(outputs[LANGUAGE], columns[..., None], axis=1)
+            if image_cells is not None:
+                index = image_index(self.config.siglip.tokens, image_cells)
+                at_cells = jnp.take_along_axis(image_tokens, index[..., None], axis=1)
+                hidden = jnp.concatenate([hidden, at_cells], axis=1)
             logits = self.llm.logits(hidden, trained_rows)
         if x_t is not None:
             velocity = self._velocity(outputs[EXPERT], x_t.shape[1])
@@ -387,6 +394,13 @@ def init_params(
         table = embedder["input_embedding"].at[offset : offset + count].set(codes)
         embedder["input_embedding"] = table
     return params
+
+
+def image_index(num_tokens: int, cells: Int[Array, "B M"]) -> Int[Array, "B M"]:
+    """Return the numbers of the image tokens whose patches contain cells of the image."""
+    side = int(num_tokens**0.5)
+    row, column = split_cell(cells)
+    return row * side // GRID * side + column * side // GRID
 
 
 def _location_codes(count: int, width: int, places: str) -> Float[Array, "N D"]:

@@ -155,6 +155,7 @@ def _requirements(model: VLAConfig, tokenizer: Tokenizer) -> dict[str, Any]:
         "vocab_size": model.vocab_size,
         "data.layout": tokenizer.layout.name,
         "data.places": tokenizer.layout.places,
+        "data.question_end": tokenizer.layout.question_end,
         "data.tokenizer (SHA-256)": hashlib.sha256(backend.encode()).hexdigest(),
     }
 

@@ -313,7 +313,7 @@ def inherited_assets(config: ml_collections.ConfigDict) -> Assets:
     """Return the assets of the checkpoint that the stage resumes or starts from.
 
     Without one, they consist of a new tokenizer. Raises UserError if the checkpoint has another
-    token layout or notation of places.
+    token layout, notation of places or end of questions.
     """
     checkpoint = find_checkpoint(config.workdir)
     if checkpoint is None and config.init_from:
@@ -325,15 +325,21 @@ def inherited_assets(config: ml_collections.ConfigDict) -> Assets:
             num_actions=data.fast_vocab,
             layout=data.layout,
             places=data.places,
+            question_end=data.question_end,
         )
         return Assets(tokenizer)
     assets = Assets.from_json(checkpoint.meta()["assets"])
     layout = assets.tokenizer.layout
-    for field, value in (("layout", layout.name), ("places", layout.places)):
+    stored = {
+        "layout": layout.name,
+        "places": layout.places,
+        "question_end": layout.question_end,
+    }
+    for field, value in stored.items():
         if value != config.data[field]:
             raise UserError(
                 f"data.{field} is {config.data[field]!r}, but {checkpoint.workdir} was trained "
-                f"with {value!r}, whose token ids differ; set data.{field}={value!r}"
+                f"with {value!r}, which gives other token ids; set data.{field}={value!r}"
             )
     return assets
 

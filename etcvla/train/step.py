@@ -31,13 +31,14 @@ from etcvla.names import lookup
 from etcvla.schedule import Schedule
 from etcvla.train import metrics as metrics_lib
 from etcvla.train.augment import augment
+from etcvla.train.image_targets import find_image_targets
 from etcvla.train.optim import FrozenRules, Optimizer
 from etcvla.train.sharding import constrain_params
 from etcvla.train.state import TrainState
 from etcvla.train.vocabulary import TokenRows, freeze_rows, measure_drift
 
 Metrics = dict[str, jax.Array]
-LOSSES = ("text", "fast", "flow", "z")
+LOSSES = ("text", "fast", "flow", "z", "image")
 ON_NONFINITE = {"stop": False, "skip": True}
 
 
@@ -66,6 +67,7 @@ class StepSettings:
     loc_offset: int
     places: str = "pair"
     z: Schedule = ((0.0, 0.0),)
+    image: Schedule = ((0.0, 0.0),)
     # Share of the gradient from the expert that is stopped; None: as `VLAConfig.insulate` says.
     insulate: Schedule | None = None
     # Number of parts of the batch that are computed one after another.
@@ -97,6 +99,10 @@ class StepSettings:
         weights = {}
         for name in LOSSES:
             weights[name] = schedule.check_schedule(config.loss[name], f"loss.{name}")
+        if schedule.is_nonzero(weights["image"]) and config.data.places != "cell":
+            raise UserError(
+                f"loss.image needs data.places 'cell', not {config.data.places!r}; set loss.image=0"
+            )
         insulate = schedule.check_schedule(config.model.insulate, "model.insulate", most=1)
         return cls(
             seed=config.seed,
@@ -131,8 +137,8 @@ def active_losses(settings: StepSettings) -> list[str]:
     """Return the names of the losses that the stage computes."""
     has_logits = schedule.is_nonzero(settings.text) or schedule.is_nonzero(settings.fast)
     names = [name for name in LOSSES if schedule.is_nonzero(getattr(settings, name))]
-    if not has_logits and "z" in names:
-        names.remove("z")
+    if not has_logits:
+        names = [name for name in names if name not in ("z", "image")]
     return names
 
 
@@ -197,7 +203,8 @@ def compute_losses(
     """Compute the mean losses of a batch, in the weights of its tokens and action values.
 
     Returns: the scalars `text` and `fast` (mean next-token loss, nats), `z` (mean squared log of
-      the softmax's sum) and `flow` (mean squared velocity error); and, row by row for the metrics,
+      the softmax's sum), `image` (mean loss of answers that image tokens predict) and `flow`
+      (mean squared velocity error); and, row by row for the metrics,
       `token_loss`, `token_hit`, `token_weight`, `token_stream` [B, M] and the outputs of
       `flow_errors`. Losses that the stage does not compute are absent.
     """
@@ -238,6 +245,10 @@ def _add_token_targets(
     weight_sums["fast"] = rows["target_fast"].sum()
     weight_sums["text"] = (weight - rows["target_fast"]).sum()
     weight_sums["z"] = weight.sum()
+    if schedule.is_nonzero(settings.image):
+        rows["image_cells"], has_place = find_image_targets(rows, settings.loc_offset)
+        rows["image_weight"] = jnp.where(has_place & ~is_action, weight, 0)
+        weight_sums["image"] = rows["image_weight"].sum()
 
 
 def _add_flow_targets(
@@ -296,6 +307,7 @@ def microbatch_losses(
         rows.get("time"),
         gradient_scale,
         _trained_rows(model, settings),
+        rows.get("image_cells"),
     )
     sums = {}
     tokens = {}
@@ -318,7 +330,7 @@ def _trained_rows(model: VLA, settings: StepSettings) -> Array | None:
 
 
 def _token_losses(
-    logits: Float[Array, "B M V"],
+    logits: Float[Array, "B M_or_2M V"],
     rows: Batch,
     weight_sums: Mapping[str, Array],
     settings: StepSettings,
@@ -326,6 +338,8 @@ def _token_losses(
     ids = rows["target_token"]
     weight = rows["target_weight"]
     fast_weight = rows["target_fast"]
+    if schedule.is_nonzero(settings.image):
+        logits, image_logits = jnp.split(logits, 2, axis=1)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, ids)
     sums = {
         "text": _mean((loss * (weight - fast_weight)).sum(), weight_sums["text"]),
@@ -334,6 +348,10 @@ def _token_losses(
     if schedule.is_nonzero(settings.z):
         square = jnp.square(jax.nn.logsumexp(logits, axis=-1))
         sums["z"] = _mean((square * weight).sum(), weight_sums["z"])
+    if schedule.is_nonzero(settings.image):
+        image_loss = optax.softmax_cross_entropy_with_integer_labels(image_logits, ids)
+        total = (image_loss * rows["image_weight"]).sum()
+        sums["image"] = _mean(total, weight_sums["image"])
     tokens = {
         "token_loss": loss,
         "token_hit": jnp.argmax(logits, axis=-1) == ids,

@@ -176,11 +176,11 @@ def test_ambiguous_questions_have_no_answer(name, fields):
 
 
 def test_wrong_items_are_rejected():
-    item = Item("name", "identify_point", f"what is at {format_loc([0.2, 0.2])}?", "red cube")
+    item = Item("name", "identify_point", f"what is at {format_loc([0.2, 0.2])}", "red cube")
     assert check(item, SCENE) is None
     assert "the scene says" in check(dataclasses.replace(item, answer="red ball"), SCENE)
     assert "no question_type" in check(dataclasses.replace(item, kind="count"), SCENE)
-    unknown = dataclasses.replace(item, question="what is at the left?")
+    unknown = dataclasses.replace(item, question="what is at the left")
     assert "not a question" in check(unknown, SCENE)
 
 
