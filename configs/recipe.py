@@ -111,6 +111,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "eval.trials": 300,
         "eval.intervention_trials": 100,
         "eval.max_steps": 30,
+        "eval.workers": 2,
     },
     "metaworld": {
         **METAWORLD,

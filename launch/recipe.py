@@ -27,7 +27,7 @@ from etcvla.files import write_json
 from etcvla.pages.report import write_report
 from etcvla.provenance import git_commit, run_versions
 from etcvla.results_schema import BASE_DATA
-from etcvla.study import costs, execute, tables
+from etcvla.study import claims, costs, execute, tables
 from etcvla.study.config import Cell, RunSpec, StudySpec
 from etcvla.study.runs import Graph, Run, make_graph
 from etcvla.study.worker import work
@@ -55,6 +55,23 @@ def main(_: list[str]) -> None:
     execute.build_missing(datasets, workdir / "datasets")
     graph = recipe_graph(study)
     work(graph, lambda run: execute.execute(run, study, common.train_with_parents))
+    claim = claims.claim(workdir / "report")
+    if claim is None:
+        print(f"another worker writes {workdir}/report.html", flush=True)
+        return
+    with claim:
+        write_results(recipe, graph, start)
+
+
+def write_results(recipe: ml_collections.ConfigDict, graph: Graph, start: float) -> None:
+    """Write summary.json and report.html with the runs that are finished.
+
+    Args:
+      start: time of the recipe's start, seconds since 1970.
+
+    Raises UserError if runs have no results.
+    """
+    workdir = pathlib.Path(recipe.workdir)
     summary = summarize(recipe, graph, start)
     write_json(workdir / "summary.json", summary)
     print(f"\nsummary: {workdir}/summary.json")
@@ -154,11 +171,7 @@ def embedded_dataset(recipe: ml_collections.ConfigDict, name: str) -> dict[str, 
 
 
 def summarize(recipe: ml_collections.ConfigDict, graph: Graph, start: float) -> dict[str, Any]:
-    """Return the content of summary.json: the runs that are finished, in the recipe's order.
-
-    Args:
-      start: time of the recipe's start, seconds since 1970.
-    """
+    """Return the content of summary.json: the runs that are finished, in the recipe's order."""
     stages = {}
     for run in graph.runs.values():
         results = run.result()
