@@ -58,25 +58,12 @@ def main(_: list[str]) -> None:
     claim = claims.claim(workdir / "report")
     if claim is None:
         print(f"another worker writes {workdir}/report.html", flush=True)
-        return
-    with claim:
-        write_results(recipe, graph, start)
-
-
-def write_results(recipe: ml_collections.ConfigDict, graph: Graph, start: float) -> None:
-    """Write summary.json and report.html with the runs that are finished.
-
-    Args:
-      start: time of the recipe's start, seconds since 1970.
-
-    Raises UserError if runs have no results.
-    """
-    workdir = pathlib.Path(recipe.workdir)
-    summary = summarize(recipe, graph, start)
-    write_json(workdir / "summary.json", summary)
-    print(f"\nsummary: {workdir}/summary.json")
-    print(f"report:  {write_report(workdir)}", flush=True)
-    missing = [run.spec.name for run in graph.runs.values() if run.spec.name not in summary["runs"]]
+    else:
+        with claim:
+            write_json(workdir / "summary.json", summarize(recipe, graph, start))
+            print(f"\nsummary: {workdir}/summary.json")
+            print(f"report:  {write_report(workdir)}", flush=True)
+    missing = [run.spec.name for run in graph.runs.values() if run.result() is None]
     if missing:
         raise UserError(
             f"{', '.join(missing)}: without results; read {workdir}/*/attempts/*.log, then delete "
@@ -171,7 +158,11 @@ def embedded_dataset(recipe: ml_collections.ConfigDict, name: str) -> dict[str, 
 
 
 def summarize(recipe: ml_collections.ConfigDict, graph: Graph, start: float) -> dict[str, Any]:
-    """Return the content of summary.json: the runs that are finished, in the recipe's order."""
+    """Return the content of summary.json: the runs that are finished, in the recipe's order.
+
+    Args:
+      start: time of the recipe's start, seconds since 1970.
+    """
     stages = {}
     for run in graph.runs.values():
         results = run.result()
