@@ -101,7 +101,7 @@ def benchmark_measures(results: RecipeResults) -> list[Measure]:
 
 def scene_color(scene: str) -> str:
     """Return the colour of a scene, such as "source" or "A0"."""
-    tier_color = palette.SCENE_COLORS.get(scene[:1], palette.MUTED)
+    tier_color = palette.TIER_COLORS.get(scene[:1], palette.MUTED)
     return palette.SCENE_COLORS.get(scene, tier_color)
 
 
