@@ -12,8 +12,11 @@ import pytest  # noqa: E402
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
-    """Share a compilation cache with the processes that tests start: many train the same stage."""
-    folder = os.environ["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("jax"))
+    """Share a compilation cache with the processes that tests start: many train the same stage.
+
+    The cache is new unless JAX_COMPILATION_CACHE_DIR names a folder.
+    """
+    folder = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("jax")))
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
