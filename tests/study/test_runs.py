@@ -135,11 +135,12 @@ def test_folders_of_a_recipe_have_names(tmp_path):
 def test_a_result_of_another_run_or_evaluation_does_not_count(tmp_path):
     (plain,) = small_graph(tmp_path).cells["plain", 0]
     plain.folder.mkdir(parents=True)
+    path = plain.folder / runs.RESULT_FILE
     current = {"key": plain.key, "evaluation": runs.evaluation_key(plain.evaluation)}
     for changed in ("key", "evaluation"):
-        plain.result_path.write_text(json.dumps({**current, changed: "0"}))
+        path.write_text(json.dumps({**current, changed: "0"}))
         assert plain.result() is None
-    plain.result_path.write_text(json.dumps(current))
+    path.write_text(json.dumps(current))
     assert plain.result() == current
     plain.evaluation = dataclasses.replace(plain.evaluation, trials=10)
     assert plain.result() is None
