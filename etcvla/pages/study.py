@@ -6,11 +6,10 @@ and videos come from the folders of the runs, if these are there.
 
 from __future__ import annotations
 
-import csv
-
 from etils import epath
 
 from etcvla.errors import UserError
+from etcvla.files import read_csv
 from etcvla.pages import study_sections
 from etcvla.pages.page import Section, write_page
 from etcvla.pages.results import read_json
@@ -75,7 +74,7 @@ def read_results(workdir: epath.Path) -> StudyResults:
     for path in (workdir / "summary.json", runs_path):
         if not path.exists():
             raise UserError(f"{path} is missing: write it with launch/study.py --report")
-    runs = list(csv.DictReader(runs_path.read_text().splitlines()))
+    runs = read_csv(runs_path)
     for column in _RUN_COLUMNS:
         if runs and column not in runs[0]:
             raise UserError(

@@ -5,7 +5,6 @@ Each function returns the variable `data` of the section's template, or None wit
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import re
@@ -17,6 +16,7 @@ import numpy as np
 from etils import epath
 from markupsafe import Markup
 
+from etcvla.files import read_csv
 from etcvla.pages import study_charts
 from etcvla.pages.cards import MAX_BYTES, to_webp
 from etcvla.pages.charts import series_colors
@@ -370,9 +370,7 @@ def _recorded(results: StudyResults, cell: str) -> dict[tuple, tuple[Mapping, ep
         if run["cell"] != cell or run["position"] != "-1":
             continue
         folder = results.folder / "runs" / run["key"] / "evaluation"
-        path = folder / "episodes.csv"
-        lines = path.read_text().splitlines() if path.exists() else []
-        for row in csv.DictReader(lines):
+        for row in read_csv(folder / "episodes.csv"):
             video = folder / "videos" / f"{video_stem(row)}.gif"
             if row["intervention"] == "right" and video.exists():
                 key = (run["seed"], row["scene"], row["task"], row["trial"])

@@ -22,6 +22,7 @@ from flax.traverse_util import flatten_dict
 from etcvla import rules
 from etcvla.data.tokenizer import Tokenizer
 from etcvla.errors import UserError
+from etcvla.files import hash_file
 from etcvla.models.pretrained import new_directory, safetensors
 from etcvla.models.vla import VLAConfig
 from etcvla.provenance import git_commit
@@ -77,7 +78,7 @@ class BaseModel:
     def read_params(self) -> dict[str, np.ndarray]:
         """Return the parameters by path, float32. Raises UserError for a file with another hash."""
         path = self.folder / _PARAMS
-        sha256 = _sha256(path) if path.exists() else "no file"
+        sha256 = hash_file(path) if path.exists() else "no file"
         if sha256 != self.meta["sha256"]:
             raise UserError(
                 f"{path} has the SHA-256 {sha256}, but {_META} says {self.meta['sha256']}: the "
@@ -133,7 +134,7 @@ def export_base(
             )
         content = {
             "format": _FORMAT,
-            "sha256": _sha256(folder / _PARAMS),
+            "sha256": hash_file(folder / _PARAMS),
             "requires": _requirements(model, tokenizer),
             "seed": config.seed,
             "command": _command(config),
@@ -196,7 +197,3 @@ def _card(content: Mapping[str, Any]) -> str:
     datasets = ", ".join(f"{name} (`{build}`)" for name, build in content["datasets"].items())
     fields = {**content, "file": _PARAMS, "scores": "\n".join(rows), "datasets": datasets}
     return _CARD.format(**fields)
-
-
-def _sha256(path: epath.Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
