@@ -35,9 +35,10 @@ STAGE3_ACTION_ROWS = 12_000
 LONG_ACTION_ROWS = 139_600  # with as many FLOPs on actions alone as RY has in both stages
 STAGE1_EXTRA = 7  # ETC segments beside the first of a row, in stage 1
 EXTRA = 4  # the same in stages 2 and 3
-ACTION_TEXT_LEN = 64  # of rows without questions; padding costs as much as text
+# Text tokens of a row, by the number of its extra segments. Padding costs as much as text.
+TEXT_LEN = {0: 64, EXTRA: 112, STAGE1_EXTRA: 144}
 INSTRUCTIONS = 5  # of an action row: its own and those that name the other objects
-CONFIRMATORY_SEEDS = tuple(range(8))
+CONFIRMATORY_SEEDS = tuple(range(6))
 EXPLORATORY_SEEDS = (0, 1, 2)
 
 SCENES = tuple(tier + "{rotation}" for tier in TIERS)
@@ -136,7 +137,12 @@ def mixture(
         extra_weights |= common.TABLETOP_VQA_WEIGHTS
     if ood:
         streams["ood"] = common.stream("ood", "any", ood, extra)
-    return {"streams": streams, "extra_segment_weights": extra_weights, "batch_size": BATCH}
+    return {
+        "streams": streams,
+        "extra_segment_weights": extra_weights,
+        "data.text_len": TEXT_LEN[extra],
+        "batch_size": BATCH,
+    }
 
 
 def mean_share(share: Share) -> float:
@@ -175,7 +181,7 @@ def stage2(
     fixed["steps"] = round(rows / (BATCH * mean_share(shares["action"])))
     if set(fixed["streams"]) == {"action"}:
         fixed["loss.text"] = common.constant(0.0)
-        fixed["data.text_len"] = ACTION_TEXT_LEN
+        fixed["data.text_len"] = TEXT_LEN[0]
     changes = {**fixed, **(changes or {})}
     return run(stage, init, changes, scenes=SCENES, interventions=interventions)
 

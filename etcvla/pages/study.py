@@ -11,7 +11,7 @@ from etils import epath
 from etcvla.errors import UserError
 from etcvla.files import read_csv
 from etcvla.pages import study_sections
-from etcvla.pages.page import Section, write_page
+from etcvla.pages.page import build_sections, write_page
 from etcvla.pages.results import read_json
 from etcvla.pages.study_sections import StudyResults
 
@@ -27,7 +27,6 @@ _RUN_COLUMNS = (
     *study_sections.RETENTION,
 )
 
-# Title, template, and the function that computes the template's data, None without results.
 _SECTIONS = (
     ("Contrasts", "study_contrasts.html.j2", study_sections.contrasts),
     ("Gates", "study_gates.html.j2", study_sections.gates),
@@ -49,14 +48,7 @@ def write_study(workdir: epath.PathLike, out: epath.PathLike | None = None) -> e
     """
     workdir = epath.Path(workdir)
     results = read_results(workdir)
-    sections = []
-    missing = []
-    for title, template, build in _SECTIONS:
-        data = build(results)
-        if data:
-            sections.append(Section(title, template, data))
-        else:
-            missing.append(title.lower())
+    sections, missing = build_sections(_SECTIONS, results)
     headline = {"results": results, "missing": missing}
     path = out or workdir / "report.html"
     title = f"{results.summary['study']}: study"

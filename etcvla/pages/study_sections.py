@@ -6,6 +6,7 @@ Each function returns the variable `data` of the section's template, or None wit
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 from collections import defaultdict
@@ -210,8 +211,9 @@ def language(results: StudyResults) -> dict[str, Any] | None:
 
 def retention(results: StudyResults) -> dict[str, Any] | None:
     """Charts of what the base model knew after each stage, and against intention."""
-    chains = [[row["stage"] for row in rows] for _, rows in results.chains()]
-    stages = union(sorted(chains, key=len, reverse=True))
+    chains = [rows for _, rows in results.chains()]
+    rows = itertools.chain(*sorted(chains, key=len, reverse=True))
+    stages = list(dict.fromkeys(row["stage"] for row in rows))
     panels = {}
     for column in RETENTION:
         curves = {}
