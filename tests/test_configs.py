@@ -53,6 +53,8 @@ def test_config_is_complete(config):
     expected_losses = ["text"]
     if has_actions:
         expected_losses += ["flow"] if config.variant == "tabletop" else ["fast", "flow"]
+    if config.stage == "vlm_pretrain" and config.variant == "tiny":
+        expected_losses += ["image"]
     assert active_losses(StepSettings.from_config(config, 0)) == expected_losses
     for dataset in config.datasets.values():
         assert 1 <= len(dataset.cameras) <= config.data.num_cameras
