@@ -35,9 +35,10 @@ STAGE3_ACTION_ROWS = 12_000
 LONG_ACTION_ROWS = 139_600  # with as many FLOPs on actions alone as RY has in both stages
 STAGE1_EXTRA = 7  # ETC segments beside the first of a row, in stage 1
 EXTRA = 4  # the same in stages 2 and 3
-ACTION_TEXT_LEN = 64  # of rows without questions; padding costs as much as text
+# Text tokens of a row, by the number of its extra segments. Padding costs as much as text.
+TEXT_LEN = {0: 64, EXTRA: 112, STAGE1_EXTRA: 144}
 INSTRUCTIONS = 5  # of an action row: its own and those that name the other objects
-CONFIRMATORY_SEEDS = tuple(range(8))
+CONFIRMATORY_SEEDS = tuple(range(6))
 EXPLORATORY_SEEDS = (0, 1, 2)
 
 SCENES = tuple(tier + "{rotation}" for tier in TIERS)
@@ -112,7 +113,6 @@ def mixture(
     ood: Share = 0.0,
     extra: int = EXTRA,
     grades: Collection[str] = tuple(GRADES.values()),
-    suffix: str = "",
 ) -> dict[str, Any]:
     """Return the streams of a run, as changes.
 
@@ -120,25 +120,29 @@ def mixture(
       action, etc, replay, ood: shares of the objective and of the rows.
       extra: ETC segments beside the first segment of a row. Actions have some if there is ETC.
       grades: grades of ETC (etcvla/etc/items.py).
-      suffix: of the datasets with ETC; "_renamed" for other nouns and colors.
     """
     kinds = {kind: share for kind, share in common.ETC_WEIGHTS.items() if GRADES[kind] in grades}
     streams = {}
     extra_weights = {}
     if action:
         action_extra = extra if etc else 0
-        streams["action"] = common.stream(f"demos{suffix}", "action", action, action_extra)
+        streams["action"] = common.stream("demos", "action", action, action_extra)
     if etc:
         for kind, share in kinds.items():
             weight = common.scale(common.as_schedule(etc), share / sum(kinds.values()))
-            streams[f"etc_{kind}"] = common.stream(f"etc{suffix}", kind, weight, extra)
+            streams[f"etc_{kind}"] = common.stream("etc", kind, weight, extra)
             extra_weights[kind] = share
     if replay:
         streams["replay"] = common.stream("tabletop_vqa", "any", replay, extra)
         extra_weights |= common.TABLETOP_VQA_WEIGHTS
     if ood:
         streams["ood"] = common.stream("ood", "any", ood, extra)
-    return {"streams": streams, "extra_segment_weights": extra_weights, "batch_size": BATCH}
+    return {
+        "streams": streams,
+        "extra_segment_weights": extra_weights,
+        "data.text_len": TEXT_LEN[extra],
+        "batch_size": BATCH,
+    }
 
 
 def mean_share(share: Share) -> float:
@@ -177,7 +181,7 @@ def stage2(
     fixed["steps"] = round(rows / (BATCH * mean_share(shares["action"])))
     if set(fixed["streams"]) == {"action"}:
         fixed["loss.text"] = common.constant(0.0)
-        fixed["data.text_len"] = ACTION_TEXT_LEN
+        fixed["data.text_len"] = TEXT_LEN[0]
     changes = {**fixed, **(changes or {})}
     return run(stage, init, changes, scenes=SCENES, interventions=interventions)
 
@@ -187,7 +191,7 @@ def stage3(init: str, *, ood: float = 0.0, etc: float = 0.25, **options: Any) ->
 
     Args:
       ood: share of the ETC that has the words of tier N.
-      etc: share of ETC; replay has as much, and actions the rest.
+      etc: share of ETC, and of replay. The remaining share is that of actions.
     """
     return stage2(
         init,
@@ -199,6 +203,14 @@ def stage3(init: str, *, ood: float = 0.0, etc: float = 0.25, **options: Any) ->
         replay=etc,
         **options,
     )
+
+
+def with_renamed_words(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return a run with the ETC of the datasets that `renamed` makes."""
+    for stream in dict(fields["changes"])["streams"].values():
+        if stream["dataset"] in ("demos", "etc"):
+            stream["dataset"] += "_renamed"
+    return fields
 
 
 ETC = {"action": 0.5, "etc": 0.5}
@@ -239,7 +251,7 @@ CONDITION_OF_3 = contrast(
 )
 GATES = (
     gate("G1 acts on A", "intention", "A", 0.7),
-    gate("G1 told nothing", "intention", "A", 0.15, high=0.25, intervention="no_instruction"),
+    gate("G1 no instruction", "intention", "A", 0.15, high=0.25, intervention="no_instruction"),
     gate("G1 follows wrong words", "language", "A", 0.5, intervention="wrong_instruction"),
     gate("G2 new words are harder", "intention", "C:none", 0.15, minus="C:both"),
 )
@@ -265,8 +277,8 @@ OTHER_CELLS = {
     "EN_two_passes": stage2(BASE, **ETC, extra=0),
     "EY_lora1": stage1(BASE, etc=1.0, changes=LORA),
     "EY_lora": stage2("EY_lora1", **ETC),
-    "RY_renamed1": stage1(BASE, etc=0.5, replay=0.5, suffix="_renamed"),
-    "RY_renamed": stage2("RY_renamed1", **ETC_AND_REPLAY, suffix="_renamed"),
+    "RY_renamed1": with_renamed_words(stage1(BASE, etc=0.5, replay=0.5)),
+    "RY_renamed": with_renamed_words(stage2("RY_renamed1", **ETC_AND_REPLAY)),
     "RY_random1": stage1(RANDOM, etc=0.5, replay=0.5),
     "RY_random": stage2("RY_random1", **ETC_AND_REPLAY),
     "AN_random": stage2(RANDOM, action=1.0),

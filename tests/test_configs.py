@@ -53,6 +53,8 @@ def test_config_is_complete(config):
     expected_losses = ["text"]
     if has_actions:
         expected_losses += ["flow"] if config.variant == "tabletop" else ["fast", "flow"]
+    if config.stage == "vlm_pretrain" and config.variant == "tiny":
+        expected_losses += ["image"]
     assert active_losses(StepSettings.from_config(config, 0)) == expected_losses
     for dataset in config.datasets.values():
         assert 1 <= len(dataset.cameras) <= config.data.num_cameras
@@ -88,7 +90,7 @@ def test_tabletop_stages_have_one_model_and_one_base(stage):
     assert config.data.places == base.data.places
     assert config.data.num_cameras == base.data.num_cameras
     if stage == STAGES[1]:
-        assert config.init_from == base.workdir
+        assert config.init_from == "base"
     else:
         assert config.init_from == get_config(STAGES[STAGES.index(stage) - 1], "tabletop").workdir
 
@@ -101,8 +103,11 @@ def test_each_stage_starts_from_the_previous_one(stage):
         assert config.init_config == ""
         return
     parent = get_config(STAGES[STAGES.index(stage) - 1], "tiny")
-    assert config.init_from == parent.workdir
-    assert config.init_config == f"configs/{parent.stage}.py"
+    if stage == STAGES[1]:
+        assert (config.init_from, config.init_config) == ("base", "")
+    else:
+        assert config.init_from == parent.workdir
+        assert config.init_config == f"configs/{parent.stage}.py"
     assert config.model.to_dict() == parent.model.to_dict()
     assert config.data.tokenizer == parent.data.tokenizer
 

@@ -53,7 +53,9 @@ def test_export_holds_the_policys_parameters(run, tmp_path, capsys, kind):
 
 def test_base_export_is_a_base_model(run, tmp_path, capsys):
     policy, workdir = run
-    epath.Path(workdir, "held_out.jsonl").write_text('{"step": 1, "etc/robot/all/accuracy": 0.5}\n')
+    questions = epath.Path(workdir, "evaluation", "questions.csv")
+    questions.parent.mkdir()
+    questions.write_text("question_type,correct\nlocate_box,1\n")
     out = tmp_path / "base"
     run_convert(f"--checkpoint={workdir}", "--to=base", f"--out={out}")
     table = find_base(str(out)).read_params()["llm/embedder/input_embedding"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import sys
@@ -22,6 +21,7 @@ from etcvla.data.rlds import RLDSDataset
 from etcvla.data.rlds_layout import find_version
 from etcvla.errors import UserError
 from etcvla.etc.annotators.projection import Calibrations
+from etcvla.files import hash_file
 
 # Share of steps with the projected gripper in the image, below which a calibration is rejected.
 MIN_VISIBLE_SHARE = 0.3
@@ -107,7 +107,7 @@ def _with_digest(name: str, file: Path) -> str:
     """Return a name that depends on the file's content, but not on its folder."""
     if not file.is_file():
         raise UserError(f"no calibration file {file}")
-    return f"{name} sha256:{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
+    return f"{name} sha256:{hash_file(file)[:16]}"
 
 
 def _check_calibration(annotator: EpisodeAnnotator) -> None:

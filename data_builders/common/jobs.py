@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Callable
 
+from etcvla.errors import UserError
 from etcvla.etc.items import Item
 from etcvla.sims.rollout import Episode
 
@@ -39,3 +41,27 @@ class EpisodeResult:
     items: list[list[Item]]  # T lists
     dropped: Counter[str]  # reason -> number of dropped items
     attempts: int  # layouts tried until the expert succeeded
+
+
+def first_success(
+    job: EpisodeJob,
+    record: Callable[[int], Episode | None],
+    max_attempts: int,
+    reason: str = "the expert fails",
+) -> tuple[Episode, int]:
+    """Return the episode of the first layout in which the expert succeeds, and its attempt from 1.
+
+    Args:
+      record: returns the episode of an attempt 0, 1, ..., or None if the expert fails.
+      reason: why `record` returns None, for the error.
+
+    Raises UserError if no attempt succeeds.
+    """
+    for attempt in range(max_attempts):
+        episode = record(attempt)
+        if episode is not None:
+            return episode, attempt + 1
+    raise UserError(
+        f"{job.episode_id}: {reason} in {max_attempts} layouts with noise {job.noise}; "
+        "lower --noise"
+    )

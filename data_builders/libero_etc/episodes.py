@@ -10,7 +10,7 @@ import zlib
 from collections import Counter
 
 from data_builders.common.environments import EnvironmentKey, get_environment, get_initial_frames
-from data_builders.common.jobs import EpisodeJob, EpisodeResult
+from data_builders.common.jobs import EpisodeJob, EpisodeResult, first_success
 from data_builders.libero_etc import demos
 from etcvla.errors import UserError
 from etcvla.etc import make_items
@@ -54,7 +54,11 @@ def make_episode(job: LiberoJob) -> EpisodeResult:
     if job.file:
         episode = replay_demo(environment, job, seed)
     else:
-        episode, attempts = _rollout_expert(environment, job)
+
+        def record(attempt: int) -> Episode | None:
+            return rollout_expert(environment, demo_seed(job.index, attempt), job.noise, MAX_STEPS)
+
+        episode, attempts = first_success(job, record, MAX_ATTEMPTS)
     if episode is None:
         return EpisodeResult(job, None, [], Counter(), attempts)
     items, dropped = make_items(
@@ -74,19 +78,6 @@ def replay_demo(environment: Environment, job: LiberoJob, seed: int) -> Episode 
         return demos.replay(environment, demo, seed)
     except ValueError as error:
         raise UserError(f"{job.file}: data/{job.demo}: {error}") from error
-
-
-def _rollout_expert(environment: Environment, job: LiberoJob) -> tuple[Episode, int]:
-    """Return the expert's episode and the number of layouts that were tried."""
-    for attempt in range(MAX_ATTEMPTS):
-        seed = demo_seed(job.index, attempt)
-        episode = rollout_expert(environment, seed, job.noise, MAX_STEPS)
-        if episode is not None:
-            return episode, attempt + 1
-    raise UserError(
-        f"{job.episode_id}: the expert fails in {MAX_ATTEMPTS} layouts with noise {job.noise}; "
-        "lower --noise"
-    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,8 +6,7 @@ import dataclasses
 import zlib
 
 from data_builders.common.environments import EnvironmentKey, get_environment, get_initial_frames
-from data_builders.common.jobs import EpisodeJob, EpisodeResult
-from etcvla.errors import UserError
+from data_builders.common.jobs import EpisodeJob, EpisodeResult, first_success
 from etcvla.etc import make_items, scene
 from etcvla.sims.metaworld.environment import MetaWorld, NoRoomError
 from etcvla.sims.metaworld.rerender import record_expert, rerender
@@ -42,25 +41,22 @@ def make_episode(job: MetaWorldJob) -> EpisodeResult:
 
     Raises UserError if there is none among `MAX_ATTEMPTS` layouts.
     """
-    for attempt in range(MAX_ATTEMPTS):
-        episode = _record(job, demo_seed(job.index, attempt))
-        if episode is None:
-            continue
-        items, dropped = make_items(
-            episode.annotation,
-            zlib.crc32(job.episode_id.encode()),
-            absent=job.absent,
-            locations=job.locations,
-            layouts=get_initial_frames(_key(job, job.condition), NUM_LAYOUTS),
-        )
-        return EpisodeResult(job, episode, items, dropped, attempt + 1)
+
+    def record(attempt: int) -> Episode | None:
+        return _record(job, demo_seed(job.index, attempt))
+
     reason = "the expert fails"
     if job.condition:
         reason += f", or the objects of condition {job.condition!r} find no place,"
-    raise UserError(
-        f"{job.episode_id}: {reason} in {MAX_ATTEMPTS} layouts with noise {job.noise}; "
-        "lower --noise"
+    episode, attempts = first_success(job, record, MAX_ATTEMPTS, reason)
+    items, dropped = make_items(
+        episode.annotation,
+        zlib.crc32(job.episode_id.encode()),
+        absent=job.absent,
+        locations=job.locations,
+        layouts=get_initial_frames(_key(job, job.condition), NUM_LAYOUTS),
     )
+    return EpisodeResult(job, episode, items, dropped, attempts)
 
 
 def _record(job: MetaWorldJob, seed: int) -> Episode | None:

@@ -9,8 +9,7 @@ import zlib
 import numpy as np
 
 from data_builders.common.environments import EnvironmentKey, get_environment
-from data_builders.common.jobs import EpisodeJob, EpisodeResult
-from etcvla.errors import UserError
+from data_builders.common.jobs import EpisodeJob, EpisodeResult, first_success
 from etcvla.etc import make_items
 from etcvla.sims.rollout import Episode, FrameRecorder, Relabels, start_expert
 from etcvla.sims.seeds import demo_seed
@@ -64,21 +63,18 @@ def make_episode(job: TabletopJob) -> EpisodeResult:
     Raises UserError if there is none among `MAX_ATTEMPTS` layouts.
     """
     environment = get_environment(EnvironmentKey("tabletop", job.task, job.scene, job.image_size))
-    for attempt in range(MAX_ATTEMPTS):
-        episode = _record(environment, job, job.seed(attempt))
-        if episode is None:
-            continue
-        items, dropped = make_items(
-            episode.annotation,
-            zlib.crc32(job.episode_id.encode()),
-            absent=job.absent,
-            locations=job.locations,
-        )
-        return EpisodeResult(job, episode, items, dropped, attempt + 1)
-    raise UserError(
-        f"{job.episode_id}: the expert fails in {MAX_ATTEMPTS} layouts with noise {job.noise}; "
-        "lower --noise"
+
+    def record(attempt: int) -> Episode | None:
+        return _record(environment, job, job.seed(attempt))
+
+    episode, attempts = first_success(job, record, MAX_ATTEMPTS)
+    items, dropped = make_items(
+        episode.annotation,
+        zlib.crc32(job.episode_id.encode()),
+        absent=job.absent,
+        locations=job.locations,
     )
+    return EpisodeResult(job, episode, items, dropped, attempts)
 
 
 def _record(env: Tabletop, job: TabletopJob, seed: int) -> Episode | None:
@@ -109,8 +105,10 @@ def _others(env: Tabletop) -> list[int]:
 def _relabels(env: Tabletop, chunks: list[list[tuple[np.ndarray, int]]], seed: int) -> Relabels:
     """Return the relabels of T steps, given (actions, valid) of every step and other object."""
     rng = np.random.default_rng([seed, NUM_OBJECTS])
+    actions, valid = zip(*itertools.chain(*chunks), strict=True)
+    shape = (len(chunks), NUM_OBJECTS - 1)
     return Relabels(
         instruction=tuple(env.instruction_for(other, rng) for other in _others(env)),
-        actions=np.array([[actions for actions, _ in step] for step in chunks], np.float32),
-        valid=np.array([[valid for _, valid in step] for step in chunks], np.int32),
+        actions=np.array(actions, np.float32).reshape(*shape, HORIZON, -1),
+        valid=np.array(valid, np.int32).reshape(shape),
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections import Counter
 
 import numpy as np
 from numpy.random import Generator
@@ -19,7 +18,13 @@ from etcvla.etc import scene_questions
 from etcvla.etc.geometry import iou
 from etcvla.etc.items import Item, format_loc, parse_loc
 from etcvla.etc.scene import place
-from etcvla.etc.scene_questions import Fields, SceneQuestion
+from etcvla.etc.scene_questions import (
+    Fields,
+    SceneQuestion,
+    choose_rare,
+    no_fields,
+    propose_existence,
+)
 from etcvla.sims.tabletop.words import COLORS, NOUNS
 
 PLURALS = {noun: f"{noun}es" if noun == "cross" else f"{noun}s" for noun in NOUNS}
@@ -30,8 +35,6 @@ FREE_AREA = (0.2, 0.02, 0.98, 0.98)  # ymin, xmin, ymax, xmax of the table in ev
 FREE_MARGIN = 0.03  # of the image; points that are nearer to an object are not free
 MAX_FREE_POINTS = 8  # that are tried for a picture
 OFF_CENTRE = 0.2  # of the box's sides: largest distance of a point in a question from the centre
-# Relative weights of the counts 0, 1, 2, ... of a noun or color; high counts are rare in pictures.
-COUNT_WEIGHTS = np.array([0.5, 1, 5, 18, 30, 50, 80])
 # Relation -> whether it compares distances from the camera, and the sign of "a" minus "b".
 RELATIONS = {
     "left of": (False, -1),
@@ -113,10 +116,6 @@ def _only(matches: list[PicturedObject]) -> PicturedObject:
 # These functions return possible fields; those without a unique answer are left out later.
 
 
-def _no_fields(scene: PicturedScene, rng: Generator) -> list[Fields]:
-    return [{}]
-
-
 def _names(scene: PicturedScene, rng: Generator) -> list[Fields]:
     return [{"a": obj.name} for obj in scene.objects]
 
@@ -149,41 +148,18 @@ def _colors(scene: PicturedScene, rng: Generator) -> list[Fields]:
 
 
 def _counted_color(scene: PicturedScene, rng: Generator) -> list[Fields]:
-    counts = Counter(obj.color for obj in scene.objects)
-    return [{"color": _choose_by_count([counts[color] for color in COLORS], COLORS, rng)}]
+    counts = {color: len(scene.find(f"{color} object")) for color in COLORS}
+    return [{"color": choose_rare(counts, rng)}]
 
 
 def _counted_noun(scene: PicturedScene, rng: Generator) -> list[Fields]:
-    counts = Counter(obj.noun for obj in scene.objects)
-    noun = _choose_by_count([counts[noun] for noun in NOUNS], NOUNS, rng)
-    return [{"plural": PLURALS[noun]}]
-
-
-def _choose_by_count(counts: list[int], words: tuple[str, ...], rng: Generator) -> str:
-    weights = COUNT_WEIGHTS[counts]
-    return str(rng.choice(words, p=weights / weights.sum()))
+    counts = {plural: len(scene.find(noun)) for noun, plural in PLURALS.items()}
+    return [{"plural": choose_rare(counts, rng)}]
 
 
 def _existence(scene: PicturedScene, rng: Generator) -> list[Fields]:
-    """Propose a present or an absent object with equal probability.
-
-    Absent objects share their color or their noun with a present object, half of them each.
-    Otherwise the color or the noun alone would reveal the answer.
-    """
     obj = scene.objects[rng.integers(len(scene.objects))]
-    if rng.random() < 0.5:
-        names = [obj.name]
-    elif rng.random() < 0.5:
-        names = [f"{obj.color} {noun}" for noun in NOUNS]
-    else:
-        names = [f"{color} {obj.noun}" for color in COLORS]
-    is_present = len(names) == 1
-    fields = []
-    for name in names:
-        if bool(scene.find(name)) == is_present:
-            article = "an" if name[0] in "aeiou" else "a"
-            fields.append({"a": f"{article} {name}"})
-    return fields
+    return propose_existence(obj.name, NOUNS, COLORS, scene.find, rng)
 
 
 def _pairs(scene: PicturedScene, rng: Generator) -> list[Fields]:
@@ -369,7 +345,7 @@ TABLE_QUESTIONS: dict[str, TableQuestion] = {
     "count_all": TableQuestion(
         "count",
         ("how many objects?", "count the objects.", "how many objects do you see?"),
-        _no_fields,
+        no_fields,
         lambda scene: str(len(scene.objects)),
     ),
     "exist": TableQuestion(
@@ -411,7 +387,7 @@ TABLE_QUESTIONS: dict[str, TableQuestion] = {
     "caption": TableQuestion(
         "caption",
         ("describe the image.", "what is in the image?", "list the objects from left to right."),
-        _no_fields,
+        no_fields,
         _caption,
     ),
     "place": TableQuestion(

@@ -14,7 +14,13 @@ headless.require_egl()
 from etcvla.sims.conditions import Orbit  # noqa: E402
 from etcvla.sims.oracle import mask_box  # noqa: E402
 from etcvla.sims.render import HIDDEN_GROUP, Renderer  # noqa: E402
-from etcvla.sims.tabletop.layouts import HOME, NUM_OBJECTS, Layout, TableObject  # noqa: E402
+from etcvla.sims.tabletop.layouts import (  # noqa: E402
+    HOME,
+    NUM_OBJECTS,
+    Layout,
+    TableObject,
+    sample_positions,
+)
 from etcvla.sims.tabletop.scene import CAMERA, TableScene  # noqa: E402
 from etcvla.sims.tabletop.words import COLORS, NOUNS  # noqa: E402
 
@@ -112,7 +118,7 @@ def sample_layout(rng: Generator) -> Layout:
     return Layout(
         number=0,
         objects=tuple(objects),
-        positions=sample_positions(rng),
+        positions=sample_positions(rng, HALF_AREA, MIN_DISTANCE),
         yaws=rng.uniform(0, 2 * np.pi, NUM_OBJECTS),
         hand=HOME,
         table=int(rng.integers(1 << 16)),
@@ -132,17 +138,6 @@ def sample_pairs(rng: Generator) -> list[tuple[str, str]]:
         colors = rng.permutation(COLORS)[:3].tolist()
     pairs = list(itertools.product(nouns, colors))
     return [pairs[index] for index in rng.permutation(len(pairs))[:NUM_OBJECTS]]
-
-
-def sample_positions(rng: Generator) -> np.ndarray:
-    """Draw points float[5, 2] of the area that are `MIN_DISTANCE` apart."""
-    while True:
-        points = rng.uniform(-HALF_AREA, HALF_AREA, (64, NUM_OBJECTS, 2))
-        gaps = np.linalg.norm(points[:, :, None] - points[:, None], axis=-1)
-        gaps += np.eye(NUM_OBJECTS)  # an object's distance to itself does not count
-        fits = gaps.min((1, 2)) > MIN_DISTANCE
-        if fits.any():
-            return points[fits][0]
 
 
 def sample_camera(rng: Generator) -> Orbit:

@@ -11,6 +11,7 @@ model's shapes. It changes the meaning of ids; therefore checkpoints store their
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -178,7 +179,7 @@ def tabletop_instructions() -> list[str]:
     texts = []
     for task in tabletop.TASKS.values():
         texts += [*task.instructions, *task.held_out, *(phase.text for phase in task.phases)]
-    names = [f"{color} {noun}" for color in ALL_COLORS for noun in ALL_NOUNS]
+    names = [" ".join(words) for words in itertools.product(ALL_COLORS, ALL_NOUNS)]
     instructions = []
     for text in texts:
         instructions += [text.format(x=name, y=name) for name in names]

@@ -17,7 +17,7 @@ import numpy as np
 
 from etcvla import batch as batch_lib
 from etcvla.bench import ours
-from etcvla.bench.worker import Run, Worker
+from etcvla.bench.worker import JobResult, Worker
 from etcvla.errors import UserError
 from etcvla.models import variants
 from etcvla.models.flops import count
@@ -196,12 +196,14 @@ def difference(sides: Mapping[str, Worker], job: str, cameras: int, tolerance: f
     return largest
 
 
-def take_turns(sides: Mapping[str, Worker], rounds: int) -> dict[tuple[str, str, int], list[Run]]:
+def take_turns(
+    sides: Mapping[str, Worker], rounds: int
+) -> dict[tuple[str, str, int], list[JobResult]]:
     """Run all jobs; return (side, job, cameras) -> one run per round.
 
     One side computes while the other waits. The first side alternates between rounds.
     """
-    runs: dict[tuple[str, str, int], list[Run]] = {}
+    runs: dict[tuple[str, str, int], list[JobResult]] = {}
     for i, job, cameras in itertools.product(range(rounds), JOBS, FLOORS):
         for name in sorted(sides, reverse=i % 2 == 0):
             run = sides[name](job, cameras=cameras)
@@ -216,7 +218,7 @@ def take_turns(sides: Mapping[str, Worker], rounds: int) -> dict[tuple[str, str,
     return runs
 
 
-def summarize(runs: Mapping[tuple[str, str, int], list[Run]]) -> dict[str, Any]:
+def summarize(runs: Mapping[tuple[str, str, int], list[JobResult]]) -> dict[str, Any]:
     """Return quartiles (lower, median, upper) of the ratio ours / openpi and of the seconds.
 
     Ratios are taken within a round, where other work on the machine disturbs them least. Wall time

@@ -15,7 +15,7 @@ import time
 from typing import Any, NamedTuple
 
 
-class Run(NamedTuple):
+class JobResult(NamedTuple):
     """Result and cost of one job."""
 
     result: Any
@@ -42,10 +42,10 @@ class Worker:
         )
         self._read_reply()  # the side is constructed
 
-    def __call__(self, job: str, **arguments: Any) -> Run:
+    def __call__(self, job: str, **arguments: Any) -> JobResult:
         """Run a job and wait for it. Raises RuntimeError if the process ended."""
         print(json.dumps([job, arguments]), file=self.process.stdin, flush=True)
-        return Run(**self._read_reply())
+        return JobResult(**self._read_reply())
 
     def _read_reply(self) -> dict[str, Any]:
         line = self.process.stdout.readline()
@@ -77,7 +77,7 @@ def main(side: str, arguments: str) -> None:
         wall = time.perf_counter()
         cpu = time.process_time()
         result = getattr(worker, job)(**options)
-        run = Run(
+        run = JobResult(
             result=result,
             wall=time.perf_counter() - wall,
             cpu=time.process_time() - cpu,

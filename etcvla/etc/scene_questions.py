@@ -9,15 +9,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 from numpy.random import Generator
 
 from etcvla.etc.items import Item
 from etcvla.etc.question_types import template_pattern
 
 Fields = dict[str, str]  # values of a template's fields
+# Relative weights of the counts 0, 1, 2, ... in questions; high counts are rare in pictures.
+_COUNT_WEIGHTS = np.array([0.5, 1, 5, 18, 30, 50, 80])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +51,47 @@ class SceneQuestion:
         """Return the item of a question of this type, called `name`, in a random phrasing."""
         template = self.templates[rng.integers(len(self.templates))]
         return Item(self.kind, name, template.format(**fields), answer)
+
+
+def no_fields(scene: Any, rng: Generator) -> list[Fields]:
+    """Propose a question whose templates have no fields."""
+    return [{}]
+
+
+def choose_rare(counts: Mapping[str, int], rng: Generator) -> str:
+    """Draw a key. Keys with high counts, which are rare in scenes, have higher weights."""
+    weights = _COUNT_WEIGHTS[list(counts.values())]
+    return str(rng.choice(list(counts), p=weights / weights.sum()))
+
+
+def propose_existence(
+    name: str,
+    nouns: Iterable[str],
+    colors: Iterable[str],
+    find: Callable[[str], Sequence],
+    rng: Generator,
+) -> list[Fields]:
+    """Propose a present or absent objects with equal probability.
+
+    Absent objects share their color or their noun with the present object, half of them each.
+    Otherwise the color or the noun alone would reveal the answer.
+
+    Args:
+      name: color and noun of an object of the scene.
+      find: returns the objects that a phrase names.
+    """
+    color, noun = name.split()
+    if rng.random() < 0.5:
+        return [{"a": _with_article(name)}]
+    if rng.random() < 0.5:
+        names = [f"{color} {other}" for other in nouns]
+    else:
+        names = [f"{other} {noun}" for other in colors]
+    return [{"a": _with_article(absent)} for absent in names if not find(absent)]
+
+
+def _with_article(name: str) -> str:
+    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
 
 
 def check(item: Item, scene: Any, questions: Mapping[str, SceneQuestion]) -> str | None:

@@ -21,7 +21,13 @@ from PIL import Image, ImageDraw, ImageFont
 from etcvla.etc import scene_questions
 from etcvla.etc.items import Item, format_loc
 from etcvla.etc.scene import place
-from etcvla.etc.scene_questions import Fields, SceneQuestion
+from etcvla.etc.scene_questions import (
+    Fields,
+    SceneQuestion,
+    choose_rare,
+    no_fields,
+    propose_existence,
+)
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (212, 40, 40),
@@ -302,10 +308,6 @@ def draw_scene(rng: Generator, image_size: int) -> tuple[np.ndarray, ShapesScene
 # These functions return the possible fields of a question about a scene. One of them is drawn.
 
 
-def _article(phrase: str) -> str:
-    return f"an {phrase}" if phrase[0] in "aeiou" else f"a {phrase}"
-
-
 def _referable(scene: ShapesScene, rng: Generator) -> dict[str, ShapesObject]:
     """Return a unique phrase for every shape that has one, in random order."""
     phrases = {}
@@ -318,17 +320,6 @@ def _referable(scene: ShapesScene, rng: Generator) -> dict[str, ShapesObject]:
         if phrase:
             phrases[phrase] = obj
     return phrases
-
-
-def _choose_rare(counts: dict[str, int], rng: Generator) -> str:
-    """Draw a key. Keys with high counts, which are rare in scenes, have higher weights."""
-    weight_of_count = np.array([0.5, 1, 5, 18, 30, 50])
-    weights = weight_of_count[list(counts.values())]
-    return str(rng.choice(list(counts), p=weights / weights.sum()))
-
-
-def _no_fields(scene: ShapesScene, rng: Generator) -> list[Fields]:
-    return [{}]
 
 
 def _text(scene: ShapesScene, rng: Generator) -> list[Fields]:
@@ -366,28 +357,17 @@ def _unique_colors(scene: ShapesScene, rng: Generator) -> list[Fields]:
 
 def _color(scene: ShapesScene, rng: Generator) -> list[Fields]:
     counts = {color: len(scene.find(f"{color} shape")) for color in COLORS}
-    return [{"color": _choose_rare(counts, rng)}]
+    return [{"color": choose_rare(counts, rng)}]
 
 
 def _plural(scene: ShapesScene, rng: Generator) -> list[Fields]:
     counts = {plural: len(scene.find(name)) for name, plural in SHAPES.items()}
-    return [{"plural": _choose_rare(counts, rng)}]
+    return [{"plural": choose_rare(counts, rng)}]
 
 
 def _existence(scene: ShapesScene, rng: Generator) -> list[Fields]:
-    """Propose a present or an absent object with equal probability.
-
-    Absent objects share their colour or their name with a present object, half of them each.
-    Otherwise the colour or the name alone would reveal the answer.
-    """
     obj = scene.shapes[rng.integers(len(scene.shapes))]
-    if rng.random() < 0.5:
-        return [{"a": _article(obj.full_name)}]
-    if rng.random() < 0.5:
-        phrases = [f"{obj.color} {name}" for name in SHAPES]
-    else:
-        phrases = [f"{color} {obj.name}" for color in COLORS]
-    return [{"a": _article(phrase)} for phrase in phrases if not scene.find(phrase)]
+    return propose_existence(obj.full_name, SHAPES, COLORS, scene.find, rng)
 
 
 def _pairs(scene: ShapesScene, rng: Generator, axis: int) -> list[Fields]:
@@ -497,7 +477,7 @@ SHAPES_QUESTIONS: dict[str, ShapesQuestion] = {
             "what is in the image?",
             "list the shapes from left to right.",
         ),
-        _no_fields,
+        no_fields,
         _caption,
     ),
     "describe": ShapesQuestion(
@@ -587,7 +567,7 @@ SHAPES_QUESTIONS: dict[str, ShapesQuestion] = {
             "count the shapes.",
             "how many shapes do you see?",
         ),
-        _no_fields,
+        no_fields,
         lambda scene: str(len(scene.shapes)),
     ),
     "exist": ShapesQuestion(

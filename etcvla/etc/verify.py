@@ -67,7 +67,7 @@ def check(item: Item, annotation: Annotation, t: int) -> str | None:
     if fields.get("instruction", instruction) != instruction:
         return "another instruction"
     try:
-        truth = TRUTHS[item.question_type](Question(annotation, t, fields))
+        truth = TRUTHS[item.question_type](QuestionFacts(annotation, t, fields))
     except QuestionError as error:
         return str(error)
     if truth is None:
@@ -137,7 +137,7 @@ _COMPARISONS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Question:
+class QuestionFacts:
     """The fields of a question's template, and the annotated facts to which they refer."""
 
     annotation: Annotation
@@ -221,7 +221,7 @@ def _yes_no(truth: bool | None) -> str | None:
 # --- scene grounding -----------------------------------------------------------------------------
 
 
-def _relation(relation: str, question: Question) -> Truth:
+def _relation(relation: str, question: QuestionFacts) -> Truth:
     a = _coordinate(relation, question, question.fields["a"])
     b = _coordinate(relation, question, question.fields["b"])
     if not np.isfinite([a, b]).all():
@@ -230,7 +230,7 @@ def _relation(relation: str, question: Question) -> Truth:
     return larger if a > b else smaller
 
 
-def _coordinate(relation: str, question: Question, noun: str) -> float:
+def _coordinate(relation: str, question: QuestionFacts, noun: str) -> float:
     """Return the coordinate of the gripper or an object that a relation compares."""
     annotation = question.annotation
     t = question.t
@@ -252,21 +252,21 @@ def _coordinate(relation: str, question: Question, noun: str) -> float:
     return image_x if relation == "side" else position @ directions[relation]
 
 
-def _gripper_point(question: Question) -> Truth:
+def _gripper_point(question: QuestionFacts) -> Truth:
     return question.annotation.gripper_pixel[question.t, 0]
 
 
-def _cross_seen(question: Question) -> Truth:
+def _cross_seen(question: QuestionFacts) -> Truth:
     return _yes_no(question.is_shown(question.object_in_region, question.other_camera))
 
 
-def _cross_place(question: Question) -> Truth:
+def _cross_place(question: QuestionFacts) -> Truth:
     i = question.object_in_region
     camera = question.other_camera
     return question.place(i, camera) if question.is_shown(i, camera) else None
 
 
-def _cross_box(question: Question) -> Truth:
+def _cross_box(question: QuestionFacts) -> Truth:
     camera = question.other_camera
     places = [question.place(i, camera) for i in range(len(question.annotation.objects))]
     if places.count(question.fields["place"]) != 1:
@@ -274,22 +274,22 @@ def _cross_box(question: Question) -> Truth:
     return question.box(places.index(question.fields["place"]))
 
 
-def _identify(question: Question) -> Truth:
+def _identify(question: QuestionFacts) -> Truth:
     return question.annotation.objects[question.object_in_region]
 
 
-def _locate_box(question: Question) -> Truth:
+def _locate_box(question: QuestionFacts) -> Truth:
     return question.box(question.object)
 
 
-def _describe(question: Question) -> Truth:
+def _describe(question: QuestionFacts) -> Truth:
     i = question.object
     color = question.annotation.colors[i]
     place = question.place(i)
     return f"{color} {question.fields['object']}, {place}" if color and place else None
 
 
-def _describe_shape(question: Question) -> Truth:
+def _describe_shape(question: QuestionFacts) -> Truth:
     i = question.object
     if not question.annotation.shapes:
         return None
@@ -297,7 +297,7 @@ def _describe_shape(question: Question) -> Truth:
     return ", ".join(words) if all(words) else None
 
 
-def _is_present(question: Question, noun: str) -> bool | None:
+def _is_present(question: QuestionFacts, noun: str) -> bool | None:
     """Return whether the first camera shows an object of this name, None if that is unknown.
 
     It is unknown if the noun is no object's name but shares a word with one, unless names consist
@@ -312,11 +312,11 @@ def _is_present(question: Question, noun: str) -> bool | None:
     return False if words.isdisjoint(noun.split()) else None
 
 
-def _present(question: Question) -> Truth:
+def _present(question: QuestionFacts) -> Truth:
     return _yes_no(_is_present(question, question.fields["object"]))
 
 
-def _count(question: Question) -> Truth:
+def _count(question: QuestionFacts) -> Truth:
     nouns = question.fields["objects"].split(", ")
     present = [_is_present(question, noun) for noun in nouns]
     if None in present or len(set(nouns)) < len(nouns):
@@ -327,11 +327,11 @@ def _count(question: Question) -> Truth:
 # --- affordance ----------------------------------------------------------------------------------
 
 
-def _grasp(question: Question) -> Truth:
+def _grasp(question: QuestionFacts) -> Truth:
     return question.annotation.grasp_pixel[question.t, 0, question.target]
 
 
-def _destination(question: Question) -> Truth:
+def _destination(question: QuestionFacts) -> Truth:
     """Return the image point where the target ends up, None if it is not moved."""
     annotation = question.annotation
     start, end = annotation.position[[0, -1], question.target]
@@ -340,7 +340,7 @@ def _destination(question: Question) -> Truth:
     return project(annotation.camera_matrix[question.t, 0], end)
 
 
-def _is_region_around(question: Question, point: Truth) -> Truth:
+def _is_region_around(question: QuestionFacts, point: Truth) -> Truth:
     """Return whether the question's box is a good region around `point`."""
     if point is None or not np.isfinite(point).all():
         return None
@@ -349,26 +349,26 @@ def _is_region_around(question: Question, point: Truth) -> Truth:
     return _yes_no(contains and (high - low <= MAX_REGION).all())
 
 
-def _stable_grasp(question: Question) -> Truth:
+def _stable_grasp(question: QuestionFacts) -> Truth:
     return _is_region_around(question, _grasp(question))
 
 
-def _stable_place(question: Question) -> Truth:
+def _stable_place(question: QuestionFacts) -> Truth:
     return _is_region_around(question, _destination(question))
 
 
 # --- task planning -------------------------------------------------------------------------------
 
 
-def _decompose(question: Question) -> Truth:
+def _decompose(question: QuestionFacts) -> Truth:
     return "; ".join(question.annotation.phases) or None
 
 
-def _current(question: Question) -> Truth:
+def _current(question: QuestionFacts) -> Truth:
     return question.annotation.phases[question.phase] if question.phase >= 0 else None
 
 
-def _next(question: Question) -> Truth:
+def _next(question: QuestionFacts) -> Truth:
     annotation = question.annotation
     if question.phase < 0:
         return None
@@ -379,7 +379,7 @@ def _next(question: Question) -> Truth:
     return "done" if annotation.success else None
 
 
-def _is_done(question: Question) -> bool | None:
+def _is_done(question: QuestionFacts) -> bool | None:
     """Return whether the task is done, None if that is debatable."""
     annotation = question.annotation
     if annotation.success and question.t >= len(annotation) - 2:
@@ -392,11 +392,11 @@ def _is_done(question: Question) -> bool | None:
     return False if surely_not_done else None
 
 
-def _done(question: Question) -> Truth:
+def _done(question: QuestionFacts) -> Truth:
     return _yes_no(_is_done(question))
 
 
-def _outcome(question: Question) -> Truth:
+def _outcome(question: QuestionFacts) -> Truth:
     """Stopping is a success if the task is done and a failure if it is surely not done."""
     done = _is_done(question) if question.annotation.success else False
     return {True: "success", False: "failure", None: None}[done]
@@ -405,7 +405,7 @@ def _outcome(question: Question) -> Truth:
 # --- trajectory ----------------------------------------------------------------------------------
 
 
-def _path_subtask(question: Question) -> Truth:
+def _path_subtask(question: QuestionFacts) -> Truth:
     annotation = question.annotation
     if _current(question) != question.fields["phase"]:
         raise QuestionError("another subtask")
@@ -414,12 +414,12 @@ def _path_subtask(question: Question) -> Truth:
     return motion[: changes[0]] if len(changes) else motion
 
 
-def _path_task(question: Question) -> Truth:
+def _path_task(question: QuestionFacts) -> Truth:
     return question.annotation.gripper_pixel[question.t :, 0]
 
 
 _RELATION_TRUTHS = {name: functools.partial(_relation, name) for name in RELATIONS}
-# Question type -> function of a `Question` that returns its true answer.
+# Question type -> function of a `QuestionFacts` that returns its true answer.
 TRUTHS = {
     **{f"gripper_{name}": truth for name, truth in _RELATION_TRUTHS.items()},
     **{f"object_{name}": truth for name, truth in _RELATION_TRUTHS.items()},

@@ -58,7 +58,7 @@ class Slot:
     def __init__(self):
         self._protocol = EvalProtocol()
         self._trials: deque[Trial] = deque()
-        self._episode: Episode | None = None
+        self._episode: TrialEpisode | None = None
         self._env: Environment | None = None
         self._env_arguments: tuple = ()
 
@@ -81,7 +81,7 @@ class Slot:
         while self._episode or self._trials:
             if not self._episode:
                 trial = self._trials.popleft()
-                self._episode = Episode(self._environment(trial), trial, self._protocol)
+                self._episode = TrialEpisode(self._environment(trial), trial, self._protocol)
             observation = self._episode.advance()
             if observation is not None:
                 return results, observation
@@ -100,7 +100,7 @@ class Slot:
         return self._env
 
 
-class Episode:
+class TrialEpisode:
     """One trial in progress."""
 
     def __init__(self, env: Environment, trial: Trial, protocol: EvalProtocol):

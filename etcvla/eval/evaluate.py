@@ -7,9 +7,7 @@ specification, nothing is run.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -34,7 +32,7 @@ from etcvla.eval.language import write_language
 from etcvla.eval.results_log import ResultsLog
 from etcvla.eval.rollouts import run_trials
 from etcvla.eval.trials import EvalProtocol, TrialGrid, TrialResult
-from etcvla.files import write_atomically, write_json
+from etcvla.files import write_csv, write_json
 from etcvla.policy import Policy
 from etcvla.results_schema import BASE_DATA
 from etcvla.train.checkpoint import open_checkpoint
@@ -181,9 +179,7 @@ def _score_questions(policy: Policy, spec: EvaluationSpec, out: epath.Path) -> d
         else:
             scores["etc"][name] = by_kind
     _write_examples(out, examples)
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([QUESTION_COLUMNS, *lines])
-    write_atomically(out / "questions.csv", text.getvalue())
+    write_csv(out / "questions.csv", QUESTION_COLUMNS, lines)
     return scores
 
 

@@ -2,8 +2,8 @@
 
 Where trials share a layout, each object X of the layout is named in one of them. The difference
 P(touch X | X is named) - P(touch X | another object is named) is the effect of the words alone: how
-near, large or striking X is counts in both. A policy that is told nothing, or sees nothing, must
-have no effect; with wrong words the effect is that of the object that they name.
+near, large or striking X is counts in both. Without an instruction, or without an image, the
+effect must be zero; with wrong words the effect is that of the object that they name.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.stats
 from etils import epath
 
 from etcvla import sims
+from etcvla.eval import paired
 from etcvla.eval.trials import TrialResult
 from etcvla.files import write_json
 from etcvla.results_schema import GROUP_FIELDS, setting_of
@@ -24,7 +24,6 @@ from etcvla.results_schema import GROUP_FIELDS, setting_of
 # What the policy gets in a language control, on the same layouts.
 INTERVENTIONS = ("right", "no_instruction", "wrong_instruction", "blank_image")
 ALL_OBJECTS = "all"
-_RESAMPLES = 2000
 
 
 def write_language(folder: epath.PathLike, results: Sequence[TrialResult]) -> None:
@@ -76,7 +75,7 @@ def object_effects(
     Args:
       rows: lines of episodes.csv: the trials of the layout, which name each object once.
     """
-    # What is told nothing would have named the target.
+    # Trials without an instruction count as naming the target.
     named = np.array([row["instruction_of"] or row["named"] for row in rows])
     touched = np.array([row["touched"] for row in rows])
     effects = []
@@ -92,7 +91,8 @@ def _summarize(effects: Mapping[str, Sequence[tuple[float, float, float]]]) -> d
     """Return the scores of some objects from layout -> (named, unnamed, target) of each object."""
     means = np.array([np.mean(of_layout, axis=0) for of_layout in effects.values()])
     named, unnamed, target = means.mean(axis=0).tolist()
-    low, high = _bootstrap(means[:, 0] - means[:, 1])
+    differences = means[:, 0] - means[:, 1]
+    low, high = np.clip(paired.two_level_interval(differences[:, None]), -1, 1).tolist()
     return {
         "layouts": len(means),
         "named": named,
@@ -102,17 +102,6 @@ def _summarize(effects: Mapping[str, Sequence[tuple[float, float, float]]]) -> d
         "high": high,
         "target": target,
     }
-
-
-def _bootstrap(values: np.ndarray) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of the mean of float[L]; (-1, 1) for a single value."""
-    if len(values) < 2:
-        return -1.0, 1.0
-    rng = np.random.default_rng(0)
-    interval = scipy.stats.bootstrap(
-        (values,), np.mean, n_resamples=_RESAMPLES, method="percentile", rng=rng
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
 
 
 def format_language(groups: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from etcvla.errors import UserError
 from etcvla.eval.trials import Trial, TrialResult
-from etcvla.files import write_atomically, write_json
+from etcvla.files import write_atomically, write_csv, write_json
 from etcvla.results_schema import EPISODE_COLUMNS, TRIAL_COLUMNS, video_stem
 
 VIDEO_FRAME_MS = 60  # duration of a frame
@@ -75,8 +75,7 @@ class ResultsLog:
     def finish(self, results: Sequence[TrialResult]) -> None:
         """Sort the lines of episodes.csv in the order of these results."""
         rows = [self._rows[result.trial.key].values() for result in results]
-        lines = [_csv_line(values) for values in (EPISODE_COLUMNS, *rows)]
-        write_atomically(self._episodes_path, "".join(lines))
+        write_csv(self._episodes_path, EPISODE_COLUMNS, rows)
 
     def _read_rows(self) -> dict[tuple[str, ...], dict[str, str]]:
         """Return the lines by trial, after removing an incomplete last line from the file."""

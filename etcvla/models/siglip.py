@@ -22,7 +22,7 @@ from etcvla.names import lookup
 
 # Start of a tower without released weights. Neighbouring pixels are alike, so a patch differs
 # little from the mean patch: with the usual variance of 1 and position codes of full size, position
-# is 95 % of what tells two image tokens apart, and a small model learns to read places later.
+# is 95 % of the difference of two image tokens, and a small model learns to read places later.
 _PATCH_VARIANCE = 9.0
 _POSITION_SCALE = 0.5
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -24,6 +24,23 @@ class Section:
     title: str
     template: str
     data: Mapping[str, Any]
+
+
+# Title, template, and the function that computes the template's data, None without results.
+SectionSpec = tuple[str, str, Callable[[Any], Mapping[str, Any] | None]]
+
+
+def build_sections(specs: Sequence[SectionSpec], results: Any) -> tuple[list[Section], list[str]]:
+    """Return the sections, and the titles of those for which there are no results."""
+    sections = []
+    missing = []
+    for title, template, build in specs:
+        data = build(results)
+        if data:
+            sections.append(Section(title, template, data))
+        else:
+            missing.append(title.lower())
+    return sections, missing
 
 
 def write_page(

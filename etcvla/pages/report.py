@@ -12,10 +12,9 @@ from etils import epath
 
 from etcvla.pages import cards, knowledge, report_sections
 from etcvla.pages.measures import benchmark_measures, run_measures
-from etcvla.pages.page import Section, write_page
+from etcvla.pages.page import Section, build_sections, write_page
 from etcvla.pages.results import RecipeResults, read_json
 
-# Title, template, and the function that computes the template's data, None without results.
 _SECTIONS = (
     ("Scores by stage", "report_scores.html.j2", report_sections.scores),
     ("Success by task", "report_success.html.j2", report_sections.success_by_task),
@@ -68,14 +67,7 @@ def _sections(
     results: RecipeResults, knowledge_path: epath.Path
 ) -> tuple[list[Section], list[str]]:
     """Return the sections, and the titles of those for which there are no results."""
-    sections = []
-    missing = []
-    for title, template, build in _SECTIONS:
-        data = build(results)
-        if data:
-            sections.append(Section(title, template, data))
-        else:
-            missing.append(title.lower())
+    sections, missing = build_sections(_SECTIONS, results)
     checkpoints = read_json(knowledge_path)
     if checkpoints:
         sections += knowledge.knowledge_sections(checkpoints)

@@ -107,9 +107,11 @@ def _language_table(results: RecipeResults) -> dict[str, Any] | None:
                 setting = ", ".join([f"scene {group['scene']}", *setting_of(group)])
                 key = (run.title, setting, group["novelty"], str(group["layouts"]))
                 cells[key][group["intervention"]] = _language_cell(group)
-    shown = [name for name in INTERVENTIONS if any(name in row for row in cells.values())]
-    rows = [[*key, *(row.get(name, "–") for name in shown)] for key, row in cells.items()]
-    columns = ["run", "setting", "new words", "layouts", *(INTERVENTIONS[name] for name in shown)]
+    found = union(cells.values())
+    shown = {name: label for name, label in INTERVENTIONS.items() if name in found}
+    blank = dict.fromkeys(shown, "–")
+    rows = [[*key, *(blank | row).values()] for key, row in cells.items()]
+    columns = ["run", "setting", "new words", "layouts", *shown.values()]
     return {"columns": columns, "rows": rows} if rows else None
 
 

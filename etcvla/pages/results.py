@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
 import itertools
@@ -15,6 +14,7 @@ import numpy as np
 from etils import epath
 
 from etcvla.errors import UserError
+from etcvla.files import read_csv
 from etcvla.results_schema import BASE_DATA
 from etcvla.stats import Estimate, rate
 from etcvla.train.checkpoint import find_checkpoint
@@ -73,10 +73,7 @@ class RunResults:
 
     def episodes(self, benchmark: str = "") -> list[dict[str, str]]:
         """Read episodes.csv of the run's own evaluation, or of a benchmark."""
-        path = self.evaluation / benchmark / "episodes.csv"
-        if not path.exists():
-            return []
-        return list(csv.DictReader(path.read_text().splitlines()))
+        return read_csv(self.evaluation / benchmark / "episodes.csv")
 
     def language(self, benchmark: str = "") -> list[dict[str, Any]]:
         """Read the groups of language.json of the run's own evaluation, or of a benchmark."""

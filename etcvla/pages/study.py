@@ -6,13 +6,12 @@ and videos come from the folders of the runs, if these are there.
 
 from __future__ import annotations
 
-import csv
-
 from etils import epath
 
 from etcvla.errors import UserError
+from etcvla.files import read_csv
 from etcvla.pages import study_sections
-from etcvla.pages.page import Section, write_page
+from etcvla.pages.page import build_sections, write_page
 from etcvla.pages.results import read_json
 from etcvla.pages.study_sections import StudyResults
 
@@ -28,7 +27,6 @@ _RUN_COLUMNS = (
     *study_sections.RETENTION,
 )
 
-# Title, template, and the function that computes the template's data, None without results.
 _SECTIONS = (
     ("Contrasts", "study_contrasts.html.j2", study_sections.contrasts),
     ("Gates", "study_gates.html.j2", study_sections.gates),
@@ -50,14 +48,7 @@ def write_study(workdir: epath.PathLike, out: epath.PathLike | None = None) -> e
     """
     workdir = epath.Path(workdir)
     results = read_results(workdir)
-    sections = []
-    missing = []
-    for title, template, build in _SECTIONS:
-        data = build(results)
-        if data:
-            sections.append(Section(title, template, data))
-        else:
-            missing.append(title.lower())
+    sections, missing = build_sections(_SECTIONS, results)
     headline = {"results": results, "missing": missing}
     path = out or workdir / "report.html"
     title = f"{results.summary['study']}: study"
@@ -75,7 +66,7 @@ def read_results(workdir: epath.Path) -> StudyResults:
     for path in (workdir / "summary.json", runs_path):
         if not path.exists():
             raise UserError(f"{path} is missing: write it with launch/study.py --report")
-    runs = list(csv.DictReader(runs_path.read_text().splitlines()))
+    runs = read_csv(runs_path)
     for column in _RUN_COLUMNS:
         if runs and column not in runs[0]:
             raise UserError(

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from etcvla.pages import palette
 from etcvla.pages.charts import PAGE_WIDTH, STYLE, new_figure, percent_axis, to_svg
+from etcvla.pages.results import union
 
 INTERVENTION_COLORS = {
     "right": palette.SCENE_COLORS["source"],
@@ -78,7 +79,7 @@ def control_chart(
       labels: intervention -> label of the legend.
       chance: value of a dotted line; None for no line.
     """
-    cells = list(dict.fromkeys(cell for panel in panels.values() for cell in panel))
+    cells = union(panels.values())
     figure = new_figure(PAGE_WIDTH, 1.3 + 0.42 * len(cells))
     all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     shifts = dict(zip(labels, np.linspace(-0.24, 0.24, len(labels)), strict=True))
@@ -135,8 +136,9 @@ def curve_chart(
         if title in shares:
             percent_axis(axes, "y")
             axes.set_ylim(-0.02, 1.04)
-    shown = dict.fromkeys(name for curves in panels.values() for name in curves)
-    handles = [Line2D([], [], color=colors[name], linewidth=2.4, label=name) for name in shown]
+    handles = []
+    for name in union(panels.values()):
+        handles.append(Line2D([], [], color=colors[name], linewidth=2.4, label=name))
     figure.legend(handles=handles, loc="outside right center")
     return to_svg(figure, ", ".join(panels))
 
@@ -166,7 +168,6 @@ def scatter_chart(
         axes.grid(True)
         axes.set(title=title, xlabel=xlabel, xlim=(-0.03, 1.05), ylim=(-0.03, 1.05))
     all_axes[0].set(ylabel=ylabel)
-    cells = dict.fromkeys(name for points in panels.values() for name in points)
-    handles = [_marker(colors[name], "o", name) for name in cells]
+    handles = [_marker(colors[name], "o", name) for name in union(panels.values())]
     figure.legend(handles=handles, loc="outside right center")
     return to_svg(figure, f"{ylabel} against {xlabel}")

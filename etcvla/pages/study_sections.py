@@ -5,8 +5,8 @@ Each function returns the variable `data` of the section's template, or None wit
 
 from __future__ import annotations
 
-import csv
 import dataclasses
+import itertools
 import json
 import re
 from collections import defaultdict
@@ -17,6 +17,7 @@ import numpy as np
 from etils import epath
 from markupsafe import Markup
 
+from etcvla.files import read_csv
 from etcvla.pages import study_charts
 from etcvla.pages.cards import MAX_BYTES, to_webp
 from etcvla.pages.charts import series_colors
@@ -210,8 +211,9 @@ def language(results: StudyResults) -> dict[str, Any] | None:
 
 def retention(results: StudyResults) -> dict[str, Any] | None:
     """Charts of what the base model knew after each stage, and against intention."""
-    chains = [[row["stage"] for row in rows] for _, rows in results.chains()]
-    stages = union(sorted(chains, key=len, reverse=True))
+    chains = [rows for _, rows in results.chains()]
+    rows = itertools.chain(*sorted(chains, key=len, reverse=True))
+    stages = list(dict.fromkeys(row["stage"] for row in rows))
     panels = {}
     for column in RETENTION:
         curves = {}
@@ -370,9 +372,7 @@ def _recorded(results: StudyResults, cell: str) -> dict[tuple, tuple[Mapping, ep
         if run["cell"] != cell or run["position"] != "-1":
             continue
         folder = results.folder / "runs" / run["key"] / "evaluation"
-        path = folder / "episodes.csv"
-        lines = path.read_text().splitlines() if path.exists() else []
-        for row in csv.DictReader(lines):
+        for row in read_csv(folder / "episodes.csv"):
             video = folder / "videos" / f"{video_stem(row)}.gif"
             if row["intervention"] == "right" and video.exists():
                 key = (run["seed"], row["scene"], row["task"], row["trial"])

@@ -6,7 +6,6 @@ each cell has.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import pathlib
@@ -14,9 +13,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from etcvla.errors import UserError
-from etcvla.files import write_json
+from etcvla.files import read_csv, write_json
 from etcvla.study.config import split_scene
-from etcvla.study.runs import Graph, evaluation_key
+from etcvla.study.runs import Graph, evaluation_key, read_result, run_folder
 
 FILE = "study.json"
 EPISODE_COLUMNS = (
@@ -78,7 +77,7 @@ def episode_rows(workdir: str) -> Iterator[dict[str, str]]:
     """
     for entry in read_study(workdir)["cells"]:
         run = entry["runs"][-1]
-        if not _read_result(workdir, run):
+        if not read_result(run_folder(workdir, run["key"]), run["evaluation"]):
             continue
         for episode in read_episodes(workdir, run["key"]):
             tier, rotation = split_scene(episode["scene"])
@@ -89,11 +88,7 @@ def episode_rows(workdir: str) -> Iterator[dict[str, str]]:
 
 def read_episodes(workdir: str, key: str) -> list[dict[str, str]]:
     """Return the lines of a run's episodes.csv; [] for a run that does not act."""
-    path = pathlib.Path(workdir) / "runs" / key / "evaluation" / "episodes.csv"
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    return read_csv(run_folder(workdir, key) / "evaluation" / "episodes.csv")
 
 
 def run_results(workdir: str) -> Iterator[dict[str, Any]]:
@@ -104,16 +99,7 @@ def run_results(workdir: str) -> Iterator[dict[str, Any]]:
     """
     for entry in read_study(workdir)["cells"]:
         for i, run in enumerate(entry["runs"]):
-            result = _read_result(workdir, run)
+            result = read_result(run_folder(workdir, run["key"]), run["evaluation"])
             position = -1 if run is entry["runs"][-1] else i
             if result:
                 yield {**result, "cell": entry["cell"], "position": position}
-
-
-def _read_result(workdir: str, run: dict[str, str]) -> dict[str, Any]:
-    """Return a run's results; {} if its present evaluation has none."""
-    path = pathlib.Path(workdir) / "runs" / run["key"] / "result.json"
-    if not path.exists():
-        return {}
-    result = json.loads(path.read_text())
-    return result if result["evaluation"] == run["evaluation"] else {}

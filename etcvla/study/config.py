@@ -128,8 +128,7 @@ class StudySpec:
             cell = self.cells[name]
             kept = tuple(seed for seed in cell.seeds if not seeds or seed in seeds)
             chosen[name] = dataclasses.replace(cell, seeds=kept)
-        known_seeds = {seed for cell in self.cells.values() for seed in cell.seeds}
-        unknown = sorted(set(seeds) - known_seeds)
+        unknown = sorted(set(seeds).difference(*(cell.seeds for cell in self.cells.values())))
         if unknown:
             raise UserError(f"--seeds: no cell has the seed {unknown[0]}; add it to config.cells")
         return dataclasses.replace(self, cells=chosen)

@@ -20,7 +20,7 @@ TOLERANCE = 0.01  # largest relative difference of two arms that count as matche
 
 
 @dataclasses.dataclass(frozen=True)
-class Costs:
+class TrainingCosts:
     """What training consumes.
 
     Attributes:
@@ -33,15 +33,15 @@ class Costs:
     action_rows: int
     etc_segments: int
 
-    def __add__(self, other: Costs) -> Costs:
-        return Costs(
+    def __add__(self, other: TrainingCosts) -> TrainingCosts:
+        return TrainingCosts(
             self.flops + other.flops,
             self.action_rows + other.action_rows,
             self.etc_segments + other.etc_segments,
         )
 
 
-def run_costs(config: ml_collections.ConfigDict, general: Sequence[str]) -> Costs:
+def run_costs(config: ml_collections.ConfigDict, general: Sequence[str]) -> TrainingCosts:
     """Return the costs of a stage, which follow from its config alone.
 
     Args:
@@ -60,7 +60,7 @@ def run_costs(config: ml_collections.ConfigDict, general: Sequence[str]) -> Cost
         if stream.dataset not in general:
             etc_segments += count * segments
     flops = config.steps * _step_flops(config)
-    return Costs(flops, action_rows, etc_segments)
+    return TrainingCosts(flops, action_rows, etc_segments)
 
 
 _FLOPS: dict[str, int] = {}  # the part of a config that a step depends on, as JSON -> its FLOPs
@@ -79,14 +79,14 @@ def _step_flops(config: ml_collections.ConfigDict) -> int:
     return _FLOPS[key]
 
 
-def cell_costs(graph: Graph) -> dict[str, Costs]:
+def cell_costs(graph: Graph) -> dict[str, TrainingCosts]:
     """Return the costs of each cell: those of all its runs, for its first seed."""
     by_run = {}
     costs = {}
     for (cell, _), runs in graph.cells.items():
         if cell in costs:
             continue
-        total = Costs(0, 0, 0)
+        total = TrainingCosts(0, 0, 0)
         for run in runs:
             if run.key not in by_run:
                 by_run[run.key] = run_costs(run.config, graph.study.general)
@@ -95,7 +95,7 @@ def cell_costs(graph: Graph) -> dict[str, Costs]:
     return costs
 
 
-def check_matched(study: StudySpec, costs: Mapping[str, Costs]) -> None:
+def check_matched(study: StudySpec, costs: Mapping[str, TrainingCosts]) -> None:
     """Raise UserError if the arms of a contrast differ in what is to be matched.
 
     Args:

@@ -34,7 +34,7 @@ def execute(run: Run, study: StudySpec, train: Train) -> dict[str, Any]:
 
     Keys:
       seconds, evaluation_seconds: wall time.
-      flops, action_rows, etc_segments: see `Costs`.
+      flops, action_rows, etc_segments: see `TrainingCosts`.
       scores: see `summarize_scores`; "words": see `word_scores`.
       metrics: the last value of each metric in the training log.
       embedding_drift: 1 - the cosine of the rows of words that no answer uses to the stage's start.

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from etcvla.errors import UserError
-from etcvla.files import write_json
+from etcvla.files import hash_json, write_json
 from etcvla.provenance import git_commit
 from etcvla.study.config import StudySpec
 
@@ -48,11 +47,6 @@ def hypotheses(study: StudySpec) -> dict[str, Any]:
     return json.loads(json.dumps(value))
 
 
-def hypotheses_hash(content: dict[str, Any]) -> str:
-    """Return the SHA-256 of the content of `hypotheses`."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def read_protocol(study: StudySpec) -> dict[str, Any]:
     """Return the content of the study's protocol.json; {} if there is none yet.
 
@@ -76,7 +70,7 @@ def is_written(study: StudySpec) -> bool:
     if not protocol:
         return False
     newest = protocol["changes"][-1] if protocol["changes"] else protocol
-    return newest["sha256"] == hypotheses_hash(hypotheses(study))
+    return newest["sha256"] == hash_json(hypotheses(study))
 
 
 def write_protocol(study: StudySpec, matching: Mapping[str, Any]) -> None:
@@ -91,7 +85,7 @@ def write_protocol(study: StudySpec, matching: Mapping[str, Any]) -> None:
     """
     content = hypotheses(study)
     entry = {
-        "sha256": hypotheses_hash(content),
+        "sha256": hash_json(content),
         "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": git_commit(),
         "matching": matching,

@@ -5,8 +5,6 @@ A published study has these files, so the report (`etcvla/pages/study.py`) reads
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import math
 import pathlib
@@ -15,10 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from etcvla.errors import UserError
 from etcvla.eval import paired
-from etcvla.files import write_atomically, write_json
-from etcvla.names import lookup
+from etcvla.files import write_csv, write_json
 from etcvla.study import collect
 from etcvla.study.config import METRICS
 from etcvla.study.episode_table import EpisodeTable
@@ -58,23 +54,14 @@ def write_results(workdir: str) -> dict[str, Any]:
     table = EpisodeTable(collect.episode_rows(workdir))
     runs = _run_rows(collect.run_results(workdir), table)
     summary = summarize(study, table)
-    _write_csv(folder / "study.csv", collect.EPISODE_COLUMNS, table.rows)
-    columns = list(RUN_COLUMNS)
+    episodes = [row.values() for row in table.rows]
+    write_csv(folder / "study.csv", collect.EPISODE_COLUMNS, episodes)
+    columns = dict.fromkeys(RUN_COLUMNS, "")
     for row in runs:
-        columns += [name for name in row if name not in columns]
-    _write_csv(folder / "runs.csv", columns, runs)
+        columns |= dict.fromkeys(row, "")
+    write_csv(folder / "runs.csv", columns, [{**columns, **row}.values() for row in runs])
     write_json(folder / "summary.json", summary)
     return summary
-
-
-def _write_csv(
-    path: pathlib.Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]
-) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue())
 
 
 def _run_rows(results: Iterable[Mapping[str, Any]], table: EpisodeTable) -> list[dict[str, Any]]:
@@ -126,7 +113,12 @@ def summarize(study: Mapping[str, Any], table: EpisodeTable) -> dict[str, Any]:
         cell["planned"].append(entry["seed"])
         if table.has_results(entry["cell"], entry["seed"]):
             cell["finished"].append(entry["seed"])
-    contrasts = [contrast(fields, cells, table) for fields in study["contrasts"]]
+    contrasts = []
+    for fields in study["contrasts"]:
+        contrasts.append(contrast(fields, cells[fields["a"]]["finished"], table))
+    gates = []
+    for fields in study["gates"]:
+        gates.append(gate(fields, cells[fields["cell"]]["finished"], table))
     _judge(contrasts)
     return {
         "study": study["study"],
@@ -134,7 +126,7 @@ def summarize(study: Mapping[str, Any], table: EpisodeTable) -> dict[str, Any]:
         "cells": cells,
         "scores": _scores(cells, table),
         "contrasts": contrasts,
-        "gates": [gate(fields, cells, table) for fields in study["gates"]],
+        "gates": gates,
     }
 
 
@@ -186,7 +178,7 @@ def _estimate(by_seed: Mapping[int, np.ndarray], name: str, scale: float) -> dic
 
 
 def contrast(
-    fields: Mapping[str, Any], cells: Mapping[str, Any], table: EpisodeTable
+    fields: Mapping[str, Any], seeds: Sequence[int], table: EpisodeTable
 ) -> dict[str, Any]:
     """Return the result of a contrast, over the seeds and layouts that both cells have.
 
@@ -199,17 +191,10 @@ def contrast(
 
     Args:
       fields: of a `config.Contrast`.
-      cells: the key "cells" of `summarize`.
-
-    Raises UserError for an unknown cell or metric, and for cells that share no seed.
+      seeds: of the cell a.
     """
-    name = fields["name"]
-    lookup(dict.fromkeys(METRICS), fields["metric"], f"metric in contrast {name!r}")
-    arms = [lookup(cells, fields[arm], f"cell in contrast {name!r}") for arm in ("a", "b")]
-    if not set(arms[0]["planned"]) & set(arms[1]["planned"]):
-        raise UserError(f"contrast {name!r}: its cells share no seed; give both the same seeds")
     by_seed = {}
-    for seed in arms[0]["finished"]:
+    for seed in seeds:
         differences = _layout_differences(fields, seed, table)
         if differences:
             by_seed[seed] = np.array(differences)
@@ -250,17 +235,15 @@ def _judge(contrasts: Sequence[dict[str, Any]]) -> None:
             result["verdict"] = paired.verdict(low, high, p_value, result["margin"])
 
 
-def gate(
-    fields: Mapping[str, Any], cells: Mapping[str, Any], table: EpisodeTable
-) -> dict[str, Any]:
+def gate(fields: Mapping[str, Any], seeds: Sequence[int], table: EpisodeTable) -> dict[str, Any]:
     """Return whether a gate holds: whether a score, or its excess over another tier, is in range.
 
     Keys: those of `fields`, "value" (None without results) and "holds".
 
     Args:
       fields: of a `config.Gate`.
+      seeds: of its cell.
     """
-    seeds = lookup(cells, fields["cell"], f"cell in gate {fields['name']!r}")["finished"]
     values = []
     for tier in filter(None, (fields["tier"], fields["minus"])):
         found = score(table, fields["cell"], seeds, fields["metric"], tier, fields["intervention"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from etcvla.data.rlds_layout import find_version
 from etcvla.errors import UserError
 from etcvla.eval.evaluate import EvaluationSpec
 from etcvla.eval.trials import EvalProtocol
+from etcvla.files import hash_file, hash_json
 from etcvla.names import lookup
 from etcvla.study.config import RANDOM, RunSpec, StudySpec
 from etcvla.train.base_model import find_base
@@ -28,6 +30,7 @@ from etcvla.train.resume import CHANGEABLE_FIELDS, flatten_fields
 from etcvla.train.stage import has_dataset
 
 KEY_LENGTH = 12  # hexadecimal digits
+RESULT_FILE = "result.json"
 # (path of a stage's config file, variant, changes) -> config
 LoadStage = Callable[[str, str, Sequence[tuple[str, Any]]], ml_collections.ConfigDict]
 
@@ -49,17 +52,26 @@ class Run:
     parent: Run | None
     evaluation: EvaluationSpec
 
-    @property
-    def result_path(self) -> pathlib.Path:
-        """The file that is written when the run is trained and evaluated."""
-        return self.folder / "result.json"
-
     def result(self) -> dict[str, Any] | None:
         """Return the content of result.json; None if the run's present evaluation has none."""
-        if not self.result_path.exists():
-            return None
-        result = json.loads(self.result_path.read_text())
-        return result if result["evaluation"] == evaluation_key(self.evaluation) else None
+        return read_result(self.folder, evaluation_key(self.evaluation))
+
+
+def run_folder(workdir: str, key: str) -> pathlib.Path:
+    """Return the folder of the run with this key."""
+    return pathlib.Path(workdir) / "runs" / key
+
+
+def read_result(folder: pathlib.Path, evaluation: str) -> dict[str, Any] | None:
+    """Return the results in a run's folder; None if the evaluation with this key has none.
+
+    result.json is written when the run is trained and evaluated.
+    """
+    path = folder / RESULT_FILE
+    if not path.exists():
+        return None
+    result = json.loads(path.read_text())
+    return result if result["evaluation"] == evaluation else None
 
 
 @dataclasses.dataclass
@@ -81,7 +93,7 @@ class Graph:
         for (cell, seed), runs in self.cells.items():
             if cell in chosen.cells and seed in chosen.cells[cell].seeds:
                 cells[cell, seed] = runs
-        keys = {run.key for runs in cells.values() for run in runs}
+        keys = {run.key for run in itertools.chain(*cells.values())}
         runs = {key: run for key, run in self.runs.items() if key in keys}
         return Graph(chosen, runs, cells)
 
@@ -120,7 +132,7 @@ def _cells_in_order(study: StudySpec) -> Iterator[tuple[str, int]]:
     first = [cell for cell in study.cells.values() if cell.name in confirmatory]
     last = [cell for cell in study.cells.values() if cell.name not in confirmatory]
     for group in (first, last):
-        seeds = sorted({seed for cell in group for seed in cell.seeds})
+        seeds = sorted(set().union(*(cell.seeds for cell in group)))
         for seed in seeds:
             for cell in group:
                 if seed in cell.seeds:
@@ -146,7 +158,7 @@ def _make_run(
                 f"with launch/train.py, or change the run's init or the study's base"
             )
     key = run_key(config, parent_key)
-    folder = pathlib.Path(study.workdir) / "runs" / key
+    folder = run_folder(study.workdir, key)
     run = Run(spec, seed, key, folder, config, parent, evaluation_spec(study, spec, seed))
     _move(run, folder)
     return run
@@ -273,12 +285,9 @@ def weights_fingerprint(path: str) -> str:
     digest = hashlib.sha256()
     for file in files:
         if file.is_file():
-            digest.update(file.name.encode())
-            with file.open("rb") as content:
-                digest.update(hashlib.file_digest(content, "sha256").digest())
+            digest.update(f"{file.name} {hash_file(file)}\n".encode())
     return digest.hexdigest()
 
 
 def _hash(value: Mapping | Sequence) -> str:
-    text = json.dumps(value, sort_keys=True, default=list)
-    return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+    return hash_json(value)[:KEY_LENGTH]

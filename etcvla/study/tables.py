@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from statistics import mean
 
-from etcvla.study.costs import Costs
+from etcvla.study.costs import TrainingCosts
 from etcvla.study.runs import Graph, Run
 from etcvla.study.worker import run_state
 from etcvla.train.log import format_duration
@@ -54,7 +54,7 @@ def remaining_seconds(left: list[Run], finished: list[Run]) -> float:
     return total
 
 
-def costs_table(costs: Mapping[str, Costs]) -> str:
+def costs_table(costs: Mapping[str, TrainingCosts]) -> str:
     """Return the costs of each cell."""
     lines = [f"  {'cell':<28}{'TFLOP':>12}{'action rows':>14}{'ETC segments':>14}"]
     for cell, cost in costs.items():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import pathlib
 import re
 from collections import defaultdict
 from statistics import mean
 
+from etcvla.files import read_csv
 from etcvla.sims.tabletop.words import tier_words
 
 _TIERS = ("N", "C", "B", "A")  # newest words first
@@ -33,11 +33,10 @@ def word_scores(folder: pathlib.Path, rotation: int) -> dict[str, dict[str, dict
       folder: of an evaluation, with questions.csv.
     """
     correct = defaultdict(list)
-    with (folder / "questions.csv").open(newline="") as file:
-        for row in csv.DictReader(file):
-            tier = word_tier(f"{row['question']} {row['answer']}", rotation)
-            if tier:
-                correct[row["dataset"], row["kind"], tier].append(row["correct"] == "1")
+    for row in read_csv(folder / "questions.csv"):
+        tier = word_tier(f"{row['question']} {row['answer']}", rotation)
+        if tier:
+            correct[row["dataset"], row["kind"], tier].append(row["correct"] == "1")
     scores: dict[str, dict[str, dict[str, dict]]] = {}
     for (dataset, kind, tier), values in sorted(correct.items()):
         by_tier = scores.setdefault(dataset, {}).setdefault(kind, {})

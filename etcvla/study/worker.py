@@ -17,9 +17,9 @@ import jax
 from etcvla.files import write_json
 from etcvla.study import claims
 from etcvla.study.claims import DEFAULT_TIMING, Timing
-from etcvla.study.runs import Graph, Run, evaluation_key
+from etcvla.study.runs import RESULT_FILE, Graph, Run, evaluation_key
 
-POLL_SECONDS = 10.0  # between looks at runs that other workers have
+POLL_SECONDS = 10.0  # between checks of the runs that other workers have
 Execute = Callable[[Run], dict[str, Any]]  # trains and evaluates a run; returns its results
 
 
@@ -57,7 +57,7 @@ def work(
             continue
         for run in ready:
             if _take(run, execute, timing):
-                break  # look again from the top: what it makes possible may come first
+                break  # start from the first run again: this one may have made it ready
 
 
 def _is_ready(run: Run, states: dict[str, str]) -> bool:
@@ -76,8 +76,8 @@ def _take(run: Run, execute: Execute, timing: Timing) -> bool:
         with claim:
             if run.result() is None:  # else another worker finished it in the meantime
                 result = execute(run)
-                write_json(run.result_path, {**describe(run), **result})
-    except Exception as error:  # the other runs go on, whatever this one fails with
+                write_json(run.folder / RESULT_FILE, {**describe(run), **result})
+    except Exception as error:  # the other runs continue after any failure
         print(f"{run.folder} failed: {error}; {run.folder}/attempts has the traceback", flush=True)
     jax.clear_caches()  # compiled steps of this run, which the next one compiles from the cache
     gc.collect()

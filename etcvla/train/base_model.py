@@ -7,6 +7,7 @@ ships with the package; the path of another such folder works as well.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import hashlib
 import json
@@ -22,9 +23,11 @@ from flax.traverse_util import flatten_dict
 from etcvla import rules
 from etcvla.data.tokenizer import Tokenizer
 from etcvla.errors import UserError
+from etcvla.files import hash_file, read_csv
 from etcvla.models.pretrained import new_directory, safetensors
 from etcvla.models.vla import VLAConfig
 from etcvla.provenance import git_commit
+from etcvla.results_schema import BASE_DATA
 from etcvla.train.checkpoint import SavedCheckpoint
 from etcvla.train.metrics import GROUPS
 
@@ -33,6 +36,8 @@ MAX_BYTES = 8_000_000  # of the parameters' file
 _FORMAT = "etcvla-base-1"
 _PARAMS = "params.safetensors"
 _META = "meta.json"
+# Question type -> accuracy that a base model needs before a study starts from it.
+GATES = {"identify_point": 0.9, "locate_box": 0.7}
 _CARD = """\
 # Base model
 
@@ -43,6 +48,9 @@ Made by `{command}` at commit {commit}, then `launch/convert.py --to=base`.
 SHA-256 of {file}: {sha256}. Data: {datasets}.
 
 ## Held-out questions
+
+Share of correct answers about pictures that were not trained on. A box is correct if its IoU with
+the true box is at least 0.5.
 
 {scores}
 """
@@ -77,7 +85,7 @@ class BaseModel:
     def read_params(self) -> dict[str, np.ndarray]:
         """Return the parameters by path, float32. Raises UserError for a file with another hash."""
         path = self.folder / _PARAMS
-        sha256 = _sha256(path) if path.exists() else "no file"
+        sha256 = hash_file(path) if path.exists() else "no file"
         if sha256 != self.meta["sha256"]:
             raise UserError(
                 f"{path} has the SHA-256 {sha256}, but {_META} says {self.meta['sha256']}: the "
@@ -133,7 +141,7 @@ def export_base(
             )
         content = {
             "format": _FORMAT,
-            "sha256": _sha256(folder / _PARAMS),
+            "sha256": hash_file(folder / _PARAMS),
             "requires": _requirements(model, tokenizer),
             "seed": config.seed,
             "command": _command(config),
@@ -168,17 +176,16 @@ def _without_expert(params: Mapping) -> dict[str, Any]:
 
 
 def _read_scores(workdir: epath.Path) -> dict[str, float]:
-    """Return the accuracies of a run's last evaluation of held-out questions."""
-    path = workdir / "held_out.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    numbers = json.loads(lines[-1]) if lines else {}
-    scores = {name: value for name, value in numbers.items() if name.startswith("etc/")}
-    if not scores:
+    """Return the accuracy by question type in the run's evaluation of held-out questions."""
+    answered = collections.defaultdict(list)
+    for row in read_csv(workdir / "evaluation" / "questions.csv"):
+        answered[row["question_type"]].append(int(row["correct"]))
+    if not answered:
         raise UserError(
-            f"{workdir} has no scores of held-out questions for the card; train with "
-            "--config.eval.at_progress='(1.0,)'"
+            f"{workdir} has no scores of held-out questions for the card; run launch/evaluate.py "
+            f"--checkpoint={workdir} --scenes= --datasets={BASE_DATA}"
         )
-    return scores
+    return {name: sum(correct) / len(correct) for name, correct in sorted(answered.items())}
 
 
 def _command(config: ml_collections.ConfigDict) -> str:
@@ -191,12 +198,10 @@ def _command(config: ml_collections.ConfigDict) -> str:
 
 def _card(content: Mapping[str, Any]) -> str:
     rows = ["| question | score |", "|---|---|"]
-    for name, value in sorted(content["scores"].items()):
-        rows.append(f"| {name.removeprefix('etc/')} | {value:.1%} |")
+    for name, value in content["scores"].items():
+        minimum = GATES.get(name)
+        gate = "" if minimum is None else f" (gate: {minimum:.0%})"
+        rows.append(f"| {name} | {value:.1%}{gate} |")
     datasets = ", ".join(f"{name} (`{build}`)" for name, build in content["datasets"].items())
     fields = {**content, "file": _PARAMS, "scores": "\n".join(rows), "datasets": datasets}
     return _CARD.format(**fields)
-
-
-def _sha256(path: epath.Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

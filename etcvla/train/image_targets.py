@@ -3,7 +3,7 @@
 "what is at <loc0528>" asks about one place. The words of the answer, such as "red cube", are
 predicted twice: as usual, and from the image token of that place alone. In a small model without
 released weights, the image tokens then hold colors and nouns before the language model has learned
-to look them up. Without this loss it needs many times as many steps.
+to read them. Without this loss it needs many times as many steps.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from etcvla.bench import model, openpi, ours
-from etcvla.bench.worker import Run
+from etcvla.bench.worker import JobResult
 from etcvla.errors import UserError
 from etcvla.models import variants
 from etcvla.models.vla import VLA
@@ -20,7 +20,7 @@ TINY = ours.Workload("tiny", vocab_size=64, rows=2, dtype="float32")
 def fixed(**results):
     """Sides that always give these results, in seconds of wall time."""
     return {
-        name: lambda job, cameras, name=name: Run(
+        name: lambda job, cameras, name=name: JobResult(
             results[name], results[name], results[name] / 2, 1.0
         )
         for name in results

@@ -8,7 +8,7 @@ from configs import common
 from etcvla.errors import UserError
 from etcvla.study import costs, tables
 from etcvla.study.config import parse
-from etcvla.study.costs import Costs
+from etcvla.study.costs import TrainingCosts
 from etcvla.study.runs import make_graph
 from tests.study.made_study import load_stage, run, small_graph, small_study, study_config
 
@@ -33,7 +33,7 @@ def test_a_cell_costs_what_all_its_runs_cost(tmp_path):
 
 def test_arms_that_do_not_match_are_refused(tmp_path):
     study = small_study(tmp_path)
-    plain = Costs(flops=1000, action_rows=200, etc_segments=0)
+    plain = TrainingCosts(flops=1000, action_rows=200, etc_segments=0)
     close = dataclasses.replace(plain, flops=5, action_rows=201)
     costs.check_matched(study, {"plain": plain, "bridged": close})
     costs.check_matched(study, {"plain": plain})

@@ -134,10 +134,10 @@ def test_folders_of_a_recipe_have_names(tmp_path):
 def test_a_result_of_another_evaluation_does_not_count(tmp_path):
     (plain,) = small_graph(tmp_path).cells["plain", 0]
     plain.folder.mkdir(parents=True)
-    plain.result_path.write_text('{"evaluation": "0"}')
+    (plain.folder / runs.RESULT_FILE).write_text('{"evaluation": "0"}')
     assert plain.result() is None
     current = runs.evaluation_key(plain.evaluation)
-    plain.result_path.write_text(f'{{"evaluation": "{current}"}}')
+    (plain.folder / runs.RESULT_FILE).write_text(f'{{"evaluation": "{current}"}}')
     assert plain.result() == {"evaluation": current}
     plain.evaluation = dataclasses.replace(plain.evaluation, trials=10)
     assert plain.result() is None

@@ -53,7 +53,7 @@ def test_a_worker_does_all_runs_after_their_parents(tmp_path):
     states = worker.work(graph, trainer)
     assert set(states.values()) == {"done"}
     assert trainer.done() == [(run.spec.name, run.seed) for run in graph.runs.values()]
-    result = json.loads(graph.cells["bridged", 1][1].result_path.read_text())
+    result = graph.cells["bridged", 1][1].result()
     assert (result["name"], result["seed"], result["steps"]) == ("bridged", 1, 2)
     assert result["parent"] == graph.cells["bridged", 1][0].key
     assert result["seconds"] == 4.0

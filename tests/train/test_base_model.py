@@ -22,7 +22,7 @@ from tests.models.small import is_backbone, random_params
 from tests.test_policy import save
 from tests.train.nano import flatten, nano_config
 
-SCORES = {"etc/robot/affordance/accuracy": 0.93, "etc/robot/affordance/majority": 0.2}
+SCORES = {"count_all": 1.0, "locate_box": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +37,9 @@ def run(dataset, tmp_path_factory):
     stage = Stage.open(nano_config(dataset, workdir))
     params = random_params(stage.model)
     save(stage, params)
-    line = {"step": 1, "loss": 0.5, **SCORES}
-    (workdir / "held_out.jsonl").write_text('{"step": 0}\n' + json.dumps(line) + "\n")
+    lines = ["question_type,correct", "locate_box,1", "locate_box,0", "count_all,1"]
+    (workdir / "evaluation").mkdir()
+    (workdir / "evaluation" / "questions.csv").write_text("\n".join(lines))
     return params, workdir
 
 
@@ -91,7 +92,7 @@ def test_meta_and_card_describe_the_run(base, dataset, tmp_path):
     assert meta["requires"]["data.places"] == "cell" and meta["requires"]["vlm.width"] == 24
     assert "objective_bridge.py:tiny --config.seed=0 --config.steps=6" in meta["command"]
     card = (base / "card.md").read_text()
-    assert meta["sha256"] in card and "| robot/affordance/accuracy | 93.0% |" in card
+    assert meta["sha256"] in card and "| locate_box | 50.0% (gate: 70%) |" in card
     config = nano_config(dataset, tmp_path, init_from=str(base))
     lineage = checkpoint_meta(Stage.open(config))["lineage"]
     assert lineage == [{"base": str(base), "sha256": meta["sha256"]}]
@@ -115,7 +116,7 @@ def test_another_stage_than_the_bases_is_an_error(dataset, base, tmp_path, field
 
 
 def test_another_tokenizer_is_an_error(dataset, base, tmp_path):
-    tokenizer = Tokenizer.load(places="cell")
+    tokenizer = Tokenizer.load(places="cell", question_end="")
     content = json.loads(tokenizer.to_json())
     content["backend"]["model"]["merges"] = content["backend"]["model"]["merges"][:-1]
     stage = Stage.open(nano_config(dataset, tmp_path, init_from=str(base)))

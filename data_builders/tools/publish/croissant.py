@@ -5,7 +5,6 @@ https://docs.mlcommons.org/croissant/docs/croissant-spec.html
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from data_builders.tools.publish import CROISSANT, STATISTICS
 from data_builders.tools.publish.preview import COLUMNS
 from data_builders.tools.publish.summary import DatasetSummary
 from etcvla.errors import UserError
+from etcvla.files import hash_file
 
 # Short names of the specification.
 _CONTEXT = {
@@ -117,15 +117,10 @@ def find_damage(directory: Path) -> list[str]:
         if not file.exists():
             problems.append(f"{file} is missing")
             continue
-        digest = _sha256(file)
+        digest = hash_file(file)
         if digest != entry["sha256"]:
             problems.append(f"{file} has SHA-256 {digest}, not {entry['sha256']}")
     return problems
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _file_object(directory: Path, file: Path) -> dict[str, Any]:
@@ -135,7 +130,7 @@ def _file_object(directory: Path, file: Path) -> dict[str, Any]:
         "@id": name,
         "name": name,
         "contentUrl": name,
-        "sha256": _sha256(file),
+        "sha256": hash_file(file),
         "contentSize": f"{file.stat().st_size} B",
         "encodingFormat": _FORMATS.get(file.suffix, "application/octet-stream"),
     }

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from etcvla.data.norm_stats import compute_norm_stats
 from etcvla.data.rlds import RLDSDataset
 from etcvla.data.rlds_layout import find_version
 from etcvla.etc.statistics import item_statistics
+from etcvla.files import hash_json
 
 PAPER = "https://arxiv.org/abs/2606.08520"
 
@@ -93,8 +92,7 @@ class DatasetSummary:
                 "doc": feature.doc,
             }
         document = {"values": "as stored, every step of every episode", "features": features}
-        text = json.dumps(document, sort_keys=True)
-        return document | {"sha256": hashlib.sha256(text.encode()).hexdigest()}
+        return document | {"sha256": hash_json(document)}
 
     def statistics(self) -> dict[str, Any]:
         """Return statistics.json: exact statistics of vectors, and counts of items, by split.

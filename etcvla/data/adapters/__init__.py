@@ -16,7 +16,6 @@ droid_rlds_dataset.py and OpenVLA's LIBERO conversion.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import tomllib
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from etcvla.errors import UserError
+from etcvla.files import hash_json
 from etcvla.names import lookup
 
 STATE = "observation/state"
@@ -115,7 +115,7 @@ class Adapter:
         """A digest of all fields that influence the values that are read."""
         transform = self.to_dict()
         del transform["annotation"]
-        return hashlib.sha256(json.dumps(transform, sort_keys=True).encode()).hexdigest()[:16]
+        return hash_json(transform)[:16]
 
     def from_robot(self, actions: np.ndarray) -> np.ndarray:
         """Adapt an episode's stored actions, float32[T, A], except for `to_relative`."""

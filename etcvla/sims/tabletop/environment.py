@@ -269,7 +269,7 @@ class Tabletop(MujocoEnvironment):
         return tasks.is_put(self._rules, bounds[self.target], bounds[self.reference])
 
     def _bounds(self) -> np.ndarray:
-        return np.array([own.bounds() for own in self._oracle.objects[:NUM_OBJECTS]])
+        return self._oracle.bounds()[:NUM_OBJECTS]
 
     def touched(self) -> np.ndarray:
         """Return bool[N]: which objects the tip touches now.

@@ -82,20 +82,22 @@ def make_layout(scene: str, number: int) -> Layout:
     Positions, yaws and the hand's start depend on the number alone, so scenes share them.
     """
     rng = np.random.default_rng(number)
-    positions = _positions(rng)
+    positions = sample_positions(rng, HALF_AREA, MIN_DISTANCE)
     yaws = rng.uniform(0, 2 * np.pi, NUM_OBJECTS)
     table = int(rng.integers(1 << 16))
     hand = _hand_start(number, positions)
     return Layout(number, _objects(scene, number), positions, yaws, hand, table)
 
 
-def _positions(rng: np.random.Generator) -> np.ndarray:
-    """Draw five points of the area that are `MIN_DISTANCE` apart."""
+def sample_positions(
+    rng: np.random.Generator, half_area: np.ndarray, min_distance: float
+) -> np.ndarray:
+    """Draw five points, float[5, 2] metres, in a rectangle and at least `min_distance` apart."""
     while True:
-        points = rng.uniform(-HALF_AREA, HALF_AREA, (64, NUM_OBJECTS, 2))
+        points = rng.uniform(-half_area, half_area, (64, NUM_OBJECTS, 2))
         gaps = np.linalg.norm(points[:, :, None] - points[:, None], axis=-1)
         gaps += np.eye(NUM_OBJECTS)  # an object's distance to itself does not count
-        fits = gaps.min((1, 2)) > MIN_DISTANCE
+        fits = gaps.min((1, 2)) > min_distance
         if fits.any():
             return points[fits][0]
 

@@ -19,14 +19,11 @@ UNKNOWN_NOUNS = ("star", "arch")
 UNKNOWN_COLORS = ("pink", "teal")
 ALL_NOUNS = NOUNS + UNKNOWN_NOUNS
 ALL_COLORS = COLORS + UNKNOWN_COLORS
+# A: words of demonstrations. P: a pair of A words that demonstrations leave out.
+# B: a noun and a color that ETC of robot scenes has and demonstrations do not have.
+# C: a noun and a color that only the base model's data have.
+# N: a noun and a color that the base model's data do not have either.
 TIERS = ("A", "P", "B", "C", "N")
-TIER_DOCS = {
-    "A": "words of demonstrations",
-    "P": "a pair of A words that demonstrations leave out",
-    "B": "a noun and a color that ETC of robot scenes has and demonstrations do not have",
-    "C": "a noun and a color that only the base model's data have",
-    "N": "a noun and a color that the base model's data do not have either",
-}
 NUM_ROTATIONS = 24  # after these, nouns and colors meet in the same tiers again
 _COLOR_STRIDE = 3  # no divisor of the number of colors, so every color comes to every tier
 _NUM_LEFT_OUT = 3  # pairs of A words that demonstrations leave out
