@@ -18,15 +18,13 @@ from configs import common
 
 VARIANTS = {
     "tiny": {
-        "init_from": "runs/tiny/vlm_pretrain",
-        "init_config": "configs/vlm_pretrain.py",
+        "init_from": "base",
         "datasets.source": common.metaworld("source"),
         "steps": 1000,
         "batch_size": 16,
     },
     "tabletop": {
-        "init_from": "runs/tiny/vlm_pretrain",
-        "init_config": "configs/vlm_pretrain.py",
+        "init_from": "base",
         "datasets.demos": common.tabletop("demos"),
         "datasets.etc": common.tabletop("etc"),
         "steps": 2000,
