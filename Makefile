@@ -1,4 +1,5 @@
-# make demo   from nothing to runs/demo/report.html        make test   the tests
+# make demo   the three stages and a control arm, two workers; runs/demo/report.html        make test   the tests
+#             RECIPE=configs/recipe.py:metaworld or :mt10 has other tasks
 # make kill-test   kills training runs at random moments, KILLS times, and compares where they end
 # make interop   the rlds library over a dataset of ours, openpi's client with our server, each in its own environment
 # make study-pilot   two cells and two seeds of the study, two workers, about an hour; runs/pilot/report.html
@@ -10,6 +11,7 @@ KILLS ?= 20
 # Processes; tests compile on one core each, and take some 4 GB.
 WORKERS ?= 2
 RECIPE ?= configs/recipe.py
+DEMO := launch/recipe.py --config=$(RECIPE)
 PILOT := launch/study.py --config=configs/study.py:pilot
 # What the rlds library was last released for; another Python has none of its wheels.
 INTEROP_PYTHON ?= python3.11
@@ -19,7 +21,7 @@ OPENPI_VENV ?= $(VENV)-openpi
 .PHONY: demo study-pilot test kill-test lint interop interop-rlds interop-openpi check-system clean
 
 demo: check-system $(VENV)/.installed
-	$(BIN)/python launch/recipe.py --config=$(RECIPE)
+	$(BIN)/python $(DEMO) & $(BIN)/python $(DEMO) && wait
 
 study-pilot: check-system $(VENV)/.installed
 	$(BIN)/python $(PILOT) & $(BIN)/python $(PILOT) && wait

@@ -583,7 +583,14 @@ def tabletop(
     return dataset(f"{root}/tabletop_etc/{name}", ("front",), build)
 
 
-def tabletop_vqa(root: str = "data") -> dict[str, Any]:
-    """Return the embedded pictures of the tabletop without its robot, with questions."""
-    build = ("data_builders.tabletop_vqa", f"--out={root}")
-    return dataset(f"{root}/tabletop_vqa/default", ("image",), build)
+def tabletop_vqa(root: str = "data", *, episodes: int = 0) -> dict[str, Any]:
+    """Return the embedded pictures of the tabletop without its robot, with questions.
+
+    Args:
+      root: folder of the embedded datasets.
+      episodes: training pictures; 0: the default. The held-out pictures are the same.
+    """
+    name = f"{episodes}ep" if episodes else "default"
+    size = (f"--episodes={episodes}",) if episodes else ()
+    build = ("data_builders.tabletop_vqa", *size, f"--out={root}")
+    return dataset(f"{root}/tabletop_vqa/{name}", ("image",), build)

@@ -1,6 +1,6 @@
 """Write an animation of a policy that acts, with its predicted path and its box of the target.
 
-python launch/animate.py --checkpoint=runs/demo/objective_bridge --out=docs/policy.gif
+python launch/animate.py --checkpoint=runs/metaworld/objective_bridge --out=docs/policy.gif
 """
 
 from absl import flags

@@ -147,7 +147,7 @@ def test_unknown_variants_and_options_are_named():
         UserError, match="objective_bridge.py: unknown variant 'tinny';.*tiny, tabletop"
     ):
         get_config("objective_bridge", "tinny")
-    with pytest.raises(UserError, match="recipe.py: unknown variant 'dem'; choose from demo, mt10"):
+    with pytest.raises(UserError, match="recipe.py: unknown variant 'dem'; choose from demo, meta"):
         get_config("recipe", "dem")
 
 
@@ -233,13 +233,27 @@ def test_replay_takes_its_share_of_the_objective(stage):
     assert "replay" not in get_config(stage, "paligemma_3b+no_replay").streams
 
 
-def test_recipe_runs_are_in_order():
-    recipe = get_config("recipe", "mt10")
+@pytest.mark.parametrize("variant", stage_module("recipe").VARIANTS)
+def test_recipe_runs_start_from_the_base_and_from_each_other(variant):
+    recipe = get_config("recipe", variant)
     assert recipe.is_locked
-    assert recipe.tasks == common.MT10_TASKS
-    assert recipe.steps.objective_bridge == 2000
-    for previous, name in zip(recipe.order, recipe.order[1:], strict=False):
-        assert recipe.runs[name].init == previous
+    assert recipe.order == STAGES[1:]
+    inits = [recipe.runs[name].init for name in recipe.order]
+    assert inits == ["base", *recipe.order[:-1]]
+    for name in recipe.order:
+        stage, plus, options = recipe.runs[name].stage.partition("+")
+        config = get_config(stage, recipe.variant + plus + options)
+        used = {stream.dataset for stream in config.streams.values()}
+        assert used | set(recipe.runs[name].questions) <= set(recipe.episodes)
+
+
+def test_recipes_differ_in_simulator_and_tasks():
+    demo = get_config("recipe", "demo")
+    assert [scene[0] for scene in demo.runs.objective_bridge.scenes] == list("APBCN")
+    assert demo.arms.action_only and demo.eval.simulator == "tabletop"
+    mt10 = get_config("recipe", "mt10")
+    assert mt10.tasks == common.MT10_TASKS
+    assert mt10.steps.objective_bridge == 2000
 
 
 @pytest.mark.parametrize("scene", ["source", "target"])

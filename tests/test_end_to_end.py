@@ -9,10 +9,13 @@ import sys
 
 import pytest
 
+from etcvla.etc.items import ETC_KINDS
+from etcvla.results_schema import INTERVENTIONS
+from etcvla.train.base_model import find_base
 from etcvla.train.checkpoint import open_checkpoint
 
 ROOT = pathlib.Path(__file__).parent.parent
-pytest.importorskip("metaworld")
+pytest.importorskip("mujoco")
 pytest.importorskip("tensorflow_datasets")
 
 
@@ -29,107 +32,94 @@ def run(*arguments, cwd=ROOT, fails=False):
     return done.stdout + done.stderr
 
 
-def build_few_pictures(root):
-    """Build the base data of the recipe with few pictures; the default size takes minutes."""
-    size = ("--episodes=40", "--val_episodes=10")
-    run("-m", "data_builders.tabletop_vqa", f"--out={root}", "--workers=1", *size)
-    (built,) = (root / "tabletop_vqa").iterdir()
-    built.rename(root / "tabletop_vqa/default")
+STAGES = ["distribution_bridge", "objective_bridge", "retentive_adapt"]
+CONTROLS = [f"{name}_action_only" for name in STAGES[1:]]
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    """Run a recipe of two steps per stage on two tasks.
+    """Run the demo's recipe with two steps per stage.
 
     Returns: its arguments, its folder and its output.
     """
     folder = tmp_path_factory.mktemp("recipe")
-    build_few_pictures(folder / "data")
-    steps = [
-        f"--config.steps.{stage}=2"
-        for stage in ("vlm_pretrain", "distribution_bridge", "objective_bridge", "retentive_adapt")
-    ]
+    sizes = {"tabletop_vqa": 20, "demos": 6, "etc": 6, "target": 4, "ood": 4}
     arguments = [
         "launch/recipe.py",
         "--config=configs/recipe.py",
         f"--config.workdir={folder}/run",
         f"--config.data_root={folder}/data",
-        "--config.tasks=('drawer-open','drawer-close')",
-        "--config.source_episodes=2",
-        "--config.target_episodes=2",
-        "--config.eval.trials=1",
-        "--config.eval.intervention_trials=1",
-        "--config.eval.max_steps=20",
+        "--config.eval.trials=5",
+        "--config.eval.intervention_trials=5",
+        "--config.eval.max_steps=5",
         "--config.eval.workers=2",
         "--config.eval.questions=4",
-        *steps,
+        *[f"--config.episodes.{name}={count}" for name, count in sizes.items()],
+        *[f"--config.steps.{stage}=2" for stage in STAGES],
     ]
     return arguments, folder, run(*arguments)
 
 
-def test_every_stage_is_trained_evaluated_and_reported(recipe):
+def test_every_run_is_trained_evaluated_and_reported(recipe):
     _, folder, printed = recipe
     assert "is missing, building it" in printed
     summary = json.loads((folder / "run/summary.json").read_text())
     stages = summary["stages"]
-    assert list(stages) == [
-        "vlm_pretrain",
-        "distribution_bridge",
-        "objective_bridge",
-        "retentive_adapt",
-    ]
-    assert all(stage["steps"] == 2 and stage["seconds"] > 0 for stage in stages.values())
-    assert set(stages["distribution_bridge"]["etc"]) == {
-        "spatial_understanding",
-        "goal_description",
-        "affordance",
-        "task_planning",
-        "trajectory",
-    }
-    assert stages["vlm_pretrain"]["success"] == {} and 0 <= stages["vlm_pretrain"]["mm"] <= 1
-    for name in ("objective_bridge", "retentive_adapt"):
+    assert summary["runs"] == list(stages) == STAGES + CONTROLS
+    assert all(stages[name]["steps"] == 2 for name in STAGES)
+    assert [name for name in stages if stages[name]["control"]] == CONTROLS
+    for stage in stages.values():
+        assert stage["seconds"] > 0 and 0 <= stage["mm"] <= 1
+        assert set(stage["etc"]) <= set(ETC_KINDS)
+    assert stages[STAGES[0]]["success"] == {}
+    for name in (*STAGES[1:], *CONTROLS):
         success = stages[name]["success"]
-        assert set(success) == {"source", "target"}
-        assert all(trials == 1 for tasks in success.values() for _, trials in tasks.values())
-    assert set(stages["objective_bridge"]["interventions"]) == {
-        "right",
-        "wrong_instruction",
-        "blank_image",
-    }
+        assert list(success) == ["A0", "P0", "B0", "C0", "N0"]
+        assert all(tasks["touch"][1] == 5 for tasks in success.values())
+    for name in (STAGES[-1], CONTROLS[-1]):
+        assert set(stages[name]["interventions"]) == set(INTERVENTIONS)
     assert summary["versions"]["jax"] and summary["commit"] and summary["peak_memory_gib"] > 0
     report = (folder / "run/report.html").read_text()
-    assert "drawer-open" in report and 'src="http' not in report
+    assert "Language control" in report and "Success, N0 scene" in report
+    assert 'src="http' not in report
 
 
 def test_the_csv_has_one_line_per_episode(recipe):
     _, folder, _ = recipe
-    path = folder / "run/objective_bridge/evaluation/episodes.csv"
+    path = folder / "run/retentive_adapt/evaluation/episodes.csv"
     with path.open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 2 * 2 * 3  # tasks x scenes x interventions
+    assert len(rows) == 5 * 5 * 4  # trials x scenes x interventions
     wrong = [row for row in rows if row["intervention"] == "wrong_instruction"]
-    assert [row["instruction_of"] for row in wrong].count("drawer-close") == 2
+    assert len(wrong) == 25 and all(row["instruction_of"] != row["named"] for row in wrong)
 
 
 def test_a_second_run_repeats_nothing(recipe):
     arguments, folder, _ = recipe
     before = (folder / "run/objective_bridge/evaluation/scores.json").stat().st_mtime_ns
     printed = run(*arguments)
-    assert printed.count("nothing to do") == 8 and "building" not in printed
+    assert "===" not in printed and "building" not in printed and "report:" in printed
     assert (folder / "run/objective_bridge/evaluation/scores.json").stat().st_mtime_ns == before
 
 
-def test_a_checkpoint_lists_its_parents(recipe):
+def test_a_checkpoint_lists_what_it_starts_from(recipe):
     _, folder, _ = recipe
     meta = open_checkpoint(str(folder / "run/retentive_adapt")).meta()
-    assert [pathlib.Path(parent["workdir"]).name for parent in meta["lineage"]] == [
-        "vlm_pretrain",
-        "distribution_bridge",
-        "objective_bridge",
-    ]
-    action_spec = meta["assets"]["action_spec"]
-    assert action_spec["action_dim"] == 4
-    assert "gripper" in action_spec["action"]
+    base, *parents = meta["lineage"]
+    assert base["sha256"] == find_base("base").meta["sha256"]
+    assert [pathlib.Path(parent["workdir"]).name for parent in parents] == STAGES[:2]
+    assert meta["assets"]["action_spec"]["action_dim"] == 4
+
+
+def test_the_control_arm_has_as_many_flops():
+    printed = run("launch/recipe.py", "--config=configs/recipe.py", "--dry")
+    flops = {}
+    for line in printed.splitlines():
+        cells = line.split()
+        if cells and cells[0] in (*STAGES, *CONTROLS):
+            flops[cells[0]] = float(cells[1].replace(",", ""))
+    for name in STAGES[1:]:
+        assert flops[f"{name}_action_only"] == pytest.approx(flops[name], rel=0.01)
 
 
 def test_full_size_prints_its_plan_and_names_missing_files(tmp_path):

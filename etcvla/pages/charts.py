@@ -104,7 +104,7 @@ def stage_chart(
     Args:
       runs: the runs in their order.
       parents: for each run, the index of the run that it starts from. A line connects the two.
-        A run that does not start from the run before it has hollow points and thin lines.
+        Control runs have hollow points and thin lines.
       measures: lines of the chart.
     """
     figure = new_figure(PAGE_WIDTH, 4.4)
@@ -116,7 +116,7 @@ def stage_chart(
         for i, parent in enumerate(parents):
             if not values[i]:
                 continue
-            is_control = parent not in (None, i - 1)
+            is_control = runs[i].is_control
             style = {"color": measure.color, "alpha": 0.45 if is_control else 1}
             if parent is not None and values[parent]:
                 heights = [values[parent].value, values[i].value]

@@ -100,8 +100,9 @@ def benchmark_measures(results: RecipeResults) -> list[Measure]:
 
 
 def scene_color(scene: str) -> str:
-    """Return the colour of a scene."""
-    return palette.SCENE_COLORS.get(scene, palette.MUTED)
+    """Return the colour of a scene, such as "source" or "A0"."""
+    tier_color = palette.TIER_COLORS.get(scene[:1], palette.MUTED)
+    return palette.SCENE_COLORS.get(scene, tier_color)
 
 
 def group_rate(scores: Mapping) -> Estimate | None:

@@ -16,6 +16,7 @@ OTHER_KIND = "#697177"  # kinds of items that are not one of the five ETC kinds
 BASE_DATA = "#8257d6"  # scores on held-out questions about the base model's data
 ETC = ("#0e9f8a", "#76a10d")  # scores on ETC questions of the first and of further datasets
 SCENE_COLORS = {"source": "#2b6be0", "target": "#e5812b"}
+TIER_COLORS = {"A": "#2b6be0", "P": "#5aa2e8", "B": "#12a594", "C": "#e5812b", "N": "#c2352b"}
 
 TRUTH = "#00a0c0"  # the true answer
 PREDICTION = "#d81b9a"  # the model's answer, and the path that a policy predicts

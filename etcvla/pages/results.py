@@ -30,7 +30,8 @@ class RunResults:
     Attributes:
       name: name of the run in the report.
       folder: workdir of the run.
-      info: "config", "steps", "seconds" and "init_from" of the run, as far as they are known.
+      info: "config", "steps", "seconds", "init_from" and "control" of the run, as far as they are
+        known.
       scores: content of evaluation/scores.json.
     """
 
@@ -48,6 +49,11 @@ class RunResults:
     def steps(self) -> str:
         """Number of training steps in words, for example "1,000 steps"."""
         return f"{self.info['steps']:,} steps" if "steps" in self.info else ""
+
+    @property
+    def is_control(self) -> bool:
+        """Whether the run belongs to a recipe's control arm."""
+        return self.info.get("control", False)
 
     @property
     def evaluation(self) -> epath.Path:
@@ -168,15 +174,8 @@ class RecipeResults:
 
     @property
     def main_runs(self) -> list[RunResults]:
-        """Runs without the control runs.
-
-        A control run starts from an earlier run than the main run before it.
-        """
-        indices: list[int] = []
-        for i, parent in enumerate(self.parents):
-            if not indices or parent is None or parent == indices[-1]:
-                indices.append(i)
-        return [self.runs[i] for i in indices]
+        """Runs without the control runs."""
+        return [run for run in self.runs if not run.is_control]
 
     @property
     def acting_runs(self) -> list[RunResults]:

@@ -53,8 +53,9 @@ class Run:
     evaluation: EvaluationSpec
 
     def result(self) -> dict[str, Any] | None:
-        """Return the content of result.json; None if the run's present evaluation has none."""
-        return read_result(self.folder, evaluation_key(self.evaluation))
+        """Return the content of result.json; None if the run or its evaluation has changed."""
+        result = read_result(self.folder, evaluation_key(self.evaluation))
+        return result if result and result["key"] == self.key else None
 
 
 def run_folder(workdir: str, key: str) -> pathlib.Path:

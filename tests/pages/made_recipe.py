@@ -89,6 +89,7 @@ def write_recipe(root, *, runs=(*MAIN_RUNS, CONTROL), tasks=TASKS, trials=10, st
             "steps": steps,
             "seconds": 100.0 * (i + 1),
             "init_from": parent if i > 0 else "",
+            "control": name == CONTROL,
         }
     summary = {
         "recipe": "demo",

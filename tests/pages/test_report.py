@@ -40,7 +40,7 @@ def small(tmp_path):
         for name, scores in changes.items():
             path = tmp_path / name / "evaluation/scores.json"
             path.write_text(json.dumps({**json.loads(path.read_text()), **scores}))
-        return write_report(tmp_path, tmp_path / "new/page.html").read_text()
+        return write_report(tmp_path).read_text()
 
     return tmp_path, write
 
@@ -310,7 +310,7 @@ def test_comparison_shows_benchmarks_of_its_runs(tmp_path):
     cells = [benchmark_cell(1, 3), benchmark_cell(0, 3, perturbation="camera:2")]
     (benchmark / "scores.json").write_text(json.dumps({"groups": cells}))
     runs = [tmp_path / name for name in MAIN_RUNS[2:]]
-    # Without the recipe's summary, no run starts from another one.
+    # Without the recipe's summary, no run is a control.
     assert [run.name for run in RecipeResults.compare(runs).main_runs] == list(MAIN_RUNS[2:])
 
     text = write_comparison(runs, tmp_path / "comparison").read_text()

@@ -1,6 +1,7 @@
 """The graph of runs: what is shared, what an edit invalidates, where runs are."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -131,13 +132,15 @@ def test_folders_of_a_recipe_have_names(tmp_path):
     assert bridged.config.init_from == str(first.folder) == str(tmp_path / "first")
 
 
-def test_a_result_of_another_evaluation_does_not_count(tmp_path):
+def test_a_result_of_another_run_or_evaluation_does_not_count(tmp_path):
     (plain,) = small_graph(tmp_path).cells["plain", 0]
     plain.folder.mkdir(parents=True)
-    (plain.folder / runs.RESULT_FILE).write_text('{"evaluation": "0"}')
-    assert plain.result() is None
-    current = runs.evaluation_key(plain.evaluation)
-    (plain.folder / runs.RESULT_FILE).write_text(f'{{"evaluation": "{current}"}}')
-    assert plain.result() == {"evaluation": current}
+    path = plain.folder / runs.RESULT_FILE
+    current = {"key": plain.key, "evaluation": runs.evaluation_key(plain.evaluation)}
+    for changed in ("key", "evaluation"):
+        path.write_text(json.dumps({**current, changed: "0"}))
+        assert plain.result() is None
+    path.write_text(json.dumps(current))
+    assert plain.result() == current
     plain.evaluation = dataclasses.replace(plain.evaluation, trials=10)
     assert plain.result() is None
