@@ -36,11 +36,11 @@ def python_version() -> str:
     return ".".join(str(part) for part in sys.version_info[:3])
 
 
-def git_commit(folder: pathlib.Path = ROOT) -> str:
-    """Return the commit hash of the checkout that holds `folder`; "unknown" outside of one."""
+def git_commit() -> str:
+    """Return the commit hash of etcvla's checkout; "unknown" outside of one."""
     try:
         done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=folder
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT
         )
     except FileNotFoundError:  # git is not installed
         return "unknown"

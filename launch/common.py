@@ -142,10 +142,10 @@ def load_stage(
     return config
 
 
-def check_out_file(path: str, flag: str = "--out") -> None:
-    """Raise UserError if the folder of an output file does not exist."""
+def check_out_file(path: str) -> None:
+    """Raise UserError if the folder of the output file in --out does not exist."""
     if path and not pathlib.Path(path).resolve().parent.is_dir():
-        raise UserError(f"{flag}={path}: its folder does not exist; create it first")
+        raise UserError(f"--out={path}: its folder does not exist; create it first")
 
 
 def question_datasets(names: Sequence[str], root: str) -> dict[str, tuple[str, tuple[str, ...]]]:

@@ -54,11 +54,13 @@ def make_episode(job: LiberoJob) -> EpisodeResult:
     if job.file:
         episode = replay_demo(environment, job, seed)
     else:
-
-        def record(attempt: int) -> Episode | None:
-            return rollout_expert(environment, demo_seed(job.index, attempt), job.noise, MAX_STEPS)
-
-        episode, attempts = first_success(job, record, MAX_ATTEMPTS)
+        episode, attempts = first_success(
+            job,
+            lambda attempt: rollout_expert(
+                environment, demo_seed(job.index, attempt), job.noise, MAX_STEPS
+            ),
+            MAX_ATTEMPTS,
+        )
     if episode is None:
         return EpisodeResult(job, None, [], Counter(), attempts)
     items, dropped = make_items(

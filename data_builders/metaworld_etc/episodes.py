@@ -41,14 +41,12 @@ def make_episode(job: MetaWorldJob) -> EpisodeResult:
 
     Raises UserError if there is none among `MAX_ATTEMPTS` layouts.
     """
-
-    def record(attempt: int) -> Episode | None:
-        return _record(job, demo_seed(job.index, attempt))
-
     reason = "the expert fails"
     if job.condition:
         reason += f", or the objects of condition {job.condition!r} find no place,"
-    episode, attempts = first_success(job, record, MAX_ATTEMPTS, reason)
+    episode, attempts = first_success(
+        job, lambda attempt: _record(job, demo_seed(job.index, attempt)), MAX_ATTEMPTS, reason
+    )
     items, dropped = make_items(
         episode.annotation,
         zlib.crc32(job.episode_id.encode()),

@@ -63,11 +63,9 @@ def make_episode(job: TabletopJob) -> EpisodeResult:
     Raises UserError if there is none among `MAX_ATTEMPTS` layouts.
     """
     environment = get_environment(EnvironmentKey("tabletop", job.task, job.scene, job.image_size))
-
-    def record(attempt: int) -> Episode | None:
-        return _record(environment, job, job.seed(attempt))
-
-    episode, attempts = first_success(job, record, MAX_ATTEMPTS)
+    episode, attempts = first_success(
+        job, lambda attempt: _record(environment, job, job.seed(attempt)), MAX_ATTEMPTS
+    )
     items, dropped = make_items(
         episode.annotation,
         zlib.crc32(job.episode_id.encode()),

@@ -95,11 +95,12 @@ def _choose(texts: str, rng: np.random.Generator, separator: str = ",") -> str:
     return " ".join(choice.split())
 
 
-def random_annotation(task: Task, rng: np.random.Generator, steps: int = 24) -> Annotation:
+def random_annotation(task: Task, rng: np.random.Generator) -> Annotation:
     """Return an annotation with a task's names and phases and random positions.
 
     The items made of it have the words of real items.
     """
+    steps = 24
     num_objects = len(task.objects)
     sizes = {"C": 2, "N": num_objects}
     facts = {}
@@ -186,9 +187,9 @@ def tabletop_instructions() -> list[str]:
     return instructions
 
 
-def corpus_by_source(seed: int = 0) -> dict[str, list[str]]:
-    """Return source -> texts. The texts are a function of the seed."""
-    rng = np.random.default_rng(seed)
+def corpus_by_source() -> dict[str, list[str]]:
+    """Return source -> texts, which are always the same."""
+    rng = np.random.default_rng(0)
     items_by_source = {
         "shapes": shapes_items(1500, rng),
         "etc": etc_items(3, rng),
@@ -214,10 +215,8 @@ def all_texts(texts_by_source: Mapping[str, list[str]]) -> Iterator[str]:
         yield from texts
 
 
-def train(
-    corpus: Iterable[str], *, text_size: int = TEXT_SIZE, num_actions: int = ACTION_SIZE
-) -> Tokenizer:
-    """Train a tokenizer with `text_size` text ids.
+def train(corpus: Iterable[str]) -> Tokenizer:
+    """Train a tokenizer with `TEXT_SIZE` text ids.
 
     Some ids are unused if the corpus has few different words.
     """
@@ -232,13 +231,13 @@ def train(
     )
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=text_size,
+        vocab_size=TEXT_SIZE,
         special_tokens=list(SPECIALS),
         show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
-    ranges = [IdRange(0, text_size)]
-    for count in (num_actions, NUM_LOC, NUM_SEG):
+    ranges = [IdRange(0, TEXT_SIZE)]
+    for count in (ACTION_SIZE, NUM_LOC, NUM_SEG):
         ranges.append(IdRange(ranges[-1].stop, count))
     tokenizer = Tokenizer(backend, TokenLayout(*ranges), word_start=True)
     backend.train_from_iterator(_text_pieces(corpus, tokenizer), trainer)

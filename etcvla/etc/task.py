@@ -19,6 +19,7 @@ MIN_GRASP_VISIBLE = 0.05
 REGION_SIDES = (0.1, 0.2)  # of the image: range of the height and width of a proposed region
 LARGE_SIDES = (0.4, 0.55)  # of the image: range of the sides of a region that is too large
 REGION_GAP = 0.02  # of the image: minimal distance of a wrong region from the point
+REGION_TRIES = 8  # attempts to find a proposed region inside the image
 # Fractions of wrong regions that are too large, or around another object. All others are near the
 # point.
 TOO_LARGE = 0.15
@@ -151,7 +152,6 @@ def propose_region(
     point: np.ndarray,
     good: bool,
     rng: Generator,
-    tries: int = 8,
     sides: tuple[float, float] = REGION_SIDES,
 ) -> np.ndarray | None:
     """Draw a box that clearly contains a point, or a nearby box that clearly does not.
@@ -162,13 +162,12 @@ def propose_region(
       point: image point (y, x).
       good: whether the box contains the point.
       rng: draws the box.
-      tries: number of attempts to find a box inside the image.
       sides: range of the box's height and width, in images.
 
     Returns:
       float[4], or None if no attempt is completely inside the image.
     """
-    for draw in rng.random((tries, 4)):
+    for draw in rng.random((REGION_TRIES, 4)):
         side = sides[0] + draw[:2] * (sides[1] - sides[0])
         # The shift is relative to the side: the point keeps a fifth of the side from every edge.
         shift = 0.6 * draw[2:] - 0.3

@@ -20,16 +20,15 @@ _RESAMPLES = 4000
 _MAX_ASSIGNMENTS = 2**16  # more than 16 seeds: a random sample of the assignments
 
 
-def sign_flip(differences: Sequence[float], alternative: str = "two-sided") -> float:
-    """Return the p-value of the sign flip test of a mean difference of zero.
+def sign_flip(differences: Sequence[float]) -> float:
+    """Return the two-sided p-value of the sign flip test of a mean difference of zero.
 
     Without an effect each seed's difference could as well have the other sign. The p-value is the
     share of all 2^n assignments of signs whose mean is at least as extreme. It is exact for up to
-    16 seeds and cannot be below 2^(1 - n) (two-sided) or 2^-n (one-sided).
+    16 seeds and cannot be below 2^(1 - n), so 5 % need six seeds.
 
     Args:
       differences: a - b of each seed.
-      alternative: "two-sided"; "greater" (a is better) or "less" for a one-sided test.
 
     Returns: the p-value; 1.0 for fewer than two seeds.
     """
@@ -39,17 +38,11 @@ def sign_flip(differences: Sequence[float], alternative: str = "two-sided") -> f
         (np.asarray(differences, float),),
         np.mean,
         permutation_type="samples",
-        alternative=alternative,
         n_resamples=_MAX_ASSIGNMENTS,
         rng=np.random.default_rng(0),
         vectorized=True,
     )
     return float(test.pvalue)
-
-
-def fewest_seeds(alpha: float = ALPHA) -> int:
-    """Return the number of seeds with which the two-sided sign flip test can reach `alpha`."""
-    return 1 + math.ceil(-math.log2(alpha))
 
 
 def two_level_interval(values: Sequence[np.ndarray]) -> tuple[float, float]:
@@ -101,26 +94,22 @@ def fixed_order(p_values: Sequence[float]) -> list[float]:
     return np.maximum.accumulate(np.asarray(p_values, float)).tolist()
 
 
-def detectable_difference(
-    deviation: float, num_seeds: int, alpha: float = ALPHA, power: float = POWER
-) -> float:
+def detectable_difference(deviation: float, num_seeds: int) -> float:
     """Return the true mean difference that a two-sided t test of paired seeds detects.
 
-    The t test approximates the sign flip test, which needs at least `fewest_seeds` seeds.
+    The t test approximates the sign flip test, which needs at least six seeds.
 
     Args:
       deviation: standard deviation of the seeds' differences, see `difference_deviation`.
       num_seeds: number of seeds, at least 2.
-      alpha: level of the test.
-      power: probability of a significant result.
 
     Returns: the difference, in the unit of `deviation`.
     """
     degrees = num_seeds - 1
-    critical = scipy.stats.t.ppf(1 - alpha / 2, degrees)
+    critical = scipy.stats.t.ppf(1 - ALPHA / 2, degrees)
 
     def missing_power(shift: float) -> float:
-        return power - scipy.stats.nct.sf(critical, degrees, shift)
+        return POWER - scipy.stats.nct.sf(critical, degrees, shift)
 
     shift = scipy.optimize.brentq(missing_power, 0, 10 * critical)
     return float(deviation * shift / math.sqrt(num_seeds))

@@ -124,16 +124,16 @@ matmul.defvjp(_matmul_fwd, _matmul_bwd, symbolic_zeros=True)
 # ---- norms, positions, attention -----------------------------------------------------------------
 
 
-def rms_norm(x: Vectors, eps: float = 1e-6) -> Vectors:
+def rms_norm(x: Vectors) -> Vectors:
     """Divide `x` by its root mean square, in float32. The caller applies the scale."""
     x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
 
 
-def rope_tables(positions: Positions, head_dim: int, base: float = 10_000.0) -> RopeTables:
+def rope_tables(positions: Positions, head_dim: int) -> RopeTables:
     """Compute the sine and cosine tables for `rope`. All layers use the same tables."""
     half = head_dim // 2
-    period = base ** (jnp.arange(half, dtype=jnp.float32) / half)
+    period = 10_000.0 ** (jnp.arange(half, dtype=jnp.float32) / half)
     angle = positions[..., None].astype(jnp.float32) / period
     return jnp.sin(angle), jnp.cos(angle)
 

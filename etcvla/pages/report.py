@@ -27,8 +27,8 @@ _SECTIONS = (
 )
 
 
-def write_report(workdir: epath.PathLike, out: epath.PathLike | None = None) -> epath.Path:
-    """Write the report of the recipe in `workdir` to `out`, by default <workdir>/report.html.
+def write_report(workdir: epath.PathLike) -> epath.Path:
+    """Write the report of the recipe in `workdir` to <workdir>/report.html.
 
     Raises:
       UserError: `workdir` has no summary.json, or one of its files is not JSON.
@@ -42,7 +42,7 @@ def write_report(workdir: epath.PathLike, out: epath.PathLike | None = None) -> 
         "missing": missing,
     }
     title = f"{results.summary.get('recipe', 'recipe')}: report"
-    path = out or workdir / "report.html"
+    path = workdir / "report.html"
     return write_page(path, "report_recipe.html.j2", title, sections, headline)
 
 

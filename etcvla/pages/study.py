@@ -40,8 +40,8 @@ _SECTIONS = (
 )
 
 
-def write_study(workdir: epath.PathLike, out: epath.PathLike | None = None) -> epath.Path:
-    """Write the report of the study in `workdir` to `out`, by default <workdir>/report.html.
+def write_study(workdir: epath.PathLike) -> epath.Path:
+    """Write the report of the study in `workdir` to <workdir>/report.html.
 
     Raises:
       UserError: a file of the results is missing, is not JSON or lacks a column.
@@ -50,7 +50,7 @@ def write_study(workdir: epath.PathLike, out: epath.PathLike | None = None) -> e
     results = read_results(workdir)
     sections, missing = build_sections(_SECTIONS, results)
     headline = {"results": results, "missing": missing}
-    path = out or workdir / "report.html"
+    path = workdir / "report.html"
     title = f"{results.summary['study']}: study"
     return write_page(path, "report_study.html.j2", title, sections, headline)
 

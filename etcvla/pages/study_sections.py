@@ -96,11 +96,11 @@ class StudyResults:
                 return " → ".join(row["stage"].replace("_", " ") for row in rows)
         return ""
 
-    def scores(self, metric: str, intervention: str = "right") -> _Table:
-        """Return cell -> tier -> score."""
+    def scores(self, metric: str) -> _Table:
+        """Return cell -> tier -> score with the right instruction."""
         table: _Table = {}
         for score in self.summary["scores"]:
-            if (score["metric"], score["intervention"]) == (metric, intervention):
+            if (score["metric"], score["intervention"]) == (metric, "right"):
                 table.setdefault(score["cell"], {})[score["tier"]] = score
         return table
 

@@ -23,27 +23,18 @@ def enumerated_p(differences, is_extreme):
 def test_the_sign_flip_test_counts_all_assignments():
     observed = np.mean(DIFFERENCES) - 1e-12
     two_sided = enumerated_p(DIFFERENCES, lambda mean: abs(mean) >= observed)
-    greater = enumerated_p(DIFFERENCES, lambda mean: mean >= observed)
     assert paired.sign_flip(DIFFERENCES) == pytest.approx(two_sided)
-    assert paired.sign_flip(DIFFERENCES, "greater") == pytest.approx(greater)
-    assert paired.sign_flip(DIFFERENCES, "less") > 0.95
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 6, 8])
 def test_the_smallest_p_value_follows_from_the_number_of_seeds(seeds):
     differences = np.linspace(0.1, 0.2, seeds)
     assert paired.sign_flip(differences) == pytest.approx(2.0 ** (1 - seeds))
-    assert paired.sign_flip(differences, "greater") == pytest.approx(2.0**-seeds)
 
 
 def test_without_two_seeds_or_differences_nothing_is_significant():
     assert paired.sign_flip([]) == paired.sign_flip([0.4]) == 1
     assert paired.sign_flip([0.0] * 6) == 1
-
-
-def test_six_seeds_are_needed_for_five_percent():
-    assert paired.fewest_seeds() == 6
-    assert 2.0 ** (1 - paired.fewest_seeds()) <= paired.ALPHA < 2.0 ** (2 - paired.fewest_seeds())
 
 
 def test_the_interval_of_many_seeds_is_the_percentile_bootstrap():

@@ -40,7 +40,7 @@ def small(tmp_path):
         for name, scores in changes.items():
             path = tmp_path / name / "evaluation/scores.json"
             path.write_text(json.dumps({**json.loads(path.read_text()), **scores}))
-        return write_report(tmp_path, tmp_path / "new/page.html").read_text()
+        return write_report(tmp_path).read_text()
 
     return tmp_path, write
 

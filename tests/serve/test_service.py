@@ -1,5 +1,6 @@
 """Clients of a served checkpoint get the policy's actions, and never wait for compilation."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -63,16 +64,20 @@ def test_nothing_compiles_after_warm_up(policy):
         service(MESSAGE | {"prompt": "all " * 200})
 
 
-def test_new_chunk_continues_the_old_one(policy):
-    """With a prefix, the steps that will have been executed stay almost the same."""
-    service = Service(policy)
-    free = service(MESSAGE)["actions"]
+def test_new_chunk_continues_the_old_one(policy, monkeypatch):
+    """With a prefix, the steps that will have been executed stay almost the same.
+
+    Both chunks are the first of a service, so they start from the same noise. Guidance follows the
+    gradient of the expert, which is too steep with the random parameters of the fixture.
+    """
+    monkeypatch.setattr(policy, "params", jax.tree.map(lambda leaf: 0.5 * leaf, policy.params))
+    free = Service(policy)(MESSAGE)["actions"]
     spread = policy.assets.action_stats.q99 - policy.assets.action_stats.q01
     prefix = (free[:3] + 0.5 * spread).astype(np.float32)
-    guided = service(MESSAGE | {"rtc": {"prefix": prefix, "delay": 2}})["actions"]
+    guided = Service(policy)(MESSAGE | {"rtc": {"prefix": prefix, "delay": 2}})["actions"]
     free_distance = np.abs(free[:2] - prefix[:2]).max()
     guided_distance = np.abs(guided[:2] - prefix[:2]).max()
-    assert guided_distance < 0.6 * free_distance
+    assert guided_distance < 0.2 * free_distance
 
 
 @pytest.mark.parametrize(

@@ -19,16 +19,13 @@ RIVAL = 0.8  # another object with this fraction of the best score makes a noun 
 class Detector:
     """Finds at most one box per noun. The box is NaN if the noun is not found or is ambiguous."""
 
-    def __init__(
-        self, path: str, *, cache: AnswerCache, threshold: float = 0.2, device: str = "cpu"
-    ):
+    def __init__(self, path: str, *, cache: AnswerCache, threshold: float = 0.2):
         """Load a model with its processor.
 
         Args:
           path: model directory, or a name on the Hugging Face hub.
           cache: of the detections.
           threshold: minimal score of a detection.
-          device: torch device.
 
         Raises UserError if transformers or torch is missing, OSError if there is no such model.
         """
@@ -39,7 +36,7 @@ class Detector:
             raise UserError(
                 "a detector needs transformers and torch: pip install 'etcvla[annotate]'"
             ) from error
-        self._pipeline = pipeline("zero-shot-object-detection", model=path, device=device)
+        self._pipeline = pipeline("zero-shot-object-detection", model=path, device="cpu")
         # Labels of Grounding DINO end in a full stop.
         self._suffix = "." if "dino" in self._pipeline.model.config.model_type else ""
         self.name = Path(path).name

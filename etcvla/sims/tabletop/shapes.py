@@ -61,8 +61,9 @@ def star_outline(points: int, outer: float, inner: float) -> np.ndarray:
     return radii[:, None] * np.column_stack([np.cos(angles), np.sin(angles)])
 
 
-def cone(radius: float, half_height: float, sides: int = 14) -> Mesh:
+def cone(radius: float, half_height: float) -> Mesh:
     """Return an upright cone."""
+    sides = 14
     angles = np.arange(sides) * 2 * np.pi / sides
     rim = np.column_stack([np.cos(angles), np.sin(angles)]) * radius
     base = np.column_stack([rim, np.full(sides, -half_height)])
@@ -78,8 +79,10 @@ def cone(radius: float, half_height: float, sides: int = 14) -> Mesh:
     return Mesh(vertices, np.concatenate([mantle, bottom]))
 
 
-def torus(radius: float, thickness: float, segments: int = 16, sides: int = 8) -> Mesh:
+def torus(radius: float, thickness: float) -> Mesh:
     """Return a flat-lying torus; `thickness` is the radius of its tube."""
+    segments = 16
+    sides = 8
     around, tube = np.meshgrid(np.arange(segments), np.arange(sides), indexing="ij")
     angle = around.ravel() * 2 * np.pi / segments
     tilt = tube.ravel() * 2 * np.pi / sides
