@@ -216,12 +216,15 @@ class Stage:
     def token_rows(self) -> TokenRows:
         """The rows of the token table that answers use.
 
-        A run that has saved a checkpoint keeps the answers in it. Raises UserError for an unknown
-        `optim.vocabulary`.
+        A run that has saved a checkpoint keeps the answers in it. Without datasets, as when a step
+        is compiled ahead of time, every row counts as an answer: the compiled step then computes
+        all gradients. Raises UserError for an unknown `optim.vocabulary`.
         """
         checkpoint = find_checkpoint(self.config.workdir)
         answers = checkpoint.meta().get("answer_ids") if checkpoint else None
-        if answers is None:
+        if answers is None and not self.datasets:
+            answers = range(self.model.config.vocab_size)
+        elif answers is None:
             streams = [stream for stream in self.plan.streams if stream.dataset in self.datasets]
             answers = find_answer_ids(streams, self.datasets, self.assets, self._row_options())
         text = self.assets.tokenizer.layout.text

@@ -35,9 +35,11 @@ def test_both_sides_give_the_same_samples(folder, monkeypatch):
         batch = next(side.open())
         own = isinstance(side, loader.OurLoader)
         assert batch["images"].shape == (loader.BATCH, 2, loader.SIZE, loader.SIZE, 3)
-        assert batch["actions"].shape == (loader.BATCH, loader.HORIZON, loader.ACTION)
-        if own:
+        chunk_shape = (loader.HORIZON, loader.ACTION)
+        if own:  # with an axis of action segments
+            assert batch["actions"].shape == (loader.BATCH, 1, *chunk_shape)
             continue
+        assert batch["actions"].shape == (loader.BATCH, *chunk_shape)
         for row in range(3):
             frame = raw[tuple(batch["actions"][row, 0].round(4))]
             chunk, _ = dataset.window(frame, "action", loader.HORIZON)
