@@ -32,7 +32,7 @@ BATCH = 16  # rows per step in all stages
 STAGE1_STEPS = 2000
 ACTION_ROWS = 48_000  # of stage 2 in every arm
 STAGE3_ACTION_ROWS = 12_000
-LONG_ACTION_ROWS = 139_600  # with as many FLOPs on actions alone as RY has in both stages
+LONG_ACTION_ROWS = 174_800  # with as many FLOPs on actions alone as RY has in both stages
 STAGE1_EXTRA = 7  # ETC segments beside the first of a row, in stage 1
 EXTRA = 4  # the same in stages 2 and 3
 # Text tokens of a row, by the number of its extra segments. Padding costs as much as text.
